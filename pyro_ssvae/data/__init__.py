@@ -1,0 +1,20 @@
+"""Data: rows of which a few carry labels, the split that decides which, and batches."""
+
+from pyro_ssvae.data.batches import Batch, BatchStream
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.named import DATASET_NAMES
+from pyro_ssvae.data.rows import binarise, iterate_rows, prepare
+from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels
+
+__all__ = [
+    "DATASET_NAMES",
+    "Batch",
+    "BatchStream",
+    "LabelSplit",
+    "SemiSupervisedData",
+    "binarise",
+    "draw_label_split",
+    "hide_labels",
+    "iterate_rows",
+    "prepare",
+]

@@ -1,0 +1,302 @@
+"""Data sets by name: found in a folder, else downloaded; ``digits`` needs neither."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_ssvae.data.checks import as_count, as_seed
+from pyro_ssvae.data.download import download
+from pyro_ssvae.data.readers import as_images, read_idx, read_npz
+from pyro_ssvae.data.splits import Rows, last_rows
+from pyro_ssvae.errors import DataUnavailableError
+
+__all__ = ["DATASET_NAMES", "Source", "data_folder", "load_named"]
+
+DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
+_DIGITS = tuple("0123456789")
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+_DIGITS_TEST = 450
+_DIGITS_VALIDATION = 147
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Source(NamedTuple):
+    """A training file, with the rows that will validate named, and test rows.
+
+    ``x`` is ``(N, *event)`` with labels ``y`` (N,), -1 where unknown; ``ids`` (N,) are the rows'
+    places in the original file and ``validation`` (V,) counts rows of ``x``.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    x_test: NDArray[Any] | None
+    y_test: NDArray[Any] | None
+    ids: Rows
+    validation: Rows
+    name: str
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where a data set's files are looked for, and what must be in them."""
+
+    class_name: str  # in torchvision.datasets
+    folders: tuple[str, ...]  # torchvision's own first
+    subfolder: str  # of the unpacked files, below torchvision's root
+    event_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    num_validation: int
+    sought: str
+
+
+_FILES = {
+    "mnist": _Files(
+        "MNIST",
+        ("MNIST", "mnist"),
+        "MNIST/raw",
+        (1, 28, 28),
+        _DIGITS,
+        10_000,
+        "train-images-idx3-ubyte (or .gz) and its three companions in MNIST/raw",
+    ),
+    "fashion_mnist": _Files(
+        "FashionMNIST",
+        ("FashionMNIST", "fashion_mnist", "fashion-mnist", "fashionmnist"),
+        "FashionMNIST/raw",
+        (1, 28, 28),
+        (
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        10_000,
+        "train-images-idx3-ubyte (or .gz) and its three companions in FashionMNIST/raw",
+    ),
+    "cifar10": _Files(
+        "CIFAR10",
+        ("cifar-10-batches-py",),
+        "cifar-10-batches-py",
+        (3, 32, 32),
+        (
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+        5_000,
+        "the folder cifar-10-batches-py",
+    ),
+}
+
+
+def load_named(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    num_validation: int | None = None,
+    seed: int = 0,
+    allow_download: bool = True,
+) -> Source:
+    """Return a data set by name, its validation rows named.
+
+    Args:
+        name: One of :data:`DATASET_NAMES`.
+        data_dir: Where data sets are looked for and downloaded to; see :func:`data_folder`.
+        num_validation: Rows held out; ``None`` for the protocol's number.
+        seed: Of the stratified test and validation rows of ``digits``; of no use to the others.
+        allow_download: Whether to download what is not found.
+
+    Raises:
+        DataUnavailableError: If it is neither at hand nor downloadable.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the name is unknown, or more rows are held out than there are.
+    """
+    if name not in DATASET_NAMES:
+        raise ValueError(
+            f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For "
+            "your own files use SemiSupervisedData.from_npz or from_arrays."
+        )
+    if name == "digits":
+        return _load_digits(num_validation, as_seed(seed))
+    files = _FILES[name]
+    root = data_folder(data_dir)
+    arrays = _load_files(name, files, root, allow_download)
+    rows = np.arange(len(arrays["x_train"]))
+    wanted = files.num_validation if num_validation is None else num_validation
+    return Source(
+        arrays["x_train"],
+        arrays["y_train"],
+        arrays["x_test"],
+        arrays["y_test"],
+        ids=rows,
+        validation=last_rows(rows, wanted, len(rows)),
+        name=name,
+        num_classes=10,
+        class_names=files.class_names,
+        scale=255.0,
+    )
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder that holds data sets.
+
+    Args:
+        data_dir: The folder; else the environment variable ``PYRO_SSVAE_DATA``; else
+            ``~/.cache/pyro_ssvae``.
+
+    Raises:
+        ValueError: If it is a file.
+    """
+    chosen = data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae"
+    root = Path(chosen).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise ValueError(
+            f"data_dir={root} is a file; give the folder that holds the data sets (an .npz file "
+            "is read by SemiSupervisedData.from_npz)."
+        )
+    return root
+
+
+def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> Arrays:
+    problems: list[str] = []
+    for folder in _candidates(name, files, root):
+        try:
+            if (arrays := _read_folder(name, folder)) is not None:
+                return _checked(arrays, files, folder)
+        except (OSError, RuntimeError, ValueError) as error:
+            problems.append(_one_line(error))
+    if not allow_download:
+        problems.append("downloading was switched off")
+    else:
+        try:
+            folder = download(files.class_name, files.subfolder, root)
+            if (arrays := _read_folder(name, folder)) is not None:
+                return _checked(arrays, files, folder)
+            problems.append(f"the download left no such files in {folder}")
+        except (OSError, RuntimeError, ValueError) as error:
+            problems.append(f"the download failed ({_one_line(error)})")
+    raise DataUnavailableError(
+        f"{name} is not available: looked for {files.sought}, or {name}.npz, in {root} and one "
+        f"folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir "
+        "DIR (data_dir=) or the environment variable PYRO_SSVAE_DATA; the data set digits needs "
+        "no download."
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    """Return an error's text on one line; torchvision's run over several."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:
+    """Yield the npz files and folders that may hold a data set and exist.
+
+    MNIST and Fashion-MNIST share file names: a folder counts only by the data set's own name.
+    """
+    try:
+        bases = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    except OSError:  # no such folder, or one that may not be listed
+        bases = [root]
+    yield from (path for base in bases if (path := base / f"{name}.npz").is_file())
+    named = [root] if root.name in files.folders else []
+    named += [root] if root.name == "raw" and root.parent.name in files.folders else []
+    named += [base / folder for base in bases for folder in files.folders]
+    for folder in named:
+        yield from (path for path in (folder / "raw", folder) if path.is_dir())
+
+
+def _read_folder(name: str, path: Path) -> Arrays | None:
+    """Return the arrays of a file or folder, channels first; ``None`` if some are not there."""
+    if path.suffix == ".npz":
+        arrays = read_npz(path, _KEYS)
+        images = {key: as_images(arrays[key]) for key in ("x_train", "x_test")}
+        return images | {key: arrays[key].reshape(-1) for key in ("y_train", "y_test")}
+    if name == "cifar10":
+        return _read_cifar10(path)
+    found: dict[str, Path] = {}
+    for key, file in _IDX_FILES.items():
+        paths = [path / file, path / f"{file}.gz"]
+        if (first := next((p for p in paths if p.is_file()), None)) is None:
+            return None
+        found[key] = first
+    return {key: as_images(read_idx(file)) for key, file in found.items()}
+
+
+def _read_cifar10(folder: Path) -> Arrays:
+    """Read torchvision's folder; its class checks every file's MD5 sum before it unpickles it."""
+    from torchvision.datasets import CIFAR10
+
+    arrays: Arrays = {}
+    for key, train in (("train", True), ("test", False)):
+        part = CIFAR10(str(folder.parent), train=train, download=False)
+        arrays[f"x_{key}"] = as_images(part.data)
+        arrays[f"y_{key}"] = np.asarray(part.targets)
+    return arrays
+
+
+def _checked(arrays: Arrays, files: _Files, path: Path) -> Arrays:
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        whole = np.array_equal(y, np.clip(y, 0, 9)) and y.dtype.kind in "iu" and y.ndim == 1
+        if x.shape[1:] != files.event_shape or x.dtype != np.uint8 or len(x) != len(y) or not whole:
+            raise ValueError(
+                f"{path} holds {part} images {x.dtype} {x.shape} with labels {y.dtype} "
+                f"{y.shape}, not uint8 (N, {', '.join(map(str, files.event_shape))}) with labels "
+                "0 to 9 (N,)"
+            )
+    return arrays
+
+
+def _load_digits(num_validation: int | None, seed: int) -> Source:
+    """Return scikit-learn's 1,797 digits; test and validation rows are stratified by seed."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
+    rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
+    rest.sort()
+    test.sort()
+    if num_validation is None:
+        num_validation = _DIGITS_VALIDATION
+    largest = len(rest) - len(_DIGITS)
+    if as_count(num_validation, "num_validation") > largest:
+        raise ValueError(
+            f"num_validation={num_validation} rows cannot be held out of {len(rest)} training "
+            f"rows of digits; at most {largest}."
+        )
+    validation = np.empty(0, dtype=np.int64)
+    if num_validation:
+        # Stratifying needs a row for every class.
+        strata = y[rest] if num_validation >= len(_DIGITS) else None
+        _, validation = train_test_split(
+            np.arange(len(rest)), test_size=num_validation, stratify=strata, random_state=seed
+        )
+        validation.sort()
+    return Source(
+        x[rest],
+        y[rest],
+        x[test],
+        y[test],
+        ids=rest,
+        validation=validation,
+        name="digits",
+        num_classes=10,
+        class_names=_DIGITS,
+        scale=16.0,
+    )

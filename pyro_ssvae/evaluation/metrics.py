@@ -1,0 +1,122 @@
+"""Numbers of a trained model: error, bound, and how q(y|x) and q(z|x,y) behave."""
+
+from __future__ import annotations
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_ssvae.data import iterate_rows
+from pyro_ssvae.models import M2
+from pyro_ssvae.models.base import device_of, evaluation_mode
+from pyro_ssvae.objectives import SemiSupervisedELBO
+
+__all__ = ["classification_error", "mean_bound", "posterior_diagnostics", "predict_rows"]
+
+
+def predict_rows(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+    """Return q(y|x) of many rows, in batches, on the CPU.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        scale: Divides ``x``.
+        batch_size: Rows at a time.
+
+    Returns:
+        Probabilities with shape ``(N, K)``.
+    """
+    rows = iterate_rows(x, scale=scale, batch_size=batch_size, device=device_of(model))
+    return torch.cat([model.predict_proba(batch).cpu() for batch in rows])
+
+
+def classification_error(model: M2, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
+    """Return the share of rows whose likeliest class under q(y|x) is not ``y``, as a fraction.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        y: Classes with shape ``(N,)``.
+        scale: Divides ``x``.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if len(x) == 0:
+        raise ValueError("The error of zero rows is not defined; hand in validation or test rows.")
+    return float((predict_rows(model, x, scale=scale).argmax(-1) != y.cpu()).double().mean())
+
+
+@torch.no_grad()
+def mean_bound(
+    objective: SemiSupervisedELBO,
+    x: Tensor,
+    *,
+    scale: float = 1.0,
+    binarisation: str = "none",
+    seed: int = 0,
+    batch_size: int = 500,
+) -> float:
+    """Return the mean of -U(x) over rows, in nats per datum (higher is better): y summed, one draw of z per class.
+
+    Args:
+        objective: The objective whose pair is evaluated, in evaluation mode.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
+        seed: Of the binarisation and of the draws of z; the caller's random state is left as it was.
+        batch_size: Rows at a time.
+    """
+    device = device_of(objective)
+    total = 0.0
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), evaluation_mode(objective):
+        torch.manual_seed(seed)
+        for batch in iterate_rows(
+            x, scale=scale, batch_size=batch_size, device=device, binarisation=binarisation, seed=seed
+        ):
+            total -= objective.unlabelled_bound(batch) * len(batch)
+    return total / len(x)
+
+
+@torch.no_grad()
+def posterior_diagnostics(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 500) -> dict[str, float]:
+    """Return the three curves that tell how M2 fails, all in nats.
+
+    ``entropy_y`` is the mean of H(q(y|x)): log K when the class is ignored, zero when every row is decided.
+    ``mutual_information`` is H(mean of q(y|x)) minus it: log K for a confident and balanced classifier.
+    ``kl_z`` is the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): what the latents carry.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        batch_size: Rows at a time.
+    """
+    device = device_of(model)
+    classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
+    entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
+    with evaluation_mode(model):
+        for batch in iterate_rows(x, scale=scale, batch_size=batch_size, device=device):
+            qy = dist.Categorical(logits=model.classify(batch))
+            kl_of_class = _kl_to_prior(model, model.encode(batch, classes))  # (K, B)
+            entropy += float(qy.entropy().sum())
+            kl += float((qy.probs.T * kl_of_class).sum())
+            mass += qy.probs.sum(0)
+    marginal = float(dist.Categorical(probs=mass / len(x)).entropy())
+    return {
+        "entropy_y": entropy / len(x),
+        "mutual_information": marginal - entropy / len(x),
+        "kl_z": kl / len(x),
+    }
+
+
+def _kl_to_prior(model: M2, qz: dist.TorchDistribution) -> Tensor:
+    """Return KL(q(z|x,y) ‖ p(z)) where it is registered, else a one-sample estimate, with the batch shape of q."""
+    prior = model.prior()
+    try:
+        return torch.distributions.kl_divergence(qz, prior.expand(qz.batch_shape))
+    except NotImplementedError:
+        z = qz.sample()
+        difference: Tensor = qz.log_prob(z) - prior.log_prob(z)
+        return difference

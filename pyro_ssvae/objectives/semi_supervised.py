@@ -1,0 +1,218 @@
+r"""The semi-supervised objective J^α of Kingma et al. (2014), equation 9, and its add-ons.
+
+With N = N_l + N_u rows, of which N_l are labelled, and dividing by N so that the unit is nats per datum:
+
+.. math::
+
+    \tfrac{1}{N} J^\alpha = \tfrac{1}{N} \sum_{u} U(x_u) + \tfrac{1}{N} \sum_{l} L(x_l, y_l)
+        + \tfrac{\alpha}{N} \cdot \tfrac{1}{N_l} \sum_{l} [-\log q(y_l \mid x_l)]
+
+The paper sets α = 0.1 N. Writing α = c N, the last term is c times the *mean* cross-entropy of the labelled rows;
+the argument ``alpha`` of this module is that c (0.1 in the paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+
+from pyro_ssvae.data import Batch
+from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
+from pyro_ssvae.objectives.enumeration import EnumeratedELBO, GlobalSites, ScaleSites
+
+__all__ = ["SemiSupervisedELBO"]
+
+PairFunction = Callable[..., Any]
+
+
+def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
+    """The guide of a model in which everything is observed."""
+
+
+class SemiSupervisedELBO(nn.Module):
+    """J^α as a module: call it with a batch, get nats per datum, drive it with any optimiser.
+
+    Unlabelled rows go through the pair with y enumerated in the guide, labelled rows through the same pair with y
+    observed, and the classifier learns from labels through an auxiliary Pyro model with the observed site ``y_aux``.
+
+    Args:
+        pair: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
+            ``classify_model`` and ``classify`` are used unless functions are given.
+        num_labelled: Number of labelled training rows N_l.
+        num_unlabelled: Number of unlabelled training rows N_u.
+        alpha: Weight c of the mean cross-entropy of labelled rows, where the paper's α is c·N (0.1 there). The
+            default is 100 times the paper's; the documentation shows why.
+        bound_weight: Factor of both bounds, 1 in J^α. Zero leaves the classifier terms alone, as a baseline that shows
+            what the generative model is worth.
+        bound_batch_size: Unlabelled rows of a batch that the bound is computed on, the first ones; ``None`` for all.
+            The bound sums over every class and costs far more per row than the consistency term, which uses all rows.
+        augmentation: Augments what the classifier sees of labelled rows; ``None`` for the pure objective.
+        consistency: Term that asks q(y|x) to agree across augmentations; ``None`` for the pure objective.
+        model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``.
+        guide: Likewise, instead of ``pair.guide``.
+        classify_model: Likewise, instead of ``pair.classify_model``.
+
+    Raises:
+        ValueError: For negative sizes or weights, or no rows at all.
+        EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
+
+    Attributes:
+        kl_weight: Factor of log p(z) and log q(z|x,y); the training loop raises it to one during KL warm-up.
+        latest: The terms of the last call, detached: ``bound_unlabelled`` (-U, nats per unlabelled row),
+            ``bound_labelled`` (-L, nats per labelled row), ``classification_loss`` and ``consistency_loss`` (nats per
+            row, before weighting).
+    """
+
+    def __init__(
+        self,
+        pair: nn.Module,
+        *,
+        num_labelled: int,
+        num_unlabelled: int,
+        alpha: float = 10.0,
+        bound_weight: float = 1.0,
+        bound_batch_size: int | None = None,
+        augmentation: AffineAugmentation | None = None,
+        consistency: Consistency | None = None,
+        model: PairFunction | None = None,
+        guide: PairFunction | None = None,
+        classify_model: PairFunction | None = None,
+    ) -> None:
+        super().__init__()
+        if min(num_labelled, num_unlabelled) < 0 or num_labelled + num_unlabelled == 0:
+            raise ValueError(
+                f"num_labelled={num_labelled} and num_unlabelled={num_unlabelled} must be non-negative, not both zero."
+            )
+        if alpha < 0.0:
+            raise ValueError(f"alpha={alpha} must be non-negative (0.1 in the paper, 10 by default).")
+        if bound_weight < 0.0:
+            raise ValueError(f"bound_weight={bound_weight} must be non-negative (1 in the paper).")
+        if bound_batch_size is not None and bound_batch_size < 1:
+            raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all rows.")
+        self.pair = pair
+        self.num_labelled = num_labelled
+        self.num_unlabelled = num_unlabelled
+        self.alpha = float(alpha)
+        self.bound_weight = float(bound_weight)
+        self.bound_batch_size = bound_batch_size
+        self.augmentation = augmentation
+        self.consistency = consistency
+        self.kl_weight = 1.0
+        self.latest: dict[str, Tensor] = {}
+        self._functions = (model, guide, classify_model)
+        self._unlabelled_elbo = EnumeratedELBO()
+        # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
+        self._labelled_elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+        self._validated = False
+
+    @property
+    def num_rows(self) -> int:
+        """Number of training rows N."""
+        return self.num_labelled + self.num_unlabelled
+
+    @property
+    def add_ons(self) -> list[str]:
+        """Names of the terms beyond J^α, for results."""
+        return [part.name for part in (self.augmentation, self.consistency) if part is not None]
+
+    @property
+    def model(self) -> PairFunction:
+        """The generative function in use."""
+        return self._function(0, "model")
+
+    @property
+    def guide(self) -> PairFunction:
+        """The recognition function in use."""
+        return self._function(1, "guide")
+
+    @property
+    def classify_model(self) -> PairFunction:
+        """The auxiliary model in use."""
+        return self._function(2, "classify_model")
+
+    def _function(self, index: int, name: str) -> PairFunction:
+        given = self._functions[index]
+        function: PairFunction = getattr(self.pair, name) if given is None else given
+        return function
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the objective, to be minimised.
+
+        Args:
+            batch: Unlabelled rows ``(B_u, *event_shape)`` and labelled rows ``(B_l, *event_shape)`` with classes
+                ``(B_l,)``; either side may be ``None``.
+
+        Returns:
+            A scalar in nats per datum, an unbiased estimate of its value on all rows.
+
+        Raises:
+            ValueError: If the batch is empty.
+        """
+        # Pyro's checks of shapes and supports read tensors back to the host: once is enough.
+        with pyro.validation_enabled(not self._validated):
+            loss = self._loss(batch)
+        self._validated = True
+        return loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        x_unlabelled, x_labelled, y_labelled = batch
+        terms: list[Tensor] = []
+        latest: dict[str, Tensor] = {}
+        shared = GlobalSites()
+        if x_unlabelled is not None and self.bound_weight:
+            rows = x_unlabelled[: self.bound_batch_size]
+            total = self.bound(self._unlabelled_elbo, shared, rows, size=self.num_unlabelled)
+            latest["bound_unlabelled"] = -total.detach() / self.num_unlabelled
+            terms.append(self.bound_weight / self.num_rows * total)
+            shared.next_pass()
+        if x_labelled is not None and self.bound_weight:
+            total = self.bound(self._labelled_elbo, shared, x_labelled, y_labelled, size=self.num_labelled)
+            latest["bound_labelled"] = -total.detach() / self.num_labelled
+            terms.append(self.bound_weight / self.num_rows * total)
+        if x_labelled is not None and y_labelled is not None:
+            classification = self.classification(x_labelled, y_labelled)
+            latest["classification_loss"] = classification.detach()
+            terms.append(self.alpha * classification)
+        if x_unlabelled is None and x_labelled is None:
+            raise ValueError("The batch holds neither unlabelled nor labelled rows.")
+        if self.consistency is not None and x_unlabelled is not None:
+            consistency = self.consistency(self.pair.classify, x_unlabelled)
+            latest["consistency_loss"] = consistency.detach()
+            terms.append(self.consistency.weight * consistency)
+        self.latest = latest
+        return torch.stack(terms).sum()
+
+    def bound(
+        self, elbo: TraceEnum_ELBO, shared: GlobalSites, x: Tensor, y: Tensor | None = None, *, size: int
+    ) -> Tensor:
+        """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
+
+        def run(function: PairFunction) -> PairFunction:
+            if self.kl_weight != 1.0:
+                function = ScaleSites(("z",), self.kl_weight)(function)
+            return shared(function)
+
+        loss: Tensor = elbo.differentiable_loss(run(self.model), run(self.guide), x, y, size=size)
+        return loss
+
+    def classification(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mean of -log q(y|x) over labelled rows, in nats, with augmentation where it is on."""
+        if self.augmentation is not None:
+            x = self.augmentation(x)
+        loss: Tensor = self._labelled_elbo.differentiable_loss(self.classify_model, _empty_guide, x, y)
+        return loss / x.shape[0]
+
+    def unlabelled_bound(self, x: Tensor) -> float:
+        """Return the mean of U(x) over rows, in nats: the negative bound without labels and without global terms.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+        """
+        local = GlobalSites(score=False)
+        total: float = self._unlabelled_elbo.loss(local(self.model), local(self.guide), x)
+        return total / x.shape[0]

@@ -1,0 +1,120 @@
+"""Settings of the training loop; the defaults are the ones behind the published numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["TrainingConfig"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train: batches, schedule, averaging, stopping, device.
+
+    Args:
+        max_steps: Length of the schedule in optimisation steps.
+        max_epochs: Length in passes over the unlabelled rows; overrides ``max_steps`` where given.
+        max_minutes: Stop after this much training time; the schedule is not shortened to fit.
+        batch_size: Unlabelled rows a step.
+        labelled_batch_size: Labelled rows a step.
+        learning_rate: Peak learning rate of Adam.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        decay_start: Share of the schedule after which the learning rate falls along a cosine.
+        final_learning_rate: Learning rate at the end, as a share of the peak.
+        weight_decay: Decoupled weight decay (AdamW).
+        gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
+        kl_warmup_steps: Steps over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
+        ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
+        patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
+        evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
+        binarisation: ``"dynamic"``, ``"static"`` or ``"none"``; ``"auto"`` is dynamic for 8-bit grey images under a
+            Bernoulli likelihood and none otherwise.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
+        seed: Of every random number drawn during training.
+
+    Raises:
+        ValueError: For a value outside its range, named with the range.
+    """
+
+    max_steps: int = 6000
+    max_epochs: int | None = None
+    max_minutes: float | None = None
+    batch_size: int = 100
+    labelled_batch_size: int = 50
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    decay_start: float = 0.5
+    final_learning_rate: float = 0.02
+    weight_decay: float = 0.0
+    gradient_clip: float | None = None
+    kl_warmup_steps: int = 0
+    ema_decay: float = 0.999
+    patience: int | None = None
+    evaluate_every: int = 250
+    binarisation: str = "auto"
+    device: str = "auto"
+    precision: str = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        self._require("at least 1", 1, "max_steps", "batch_size", "labelled_batch_size", "evaluate_every")
+        self._require("at least 1, or none", 1, "max_epochs", "patience")
+        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_warmup_steps", "seed")
+        self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
+        for name in ("decay_start", "final_learning_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
+        _one_of("binarisation", self.binarisation, ("auto", "dynamic", "static", "none"))
+        _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
+
+    def _require(self, words: str, least: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise ValueError(f"{name}={value} must be {words}.")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the schedule in steps."""
+        return self.max_steps if self.max_epochs is None else self.max_epochs * steps_per_epoch
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """Return the learning rate of step ``step`` (from 0) of ``total``: warm-up, constant, cosine."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        progress = (step + 1) / total
+        if progress <= self.decay_start:
+            return rate
+        phase = (progress - self.decay_start) / (1.0 - self.decay_start)
+        return rate * (
+            self.final_learning_rate + (1.0 - self.final_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
+        )
+
+    def kl_weight_at(self, step: int) -> float:
+        """Return the weight of the KL of z at step ``step`` (from 0)."""
+        return min(1.0, (step + 1) / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
+        """Build from a dictionary.
+
+        Raises:
+            ValueError: For unknown settings.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"Unknown training settings {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")

@@ -1,0 +1,48 @@
+"""Devices by name, through Lightning Fabric."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+
+from pyro_ssvae.training.config import TrainingConfig
+
+__all__ = ["make_fabric", "resolve_device"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return a device that exists.
+
+    Args:
+        name: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises:
+        ValueError: For another name, or CUDA where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:INDEX.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r} is not supported; use auto, cpu, cuda or cuda:INDEX.")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "CUDA was asked for, but PyTorch finds no CUDA device here (no GPU, no driver, or a CPU-only build of "
+                "PyTorch). Leave out --cuda to run on the CPU, or install a CUDA build on a machine with a GPU."
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device={name!r} does not exist; this machine has {torch.cuda.device_count()} CUDA device(s), "
+                "counted from 0."
+            )
+    return device
+
+
+def make_fabric(config: TrainingConfig) -> Fabric:
+    """Return a Fabric for one device and the chosen precision."""
+    device = resolve_device(config.device)
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    return Fabric(accelerator=device.type, devices=devices, precision=config.precision)  # type: ignore[arg-type]

@@ -1,0 +1,359 @@
+"""The one training loop, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from pyro_ssvae.data import BatchStream, SemiSupervisedData
+from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
+from pyro_ssvae.evaluation import classification_error, posterior_diagnostics
+from pyro_ssvae.models import M2, save
+from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.training.averaging import MovingAverage
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.interrupts import Interrupts
+from pyro_ssvae.training.progress import ProgressReport
+from pyro_ssvae.training.run_folder import RunFolder
+
+__all__ = ["FitResult", "fit"]
+
+_READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
+_DIAGNOSED_ROWS = 1000  # validation rows behind the curves of H(q(y|x)) and KL of z
+
+
+@dataclass
+class FitResult:
+    """What training leaves behind.
+
+    Attributes:
+        stopped_by: ``"schedule"``, ``"max_minutes"``, ``"patience"``, ``"SIGINT"`` or ``"SIGTERM"``.
+        steps: Steps done.
+        epochs: Passes over the unlabelled rows (over the labelled ones when there are no others).
+        train_seconds: Time in the loop, evaluations included, over all sittings of the run.
+        binarisation: What was done to the pixels.
+        metrics: One row per evaluation, as in ``metrics.csv``.
+        best_step: Step of the evaluation with the least validation error; the last one without validation rows.
+        last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
+            those of ``best_step``.
+        folder: The run folder, or ``None``.
+    """
+
+    stopped_by: str
+    steps: int
+    epochs: float
+    train_seconds: float
+    binarisation: str
+    metrics: list[dict[str, Any]]
+    best_step: int
+    last_weights: dict[str, Tensor]
+    folder: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended by itself, and not by a signal."""
+        return not self.stopped_by.startswith("SIG")
+
+
+def fit(
+    objective: SemiSupervisedELBO,
+    data: SemiSupervisedData,
+    config: TrainingConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    settings: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Train an objective on data.
+
+    The pair ends up with the weights of the evaluation that validation picked (the last, without validation rows),
+    averaged where averaging is on. The random state of the process is seeded by ``config.seed``.
+
+    Args:
+        objective: The objective; its pair is trained in place.
+        data: The rows. Test rows are never looked at.
+        config: Settings of the loop; the defaults when ``None``.
+        out: Folder of the run; nothing is written when ``None``.
+        resume: Continue the run in ``out`` from its checkpoint. On the CPU the numbers are those of never having stopped.
+        settings: What else ``config.yaml`` should say, for example how the model was made.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        What happened, and where it is.
+
+    Raises:
+        ValueError: If data and objective do not fit, before anything is trained or written.
+        NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
+        RunFolderError: If the folder cannot be used, written or resumed.
+    """
+    config = config or TrainingConfig()
+    if resume and out is None:
+        raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
+    check_fit(objective, data)
+    fabric = make_fabric(config)
+    torch.manual_seed(config.seed)
+    loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None)
+    if loop.folder is not None:
+        if resume:
+            loop.load(loop.folder.read_checkpoint(fabric.device))
+        else:
+            loop.folder.create({"training": config.to_dict(), **(settings or {})})
+            if data.split is not None:
+                data.split.save(loop.folder.split)
+    with Interrupts() as interrupts, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
+        stopped_by = loop.run(interrupts, report)
+    return loop.finish(stopped_by)
+
+
+def check_fit(objective: SemiSupervisedELBO, data: SemiSupervisedData) -> None:
+    """Raise ``ValueError`` where an objective and data do not fit together."""
+    pair = objective.pair
+    if isinstance(pair, M2):
+        if tuple(pair.event_shape) != tuple(data.event_shape):
+            raise ValueError(
+                f"The model expects rows of shape {tuple(pair.event_shape)}, the data has {tuple(data.event_shape)}. "
+                "Build the model with event_shape=data.event_shape."
+            )
+        if pair.num_classes < data.num_classes:
+            raise ValueError(
+                f"The model has {pair.num_classes} classes, the data {data.num_classes}. Build the model with "
+                "num_classes=data.num_classes."
+            )
+        for rows in (data.x, data.x_validation, data.x_test):
+            if len(rows):
+                pair.likelihood.check(torch.stack([rows.min(), rows.max()]) / data.scale)
+    if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
+        raise ValueError(
+            f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
+            f"the data has {data.num_labelled} and {data.num_unlabelled}. Build it with num_labelled=data.num_labelled, "
+            "num_unlabelled=data.num_unlabelled."
+        )
+
+
+def resolve_binarisation(binarisation: str, objective: SemiSupervisedELBO, data: SemiSupervisedData) -> str:
+    """Return what ``"auto"`` means for a model and data: dynamic for 8-bit grey images under Bernoulli pixels."""
+    if binarisation != "auto":
+        return binarisation
+    bernoulli = getattr(getattr(objective.pair, "likelihood", None), "name", "") == "bernoulli"
+    grey = data.x.dtype == torch.uint8 and data.scale == 255.0 and data.event_shape[0] == 1
+    return "dynamic" if bernoulli and grey else "none"
+
+
+@dataclass
+class _Best:
+    """The evaluation that validation picked so far."""
+
+    error: float = float("inf")
+    step: int = 0
+    evaluations_since: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Loop:
+    """State of a run and the steps over it."""
+
+    def __init__(
+        self,
+        objective: SemiSupervisedELBO,
+        data: SemiSupervisedData,
+        config: TrainingConfig,
+        fabric: Fabric,
+        folder: RunFolder | None,
+    ) -> None:
+        self.objective = objective
+        self.pair = objective.pair
+        self.data = data
+        self.config = config
+        self.fabric = fabric
+        self.folder = folder
+        device = fabric.device
+        objective.to(device)
+        # One fused kernel (or loop) over all parameters, on every device that has it.
+        optimizer = torch.optim.AdamW(
+            objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.module, self.optimizer = fabric.setup(objective, optimizer)
+        self.average = MovingAverage(self.pair, config.ema_decay)
+        self.binarisation = resolve_binarisation(config.binarisation, objective, data)
+        self.stream = BatchStream(
+            data,
+            batch_size=config.batch_size,
+            labelled_batch_size=config.labelled_batch_size,
+            device=device,
+            binarisation=self.binarisation,
+            seed=config.seed,
+        )
+        self.total = config.total_steps(self.stream.steps_per_epoch)
+        self.step = 0
+        self.seconds = 0.0
+        self.metrics: list[dict[str, Any]] = []
+        self.best = _Best()
+        self.sums: dict[str, Tensor] = {}
+        self.sum_steps = 0
+        self.first_bad_step = torch.tensor(-1, device=device)
+
+    def run(self, interrupts: Interrupts, report: ProgressReport) -> str:
+        """Train until something says stop; return what did."""
+        started, before, first = time.perf_counter(), self.seconds, self.step
+        while (stop := self._stop_reason(interrupts)) is None:
+            self._train_step()
+            report.advance()
+            self.seconds = before + time.perf_counter() - started
+            if self.step % _READ_EVERY == 0:
+                self._check_finite()
+            if self.step % self.config.evaluate_every == 0 or self.step == self.total:
+                row = self._evaluate()
+                report.evaluated(row, (self.step - first) / max(self.seconds - before, 1e-9))
+                self.seconds = before + time.perf_counter() - started
+                self._write()
+        self._check_finite()
+        if not stop.startswith("SIG") and (not self.metrics or self.metrics[-1]["step"] != self.step):
+            self._evaluate()
+        self._write()
+        return stop
+
+    def _stop_reason(self, interrupts: Interrupts) -> str | None:
+        if interrupts.received is not None:
+            return interrupts.received.name
+        if self.step >= self.total:
+            return "schedule"
+        if self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes:
+            return "max_minutes"
+        if self.config.patience is not None and self.best.evaluations_since >= self.config.patience:
+            return "patience"
+        return None
+
+    def _train_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(self.step, self.total)
+        self.objective.kl_weight = self.config.kl_weight_at(self.step)
+        self.module.train()
+        loss = self.module(next(self.stream))
+        self.fabric.backward(loss)
+        if self.config.gradient_clip is not None:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(self.step)
+        self._record(loss.detach())
+        self.step += 1
+
+    def _record(self, loss: Tensor) -> None:
+        """Add the step to the running sums and latch the first non-finite loss, all on the device."""
+        bad_now = ~loss.isfinite() & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad_now, self.step + 1, self.first_bad_step)
+        for name, value in {"train_loss": loss, **self.objective.latest}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(loss)) + value
+        self.sum_steps += 1
+
+    def _check_finite(self) -> None:
+        bad = int(self.first_bad_step)
+        if bad >= 0:
+            checkpoint = self.folder.checkpoint if self.folder is not None else None
+            kept = checkpoint if checkpoint is not None and checkpoint.is_file() else None
+            raise NonFiniteLossError(bad, kept)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the averaged weights on validation rows, and remember them if they are the best so far."""
+        self._check_finite()
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(self.step / self.stream.steps_per_epoch, 4),
+            "seconds": round(self.seconds, 2),
+            **{name: float(value) / self.sum_steps for name, value in self.sums.items()},
+            "learning_rate": self.config.learning_rate_at(max(0, self.step - 1), self.total),
+        }
+        self.sums, self.sum_steps = {}, 0
+        x, y = self.data.x_validation, self.data.y_validation
+        with self.average.applied():
+            if len(x) and isinstance(self.pair, M2):
+                row["validation_error"] = classification_error(self.pair, x, y, scale=self.data.scale)
+                row |= posterior_diagnostics(self.pair, x[:_DIAGNOSED_ROWS], scale=self.data.scale)
+            self._keep_if_best(row.get("validation_error"))
+        self.metrics.append(row)
+        return row
+
+    def _keep_if_best(self, error: float | None) -> None:
+        # Without validation rows the latest weights count as the best; among equals the later are preferred.
+        if error is not None and error > self.best.error:
+            self.best.evaluations_since += 1
+            return
+        weights = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
+        self.best = _Best(float("inf") if error is None else error, self.step, 0, weights)
+        if self.folder is not None and isinstance(self.pair, M2):
+            try:
+                save(self.pair, self.folder.model)
+            except OSError as problem:
+                raise RunFolderError(f"Cannot write the model to {self.folder.model}: {problem}.") from problem
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            self.folder.write_metrics(self.metrics)
+            self.folder.write_checkpoint(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a continued run needs to give the same numbers."""
+        device = self.fabric.device
+        return {
+            "format": 1,
+            "step": self.step,
+            "seconds": self.seconds,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "stream": self.stream.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "metrics": self.metrics,
+            "best": vars(self.best),
+            "sums": self.sums,
+            "sum_steps": self.sum_steps,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Raises:
+            RunFolderError: If it belongs to another model or other settings.
+        """
+        try:
+            self.objective.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            self.stream.load_state_dict(state["stream"])
+            torch.set_rng_state(state["rng"].cpu())
+            if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.fabric.device)
+            self.best = _Best(**state["best"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise RunFolderError(f"The checkpoint does not fit this model and data: {error}") from error
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.metrics, self.sums, self.sum_steps = state["metrics"], state["sums"], state["sum_steps"]
+
+    def finish(self, stopped_by: str) -> FitResult:
+        """Put the chosen weights into the pair and sum the run up."""
+        with self.average.applied():
+            last = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
+        if self.best.weights:
+            self.pair.load_state_dict(self.best.weights)
+        self.objective.kl_weight = 1.0
+        self.objective.eval()
+        return FitResult(
+            stopped_by=stopped_by,
+            steps=self.step,
+            epochs=self.step / self.stream.steps_per_epoch,
+            train_seconds=self.seconds,
+            binarisation=self.binarisation,
+            metrics=self.metrics,
+            best_step=self.best.step,
+            last_weights=last,
+            folder=self.folder.path if self.folder is not None else None,
+        )

@@ -1,0 +1,86 @@
+"""Progress of a run: a live bar on a terminal, one line an evaluation elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+__all__ = ["ProgressReport"]
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+
+class ProgressReport:
+    """Shows steps done, rate, remaining time, the bound and the validation error.
+
+    Args:
+        total: Number of steps of the schedule.
+        done: Steps done before (a resumed run).
+        enabled: Whether to show anything.
+        console: Where to; standard error by default.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, enabled: bool = True, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._total = total
+        self._enabled = enabled
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            disable=not (enabled and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, status="")
+
+    def __enter__(self) -> ProgressReport:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self) -> None:
+        """Count one step."""
+        self._progress.advance(self._task)
+
+    def evaluated(self, row: dict[str, Any], steps_per_second: float) -> None:
+        """Show the metrics of an evaluation."""
+        parts = []
+        if "bound_unlabelled" in row:
+            parts.append(f"bound {row['bound_unlabelled']:.1f} nats")
+        elif "bound_labelled" in row:
+            parts.append(f"bound {row['bound_labelled']:.1f} nats")
+        if "validation_error" in row:
+            parts.append(f"validation error {row['validation_error']:.2%}")
+        status = "  ".join(parts)
+        self._progress.update(self._task, status=status)
+        if self._enabled and not self._console.is_terminal:
+            left = (self._total - row["step"]) / steps_per_second
+            self._console.print(
+                f"step {row['step']}/{self._total}  {steps_per_second:.1f} steps/s  {left:.0f} s left  {status}",
+                highlight=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,20 @@
+"""Fixtures shared by all tests: fixed seeds, one thread, every device that is there."""
+
+import pyro
+import pytest
+import torch
+
+_DEVICES = ["cpu"]
+if torch.cuda.is_available():
+    _DEVICES.append(pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_single_threaded():
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(0)  # seeds torch, numpy and random
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request):
+    return torch.device(request.param)

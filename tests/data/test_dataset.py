@@ -1,0 +1,295 @@
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ssvae.data import LabelSplit, SemiSupervisedData, hide_labels
+
+X = np.arange(12, dtype=np.uint8).reshape(6, 2)
+Y = np.array([0, 1, -1, 2, -1, -1])
+
+
+def same_tensors(a, b):
+    fields = ["x", "y", "x_validation", "y_validation", "x_test", "y_test"]
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in fields)
+
+
+def test_from_arrays():
+    data = SemiSupervisedData.from_arrays(
+        X, Y, x_validation=X[:1], y_validation=[0], x_test=X[:2], y_test=[0.0, 1.0], name="mine"
+    )
+    assert (data.num_labelled, data.num_unlabelled, data.num_classes) == (3, 3, 3)
+    assert data.labelled_index.tolist() == [0, 1, 3]
+    assert data.unlabelled_index.tolist() == [2, 4, 5]
+    assert data.event_shape == (2,)
+    assert (data.scale, data.name, data.class_names) == (255.0, "mine", ("0", "1", "2"))
+    assert data.split is None
+    assert data.y_test.dtype == data.y.dtype == torch.int64
+    assert "3 labelled + 3 unlabelled rows of shape (2,)" in repr(data)
+
+
+def test_from_arrays_without_held_out_rows():
+    data = SemiSupervisedData.from_arrays(X.tolist(), Y.tolist())
+    assert data.x.dtype == torch.float32
+    assert data.scale == 1.0
+    assert data.x_validation.shape == data.x_test.shape == (0, 2)
+    assert data.y_validation.shape == data.y_test.shape == (0,)
+    assert data.y_test.dtype == torch.int64
+
+
+def test_given_but_empty_held_out_rows():
+    data = SemiSupervisedData.from_arrays(X, Y, x_test=X[:0], y_test=[])
+    assert data.x_test.shape == (0, 2)
+    assert data.x_test.dtype == torch.uint8
+
+
+def test_all_rows_labelled_is_fine():
+    data = SemiSupervisedData.from_arrays(X, [0, 1, 0, 1, 0, 1])
+    assert data.num_unlabelled == 0
+
+
+def test_number_of_classes_comes_from_every_label():
+    with pytest.warns(UserWarning, match="labelled as class 3"):
+        data = SemiSupervisedData.from_arrays(X, Y, x_test=X[:1], y_test=[3])
+    assert data.num_classes == 4
+
+
+def test_no_label_warns():
+    with pytest.warns(UserWarning, match="clustering") as caught:
+        data = SemiSupervisedData.from_arrays(X, [-1] * 6, num_classes=2)
+    assert len(caught) == 1
+    assert data.num_labelled == 0
+
+
+def test_class_without_label_warns_with_its_name():
+    with pytest.warns(UserWarning, match="labelled as class cat, dog: nothing ties"):
+        SemiSupervisedData.from_arrays(
+            X, [0, -1, -1, -1, -1, -1], num_classes=3, class_names=["ox", "cat", "dog"]
+        )
+    with pytest.warns(UserWarning, match=re.escape("class 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...")):
+        SemiSupervisedData.from_arrays(X, [0, -1, -1, -1, -1, -1], num_classes=12)
+
+
+def test_frozen():
+    data = SemiSupervisedData.from_arrays(X, Y)
+    with pytest.raises(AttributeError):
+        data.num_classes = 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); rows are needed"),
+        ({"x": np.full((6, 2), np.nan)}, ValueError, "12 values that are NaN"),
+        ({"x": X.astype(str)}, TypeError, "x has dtype <U2"),
+        ({"x": X[:0], "y": []}, ValueError, "no values"),
+        ({"y": Y[:4]}, ValueError, "y holds 4 labels for 6 rows"),
+        ({"y": Y - 1}, ValueError, "labels from -2 to 1"),
+        ({"y": Y + 0.5}, ValueError, "whole numbers"),
+        ({"num_classes": 2}, ValueError, "y holds label 2, but num_classes=2"),
+        ({"y_test": [5], "x_test": X[:1], "num_classes": 3}, ValueError, "y_test holds label 5"),
+        ({"y_test": [-1], "x_test": X[:1]}, ValueError, "y_test holds -1"),
+        ({"y_validation": [-1], "x_validation": X[:1]}, ValueError, "y_validation holds -1"),
+        ({"x_test": X[:1]}, ValueError, "x_test was given without y_test"),
+        ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
+        (
+            {"x_test": X[:1, :1], "y_test": [0]},
+            ValueError,
+            r"x_test has rows of shape \(1,\) .* x has \(2,\)",
+        ),
+        (
+            {"x_validation": X[:1] / 255, "y_validation": [0]},
+            ValueError,
+            "dtype torch.float32, x has .* torch.uint8; both must be alike",
+        ),
+        ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 rows"),
+        ({"scale": 0}, ValueError, "scale=0.0 must be positive"),
+        ({"class_names": ["a"]}, ValueError, "class_names holds 1 names for 3 classes"),
+        (
+            {"split": LabelSplit([0], [], seed=0, balanced=True)},
+            ValueError,
+            "split names 1 labelled rows, y has 3",
+        ),
+    ],
+)
+def test_from_arrays_refused(arguments, error, text):
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_arrays(**{"x": X, "y": Y} | arguments)
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return {
+        "x_train": rng.integers(0, 256, (60, 4, 5), dtype=np.uint8),
+        "y_train": np.arange(60) % 3,
+        "x_test": rng.integers(0, 256, (9, 4, 5), dtype=np.uint8),
+        "y_test": np.arange(9) % 3,
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_npz(arrays):
+        np.savez(tmp_path / "mine.npz", **arrays)
+        return tmp_path / "mine.npz"
+
+    return write_npz
+
+
+def test_from_npz_keeps_every_label(write, images):
+    data = SemiSupervisedData.from_npz(write(images))
+    assert data.x.shape == (60, 1, 4, 5)
+    assert data.x.dtype == torch.uint8
+    assert (data.num_labelled, data.name, data.num_classes, data.scale) == (60, "mine", 3, 255.0)
+    assert data.x_validation.shape == (0, 1, 4, 5)
+    assert data.x_test.shape == (9, 1, 4, 5)
+    assert len(data.split.labelled) == 60
+
+
+def test_from_npz_draws_labels_and_holds_the_last_rows_out(write, images):
+    data = SemiSupervisedData.from_npz(write(images), num_labels=6, num_validation=15, seed=1)
+    assert (data.num_labelled, data.num_unlabelled) == (6, 39)
+    assert torch.equal(data.x_validation.squeeze(1), torch.from_numpy(images["x_train"][45:]))
+    assert data.y_validation.tolist() == images["y_train"][45:].tolist()
+    assert data.split.validation.tolist() == list(range(45, 60))
+    assert data.split.labelled.tolist() == data.labelled_index.tolist()
+    assert data.y[data.labelled_index].bincount().tolist() == [2, 2, 2]
+    assert data.y[data.labelled_index].tolist() == images["y_train"][data.split.labelled].tolist()
+
+
+def test_from_npz_takes_minus_one_as_unlabelled(write, images):
+    images["y_train"][10:] = -1
+    data = SemiSupervisedData.from_npz(write(images), num_validation=3)
+    assert data.num_labelled == 7
+    assert data.split.validation.tolist() == [7, 8, 9]
+    assert data.split.labelled.tolist() == list(range(7))
+
+
+def test_from_npz_draws_among_the_rows_with_labels(write, images):
+    images["y_train"][10:] = -1
+    data = SemiSupervisedData.from_npz(write(images), num_labels=3)
+    assert data.num_labelled == 3
+    assert max(data.split.labelled) < 10
+    assert len(data.x) == 60
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_from_npz_moves_channels_first(write, images, channels):
+    for name in ("x_train", "x_test"):
+        images[name] = np.repeat(images[name][..., None], channels, -1)
+    data = SemiSupervisedData.from_npz(write(images))
+    assert data.event_shape == (channels, 4, 5)
+    assert torch.equal(data.x[:, -1], torch.from_numpy(images["x_train"][..., 0]))
+
+
+def test_from_npz_of_a_table_without_test_rows(write):
+    arrays = {"x_train": np.zeros((4, 7)), "y_train": np.array([[0], [1], [0], [1]])}
+    data = SemiSupervisedData.from_npz(write(arrays), num_classes=2, scale=2)
+    assert data.event_shape == (7,)
+    assert data.y.tolist() == [0, 1, 0, 1]
+    assert len(data.x_test) == 0
+    assert data.scale == 2.0
+
+
+def test_from_npz_without_any_label(write, images):
+    images["y_train"][:] = -1
+    with pytest.warns(UserWarning, match="clustering"):
+        assert SemiSupervisedData.from_npz(write(images)).num_classes == 3
+
+
+@pytest.mark.parametrize("num_labels", [6, None])
+def test_hidden_labels_leave_no_trace(write, images, num_labels):
+    before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
+    hidden = np.setdiff1d(np.arange(60), before.split.labelled)
+    images["y_train"][hidden] = np.roll(images["y_train"][hidden], 1)
+    after = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
+    assert pickle.dumps(after) == pickle.dumps(before)
+
+
+def test_hidden_labels_leave_no_trace_in_a_balanced_split(images):
+    before = SemiSupervisedData.from_arrays(images["x_train"], hide_labels(images["y_train"], np.arange(6)))
+    images["y_train"][6:] = 2 - images["y_train"][6:]
+    after = SemiSupervisedData.from_arrays(images["x_train"], hide_labels(images["y_train"], np.arange(6)))
+    assert pickle.dumps(after) == pickle.dumps(before)
+
+
+def test_from_npz_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.npz does not exist; give the path"):
+        SemiSupervisedData.from_npz(tmp_path / "none.npz")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        SemiSupervisedData.from_npz(tmp_path)
+
+
+def test_from_npz_of_other_files(tmp_path, write, images):
+    (tmp_path / "text.npz").write_text("hello")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    half = write(images).read_bytes()[:2000]
+    (tmp_path / "half.npz").write_bytes(half)
+    for name in ("text.npz", "array.npy", "half.npz"):
+        with pytest.raises(ValueError, match="is not an .npz file"):
+            SemiSupervisedData.from_npz(tmp_path / name)
+
+
+def test_from_npz_of_a_damaged_file(tmp_path, write, images):
+    content = bytearray(write(images).read_bytes())
+    content[500] ^= 255
+    (tmp_path / "damaged.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged.npz is damaged"):
+        SemiSupervisedData.from_npz(tmp_path / "damaged.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"x_train": None}, ValueError, "lacks x_train; it holds y_train, x_test, y_test"),
+        ({"y_test": None}, ValueError, "x_test and y_test are needed both, or neither"),
+        ({"x_train": np.array([[{}]] * 60)}, ValueError, "x_train .* object arrays would have to"),
+        ({"y_train": np.array(["a"] * 60)}, TypeError, "y has dtype <U1"),
+        ({"y_train": np.zeros((60, 2))}, ValueError, r"y_train has shape \(60, 2\)"),
+        ({"y_train": np.zeros(59)}, ValueError, "59 labels for 60 rows"),
+        ({"x_train": np.zeros(60)}, ValueError, "rows are needed"),
+        ({"x_train": np.zeros((0, 4, 5)), "y_train": np.zeros(0)}, ValueError, "no values"),
+        ({"x_test": np.zeros((9, 5, 5), np.uint8)}, ValueError, "x_test has rows of shape"),
+        ({"y_test": np.full(9, -1)}, ValueError, "y_test holds -1"),
+    ],
+)
+def test_from_npz_refused(write, images, change, error, text):
+    arrays = {name: array for name, array in (images | change).items() if array is not None}
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_npz(write(arrays))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"num_labels": 3.5}, TypeError, "num_labels=3.5"),
+        ({"num_labels": 59}, ValueError, "num_labels=59 cannot be drawn.*num_labels=51"),
+        ({"num_validation": 60}, ValueError, "at most 59"),
+        ({"num_validation": -1}, ValueError, "num_validation=-1 is too small"),
+        ({"seed": 0.5}, TypeError, "seed=0.5"),
+    ],
+)
+def test_from_npz_numbers_refused(write, images, arguments, error, text):
+    images["y_train"][3:] %= 2
+    images["y_train"][:51:3] = 2
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_npz(write(images), **arguments)
+
+
+def test_same_seed_same_data(write, images):
+    path = write(images)
+    a, b, c = (SemiSupervisedData.from_npz(path, num_labels=9, seed=seed) for seed in (3, 3, 4))
+    assert same_tensors(a, b)
+    assert a.split == b.split
+    assert a.split != c.split
+
+
+def test_complete_labels_raise_no_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SemiSupervisedData.from_arrays(X, Y)
+    assert caught == []

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from pyro_ssvae.data import binarise, iterate_rows, prepare
+
+
+@pytest.fixture
+def grey():
+    return torch.randint(0, 256, (5000, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 100])
+def test_rows_come_in_order(device, batch_size):
+    x = torch.arange(40, dtype=torch.uint8).reshape(20, 2)
+    batches = list(iterate_rows(x, scale=40.0, batch_size=batch_size, device=device))
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    rows = torch.cat(batches)
+    assert rows.dtype == torch.float32
+    assert rows.device.type == device.type
+    torch.testing.assert_close(rows.cpu(), x / 40)
+
+
+def test_no_rows():
+    assert list(iterate_rows(torch.zeros(0, 3), binarisation="static")) == []
+    assert prepare(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("binarisation", ["static", "dynamic"])
+def test_binarised_rows_are_the_same_for_every_batch_size_and_device(device, binarisation, grey):
+    options = {"scale": 255.0, "binarisation": binarisation, "seed": 3}
+    rows = prepare(grey, **options)
+    for batch_size in (999, 5000):
+        batches = list(iterate_rows(grey, batch_size=batch_size, device=device, **options))
+        assert torch.equal(torch.cat(batches).cpu(), rows)
+    assert torch.equal(binarise(grey, scale=255.0, seed=3).float(), rows)
+
+
+def test_binarisation_has_the_right_mean_and_depends_on_the_seed(grey):
+    x = grey[:1].repeat(20_000, 1)
+    drawn = binarise(x, scale=255.0)
+    assert set(drawn.unique().tolist()) <= {0, 1}
+    torch.testing.assert_close(drawn.float().mean(0), grey[0] / 255, atol=0.02, rtol=0)
+    assert not torch.equal(drawn, binarise(x, scale=255.0, seed=1))
+
+
+def test_extremes_stay_as_they_are():
+    x = torch.tensor([[0, 255]], dtype=torch.uint8).repeat(1000, 1)
+    assert binarise(x, scale=255.0).float().mean(0).tolist() == [0.0, 1.0]
+
+
+def test_the_global_generator_is_left_alone(grey):
+    before = torch.get_rng_state()
+    binarise(grey, scale=255.0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("x", "scale", "seen"),
+    [
+        (torch.tensor([[0.0, 2.0]]), 1.0, "from 0 to 2"),
+        (torch.tensor([[-0.5, 1.0]]), 1.0, "from -0.5 to 1"),
+        (torch.tensor([[0, 255]], dtype=torch.uint8), 16.0, "from 0 to 15.9375"),
+        (torch.tensor([[float("nan")]]), 1.0, "from nan to nan"),
+    ],
+)
+def test_binarisation_outside_the_unit_interval(x, scale, seen):
+    for call in (iterate_rows, prepare):
+        with pytest.raises(ValueError, match=f"needs values in .* {seen} .*scale"):
+            call(x, scale=scale, binarisation="static")
+    with pytest.raises(ValueError, match=seen):
+        binarise(x, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"binarisation": "maybe"}, ValueError, "must be one of none, static, dynamic"),
+        ({"batch_size": 0}, ValueError, "batch_size=0 is too small"),
+        ({"batch_size": 2.0}, TypeError, "batch_size=2.0 is of type float"),
+        ({"device": "tpu9"}, ValueError, "device='tpu9' is unknown"),
+        ({"binarisation": "static", "seed": -1}, ValueError, "seed=-1"),
+    ],
+)
+def test_arguments_refused_before_the_first_batch(arguments, error, text):
+    with pytest.raises(error, match=text):
+        iterate_rows(torch.zeros(2, 2), **arguments)
+
+
+def test_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs CUDA.*use 'cpu'"):
+        prepare(torch.zeros(2, 2), device="cuda")

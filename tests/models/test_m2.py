@@ -1,0 +1,281 @@
+"""M2's interface, saving, independence of instances, and training by stock Pyro."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from torch import Tensor, nn
+
+import pyro_ssvae
+from pyro_ssvae import M2, SemiSupervisedELBO
+from pyro_ssvae.data import Batch
+from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
+
+IMAGE = (1, 8, 8)
+
+
+def make_m2(**options: object) -> M2:
+    arguments = {"latent_dim": 3, "hidden_dims": (16,)} | options
+    torch.manual_seed(0)
+    return M2(arguments.pop("event_shape", IMAGE), arguments.pop("num_classes", 10), **arguments)
+
+
+@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 8, 9), (8, 8), (30,)])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_shapes(event_shape: tuple[int, ...], likelihood: str, device: torch.device) -> None:
+    m2 = make_m2(event_shape=event_shape, num_classes=4, likelihood=likelihood).to(device)
+    x, y = torch.rand(5, *event_shape, device=device), torch.tensor([0, 1, 2, 3, 0], device=device)
+    assert m2.classify(x).shape == (5, 4)
+    assert m2.predict(x).shape == (5,)
+    torch.testing.assert_close(m2.predict_proba(x).sum(-1), torch.ones(5, device=device))
+    qz = m2.encode(x, y)
+    assert (qz.batch_shape, qz.event_shape) == ((5,), (3,))
+    px = m2.decode(y, qz.sample())
+    assert (px.batch_shape, px.event_shape) == ((5,), event_shape)
+    samples, classes = m2.generate(6)
+    assert samples.shape == (6, *event_shape)
+    assert classes.shape == (6,)
+    assert samples.device.type == device.type
+    every = torch.arange(4, device=device)[:, None]
+    assert m2.decode(every, m2.encode(x, every).sample()).batch_shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "dropout", "hidden"), [(True, 0.0, (16,)), (False, 0.3, (8, 12)), (True, 0.2, (8, 8, 8))]
+)
+def test_every_kind_of_network_trains(
+    batch_norm: bool, dropout: float, hidden: tuple[int, ...], device: torch.device
+) -> None:
+    m2 = make_m2(batch_norm=batch_norm, dropout=dropout, hidden_dims=hidden, classifier="mlp", activation="softplus")
+    objective = SemiSupervisedELBO(m2, num_labelled=4, num_unlabelled=40).to(device)
+    x = torch.rand(9, *IMAGE, device=device).round()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = objective(Batch(x[4:], x[:4], torch.arange(4, device=device)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_predicting_leaves_mode_and_gradients_alone() -> None:
+    m2 = make_m2(dropout=0.5)
+    m2.train()
+    m2.decoder.eval()
+    x = torch.rand(4, *IMAGE)
+    torch.testing.assert_close(m2.predict_proba(x), m2.predict_proba(x))  # no dropout
+    assert m2.training
+    assert not m2.decoder.training
+    assert not m2.predict_proba(x).requires_grad
+
+
+def test_generate_of_a_class_and_of_the_prior() -> None:
+    m2 = make_m2(num_classes=3, class_prior=FixedClassPrior(3, [0.7, 0.2, 0.1]))
+    assert m2.generate(4, y=2)[1].tolist() == [2, 2, 2, 2]
+    assert m2.generate(2, y=torch.tensor([1, 0]))[1].tolist() == [1, 0]
+    torch.manual_seed(0)
+    share = m2.generate(4000)[1].bincount(minlength=3) / 4000
+    error = (share * (1 - share) / 4000).sqrt()
+    assert ((share - torch.tensor([0.7, 0.2, 0.1])).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: make_m2(event_shape=()), ValueError, "event_shape"),
+        (lambda: make_m2(latent_dim=0), ValueError, "latent_dim=0"),
+        (lambda: make_m2(num_classes=1), ValueError, "at least 2"),
+        (lambda: make_m2(hidden_dims=()), ValueError, "hidden_dims"),
+        (lambda: make_m2(hidden_dims=(0,)), ValueError, "positive widths"),
+        (lambda: make_m2(activation="nope"), ValueError, "softplus"),
+        (lambda: make_m2(dropout=1.0), ValueError, "dropout"),
+        (lambda: make_m2(likelihood="nope"), ValueError, "bernoulli, gaussian"),
+        (lambda: make_m2(likelihood=3), TypeError, "Likelihood"),
+        (lambda: make_m2(class_prior="nope"), ValueError, "uniform, map or dirichlet"),
+        (lambda: make_m2(class_prior=3), TypeError, "ClassPrior"),
+        (lambda: make_m2(class_prior=FixedClassPrior(3)), ValueError, "3 classes"),
+        (lambda: make_m2(classifier="nope"), ValueError, "auto, conv or mlp"),
+        (lambda: make_m2(classifier=3), TypeError, "module"),
+        (lambda: make_m2(event_shape=(30,), classifier="conv"), ValueError, "mlp"),
+        (lambda: make_m2().predict(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
+        (lambda: make_m2().predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), TypeError, "255"),
+        (lambda: make_m2().generate(0), ValueError, "at least 1"),
+        (lambda: make_m2().generate(2, y=10), ValueError, "0 to 9"),
+        (lambda: make_m2().generate(2, y=torch.zeros(3).long()), ValueError, "2 classes"),
+    ],
+)
+def test_errors(call: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+class _Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+class _MyEncoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.y = nn.Linear(64, 6), nn.Embedding(10, 6)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.x(x.flatten(1)) + self.y(y)
+
+
+class _MyLikelihood(Likelihood):
+    num_params = 1
+    name = "laplace"
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.Distribution:
+        return dist.Laplace(params.squeeze(-1 - event_dim), 1.0).to_event(event_dim)
+
+
+def test_own_modules() -> None:
+    m2 = make_m2(classifier=_Mine(), encoder=_MyEncoder(), likelihood=_MyLikelihood())
+    x = torch.rand(4, *IMAGE)
+    loss = SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=4)(Batch(x, None, None))
+    loss.backward()
+    assert m2.encoder.y.weight.grad.abs().min() > 0
+
+
+class _SubM2(M2):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"classifier": "mlp", "activation": "softplus", "batch_norm": True, "dropout": 0.1},
+        {"likelihood": Gaussian(min_scale=0.2), "class_prior": "map"},
+        {"class_prior": "dirichlet", "event_shape": (30,)},
+        {"class_prior": FixedClassPrior(10, range(1, 11)), "hidden_dims": (8, 9)},
+    ],
+)
+def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
+    m2 = make_m2(**options).to(device).eval()
+    x = torch.rand(4, *m2.event_shape)
+    folder = pyro_ssvae.save(m2, tmp_path / "run" / "model")
+    for place in (folder, folder.parent):
+        twin = pyro_ssvae.load(place)
+        assert type(twin) is M2
+        assert not twin.training
+        torch.testing.assert_close(twin.predict_proba(x), m2.predict_proba(x).cpu())
+        torch.testing.assert_close(twin.class_prior.mean(), m2.class_prior.mean().cpu())
+        assert twin.config() == m2.config()
+    assert pyro_ssvae.load(folder, device=device).predict_proba(x).device.type == device.type
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_load_subclass_and_own_modules(tmp_path: Path) -> None:
+    own = {"classifier": _Mine(), "likelihood": _MyLikelihood()}
+    m2 = _SubM2(IMAGE, 10, latent_dim=3, hidden_dims=(16,), **own)
+    folder = pyro_ssvae.save(m2, tmp_path)
+    with pytest.raises(ValueError, match="classifier=<your _Mine>, likelihood=<your _MyLikelihood>"):
+        pyro_ssvae.load(folder, cls=_SubM2)
+    with pytest.warns(UserWarning, match="pass cls=_SubM2|Pass cls=_SubM2"):
+        pyro_ssvae.load(folder, classifier=_Mine(), likelihood=_MyLikelihood())
+    twin = pyro_ssvae.load(folder, cls=_SubM2, classifier=_Mine(), likelihood=_MyLikelihood())
+    assert type(twin) is _SubM2
+    x = torch.rand(4, *IMAGE)
+    torch.testing.assert_close(twin.predict_proba(x), m2.predict_proba(x))
+
+
+def test_load_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="No saved model"):
+        pyro_ssvae.load(tmp_path / "nowhere")
+    folder = pyro_ssvae.save(make_m2(), tmp_path)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    text, content = config.read_text(), weights.read_bytes()
+    for damaged in ("{", "[]", json.dumps({"format": 1})):
+        config.write_text(damaged)
+        with pytest.raises(ValueError, match=r"config\.json"):
+            pyro_ssvae.load(folder)
+    config.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match="format 99"):
+        pyro_ssvae.load(folder)
+    config.write_text(text.replace('"base": "M2"', '"base": "M9"'))
+    with pytest.raises(ValueError, match="M9"):
+        pyro_ssvae.load(folder)
+    config.write_text(text)
+    with pytest.raises(ValueError, match="nothing"):
+        pyro_ssvae.load(folder, nothing=nn.Identity())
+    weights.write_bytes(content[:200])
+    with pytest.raises(ValueError, match="damaged"):
+        pyro_ssvae.load(folder)
+    pyro_ssvae.save(make_m2(latent_dim=4), tmp_path / "other")
+    weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="does not fit"):
+        pyro_ssvae.load(folder)
+
+
+def test_two_models_never_interfere() -> None:
+    pyro.clear_param_store()
+    first, second = make_m2(class_prior="dirichlet"), make_m2(class_prior="dirichlet")
+    before = {name: tensor.clone() for name, tensor in second.state_dict().items()}
+    objective = SemiSupervisedELBO(first, num_labelled=2, num_unlabelled=4)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=0.1)
+    objective(Batch(torch.rand(4, *IMAGE), torch.rand(2, *IMAGE), torch.tensor([0, 1]))).backward()
+    optimizer.step()
+    assert len(pyro.get_param_store()) == 0
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    changed = [not torch.equal(t, before[name]) for name, t in first.named_parameters()]
+    assert all(changed)
+
+
+@pytest.mark.parametrize("class_prior", ["uniform", "map", "dirichlet"])
+def test_stock_svi_trains_the_pair(class_prior: str) -> None:
+    """Pyro's own SVI, optimiser and ELBOs on the untouched pair: what Pyro users will try first."""
+    pyro.clear_param_store()
+    m2 = make_m2(class_prior=class_prior)
+    x = torch.rand(40, *IMAGE, generator=torch.Generator().manual_seed(1)).round()
+    y = torch.arange(40) % 10
+    before = {name: tensor.clone() for name, tensor in m2.named_parameters()}
+    model, guide, classify = pyro_ssvae.pyro_view(m2, "model", "guide", "classify_model")
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+    labels = SVI(classify, lambda *args, **kwargs: None, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
+    losses = [(svi.step(x), labels.step(x, y)) for _ in range(40)]
+    assert losses[-1][0] < losses[0][0]
+    assert losses[-1][1] < losses[0][1]
+    assert len(pyro.get_param_store()) == 0
+    for name, tensor in m2.named_parameters():
+        assert not torch.equal(tensor, before[name]), name
+    assert type(m2) is M2
+
+
+def test_the_example_subclass_equals_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    from m2 import MyM2
+
+    torch.manual_seed(0)
+    mine, library = MyM2(IMAGE, 10, latent_dim=3, class_prior="map"), M2(IMAGE, 10, latent_dim=3, class_prior="map")
+    library.load_state_dict(mine.state_dict())
+    batch = Batch(torch.rand(4, *IMAGE), torch.rand(2, *IMAGE), torch.tensor([0, 1]))
+    losses = []
+    for model in (mine, library):
+        torch.manual_seed(1)
+        loss = SemiSupervisedELBO(model, num_labelled=2, num_unlabelled=4)(batch)
+        losses.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1], strict=True))
+
+
+def test_grey_values_are_allowed_by_bernoulli() -> None:
+    m2 = make_m2(likelihood=Bernoulli())
+    assert torch.isfinite(
+        SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=3)(Batch(torch.rand(3, *IMAGE), None, None))
+    )

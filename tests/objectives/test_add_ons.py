@@ -1,0 +1,97 @@
+"""Augmentation and consistency against what they claim to compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyro_ssvae.objectives import AffineAugmentation, Consistency
+
+
+def test_no_strength_is_the_identity() -> None:
+    x = torch.rand(3, 1, 9, 8)
+    torch.testing.assert_close(AffineAugmentation(strength=0.0)(x), x, atol=1e-5, rtol=0)
+
+
+def test_each_row_has_its_own_map_and_values_stay_in_range() -> None:
+    x = torch.rand(1, 1, 28, 28).expand(6, -1, -1, -1)
+    out = AffineAugmentation()(x)
+    assert out.min() >= 0.0
+    assert out.max() <= 1.0
+    assert all(not torch.allclose(out[0], row) for row in out[1:])
+
+
+def test_shift_is_a_fraction_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw of one standard deviation along x moves an 8-pixel image by shift * 8 = 2 pixels."""
+    augment = AffineAugmentation(rotation=0.0, log_scale=0.0, shear=0.0, shift=0.25)
+    draws = torch.zeros(6, 1)
+    draws[4] = 1.0
+    monkeypatch.setattr(torch, "randn", lambda *shape, device=None: draws)
+    x = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(augment(x)[..., :-2], x[..., 2:], atol=1e-5, rtol=0)
+
+
+def test_rotation_keeps_a_disc(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = torch.linspace(-1, 1, 41)
+    disc = torch.exp(-4 * (grid[:, None] ** 2 + grid**2))[None, None]
+    draws = torch.zeros(6, 1)
+    draws[0] = 1.0
+    monkeypatch.setattr(torch, "randn", lambda *shape, device=None: draws)
+    out = AffineAugmentation(rotation=0.7, log_scale=0.0, shear=0.0, shift=0.0)(disc)
+    inner = slice(10, -10)
+    torch.testing.assert_close(out[..., inner, inner], disc[..., inner, inner], atol=0.01, rtol=0)
+
+
+class _Same(AffineAugmentation):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_consistency_is_the_cross_entropy_of_confident_rows() -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(20, 4)).requires_grad_()
+    term = Consistency(4, threshold=0.8, strong=_Same(), align=False)
+    loss = term(lambda _: logits, torch.zeros(20, 1, 8, 8))
+    confidence, y = logits.softmax(-1).max(-1)
+    kept = confidence >= 0.8
+    assert 0 < kept.sum() < 20
+    expected = F.cross_entropy(logits[kept], y[kept], reduction="sum") / 20
+    torch.testing.assert_close(loss, expected)
+
+
+def test_no_gradient_flows_through_the_pseudo_label() -> None:
+    target, prediction = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    answers = iter([target, prediction])
+    Consistency(4, threshold=0.0)(lambda _: next(answers), torch.zeros(5, 1, 8, 8)).backward()
+    assert target.grad is None
+    assert prediction.grad.abs().max() > 0
+
+
+def test_alignment_divides_by_the_running_mean() -> None:
+    """A class predicted for everything loses the argmax to the runner-up once its share has been noticed."""
+    logits = torch.tensor([[2.0, 1.9, 0.0]]).expand(50, -1)
+    term = Consistency(3, threshold=0.0, align=True, decay=0.0)
+    seen: list[Tensor] = []
+
+    def classify(x: Tensor) -> Tensor:
+        seen.append(x)
+        return logits
+
+    term(classify, torch.zeros(50, 1, 8, 8))
+    torch.testing.assert_close(term.mean_prediction, logits[0].softmax(-1))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: AffineAugmentation(shift=-1.0), "non-negative"),
+        (lambda: Consistency(3, weight=-1.0), "weight=-1"),
+        (lambda: Consistency(3, threshold=1.5), "threshold=1.5"),
+    ],
+)
+def test_bad_arguments(make: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -1,0 +1,48 @@
+"""Networks against plain concatenation and loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyro_ssvae.networks import MLP, ConditionalMLP, ConvClassifier, FactoredLinear
+
+
+def test_factored_linear_is_linear_over_the_concatenation() -> None:
+    layer = FactoredLinear(5, 3, 4)
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 2, 1, 0])
+    weight = torch.cat([layer.linear.weight, layer.class_weight.T], -1)
+    expected = F.linear(torch.cat([x, F.one_hot(y, 3).float()], -1), weight, layer.linear.bias)
+    torch.testing.assert_close(layer(x, y), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "softplus"}, {"dropout": 0.5}])
+def test_enumerated_classes_equal_a_loop(options: dict[str, object]) -> None:
+    net = ConditionalMLP((2, 3), 4, 5, (8, 7), **options).eval()
+    x = torch.randn(6, 2, 3)
+    enumerated = net(x, torch.arange(4)[:, None])
+    for k in range(4):
+        torch.testing.assert_close(enumerated[k], net(x, torch.full((6,), k)))
+
+
+def test_batch_norm_counts_enumerated_classes_as_rows() -> None:
+    net = ConditionalMLP((3,), 4, 5, (8,), batch_norm=True)
+    hidden = net.first(torch.randn(6, 3), torch.arange(4)[:, None])
+    normalised = net.rest[0](hidden)
+    torch.testing.assert_close(normalised.mean((0, 1)), torch.zeros(8), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("event_shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 6, 9)])
+def test_conv_classifier_rows_do_not_mix(event_shape: tuple[int, ...]) -> None:
+    net = ConvClassifier(event_shape, 7)
+    x = torch.rand(5, *event_shape)
+    torch.testing.assert_close(net(x)[2:3], net(x[2:3]), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="classifier='mlp'"):
+        ConvClassifier((1, 4, 4), 7)
+
+
+def test_mlp_without_hidden_layers_is_linear() -> None:
+    net = MLP((2, 2), 3, ())
+    x = torch.randn(4, 2, 2)
+    torch.testing.assert_close(net(x), net.layers[0](x.flatten(1)))

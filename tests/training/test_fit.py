@@ -1,0 +1,382 @@
+"""The training loop: it learns, resumes exactly, stops politely, and fails clearly."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+import pyro_ssvae
+from pyro_ssvae import (
+    M2,
+    NonFiniteLossError,
+    RunFolderError,
+    SemiSupervisedData,
+    SemiSupervisedELBO,
+    TrainingConfig,
+    fit,
+)
+from pyro_ssvae.training import RunFolder, report
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_data(n: int = 90, num_labels: int = 9, validation: int = 30, seed: int = 0) -> SemiSupervisedData:
+    """Three classes of noisy binary rows."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n + validation) % 3
+    centres = torch.eye(3).repeat_interleave(4, -1) * 0.8 + 0.1
+    x = torch.bernoulli(centres[y], generator=generator)
+    hidden = y[:n].clone()
+    hidden[num_labels:] = -1
+    rows = {"x_validation": x[n:], "y_validation": y[n:]} if validation else {}
+    return SemiSupervisedData.from_arrays(x[:n], hidden, num_classes=3, **rows, x_test=x[n:], y_test=y[n:])
+
+
+def make_objective(data: SemiSupervisedData, **options: object) -> SemiSupervisedELBO:
+    torch.manual_seed(1)
+    model = M2(data.event_shape, data.num_classes, latent_dim=2, hidden_dims=(12,), dropout=0.2, **options)
+    return SemiSupervisedELBO(model, num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled)
+
+
+SHORT = TrainingConfig(
+    max_steps=40,
+    batch_size=17,
+    labelled_batch_size=4,
+    evaluate_every=10,
+    learning_rate=1e-2,
+    warmup_steps=5,
+    device="cpu",
+)
+
+
+def changed(config: TrainingConfig, **values: object) -> TrainingConfig:
+    return TrainingConfig.from_dict(config.to_dict() | values)
+
+
+def without_seconds(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device) -> None:
+    data = make_data()
+    objective = make_objective(data)
+    run = fit(objective, data, changed(SHORT, max_steps=150, device=str(device)), out=tmp_path / "run", progress=False)
+    result = report(objective, data, run)
+    assert result["test_error"] <= 0.1
+    assert run.stopped_by == "schedule"
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "model", "figures", "result.json"} <= names
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    wanted = {
+        "model", "data", "num_labels", "seed", "add_ons", "test_error", "validation_error", "test_elbo",
+        "train_seconds", "epochs", "steps", "device", "versions", "binarisation",
+    }  # fmt: skip
+    assert wanted <= set(json.loads((tmp_path / "run" / "result.json").read_text()))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["batch_size"] == 17
+    twin = pyro_ssvae.load(tmp_path / "run")
+    torch.testing.assert_close(twin.predict_proba(data.x_test), objective.pair.predict_proba(data.x_test).cpu())
+
+
+def test_the_saved_model_is_the_one_validation_picked(tmp_path: Path) -> None:
+    data = make_data()
+    objective = make_objective(data)
+    run = fit(objective, data, changed(SHORT, max_steps=100), out=tmp_path, progress=False)
+    errors = [row["validation_error"] for row in run.metrics]
+    picked = next(row for row in run.metrics if row["step"] == run.best_step)
+    assert picked["validation_error"] == min(errors)
+    error = (pyro_ssvae.load(tmp_path).predict(data.x_validation) != data.y_validation).double().mean()
+    assert error == pytest.approx(min(errors))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_resuming_equals_never_having_stopped(
+    tmp_path: Path, ema_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of an epoch and of an evaluation period."""
+    data = make_data()
+    config = changed(SHORT, ema_decay=ema_decay, kl_warmup_steps=20, gradient_clip=5.0)
+    straight = make_objective(data)
+    expected = fit(straight, data, config, out=tmp_path / "straight", progress=False)
+
+    first = make_objective(data)
+    steps = iter(range(1000))
+    forward = SemiSupervisedELBO.forward
+
+    def stop_at_23(self: SemiSupervisedELBO, batch: object) -> Tensor:
+        if next(steps) == 22:
+            os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SemiSupervisedELBO, "forward", stop_at_23)
+        stopped = fit(first, data, config, out=tmp_path / "run", progress=False)
+    assert (stopped.stopped_by, stopped.steps, stopped.finished) == ("SIGINT", 23, False)
+
+    second = make_objective(data)
+    torch.manual_seed(1234)  # whatever the state of the new process
+    resumed = fit(second, data, config, out=tmp_path / "run", resume=True, progress=False)
+    assert without_seconds(resumed.metrics) == without_seconds(expected.metrics)
+    assert resumed.best_step == expected.best_step
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    for name, tensor in expected.last_weights.items():
+        assert torch.equal(tensor, resumed.last_weights[name]), name
+
+
+def _example(folder: Path, *flags: str) -> list[str]:
+    return [
+        sys.executable, "examples/m2.py", "--data", "digits", "--max-epochs", "4", "--latent-dim", "4",
+        "--hidden-dims", "[32]", "--device", "cpu", "--training.evaluate_every", "8", "--out", str(folder), *flags,
+    ]  # fmt: skip
+
+
+def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
+    """A real process, killed without warning at an arbitrary moment after its first checkpoint."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(_example(tmp_path / "killed"), **options) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "killed" / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    resume = [sys.executable, "examples/m2.py", "--resume", str(tmp_path / "killed")]
+    resumed = subprocess.run(resume, **options, timeout=300)
+    assert resumed.returncode == 0, resumed.stdout
+    straight = subprocess.run(_example(tmp_path / "straight"), **options, timeout=300)
+    assert straight.returncode == 0, straight.stdout
+
+    def numbers(folder: str) -> list[dict[str, str]]:
+        lines = (tmp_path / folder / "metrics.csv").read_text().splitlines()
+        rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+        return without_seconds(rows)
+
+    assert numbers("killed") == numbers("straight")
+    weights = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("killed", "straight")]
+    assert weights[0] == weights[1]
+    results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("killed", "straight")]
+    for name in ("test_error", "test_error_last", "validation_error", "test_elbo", "steps", "epochs"):
+        assert results[0][name] == results[1][name], name
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = _example(tmp_path, "--max-epochs", "100000")
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"--resume {tmp_path}" in out
+    assert "Traceback" not in err
+
+
+def test_labels_of_unlabelled_rows_change_nothing() -> None:
+    """Scramble the labels that are hidden, split as before, train: the same weights to the last bit."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (60, 12)).astype(np.float32)
+    y = np.arange(60) % 3
+    weights = []
+    for scramble in (False, True):
+        labels = np.where(np.arange(60) < 9, y, rng.integers(0, 3, 60) if scramble else y)
+        data = SemiSupervisedData.from_arrays(x, np.where(np.arange(60) < 9, labels, -1), num_classes=3)
+        objective = make_objective(data)
+        fit(objective, data, SHORT, progress=False)
+        weights.append(objective.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(("num_labels", "batch_sizes"), [(90, (17, 4)), (3, (1000, 1000)), (9, (1, 1))])
+def test_any_batch_sizes_and_numbers_of_labels(num_labels: int, batch_sizes: tuple[int, int]) -> None:
+    data = make_data(num_labels=num_labels)
+    config = changed(SHORT, max_steps=12, batch_size=batch_sizes[0], labelled_batch_size=batch_sizes[1])
+    assert fit(make_objective(data), data, config, progress=False).steps == 12
+
+
+def test_no_labels_at_all_warns_and_trains() -> None:
+    with pytest.warns(UserWarning, match="No training row has a label"):
+        data = make_data(num_labels=0)
+    assert fit(make_objective(data), data, changed(SHORT, max_steps=5), progress=False).steps == 5
+
+
+def test_stops_by_patience_and_by_time(tmp_path: Path) -> None:
+    data = make_data()
+    frozen = fit(
+        make_objective(data), data, changed(SHORT, patience=2, learning_rate=1e-12, max_steps=400), progress=False
+    )
+    assert frozen.stopped_by in ("patience", "schedule")
+    timed = fit(make_objective(data), data, changed(SHORT, max_minutes=1e-4, max_steps=100_000), progress=False)
+    assert timed.stopped_by == "max_minutes"
+    assert timed.metrics[-1]["step"] == timed.steps
+
+
+def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
+    config = TrainingConfig(max_epochs=3, warmup_steps=10, decay_start=0.5, final_learning_rate=0.1, learning_rate=1.0)
+    assert config.total_steps(7) == 21
+    rates = [config.learning_rate_at(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+    warm = TrainingConfig(kl_warmup_steps=4)
+    assert [warm.kl_weight_at(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_steps": 0}, {"max_epochs": 0}, {"max_minutes": -1.0}, {"batch_size": -3}, {"labelled_batch_size": 0},
+        {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup_steps": -1}, {"decay_start": 1.5},
+        {"ema_decay": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"binarisation": "some"}, {"precision": "8"},
+        {"gradient_clip": 0.0}, {"kl_warmup_steps": -1}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
+    ],
+)  # fmt: skip
+def test_bad_settings_name_themselves(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        TrainingConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "mps"])
+def test_bad_devices(device: str) -> None:
+    data = make_data()
+    with pytest.raises(ValueError, match="CUDA|device="):
+        fit(make_objective(data), data, changed(SHORT, device=device), progress=False)
+
+
+class _Bursting(M2):
+    """Its bound becomes infinite at the 13th call."""
+
+    calls = 0
+
+    def decode(self, y: Tensor, z: Tensor) -> object:
+        self.calls += self.training
+        return super().decode(y, z * (float("inf") if self.calls > 24 else 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_non_finite_loss_names_step_and_checkpoint(tmp_path: Path) -> None:
+    data = make_data()
+    model = _Bursting(data.event_shape, 3, latent_dim=2, hidden_dims=(12,))
+    objective = SemiSupervisedELBO(model, num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled)
+    with pytest.raises(NonFiniteLossError, match=r"step 13 .*last\.pt") as caught:
+        fit(objective, data, SHORT, out=tmp_path, progress=False)
+    assert caught.value.step == 13
+    state = RunFolder(tmp_path).read_checkpoint(torch.device("cpu"))
+    assert state["step"] == 10
+    assert all(torch.isfinite(t).all() for t in state["objective"].values())
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data()
+    run = fit(make_objective(data), data, changed(SHORT, max_steps=10), out=tmp_path / "run", progress=False)
+    assert run.folder is not None
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFolderError, match=r"No space left.*last\.pt"):
+        folder.write_checkpoint({"step": 11})
+    with pytest.raises(RunFolderError, match="No space left"):
+        fit(make_objective(data), data, SHORT, out=tmp_path / "new", progress=False)
+    monkeypatch.undo()
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    data = make_data()
+    with pytest.raises(ValueError, match="out=DIR"):
+        fit(make_objective(data), data, SHORT, resume=True)
+    with pytest.raises(RunFolderError, match="no checkpoint"):
+        fit(make_objective(data), data, SHORT, out=tmp_path / "none", resume=True)
+    fit(make_objective(data), data, changed(SHORT, max_steps=5), out=tmp_path / "run", progress=False)
+    with pytest.raises(RunFolderError, match="already holds a run.*--resume"):
+        fit(make_objective(data), data, SHORT, out=tmp_path / "run")
+    other = make_data()
+    wider = SemiSupervisedELBO(
+        M2(other.event_shape, 3, latent_dim=5, hidden_dims=(12,)),
+        num_labelled=other.num_labelled,
+        num_unlabelled=other.num_unlabelled,
+    )
+    with pytest.raises(RunFolderError, match="does not fit"):
+        fit(wider, data, SHORT, out=tmp_path / "run", resume=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    content = checkpoint.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"nonsense"):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(RunFolderError, match="unreadable"):
+            fit(make_objective(data), data, SHORT, out=tmp_path / "run", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="Cannot make the run folder"):
+        fit(make_objective(data), data, SHORT, out=tmp_path / "file" / "run")
+    (tmp_path / "run" / "config.yaml").write_text("a: [")
+    with pytest.raises(RunFolderError, match="not readable YAML"):
+        RunFolder(tmp_path / "run").read_config()
+    with pytest.raises(RunFolderError, match="holds no run"):
+        RunFolder(tmp_path / "nowhere").read_config()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.system, ("true",))
+
+    folder = RunFolder(tmp_path)
+    folder.checkpoint.parent.mkdir()
+    torch.save({"step": Evil()}, folder.checkpoint)
+    with pytest.raises(RunFolderError, match="unreadable"):
+        folder.read_checkpoint(torch.device("cpu"))
+
+
+def test_data_and_model_must_fit() -> None:
+    data = make_data()
+    with pytest.raises(ValueError, match="event_shape=data.event_shape"):
+        fit(SemiSupervisedELBO(M2((5,), 3), num_labelled=9, num_unlabelled=81), data, SHORT)
+    with pytest.raises(ValueError, match="num_classes=data.num_classes"):
+        fit(SemiSupervisedELBO(M2((12,), 2), num_labelled=9, num_unlabelled=81), data, SHORT)
+    with pytest.raises(ValueError, match="num_labelled=data.num_labelled"):
+        fit(SemiSupervisedELBO(M2((12,), 3), num_labelled=1, num_unlabelled=81), data, SHORT)
+    shifted = SemiSupervisedData.from_arrays(data.x - 1.0, data.y, num_classes=3)
+    with pytest.raises(ValueError, match="gaussian"):
+        fit(make_objective(shifted), shifted, SHORT)
+
+
+def test_bf16_trains_and_stays_close() -> None:
+    data = make_data()
+    errors = []
+    for precision in ("32-true", "bf16-mixed"):
+        objective = make_objective(data)
+        run = fit(objective, data, changed(SHORT, max_steps=60, precision=precision), progress=False)
+        errors.append(run.metrics[-1]["train_loss"])
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_works_outside_the_main_thread() -> None:
+    data, found = make_data(), []
+    thread = threading.Thread(
+        target=lambda: found.append(fit(make_objective(data), data, changed(SHORT, max_steps=5), progress=False))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].steps == 5
