@@ -16,8 +16,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_ssvae import M2, NonFiniteLossError, RunFolderError, fit
-from pyro_ssvae.cli import load_data, make_objective, parse_m2, settings, training_config
+from pyro_ssvae import M2, NonFiniteLossError, RunFolderError, SemiSupervisedELBO, fit
+from pyro_ssvae.cli import load_data, parse_m2, settings, training_config
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.training import report
 
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         )
 
         # J^α, in nats per datum; without --pure, augmentation and consistency of q(y|x) on top.
-        objective = make_objective(model, data, alpha=args.alpha, pure=args.pure)
+        objective = SemiSupervisedELBO.for_data(model, data, alpha=args.alpha, pure=args.pure)
 
         # Train, then evaluate once on the test rows.
         run = fit(

@@ -13,12 +13,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError
-from pyro_ssvae.models import M2
-from pyro_ssvae.objectives import AffineAugmentation, Consistency, SemiSupervisedELBO
 from pyro_ssvae.training import RunFolder, TrainingConfig
 from pyro_ssvae.training.device import resolve_device
 
-__all__ = ["load_data", "make_objective", "parse_m2", "training_config"]
+__all__ = ["load_data", "parse_m2", "settings", "training_config"]
 
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
 
@@ -122,26 +120,3 @@ def load_data(args: Namespace) -> SemiSupervisedData:
         print(f"{error} Carrying on with digits.", file=sys.stderr)
         args.data = "digits"
         return SemiSupervisedData.from_name("digits", **named)
-
-
-def make_objective(
-    model: M2, data: SemiSupervisedData, *, alpha: float = 10.0, pure: bool = False
-) -> SemiSupervisedELBO:
-    """Return J^α for a model and data, with the default add-ons for images unless ``pure``.
-
-    Args:
-        model: The pair.
-        data: The rows; decides N, and whether there are images to augment.
-        alpha: Weight c of the mean cross-entropy, where the paper's α is c·N.
-        pure: Whether to leave out augmentation and consistency.
-    """
-    images = len(data.event_shape) == 3
-    add_ons = images and not pure
-    return SemiSupervisedELBO(
-        model,
-        num_labelled=data.num_labelled,
-        num_unlabelled=data.num_unlabelled,
-        alpha=alpha,
-        augmentation=AffineAugmentation() if add_ons else None,
-        consistency=Consistency(model.num_classes) if add_ons else None,
-    )

@@ -199,25 +199,31 @@ class ConditionalMLP(nn.Module):
         return output
 
 
-def _after_conv(channels: int) -> list[nn.Module]:
-    """What follows a convolution: normalisation within each row, activation."""
-    return [nn.GroupNorm(max(1, channels // 8), channels), nn.ReLU()]
+def _after_conv(channels: int, norm: str) -> list[nn.Module]:
+    """What follows a convolution: normalisation, activation."""
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels), nn.ReLU()]
+    if norm == "group":
+        return [nn.GroupNorm(max(1, channels // 8), channels), nn.ReLU()]
+    if norm == "none":
+        return [nn.ReLU()]
+    raise ValueError(f"norm={norm!r} must be one of batch, group, none.")
 
 
 class ConvClassifier(nn.Module):
     """A small convolutional classifier for images, from 8x8 upwards.
 
-    Three convolutions with group normalisation (whose statistics belong to a single row, so that clean and augmented
-    rows may be mixed freely), global average pooling, and a linear map to logits.
+    Three convolutions, each normalised, and a linear map to logits.
 
     Args:
         event_shape: Shape of one image, ``(C, H, W)``.
         num_classes: Number of classes ``K``.
         channels: Output channels of the three convolutions.
-        dropout: Probability of dropping a pooled feature.
+        dropout: Probability of dropping a feature before the linear map.
+        norm: ``"batch"``, ``"group"`` (statistics of single rows, slower on a CPU) or ``"none"``.
 
     Raises:
-        ValueError: If the event is not an image of at least 6x6 pixels.
+        ValueError: If the event is not an image of at least 6x6 pixels, or for an unknown ``norm``.
 
     Example:
         >>> ConvClassifier((1, 28, 28), 10)(torch.zeros(5, 1, 28, 28)).shape
@@ -230,7 +236,8 @@ class ConvClassifier(nn.Module):
         num_classes: int,
         *,
         channels: Sequence[int] = (16, 32, 64),
-        dropout: float = 0.0,
+        dropout: float = 0.3,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         if len(event_shape) != 3 or min(event_shape[1:]) < 6:
@@ -244,15 +251,16 @@ class ConvClassifier(nn.Module):
         large = min(event_shape[1:]) >= 16
         features = nn.Sequential(
             nn.Conv2d(event_shape[0], first, 5 if large else 3, stride=2 if large else 1, padding=2 if large else 1),
-            *_after_conv(first),
+            *_after_conv(first, norm),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
-            *_after_conv(second),
+            *_after_conv(second, norm),
             nn.Conv2d(second, third, 3, padding=1),
-            *_after_conv(third),
+            *_after_conv(third, norm),
             nn.Flatten(),
         )
         with torch.no_grad():
-            width = features(torch.zeros(1, *event_shape)).shape[-1]
+            width = features.eval()(torch.zeros(1, *event_shape)).shape[-1]
+        features.train()
         self.layers = nn.Sequential(features, nn.Dropout(dropout), nn.Linear(width, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,7 +277,7 @@ def make_classifier(
     hidden_dims: Sequence[int] = (500,),
     activation: str = "relu",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: float | None = None,
 ) -> nn.Module:
     """Return a classifier q(y|x) by name, or the given module unchanged.
 
@@ -280,7 +288,7 @@ def make_classifier(
         hidden_dims: Hidden widths of an MLP.
         activation: Activation of an MLP.
         batch_norm: Whether an MLP normalises before each activation.
-        dropout: Probability of dropping a hidden unit.
+        dropout: Probability of dropping a feature; ``None`` is 0.3 for a convolutional network, else 0.
 
     Raises:
         ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
@@ -292,6 +300,8 @@ def make_classifier(
         raise TypeError(f"classifier must be 'auto', 'conv', 'mlp' or a module, not {type(classifier).__name__}.")
     if classifier == "auto":
         classifier = "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= 6 else "mlp"
+    if dropout is None:
+        dropout = 0.3 if classifier == "conv" else 0.0
     if classifier == "conv":
         return ConvClassifier(event_shape, num_classes, dropout=dropout)
     if classifier == "mlp":

@@ -34,12 +34,17 @@ def test_batch_norm_counts_enumerated_classes_as_rows() -> None:
 
 
 @pytest.mark.parametrize("event_shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 6, 9)])
-def test_conv_classifier_rows_do_not_mix(event_shape: tuple[int, ...]) -> None:
-    net = ConvClassifier(event_shape, 7)
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_conv_classifier_rows_do_not_mix(event_shape: tuple[int, ...], norm: str) -> None:
+    net = ConvClassifier(event_shape, 7, norm=norm)
+    net.train(norm == "group")  # batch statistics would mix rows while training, and must not afterwards
+    net.layers[1].p = 0.0
     x = torch.rand(5, *event_shape)
     torch.testing.assert_close(net(x)[2:3], net(x[2:3]), atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="classifier='mlp'"):
         ConvClassifier((1, 4, 4), 7)
+    with pytest.raises(ValueError, match="norm='layer'"):
+        ConvClassifier(event_shape, 7, norm="layer")
 
 
 def test_mlp_without_hidden_layers_is_linear() -> None:

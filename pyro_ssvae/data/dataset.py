@@ -265,15 +265,17 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Hold the validation rows out, draw the labels that are kept and hide the others."""
         as_seed(seed)
-        given = {"y_train": torch.from_numpy(source.y)}
+        y = as_labels(source.y, "y_train", len(source.x), allow_unlabelled=True)
+        given = {"y_train": y}
         if source.y_test is not None:
             given["y_test"] = as_labels(source.y_test, "y_test", len(source.y_test))
         num_classes = as_num_classes(source.num_classes, given)
-        train = np.setdiff1d(np.arange(len(source.x)), source.validation)
-        labelled = draw_label_split(source.y[train], num_labels, num_classes, seed, balanced)
+        train = np.setdiff1d(np.arange(len(y)), source.validation)
+        y_train = y.numpy()[train]
+        labelled = draw_label_split(y_train, num_labels, num_classes, seed, balanced)
         return cls.from_arrays(
             source.x[train],
-            hide_labels(source.y[train], labelled),
+            hide_labels(y_train, labelled),
             x_validation=source.x[source.validation],
             y_validation=source.y[source.validation],
             x_test=source.x_test,

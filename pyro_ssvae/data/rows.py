@@ -35,9 +35,11 @@ def as_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is unknown; use 'cpu', 'cuda' or 'cuda:0'.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
         raise ValueError(f"device={device!r} needs CUDA, which PyTorch does not find; use 'cpu'.")
-    return found
+    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 
 def derived_seed(seed: int, *path: int) -> int:

@@ -1,4 +1,4 @@
-r"""M2: a semi-supervised generative model with a class and a style (Kingma et al. 2014, section 2.2).
+r"""M2: a semi-supervised generative model with a class and a style (Kingma et al. 2014, section 2).
 
 Generative story, for each row:
 
@@ -49,7 +49,7 @@ class M2(nn.Module):
         hidden_dims: Hidden widths of encoder, decoder and an ``"mlp"`` classifier.
         activation: Activation of those networks, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
         batch_norm: Whether those networks normalise before each activation.
-        dropout: Probability of dropping a hidden unit of the classifier.
+        dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
         likelihood: ``"bernoulli"``, ``"gaussian"`` or a :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A module that returns p(z) when called; standard normal when ``None``.
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
@@ -83,7 +83,7 @@ class M2(nn.Module):
         hidden_dims: Sequence[int] = (500,),
         activation: str = "relu",
         batch_norm: bool = False,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         likelihood: str | Likelihood = "bernoulli",
         prior: nn.Module | None = None,
         class_prior: str | ClassPrior = "uniform",

@@ -35,7 +35,7 @@ class AffineAugmentation(nn.Module):
         rotation: float = 0.15,
         log_scale: float = 0.08,
         shear: float = 0.15,
-        shift: float = 0.08,
+        shift: float = 0.04,
         strength: float = 1.0,
     ) -> None:
         super().__init__()

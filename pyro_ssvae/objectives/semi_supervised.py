@@ -21,7 +21,8 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch
+from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.models import M2
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.enumeration import EnumeratedELBO, GlobalSites, ScaleSites
 
@@ -109,6 +110,35 @@ class SemiSupervisedELBO(nn.Module):
         # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
         self._labelled_elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
         self._validated = False
+
+    @classmethod
+    def for_data(cls, pair: M2, data: SemiSupervisedData, *, pure: bool = False, **options: Any) -> SemiSupervisedELBO:
+        """Return the default objective for a model and data: J^α, and for images the add-ons.
+
+        Args:
+            pair: The model.
+            data: The rows, which say N_l and N_u.
+            pure: Whether to leave the add-ons out, so that nothing but J^α remains.
+            **options: Arguments of this class, which take precedence.
+
+        Raises:
+            ValueError: If ``pure`` comes with an add-on.
+
+        Example:
+            >>> data = SemiSupervisedData.from_name("digits", num_labels=100)
+            >>> SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data).add_ons
+            ['augmentation', 'consistency']
+        """
+        arguments: dict[str, Any] = {"num_labelled": data.num_labelled, "num_unlabelled": data.num_unlabelled}
+        if pure and (options.get("augmentation") is not None or options.get("consistency") is not None):
+            raise ValueError("pure=True leaves augmentation and consistency out; hand in neither, or pure=False.")
+        if not pure and len(data.event_shape) == 3:
+            arguments |= {
+                "augmentation": AffineAugmentation(),
+                "consistency": Consistency(pair.num_classes),
+                "bound_batch_size": 48,
+            }
+        return cls(pair, **(arguments | options))
 
     @property
     def num_rows(self) -> int:

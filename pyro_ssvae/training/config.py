@@ -29,8 +29,8 @@ class TrainingConfig:
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
-        binarisation: ``"dynamic"``, ``"static"`` or ``"none"``; ``"auto"`` is dynamic for 8-bit grey images under a
-            Bernoulli likelihood and none otherwise.
+        binarisation: ``"none"``, ``"dynamic"`` or ``"static"``. With none, a Bernoulli likelihood of grey values is the
+            expectation of dynamic binarisation, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
         seed: Of every random number drawn during training.
@@ -39,12 +39,12 @@ class TrainingConfig:
         ValueError: For a value outside its range, named with the range.
     """
 
-    max_steps: int = 6000
+    max_steps: int = 3000
     max_epochs: int | None = None
     max_minutes: float | None = None
-    batch_size: int = 100
-    labelled_batch_size: int = 50
-    learning_rate: float = 1e-3
+    batch_size: int = 128
+    labelled_batch_size: int = 32
+    learning_rate: float = 3e-3
     warmup_steps: int = 200
     decay_start: float = 0.5
     final_learning_rate: float = 0.02
@@ -54,7 +54,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     patience: int | None = None
     evaluate_every: int = 250
-    binarisation: str = "auto"
+    binarisation: str = "none"
     device: str = "auto"
     precision: str = "32-true"
     seed: int = 0
@@ -70,7 +70,7 @@ class TrainingConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
-        _one_of("binarisation", self.binarisation, ("auto", "dynamic", "static", "none"))
+        _one_of("binarisation", self.binarisation, ("none", "dynamic", "static"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 
     def _require(self, words: str, least: float, *names: str) -> None:

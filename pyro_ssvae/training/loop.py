@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.interrupts import Interrupts
 from pyro_ssvae.training.progress import ProgressReport
 from pyro_ssvae.training.run_folder import RunFolder
+from pyro_ssvae.training.tensorboard import TensorBoardLog
 
 __all__ = ["FitResult", "fit"]
 
@@ -82,7 +85,7 @@ def fit(
         data: The rows. Test rows are never looked at.
         config: Settings of the loop; the defaults when ``None``.
         out: Folder of the run; nothing is written when ``None``.
-        resume: Continue the run in ``out`` from its checkpoint. On the CPU the numbers are those of never having stopped.
+        resume: Continue the run in ``out`` from its checkpoint; on the CPU as if it had never stopped, to the last bit.
         settings: What else ``config.yaml`` should say, for example how the model was made.
         progress: Whether to show progress on standard error.
 
@@ -109,7 +112,8 @@ def fit(
             if data.split is not None:
                 data.split.save(loop.folder.split)
     with Interrupts() as interrupts, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
-        stopped_by = loop.run(interrupts, report)
+        with loop.logging():
+            stopped_by = loop.run(interrupts, report)
     return loop.finish(stopped_by)
 
 
@@ -133,18 +137,9 @@ def check_fit(objective: SemiSupervisedELBO, data: SemiSupervisedData) -> None:
     if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
-            f"the data has {data.num_labelled} and {data.num_unlabelled}. Build it with num_labelled=data.num_labelled, "
-            "num_unlabelled=data.num_unlabelled."
+            f"the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
+            "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled."
         )
-
-
-def resolve_binarisation(binarisation: str, objective: SemiSupervisedELBO, data: SemiSupervisedData) -> str:
-    """Return what ``"auto"`` means for a model and data: dynamic for 8-bit grey images under Bernoulli pixels."""
-    if binarisation != "auto":
-        return binarisation
-    bernoulli = getattr(getattr(objective.pair, "likelihood", None), "name", "") == "bernoulli"
-    grey = data.x.dtype == torch.uint8 and data.scale == 255.0 and data.event_shape[0] == 1
-    return "dynamic" if bernoulli and grey else "none"
 
 
 @dataclass
@@ -182,13 +177,12 @@ class _Loop:
         )
         self.module, self.optimizer = fabric.setup(objective, optimizer)
         self.average = MovingAverage(self.pair, config.ema_decay)
-        self.binarisation = resolve_binarisation(config.binarisation, objective, data)
         self.stream = BatchStream(
             data,
             batch_size=config.batch_size,
             labelled_batch_size=config.labelled_batch_size,
             device=device,
-            binarisation=self.binarisation,
+            binarisation=config.binarisation,
             seed=config.seed,
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
@@ -199,6 +193,18 @@ class _Loop:
         self.sums: dict[str, Tensor] = {}
         self.sum_steps = 0
         self.first_bad_step = torch.tensor(-1, device=device)
+        self.log: TensorBoardLog | None = None
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Keep the TensorBoard log of the run folder open."""
+        if self.folder is not None:
+            self.log = TensorBoardLog(self.folder.tensorboard, self.step)
+        try:
+            yield
+        finally:
+            if self.log is not None:
+                self.log.close()
 
     def run(self, interrupts: Interrupts, report: ProgressReport) -> str:
         """Train until something says stop; return what did."""
@@ -279,6 +285,8 @@ class _Loop:
                 row |= posterior_diagnostics(self.pair, x[:_DIAGNOSED_ROWS], scale=self.data.scale)
             self._keep_if_best(row.get("validation_error"))
         self.metrics.append(row)
+        if self.log is not None:
+            self.log.write(row)
         return row
 
     def _keep_if_best(self, error: float | None) -> None:
@@ -351,7 +359,7 @@ class _Loop:
             steps=self.step,
             epochs=self.step / self.stream.steps_per_epoch,
             train_seconds=self.seconds,
-            binarisation=self.binarisation,
+            binarisation=self.config.binarisation,
             metrics=self.metrics,
             best_step=self.best.step,
             last_weights=last,

@@ -31,6 +31,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoints" / "last.pt"
         self.model = self.path / "model"
         self.split = self.path / "split.npz"
+        self.tensorboard = self.path / "tensorboard"
         self.figures = self.path / "figures"
         self.result = self.path / "result.json"
 

@@ -1,4 +1,4 @@
-import pickle
+import dataclasses
 import re
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae.data import LabelSplit, SemiSupervisedData, hide_labels
+from pyro_ssvae.data import LabelSplit, SemiSupervisedData, draw_label_split, hide_labels
 
 X = np.arange(12, dtype=np.uint8).reshape(6, 2)
 Y = np.array([0, 1, -1, 2, -1, -1])
@@ -15,6 +15,18 @@ Y = np.array([0, 1, -1, 2, -1, -1])
 def same_tensors(a, b):
     fields = ["x", "y", "x_validation", "y_validation", "x_test", "y_test"]
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in fields)
+
+
+def content(value):
+    """Every byte of a data set and of what it holds."""
+    if dataclasses.is_dataclass(value):
+        return {name: content(part) for name, part in vars(value).items()}
+    if isinstance(value, torch.Tensor):
+        return bytes(value.untyped_storage()), value.shape, value.dtype
+    if isinstance(value, np.ndarray):
+        assert value.base is None
+        return value.tobytes(), value.shape, value.dtype
+    return value
 
 
 def test_from_arrays():
@@ -66,9 +78,7 @@ def test_no_label_warns():
 
 def test_class_without_label_warns_with_its_name():
     with pytest.warns(UserWarning, match="labelled as class cat, dog: nothing ties"):
-        SemiSupervisedData.from_arrays(
-            X, [0, -1, -1, -1, -1, -1], num_classes=3, class_names=["ox", "cat", "dog"]
-        )
+        SemiSupervisedData.from_arrays(X, [0, -1, -1, -1, -1, -1], num_classes=3, class_names=["ox", "cat", "dog"])
     with pytest.warns(UserWarning, match=re.escape("class 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...")):
         SemiSupervisedData.from_arrays(X, [0, -1, -1, -1, -1, -1], num_classes=12)
 
@@ -84,7 +94,7 @@ def test_frozen():
     [
         ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); rows are needed"),
         ({"x": np.full((6, 2), np.nan)}, ValueError, "12 values that are NaN"),
-        ({"x": X.astype(str)}, TypeError, "x has dtype <U2"),
+        ({"x": X.astype(str)}, TypeError, "x has dtype <U3"),
         ({"x": X[:0], "y": []}, ValueError, "no values"),
         ({"y": Y[:4]}, ValueError, "y holds 4 labels for 6 rows"),
         ({"y": Y - 1}, ValueError, "labels from -2 to 1"),
@@ -201,20 +211,21 @@ def test_from_npz_without_any_label(write, images):
         assert SemiSupervisedData.from_npz(write(images)).num_classes == 3
 
 
-@pytest.mark.parametrize("num_labels", [6, None])
-def test_hidden_labels_leave_no_trace(write, images, num_labels):
+def test_hidden_labels_leave_no_trace(write, images):
     before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
     hidden = np.setdiff1d(np.arange(60), before.split.labelled)
     images["y_train"][hidden] = np.roll(images["y_train"][hidden], 1)
     after = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
-    assert pickle.dumps(after) == pickle.dumps(before)
+    assert content(after) == content(before)
 
 
 def test_hidden_labels_leave_no_trace_in_a_balanced_split(images):
-    before = SemiSupervisedData.from_arrays(images["x_train"], hide_labels(images["y_train"], np.arange(6)))
-    images["y_train"][6:] = 2 - images["y_train"][6:]
-    after = SemiSupervisedData.from_arrays(images["x_train"], hide_labels(images["y_train"], np.arange(6)))
-    assert pickle.dumps(after) == pickle.dumps(before)
+    x, y = images["x_train"], images["y_train"]
+    labelled = draw_label_split(y, 6, num_classes=3)
+    scrambled = np.where(np.isin(np.arange(60), labelled), y, 2 - y)
+    assert (scrambled != y).any()
+    before, after = (SemiSupervisedData.from_arrays(x, hide_labels(labels, labelled)) for labels in (y, scrambled))
+    assert content(after) == content(before)
 
 
 def test_from_npz_missing_file(tmp_path):
@@ -267,15 +278,14 @@ def test_from_npz_refused(write, images, change, error, text):
     ("arguments", "error", "text"),
     [
         ({"num_labels": 3.5}, TypeError, "num_labels=3.5"),
-        ({"num_labels": 59}, ValueError, "num_labels=59 cannot be drawn.*num_labels=51"),
+        ({"num_labels": 59}, ValueError, "num_labels=59 cannot be drawn.*num_labels=53;"),
         ({"num_validation": 60}, ValueError, "at most 59"),
         ({"num_validation": -1}, ValueError, "num_validation=-1 is too small"),
         ({"seed": 0.5}, TypeError, "seed=0.5"),
     ],
 )
 def test_from_npz_numbers_refused(write, images, arguments, error, text):
-    images["y_train"][3:] %= 2
-    images["y_train"][:51:3] = 2
+    images["y_train"] = np.repeat([0, 1, 2], [17, 20, 23])
     with pytest.raises(error, match=text):
         SemiSupervisedData.from_npz(write(images), **arguments)
 

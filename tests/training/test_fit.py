@@ -80,6 +80,7 @@ def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "model", "figures", "result.json"} <= names
     assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
     wanted = {
         "model", "data", "num_labels", "seed", "add_ons", "test_error", "validation_error", "test_elbo",
         "train_seconds", "epochs", "steps", "device", "versions", "binarisation",
