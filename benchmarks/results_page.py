@@ -66,7 +66,7 @@ def _default_table(results: dict[str, Result]) -> str:
             )
     if not rows:
         return ""
-    one = _group(results, "default-100")[0] if _group(results, "default-100") else next(iter(results.values()))
+    one = (_group(results, "default-100") or list(results.values()))[0]
     header = [
         "labels", "label seeds", "test error, %", "at the last step, %", "test bound, nats", "steps", "seconds",
         "peak memory, MiB", "published M2, %",
@@ -74,7 +74,7 @@ def _default_table(results: dict[str, Result]) -> str:
     return (
         "## MNIST, default recipe\n\n"
         + _table(header, rows)
-        + f"\n\nAdd-ons to $J^\\alpha$: {', '.join(one['add_ons'])}. α = {one['alpha']:g}·N. Binarisation: "
+        + f"\n\nAdd-ons to $J^\\alpha$: {', '.join(one['add_ons'])}. α = {one['objective']['alpha']:g}·N. Binarisation: "
         + f"{one['binarisation']}. Likelihood: {one['likelihood']}. Device: {one['device']}. "
         + f"PyTorch {one['versions']['torch'].split('+')[0]}, Pyro {one['versions']['pyro']}."
     )
@@ -162,7 +162,7 @@ def _pure(results: dict[str, Result], folder: Path) -> str:
         rows.append(
             [
                 words,
-                f"{result['alpha']:g}",
+                f"{result['objective']['alpha']:g}",
                 f"{result['steps']}",
                 f"{100 * final['validation_error']:.1f}",
                 f"{final['entropy_y']:.2f}",

@@ -31,7 +31,11 @@ def m2_parser(description: str) -> ArgumentParser:
     add("--data", type=str, default="mnist", metavar="NAME|FILE.npz", help=data)
     add("--data-dir", type=str, metavar="DIR", help="where data sets lie or go (else PYRO_SSVAE_DATA, else a cache)")
     add("--num-labels", type=int, default=100, metavar="N", help="training rows that keep their label")
-    add("--pure", action="store_true", help="J^alpha and nothing else: no augmentation, no consistency term")
+    add(
+        "--pure",
+        action="store_true",
+        help="J^alpha and nothing else: no augmentation, no consistency term, no KL warm-up",
+    )
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
     add("--seed", type=int, default=0, help="of the label split, the initial weights and training")
     add("--max-epochs", type=int, metavar="E", help="length of the schedule in passes over the unlabelled rows")
@@ -69,6 +73,8 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
             args.out, args.resume = out, out
         if args.cuda:
             args.device = "cuda"
+        if args.pure:
+            args.training.kl_warmup_steps = 0
         resolve_device(args.device)
         training_config(args)
     except (ValueError, RuntimeError, KeyError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,11 @@ class AffineAugmentation(nn.Module):
         self.shear = shear
         self.shift = shift
         self.strength = strength
+
+    def config(self) -> dict[str, float]:
+        """Return the constructor's arguments."""
+        names = ("rotation", "log_scale", "shear", "shift", "strength")
+        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
@@ -118,6 +124,11 @@ class Consistency(nn.Module):
         self.align = align
         self.decay = decay
         self.register_buffer("mean_prediction", torch.full((num_classes,), 1.0 / num_classes))
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        names = ("weight", "threshold", "align", "decay")
+        return {name: getattr(self, name) for name in names} | {"strong": self.strong.config()}
 
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the mean loss over rows, in nats.

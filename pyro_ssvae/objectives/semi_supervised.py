@@ -150,6 +150,16 @@ class SemiSupervisedELBO(nn.Module):
         """Names of the terms beyond J^α, for results."""
         return [part.name for part in (self.augmentation, self.consistency) if part is not None]
 
+    def config(self) -> dict[str, Any]:
+        """Return every weight and add-on, JSON-ready, for results."""
+        return {
+            "alpha": self.alpha,
+            "bound_weight": self.bound_weight,
+            "bound_batch_size": self.bound_batch_size,
+            "augmentation": self.augmentation.config() if self.augmentation is not None else None,
+            "consistency": self.consistency.config() if self.consistency is not None else None,
+        }
+
     @property
     def model(self) -> PairFunction:
         """The generative function in use."""

@@ -14,8 +14,9 @@ class TrainingConfig:
     """How to train: batches, schedule, averaging, stopping, device.
 
     Args:
-        max_steps: Length of the schedule in optimisation steps.
-        max_epochs: Length in passes over the unlabelled rows; overrides ``max_steps`` where given.
+        max_steps: Length of the schedule in optimisation steps; ``None`` is 3,000, or 64 passes over the unlabelled
+            rows where that is less, but no less than 500.
+        max_epochs: Length in passes over the unlabelled rows; overrides ``max_steps``.
         max_minutes: Stop after this much training time; the schedule is not shortened to fit.
         batch_size: Unlabelled rows a step.
         labelled_batch_size: Labelled rows a step.
@@ -25,12 +26,13 @@ class TrainingConfig:
         final_learning_rate: Learning rate at the end, as a share of the peak.
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
-        kl_warmup_steps: Steps over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
+        kl_warmup_steps: Steps over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none. Without
+            it the latents of small data sets tend to stay unused.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
-        binarisation: ``"none"``, ``"dynamic"`` or ``"static"``. With none, a Bernoulli likelihood of grey values is the
-            expectation of dynamic binarisation, without its noise.
+        binarisation: ``"none"``, ``"dynamic"`` or ``"static"``. With none, the Bernoulli likelihood of grey values is
+            that of dynamic binarisation on average, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
         seed: Of every random number drawn during training.
@@ -39,19 +41,19 @@ class TrainingConfig:
         ValueError: For a value outside its range, named with the range.
     """
 
-    max_steps: int = 3000
+    max_steps: int | None = None
     max_epochs: int | None = None
     max_minutes: float | None = None
     batch_size: int = 128
-    labelled_batch_size: int = 32
+    labelled_batch_size: int = 50
     learning_rate: float = 3e-3
-    warmup_steps: int = 200
-    decay_start: float = 0.5
+    warmup_steps: int = 100
+    decay_start: float = 0.4
     final_learning_rate: float = 0.02
     weight_decay: float = 0.0
     gradient_clip: float | None = None
-    kl_warmup_steps: int = 0
-    ema_decay: float = 0.999
+    kl_warmup_steps: int = 400
+    ema_decay: float = 0.998
     patience: int | None = None
     evaluate_every: int = 250
     binarisation: str = "none"
@@ -61,8 +63,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        self._require("at least 1", 1, "max_steps", "batch_size", "labelled_batch_size", "evaluate_every")
-        self._require("at least 1, or none", 1, "max_epochs", "patience")
+        self._require("at least 1", 1, "batch_size", "labelled_batch_size", "evaluate_every")
+        self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience")
         self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_warmup_steps", "seed")
         self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
         for name in ("decay_start", "final_learning_rate"):
@@ -81,7 +83,9 @@ class TrainingConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the schedule in steps."""
-        return self.max_steps if self.max_epochs is None else self.max_epochs * steps_per_epoch
+        if self.max_epochs is not None:
+            return self.max_epochs * steps_per_epoch
+        return max(500, min(3000, 64 * steps_per_epoch)) if self.max_steps is None else self.max_steps
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Return the learning rate of step ``step`` (from 0) of ``total``: warm-up, constant, cosine."""

@@ -41,7 +41,7 @@ class FitResult:
         steps: Steps done.
         epochs: Passes over the unlabelled rows (over the labelled ones when there are no others).
         train_seconds: Time in the loop, evaluations included, over all sittings of the run.
-        binarisation: What was done to the pixels.
+        config: Settings of the loop.
         metrics: One row per evaluation, as in ``metrics.csv``.
         best_step: Step of the evaluation with the least validation error; the last one without validation rows.
         last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
@@ -53,7 +53,7 @@ class FitResult:
     steps: int
     epochs: float
     train_seconds: float
-    binarisation: str
+    config: TrainingConfig
     metrics: list[dict[str, Any]]
     best_step: int
     last_weights: dict[str, Tensor]
@@ -359,7 +359,7 @@ class _Loop:
             steps=self.step,
             epochs=self.step / self.stream.steps_per_epoch,
             train_seconds=self.seconds,
-            binarisation=self.config.binarisation,
+            config=self.config,
             metrics=self.metrics,
             best_step=self.best.step,
             last_weights=last,

@@ -38,7 +38,7 @@ def report(
     Returns:
         The result. Errors are fractions: ``test_error`` and ``validation_error`` at the evaluation that validation
         picked, ``*_last`` at the last step, for which no validation label was used. ``test_elbo`` is the mean of -U(x)
-        over test rows, in nats per datum.
+        over test rows, in nats per datum; ``None`` where no bound was trained.
     """
     pair: M2 = objective.pair  # type: ignore[assignment]
     chosen = _errors(pair, data)
@@ -47,8 +47,8 @@ def report(
     last = _errors(pair, data)
     pair.load_state_dict(picked)
     elbo = None
-    if len(data.x_test):
-        binarisation = "none" if run.binarisation == "none" else "dynamic"
+    if len(data.x_test) and objective.bound_weight:
+        binarisation = "none" if run.config.binarisation == "none" else "dynamic"
         elbo = mean_bound(objective, data.x_test, scale=data.scale, binarisation=binarisation, seed=seed)
     device = device_of(pair)
     result: dict[str, Any] = {
@@ -58,10 +58,11 @@ def report(
         "num_unlabelled": data.num_unlabelled,
         "seed": seed,
         "add_ons": objective.add_ons,
-        "alpha": objective.alpha,
+        "objective": objective.config(),
         "likelihood": pair.likelihood.name,
+        "kl_warmup_steps": run.config.kl_warmup_steps,
         "class_prior": pair.class_prior.name,
-        "binarisation": run.binarisation,
+        "binarisation": run.config.binarisation,
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
         "best_step": run.best_step,

@@ -232,6 +232,8 @@ def test_stops_by_patience_and_by_time(tmp_path: Path) -> None:
 def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     config = TrainingConfig(max_epochs=3, warmup_steps=10, decay_start=0.5, final_learning_rate=0.1, learning_rate=1.0)
     assert config.total_steps(7) == 21
+    assert [TrainingConfig().total_steps(n) for n in (1, 10, 400)] == [500, 640, 3000]
+    assert TrainingConfig(max_steps=7).total_steps(100) == 7
     rates = [config.learning_rate_at(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:50] == [1.0] * 41

@@ -1,0 +1,26 @@
+"""Figures of what a model generates, of how it classifies and of how it was trained.
+
+Every function returns a :class:`matplotlib.figure.Figure` that belongs to no window and no global
+state: it works without a display, shows itself at the end of a notebook cell, and is written by
+``figure.savefig("name.png")``. The random state of the caller and the training mode of the model
+are left as they were; what is drawn at random is fixed by ``seed``.
+"""
+
+from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
+from pyro_ssvae.plots.curves import plot_training_curves
+from pyro_ssvae.plots.features import plot_feature_means
+from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
+from pyro_ssvae.plots.latent import plot_latent_map
+from pyro_ssvae.plots.run import save_run_figures
+
+__all__ = [
+    "plot_analogies",
+    "plot_confusion_matrix",
+    "plot_feature_means",
+    "plot_latent_map",
+    "plot_reconstructions",
+    "plot_reliability",
+    "plot_samples",
+    "plot_training_curves",
+    "save_run_figures",
+]

@@ -1,0 +1,326 @@
+"""Figures of models: what is in them, and that drawing leaves no trace."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ssvae import M2
+from pyro_ssvae.plots import (
+    plot_analogies,
+    plot_feature_means,
+    plot_latent_map,
+    plot_reconstructions,
+    plot_samples,
+)
+from pyro_ssvae.plots.style import class_colours, to_png
+
+GAP = 4  # of tiles that are 64 pixels wide
+
+
+def make_model(event_shape=(1, 8, 8), num_classes=3, latent_dim=2, **options):
+    torch.manual_seed(1)
+    options = {"hidden_dims": (6,), "classifier": "mlp", "dropout": 0.3} | options
+    return M2(event_shape, num_classes, latent_dim=latent_dim, **options)
+
+
+def make_rows(model, n=7):
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.rand(n, *model.event_shape, generator=generator)
+    return rows.to(next(model.parameters()).device), torch.arange(n) % model.num_classes
+
+
+def mosaic(figure, axes=0):
+    (image,) = figure.axes[axes].images
+    return np.asarray(image.get_array())
+
+
+def tile(figure, row, column, *, lead=0, axes=0):
+    """Cut the 8x8 image of a cell out of a mosaic."""
+    top = row * (64 + GAP)
+    left = column * (64 + GAP) + (4 * GAP if lead and column >= lead else 0)
+    return mosaic(figure, axes)[top : top + 64 : 8, left : left + 64 : 8, 0]
+
+
+def texts(labels):
+    return [label.get_text() for label in labels]
+
+
+FIGURES = {
+    "samples": lambda m, x, y: plot_samples(m, num_per_class=2, seed=3),
+    "analogies": lambda m, x, y: plot_analogies(m, x),
+    "reconstructions": lambda m, x, y: plot_reconstructions(m, x, y),
+    "latent_map": lambda m, x, y: plot_latent_map(m, x, y, labelled=y == 0, seed=3),
+    "feature_means": lambda m, x, y: plot_feature_means(m, x, y, num_per_class=2, seed=3),
+}
+
+
+def all_random_states(device):
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    numpy_state = np.random.get_state()[1].copy()  # noqa: NPY002  (it must stay)
+    return [torch.get_rng_state(), *cuda, torch.from_numpy(numpy_state)], random.getstate()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_drawing_leaves_random_states_and_training_modes_alone(name, device):
+    model = make_model(batch_norm=True).to(device)
+    model.train()
+    model.decoder.eval()
+    buffers = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [part.training for part in model.modules()]
+    tensors, python = all_random_states(device)
+    FIGURES[name](model, *make_rows(model))
+    tensors_after, python_after = all_random_states(device)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, tensors_after, strict=True))
+    assert python == python_after
+    assert modes == [part.training for part in model.modules()]
+    assert all(torch.equal(value, buffers[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_same_figure_is_the_same_png(name):
+    model = make_model()
+    first = to_png(FIGURES[name](model, *make_rows(model)))
+    torch.rand(3)
+    assert to_png(FIGURES[name](model, *make_rows(model))) == first
+    assert first.startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_seeds_differ():
+    model = make_model()
+    first, second = (mosaic(plot_samples(model, num_per_class=2, seed=seed)) for seed in (0, 1))
+    assert not np.array_equal(first, second)
+
+
+def test_samples_have_a_row_per_class_and_a_column_per_sample():
+    model = make_model()
+    figure = plot_samples(model, num_per_class=4, class_names=["a", "b", "c"], seed=5)
+    assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 4 * 64 + 3 * GAP, 3)
+    assert texts(figure.axes[0].get_yticklabels()) == ["a", "b", "c"]
+    torch.manual_seed(5)
+    expected, _ = model.generate(12, torch.arange(3).repeat_interleave(4))
+    np.testing.assert_allclose(tile(figure, 1, 2), expected[6, 0], rtol=1e-6)
+
+
+def test_analogies_show_the_source_and_every_class():
+    model = make_model().eval()
+    x, y = make_rows(model, 5)
+    figure = plot_analogies(model, x, y, num_rows=4)
+    assert mosaic(figure).shape == (4 * 64 + 3 * GAP, 4 * 64 + 3 * GAP + 4 * GAP, 3)
+    assert texts(figure.axes[0].get_xticklabels()) == ["given", "0", "1", "2"]
+    np.testing.assert_allclose(tile(figure, 2, 0, lead=1), x[2, 0], rtol=1e-6)
+    with torch.no_grad():
+        z = model.encode(x, y).mean
+        decoded = model.decode(torch.full((5,), 1), z).mean
+    np.testing.assert_allclose(tile(figure, 2, 2, lead=1), decoded[2, 0], rtol=1e-5)
+
+
+def test_analogies_predict_classes_that_are_not_given():
+    model = make_model().eval()
+    x, _ = make_rows(model)
+    given = mosaic(plot_analogies(model, x, model.predict(x)))
+    assert np.array_equal(mosaic(plot_analogies(model, x)), given)
+    other = (model.predict(x) + 1) % 3
+    assert not np.array_equal(mosaic(plot_analogies(model, x, other)), given)
+
+
+def test_reconstructions_pair_rows_with_predictions():
+    model = make_model().eval()
+    x, _ = make_rows(model, 12)
+    probability, predicted = model.predict_proba(x).max(-1)
+    y = predicted.clone()
+    y[3] = (y[3] + 1) % 3
+    figure = plot_reconstructions(model, x, y)
+    assert len(figure.axes) == 2  # bands of ten
+    with torch.no_grad():
+        decoded = model.decode(predicted, model.encode(x, predicted).mean).mean
+    np.testing.assert_allclose(tile(figure, 0, 1, axes=1), x[11, 0], rtol=1e-6)
+    np.testing.assert_allclose(tile(figure, 1, 1, axes=1), decoded[11, 0], rtol=1e-5)
+    captions = figure.axes[0].get_xticklabels()
+    assert captions[0].get_text() == f"{predicted[0]}\n{probability[0]:.0%}"
+    assert captions[3].get_text().endswith(f"\nis {y[3]}")
+    assert captions[3].get_color() != captions[0].get_color()
+    assert texts(plot_reconstructions(model, x).axes[0].get_xticklabels())[3].count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "image_shape"),
+    [((8, 8), None), ((1, 8, 8), None), ((3, 8, 8), None), ((64,), (1, 8, 8)), ((64,), (8, 8))],
+)
+def test_image_shapes(event_shape, image_shape):
+    model = make_model(event_shape)
+    x, y = make_rows(model)
+    plot_reconstructions(model, x, y, image_shape=image_shape)
+    figure = plot_samples(model, num_per_class=2, image_shape=image_shape)
+    assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 2 * 64 + GAP, 3)
+
+
+def test_colours_are_channels():
+    model = make_model((3, 8, 8))
+    x, _ = make_rows(model)
+    shown = mosaic(plot_analogies(model, x))[:64:8, :64:8]
+    np.testing.assert_allclose(shown, x[0].permute(1, 2, 0), rtol=1e-6)
+
+
+def test_value_range_maps_to_black_and_white_and_clips():
+    model = make_model(likelihood="gaussian")
+    x = torch.full((1, 1, 8, 8), -1.0)
+    x[..., 0], x[..., 1] = 3.0, 1.0
+    shown = tile(plot_analogies(model, x, value_range=(-1.0, 3.0)), 0, 0, lead=1)
+    assert shown[0, :3].tolist() == [1.0, 0.5, 0.0]
+    assert tile(plot_analogies(model, x), 0, 0, lead=1)[0, :3].tolist() == [1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match=r"value_range=\(1, 0\)"):
+        plot_samples(model, value_range=(1, 0))
+
+
+@pytest.mark.parametrize("shape", [(64,), (2, 8, 8), (1, 1, 8, 8)])
+def test_rows_that_are_no_images_are_refused(shape):
+    model = make_model(shape)
+    x, _ = make_rows(model)
+    for draw in (plot_samples, plot_analogies, plot_reconstructions):
+        with pytest.raises(ValueError, match=r"are no images: .*are allowed.*image_shape="):
+            draw(model) if draw is plot_samples else draw(model, x)
+    with pytest.raises(ValueError, match=r"image_shape=\(1, 8, 9\) are no images"):
+        plot_samples(model, image_shape=(1, 8, 9))
+
+
+@pytest.mark.parametrize("draw", [plot_analogies, plot_reconstructions, plot_latent_map])
+def test_wrong_rows_and_labels_are_refused(draw):
+    model = make_model()
+    x, y = make_rows(model)
+    with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes rows of shape"):
+        draw(model, x.reshape(7, 1, 4, 16), y)
+    with pytest.raises(ValueError, match="at least 1"):
+        draw(model, x[:0], y[:0])
+    with pytest.raises(TypeError, match=r"uint8.*/ 255"):
+        draw(model, (x * 255).to(torch.uint8), y)
+    with pytest.raises(ValueError, match="6 labels for 7 rows"):
+        draw(model, x, y[:6])
+    with pytest.raises(ValueError, match="0 to 2 are allowed"):
+        draw(model, x, y + 1)
+    with pytest.raises(ValueError, match="2 names for 3 classes"):
+        draw(model, x, y, class_names=["a", "b"])
+
+
+@pytest.mark.parametrize(("number", "error"), [(0, ValueError), (2.5, TypeError)])
+def test_numbers_of_images_are_checked(number, error):
+    model = make_model()
+    with pytest.raises(error, match="num_per_class"):
+        plot_samples(model, num_per_class=number)
+    with pytest.raises(error, match="num_rows"):
+        plot_analogies(model, make_rows(model)[0], num_rows=number)
+
+
+def test_two_latents_are_shown_as_they_are():
+    model = make_model().eval()
+    x, y = make_rows(model)
+    figure = plot_latent_map(model, x, y, labelled=[1, 0, 0, 1, 0, 0, 0])
+    rest, ringed = figure.axes[0].collections
+    with torch.no_grad():
+        z = model.encode(x, y).mean.double().numpy()
+    assert len(ringed.get_offsets()) == 2
+    for points, expected in ((ringed, z[[0, 3]]), (rest, z[[1, 2, 4, 5, 6]])):
+        shown = np.sort(np.asarray(points.get_offsets()), axis=0)
+        np.testing.assert_allclose(shown, np.sort(expected, axis=0))
+    assert texts(figure.legends[0].get_texts()) == ["0", "1", "2", "labelled (2)"]
+    assert "class" in figure.get_supxlabel()
+
+
+def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
+    model = make_model().eval()
+    x, _ = make_rows(model, 4)
+    y = torch.tensor([2, -1, 0, 2])
+    figure = plot_latent_map(model, x, y)
+    points = figure.axes[0].collections[0]
+    completed = torch.where(y < 0, model.predict(x), y)
+    with torch.no_grad():
+        z = model.encode(x, completed).mean.double().numpy()
+    expected = [*class_colours(3), np.array([0.8, 0.8, 0.8, 1.0])]
+    for offset, colour in zip(points.get_offsets(), points.get_facecolors(), strict=True):
+        row = np.abs(z - offset).sum(1).argmin()
+        np.testing.assert_allclose(colour[:3], expected[y[row]][:3])
+    assert "not known" in texts(figure.legends[0].get_texts())
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 5])
+@pytest.mark.parametrize("method", ["auto", "pca", "tsne"])
+def test_every_method_works_for_every_number_of_latents(latent_dim, method):
+    model = make_model(latent_dim=latent_dim)
+    figure = plot_latent_map(model, *make_rows(model), method=method)
+    assert len(figure.axes[0].collections[0].get_offsets()) == 7
+
+
+def test_a_collapsed_posterior_is_drawn():
+    model = make_model(latent_dim=4)
+    for parameter in model.encoder.parameters():
+        parameter.data.zero_()
+    figure = plot_latent_map(model, *make_rows(model))
+    assert figure.axes[0].get_xlabel() == "PC 1 (0% of the variance)"
+
+
+def test_latent_maps_refuse_what_they_cannot_draw():
+    model = make_model(latent_dim=4)
+    x, y = make_rows(model)
+    with pytest.raises(ValueError, match="auto, pca, tsne"):
+        plot_latent_map(model, x, y, method="umap")
+    with pytest.raises(ValueError, match="boolean for each of the 7 rows"):
+        plot_latent_map(model, x, y, labelled=[True])
+    with pytest.raises(ValueError, match="at least 2"):
+        plot_latent_map(model, x[:1], y[:1])
+    with pytest.raises(ValueError, match="4 rows"):
+        plot_latent_map(model, x[:3], y[:3], method="tsne")
+
+
+def test_many_classes_get_a_continuous_map():
+    assert len(np.unique(class_colours(10), axis=0)) == 10
+    assert len(np.unique(class_colours(40), axis=0)) == 40
+    model = make_model(num_classes=40)
+    figure = plot_latent_map(model, *make_rows(model, 50))
+    assert len(figure.axes) == 2  # the colour bar
+    to_png(figure)
+
+
+def test_feature_means_are_in_standard_deviations_of_the_given_rows():
+    model = make_model((5,), likelihood="gaussian")
+    x, y = make_rows(model, 6)
+    x[:, 4] = 0.5
+    y = y.clamp(max=1)  # no row of class 2
+    names = ["u", "v", "w", "r", "constant"]
+    figure = plot_feature_means(model, x, y, num_per_class=3, feature_names=names)
+    generated, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert generated.shape == given.shape == (3, 5)
+    means = torch.stack([x[y == k].mean(0) for k in (0, 1)])
+    expected = (means - means.mean(0)) / x.std(0, correction=0)
+    np.testing.assert_allclose(given[:2, :4], expected[:, :4], atol=1e-5)
+    assert np.isnan(given[2]).all()
+    assert (given[:2, 4] == 0.0).all()
+    assert texts(figure.axes[1].get_xticklabels()) == names
+
+
+def test_feature_means_need_no_rows():
+    figure = plot_feature_means(make_model((5,)))
+    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["generated rows"]
+
+
+def test_feature_means_check_their_arguments():
+    model = make_model((5,))
+    x, y = make_rows(model)
+    with pytest.raises(ValueError, match="x was given alone"):
+        plot_feature_means(model, x)
+    with pytest.raises(ValueError, match="y was given alone"):
+        plot_feature_means(model, y=y)
+    with pytest.raises(ValueError, match="1 names for 5 features"):
+        plot_feature_means(model, feature_names=["a"])
+    with pytest.raises(ValueError, match="6 labels for 7 rows"):
+        plot_feature_means(model, x, y[:6])
+
+
+def test_figures_show_themselves_in_notebooks_and_belong_to_no_window():
+    model = make_model()
+    figure = plot_samples(model, num_per_class=1)
+    assert figure.canvas.manager is None
+    assert figure._repr_png_() == to_png(plot_samples(model, num_per_class=1))

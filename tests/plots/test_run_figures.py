@@ -1,0 +1,146 @@
+"""The figures of a run: which are written, how, and when not."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from pyro_ssvae import M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae.plots import save_run_figures
+
+IMAGES = ["samples", "analogies", "reconstructions"]
+ROWS = ["latent_map", "confusion_matrix", "reliability"]
+
+
+def make_data(event_shape=(1, 8, 8), held_out="test", num_classes=3):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(24, *event_shape, generator=generator) * 255).to(torch.uint8)
+    y = torch.arange(24) % num_classes
+    hidden = y[:12].clone()
+    hidden[6:] = -1
+    rest = {f"x_{held_out}": x[12:], f"y_{held_out}": y[12:]} if held_out else {}
+    names = ["ant", "bee", "cow", *"defg"][:num_classes]
+    rest |= {"num_classes": num_classes, "class_names": names}
+    return SemiSupervisedData.from_arrays(x[:12], hidden, **rest)
+
+
+def make_model(data, **options):
+    torch.manual_seed(1)
+    options = {"latent_dim": 3, "hidden_dims": (6,), "classifier": "mlp"} | options
+    return M2(data.event_shape, data.num_classes, **options)
+
+
+def write_metrics(folder, text="step,train_loss\n1,2.0\n2,1.0\n"):
+    path = folder / "metrics.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def stems(paths):
+    return [path.stem for path in paths]
+
+
+def test_a_run_on_images(tmp_path):
+    data = make_data()
+    model = make_model(data)
+    paths = save_run_figures(model, data, write_metrics(tmp_path), tmp_path / "run" / "figures")
+    assert stems(paths) == [*IMAGES, *ROWS, "training_curves"]
+    assert sorted(paths) == sorted((tmp_path / "run" / "figures").iterdir())
+    for path in paths:
+        height, width, channels = imread(path).shape
+        assert min(height, width) > 100
+        assert channels in (3, 4)
+    assert model.training
+
+
+def test_a_run_on_a_table(tmp_path):
+    data = make_data((16,))  # a square number, and yet no image
+    paths = save_run_figures(make_model(data), data, None, str(tmp_path))
+    assert stems(paths) == ["feature_means", *ROWS]
+    paths = save_run_figures(make_model(data), data, None, tmp_path, image_shape=(4, 4))
+    assert stems(paths) == [*IMAGES, *ROWS]
+
+
+@pytest.mark.parametrize(("held_out", "rows"), [("validation", ROWS), (None, [])])
+def test_without_test_rows(tmp_path, held_out, rows):
+    data = make_data(held_out=held_out)
+    assert stems(save_run_figures(make_model(data), data, None, tmp_path)) == [*IMAGES, *rows]
+    data = make_data((5,), held_out=held_out)
+    paths = save_run_figures(make_model(data), data, None, tmp_path)
+    assert stems(paths) == ["feature_means", *rows]
+
+
+def test_curves_need_rows(tmp_path):
+    data = make_data((5,), held_out=None)
+    for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train_loss\n")):
+        paths = save_run_figures(make_model(data), data, metrics, tmp_path / "f")
+        assert stems(paths) == ["feature_means"]
+
+
+def test_files_are_the_same_bytes_and_replace_older_ones(tmp_path):
+    data = make_data()
+    model = make_model(data)
+    first = {p: p.read_bytes() for p in save_run_figures(model, data, None, tmp_path, seed=4)}
+    torch.rand(5)
+    state = torch.get_rng_state()
+    again = save_run_figures(model, data, None, tmp_path, seed=4)
+    assert {path: path.read_bytes() for path in again} == first
+    assert torch.equal(torch.get_rng_state(), state)
+    other = save_run_figures(model, data, None, tmp_path, seed=5)
+    assert other[0].read_bytes() != first[other[0]]
+
+
+def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
+    data = make_data((5,), held_out=None)
+    (path,) = save_run_figures(make_model(data), data, None, tmp_path)
+    before = path.read_bytes()
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunFolderError, match=r"Cannot write the figure .*No space left"):
+        save_run_figures(make_model(data), data, None, tmp_path, seed=1)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_that_does_not_fit_is_refused(tmp_path):
+    data, other = make_data(), make_data((1, 4, 4))
+    with pytest.raises(ValueError, match="Hand in the data that the model was trained on"):
+        save_run_figures(make_model(other), data, None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_may_have_more_classes_than_the_data(tmp_path):
+    data = make_data()
+    model = M2(data.event_shape, 5, latent_dim=2, hidden_dims=(6,), classifier="mlp")
+    assert len(save_run_figures(model, data, None, tmp_path)) == 6
+
+
+def test_values_beyond_the_unit_interval_are_not_clipped(tmp_path, monkeypatch):
+    ranges = []
+
+    def record(model, **options):
+        ranges.append(options["value_range"])
+        raise StopIteration
+
+    monkeypatch.setattr("pyro_ssvae.plots.run.plot_samples", record)
+    for low, high, expected in ((-2.0, 3.0, (-2.0, 3.0)), (0.2, 0.9, (0.0, 1.0))):
+        x = torch.linspace(low, high, 4 * 16).reshape(4, 1, 4, 4)
+        data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1])
+        with pytest.raises(StopIteration):
+            save_run_figures(make_model(data, likelihood="gaussian"), data, None, tmp_path)
+        assert ranges[-1] == pytest.approx(np.array(expected))
+
+
+def test_models_on_a_device(tmp_path, device):
+    data = make_data()
+    model = make_model(data).to(device)
+    assert len(save_run_figures(model, data, None, tmp_path)) == 6
+    assert next(model.parameters()).device.type == device.type
