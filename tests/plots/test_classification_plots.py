@@ -26,7 +26,7 @@ def test_confusion_counts_and_percentages():
     assert figure.get_suptitle() == "Confusion matrix: error 28.57% (2 of 7 rows)"
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 20, 21, 90])
+@pytest.mark.parametrize("num_classes", [1, 20, 21, 90])
 def test_confusion_matrices_of_any_size(num_classes):
     y = np.arange(2 * num_classes) % num_classes
     figure = plot_confusion_matrix(y, y, title="Test rows")

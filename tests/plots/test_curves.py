@@ -54,8 +54,11 @@ def curve(axes, label=None):
 def test_a_file_and_its_rows_give_the_same_curves(tmp_path):
     rows = make_rows()
     figure = plot_training_curves(write(tmp_path / "metrics.csv", rows))
-    assert to_png(figure) == to_png(plot_training_curves(rows))
-    assert len(figure.axes) == 8
+    again = plot_training_curves(rows)
+    assert len(figure.axes) == len(again.axes) == 8
+    for axes, other in zip(figure.axes, again.axes, strict=True):
+        for line, same in zip(axes.lines, other.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), same.get_xydata())
     shown = curve(panel(figure, "Bound on log p (higher is better)"), "labelled rows")
     expected = [[row["step"], row["bound_labelled"]] for row in rows]
     np.testing.assert_allclose(shown, expected)
@@ -113,7 +116,7 @@ def test_other_columns_are_shown_if_they_hold_numbers(tmp_path):
 
 
 def test_a_single_evaluation_is_drawn():
-    assert to_png(plot_training_curves(make_rows(1))).startswith(b"\x89PNG")
+    assert to_png(plot_training_curves([{"step": 1, "train_loss": 2.0}])).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

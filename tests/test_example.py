@@ -1,0 +1,167 @@
+"""examples/m2.py as a user calls it: every flag once, and every mistake that is easy to make."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_ssvae
+
+PATH = Path(__file__).parents[1] / "examples" / "m2.py"
+TINY = ["--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("m2_example", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--class-prior", "map", "--num-labels", "20"],
+        ["--class-prior", "dirichlet", "--likelihood", "gaussian"],
+        [
+            "--pure",
+            "--alpha",
+            "0.1",
+            "--classifier",
+            "mlp",
+            "--activation",
+            "softplus",
+            "--training.binarisation",
+            "static",
+        ],
+        ["--seed", "3", "--precision", "bf16-mixed", "--training.gradient_clip", "1.0"],
+    ],
+)
+def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert example.main(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
+    assert "test error" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["add_ons"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
+    assert (result["kl_warmup_steps"] == 0) == ("--pure" in flags)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert len(names) >= 6
+    with pytest.warns(UserWarning, match="MyM2"):
+        assert pyro_ssvae.load(tmp_path).num_classes == 10
+
+
+def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = (rng.normal(size=(120, 7)) + y[:, None]).astype(np.float32)
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=x[:100], y_train=y[:100], x_test=x[100:], y_test=y[100:])
+    flags = [
+        "--data",
+        str(file),
+        "--num-labels",
+        "30",
+        "--likelihood",
+        "gaussian",
+        "--out",
+        str(tmp_path / "run"),
+        *TINY,
+    ]
+    assert example.main(flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["num_labels"], result["add_ons"], result["validation_error"]) == (30, [], None)
+    assert 0.0 <= result["test_error"] <= 1.0
+
+
+def test_config_file(example: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "flags.yaml").write_text("data: digits\nmax_epochs: 1\nlatent_dim: 2\ntraining:\n  batch_size: 300\n")
+    assert (
+        example.main(["--config", str(tmp_path / "flags.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    )
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
+
+
+def test_no_download_carries_on_with_digits(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object, **__: object) -> None:
+        raise pyro_ssvae.DataUnavailableError("MNIST is not in DIR and could not be downloaded: use --data-dir.")
+
+    original = pyro_ssvae.SemiSupervisedData.from_name
+    monkeypatch.setattr(
+        pyro_ssvae.SemiSupervisedData,
+        "from_name",
+        lambda name, **options: original(name, **options) if name == "digits" else unavailable(),
+    )
+    assert example.main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    captured = capsys.readouterr()
+    complaint = [line for line in captured.err.splitlines() if "Carrying on with digits" in line]
+    assert len(complaint) == 1
+    assert "--data-dir" in complaint[0]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["data"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max-epochs", "0"], "max_epochs=0"),
+        (["--device", "toaster"], "toaster"),
+        (["--resume", "/nowhere/at/all"], "holds no run"),
+        (["--likelihood", "poisson"], "bernoulli"),
+        (["--training.batch_size", "-5"], "batch_size=-5"),
+        (["--no-such-flag"], "no-such-flag"),
+    ],
+)
+def test_bad_flags_end_with_one_message(
+    example: ModuleType, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.main(flags)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so --cuda is no error")
+def test_cuda_without_gpu_is_a_clear_error(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        example.main(["--cuda"])
+    assert ended.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data", "nothing.npz"], "nothing.npz"),
+        (["--data", "nonsense"], "digits"),
+        (["--data", "digits", "--num-labels", "-1"], "num_labels"),
+        (["--data", "digits", "--alpha", "-1"], "alpha"),
+        (["--data", "digits", "--latent-dim", "0"], "latent_dim"),
+    ],
+)
+def test_bad_data_and_models_end_with_one_message(
+    example: ModuleType, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert example.main([*flags, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_occupied_folder_and_a_finished_run(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--data", "digits", "--out", str(tmp_path / "run"), *TINY]
+    assert example.main(flags) == 0
+    assert example.main(flags) == 2
+    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().err
+    assert example.main(["--resume", str(tmp_path / "run")]) == 0  # nothing left to train; reports again
