@@ -16,7 +16,7 @@ from pyro_ssvae.plots import (
     plot_reconstructions,
     plot_samples,
 )
-from pyro_ssvae.plots.style import class_colours, to_png
+from pyro_ssvae.plots.style import ALARM, INK, class_colours, to_png
 
 GAP = 4  # of tiles that are 64 pixels wide
 
@@ -143,7 +143,8 @@ def test_reconstructions_pair_rows_with_predictions():
     captions = figure.axes[0].get_xticklabels()
     assert captions[0].get_text() == f"{predicted[0]}\n{probability[0]:.0%}"
     assert captions[3].get_text().endswith(f"\nis {y[3]}")
-    assert captions[3].get_color() != captions[0].get_color()
+    colours = [caption.get_color() for caption in captions]
+    assert colours == [INK] * 3 + [ALARM] + [INK] * 6
     assert texts(plot_reconstructions(model, x).axes[0].get_xticklabels())[3].count("\n") == 1
 
 
