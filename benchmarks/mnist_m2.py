@@ -89,7 +89,7 @@ def rows(splits: int) -> list[Row]:
 
 # J^alpha as in the paper, on MLPs and binarised pixels: what fails, fails without the help of the default's parts.
 _CONSTANT_RATE = {
-    "kl_warmup_steps": 0,
+    "kl_warmup": 0.0,
     "binarisation": "dynamic",
     "learning_rate": 1e-3,
     "decay_start": 1.0,
@@ -107,7 +107,7 @@ PURE_LARGE_ALPHA: dict[str, Any] = _PURE | {
 }
 
 
-def train(row: Row, data_dir: str | None) -> dict[str, Any]:
+def train(row: Row, data_dir: str | None, keep: str | None) -> dict[str, Any]:
     """Train one row and return its result, with the curves of its evaluations."""
     data = SemiSupervisedData.from_name(row.data, num_labels=row.num_labels, seed=row.seed, data_dir=data_dir)
     if row.supervised:
@@ -115,7 +115,8 @@ def train(row: Row, data_dir: str | None) -> dict[str, Any]:
     pyro.set_rng_seed(row.seed)
     model = M2(data.event_shape, data.num_classes, **row.model)
     objective = SemiSupervisedELBO.for_data(model, data, pure=row.pure, **row.objective)
-    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training))
+    out = Path(keep) / f"{row.name}-seed{row.seed}" if keep else None
+    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training), out=out)
     result = report(objective, data, run, seed=row.seed)
     if row.data == "digits":
         result["label_spreading"] = label_spreading(data)
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3, metavar="K", help="label splits at 100 labels, seeds 0 to K-1")
     parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies (else PYRO_SSVAE_DATA, else a cache)")
     parser.add_argument("--only", action="append", metavar="NAME", help="only rows of this name; may be repeated")
+    parser.add_argument("--keep", metavar="DIR", help="keep the run folders, with models and figures, under DIR")
     parser.add_argument("--table", action="store_true", help="train nothing, only rewrite the page")
     args = parser.parse_args()
     wanted = [row for row in rows(args.splits) if not args.only or row.name in args.only]
@@ -153,7 +155,7 @@ def main() -> None:
         print(f"[{number}/{len(wanted)}] {row.name}, seed {row.seed}", flush=True)
         # A fresh process for each run: its peak memory is its own.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            result = pool.submit(train, row, args.data_dir).result()
+            result = pool.submit(train, row, args.data_dir, args.keep).result()
         row.path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"    test error {result['test_error']:.2%}, {result['train_seconds']:.0f} s", flush=True)
     write_page(RESULTS, [row.path for row in rows(args.splits) if row.path.exists()])

@@ -74,7 +74,7 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
         if args.cuda:
             args.device = "cuda"
         if args.pure:
-            args.training.kl_warmup_steps = 0
+            args.training.kl_warmup = 0.0
         resolve_device(args.device)
         training_config(args)
     except (ValueError, RuntimeError, KeyError) as error:

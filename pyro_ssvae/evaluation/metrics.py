@@ -11,7 +11,7 @@ from pyro_ssvae.models import M2
 from pyro_ssvae.models.base import device_of, evaluation_mode
 from pyro_ssvae.objectives import SemiSupervisedELBO
 
-__all__ = ["classification_error", "mean_bound", "posterior_diagnostics", "predict_rows"]
+__all__ = ["class_control", "classification_error", "mean_bound", "posterior_diagnostics", "predict_rows"]
 
 
 def predict_rows(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
@@ -71,12 +71,48 @@ def mean_bound(
     total = 0.0
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), evaluation_mode(objective):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         for batch in iterate_rows(
             x, scale=scale, batch_size=batch_size, device=device, binarisation=binarisation, seed=seed
         ):
             total -= objective.unlabelled_bound(batch) * len(batch)
     return total / len(x)
+
+
+@torch.no_grad()
+def class_control(model: M2, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+    """Return how far the class decides what is generated: the share of images that the classifier reads as asked.
+
+    M2 can classify well while its decoder ignores y, because z may carry the class as well; this number tells.
+    ``analogies`` decodes the style of each row with every class, ``samples`` styles from the prior. One is perfect,
+    1/K means that y is ignored. It leans on the model's own classifier.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored, whose styles are used.
+        scale: Divides ``x``.
+        seed: Of the styles drawn from the prior; the caller's random state is left as it was.
+    """
+    device = device_of(model)
+    classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
+    right = {"analogies": 0, "samples": 0}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation_mode(model):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        for batch in iterate_rows(x, scale=scale, batch_size=250, device=device):
+            y = model.classify(batch).argmax(-1)
+            styles = {
+                "analogies": model.encode(batch, y).mean.expand(model.num_classes, -1, -1),
+                "samples": model.prior().sample((model.num_classes, len(batch))),
+            }
+            for name, z in styles.items():
+                images = model.decode(classes, z).mean.flatten(0, 1)
+                read = model.classify(images).argmax(-1).view(model.num_classes, -1)
+                right[name] += int((read == classes).sum())
+    return {name: count / (model.num_classes * len(x)) for name, count in right.items()}
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ class TrainingConfig:
         final_learning_rate: Learning rate at the end, as a share of the peak.
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
-        kl_warmup_steps: Steps over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none. Without
-            it the latents of small data sets tend to stay unused.
+        kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) goes to 1; 0 for none.
+        kl_warmup_start: Weight that it starts from; ``None`` is 5 from 10,000 rows up, so that the class is put to use
+            before the latents can take its place, and 0 below, where latents otherwise stay unused.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
@@ -52,7 +53,8 @@ class TrainingConfig:
     final_learning_rate: float = 0.02
     weight_decay: float = 0.0
     gradient_clip: float | None = None
-    kl_warmup_steps: int = 400
+    kl_warmup: float = 1 / 3
+    kl_warmup_start: float | None = None
     ema_decay: float = 0.998
     patience: int | None = None
     evaluate_every: int = 250
@@ -65,9 +67,9 @@ class TrainingConfig:
         """Check every value."""
         self._require("at least 1", 1, "batch_size", "labelled_batch_size", "evaluate_every")
         self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience")
-        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_warmup_steps", "seed")
+        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_warmup_start", "seed")
         self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
-        for name in ("decay_start", "final_learning_rate"):
+        for name in ("decay_start", "final_learning_rate", "kl_warmup"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         if not 0.0 <= self.ema_decay < 1.0:
@@ -98,9 +100,13 @@ class TrainingConfig:
             self.final_learning_rate + (1.0 - self.final_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
         )
 
-    def kl_weight_at(self, step: int) -> float:
-        """Return the weight of the KL of z at step ``step`` (from 0)."""
-        return min(1.0, (step + 1) / self.kl_warmup_steps) if self.kl_warmup_steps else 1.0
+    def kl_weight_at(self, step: int, total: int, num_rows: int) -> float:
+        """Return the weight of the KL of z at step ``step`` (from 0) of ``total``, for a number of training rows."""
+        start = self.kl_warmup_start
+        if start is None:
+            start = 5.0 if num_rows >= 10_000 else 0.0
+        steps = self.kl_warmup * total
+        return start + (1.0 - start) * min(1.0, (step + 1) / steps) if steps else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary."""

@@ -240,7 +240,7 @@ class _Loop:
     def _train_step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step, self.total)
-        self.objective.kl_weight = self.config.kl_weight_at(self.step)
+        self.objective.kl_weight = self.config.kl_weight_at(self.step, self.total, self.objective.num_rows)
         self.module.train()
         loss = self.module(next(self.stream))
         self.fabric.backward(loss)

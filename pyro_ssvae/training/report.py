@@ -12,7 +12,7 @@ import torchvision
 
 import pyro_ssvae
 from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.evaluation import classification_error, mean_bound
+from pyro_ssvae.evaluation import class_control, classification_error, mean_bound
 from pyro_ssvae.models import M2
 from pyro_ssvae.models.base import device_of
 from pyro_ssvae.objectives import SemiSupervisedELBO
@@ -38,7 +38,8 @@ def report(
     Returns:
         The result. Errors are fractions: ``test_error`` and ``validation_error`` at the evaluation that validation
         picked, ``*_last`` at the last step, for which no validation label was used. ``test_elbo`` is the mean of -U(x)
-        over test rows, in nats per datum; ``None`` where no bound was trained.
+        over test rows, in nats per datum, and ``class_control`` that of
+        :func:`pyro_ssvae.evaluation.class_control`; ``None`` where no bound was trained.
     """
     pair: M2 = objective.pair  # type: ignore[assignment]
     chosen = _errors(pair, data)
@@ -46,10 +47,11 @@ def report(
     pair.load_state_dict(run.last_weights)
     last = _errors(pair, data)
     pair.load_state_dict(picked)
-    elbo = None
+    elbo, control = None, None
     if len(data.x_test) and objective.bound_weight:
         binarisation = "none" if run.config.binarisation == "none" else "dynamic"
         elbo = mean_bound(objective, data.x_test, scale=data.scale, binarisation=binarisation, seed=seed)
+        control = class_control(pair, data.x_test[:1000], scale=data.scale, seed=seed)
     device = device_of(pair)
     result: dict[str, Any] = {
         "model": type(pair).__name__,
@@ -60,13 +62,14 @@ def report(
         "add_ons": objective.add_ons,
         "objective": objective.config(),
         "likelihood": pair.likelihood.name,
-        "kl_warmup_steps": run.config.kl_warmup_steps,
+        "kl_warmup": run.config.kl_warmup,
         "class_prior": pair.class_prior.name,
         "binarisation": run.config.binarisation,
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
         "best_step": run.best_step,
         "test_elbo": elbo,
+        "class_control": control,
         "train_seconds": round(run.train_seconds, 1),
         "epochs": round(run.epochs, 3),
         "steps": run.steps,

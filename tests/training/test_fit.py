@@ -108,7 +108,7 @@ def test_resuming_equals_never_having_stopped(
 ) -> None:
     """Stopped in the middle of an epoch and of an evaluation period."""
     data = make_data()
-    config = changed(SHORT, ema_decay=ema_decay, kl_warmup_steps=20, gradient_clip=5.0)
+    config = changed(SHORT, ema_decay=ema_decay, kl_warmup=0.5, kl_warmup_start=3.0, gradient_clip=5.0)
     straight = make_objective(data)
     expected = fit(straight, data, config, out=tmp_path / "straight", progress=False)
 
@@ -239,8 +239,10 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     assert rates[9:50] == [1.0] * 41
     assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
-    warm = TrainingConfig(kl_warmup_steps=4)
-    assert [warm.kl_weight_at(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    warm = TrainingConfig(kl_warmup=0.5)
+    assert [warm.kl_weight_at(step, 8, 100) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [warm.kl_weight_at(step, 8, 50_000) for step in range(5)] == [4.0, 3.0, 2.0, 1.0, 1.0]
+    assert TrainingConfig(kl_warmup=0.0).kl_weight_at(0, 8, 100) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
         {"max_steps": 0}, {"max_epochs": 0}, {"max_minutes": -1.0}, {"batch_size": -3}, {"labelled_batch_size": 0},
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup_steps": -1}, {"decay_start": 1.5},
         {"ema_decay": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"binarisation": "some"}, {"precision": "8"},
-        {"gradient_clip": 0.0}, {"kl_warmup_steps": -1}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
+        {"gradient_clip": 0.0}, {"kl_warmup": -0.1}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
     ],
 )  # fmt: skip
 def test_bad_settings_name_themselves(values: dict[str, object]) -> None:
