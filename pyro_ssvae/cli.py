@@ -34,7 +34,7 @@ def m2_parser(description: str) -> ArgumentParser:
     add(
         "--pure",
         action="store_true",
-        help="J^alpha and nothing else: no augmentation, no consistency term, no KL warm-up",
+        help="J^alpha and nothing else: no augmentation, no consistency term, no weight on the KL",
     )
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
     add("--seed", type=int, default=0, help="of the label split, the initial weights and training")
@@ -75,6 +75,7 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
             args.device = "cuda"
         if args.pure:
             args.training.kl_warmup = 0.0
+            args.training.kl_squeeze = 1.0
         resolve_device(args.device)
         training_config(args)
     except (ValueError, RuntimeError, KeyError) as error:

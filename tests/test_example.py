@@ -49,7 +49,7 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
     assert "test error" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["add_ons"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
-    assert (result["kl_warmup"] == 0) == ("--pure" in flags)
+    assert (set(result["kl_weight"]) == {1.0}) == ("--pure" in flags)
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert len(names) >= 6
     with pytest.warns(UserWarning, match="MyM2"):

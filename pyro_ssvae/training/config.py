@@ -26,9 +26,10 @@ class TrainingConfig:
         final_learning_rate: Learning rate at the end, as a share of the peak.
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
-        kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) goes to 1; 0 for none.
-        kl_warmup_start: Weight that it starts from; ``None`` is 5 from 10,000 rows up, so that the class is put to use
-            before the latents can take its place, and 0 below, where latents otherwise stay unused.
+        kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
+        kl_squeeze: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the class
+            out of the latents, so that the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below.
+        kl_settled: Share of the schedule after which the weight is 1 for good.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
@@ -53,8 +54,9 @@ class TrainingConfig:
     final_learning_rate: float = 0.02
     weight_decay: float = 0.0
     gradient_clip: float | None = None
-    kl_warmup: float = 1 / 3
-    kl_warmup_start: float | None = None
+    kl_warmup: float = 0.15
+    kl_squeeze: float | None = None
+    kl_settled: float = 0.5
     ema_decay: float = 0.998
     patience: int | None = None
     evaluate_every: int = 250
@@ -67,13 +69,15 @@ class TrainingConfig:
         """Check every value."""
         self._require("at least 1", 1, "batch_size", "labelled_batch_size", "evaluate_every")
         self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience")
-        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_warmup_start", "seed")
+        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_squeeze", "seed")
         self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
-        for name in ("decay_start", "final_learning_rate", "kl_warmup"):
+        for name in ("decay_start", "final_learning_rate", "kl_warmup", "kl_settled"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
+        if self.kl_settled < self.kl_warmup:
+            raise ValueError(f"kl_settled={self.kl_settled} must not be less than kl_warmup={self.kl_warmup}.")
         _one_of("binarisation", self.binarisation, ("none", "dynamic", "static"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 
@@ -102,11 +106,15 @@ class TrainingConfig:
 
     def kl_weight_at(self, step: int, total: int, num_rows: int) -> float:
         """Return the weight of the KL of z at step ``step`` (from 0) of ``total``, for a number of training rows."""
-        start = self.kl_warmup_start
-        if start is None:
-            start = 5.0 if num_rows >= 10_000 else 0.0
-        steps = self.kl_warmup * total
-        return start + (1.0 - start) * min(1.0, (step + 1) / steps) if steps else 1.0
+        progress = (step + 1) / total
+        if progress < self.kl_warmup:
+            return progress / self.kl_warmup
+        squeeze = self.kl_squeeze
+        if squeeze is None:
+            squeeze = 8.0 if num_rows >= 10_000 else 1.0
+        if progress >= self.kl_settled or squeeze == 1.0:
+            return 1.0
+        return squeeze + (1.0 - squeeze) * (progress - self.kl_warmup) / (self.kl_settled - self.kl_warmup)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary."""

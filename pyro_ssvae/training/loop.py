@@ -290,12 +290,14 @@ class _Loop:
         return row
 
     def _keep_if_best(self, error: float | None) -> None:
-        # Without validation rows the latest weights count as the best; among equals the later are preferred.
-        if error is not None and error > self.best.error:
+        # Without validation rows, and as long as the objective is not yet a bound, the latest weights count as the
+        # best: a classifier may be at its best while the generative model knows nothing. Among equals, the later.
+        warming = self.objective.kl_weight != 1.0
+        if error is not None and not warming and error > self.best.error:
             self.best.evaluations_since += 1
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
-        self.best = _Best(float("inf") if error is None else error, self.step, 0, weights)
+        self.best = _Best(float("inf") if error is None or warming else error, self.step, 0, weights)
         if self.folder is not None and isinstance(self.pair, M2):
             try:
                 save(self.pair, self.folder.model)

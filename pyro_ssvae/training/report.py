@@ -62,7 +62,7 @@ def report(
         "add_ons": objective.add_ons,
         "objective": objective.config(),
         "likelihood": pair.likelihood.name,
-        "kl_warmup": run.config.kl_warmup,
+        "kl_weight": [run.config.kl_weight_at(int(t * run.steps / 10), run.steps, data.x.shape[0]) for t in range(10)],
         "class_prior": pair.class_prior.name,
         "binarisation": run.config.binarisation,
         **chosen,
