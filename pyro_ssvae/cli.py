@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError
@@ -21,9 +22,13 @@ __all__ = ["load_data", "parse_m2", "settings", "training_config"]
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
 
 
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a description as they are, and shows defaults."""
+
+
 def m2_parser(description: str) -> ArgumentParser:
     """Return the parser of ``examples/m2.py``."""
-    parser = ArgumentParser(prog="m2.py", description=description, default_env=False)
+    parser = ArgumentParser(prog="m2.py", description=description, formatter_class=_Formatter)
     add = parser.add_argument
     data = (
         "mnist, fashion_mnist, cifar10, digits (needs no download), or FILE.npz with x_train, y_train, x_test, y_test"

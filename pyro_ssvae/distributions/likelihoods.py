@@ -126,6 +126,7 @@ def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
         TypeError: For anything that is neither a name nor a :class:`Likelihood`.
 
     Example:
+        >>> import torch
         >>> make_likelihood("bernoulli")(torch.zeros(4, 1, 8, 8), 2).event_shape
         torch.Size([8, 8])
     """

@@ -27,8 +27,8 @@ class TrainingConfig:
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
         kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
-        kl_squeeze: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the class
-            out of the latents, so that the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below.
+        kl_squeeze: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the
+            class out of the latents, so the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below.
         kl_settled: Share of the schedule after which the weight is 1 for good.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
