@@ -97,7 +97,7 @@ _CONSTANT_RATE = {
     "binarisation": "dynamic",
     "learning_rate": 1e-3,
     "decay_start": 1.0,
-    "max_steps": 5000,
+    "max_steps": 3000,
 }
 _PURE: dict[str, Any] = {"pure": True, "training": _CONSTANT_RATE}
 PURE_SMALL_ALPHA: dict[str, Any] = _PURE | {
