@@ -113,7 +113,7 @@ def _worth(results: dict[str, Result]) -> str:
         + "\n\nPaired over the label splits (mean ± standard deviation of the difference):\n\n"
         + f"- the unlabelled rows, labels alone minus default: {gain('labels-alone-100')};\n"
         + f"- the generative model, add-ons alone minus default: {gain('add-ons-alone-100')}.\n\n"
-        + "Where the second number is within its spread of zero, the bound does not help to classify here: what it buys "
+        + "Where the second number is within its spread of zero, the bound does not help to classify: what it buys "
         + "is the generator, the bound on log p(x) and the class prior, at the same error."
     )
 
