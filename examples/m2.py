@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> int:
             settings=settings(args),
         )
         if not run.finished:
-            print(f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: {sys.argv[0]} --resume {args.out}")
+            print(
+                f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: python {sys.argv[0]} --resume {args.out}"
+            )
             return 130
         result = report(objective, data, run, seed=args.seed)
     except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError) as error:
