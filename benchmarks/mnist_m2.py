@@ -1,6 +1,6 @@
 """Train every row of the results page and write it: MNIST by the published protocol, and digits.
 
-    python benchmarks/mnist_m2.py --splits 3              # about an hour and a half on two cores
+    python benchmarks/mnist_m2.py --splits 3 --jobs 2     # took 40 minutes on two busy cores
     python benchmarks/mnist_m2.py --splits 1 --only default-100
     python benchmarks/mnist_m2.py --table                 # only rewrite docs/results.md and its figure
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name PyTorch's own documentation uses)
+from torch.nn import functional as F
 
 __all__ = ["ACTIVATIONS", "MLP", "ConditionalMLP", "ConvClassifier", "FactoredLinear", "make_classifier"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyro.distributions as dist
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name PyTorch's own documentation uses)
+from torch.nn import functional as F
 
 __all__ = ["Bernoulli", "Gaussian", "Likelihood", "make_likelihood"]
 

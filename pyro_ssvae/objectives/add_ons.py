@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  (the name PyTorch's own documentation uses)
+from torch.nn import functional as F
 
 __all__ = ["AffineAugmentation", "Consistency"]
 
