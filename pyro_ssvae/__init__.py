@@ -8,7 +8,7 @@ trains it and leaves a run folder; :func:`load` brings the model back.
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError
 from pyro_ssvae.models import M2, load, pyro_view, save
-from pyro_ssvae.objectives import EnumerationError, SemiSupervisedELBO
+from pyro_ssvae.objectives import EnumerationError, SemiSupervisedELBO, StaticELBOError, StaticEnumELBO
 from pyro_ssvae.training import FitResult, TrainingConfig, fit
 
 __version__ = "0.1.0"
@@ -22,6 +22,8 @@ __all__ = [
     "RunFolderError",
     "SemiSupervisedData",
     "SemiSupervisedELBO",
+    "StaticELBOError",
+    "StaticEnumELBO",
     "TrainingConfig",
     "fit",
     "load",

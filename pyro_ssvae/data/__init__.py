@@ -1,6 +1,6 @@
 """Data: rows of which a few carry labels, the split that decides which, and batches."""
 
-from pyro_ssvae.data.batches import Batch, BatchStream
+from pyro_ssvae.data.batches import Batch, BatchStream, Rows
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.named import DATASET_NAMES
 from pyro_ssvae.data.rows import binarise, iterate_rows, prepare
@@ -11,6 +11,7 @@ __all__ = [
     "Batch",
     "BatchStream",
     "LabelSplit",
+    "Rows",
     "SemiSupervisedData",
     "binarise",
     "draw_label_split",

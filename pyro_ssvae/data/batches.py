@@ -13,7 +13,7 @@ from pyro_ssvae.data.checks import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.rows import as_device, binarise, check_binarisation, derived_seed, to_unit
 
-__all__ = ["Batch", "BatchStream"]
+__all__ = ["Batch", "BatchStream", "Rows"]
 
 
 class Batch(NamedTuple):
@@ -27,6 +27,13 @@ class Batch(NamedTuple):
     x_unlabelled: Tensor | None
     x_labelled: Tensor | None
     y_labelled: Tensor | None
+
+
+class Rows(NamedTuple):
+    """Numbers of the rows of one step, ``(U,)`` and ``(L,)``, int64, where the training set lies."""
+
+    unlabelled: Tensor | None
+    labelled: Tensor | None
 
 
 class BatchStream:
@@ -86,7 +93,7 @@ class BatchStream:
         self._x, self._y = x.to(self._home), data.y.to(self._home)
         self._unlabelled = _Round(data.unlabelled_index, batch_size, self._home, self.seed, 1)
         self._labelled = _Round(data.labelled_index, labelled_batch_size, self._home, self.seed, 2)
-        self._noise = torch.Generator(self.device).manual_seed(derived_seed(self.seed, 3))
+        self.noise = torch.Generator(self.device).manual_seed(derived_seed(self.seed, 3))
         self._step = 0
 
     @property
@@ -103,20 +110,27 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
+        return self.gather(self.next_rows())
+
+    def next_rows(self) -> Rows:
+        """Return the numbers of the next rows; the stream has then moved on."""
         self._step += 1
-        x_unlabelled = x_labelled = y_labelled = None
-        if (rows := self._unlabelled.next()) is not None:
-            x_unlabelled = self._rows(rows)
-        if (rows := self._labelled.next()) is not None:
-            x_labelled = self._rows(rows)
-            y_labelled = self._to_device(self._y.index_select(0, rows))
-        return Batch(x_unlabelled, x_labelled, y_labelled)
+        return Rows(self._unlabelled.next(), self._labelled.next())
+
+    def gather(self, rows: Rows) -> Batch:
+        """Return the rows with these numbers, scaled and binarised, on the device; without asking it anything."""
+        unlabelled, labelled = rows
+        return Batch(
+            None if unlabelled is None else self._rows(unlabelled),
+            None if labelled is None else self._rows(labelled),
+            None if labelled is None else self._to_device(self._y.index_select(0, labelled)),
+        )
 
     def _rows(self, rows: Tensor) -> Tensor:
         x = to_unit(self._to_device(self._x.index_select(0, rows)), self._scale)
         if self.binarisation != "dynamic":
             return x
-        noise = torch.rand(x.shape, generator=self._noise, device=self.device)
+        noise = torch.rand(x.shape, generator=self.noise, device=self.device)
         return (noise < x).to(torch.float32)
 
     def _to_device(self, values: Tensor) -> Tensor:
@@ -134,7 +148,7 @@ class BatchStream:
             "step": self._step,
             "unlabelled": self._unlabelled.state_dict(),
             "labelled": self._labelled.state_dict(),
-            "noise": self._noise.get_state(),
+            "noise": self.noise.get_state(),
             "noise_device": self.device.type,
         }
 
@@ -163,9 +177,9 @@ class BatchStream:
         self._labelled.load_state_dict(state["labelled"])
         self._step = int(state["step"])
         if state["noise_device"] == self.device.type:
-            self._noise.set_state(state["noise"].cpu())
+            self.noise.set_state(state["noise"].cpu())
             return
-        self._noise.manual_seed(derived_seed(self.seed, 3, self._step))
+        self.noise.manual_seed(derived_seed(self.seed, 3, self._step))
         if self.binarisation == "dynamic":
             warnings.warn(
                 f"The state comes from {state['noise_device']}, this stream is on "

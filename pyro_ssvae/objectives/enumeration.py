@@ -1,51 +1,174 @@
-"""Pyro handlers and the enumerated ELBO behind the semi-supervised objective."""
+"""Pyro handlers behind the bounds: which classes are summed, global sites scored once, weights of single sites."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["EnumeratedELBO", "EnumerationError", "GlobalSites", "ScaleSites"]
+__all__ = ["EnumerateClass", "EnumerationError", "GlobalSites", "ScaleSites", "StaticELBOError", "StockELBO"]
+
+_REMEDY = (
+    "Stock Pyro covers more: build the objective with elbo='stock', or give SVI pyro.infer.TraceEnum_ELBO"
+    "(max_plate_nesting=1)."
+)
 
 
 class EnumerationError(RuntimeError):
     """A bound that should sum over the classes found nothing to sum over."""
 
+    def __init__(self, sites: list[str]) -> None:
+        super().__init__(
+            "The bound of the unlabelled rows sums over the classes, but the guide enumerated no site (its sites: "
+            f"{', '.join(sites) or 'none'}). Mark the class in the guide: pyro.sample('y', "
+            "dist.Categorical(logits=...), infer={'enumerate': 'parallel'}), or decorate the guide with "
+            "config_enumerate."
+        )
 
-class EnumeratedELBO(TraceEnum_ELBO):
-    """``TraceEnum_ELBO`` over one plate that refuses to run without enumeration.
+
+class StaticELBOError(NotImplementedError):
+    """A pair is outside the reach of the static bound; stock ``TraceEnum_ELBO`` may still take it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} {_REMEDY}")
+
+
+class StockELBO(TraceEnum_ELBO):
+    """Stock ``TraceEnum_ELBO`` over one plate that refuses to run without enumeration.
 
     Stock Pyro warns, and only while validation is on; a bound that silently samples y instead of summing over it
     is a different, noisier objective (https://github.com/pyro-ppl/pyro/issues/946).
 
+    Args:
+        require_enumeration: Whether a guide without an enumerated site is an error.
+
     Raises:
-        EnumerationError: From any of the loss functions, if no site of the guide was enumerated.
+        EnumerationError: From any of the loss functions, if no site of the guide was enumerated though it is required.
     """
 
-    def __init__(self) -> None:
-        super().__init__(max_plate_nesting=1, strict_enumeration_warning=True)
+    def __init__(self, *, require_enumeration: bool = True) -> None:
+        super().__init__(max_plate_nesting=1, strict_enumeration_warning=require_enumeration)
+        self._require = require_enumeration
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if all(site["infer"].get("_enumerate_dim") is None for _, site in _sample_sites(guide_trace)):
-            names = ", ".join(name for name, _ in _sample_sites(guide_trace)) or "none"
-            raise EnumerationError(
-                "The bound of the unlabelled rows sums over the classes, but the guide enumerated no site (its "
-                f"sites: {names}). Mark the class in the guide: pyro.sample('y', dist.Categorical(logits=...), "
-                "infer={'enumerate': 'parallel'}), or decorate the guide with config_enumerate."
-            )
+        sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+        if self._require and all(site["infer"].get("_enumerate_dim") is None for site in sites.values()):
+            raise EnumerationError(list(sites))
         return model_trace, guide_trace
 
 
-def _sample_sites(trace: Trace) -> list[tuple[str, Any]]:
-    return [(name, site) for name, site in trace.nodes.items() if site["type"] == "sample"]
+class EnumerateClass(Messenger):
+    r"""Give the one enumerated site of a guide several values at once, along a dimension of their own.
+
+    One instance serves one pass. With ``top_k=None`` the values are the whole support, shape ``(K, 1)`` left of one
+    plate. Else they are the ``top_k`` likeliest values of each row and one drawn among the others, shape
+    ``(top_k + 1, B)``.
+
+    Args:
+        dim: Batch dimension of the values, just left of all plates.
+        top_k: Number of values summed exactly; ``None`` for all.
+
+    Attributes:
+        name: Name of the site, ``None`` until it has been met.
+
+    Raises:
+        StaticELBOError: While the guide runs, if its enumeration is outside the reach of the static bound.
+    """
+
+    def __init__(self, dim: int, top_k: int | None = None) -> None:
+        super().__init__()
+        self._dim = dim
+        self._top_k = top_k
+        self.name: str | None = None
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        mark = msg["infer"].get("enumerate")
+        if msg["is_observed"] or mark is None:
+            return
+        name, fn = msg["name"], msg["fn"]
+        if self.name is not None:
+            raise StaticELBOError(f"The guide enumerates both {self.name!r} and {name!r}; one site is possible here.")
+        if mark != "parallel" or msg["infer"].get("num_samples") is not None:
+            raise StaticELBOError(
+                f"Site {name!r} is marked {msg['infer']}; the static bound takes"
+                " infer={'enumerate': 'parallel'} alone."
+            )
+        if not fn.has_enumerate_support:
+            raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
+        plates = {frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
+        sizes = {-1 - i: size for i, size in enumerate(reversed(fn.batch_shape))}
+        if loose := [dim for dim, size in sizes.items() if size > 1 and dim not in plates]:
+            raise StaticELBOError(
+                f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
+            )
+        self.name, self.plates = name, plates
+        self.frames = frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
+        self._scale, self._mask = msg["scale"], msg["mask"]
+        values = self._values(fn)
+        msg["infer"]["_enumerate_dim"] = self._dim
+        msg["value"], msg["done"] = values, True
+
+    def _values(self, fn: Any) -> Tensor:
+        support = fn.enumerate_support(expand=False)
+        is_categorical_support = getattr(support, "_pyro_categorical_support", None)
+        self.flat_support = support.reshape(support.shape[:1] + fn.event_shape)
+        self.support = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
+        if is_categorical_support is not None:  # spares Categorical.log_prob a gather of every logit
+            self.support._pyro_categorical_support = is_categorical_support
+        self.log_q = fn.log_prob(self.support)  # (K, *plates)
+        num_classes = self.log_q.shape[0]
+        if self._top_k is None or self._top_k >= num_classes - 1:
+            self.top_k = None
+            return self.support
+        self.top_k = self._top_k
+        with torch.no_grad():
+            top = self.log_q.topk(self._top_k, dim=0).indices
+            self._is_top = torch.zeros_like(self.log_q, dtype=torch.bool).scatter_(0, top, True)
+            # The largest of log q + Gumbel noise is a draw from q: here from q restricted to the other classes.
+            noisy = self.log_q - torch.empty_like(self.log_q).exponential_().log()
+            other = noisy.masked_fill(self._is_top, -torch.inf).argmax(0, keepdim=True)
+            self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
+        values: Tensor = self.flat_support[self._chosen]
+        return values
+
+    def kl(self, model_sites: dict[str, Any]) -> Tensor:
+        """Return KL(q(y|x) ‖ p(y)) by rows, in nats, scaled as the site is; summed over all classes.
+
+        A prior that depends on what the values lead to is left out; :meth:`prior` tells.
+        """
+        cost = scale_and_mask(self.log_q, self._scale, self._mask)
+        prior = self.prior(model_sites)
+        if prior is not None:
+            cost = cost - scale_and_mask(prior["fn"].log_prob(self.support), prior["scale"], prior["mask"])
+        return (self.log_q.exp() * cost).sum(0)
+
+    def prior(self, model_sites: dict[str, Any]) -> Any | None:
+        """Return the model's site of the same name if its law is the same for every value."""
+        site = model_sites.get(self.name or "")
+        return site if site is not None and len(site["fn"].batch_shape) < -self._dim else None
+
+    def expectation(self, cost: Tensor) -> Tensor:
+        r"""Return :math:`\sum_y q(y|x) f(x, y)` summed over rows, from f at the values, shape ``(values, *plates)``."""
+        if self.top_k is None:
+            return (self.log_q.exp() * cost).sum()
+        k = self.top_k
+        log_q = self.log_q.gather(0, self._chosen)
+        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
+        rest = self.log_q.exp().masked_fill(self._is_top, 0.0).sum(0)  # 1 - q(C|x), without cancellation
+        exact = (q_top * cost_top).sum(0)
+        estimate = exact + rest.detach() * cost_other
+        baseline = (exact / q_top.sum(0)).detach()
+        score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
+        return (estimate + (score - score.detach())).sum()
 
 
 class GlobalSites(Messenger):
@@ -82,14 +205,19 @@ class ScaleSites(Messenger):
 
     Args:
         names: Sites to scale.
-        scale: Factor of their log-probabilities.
+        scale: Factor of their log-probabilities, a tensor without dimensions, or a number.
     """
 
-    def __init__(self, names: tuple[str, ...], scale: float) -> None:
+    def __init__(self, names: tuple[str, ...], scale: Tensor | float) -> None:
         super().__init__()
         self._names = names
         self._scale = scale
+        self._products: dict[Any, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self._names:
-            msg["scale"] = msg["scale"] * self._scale
+            # One product for model and guide: equal scales are told by identity, without reading them.
+            before = msg["scale"]
+            if before not in self._products:
+                self._products[before] = before * self._scale
+            msg["scale"] = self._products[before]

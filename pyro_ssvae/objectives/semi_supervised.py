@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models import M2
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
-from pyro_ssvae.objectives.enumeration import EnumeratedELBO, GlobalSites, ScaleSites
+from pyro_ssvae.objectives.enumeration import GlobalSites, ScaleSites, StockELBO
+from pyro_ssvae.objectives.static import StaticEnumELBO
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -54,16 +55,21 @@ class SemiSupervisedELBO(nn.Module):
             The bound sums over every class and costs far more per row than the consistency term, which uses all rows.
         augmentation: Augments what the classifier sees of labelled rows; ``None`` for the pure objective.
         consistency: Term that asks q(y|x) to agree across augmentations; ``None`` for the pure objective.
+        enumeration: ``"exact"`` sums over every class, ``"top-k"`` over the likeliest ones and one drawn among the
+            rest: unbiased, and far cheaper with many classes (:class:`~pyro_ssvae.objectives.StaticEnumELBO`).
+        top_k: Classes summed exactly under ``"top-k"``.
+        elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which takes more kinds of pairs.
+        analytic_kl: Whether the static bound uses closed forms of the KL of z.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``.
         guide: Likewise, instead of ``pair.guide``.
         classify_model: Likewise, instead of ``pair.classify_model``.
 
     Raises:
-        ValueError: For negative sizes or weights, or no rows at all.
+        ValueError: For negative sizes or weights, no rows at all, unknown names, or top-k under the stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
+        StaticELBOError: From a call, for a pair that only the stock ELBO takes.
 
     Attributes:
-        kl_weight: Factor of log p(z) and log q(z|x,y); the training loop raises it to one during KL warm-up.
         latest: The terms of the last call, detached: ``bound_unlabelled`` (-U, nats per unlabelled row),
             ``bound_labelled`` (-L, nats per labelled row), ``classification_loss`` and ``consistency_loss`` (nats per
             row, before weighting).
@@ -80,6 +86,10 @@ class SemiSupervisedELBO(nn.Module):
         bound_batch_size: int | None = None,
         augmentation: AffineAugmentation | None = None,
         consistency: Consistency | None = None,
+        enumeration: str = "exact",
+        top_k: int = 1,
+        elbo: str = "static",
+        analytic_kl: bool = True,
         model: PairFunction | None = None,
         guide: PairFunction | None = None,
         classify_model: PairFunction | None = None,
@@ -103,13 +113,18 @@ class SemiSupervisedELBO(nn.Module):
         self.bound_batch_size = bound_batch_size
         self.augmentation = augmentation
         self.consistency = consistency
-        self.kl_weight = 1.0
+        self.enumeration = enumeration
+        self.top_k = top_k
+        self.elbo = elbo
+        self.analytic_kl = analytic_kl
         self.latest: dict[str, Tensor] = {}
         self._functions = (model, guide, classify_model)
-        self._unlabelled_elbo = EnumeratedELBO()
-        # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
-        self._labelled_elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+        self._unlabelled_elbo, self._labelled_elbo, self._exact_elbo = self._elbos()
         self._validated = False
+        # A tensor, so that a recorded step follows it; without dimensions, so that it promotes nothing to float64.
+        self._kl_weight: Tensor
+        self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
+        self._kl_weight_value = 1.0
 
     @classmethod
     def for_data(cls, pair: M2, data: SemiSupervisedData, *, pure: bool = False, **options: Any) -> SemiSupervisedELBO:
@@ -140,6 +155,33 @@ class SemiSupervisedELBO(nn.Module):
             }
         return cls(pair, **(arguments | options))
 
+    def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
+        """Return the bounds of unlabelled rows, of labelled rows, and of rows under evaluation."""
+        if self.elbo == "stock":
+            if self.enumeration != "exact":
+                raise ValueError(f"enumeration={self.enumeration!r} needs elbo='static'; the stock ELBO is exact.")
+            # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
+            return StockELBO(), StockELBO(require_enumeration=False), StockELBO()
+        if self.elbo != "static":
+            raise ValueError(f"elbo={self.elbo!r} must be 'static' or 'stock'.")
+        options: dict[str, Any] = {"analytic_kl": self.analytic_kl}
+        return (
+            StaticEnumELBO(enumeration=self.enumeration, top_k=self.top_k, **options),
+            StaticEnumELBO(require_enumeration=False, **options),
+            StaticEnumELBO(**options),
+        )
+
+    @property
+    def kl_weight(self) -> float:
+        """Factor of log p(z) and log q(z|x,y)."""
+        return self._kl_weight_value
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        if value != self._kl_weight_value:
+            self._kl_weight.fill_(value)
+            self._kl_weight_value = float(value)
+
     @property
     def num_rows(self) -> int:
         """Number of training rows N."""
@@ -158,6 +200,10 @@ class SemiSupervisedELBO(nn.Module):
             "bound_batch_size": self.bound_batch_size,
             "augmentation": self.augmentation.config() if self.augmentation is not None else None,
             "consistency": self.consistency.config() if self.consistency is not None else None,
+            "enumeration": self.enumeration,
+            "top_k": self.top_k if self.enumeration == "top-k" else None,
+            "elbo": self.elbo,
+            "analytic_kl": self.analytic_kl if self.elbo == "static" else False,
         }
 
     @property
@@ -231,13 +277,9 @@ class SemiSupervisedELBO(nn.Module):
         self, elbo: TraceEnum_ELBO, shared: GlobalSites, x: Tensor, y: Tensor | None = None, *, size: int
     ) -> Tensor:
         """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
-
-        def run(function: PairFunction) -> PairFunction:
-            if self.kl_weight != 1.0:
-                function = ScaleSites(("z",), self.kl_weight)(function)
-            return shared(function)
-
-        loss: Tensor = elbo.differentiable_loss(run(self.model), run(self.guide), x, y, size=size)
+        weigh = ScaleSites(("z",), self._kl_weight)
+        model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
+        loss: Tensor = elbo.differentiable_loss(model, guide, x, y, size=size)
         return loss
 
     def classification(self, x: Tensor, y: Tensor) -> Tensor:
@@ -254,5 +296,5 @@ class SemiSupervisedELBO(nn.Module):
             x: Rows with shape ``(B, *event_shape)``.
         """
         local = GlobalSites(score=False)
-        total: float = self._unlabelled_elbo.loss(local(self.model), local(self.guide), x)
+        total: float = self._exact_elbo.loss(local(self.model), local(self.guide), x)
         return total / x.shape[0]

@@ -23,12 +23,27 @@ class MovingAverage:
         self._decay = decay
         self._live = [t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()]
         self._average = [tensor.detach().clone() for tensor in self._live]
+        self._weight = 1.0
+        # The weight of the newest values, on the device too, where captured steps read it.
+        self._weight_on_device = torch.ones((), dtype=torch.float64, device=self._live[0].device)
+
+    def set_step(self, step: int) -> None:
+        """Declare that the next update follows step ``step`` (from 0); early steps weigh more than the decay says."""
+        decay = min(self._decay, (step + 1) / (step + 11)) if self._decay else 0.0
+        if self._weight != 1.0 - decay:
+            self._weight = 1.0 - decay
+            self._weight_on_device.fill_(self._weight)
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step ``step`` (from 0); early steps count for more than the decay says."""
-        decay = min(self._decay, (step + 1) / (step + 11)) if self._decay else 0.0
-        torch._foreach_lerp_(self._average, [t.detach() for t in self._live], 1.0 - decay)
+    def update(self) -> None:
+        """Take in the present weights."""
+        live = [tensor.detach() for tensor in self._live]
+        if self._weight_on_device.device.type == "cuda":
+            change = torch._foreach_sub(live, self._average)
+            torch._foreach_mul_(change, self._weight_on_device)
+            torch._foreach_add_(self._average, change)
+        else:
+            torch._foreach_lerp_(self._average, live, self._weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -36,6 +36,9 @@ class TrainingConfig:
         binarisation: ``"none"``, ``"dynamic"`` or ``"static"``. With none, the Bernoulli likelihood of grey values is
             that of dynamic binarisation on average, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU replayed from a recording,
+            which Inductor compiles where the schedule has 10,000 steps or more and a C++ compiler is at hand;
+            eagerly where none of this can be. Or name one: ``"graph"``, ``"replay"``, ``"inductor"``, ``"eager"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
         seed: Of every random number drawn during training.
 
@@ -62,6 +65,7 @@ class TrainingConfig:
     evaluate_every: int = 250
     binarisation: str = "none"
     device: str = "auto"
+    compile: str = "auto"
     precision: str = "32-true"
     seed: int = 0
 
@@ -79,6 +83,7 @@ class TrainingConfig:
         if self.kl_settled < self.kl_warmup:
             raise ValueError(f"kl_settled={self.kl_settled} must not be less than kl_warmup={self.kl_warmup}.")
         _one_of("binarisation", self.binarisation, ("none", "dynamic", "static"))
+        _one_of("compile", self.compile, ("auto", "eager", "replay", "inductor", "graph"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 
     def _require(self, words: str, least: float, *names: str) -> None:

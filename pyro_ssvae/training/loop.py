@@ -18,17 +18,18 @@ from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
 from pyro_ssvae.evaluation import classification_error, posterior_diagnostics
 from pyro_ssvae.models import M2, save
 from pyro_ssvae.objectives import SemiSupervisedELBO
-from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.interrupts import Interrupts
 from pyro_ssvae.training.progress import ProgressReport
 from pyro_ssvae.training.run_folder import RunFolder
+from pyro_ssvae.training.step import TrainingStep
 from pyro_ssvae.training.tensorboard import TensorBoardLog
 
 __all__ = ["FitResult", "fit"]
 
 _READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
+_VERIFIED = (1, 10)  # steps that are compared with the pair itself early on, besides one at each evaluation
 _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of H(q(y|x)) and KL of z
 
 
@@ -47,6 +48,8 @@ class FitResult:
         last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
+        step_mode: How steps ran at the end: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
+        why_eager: Why they ran eagerly although something faster was wanted, else ``None``.
     """
 
     stopped_by: str
@@ -58,6 +61,8 @@ class FitResult:
     best_step: int
     last_weights: dict[str, Tensor]
     folder: Path | None
+    step_mode: str = "eager"
+    why_eager: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -169,30 +174,22 @@ class _Loop:
         self.config = config
         self.fabric = fabric
         self.folder = folder
-        device = fabric.device
-        objective.to(device)
-        # One fused kernel (or loop) over all parameters, on every device that has it.
-        optimizer = torch.optim.AdamW(
-            objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.module, self.optimizer = fabric.setup(objective, optimizer)
-        self.average = MovingAverage(self.pair, config.ema_decay)
         self.stream = BatchStream(
             data,
             batch_size=config.batch_size,
             labelled_batch_size=config.labelled_batch_size,
-            device=device,
+            device=fabric.device,
             binarisation=config.binarisation,
             seed=config.seed,
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
+        self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
+        self.train_step.check()
+        self.average = self.train_step.average
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
         self.best = _Best()
-        self.sums: dict[str, Tensor] = {}
-        self.sum_steps = 0
-        self.first_bad_step = torch.tensor(-1, device=device)
         self.log: TensorBoardLog | None = None
 
     @contextmanager
@@ -210,12 +207,14 @@ class _Loop:
         """Train until something says stop; return what did."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(interrupts)) is None:
-            self._train_step()
+            due = (self.step + 1) % self.config.evaluate_every == 0 or self.step + 1 == self.total
+            self.train_step(self.step, verify=due or self.step in _VERIFIED)
+            self.step += 1
             report.advance()
             self.seconds = before + time.perf_counter() - started
             if self.step % _READ_EVERY == 0:
                 self._check_finite()
-            if self.step % self.config.evaluate_every == 0 or self.step == self.total:
+            if due:
                 row = self._evaluate()
                 report.evaluated(row, (self.step - first) / max(self.seconds - before, 1e-9))
                 self.seconds = before + time.perf_counter() - started
@@ -237,31 +236,8 @@ class _Loop:
             return "patience"
         return None
 
-    def _train_step(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step, self.total)
-        self.objective.kl_weight = self.config.kl_weight_at(self.step, self.total, self.objective.num_rows)
-        self.module.train()
-        loss = self.module(next(self.stream))
-        self.fabric.backward(loss)
-        if self.config.gradient_clip is not None:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.config.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.average.update(self.step)
-        self._record(loss.detach())
-        self.step += 1
-
-    def _record(self, loss: Tensor) -> None:
-        """Add the step to the running sums and latch the first non-finite loss, all on the device."""
-        bad_now = ~loss.isfinite() & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad_now, self.step + 1, self.first_bad_step)
-        for name, value in {"train_loss": loss, **self.objective.latest}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(loss)) + value
-        self.sum_steps += 1
-
     def _check_finite(self) -> None:
-        bad = int(self.first_bad_step)
+        bad = int(self.train_step.first_bad_step)
         if bad >= 0:
             checkpoint = self.folder.checkpoint if self.folder is not None else None
             kept = checkpoint if checkpoint is not None and checkpoint.is_file() else None
@@ -274,10 +250,9 @@ class _Loop:
             "step": self.step,
             "epoch": round(self.step / self.stream.steps_per_epoch, 4),
             "seconds": round(self.seconds, 2),
-            **{name: float(value) / self.sum_steps for name, value in self.sums.items()},
+            **self.train_step.take_means(),
             "learning_rate": self.config.learning_rate_at(max(0, self.step - 1), self.total),
         }
-        self.sums, self.sum_steps = {}, 0
         x, y = self.data.x_validation, self.data.y_validation
         with self.average.applied():
             if len(x) and isinstance(self.pair, M2):
@@ -316,16 +291,11 @@ class _Loop:
             "format": 1,
             "step": self.step,
             "seconds": self.seconds,
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "stream": self.stream.state_dict(),
+            **self.train_step.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "metrics": self.metrics,
             "best": vars(self.best),
-            "sums": self.sums,
-            "sum_steps": self.sum_steps,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -335,10 +305,7 @@ class _Loop:
             RunFolderError: If it belongs to another model or other settings.
         """
         try:
-            self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.average.load_state_dict(state["average"])
-            self.stream.load_state_dict(state["stream"])
+            self.train_step.load_state_dict(state)
             torch.set_rng_state(state["rng"].cpu())
             if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.fabric.device)
@@ -346,7 +313,7 @@ class _Loop:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise RunFolderError(f"The checkpoint does not fit this model and data: {error}") from error
         self.step, self.seconds = state["step"], state["seconds"]
-        self.metrics, self.sums, self.sum_steps = state["metrics"], state["sums"], state["sum_steps"]
+        self.metrics = state["metrics"]
 
     def finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the pair and sum the run up."""
@@ -366,4 +333,6 @@ class _Loop:
             best_step=self.best.step,
             last_weights=last,
             folder=self.folder.path if self.folder is not None else None,
+            step_mode=self.train_step.mode,
+            why_eager=self.train_step.why_eager,
         )

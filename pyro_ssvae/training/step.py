@@ -1,0 +1,246 @@
+"""One optimisation step: batch, loss, gradients, clipping, Adam, moving average, sums for the log.
+
+The step runs in one of four ways, all of which give the same training:
+
+* ``"eager"``: operation by operation, as written. The reference.
+* ``"replay"``: loss and gradients from a recording, without Pyro's Python (:mod:`pyro_ssvae.training.recording`).
+* ``"inductor"``: that recording compiled for the CPU.
+* ``"graph"``: the whole step captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.training.averaging import MovingAverage
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.graphs import CapturedSteps
+from pyro_ssvae.training.recording import RecordedLoss, has_compiler, preserved, shapes
+
+__all__ = ["TrainingStep"]
+
+_WORTH_COMPILING = 10_000  # steps; Inductor takes 15 to 30 seconds and then saves some 10 % of each step
+
+
+class TrainingStep:
+    """A step that knows its objective, data, optimiser and average.
+
+    Args:
+        objective: The objective; moved to the device.
+        stream: Where batches come from.
+        config: Settings of the loop.
+        fabric: Device and precision.
+        total: Length of the schedule in steps.
+
+    Attributes:
+        mode: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
+        why_eager: Why the step is eager though it was to be faster, in one line; ``None`` otherwise.
+        sums: Sums, since they were last taken, of the loss and its terms.
+        first_bad_step: Number of the first step whose loss was not finite, else -1, on the device.
+    """
+
+    def __init__(
+        self, objective: SemiSupervisedELBO, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
+    ) -> None:
+        self.objective = objective.to(fabric.device)
+        self.stream = stream
+        self.config = config
+        self.fabric = fabric
+        self.total = total
+        self.mode = _choose(config, fabric, objective, total)
+        self.why_eager: str | None = None
+        graph = self.mode == "graph"
+        # One fused kernel (or loop) over all parameters. In a CUDA graph the learning rate must lie on the device.
+        rate: Any = torch.tensor(config.learning_rate, device=fabric.device) if graph else config.learning_rate
+        optimizer = torch.optim.AdamW(
+            objective.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=graph
+        )
+        self.module, self.optimizer = fabric.setup(objective, optimizer)
+        self.average = MovingAverage(objective.pair, config.ema_decay)
+        self.sums: dict[str, Tensor] = {}
+        self.sum_steps = 0
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
+        self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
+        self._loss = torch.zeros((), device=fabric.device)
+        self._recorded: RecordedLoss | None = None
+        self._captured: CapturedSteps | None = None
+
+    def check(self) -> None:
+        """Run the pair once, on the batch that comes next, and leave everything as it was.
+
+        Raises:
+            Exception: What the objective raises for a pair or data that it cannot take.
+        """
+        state = self.stream.state_dict()
+        with preserved(self.module, self.fabric.device), torch.no_grad():
+            self.module(next(self.stream))
+        self.stream.load_state_dict(state)
+
+    def __call__(self, number: int, *, verify: bool = False) -> None:
+        """Do step ``number`` (from 0).
+
+        Args:
+            number: Which step of the schedule it is.
+            verify: Whether to run the pair itself too, and to go on eagerly should its loss be another.
+        """
+        self._set_schedule(number)
+        self.module.train()
+        rows = self.stream.next_rows()
+        if self.mode == "eager":
+            self._step(self.stream.gather(rows))
+        else:
+            self._fast_step(rows, verify)
+        self.sum_steps += 1
+
+    def take_means(self) -> dict[str, float]:
+        """Return the means of the loss and its terms since the last call, and start afresh."""
+        means = {name: float(value) / max(1, self.sum_steps) for name, value in self.sums.items()}
+        for value in self.sums.values():
+            value.zero_()  # in place: a captured step adds to this very tensor
+        self.sum_steps = 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a continued run needs of it."""
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "stream": self.stream.state_dict(),
+            "sums": {name: value.clone() for name, value in self.sums.items()},
+            "sum_steps": self.sum_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; before the first step."""
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.mode == "graph":
+            for group in self.optimizer.param_groups:
+                group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
+        self.average.load_state_dict(state["average"])
+        self.stream.load_state_dict(state["stream"])
+        self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
+        self.sum_steps = state["sum_steps"]
+
+    def _set_schedule(self, number: int) -> None:
+        rate = self.config.learning_rate_at(number, self.total)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        self.objective.kl_weight = self.config.kl_weight_at(number, self.total, self.objective.num_rows)
+        self.average.set_step(number)
+        self._number.fill_(number + 1)
+
+    def _step(self, batch: Batch) -> None:
+        loss = self.module(batch)
+        self.fabric.backward(loss)
+        self._update(loss.detach(), self.objective.latest)
+
+    def _update(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Apply the gradients, and note the loss, without a question to the device."""
+        if self.config.gradient_clip is not None:
+            self.fabric.clip_gradients(
+                self.module, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update()
+        self._loss.copy_(loss)
+        bad_now = ~loss.isfinite() & (self.first_bad_step < 0)
+        self.first_bad_step.copy_(torch.where(bad_now, self._number, self.first_bad_step))
+        for name, value in {"train_loss": loss, **terms}.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value)
+            self.sums[name].add_(value)
+
+    def _fast_step(self, rows: Rows, verify: bool) -> None:
+        expected = self._eager_loss(rows) if verify else None
+        try:
+            if self.mode == "graph":
+                self._captured = self._captured or CapturedSteps(self._step, self.stream, self.fabric.device)
+                self._captured(rows)
+            else:
+                self._replayed_step(self.stream.gather(rows))
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as problem:  # what recording and capturing raise depends on what the pair does
+            self._go_eager(_one_line(problem))
+            self._step(self.stream.gather(rows))
+        if expected is not None and not self._agrees(expected, float(self._loss)):
+            self._go_eager(
+                f"replayed, a step gives a loss of {float(self._loss):.7g}, and run afresh {expected:.7g}: the pair "
+                "depends on Python values that change between steps"
+            )
+
+    def _replayed_step(self, batch: Batch) -> None:
+        if self._recorded is None:
+            compiled = shapes(batch) if self.mode == "inductor" else None
+            within = _InPrecision(self.objective, self.fabric)
+            self._recorded = RecordedLoss(within, lambda: self.objective.latest, self.fabric.device, compiled)
+        self._update(*self._recorded(batch))
+
+    def _eager_loss(self, rows: Rows) -> float:
+        noise = self.stream.noise.get_state()
+        with preserved(self.module, self.fabric.device), torch.no_grad():
+            loss = float(self.module(self.stream.gather(rows)))
+        self.stream.noise.set_state(noise)
+        return loss
+
+    def _agrees(self, expected: float, found: float) -> bool:
+        tolerance = {"64-true": 1e-9, "32-true": 1e-4}.get(self.config.precision, 3e-2)
+        return not math.isfinite(expected) or abs(found - expected) <= tolerance * max(1.0, abs(expected))
+
+    def _go_eager(self, why: str) -> None:
+        self.mode, self.why_eager = "eager", why
+        self._recorded = self._captured = None
+        warnings.warn(f"Training steps run eagerly from here, and slower: {why}.", UserWarning, stacklevel=2)
+
+
+class _InPrecision(nn.Module):
+    """The objective in the precision of Fabric, without the hooks that Fabric puts on tensors for ``backward``."""
+
+    def __init__(self, objective: SemiSupervisedELBO, fabric: Fabric) -> None:
+        super().__init__()
+        self.objective = objective
+        self._autocast = fabric.autocast
+        self._dtype = next(objective.parameters()).dtype
+
+    def forward(self, batch: Batch) -> Tensor:
+        x_unlabelled, x_labelled, y_labelled = batch
+        rows = [None if x is None else x.to(self._dtype) for x in (x_unlabelled, x_labelled)]
+        with self._autocast():
+            loss: Tensor = self.objective(Batch(rows[0], rows[1], y_labelled))
+        return loss
+
+
+def _choose(config: TrainingConfig, fabric: Fabric, objective: SemiSupervisedELBO, total: int) -> str:
+    """Return the mode that the settings name, or for ``"auto"`` the fastest one that can be had."""
+    cuda = fabric.device.type == "cuda"
+    if config.compile == "graph" and not cuda:
+        raise ValueError("compile='graph' captures a CUDA graph and needs device='cuda'; use auto, or replay.")
+    if config.compile == "inductor" and not has_compiler():
+        raise ValueError("compile='inductor' needs a C++ compiler (c++, g++ or clang++); use auto, or replay.")
+    if config.compile != "auto":
+        return config.compile
+    # Loss scaling asks whether gradients are finite, and the stock ELBO how large tensors are.
+    if objective.elbo != "static" or config.precision == "16-mixed" or fabric.world_size > 1:
+        return "eager"
+    if cuda:
+        return "graph"
+    return "inductor" if total >= _WORTH_COMPILING and has_compiler() else "replay"
+
+
+def _one_line(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return f"{type(problem).__name__}: {text[:200]}" if text else type(problem).__name__
