@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         )
 
         # J^α, in nats per datum; without --pure, augmentation and consistency of q(y|x) on top.
-        objective = SemiSupervisedELBO.for_data(model, data, alpha=args.alpha, pure=args.pure)
+        objective = SemiSupervisedELBO.for_data(
+            model, data, alpha=args.alpha, pure=args.pure, enumeration=args.enumeration, top_k=args.top_k
+        )
 
         # Train, then evaluate once on the test rows.
         run = fit(

@@ -42,6 +42,14 @@ def m2_parser(description: str) -> ArgumentParser:
         help="J^alpha and nothing else: no augmentation, no consistency term, no weight on the KL",
     )
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
+    add(
+        "--enumeration",
+        choices=["exact", "top-k"],
+        default="exact",
+        help="sum over every class, or over the likeliest ones and one drawn among the rest (unbiased, far faster "
+        "with many classes)",
+    )
+    add("--top-k", type=int, default=1, metavar="K", help="classes summed exactly under --enumeration top-k")
     add("--seed", type=int, default=0, help="of the label split, the initial weights and training")
     add("--max-epochs", type=int, metavar="E", help="length of the schedule in passes over the unlabelled rows")
     add("--max-minutes", type=float, metavar="M", help="stop after this much training time")
@@ -55,7 +63,7 @@ def m2_parser(description: str) -> ArgumentParser:
     add("--resume", type=str, metavar="DIR", help="continue the run in DIR with its own flags")
     add("--cuda", action="store_true", help="train on the GPU; the same as --device cuda")
     add("--device", type=str, default="auto", metavar="DEV", help="auto, cpu, cuda or cuda:1")
-    add("--precision", type=str, default="32-true", metavar="P", help="32-true, bf16-mixed, 16-mixed or 64-true")
+    add("--precision", type=str, default="32-true", metavar="P", help="32-true, bf16-mixed, 16-mixed, 64-true")
     add("--config", action="config", metavar="FILE", help="YAML file of flags, for example max_epochs: 20")
     top_level = {"max_epochs", "max_minutes", "device", "precision", "seed"}
     parser.add_class_arguments(TrainingConfig, "training", skip=top_level)

@@ -42,8 +42,10 @@ def example() -> ModuleType:
             "static",
         ],
         ["--seed", "3", "--precision", "bf16-mixed", "--training.gradient_clip", "1.0"],
+        ["--pure", "--enumeration", "top-k", "--top-k", "2", "--training.compile", "eager"],
     ],
 )
+@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
 def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert example.main(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
     assert "test error" in capsys.readouterr().out

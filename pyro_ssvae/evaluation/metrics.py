@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from pyro import distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ssvae.data import iterate_rows
 from pyro_ssvae.models import M2
@@ -26,7 +29,7 @@ def predict_rows(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 
     Returns:
         Probabilities with shape ``(N, K)``.
     """
-    rows = iterate_rows(x, scale=scale, batch_size=batch_size, device=device_of(model))
+    rows = _batches(model, x, scale=scale, batch_size=batch_size)
     return torch.cat([model.predict_proba(batch).cpu() for batch in rows])
 
 
@@ -74,9 +77,8 @@ def mean_bound(
         torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
-        for batch in iterate_rows(
-            x, scale=scale, batch_size=batch_size, device=device, binarisation=binarisation, seed=seed
-        ):
+        options = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
+        for batch in _batches(objective, x, **options):
             total -= objective.unlabelled_bound(batch) * len(batch)
     return total / len(x)
 
@@ -102,7 +104,7 @@ def class_control(model: M2, x: Tensor, *, scale: float = 1.0, seed: int = 0) ->
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        for batch in iterate_rows(x, scale=scale, batch_size=250, device=device):
+        for batch in _batches(model, x, scale=scale, batch_size=250):
             y = model.classify(batch).argmax(-1)
             styles = {
                 "analogies": model.encode(batch, y).mean.expand(model.num_classes, -1, -1),
@@ -133,7 +135,7 @@ def posterior_diagnostics(model: M2, x: Tensor, *, scale: float = 1.0, batch_siz
     classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
     entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
     with evaluation_mode(model):
-        for batch in iterate_rows(x, scale=scale, batch_size=batch_size, device=device):
+        for batch in _batches(model, x, scale=scale, batch_size=batch_size):
             qy = dist.Categorical(logits=model.classify(batch))
             kl_of_class = _kl_to_prior(model, model.encode(batch, classes))  # (K, B)
             entropy += float(qy.entropy().sum())
@@ -145,6 +147,12 @@ def posterior_diagnostics(model: M2, x: Tensor, *, scale: float = 1.0, batch_siz
         "mutual_information": marginal - entropy / len(x),
         "kl_z": kl / len(x),
     }
+
+
+def _batches(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
+    """Return the rows in batches on the device of a module and in its precision."""
+    like = next(module.parameters())
+    return (batch.to(like) for batch in iterate_rows(x, device=like.device, **options))
 
 
 def _kl_to_prior(model: M2, qz: dist.TorchDistribution) -> Tensor:

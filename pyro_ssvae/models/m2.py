@@ -209,7 +209,7 @@ class M2(nn.Module):
         """
         self._check_rows(x)
         with torch.no_grad(), evaluation_mode(self):
-            return self.classify(x.to(device_of(self))).softmax(-1)
+            return self.classify(x.to(next(self.parameters()))).softmax(-1)
 
     def generate(self, num_samples: int, y: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw z from its prior and decode it.

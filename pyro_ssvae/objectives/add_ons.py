@@ -58,13 +58,12 @@ class AffineAugmentation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
-        theta = self.maps(x.shape[0], x.device)
-        grid = F.affine_grid(theta.to(x.dtype), list(x.shape), align_corners=False)
+        grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
 
-    def maps(self, batch: int, device: torch.device) -> Tensor:
-        """Draw maps from output to input coordinates, each in [-1, 1], with shape ``(batch, 2, 3)``."""
-        draws = torch.randn(6, batch, device=device) * self.strength
+    def maps(self, x: Tensor) -> Tensor:
+        """Draw maps from output to input coordinates, each in [-1, 1], for rows ``(B, C, H, W)``: ``(B, 2, 3)``."""
+        draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
         angle = self.rotation * draws[0]
         zoom_x, zoom_y = (self.log_scale * draws[1:3]).exp()
         shear = self.shear * draws[3]

@@ -53,16 +53,16 @@ def in_batches(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
 
 def encode_means(model: M2, x: Tensor, y: Tensor) -> Tensor:
     """Return the means of q(z|x,y), ``(N, L)``, on the CPU, of x ``(N, *event)``, y ``(N,)``."""
-    device = device_of(model)
+    like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
-        return in_batches(lambda x, y: model.encode(x.to(device), y.to(device)).mean, x, y)
+        return in_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
 
 
 def decode_means(model: M2, y: Tensor, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, of y ``(N,)``, z ``(N, L)``."""
-    device = device_of(model)
+    like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
-        return in_batches(lambda y, z: model.decode(y.to(device), z.to(device)).mean, y, z)
+        return in_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
 
 
 def check_rows(model: M2, x: Any, name: str = "x") -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from lightning_fabric import Fabric
 
 from pyro_ssvae.training.config import TrainingConfig
 
-__all__ = ["make_fabric", "resolve_device"]
+__all__ = ["has_bf16", "make_fabric", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,8 +43,26 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16, as those with AVX-512 BF16, AMX or Arm's BF16 extension do."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build of PyTorch without oneDNN
+        return False
+
+
 def make_fabric(config: TrainingConfig) -> Fabric:
-    """Return a Fabric for one device and the chosen precision."""
+    """Return a Fabric for one device and the chosen precision.
+
+    Warns:
+        UserWarning: For bf16 on a CPU that has no arithmetic for it and so emulates it, ten times slower than float32.
+    """
     device = resolve_device(config.device)
+    if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
+        warnings.warn(
+            "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "
+            "precision='32-true' (--precision 32-true) here.",
+            stacklevel=3,
+        )
     devices = [device.index or 0] if device.type == "cuda" else 1
     return Fabric(accelerator=device.type, devices=devices, precision=config.precision)  # type: ignore[arg-type]

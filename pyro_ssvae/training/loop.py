@@ -29,7 +29,7 @@ from pyro_ssvae.training.tensorboard import TensorBoardLog
 __all__ = ["FitResult", "fit"]
 
 _READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
-_VERIFIED = (1, 10)  # steps that are compared with the pair itself early on, besides one at each evaluation
+_VERIFIED = (3, 10)  # steps that are compared with the pair itself early on, besides one at each evaluation
 _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of H(q(y|x)) and KL of z
 
 

@@ -7,6 +7,7 @@ random numbers and gives the same loss, to the last bit.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -126,6 +127,8 @@ class RecordedLoss:
         compiled: Callable[..., Any] = torch.compile(
             graph, fullgraph=True, dynamic=False, options={"fallback_random": True}
         )
+        # Without a GPU, every build of PyTorch with CUDA logs that it has found none.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         try:
             with torch.no_grad():
                 compiled(*self._arguments(batch))

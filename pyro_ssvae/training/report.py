@@ -74,6 +74,8 @@ def report(
         "epochs": round(run.epochs, 3),
         "steps": run.steps,
         "stopped_by": run.stopped_by,
+        "precision": run.config.precision,
+        "step_mode": run.step_mode,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",

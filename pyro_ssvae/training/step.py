@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from pyro_ssvae.training.recording import RecordedLoss, has_compiler, preserved,
 __all__ = ["TrainingStep"]
 
 _WORTH_COMPILING = 10_000  # steps; Inductor takes 15 to 30 seconds and then saves some 10 % of each step
+_SEEN_FIRST = 2  # eager steps of a shape before it is recorded: a recording takes a second or two
 
 
 class TrainingStep:
@@ -70,6 +72,7 @@ class TrainingStep:
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
         self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
         self._loss = torch.zeros((), device=fabric.device)
+        self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: RecordedLoss | None = None
         self._captured: CapturedSteps | None = None
 
@@ -80,7 +83,7 @@ class TrainingStep:
             Exception: What the objective raises for a pair or data that it cannot take.
         """
         state = self.stream.state_dict()
-        with preserved(self.module, self.fabric.device), torch.no_grad():
+        with preserved(self.module, self.fabric.device):
             self.module(next(self.stream))
         self.stream.load_state_dict(state)
 
@@ -184,16 +187,21 @@ class TrainingStep:
             )
 
     def _replayed_step(self, batch: Batch) -> None:
+        key = shapes(batch)
+        self._seen[key] += 1
+        if self._seen[key] <= _SEEN_FIRST:
+            self._step(batch)
+            return
         if self._recorded is None:
-            compiled = shapes(batch) if self.mode == "inductor" else None
+            compiled = key if self.mode == "inductor" else None
             within = _InPrecision(self.objective, self.fabric)
             self._recorded = RecordedLoss(within, lambda: self.objective.latest, self.fabric.device, compiled)
         self._update(*self._recorded(batch))
 
     def _eager_loss(self, rows: Rows) -> float:
         noise = self.stream.noise.get_state()
-        with preserved(self.module, self.fabric.device), torch.no_grad():
-            loss = float(self.module(self.stream.gather(rows)))
+        with preserved(self.module, self.fabric.device):
+            loss = float(self.module(self.stream.gather(rows)).detach())
         self.stream.noise.set_state(noise)
         return loss
 

@@ -298,6 +298,25 @@ def test_hundreds_of_classes() -> None:
     assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(len(values))
 
 
+@pytest.mark.parametrize("enumeration", ["exact", "top-k"])
+def test_networks_in_bf16_leave_the_bound_in_fp32_and_close(enumeration: str) -> None:
+    torch.manual_seed(1)
+    m2 = M2((784,), 10, latent_dim=20, hidden_dims=(100,), classifier="mlp")
+    batch = Batch(torch.rand(20, 784).round(), torch.rand(10, 784).round(), torch.arange(10))
+    objective = SemiSupervisedELBO(m2, num_labelled=100, num_unlabelled=900, enumeration=enumeration)
+    losses, gradients = [], []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = objective(batch)
+        assert loss.dtype == torch.float32
+        assert all(value.dtype == torch.float32 for value in objective.latest.values())
+        losses.append(float(loss.detach()))
+        gradients.append(flat_gradient(loss, m2))
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
+
+
 # Out of reach.
 
 

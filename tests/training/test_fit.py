@@ -370,6 +370,7 @@ def test_data_and_model_must_fit() -> None:
         fit(make_objective(shifted), shifted, SHORT)
 
 
+@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
 def test_bf16_trains_and_stays_close() -> None:
     data = make_data()
     errors = []

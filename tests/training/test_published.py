@@ -36,3 +36,18 @@ def test_digits_with_100_labels_beats_label_spreading() -> None:
         baseline = LabelSpreading(kernel="knn", n_neighbors=7, max_iter=200).fit(x, y)
         theirs.append(baseline.score(data.x_test.numpy().reshape(-1, 64), data.y_test))
     assert np.mean(ours) > max(0.947, float(np.mean(theirs)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
+def test_bf16_ends_where_fp32_does() -> None:
+    """The same runs in both precisions; one of the 450 test rows is worth 0.2 points."""
+    errors: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
+    for seed in range(3):
+        data = SemiSupervisedData.from_name("digits", num_labels=100, seed=seed)
+        for precision, found in errors.items():
+            pyro.set_rng_seed(seed)
+            objective = SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data)
+            run = fit(objective, data, TrainingConfig(max_steps=500, precision=precision, seed=seed), progress=False)
+            found.append(report(objective, data, run)["test_error"])
+    assert abs(np.mean(errors["bf16-mixed"]) - np.mean(errors["32-true"])) < 0.01

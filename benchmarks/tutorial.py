@@ -1,0 +1,112 @@
+"""Stock Pyro, as its tutorial on semi-supervised VAEs does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from contender import ALPHA, LEARNING_RATE, MNIST, Contender, Sizes, Unavailable
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["TutorialPyro", "only_fp32"]
+
+
+class _TutorialNets(nn.Module):
+    """Networks as in the tutorial: the one-hot class is concatenated to the row, and all of it runs for every class."""
+
+    def __init__(self, num_classes: int, sizes: Sizes) -> None:
+        super().__init__()
+        self.encoder_y = nn.Sequential(
+            nn.Linear(sizes.features, sizes.hidden), nn.Softplus(), nn.Linear(sizes.hidden, num_classes), nn.Softmax(-1)
+        )
+        self.encoder_z = nn.Sequential(nn.Linear(sizes.features + num_classes, sizes.hidden), nn.Softplus())
+        self.loc = nn.Linear(sizes.hidden, sizes.latent)
+        self.log_scale = nn.Linear(sizes.hidden, sizes.latent)
+        self.decoder = nn.Sequential(
+            nn.Linear(sizes.latent + num_classes, sizes.hidden),
+            nn.Softplus(),
+            nn.Linear(sizes.hidden, sizes.features),
+            nn.Sigmoid(),
+        )
+
+    def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder_z(_concatenate(x, y))
+        return self.loc(hidden), self.log_scale(hidden).exp()
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        probs: Tensor = self.decoder(_concatenate(z, y))
+        return probs
+
+
+def _concatenate(*parts: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+
+
+class TutorialPyro(Contender):
+    """Stock Pyro in the way of https://pyro.ai/examples/ss-vae.html, with today's Pyro and nothing tuned.
+
+    Two ``SVI`` objects share one optimiser: ``TraceEnum_ELBO`` with the classes enumerated in parallel, and
+    ``Trace_ELBO`` for the classifier's auxiliary loss. Both are stepped on every batch, labelled or not, as there; on
+    unlabelled rows the second one finds no loss, yet Adam moves the weights by its momentum. Losses are sums over the
+    rows of a batch.
+    """
+
+    def __init__(self, *, sizes: Sizes = MNIST, **settings: Any) -> None:
+        super().__init__(**settings)
+        only_fp32(self)
+        pyro.clear_param_store()
+        self.sizes = sizes
+        self.nets = _TutorialNets(self.num_classes, sizes).to(self.device)
+        optimizer = pyro.optim.Adam({"lr": LEARNING_RATE})
+        guide = config_enumerate(self.guide, "parallel", expand=True)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+        self.svi = SVI(self.model, guide, optimizer, loss=elbo)
+        self.auxiliary = SVI(self.model_classify, self.guide_classify, optimizer, loss=Trace_ELBO())
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(z) p(y) p(x|y,z), with classes ``(..., K)`` as one-hot rows."""
+        pyro.module("ss_vae", self.nets)
+        shape = (x.shape[0], self.sizes.latent)
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(shape), x.new_ones(shape)).to_event(1))
+            prior = x.new_ones(x.shape[0], self.num_classes) / self.num_classes
+            y = pyro.sample("y", dist.OneHotCategorical(prior), obs=y)
+            pyro.sample("x", dist.Bernoulli(self.nets.decode(z, y), validate_args=False).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(y|x) q(z|x,y)."""
+        with pyro.plate("data"):
+            if y is None:
+                y = pyro.sample("y", dist.OneHotCategorical(self.nets.encoder_y(x)))
+            pyro.sample("z", dist.Normal(*self.nets.encode(x, y)).to_event(1))
+
+    def model_classify(self, x: Tensor, y: Tensor | None = None) -> None:
+        """The auxiliary loss: labels under q(y|x)."""
+        pyro.module("ss_vae", self.nets)
+        with pyro.plate("data"):
+            if y is not None:
+                with pyro.poutine.scale(scale=ALPHA):
+                    pyro.sample("y_aux", dist.OneHotCategorical(self.nets.encoder_y(x)), obs=y)
+
+    def guide_classify(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Nothing is latent in the auxiliary model."""
+
+    def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+        """Step both ``SVI`` objects, on the unlabelled rows and then on the labelled ones; ``SVI`` reads each loss."""
+        self.svi.step(x_unlabelled)
+        self.auxiliary.step(x_unlabelled)
+        if x_labelled is not None and y_labelled is not None:
+            y = F.one_hot(y_labelled, self.num_classes).to(x_labelled)
+            self.svi.step(x_labelled, y)
+            self.auxiliary.step(x_labelled, y)
+
+
+def only_fp32(contender: Contender) -> None:
+    """Raise ``Unavailable`` for a contender that was asked for another precision."""
+    if contender.precision != "fp32":
+        raise Unavailable(f"{type(contender).__name__} is written for fp32")

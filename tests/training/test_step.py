@@ -1,0 +1,236 @@
+"""Every way of running a step trains the same model, and gives way to the eager one where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_ssvae import M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.data import BatchStream
+from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.recording import has_compiler
+from pyro_ssvae.training.step import TrainingStep
+
+SETTINGS: dict[str, Any] = {
+    "max_steps": 24, "batch_size": 16, "labelled_batch_size": 5, "evaluate_every": 8, "warmup_steps": 2,
+    "ema_decay": 0.9, "device": "cpu", "kl_squeeze": 3.0, "gradient_clip": 1.0,
+}  # fmt: skip
+
+
+def make_data() -> SemiSupervisedData:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(70, 1, 8, 8, generator=generator)  # 60 unlabelled rows in batches of 16: the last one is short
+    y = torch.cat([torch.arange(10) % 3, torch.full((60,), -1)])
+    return SemiSupervisedData.from_arrays(x, y, x_validation=x[:20], y_validation=torch.arange(20) % 3)
+
+
+def train(
+    model_class: type[M2] = M2,
+    *,
+    objective: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[FitResult, dict[str, Tensor]]:
+    data = make_data()
+    torch.manual_seed(1)
+    pair = model_class(data.event_shape, 3, **{"latent_dim": 2, "hidden_dims": (12,)} | (model or {}))
+    loss = SemiSupervisedELBO.for_data(pair, data, **(objective or {}))
+    run = fit(loss, data, TrainingConfig(**SETTINGS | settings), progress=False)
+    return run, run.last_weights
+
+
+@pytest.mark.parametrize(
+    ("objective", "model", "settings"),
+    [
+        ({}, {}, {}),
+        ({"pure": True}, {"classifier": "mlp", "dropout": 0.2}, {"binarisation": "dynamic"}),
+        ({"enumeration": "top-k"}, {"class_prior": "dirichlet"}, {}),
+        ({"pure": True}, {"class_prior": "map", "likelihood": "gaussian", "batch_norm": True}, {"ema_decay": 0.0}),
+        ({"pure": True, "bound_weight": 0.0}, {}, {}),  # encoder and decoder get no gradient at all
+        ({}, {}, {"precision": "64-true"}),
+    ],
+)
+def test_a_replayed_step_is_the_eager_one_to_the_last_bit(
+    objective: dict[str, Any], model: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    (eager, expected), (replayed, found) = (
+        train(objective=objective, model=model, compile=mode, **settings) for mode in ("eager", "replay")
+    )
+    assert (eager.step_mode, replayed.step_mode, replayed.why_eager) == ("eager", "replay", None)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    for one, other in zip(eager.metrics, replayed.metrics, strict=True):
+        other["train_loss"] = pytest.approx(other["train_loss"])  # Fabric rounds the loss to float32
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
+def test_a_replayed_bf16_step_is_close_to_the_eager_one() -> None:
+    """Not to the last bit: autograd sums gradients of a weight that two passes share in bf16, a recording in fp32."""
+    options: dict[str, Any] = {"objective": {"pure": True}, "precision": "bf16-mixed", "learning_rate": 1e-3}
+    (_, expected), (run, found) = (train(compile=mode, **options) for mode in ("eager", "replay"))
+    assert (run.step_mode, run.why_eager) == ("replay", None)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.01)
+
+
+def test_auto_replays_on_the_cpu_and_the_stock_elbo_runs_eagerly_without_a_word() -> None:
+    assert train()[0].step_mode == "replay"
+    run, _ = train(objective={"elbo": "stock"})
+    assert (run.step_mode, run.why_eager) == ("eager", None)
+
+
+def test_inductor_trains_the_same_up_to_rounding() -> None:
+    assert has_compiler(), "this test compiles C++"
+    pure: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "mlp"}}
+    _, expected = train(**pure, compile="eager")
+    run, found = train(**pure, compile="inductor")
+    assert (run.step_mode, run.why_eager) == ("inductor", None)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_long_schedule_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_ssvae.training import step
+
+    data = make_data()
+    config = TrainingConfig(**SETTINGS)
+    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, 3), data)
+
+    def mode(total: int) -> str:
+        stream = BatchStream(data, batch_size=16, labelled_batch_size=5)
+        return TrainingStep(objective, stream, config, make_fabric(config), total).mode
+
+    assert mode(step._WORTH_COMPILING) == "inductor"
+    assert mode(step._WORTH_COMPILING - 1) == "replay"
+    monkeypatch.setattr(step, "has_compiler", lambda: False)
+    assert mode(step._WORTH_COMPILING) == "replay"
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler"):
+        train(compile="inductor")
+
+
+class _Asking(M2):
+    """Asks the device for a number at every step."""
+
+    def encode(self, x: Tensor, y: Tensor) -> Any:
+        qz = super().encode(x, y)
+        return qz if float(qz.mean.detach().sum()) < 1e9 else super().encode(0.0 * x, y)
+
+
+def test_a_model_that_reads_numbers_back_trains_eagerly_and_says_why() -> None:
+    with pytest.warns(UserWarning, match="run eagerly.*RuntimeError.*_local_scalar_dense") as caught:
+        run, found = train(_Asking)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert run.step_mode == "eager"
+    assert run.why_eager is not None
+    _, expected = train(compile="eager")
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+class _Annealed(M2):
+    """Changes with a Python number that counts its own calls, which no recording can follow."""
+
+    calls = 0
+
+    def decode(self, y: Tensor, z: Tensor) -> Any:
+        self.calls += self.training
+        return super().decode(y, z * (1.0 + 0.1 * self.calls))
+
+
+def test_a_model_with_python_state_is_found_out() -> None:
+    with pytest.warns(UserWarning, match="depends on Python values"):
+        run, _ = train(_Annealed)
+    assert run.step_mode == "eager"
+
+
+def test_a_pair_out_of_reach_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    from pyro_ssvae import EnumerationError
+
+    class Forgetful(M2):
+        def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+            import pyro
+            import pyro.distributions as dist
+
+            from pyro_ssvae.models import data_plate
+
+            with data_plate(x, size):
+                if y is None:
+                    y = pyro.sample("y", dist.Categorical(logits=self.classify(x)))
+                pyro.sample("z", self.encode(x, y))
+
+    data = make_data()
+    objective = SemiSupervisedELBO.for_data(Forgetful(data.event_shape, 3), data)
+    with pytest.raises(EnumerationError):
+        fit(objective, data, TrainingConfig(**SETTINGS), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_graph_needs_cuda() -> None:
+    with pytest.raises(ValueError, match="CUDA graph"):
+        train(compile="graph")
+
+
+class _NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name.split("::")[1]
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
+def test_a_whole_step_asks_the_device_nothing(options: dict[str, Any]) -> None:
+    """What a CUDA graph may hold: gathering, loss, backward, clipping, Adam, average and sums."""
+    data = make_data()
+    config = TrainingConfig(**SETTINGS | {"compile": "eager", "binarisation": "dynamic"})
+    stream = BatchStream(data, batch_size=16, labelled_batch_size=5, binarisation="dynamic")
+    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, 3), data, **options)
+    step = TrainingStep(objective, stream, config, make_fabric(config), 10)
+    step.check()  # Pyro validates the first call, and that does ask
+    step(0)
+    with _NoWaiting():
+        step(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
+def test_a_captured_step_is_the_eager_one(options: dict[str, Any]) -> None:
+    settings = {"device": "cuda", "binarisation": "dynamic", "max_steps": 60}
+    eager, expected = train(objective=options, compile="eager", **settings)
+    captured, found = train(objective=options, compile="graph", **settings)
+    assert (eager.step_mode, captured.step_mode, captured.why_eager) == ("eager", "graph", None)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_captured_run_resumes(tmp_path: Path) -> None:
+    data = make_data()
+    weights = []
+    for folders in (["straight"], ["broken", "broken"]):
+        torch.manual_seed(1)
+        for index, folder in enumerate(folders):
+            pair = M2(data.event_shape, 3, latent_dim=2, hidden_dims=(12,))
+            objective = SemiSupervisedELBO.for_data(pair, data)
+            config = TrainingConfig(**SETTINGS | {"device": "cuda", "max_steps": 48})
+            minutes = 1e-9 if len(folders) > 1 and index == 0 else None
+            run = fit(
+                objective, data, TrainingConfig(**config.to_dict() | {"max_minutes": minutes}),
+                out=tmp_path / folder, resume=index > 0, progress=False,
+            )  # fmt: skip
+        weights.append(run.last_weights)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_model_that_cannot_be_captured_trains_eagerly() -> None:
+    with pytest.warns(UserWarning, match="run eagerly"):
+        run, _ = train(_Asking, device="cuda")
+    assert run.step_mode == "eager"
