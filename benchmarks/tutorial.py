@@ -54,15 +54,29 @@ class TutorialPyro(Contender):
     ``Trace_ELBO`` for the classifier's auxiliary loss. Both are stepped on every batch, labelled or not, as there; on
     unlabelled rows the second one finds no loss, yet Adam moves the weights by its momentum. Losses are sums over the
     rows of a batch.
+
+    Args:
+        sizes: Of the networks.
+        learning_rate: Of Adam.
+        multiplier: Of the auxiliary loss.
+        **settings: Those of :class:`Contender`.
     """
 
-    def __init__(self, *, sizes: Sizes = MNIST, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        sizes: Sizes = MNIST,
+        learning_rate: float = LEARNING_RATE,
+        multiplier: float = ALPHA,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         only_fp32(self)
         pyro.clear_param_store()
         self.sizes = sizes
+        self.multiplier = multiplier
         self.nets = _TutorialNets(self.num_classes, sizes).to(self.device)
-        optimizer = pyro.optim.Adam({"lr": LEARNING_RATE})
+        optimizer = pyro.optim.Adam({"lr": learning_rate})
         guide = config_enumerate(self.guide, "parallel", expand=True)
         elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
         self.svi = SVI(self.model, guide, optimizer, loss=elbo)
@@ -90,20 +104,23 @@ class TutorialPyro(Contender):
         pyro.module("ss_vae", self.nets)
         with pyro.plate("data"):
             if y is not None:
-                with pyro.poutine.scale(scale=ALPHA):
+                with pyro.poutine.scale(scale=self.multiplier):
                     pyro.sample("y_aux", dist.OneHotCategorical(self.nets.encoder_y(x)), obs=y)
 
     def guide_classify(self, x: Tensor, y: Tensor | None = None) -> None:
         """Nothing is latent in the auxiliary model."""
 
     def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Step both ``SVI`` objects, on the unlabelled rows and then on the labelled ones; ``SVI`` reads each loss."""
-        self.svi.step(x_unlabelled)
-        self.auxiliary.step(x_unlabelled)
+        """Take a step on the unlabelled rows, and then one on the labelled rows."""
+        self.step_on(x_unlabelled)
         if x_labelled is not None and y_labelled is not None:
-            y = F.one_hot(y_labelled, self.num_classes).to(x_labelled)
-            self.svi.step(x_labelled, y)
-            self.auxiliary.step(x_labelled, y)
+            self.step_on(x_labelled, y_labelled)
+
+    def step_on(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Step both ``SVI`` objects on a batch of either kind; ``SVI`` reads each loss."""
+        hot = () if y is None else (F.one_hot(y, self.num_classes).to(x),)
+        self.svi.step(x, *hot)
+        self.auxiliary.step(x, *hot)
 
 
 def only_fp32(contender: Contender) -> None:

@@ -14,11 +14,13 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError
+from pyro_ssvae.recipes import PURE
 from pyro_ssvae.training import RunFolder, TrainingConfig
 from pyro_ssvae.training.device import resolve_device
 
 __all__ = ["load_data", "parse_m2", "settings", "training_config"]
 
+_TOP_LEVEL = {"max_epochs", "max_minutes", "device", "precision", "seed"}  # of the training settings
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
 
 
@@ -39,7 +41,9 @@ def m2_parser(description: str) -> ArgumentParser:
     add(
         "--pure",
         action="store_true",
-        help="J^alpha and nothing else: no augmentation, no consistency term, no weight on the KL",
+        help="J^alpha and no other term: no augmentation, no consistency. Other defaults become those behind its "
+        "published numbers: MLPs, softplus, top-k, 60 epochs in small binarised batches. The weight of the KL of z "
+        "still has its schedule; for none: --training.kl_warmup 0 --training.kl_squeeze 1",
     )
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
     add(
@@ -65,8 +69,7 @@ def m2_parser(description: str) -> ArgumentParser:
     add("--device", type=str, default="auto", metavar="DEV", help="auto, cpu, cuda or cuda:1")
     add("--precision", type=str, default="32-true", metavar="P", help="32-true, bf16-mixed, 16-mixed, 64-true")
     add("--config", action="config", metavar="FILE", help="YAML file of flags, for example max_epochs: 20")
-    top_level = {"max_epochs", "max_minutes", "device", "precision", "seed"}
-    parser.add_class_arguments(TrainingConfig, "training", skip=top_level)
+    parser.add_class_arguments(TrainingConfig, "training", skip=_TOP_LEVEL)
     return parser
 
 
@@ -78,17 +81,16 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
     parser = m2_parser(description)
     args = parser.parse_args(argv)
     try:
-        if args.resume is not None:
-            out = args.resume
-            saved = RunFolder(out).read_config()[_FLAGS_IN_CONFIG]
-            parser.set_defaults({name: value for name, value in _flatten(saved).items() if value is not None})
-            args = parser.parse_args(argv)
+        out = args.resume
+        saved = {} if out is None else _flatten(RunFolder(out).read_config()[_FLAGS_IN_CONFIG])
+        if args.pure or saved.get("pure"):
+            parser.set_defaults(_pure_defaults(args))
+        parser.set_defaults({name: value for name, value in saved.items() if value is not None})
+        args = parser.parse_args(argv)
+        if out is not None:
             args.out, args.resume = out, out
         if args.cuda:
             args.device = "cuda"
-        if args.pure:
-            args.training.kl_warmup = 0.0
-            args.training.kl_squeeze = 1.0
         resolve_device(args.device)
         training_config(args)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -98,6 +100,16 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
         name = Path(args.data).stem
         args.out = str(Path("runs") / f"m2-{name}-{args.num_labels}-seed{args.seed}-{stamp}")
     return args
+
+
+def _pure_defaults(args: Namespace) -> dict[str, Any]:
+    """Return the flags behind the published numbers of the pure objective, for those that are not given."""
+    flags = PURE.model | {name: value for name, value in PURE.objective.items() if name != "pure"}
+    for name, value in PURE.training.items():
+        flags[name if name in _TOP_LEVEL else f"training.{name}"] = value
+    if args.training.max_steps is not None:
+        del flags["max_epochs"]
+    return flags
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import pyro_ssvae
+from pyro_ssvae import TrainingConfig
 
 PATH = Path(__file__).parents[1] / "examples" / "m2.py"
 TINY = ["--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
@@ -51,11 +52,25 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
     assert "test error" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["add_ons"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
-    assert (set(result["kl_weight"]) == {1.0}) == ("--pure" in flags)
+    assert result["kl_weight"][-1] == 1.0
+    assert result["objective"]["enumeration"] == ("top-k" if "--pure" in flags else "exact")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert len(names) >= 6
     with pytest.warns(UserWarning, match="MyM2"):
         assert pyro_ssvae.load(tmp_path).num_classes == 10
+
+
+def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
+    from pyro_ssvae.cli import parse_m2, training_config
+    from pyro_ssvae.recipes import PURE
+
+    args = parse_m2("", ["--pure", "--alpha", "3", "--training.learning_rate", "0.01", "--seed", "4"])
+    config = training_config(args)
+    assert (args.alpha, args.classifier, args.activation, args.enumeration) == (3.0, "mlp", "softplus", "top-k")
+    expected = TrainingConfig(**PURE.training | {"learning_rate": 0.01, "seed": 4})
+    assert config == expected
+    assert training_config(parse_m2("", ["--pure", "--training.max_steps", "7"])).total_steps(100) == 7
+    assert training_config(parse_m2("", [])) == TrainingConfig()
 
 
 def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
