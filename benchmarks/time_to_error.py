@@ -40,7 +40,7 @@ def ours(seed: int, data_dir: str | None, minutes: float) -> dict[str, Any]:
     data = SemiSupervisedData.from_name("mnist", num_labels=NUM_LABELS, seed=seed, data_dir=data_dir)
     torch.manual_seed(seed)
     model = M2(data.event_shape, data.num_classes, **PURE.model)
-    objective = SemiSupervisedELBO.for_data(model, data, **PURE.objective)
+    objective = SemiSupervisedELBO.for_data(model, data, pure=True, **PURE.objective)
     run = fit(objective, data, TrainingConfig(**PURE.training | {"seed": seed, "max_minutes": minutes}), progress=False)
     curve = [(row["seconds"], row["validation_error"]) for row in run.metrics]
     return {"curve": curve, "steps": run.steps, "step_mode": run.step_mode}

@@ -104,7 +104,7 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
 
 def _pure_defaults(args: Namespace) -> dict[str, Any]:
     """Return the flags behind the published numbers of the pure objective, for those that are not given."""
-    flags = PURE.model | {name: value for name, value in PURE.objective.items() if name != "pure"}
+    flags = PURE.model | PURE.objective
     for name, value in PURE.training.items():
         flags[name if name in _TOP_LEVEL else f"training.{name}"] = value
     if args.training.max_steps is not None:

@@ -18,7 +18,7 @@ class Recipe:
 
     Args:
         model: Of :class:`~pyro_ssvae.M2`.
-        objective: Of :meth:`SemiSupervisedELBO.for_data <pyro_ssvae.SemiSupervisedELBO.for_data>`.
+        objective: Of :meth:`SemiSupervisedELBO.for_data <pyro_ssvae.SemiSupervisedELBO.for_data>`, beside ``pure``.
         training: Of :class:`~pyro_ssvae.TrainingConfig`.
 
     Example:
@@ -34,7 +34,7 @@ class Recipe:
 
 PURE = Recipe(
     model={"classifier": "mlp", "activation": "softplus"},
-    objective={"pure": True, "alpha": 10.0, "enumeration": "top-k"},
+    objective={"alpha": 10.0, "enumeration": "top-k"},
     training={
         "max_epochs": 60,
         "batch_size": 50,
