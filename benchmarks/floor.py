@@ -23,7 +23,7 @@ from step_page import median
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Work", "exact_step", "print_floor", "top_k_step"]
+__all__ = ["Work", "exact_step", "floor_table", "top_k_step"]
 
 _FEW = 4_000  # enumerated rows at which rates no longer depend on their number
 _FLOAT = 4  # bytes
@@ -162,20 +162,23 @@ class Rates:
         return time.perf_counter()
 
 
-def print_floor(
+def floor_table(
     device: str, classes: list[int], threads: list[int], batch: int, stored: Path, words: dict[str, str]
-) -> None:
-    """Measure rates and print the floor of a step beside the medians that were measured, where there are some."""
+) -> str:
+    """Measure rates and return the floor of a step, in Markdown, beside the medians that were measured."""
     results = json.loads(stored.read_text())["results"] if stored.exists() else []
+    parts = []
     for number in threads:
         torch.set_num_threads(number)
         rates = Rates(device)
-        print(f"\n{device}, {number} thread{'s' if number > 1 else ''}, float32: ", end="")
         wide = Product(_FEW, MNIST.hidden, MNIST.features)
-        print(f"{rates.product(wide) / 1e9:,.0f} GFLOP/s in the decoder's last layer, ", end="")
-        print(f"{rates.copy(2**26) / 1e9:.1f} GB/s in a large copy, {rates.activation() / 1e9:.2f} G activations/s\n")
-        print("| step | GFLOP | GB | products | moving | activations | in turn | at once | measured medians, ms |")
-        print("|" + " --- |" * 9)
+        parts.append(
+            f"{device}, {number} thread{'s' if number > 1 else ''}, float32: "
+            f"{rates.product(wide) / 1e9:,.0f} GFLOP/s in the decoder's last layer, "
+            f"{rates.copy(2**26) / 1e9:.1f} GB/s in a large copy, {rates.activation() / 1e9:.2f} G activations/s."
+        )
+        header = ["step", "GFLOP", "GB", "products", "moving", "activations", "in turn", "at once", "medians, ms"]
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         for count in classes:
             for kind, work in (("exact", exact_step(batch, count)), ("top-k", top_k_step(batch, count))):
                 times = rates.times(work)
@@ -189,4 +192,6 @@ def print_floor(
                     and result["contender"] in words
                     and ("top-k" in result["contender"]) == (kind == "top-k")
                 ]
-                print("| " + " | ".join([*cells, "; ".join(measured)]) + " |")
+                lines.append("| " + " | ".join([*cells, "; ".join(measured)]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

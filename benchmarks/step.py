@@ -335,16 +335,29 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def write_floor(devices: list[str], args: argparse.Namespace, words: dict[str, str]) -> None:
+    """Measure what the machine could do at best and where the time goes, print both and write them on the page."""
+    from floor import floor_table
+    from profile_step import profile_table
+    from step_page import write_section
+
+    parts = []
+    for device in devices:
+        stored = args.json or RESULTS / f"step-{device}.json"
+        threads = args.threads if device == "cpu" else [1]
+        parts.append(floor_table(device, args.classes, threads, ROWS, stored, words))
+        if device == "cpu":
+            parts.append(profile_table(args.classes[0], ROWS, args.threads[0]))
+    print("\n\n".join(parts))
+    write_section(DOCS / "benchmarks.md", "floor", "\n\n".join(parts))
+
+
 def main() -> None:
     args = parse()
     devices = [args.device] if args.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     words = {name: entry.words for name, entry in CONTENDERS.items()}
     if args.floor:
-        from floor import print_floor
-
-        for device in devices:
-            stored = args.json or RESULTS / f"step-{device}.json"
-            print_floor(device, args.classes, args.threads if device == "cpu" else [1], ROWS, stored, words)
+        write_floor(devices, args, words)
         return
     for device in () if args.table else devices:
         if device == "cpu" and not has_bf16():

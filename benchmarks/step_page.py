@@ -13,9 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pyro_ssvae.plots.style import ACCENT, FAINT, INK, new_figure, save_figure, set_title, style_axes
 
-__all__ = ["markdown", "median", "write_page"]
+__all__ = ["markdown", "median", "write_page", "write_section"]
 
-START, END = "<!-- step:start -->", "<!-- step:end -->"
 TUTORIAL, BY_HAND = "tutorial", "hand-written"  # what all are compared with
 
 Result = dict[str, Any]
@@ -32,16 +31,24 @@ def write_page(docs: Path, words: Words) -> None:
     Raises:
         ValueError: If the page lacks the markers.
     """
-    page = docs / "benchmarks.md"
-    before, start, rest = page.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{page} must hold the lines {START} and {END}; the tables go between them.")
     paths = sorted((docs / "benchmarks").glob("step-*.json"))
     for path in paths:
         save_figure(_figure(json.loads(path.read_text()), words), docs / "_static" / f"{path.stem}.png")
-    content = markdown(paths, words, figures=True)
-    page.write_text(f"{before}{START}\n\n{content}\n\n{END}{after}" if content else f"{before}{START}\n{END}{after}")
+    write_section(docs / "benchmarks.md", "step", markdown(paths, words, figures=True))
+
+
+def write_section(page: Path, name: str, content: str) -> None:
+    """Write what stands between ``<!-- name:start -->`` and ``<!-- name:end -->`` on a page.
+
+    Raises:
+        ValueError: If the page lacks these lines.
+    """
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    before, found, rest = page.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} must hold the lines {start} and {end}; the tables go between them.")
+    page.write_text(f"{before}{start}\n\n{content}\n\n{end}{after}" if content else f"{before}{start}\n{end}{after}")
 
 
 def markdown(paths: list[Path], words: Words, *, figures: bool = False) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from machine import describe
+from step_page import write_section
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream
@@ -30,7 +31,6 @@ from pyro_ssvae.recipes import PURE
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 RESULTS = PAGE.parent / "benchmarks" / "time-to-error.json"
-START, END = "<!-- time:start -->", "<!-- time:end -->"
 NUM_LABELS, TARGET = 3000, 0.05
 WORDS = {"ours": "pyro_ssvae, `--pure`", "tutorial": "stock Pyro, as in its tutorial"}
 
@@ -105,8 +105,7 @@ def write_page() -> None:
             f"| {WORDS[result['contender']]} | {result['seed']} | {reached} | {result['steps']} | {100 * least:.2f} | "
             f"{at:.0f} |"
         )
-    before, _, rest = PAGE.read_text().partition(START)
-    PAGE.write_text(f"{before}{START}\n\n" + "\n".join(lines) + f"\n\n{END}{rest.partition(END)[2]}")
+    write_section(PAGE, "time", "\n".join(lines))
 
 
 def main() -> None:
