@@ -133,9 +133,12 @@ class EnumerateClass(Messenger):
         with torch.no_grad():
             top = self.log_q.topk(self._top_k, dim=0).indices
             self._is_top = torch.zeros_like(self.log_q, dtype=torch.bool).scatter_(0, top, True)
-            # The largest of log q + Gumbel noise is a draw from q: here from q restricted to the other classes.
-            noisy = self.log_q - torch.empty_like(self.log_q).exponential_().log()
-            other = noisy.masked_fill(self._is_top, -torch.inf).argmax(0, keepdim=True)
+            # One uniform number a row, looked up in the cumulated mass of the other classes; in float64, so that
+            # rounding cannot carry it past the last of them.
+            others = self.log_q.masked_fill(self._is_top, -torch.inf).double().softmax(0)
+            mass = others.cumsum(0)
+            drawn = torch.rand_like(mass[:1]) * mass[-1:]
+            other = (mass <= drawn).sum(0, keepdim=True).clamp_max(num_classes - 1)
             self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
         values: Tensor = self.flat_support[self._chosen]
         return values
