@@ -117,30 +117,33 @@ class EnumerateClass(Messenger):
         msg["infer"]["_enumerate_dim"] = self._dim
         msg["value"], msg["done"] = values, True
 
-    def _values(self, fn: Any) -> Tensor:
+    def _support(self, fn: Any) -> Tensor:
+        """Return all values along the dimension of their own, ``(K, 1, *event)`` left of one plate."""
         support = fn.enumerate_support(expand=False)
-        is_categorical_support = getattr(support, "_pyro_categorical_support", None)
-        self.flat_support = support.reshape(support.shape[:1] + fn.event_shape)
-        self.support = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
-        if is_categorical_support is not None:  # spares Categorical.log_prob a gather of every logit
-            self.support._pyro_categorical_support = is_categorical_support
-        self.log_q = fn.log_prob(self.support)  # (K, *plates)
+        values: Tensor = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
+        if hasattr(support, "_pyro_categorical_support"):  # spares Categorical.log_prob a gather of every logit
+            values._pyro_categorical_support = support._pyro_categorical_support  # type: ignore[attr-defined]
+        return values
+
+    def _values(self, fn: Any) -> Tensor:
+        support = self._support(fn)
+        self.log_q = fn.log_prob(support)  # (K, *plates)
         num_classes = self.log_q.shape[0]
         if self._top_k is None or self._top_k >= num_classes - 1:
             self.top_k = None
-            return self.support
+            return support
         self.top_k = self._top_k
         with torch.no_grad():
             top = self.log_q.topk(self._top_k, dim=0).indices
             self._is_top = torch.zeros_like(self.log_q, dtype=torch.bool).scatter_(0, top, True)
             # One uniform number a row, looked up in the cumulated mass of the other classes; in float64, so that
             # rounding cannot carry it past the last of them.
-            others = self.log_q.masked_fill(self._is_top, -torch.inf).double().softmax(0)
-            mass = others.cumsum(0)
+            others = self.log_q.masked_fill(self._is_top, -torch.inf).softmax(0)
+            mass = others.cumsum(0, dtype=torch.float64)
             drawn = torch.rand_like(mass[:1]) * mass[-1:]
             other = (mass <= drawn).sum(0, keepdim=True).clamp_max(num_classes - 1)
             self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
-        values: Tensor = self.flat_support[self._chosen]
+        values: Tensor = support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
         return values
 
     def kl(self, model_sites: dict[str, Any]) -> Tensor:
@@ -151,7 +154,8 @@ class EnumerateClass(Messenger):
         cost = scale_and_mask(self.log_q, self._scale, self._mask)
         prior = self.prior(model_sites)
         if prior is not None:
-            cost = cost - scale_and_mask(prior["fn"].log_prob(self.support), prior["scale"], prior["mask"])
+            log_p = prior["fn"].log_prob(self._support(prior["fn"]))
+            cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
         return (self.log_q.exp() * cost).sum(0)
 
     def prior(self, model_sites: dict[str, Any]) -> Any | None:
