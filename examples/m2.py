@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Rows, of which --num-labels keep their label; the rest have y = -1.
         data = load_data(args)
-        print(f"{data.name}: {data.num_labelled} labelled and {data.num_unlabelled} unlabelled rows")
+        print(
+            f"{data.name}: {data.num_labelled} labelled and {data.num_unlabelled} unlabelled rows to train on, ", end=""
+        )
+        print(f"{len(data.x_validation)} to validate, {len(data.x_test)} to test")
 
         # The pair p(z)p(y|π)p(x|y,z) and q(y|x)q(z|x,y).
         pyro.set_rng_seed(args.seed)

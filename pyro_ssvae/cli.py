@@ -74,7 +74,7 @@ def m2_parser(description: str) -> ArgumentParser:
 
 
 def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
-    """Return the flags of ``examples/m2.py``, completed from the run to resume and with ``out`` filled in.
+    """Return the flags of ``examples/m2.py``, completed from the run to resume.
 
     Bad flags, a folder that holds no run, and ``--cuda`` without a GPU end the program with one line and status 2.
     """
@@ -95,10 +95,6 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
         training_config(args)
     except (ValueError, RuntimeError, KeyError) as error:
         parser.error(str(error))
-    if args.out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = Path(args.data).stem
-        args.out = str(Path("runs") / f"m2-{name}-{args.num_labels}-seed{args.seed}-{stamp}")
     return args
 
 
@@ -140,7 +136,18 @@ def settings(args: Namespace) -> dict[str, Any]:
 
 
 def load_data(args: Namespace) -> SemiSupervisedData:
-    """Return the data that the flags name; where a download is impossible, say so and carry on with ``digits``."""
+    """Return the data that the flags name, and name the folder of the run after them where they name none.
+
+    Where a download is impossible, say so and carry on with ``digits``.
+    """
+    data = _load(args)
+    if args.out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        args.out = str(Path("runs") / f"m2-{Path(args.data).stem}-{args.num_labels}-seed{args.seed}-{stamp}")
+    return data
+
+
+def _load(args: Namespace) -> SemiSupervisedData:
     if args.data.endswith(".npz"):
         return SemiSupervisedData.from_npz(args.data, num_labels=args.num_labels, seed=args.seed)
     named: dict[str, Any] = {"num_labels": args.num_labels, "seed": args.seed}

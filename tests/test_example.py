@@ -60,6 +60,26 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
         assert pyro_ssvae.load(tmp_path).num_classes == 10
 
 
+def test_without_a_network_the_run_is_named_after_what_it_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyro_ssvae import DataUnavailableError, SemiSupervisedData
+    from pyro_ssvae.cli import load_data, parse_m2
+
+    from_name = SemiSupervisedData.from_name
+
+    def offline(name: str, **options: object) -> SemiSupervisedData:
+        if name == "mnist":
+            raise DataUnavailableError("No network.")
+        return from_name(name, **options)
+
+    monkeypatch.setattr(SemiSupervisedData, "from_name", offline)
+    args = parse_m2("", [])
+    assert load_data(args).name == "digits"
+    assert "Carrying on with digits" in capsys.readouterr().err
+    assert args.out.startswith(str(Path("runs") / "m2-digits-100-seed0-"))
+
+
 def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
     from pyro_ssvae.cli import parse_m2, training_config
     from pyro_ssvae.recipes import PURE
