@@ -17,15 +17,16 @@ class MovingAverage:
     Args:
         module: The module whose weights are averaged.
         decay: Decay per step; 0 keeps the average equal to the weights.
+        captured: Whether updates are part of a CUDA graph, which reads the decay from the device.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, *, captured: bool = False) -> None:
         self._decay = decay
+        self._captured = captured
         self._live = [t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()]
         self._average = [tensor.detach().clone() for tensor in self._live]
         self._weight = 1.0
-        # The weight of the newest values, on the device too, where captured steps read it.
-        self._weight_on_device = torch.ones((), dtype=torch.float64, device=self._live[0].device)
+        self._weight_on_device = torch.ones((), device=self._live[0].device)
 
     def set_step(self, step: int) -> None:
         """Declare that the next update follows step ``step`` (from 0); early steps weigh more than the decay says."""
@@ -38,7 +39,7 @@ class MovingAverage:
     def update(self) -> None:
         """Take in the present weights."""
         live = [tensor.detach() for tensor in self._live]
-        if self._weight_on_device.device.type == "cuda":
+        if self._captured:
             change = torch._foreach_sub(live, self._average)
             torch._foreach_mul_(change, self._weight_on_device)
             torch._foreach_add_(self._average, change)

@@ -66,7 +66,7 @@ class TrainingStep:
             objective.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=graph
         )
         self.module, self.optimizer = fabric.setup(objective, optimizer)
-        self.average = MovingAverage(objective.pair, config.ema_decay)
+        self.average = MovingAverage(objective.pair, config.ema_decay, captured=graph)
         self.sums: dict[str, Tensor] = {}
         self.sum_steps = 0
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)

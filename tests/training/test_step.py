@@ -198,6 +198,24 @@ def test_a_whole_step_asks_the_device_nothing(options: dict[str, Any]) -> None:
         step(1)
 
 
+def test_the_average_of_a_captured_step_is_the_same() -> None:
+    from pyro_ssvae.training.averaging import MovingAverage
+
+    found = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 4)
+        average = MovingAverage(module, 0.9, captured=captured)
+        for step in range(20):
+            with torch.no_grad():
+                module.weight.add_(torch.randn(4, 3))
+            average.set_step(step)
+            average.update()
+        found.append(average.state_dict()["average"])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
 def test_a_captured_step_is_the_eager_one(options: dict[str, Any]) -> None:
