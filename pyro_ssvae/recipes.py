@@ -41,7 +41,7 @@ PURE = Recipe(
         "labelled_batch_size": 50,
         "learning_rate": 3e-3,
         "decay_start": 0.5,
-        "kl_warmup": 0.05,
+        "kl_warmup": 0.03,
         "kl_squeeze": 4.0,
         "kl_settled": 0.6,
         "ema_decay": 0.999,
