@@ -28,7 +28,7 @@ def test_shift_is_a_fraction_of_the_image(monkeypatch: pytest.MonkeyPatch) -> No
     augment = AffineAugmentation(rotation=0.0, log_scale=0.0, shear=0.0, shift=0.25)
     draws = torch.zeros(6, 1)
     draws[4] = 1.0
-    monkeypatch.setattr(torch, "randn", lambda *shape, device=None: draws)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: draws)
     x = torch.rand(1, 1, 8, 8)
     torch.testing.assert_close(augment(x)[..., :-2], x[..., 2:], atol=1e-5, rtol=0)
 
@@ -38,7 +38,7 @@ def test_rotation_keeps_a_disc(monkeypatch: pytest.MonkeyPatch) -> None:
     disc = torch.exp(-4 * (grid[:, None] ** 2 + grid**2))[None, None]
     draws = torch.zeros(6, 1)
     draws[0] = 1.0
-    monkeypatch.setattr(torch, "randn", lambda *shape, device=None: draws)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: draws)
     out = AffineAugmentation(rotation=0.7, log_scale=0.0, shear=0.0, shift=0.0)(disc)
     inner = slice(10, -10)
     torch.testing.assert_close(out[..., inner, inner], disc[..., inner, inner], atol=0.01, rtol=0)
