@@ -18,7 +18,7 @@ class Recipe:
 
     Args:
         model: Of :class:`~pyro_ssvae.M2`.
-        objective: Of :meth:`SemiSupervisedELBO.for_data <pyro_ssvae.SemiSupervisedELBO.for_data>`, beside ``pure``.
+        objective: Of :meth:`pyro_ssvae.objectives.SemiSupervisedELBO.for_data`, but ``pure``.
         training: Of :class:`~pyro_ssvae.TrainingConfig`.
 
     Example:
