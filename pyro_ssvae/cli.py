@@ -41,8 +41,8 @@ def m2_parser(description: str) -> ArgumentParser:
     add(
         "--pure",
         action="store_true",
-        help="J^alpha and no other term: no augmentation, no consistency. Other defaults become those behind its "
-        "published numbers: MLPs, softplus, top-k, 60 epochs in small binarised batches. The weight of the KL of z "
+        help="J^alpha and no other term: no augmentation, no consistency. Other defaults become those that suit it: "
+        "MLPs, softplus, top-k, 60 epochs in small binarised batches. The weight of the KL of z "
         "still has its schedule; for none: --training.kl_warmup 0 --training.kl_squeeze 1",
     )
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
@@ -99,7 +99,7 @@ def parse_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
 
 
 def _pure_defaults(args: Namespace) -> dict[str, Any]:
-    """Return the flags behind the published numbers of the pure objective, for those that are not given."""
+    """Return the flags of the recipe for the pure objective, as defaults for those that are not given."""
     flags = PURE.model | PURE.objective
     for name, value in PURE.training.items():
         flags[name if name in _TOP_LEVEL else f"training.{name}"] = value

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 __all__ = ["download"]
 
@@ -58,11 +59,11 @@ def download(class_name: str, subfolder: str, root: Path) -> Path:
     return target
 
 
-def _addresses(dataset: type) -> list[str]:
+def _addresses(dataset: Any) -> list[str]:
     """Return one address per server that the class downloads from."""
     if (mirrors := getattr(dataset, "mirrors", None)) is not None:
-        return [mirror + dataset.resources[0][0] for mirror in mirrors]  # type: ignore[attr-defined]
-    return [dataset.url]  # type: ignore[attr-defined]
+        return [mirror + dataset.resources[0][0] for mirror in mirrors]
+    return [dataset.url]
 
 
 def _probe(addresses: Sequence[str]) -> None:

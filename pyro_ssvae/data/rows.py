@@ -153,6 +153,8 @@ def prepare(
     Raises:
         ValueError: If an argument is out of range, or binarisation meets values outside [0, 1].
     """
-    options = {"scale": scale, "device": device, "binarisation": binarisation, "seed": seed}
-    batches = list(iterate_rows(x, batch_size=max(1, len(x)), **options))  # type: ignore[arg-type]
+    all_rows = max(1, len(x))
+    batches = list(
+        iterate_rows(x, scale=scale, batch_size=all_rows, device=device, binarisation=binarisation, seed=seed)
+    )
     return batches[0] if batches else torch.empty(x.shape, device=device)

@@ -160,7 +160,7 @@ def _kl_to_prior(model: M2, qz: dist.TorchDistribution) -> Tensor:
     prior = model.prior()
     try:
         return torch.distributions.kl_divergence(qz, prior.expand(qz.batch_shape))
-    except NotImplementedError:
+    except NotImplementedError:  # how kl_divergence says that there is no closed form
         z = qz.sample()
         difference: Tensor = qz.log_prob(z) - prior.log_prob(z)
         return difference

@@ -94,5 +94,6 @@ def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...
 def _declare(name: str, parameter: nn.Parameter) -> None:
     """Emit a ``param`` site whose value leads back to the parameter, as ``pyro.param`` does, but without the store."""
     alias = parameter.detach()
+    # The attribute that Pyro itself puts on the tensors of its store, and SVI reads; torch's types know nothing of it.
     alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
     effectful(type="param")(lambda *_, **__: alias)(name, name=name)

@@ -78,7 +78,10 @@ class EnumerateClass(Messenger):
         top_k: Number of values summed exactly; ``None`` for all.
 
     Attributes:
-        name: Name of the site, ``None`` until it has been met.
+        name: Name of the site, ``None`` until it has been met; what follows is there from then on.
+        plates: Dimensions of the plates that hold the site, and ``frames``, their names.
+        log_q: log q(y|x) of every value, shape ``(K, *plates)``, in nats.
+        top_k: Number of values summed exactly; ``None`` where that is all of them.
 
     Raises:
         StaticELBOError: While the guide runs, if its enumeration is outside the reach of the static bound.
@@ -121,7 +124,8 @@ class EnumerateClass(Messenger):
         """Return all values along the dimension of their own, ``(K, 1, *event)`` left of one plate."""
         support = fn.enumerate_support(expand=False)
         values: Tensor = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
-        if hasattr(support, "_pyro_categorical_support"):  # spares Categorical.log_prob a gather of every logit
+        # Pyro's own mark on a plain tensor; it tells Categorical.log_prob to reshape its logits, not to gather them.
+        if hasattr(support, "_pyro_categorical_support"):
             values._pyro_categorical_support = support._pyro_categorical_support  # type: ignore[attr-defined]
         return values
 
@@ -212,10 +216,10 @@ class ScaleSites(Messenger):
 
     Args:
         names: Sites to scale.
-        scale: Factor of their log-probabilities, a tensor without dimensions, or a number.
+        scale: Factor of their log-probabilities, a tensor without dimensions.
     """
 
-    def __init__(self, names: tuple[str, ...], scale: Tensor | float) -> None:
+    def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
         super().__init__()
         self._names = names
         self._scale = scale

@@ -124,7 +124,7 @@ class SemiSupervisedELBO(nn.Module):
         # A tensor, so that a recorded step follows it; without dimensions, so that it promotes nothing to float64.
         self._kl_weight: Tensor
         self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
-        self._kl_weight_value = 1.0
+        self._kl_weight_value = 1.0  # the same for Python, which must not ask the device
 
     @classmethod
     def for_data(cls, pair: M2, data: SemiSupervisedData, *, pure: bool = False, **options: Any) -> SemiSupervisedELBO:

@@ -87,11 +87,10 @@ class StaticEnumELBO(TraceEnum_ELBO):
     ) -> None:
         if enumeration not in ("exact", "top-k"):
             raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
-        for name, count in (("top_k", top_k), ("max_plate_nesting", max_plate_nesting)):
+        counts = {"top_k": top_k, "max_plate_nesting": max_plate_nesting, "num_particles": num_particles}
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name}={count} must be at least 1.")
-        if num_particles < 1:
-            raise ValueError(f"num_particles={num_particles} must be at least 1.")
         super().__init__(
             max_plate_nesting=max_plate_nesting, num_particles=num_particles, strict_enumeration_warning=False
         )
@@ -212,7 +211,7 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
         return None
     try:
         kl: Tensor = kl_divergence(ours["fn"], theirs["fn"])
-    except NotImplementedError:
+    except NotImplementedError:  # how kl_divergence says that it has no closed form for these two laws
         return None
     return scale_and_mask(kl, ours["scale"], ours["mask"])
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.training.recording import shapes
 
 __all__ = ["CapturedSteps"]
 
@@ -40,7 +41,7 @@ class CapturedSteps:
     def __call__(self, rows: Rows) -> None:
         """Do a step on the rows with these numbers."""
         inputs: Rows | Batch = rows if self._stream.resident else self._stream.gather(rows)
-        key = tuple(None if part is None else tuple(part.shape) for part in inputs)
+        key = shapes(inputs)
         if key in self._captured:
             graph, static = self._captured[key]
             for buffer, part in zip(static, inputs, strict=True):

@@ -99,8 +99,13 @@ def fit(
 
     Raises:
         ValueError: If data and objective do not fit, before anything is trained or written.
+        EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
+        StaticELBOError: Likewise, for a pair that only the stock ELBO takes.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         RunFolderError: If the folder cannot be used, written or resumed.
+
+    Warns:
+        UserWarning: If steps run eagerly though something faster was wanted, with the reason.
     """
     config = config or TrainingConfig()
     if resume and out is None:

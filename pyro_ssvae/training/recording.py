@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ssvae.data import Batch
 
-__all__ = ["RecordedLoss", "has_compiler", "preserved"]
+__all__ = ["RecordedLoss", "has_compiler", "preserved", "shapes"]
 
 
 def has_compiler() -> bool:
@@ -29,29 +30,22 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name)
 
 
-class preserved:  # noqa: N801 - a context manager
+@contextmanager
+def preserved(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run something and leave random generators and buffers as they were.
 
     Args:
         module: Whose buffers are kept.
         device: Whose default generator is kept, besides the CPU's.
     """
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._buffers = list(module.buffers())
-        self._device = device
-
-    def __enter__(self) -> None:
-        self._values = [buffer.detach().clone() for buffer in self._buffers]
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+    buffers = list(module.buffers())
+    values = [buffer.detach().clone() for buffer in buffers]
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
         with torch.no_grad():
-            for buffer, value in zip(self._buffers, self._values, strict=True):
+            for buffer, value in zip(buffers, values, strict=True):
                 buffer.copy_(value)
 
 
@@ -139,9 +133,9 @@ class RecordedLoss:
         return compiled
 
 
-def shapes(batch: Batch) -> tuple[Any, ...]:
-    """Return what a recording depends on: the shapes of a batch."""
-    return tuple(None if part is None else tuple(part.shape) for part in batch)
+def shapes(parts: Iterable[Tensor | None]) -> tuple[Any, ...]:
+    """Return what a recording depends on: the shapes of the parts of a batch."""
+    return tuple(None if part is None else tuple(part.shape) for part in parts)
 
 
 def _owned(gradients: tuple[Tensor | None, ...], parameters: list[Tensor]) -> list[Tensor | None]:

@@ -127,12 +127,9 @@ def test_analytic_kl_is_stock_on_average(name: str) -> None:
     torch.manual_seed(4)
     stock = TraceEnum_ELBO(max_plate_nesting=1)
     with pyro.validation_enabled(False):
-        expected = torch.stack([value_and_gradient(stock, pair, x) for _ in range(250)]).mean(0)
-        # The reference is a mean as well: count its error by comparing differences of paired draws.
+        zero = torch.zeros_like(value_and_gradient(stock, pair, x))
         within_four_standard_errors(
-            lambda: value_and_gradient(StaticEnumELBO(), pair, x) - value_and_gradient(stock, pair, x) + expected,
-            expected,
-            250,
+            lambda: value_and_gradient(StaticEnumELBO(), pair, x) - value_and_gradient(stock, pair, x), zero, 250
         )
 
 
@@ -373,7 +370,7 @@ def test_pairs_out_of_reach_say_why_and_what_to_do(parts: dict[str, Any], words:
 
 def test_enumeration_that_is_silently_off_is_an_error() -> None:
     model, guide = _pair(infer={})
-    with pytest.raises((EnumerationError, StaticELBOError)):
+    with pytest.raises(EnumerationError, match="enumerated no site"):
         StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 2))
 
 
