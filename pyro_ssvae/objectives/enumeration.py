@@ -137,13 +137,12 @@ class EnumerateClass(Messenger):
             self.top_k = None
             return support
         self.top_k = self._top_k
+        top = self.log_q.detach().topk(self._top_k, dim=0).indices
+        self._others = self.log_q.exp().scatter(0, top, 0.0)  # q(y|x) of the classes that are not summed exactly
         with torch.no_grad():
-            top = self.log_q.topk(self._top_k, dim=0).indices
-            self._is_top = torch.zeros_like(self.log_q, dtype=torch.bool).scatter_(0, top, True)
             # One uniform number a row, looked up in the cumulated mass of the other classes; in float64, so that
             # rounding cannot carry it past the last of them.
-            others = self.log_q.masked_fill(self._is_top, -torch.inf).softmax(0)
-            mass = others.cumsum(0, dtype=torch.float64)
+            mass = self._others.cumsum(0, dtype=torch.float64)
             drawn = torch.rand_like(mass[:1]) * mass[-1:]
             other = (mass <= drawn).sum(0, keepdim=True).clamp_max(num_classes - 1)
             self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
@@ -174,7 +173,7 @@ class EnumerateClass(Messenger):
         k = self.top_k
         log_q = self.log_q.gather(0, self._chosen)
         q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
-        rest = self.log_q.exp().masked_fill(self._is_top, 0.0).sum(0)  # 1 - q(C|x), without cancellation
+        rest = self._others.sum(0)  # 1 - q(C|x), without cancellation
         exact = (q_top * cost_top).sum(0)
         estimate = exact + rest.detach() * cost_other
         baseline = (exact / q_top.sum(0)).detach()

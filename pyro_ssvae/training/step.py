@@ -23,6 +23,7 @@ from pyro_ssvae.data import Batch, BatchStream, Rows
 from pyro_ssvae.objectives import SemiSupervisedELBO
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.device import keep_freed_memory
 from pyro_ssvae.training.graphs import CapturedSteps
 from pyro_ssvae.training.recording import RecordedLoss, has_compiler, preserved, shapes
 
@@ -59,6 +60,8 @@ class TrainingStep:
         self.total = total
         self.mode = _choose(config, fabric, objective, total)
         self.why_eager: str | None = None
+        if fabric.device.type == "cpu":
+            keep_freed_memory()
         graph = self.mode == "graph"
         # One fused kernel (or loop) over all parameters. In a CUDA graph the learning rate must lie on the device.
         rate: Any = torch.tensor(config.learning_rate, device=fabric.device) if graph else config.learning_rate
