@@ -12,13 +12,7 @@ says otherwise. Settings are the package's defaults unless the row says otherwis
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import multiprocessing
-import os
-import resource
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +21,7 @@ from typing import Any
 import pyro
 import torch
 from results_page import write_page
+from runs import add_flags, digest, make
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.recipes import PURE
@@ -62,8 +57,7 @@ class Row:
             "objective": SemiSupervisedELBO.for_data(model, sizes, pure=self.pure, **self.objective).config(),
             "training": TrainingConfig(**self.training).to_dict(),
         }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-        return RESULTS / f"{self.name}-seed{self.seed}-{digest}.json"
+        return RESULTS / f"{self.name}-seed{self.seed}-{digest(settings)}.json"
 
 
 def rows(splits: int) -> list[Row]:
@@ -102,7 +96,12 @@ def _changed(options: dict[str, Any], **changes: dict[str, Any]) -> dict[str, An
     return options | {section: options[section] | entries for section, entries in changes.items()}
 
 
-_BEST_PURE: dict[str, Any] = {"pure": True, **asdict(PURE)}
+_BEST_PURE: dict[str, Any] = {
+    "pure": True,
+    "model": PURE.model,
+    "objective": PURE.objective,
+    "training": PURE.training,
+}
 
 # As many steps as ten minutes of exact enumeration in float32 allow. bf16 joins where the processor has it.
 _EQUAL: dict[str, Any] = {"max_epochs": None, "max_steps": 20_000}
@@ -152,16 +151,7 @@ def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dic
     result = report(objective, data, run, seed=row.seed)
     if row.data == "digits":
         result["label_spreading"] = label_spreading(data)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"row": asdict(row), **result, "peak_memory_mib": round(peak), "curves": run.metrics}
-
-
-def run_alone(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
-    """Train one row in a process of its own, so that its peak memory is its own, and keep the result."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        result = pool.submit(train, row, data_dir, keep, threads).result()
-    row.path.write_text(json.dumps(result, indent=1) + "\n")
-    return result
+    return {"row": asdict(row), **result, "curves": run.metrics}
 
 
 def label_spreading(data: Any) -> float:
@@ -180,23 +170,9 @@ def label_spreading(data: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, default=3, metavar="K", help="label splits at 100 labels, seeds 0 to K-1")
-    parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="only rows of this name; may be repeated")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of the cores"
-    )
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders, with models and figures, under DIR")
-    parser.add_argument("--table", action="store_true", help="train nothing, only rewrite the page")
+    add_flags(parser)
     args = parser.parse_args()
-    wanted = [row for row in rows(args.splits) if not args.only or row.name in args.only]
-    if not wanted:
-        parser.error(f"no such row; names: {', '.join(sorted({row.name for row in rows(1)}))}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    missing = [] if args.table else [row for row in wanted if not row.path.exists()]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    with ThreadPoolExecutor(args.jobs) as workers:
-        for result in workers.map(lambda row: run_alone(row, args.data_dir, args.keep, threads), missing):
-            print(f"{result['row']['name']}, seed {result['seed']}: test error {result['test_error']:.2%}", flush=True)
+    make(parser, args, rows(args.splits), train)
     write_page(RESULTS, [row.path for row in rows(args.splits) if row.path.exists()])
 
 

@@ -44,12 +44,12 @@ def _group(results: dict[str, Result], name: str) -> list[Result]:
     return [result for key, result in results.items() if key.rsplit("-seed", 1)[0] == name]
 
 
-def _percent(values: list[float]) -> str:
+def percent(values: list[float]) -> str:
     mean = f"{100 * statistics.mean(values):.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -63,10 +63,10 @@ def _default_table(results: dict[str, Result]) -> str:
                 [
                     str(n),
                     ", ".join(str(result["seed"]) for result in group),
-                    _percent([result["test_error"] for result in group]),
-                    _percent([result["test_error_last"] for result in group]),
+                    percent([result["test_error"] for result in group]),
+                    percent([result["test_error_last"] for result in group]),
                     f"{statistics.mean(result['test_elbo'] for result in group):.1f}",
-                    _percent([result["class_control"]["analogies"] for result in group]),
+                    percent([result["class_control"]["analogies"] for result in group]),
                     str(group[0]["steps"]),
                     "/".join(f"{result['train_seconds']:.0f}" for result in group),
                     str(max(result["peak_memory_mib"] for result in group)),
@@ -82,7 +82,7 @@ def _default_table(results: dict[str, Result]) -> str:
     ]  # fmt: skip
     return (
         "## MNIST, default recipe\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + f"\n\nAdd-ons to $J^\\alpha$: {', '.join(one['add_ons'])}. α = {one['objective']['alpha']:g}·N. "
         + f"Binarisation: {one['binarisation']}. Likelihood: {one['likelihood']}. Device: {one['device']}. "
         + f"PyTorch {one['versions']['torch'].split('+')[0]}, Pyro {one['versions']['pyro']}."
@@ -99,8 +99,8 @@ def _pure_table(results: dict[str, Result]) -> str:
         [
             labels,
             words,
-            _percent([result["test_error"] for result in group]),
-            _percent([result["test_error_last"] for result in group]),
+            percent([result["test_error"] for result in group]),
+            percent([result["test_error_last"] for result in group]),
             " / ".join(f"{100 * result['test_error']:.2f}" for result in group),
             f"{statistics.mean(result['test_elbo'] for result in group):.1f}",
             str(group[0]["steps"]),
@@ -114,7 +114,7 @@ def _pure_table(results: dict[str, Result]) -> str:
         "labels", "run", "test error, %", "at the last step, %", "by split", "test bound, nats", "steps", "seconds",
         "published M2, %",
     ]  # fmt: skip
-    return _PURE_ROWS + "\n\n" + _table(header, rows) if rows else ""
+    return _PURE_ROWS + "\n\n" + table(header, rows) if rows else ""
 
 
 def _equal(results: dict[str, Result]) -> str:
@@ -122,7 +122,7 @@ def _equal(results: dict[str, Result]) -> str:
     rows = [
         [
             name,
-            _percent([result["test_error"] for result in group]),
+            percent([result["test_error"] for result in group]),
             " / ".join(f"{100 * result['test_error']:.2f}" for result in group),
             "/".join(f"{result['train_seconds']:.0f}" for result in group),
         ]
@@ -135,7 +135,7 @@ def _equal(results: dict[str, Result]) -> str:
     return (
         "## Exact, top-k and bf16 after equal numbers of steps\n\n"
         f"The pure objective at 100 labels, a schedule of {steps} steps:\n\n"
-        + _table(["path", "test error, %", "by split", "seconds"], rows)
+        + table(["path", "test error, %", "by split", "seconds"], rows)
     )
 
 
@@ -151,8 +151,8 @@ def _worth(results: dict[str, Result]) -> str:
     rows = [
         [
             words,
-            _percent([result["test_error"] for result in groups[name]]),
-            _percent([result["test_error_last"] for result in groups[name]]),
+            percent([result["test_error"] for result in groups[name]]),
+            percent([result["test_error_last"] for result in groups[name]]),
             " / ".join(f"{100 * result['test_error']:.2f}" for result in groups[name]),
         ]
         for name, words in names.items()
@@ -167,7 +167,7 @@ def _worth(results: dict[str, Result]) -> str:
     return (
         "## What the unlabelled rows and the generative model are worth\n\n"
         "At 100 labels, with the same networks, label splits and number of steps:\n\n"
-        + _table(["trained on", "test error, %", "at the last step, %", "by split"], rows)
+        + table(["trained on", "test error, %", "at the last step, %", "by split"], rows)
         + "\n\nPaired over the label splits (mean ± standard deviation of the difference):\n\n"
         + f"- the unlabelled rows, labels alone minus default: {gain('labels-alone-100')};\n"
         + f"- the generative model, add-ons alone minus default: {gain('add-ons-alone-100')}.\n\n"
@@ -184,16 +184,16 @@ def _digits(results: dict[str, Result]) -> str:
     last = [1 - result["test_error_last"] for result in group]
     spreading = [result["label_spreading"] for result in group]
     rows = [
-        ["M2, default", _percent(accuracy), " / ".join(f"{100 * a:.1f}" for a in accuracy)],
-        ["M2, default, last step", _percent(last), " / ".join(f"{100 * a:.1f}" for a in last)],
-        ["`LabelSpreading`, best of its kernels", _percent(spreading), " / ".join(f"{100 * a:.1f}" for a in spreading)],
+        ["M2, default", percent(accuracy), " / ".join(f"{100 * a:.1f}" for a in accuracy)],
+        ["M2, default, last step", percent(last), " / ".join(f"{100 * a:.1f}" for a in last)],
+        ["`LabelSpreading`, best of its kernels", percent(spreading), " / ".join(f"{100 * a:.1f}" for a in spreading)],
     ]
     seconds = max(result["train_seconds"] for result in group)
     return (
         "## digits, 100 labels, offline\n\n"
         "The 8x8 digits that ship with scikit-learn; both methods have the same labels. `LabelSpreading` is given "
         "every training and validation row, and credited with the better of its two kernels on the test rows.\n\n"
-        + _table(["method", "test accuracy, %", "by split"], rows)
+        + table(["method", "test accuracy, %", "by split"], rows)
         + f"\n\nTraining took at most {seconds:.0f} s."
     )
 
@@ -237,7 +237,7 @@ def _pure(results: dict[str, Result], folder: Path) -> str:
     header = [
         "run", "α/N", "steps", "validation error, %", "H(q(y\\|x)), nats", "mutual information, nats", "KL of z, nats",
     ]  # fmt: skip
-    return _PURE + "\n\n" + _table(header, rows) + "\n\n![Curves of two pure runs and the default](_static/pure-m2.png)"
+    return _PURE + "\n\n" + table(header, rows) + "\n\n![Curves of two pure runs and the default](_static/pure-m2.png)"
 
 
 _PUBLISHED = {100: "11.97 ± 1.71", 600: "4.94 ± 0.13", 1000: "3.60 ± 0.56", 3000: "3.92 ± 0.63"}

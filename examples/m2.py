@@ -57,13 +57,21 @@ def main(argv: list[str] | None = None) -> int:
             hidden_dims=args.hidden_dims,
             activation=args.activation,
             likelihood=args.likelihood,
+            prior=args.prior,
             class_prior=args.class_prior,
             classifier=args.classifier,
         )
 
         # J^α, in nats per datum; without --pure, augmentation and consistency of q(y|x) on top.
         objective = SemiSupervisedELBO.for_data(
-            model, data, alpha=args.alpha, pure=args.pure, enumeration=args.enumeration, top_k=args.top_k
+            model,
+            data,
+            alpha=args.alpha,
+            pure=args.pure,
+            enumeration=args.enumeration,
+            top_k=args.top_k,
+            num_particles=args.num_particles,
+            importance_weighted=args.importance_weighted,
         )
 
         # Train, then evaluate once on the test rows.

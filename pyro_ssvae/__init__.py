@@ -7,13 +7,21 @@ trains it and leaves a run folder; :func:`load` brings the model back.
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError
-from pyro_ssvae.models import M2, load, pyro_view, save
-from pyro_ssvae.objectives import EnumerationError, SemiSupervisedELBO, StaticELBOError, StaticEnumELBO
+from pyro_ssvae.models import M1, M1M2, M2, load, pyro_view, save
+from pyro_ssvae.objectives import (
+    EnumerationError,
+    SemiSupervisedELBO,
+    StaticELBOError,
+    StaticEnumELBO,
+    UnsupervisedELBO,
+)
 from pyro_ssvae.training import FitResult, TrainingConfig, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "M1",
+    "M1M2",
     "M2",
     "DataUnavailableError",
     "EnumerationError",
@@ -25,6 +33,7 @@ __all__ = [
     "StaticELBOError",
     "StaticEnumELBO",
     "TrainingConfig",
+    "UnsupervisedELBO",
     "fit",
     "load",
     "pyro_view",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ssvae.data.checks import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.rows import as_device, binarise, check_binarisation, derived_seed, to_unit
+from pyro_ssvae.data.rows import as_device, at_threshold, binarise, check_binarisation, derived_seed, to_unit
 
 __all__ = ["Batch", "BatchStream", "Rows"]
 
@@ -49,7 +49,8 @@ class BatchStream:
         labelled_batch_size: Labelled rows a step.
         device: Where batches are wanted.
         binarisation: ``"none"``; ``"dynamic"`` draws every value from a Bernoulli distribution
-            whenever its row comes up; ``"static"`` draws it once, fixed by the seed.
+            whenever its row comes up; ``"static"`` draws it once, fixed by the seed; ``"threshold"``
+            asks whether it exceeds 0.5.
         seed: Of order and binarisation.
         resident: Whether the training set is moved to the device; ``"auto"`` does so where it
             takes at most half of the free memory, and streams rows from pinned memory else.
@@ -128,6 +129,8 @@ class BatchStream:
 
     def _rows(self, rows: Tensor) -> Tensor:
         x = to_unit(self._to_device(self._x.index_select(0, rows)), self._scale)
+        if self.binarisation == "threshold":
+            return at_threshold(x)
         if self.binarisation != "dynamic":
             return x
         noise = torch.rand(x.shape, generator=self.noise, device=self.device)

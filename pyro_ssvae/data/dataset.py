@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,13 @@ class SemiSupervisedData:
     def unlabelled_index(self) -> Tensor:
         """Rows of ``x`` without a label, ascending, shape ``(num_unlabelled,)``, int64."""
         return torch.nonzero(self.y < 0).squeeze(-1)
+
+    def without_labels(self) -> SemiSupervisedData:
+        """Return the same rows with every training label taken off, for models that know no classes.
+
+        Validation and test rows keep theirs.
+        """
+        return replace(self, y=torch.full_like(self.y, -1), split=None)
 
     def __repr__(self) -> str:
         return (

@@ -13,6 +13,7 @@ from pyro_ssvae.data.checks import as_count, as_seed
 __all__ = [
     "BINARISATIONS",
     "as_device",
+    "at_threshold",
     "binarise",
     "check_binarisation",
     "derived_seed",
@@ -21,7 +22,8 @@ __all__ = [
     "to_unit",
 ]
 
-BINARISATIONS = ("none", "static", "dynamic")
+BINARISATIONS = ("none", "static", "dynamic", "threshold")
+_THRESHOLD = 0.5
 _CHUNK = 4096
 
 
@@ -51,6 +53,11 @@ def to_unit(x: Tensor, scale: float) -> Tensor:
     """Return ``x / scale`` as float32, on the device of ``x``, shape unchanged."""
     rows = x.to(torch.float32)
     return rows if scale == 1.0 else rows / scale
+
+
+def at_threshold(x: Tensor) -> Tensor:
+    """Return one where ``x`` exceeds 0.5 and zero elsewhere, as float32."""
+    return (x > _THRESHOLD).to(torch.float32)
 
 
 def check_binarisation(binarisation: str, x: Tensor, scale: float) -> None:
@@ -111,7 +118,7 @@ def iterate_rows(
         batch_size: Rows at a time, the last batch being what is left.
         device: Where the batches are wanted.
         binarisation: ``"none"``; ``"static"`` and ``"dynamic"`` both draw each value once, fixed
-            by the seed whatever the batch size and device.
+            by the seed whatever the batch size and device; ``"threshold"`` asks whether it exceeds 0.5.
         seed: Of the binarisation.
 
     Returns:
@@ -124,10 +131,12 @@ def iterate_rows(
     batch_size = as_count(batch_size, "batch_size", least=1)
     device = as_device(device)
     check_binarisation(binarisation, x, scale)
-    if binarisation != "none":
+    if binarisation in ("static", "dynamic"):
         x, scale = binarise(x, scale=scale, seed=seed), 1.0
+    threshold = binarisation == "threshold"
     # Everything above runs at the call, not at the first batch.
-    return (to_unit(batch.to(device), scale) for batch in x.split(batch_size) if len(batch))
+    rows = (to_unit(batch.to(device), scale) for batch in x.split(batch_size) if len(batch))
+    return (at_threshold(batch) for batch in rows) if threshold else rows
 
 
 def prepare(
@@ -144,7 +153,7 @@ def prepare(
         x: Rows with shape ``(N, *event)``, as stored.
         scale: Divides ``x``.
         device: Where they are wanted.
-        binarisation: ``"none"``, ``"static"`` or ``"dynamic"``; the latter two are the same here.
+        binarisation: As for :func:`iterate_rows`; ``"static"`` and ``"dynamic"`` are the same here.
         seed: Of the binarisation.
 
     Returns:

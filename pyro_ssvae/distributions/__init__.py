@@ -7,18 +7,36 @@ from pyro_ssvae.distributions.class_priors import (
     MAPClassPrior,
     make_class_prior,
 )
-from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, make_likelihood
-from pyro_ssvae.distributions.priors import StandardNormal
+from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
+from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
+from pyro_ssvae.distributions.making import LIKELIHOODS, PRIORS, make_likelihood, make_prior
+from pyro_ssvae.distributions.mixed import Mixed
+from pyro_ssvae.distributions.priors import Flow, MixtureOfGaussians, Prior, StandardNormal, StudentT, VampPrior
 
 __all__ = [
+    "LIKELIHOODS",
+    "PRIORS",
     "Bernoulli",
+    "Categorical",
     "ClassPrior",
+    "ContinuousBernoulli",
     "DirichletClassPrior",
+    "DiscretisedLogistic",
     "FixedClassPrior",
+    "Flow",
     "Gaussian",
+    "Laplace",
     "Likelihood",
     "MAPClassPrior",
+    "Mixed",
+    "MixtureOfGaussians",
+    "NegativeBinomial",
+    "Poisson",
+    "Prior",
     "StandardNormal",
+    "StudentT",
+    "VampPrior",
     "make_class_prior",
     "make_likelihood",
+    "make_prior",
 ]

@@ -6,13 +6,17 @@ returns a Pyro distribution with ``batch_shape == batch`` and ``event_shape == e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Bernoulli", "Gaussian", "Likelihood", "make_likelihood"]
+__all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
+
+_VARIANCES = ("learned", "shared", "fixed")
 
 
 class Likelihood(nn.Module):
@@ -21,10 +25,12 @@ class Likelihood(nn.Module):
     Attributes:
         num_params: Raw numbers per element of ``x`` that the decoder must supply.
         name: Short name that results and saved configurations carry.
+        unit_interval: Whether its values are those in [0, 1].
     """
 
     num_params: int
     name: str
+    unit_interval: bool = False
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Turn raw numbers ``(*batch, num_params, *event_shape)`` into a distribution over ``x``."""
@@ -48,6 +54,7 @@ class Bernoulli(Likelihood):
 
     num_params = 1
     name = "bernoulli"
+    unit_interval = True
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``Bernoulli(logits)`` over events.
@@ -65,78 +72,118 @@ class Bernoulli(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
-        low, high = float(x.min()), float(x.max())
-        if low < 0.0 or high > 1.0:
-            raise ValueError(
-                f"A Bernoulli likelihood needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
-                "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."
-            )
+        _check_unit_interval(x, "A Bernoulli likelihood")
 
 
-class Gaussian(Likelihood):
-    r"""Independent Gaussian pixels with learned variance, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
+class ContinuousBernoulli(Likelihood):
+    r"""Continuous Bernoulli pixels, a density on [0, 1]: :math:`p(x) = C(l)\,e^{x\,l - \mathrm{softplus}(l)}`.
 
-    Args:
-        min_scale: Smallest standard deviation, in units of ``x``. Pixels that never change would otherwise
-            drive :math:`\sigma` to zero and the bound to infinity.
-
-    Raises:
-        ValueError: If ``min_scale`` is not positive.
+    What a Bernoulli on grey values lacks is the constant C; with it, bounds are log-densities of the grey values
+    themselves (The continuous Bernoulli, Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845).
     """
 
-    num_params = 2
-    name = "gaussian"
+    num_params = 1
+    name = "continuous_bernoulli"
+    unit_interval = True
 
-    def __init__(self, min_scale: float = 0.05) -> None:
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
+        logits = params.squeeze(-1 - event_dim)
+        return dist.ContinuousBernoulli(logits=logits, validate_args=False).to_event(event_dim)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
+        _check_unit_interval(x, "A continuous Bernoulli likelihood")
+
+
+class _LocationScale(Likelihood):
+    """What real-valued laws share: a location, and a scale that is learned per element, shared, or fixed.
+
+    Args:
+        min_scale: Smallest scale, in units of ``x``. Elements that never change would otherwise drive a learned
+            scale to zero and the bound to infinity.
+        variance: ``"learned"``: the decoder gives each element of each row its scale; ``"shared"``: one learned scale
+            for all; ``"fixed"``: the given one.
+        scale: The fixed scale, or the first value of the shared one.
+
+    Raises:
+        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
+    """
+
+    def __init__(self, min_scale: float = 0.05, variance: str = "learned", scale: float = 1.0) -> None:
         super().__init__()
         if min_scale <= 0.0:
             raise ValueError(f"min_scale={min_scale} must be positive, in the units of x.")
-        self.min_scale = float(min_scale)
+        if variance not in _VARIANCES:
+            raise ValueError(f"variance={variance!r} must be one of {', '.join(_VARIANCES)}.")
+        if variance != "learned" and not (math.isfinite(scale) and scale > min_scale):
+            raise ValueError(f"scale={scale} must be finite and above min_scale={min_scale}, in the units of x.")
+        self.min_scale, self.variance, self.first_scale = float(min_scale), variance, float(scale)
+        self.num_params = 2 if variance == "learned" else 1
+        if variance == "shared":
+            # The inverse of softplus, so that training starts at the given scale.
+            self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(scale - min_scale))))
 
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Normal(loc, min_scale + softplus(raw))`` over events.
-
-        Args:
-            params: Location and raw scale with shape ``(*batch, 2, *event_shape)``.
-            event_dim: Number of dimensions of one event.
-
-        Returns:
-            A distribution with event shape ``event_shape``.
-        """
-        loc, raw_scale = params.unbind(-1 - event_dim)
-        return dist.Normal(loc, self.min_scale + F.softplus(raw_scale)).to_event(event_dim)
+    def location_and_scale(self, params: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
+        """Return location and scale, each with shape ``(*batch, *event_shape)``, from ``(*batch, P, *event_shape)``."""
+        if self.variance == "learned":
+            loc, raw_scale = params.unbind(-1 - event_dim)
+            return loc, self.min_scale + F.softplus(raw_scale)
+        loc = params.squeeze(-1 - event_dim)
+        if self.variance == "shared":
+            return loc, (self.min_scale + F.softplus(self.raw_scale)).to(loc).expand_as(loc)
+        return loc, torch.full_like(loc, self.first_scale)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {"min_scale": self.min_scale}
+        config: dict[str, Any] = {"min_scale": self.min_scale}
+        return config if self.variance == "learned" else config | {"variance": self.variance, "scale": self.first_scale}
 
 
-_LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "gaussian": Gaussian}
-
-
-def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
-    """Return a likelihood by name, or the given one unchanged.
+class Gaussian(_LocationScale):
+    r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
 
     Args:
-        likelihood: ``"bernoulli"``, ``"gaussian"`` or a :class:`Likelihood`.
-        **config: Arguments of the named likelihood.
+        min_scale: Smallest standard deviation, in units of ``x``. Pixels that never change would otherwise
+            drive a learned :math:`\sigma` to zero and the bound to infinity.
+        variance: ``"learned"``: the decoder gives each element of each row its σ; ``"shared"``: one learned σ for all;
+            ``"fixed"``: the given one.
+        scale: The fixed σ, or the first value of the shared one.
 
     Raises:
-        ValueError: For an unknown name.
-        TypeError: For anything that is neither a name nor a :class:`Likelihood`.
-
-    Example:
-        >>> import torch
-        >>> make_likelihood("bernoulli")(torch.zeros(4, 1, 8, 8), 2).event_shape
-        torch.Size([8, 8])
+        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
     """
-    if isinstance(likelihood, Likelihood):
-        return likelihood
-    if not isinstance(likelihood, str):
-        raise TypeError(
-            f"likelihood must be a name or a Likelihood, not {type(likelihood).__name__}; "
-            f"names: {', '.join(_LIKELIHOODS)}."
+
+    name = "gaussian"
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return ``Normal(loc, scale)`` over events, for parameters ``(*batch, P, *event_shape)``, P of 2 or 1."""
+        return dist.Normal(*self.location_and_scale(params, event_dim)).to_event(event_dim)
+
+
+class Laplace(_LocationScale):
+    r"""Independent Laplace elements, :math:`\tfrac{1}{2b}\,e^{-|x - \mu| / b}`: heavier tails than a Gaussian's.
+
+    Args:
+        min_scale: Smallest b, in units of ``x``.
+        variance: ``"learned"``, ``"shared"`` or ``"fixed"`` b, as for :class:`Gaussian`.
+        scale: The fixed b, or the first value of the shared one.
+
+    Raises:
+        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
+    """
+
+    name = "laplace"
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return ``Laplace(loc, scale)`` over events, for parameters ``(*batch, P, *event_shape)``, P of 2 or 1."""
+        return dist.Laplace(*self.location_and_scale(params, event_dim)).to_event(event_dim)
+
+
+def _check_unit_interval(x: Tensor, who: str) -> None:
+    low, high = float(x.min()), float(x.max())
+    if low < 0.0 or high > 1.0:
+        raise ValueError(
+            f"{who} needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
+            "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."
         )
-    if likelihood not in _LIKELIHOODS:
-        raise ValueError(f"likelihood={likelihood!r} is unknown; choose one of {', '.join(_LIKELIHOODS)}.")
-    return _LIKELIHOODS[likelihood](**config)

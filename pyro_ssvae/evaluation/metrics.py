@@ -9,15 +9,26 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_ssvae.data import iterate_rows
-from pyro_ssvae.models import M2
-from pyro_ssvae.models.base import device_of, evaluation_mode
-from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.data import SemiSupervisedData, iterate_rows
+from pyro_ssvae.models import M1, ClassifyingPair, Pair
+from pyro_ssvae.models.base import device_of, evaluation_mode, own_randomness
+from pyro_ssvae.objectives import Objective
 
-__all__ = ["class_control", "classification_error", "mean_bound", "posterior_diagnostics", "predict_rows"]
+__all__ = [
+    "active_units",
+    "class_control",
+    "classification_error",
+    "latent_diagnostics",
+    "mean_bound",
+    "posterior_diagnostics",
+    "predict_rows",
+    "validation_metrics",
+]
+
+_DIAGNOSED_ROWS = 1000  # validation rows behind the curves of KL and entropy
 
 
-def predict_rows(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+def predict_rows(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many rows, in batches, on the CPU.
 
     Args:
@@ -33,7 +44,7 @@ def predict_rows(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 
     return torch.cat([model.predict_proba(batch).cpu() for batch in rows])
 
 
-def classification_error(model: M2, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
+def classification_error(model: ClassifyingPair, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
     """Return the share of rows whose likeliest class under q(y|x) is not ``y``, as a fraction.
 
     Args:
@@ -50,9 +61,8 @@ def classification_error(model: M2, x: Tensor, y: Tensor, *, scale: float = 1.0)
     return float((predict_rows(model, x, scale=scale).argmax(-1) != y.cpu()).double().mean())
 
 
-@torch.no_grad()
 def mean_bound(
-    objective: SemiSupervisedELBO,
+    objective: Objective,
     x: Tensor,
     *,
     scale: float = 1.0,
@@ -60,7 +70,9 @@ def mean_bound(
     seed: int = 0,
     batch_size: int = 500,
 ) -> float:
-    """Return the mean of -U(x) over rows, in nats per datum (higher is better): y summed, one draw of z per class.
+    """Return the mean bound of log p(x) over rows, in nats per datum (higher is better), with one draw of z.
+
+    Classes, where the model has some, are summed: -U(x).
 
     Args:
         objective: The objective whose pair is evaluated, in evaluation mode.
@@ -70,21 +82,15 @@ def mean_bound(
         seed: Of the binarisation and of the draws of z; the caller's random state is left as it was.
         batch_size: Rows at a time.
     """
-    device = device_of(objective)
     total = 0.0
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), evaluation_mode(objective):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
+    with own_randomness(objective, seed):
         options = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
         for batch in _batches(objective, x, **options):
             total -= objective.unlabelled_bound(batch) * len(batch)
     return total / len(x)
 
 
-@torch.no_grad()
-def class_control(model: M2, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+def class_control(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
     """Return how far the class decides what is generated: the share of images that the classifier reads as asked.
 
     M2 can classify well while its decoder ignores y, because z may carry the class as well; this number tells.
@@ -100,10 +106,7 @@ def class_control(model: M2, x: Tensor, *, scale: float = 1.0, seed: int = 0) ->
     device = device_of(model)
     classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
     right = {"analogies": 0, "samples": 0}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluation_mode(model):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with own_randomness(model, seed):
         for batch in _batches(model, x, scale=scale, batch_size=250):
             y = model.classify(batch).argmax(-1)
             styles = {
@@ -118,7 +121,9 @@ def class_control(model: M2, x: Tensor, *, scale: float = 1.0, seed: int = 0) ->
 
 
 @torch.no_grad()
-def posterior_diagnostics(model: M2, x: Tensor, *, scale: float = 1.0, batch_size: int = 500) -> dict[str, float]:
+def posterior_diagnostics(
+    model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch_size: int = 500
+) -> dict[str, float]:
     """Return the three curves that tell how M2 fails, all in nats.
 
     ``entropy_y`` is the mean of H(q(y|x)): log K when the class is ignored, zero when every row is decided.
@@ -149,13 +154,82 @@ def posterior_diagnostics(model: M2, x: Tensor, *, scale: float = 1.0, batch_siz
     }
 
 
+@torch.no_grad()
+def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
+    """Return what the latents of a model without classes carry.
+
+    ``kl_z`` is the mean of KL(q(z|x) ‖ p(z)) in nats, ``active_units`` the number of latents in use
+    (:func:`active_units`).
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        batch_size: Rows at a time.
+    """
+    kl = 0.0
+    with evaluation_mode(model):
+        for batch in _batches(model, x, scale=scale, batch_size=batch_size):
+            kl += float(_kl_to_prior(model, model.encode(batch)).sum())
+    return {"kl_z": kl / len(x), "active_units": float(active_units(model, x, scale=scale).sum())}
+
+
+@torch.no_grad()
+def active_units(
+    model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = 0.01, batch_size: int = 1000
+) -> Tensor:
+    r"""Return which latents of M1 are in use: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
+
+    Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
+    of M1+M2 keep the same ones: those with a standard deviation of the posterior mean above 0.1.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        threshold: Of the variance.
+        batch_size: Rows at a time.
+
+    Returns:
+        A mask with shape ``(L,)``, on the CPU.
+    """
+    means = [model.transform(batch).cpu() for batch in _batches(model, x, scale=scale, batch_size=batch_size)]
+    return torch.cat(means).var(0) > threshold
+
+
+def validation_metrics(
+    objective: Objective, data: SemiSupervisedData, *, binarisation: str = "none", seed: int = 0
+) -> tuple[dict[str, float], float]:
+    """Return what an evaluation says about validation rows, and one number, higher being better, to choose by.
+
+    With classes: error and :func:`posterior_diagnostics`, chosen by error. Without: bound and
+    :func:`latent_diagnostics`, chosen by the bound.
+
+    Args:
+        objective: The objective, whose pair is evaluated.
+        data: The rows.
+        binarisation: As in training.
+        seed: Of binarisation and draws.
+    """
+    x, pair = data.x_validation, objective.pair
+    few = x[:_DIAGNOSED_ROWS]
+    if isinstance(pair, ClassifyingPair):
+        error = classification_error(pair, x, data.y_validation, scale=data.scale)
+        return {"validation_error": error, **posterior_diagnostics(pair, few, scale=data.scale)}, -error
+    bound = mean_bound(objective, x, scale=data.scale, binarisation=binarisation, seed=seed)
+    found = {"validation_bound": bound}
+    if isinstance(pair, M1):
+        found |= latent_diagnostics(pair, few, scale=data.scale)
+    return found, bound
+
+
 def _batches(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
     """Return the rows in batches on the device of a module and in its precision."""
     like = next(module.parameters())
     return (batch.to(like) for batch in iterate_rows(x, device=like.device, **options))
 
 
-def _kl_to_prior(model: M2, qz: dist.TorchDistribution) -> Tensor:
+def _kl_to_prior(model: Pair, qz: dist.TorchDistribution) -> Tensor:
     """Return KL(q(z|x,y) ‖ p(z)) where it is registered, else a one-sample estimate, with the batch shape of q."""
     prior = model.prior()
     try:

@@ -1,22 +1,136 @@
-"""What every model/guide pair shares: the data plate, site names, saving, and the Pyro-native view."""
+"""What every model/guide pair shares: rows, latents, the data plate, and the view for stock Pyro."""
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
-__all__ = ["ENUMERATE", "data_plate", "device_of", "evaluation_mode", "full_precision", "pyro_view"]
+from pyro_ssvae.data.checks import as_seed
+from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, make_likelihood, make_prior
+
+__all__ = [
+    "ENUMERATE",
+    "Pair",
+    "data_plate",
+    "device_of",
+    "evaluation_mode",
+    "full_precision",
+    "own_randomness",
+    "pyro_view",
+]
 
 ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 """The ``infer`` argument of a site that is summed over. ``expand=False`` keeps y at shape ``(K, 1)``, so that what
 depends on y alone is computed K times and not K x batch times."""
+
+
+class Pair(nn.Module):
+    """Base class of the models here: rows of some shape under a likelihood, and latents under a prior.
+
+    A subclass makes its networks, calls :meth:`_complete`, and defines ``model`` and ``guide``.
+
+    Args:
+        event_shape: Shape of one row.
+        latent_dim: Number of latents ``L``.
+        likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
+        prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
+        options: The constructor's other arguments, JSON-ready, for :meth:`config`.
+        modules: Those arguments that may hold modules of the caller's own, by name.
+
+    Raises:
+        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        TypeError: For a likelihood or prior of the wrong type.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dim: int,
+        likelihood: str | Likelihood,
+        prior: str | nn.Module | None,
+        options: dict[str, Any],
+        modules: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if not event_shape or any(size < 1 for size in event_shape):
+            raise ValueError(
+                f"event_shape={tuple(event_shape)!r} must hold positive sizes, for example (1, 28, 28) or (30,)."
+            )
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
+        self.event_shape = torch.Size(event_shape)
+        self.latent_dim = int(latent_dim)
+        self.likelihood = make_likelihood(likelihood)
+        self.prior = make_prior(prior, latent_dim)
+        self._options = {"latent_dim": latent_dim, **options}
+        self._own = {name: type(part).__name__ for name, part in modules.items() if isinstance(part, nn.Module)}
+
+    def _complete(self) -> None:
+        """Let the prior see the finished model."""
+        if isinstance(self.prior, Prior):
+            self.prior.attach(self)
+
+    @property
+    def event_size(self) -> int:
+        """Number of elements of a row."""
+        return math.prod(self.event_shape)
+
+    def _posterior(self, params: Tensor) -> dist.TorchDistribution:
+        """Return a diagonal Gaussian over z, for location and log-scale ``(..., 2 * L)``."""
+        loc, log_scale = full_precision(params).chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def _law(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
+        """Return the likelihood's law of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
+        params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
+        law: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
+        return law
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the parts that a saved configuration can name; a standard normal goes without saying."""
+        prior = {} if isinstance(self.prior, StandardNormal) else {"prior": self.prior}
+        return {"likelihood": self.likelihood, **prior}
+
+    def config(self) -> dict[str, Any]:
+        """Return what :func:`pyro_ssvae.load` needs to rebuild the model, JSON-ready."""
+        parts = self._parts()
+        library = {
+            name: {name: part.name, **part.config()}
+            for name, part in parts.items()
+            if type(part).__module__.startswith("pyro_ssvae.")
+        }
+        own = {name: type(part).__name__ for name, part in parts.items() if name not in library}
+        base = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("pyro_ssvae."))
+        return {
+            "format": 1,
+            "base": base.__name__,
+            "class": type(self).__name__,
+            "arguments": {"event_shape": list(self.event_shape), **self._options},
+            "parts": library,
+            "custom": self._own | own,
+        }
+
+    def _check_rows(self, x: Tensor) -> None:
+        if x.shape[1:] != self.event_shape:
+            raise ValueError(
+                f"Rows must have shape {tuple(self.event_shape)}, so x must be (B, "
+                f"{', '.join(map(str, self.event_shape))}); got {tuple(x.shape)}."
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"Rows must be floating point, scaled as in training; got {x.dtype}. For 8-bit pixels divide by 255."
+            )
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
@@ -55,6 +169,23 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def own_randomness(model: nn.Module, seed: int) -> Iterator[None]:
+    """Draw by ``seed``, with the model in evaluation mode; then restore everything.
+
+    ``torch.manual_seed`` would also reseed devices that are not restored here.
+    """
+    seed = as_seed(seed)
+    device = device_of(model)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for found in cuda:
+            with torch.cuda.device(found):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:

@@ -12,18 +12,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from pyro_ssvae.distributions import make_class_prior, make_likelihood
+from pyro_ssvae.distributions import make_class_prior, make_likelihood, make_prior
 from pyro_ssvae.files import read_json, write_atomically, write_json
+from pyro_ssvae.models.base import Pair
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
 
 __all__ = ["load", "save"]
 
 FORMAT = 1
-_MODELS: dict[str, type[M2]] = {"M2": M2}
+_MODELS: dict[str, type[Pair]] = {"M1": M1, "M2": M2, "M1M2": M1M2}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def save(model: M2, folder: str | Path) -> Path:
+def save(model: Pair, folder: str | Path) -> Path:
     """Write a model to a folder, each file atomically.
 
     Args:
@@ -38,13 +41,16 @@ def save(model: M2, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Copies, because a stack and the model below it share a likelihood, and the format refuses shared memory.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, save_tensors(state))
     write_json(folder / CONFIG, model.config())
     return folder
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", cls: type[M2] | None = None, **modules: Any) -> M2:
+def load(
+    folder: str | Path, *, device: str | torch.device = "cpu", cls: type[Pair] | None = None, **modules: Any
+) -> Any:
     """Bring a saved model back, in evaluation mode.
 
     Args:
@@ -81,7 +87,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", cls: type[M2
     try:
         if config["format"] != FORMAT:
             raise ValueError(f"{folder / CONFIG} has format {config['format']}; this version reads format {FORMAT}.")
-        model = (cls or _class_of(config))(**_arguments(config, modules))
+        model = _build(config, cls, modules)
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} lacks the entry {error}; the file is damaged.") from error
     try:
@@ -92,7 +98,12 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", cls: type[M2
     return model.to(device).eval()
 
 
-def _class_of(config: dict[str, Any]) -> type[M2]:
+def _build(config: dict[str, Any], cls: type[Pair] | None, modules: dict[str, Any]) -> Any:
+    kind: Any = cls or _class_of(config)
+    return kind(**_arguments(_MODELS[config["base"]], config, modules))
+
+
+def _class_of(config: dict[str, Any]) -> type[Pair]:
     base = config["base"]
     if base not in _MODELS:
         raise ValueError(f"Unknown model {base!r}; this version knows {', '.join(_MODELS)}.")
@@ -105,18 +116,23 @@ def _class_of(config: dict[str, Any]) -> type[M2]:
     return _MODELS[base]
 
 
-def _arguments(config: dict[str, Any], modules: dict[str, Any]) -> dict[str, Any]:
+def _arguments(kind: type[Pair], config: dict[str, Any], modules: dict[str, Any]) -> dict[str, Any]:
     """Return constructor arguments: what the configuration says, completed by the caller's modules."""
     arguments = dict(config["arguments"])
-    unknown = set(modules) - set(inspect.signature(M2.__init__).parameters)
+    unknown = set(modules) - set(inspect.signature(kind).parameters)
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of M2.")
-    missing = {name: kind for name, kind in config["custom"].items() if name not in modules}
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {kind.__name__}.")
+    missing = {name: whose for name, whose in config["custom"].items() if name not in modules}
     if missing:
-        given = ", ".join(f"{name}=<your {kind}>" for name, kind in missing.items())
+        given = ", ".join(f"{name}=<your {whose}>" for name, whose in missing.items())
         raise ValueError(f"The model was built with modules of your own; hand them in again: load(folder, {given}).")
+    if "m1" in config["parts"]:
+        below = modules.pop("m1", None)
+        arguments["m1"] = below if below is not None else _build(config["parts"]["m1"], None, {})
     if "likelihood" not in modules and "likelihood" in config["parts"]:
         arguments["likelihood"] = make_likelihood(**config["parts"]["likelihood"])
+    if "prior" not in modules and "prior" in config["parts"]:
+        arguments["prior"] = make_prior(latent_dim=arguments["latent_dim"], **config["parts"]["prior"])
     if "class_prior" not in modules and "class_prior" in config["parts"]:
         part = config["parts"]["class_prior"]
         arguments["class_prior"] = make_class_prior(num_classes=arguments["num_classes"], **part)

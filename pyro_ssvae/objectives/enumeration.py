@@ -12,7 +12,15 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["EnumerateClass", "EnumerationError", "GlobalSites", "ScaleSites", "StaticELBOError", "StockELBO"]
+__all__ = [
+    "DrawSamples",
+    "EnumerateClass",
+    "EnumerationError",
+    "GlobalSites",
+    "ScaleSites",
+    "StaticELBOError",
+    "StockELBO",
+]
 
 _REMEDY = (
     "Stock Pyro covers more: build the objective with elbo='stock', or give SVI pyro.infer.TraceEnum_ELBO"
@@ -74,8 +82,9 @@ class EnumerateClass(Messenger):
     ``(top_k + 1, B)``.
 
     Args:
-        dim: Batch dimension of the values, just left of all plates.
+        dim: Batch dimension of the values, just left of all plates and samples.
         top_k: Number of values summed exactly; ``None`` for all.
+        sample_dim: Batch dimension of several draws of continuous sites (:class:`DrawSamples`), if any.
 
     Attributes:
         name: Name of the site, ``None`` until it has been met; what follows is there from then on.
@@ -87,9 +96,10 @@ class EnumerateClass(Messenger):
         StaticELBOError: While the guide runs, if its enumeration is outside the reach of the static bound.
     """
 
-    def __init__(self, dim: int, top_k: int | None = None) -> None:
+    def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
         super().__init__()
         self._dim = dim
+        self._sample_dim = sample_dim
         self._top_k = top_k
         self.name: str | None = None
 
@@ -109,7 +119,7 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
         plates = {frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
         sizes = {-1 - i: size for i, size in enumerate(reversed(fn.batch_shape))}
-        if loose := [dim for dim, size in sizes.items() if size > 1 and dim not in plates]:
+        if loose := [dim for dim, size in sizes.items() if size > 1 and dim not in {*plates, self._sample_dim}]:
             raise StaticELBOError(
                 f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
             )
@@ -166,10 +176,28 @@ class EnumerateClass(Messenger):
         site = model_sites.get(self.name or "")
         return site if site is not None and len(site["fn"].batch_shape) < -self._dim else None
 
+    def log_prior(self, model_sites: dict[str, Any]) -> Tensor:
+        """Return log p(y), shape ``(K,)``.
+
+        Raises:
+            StaticELBOError: If the model has no such site, or its law depends on what is enumerated or drawn.
+        """
+        prior = self.prior(model_sites)
+        if prior is None:
+            raise StaticELBOError(f"The law of {self.name!r} in the model depends on other sites.")
+        log_p: Tensor = prior["fn"].log_prob(self._support(prior["fn"]))
+        return log_p.flatten(1)[:, 0]
+
+    @property
+    def differs_by_sample(self) -> bool:
+        """Whether q(y|x) is another law for every draw of what the guide drew before."""
+        dim = self._sample_dim
+        return dim is not None and self.log_q.dim() >= -dim and self.log_q.shape[dim] > 1
+
     def expectation(self, cost: Tensor) -> Tensor:
-        r"""Return :math:`\sum_y q(y|x) f(x, y)` summed over rows, from f at the values, shape ``(values, *plates)``."""
+        r"""Return :math:`\sum_y q(y|x) f(x, y)` by rows, from f at the values, shape ``(values, *plates)``."""
         if self.top_k is None:
-            return (self.log_q.exp() * cost).sum()
+            return (self.log_q.exp() * cost).sum(0)
         k = self.top_k
         log_q = self.log_q.gather(0, self._chosen)
         q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
@@ -178,7 +206,30 @@ class EnumerateClass(Messenger):
         estimate = exact + rest.detach() * cost_other
         baseline = (exact / q_top.sum(0)).detach()
         score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
-        return (estimate + (score - score.detach())).sum()
+        return estimate + (score - score.detach())
+
+
+class DrawSamples(Messenger):
+    """Draw several values at once of every continuous site of a guide that lies in a plate.
+
+    Args:
+        number: How many.
+        dim: Batch dimension of the draws, just left of all plates; whatever depends on them must broadcast.
+    """
+
+    def __init__(self, number: int, dim: int) -> None:
+        super().__init__()
+        self._number = number
+        self._dim = dim
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["infer"].get("enumerate") is not None:
+            return
+        shape = list(msg["fn"].batch_shape)
+        shape = [1] * (-self._dim - len(shape)) + shape
+        if shape[self._dim] == 1:
+            shape[self._dim] = self._number
+            msg["fn"] = msg["fn"].expand(torch.Size(shape))
 
 
 class GlobalSites(Messenger):

@@ -13,30 +13,27 @@ the argument ``alpha`` of this module is that c (0.1 in the paper).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
-from pyro_ssvae.models import M2
+from pyro_ssvae.models import ClassifyingPair
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
-from pyro_ssvae.objectives.enumeration import GlobalSites, ScaleSites, StockELBO
+from pyro_ssvae.objectives.base import Objective, PairFunction
+from pyro_ssvae.objectives.enumeration import GlobalSites, StockELBO
 from pyro_ssvae.objectives.static import StaticEnumELBO
 
 __all__ = ["SemiSupervisedELBO"]
-
-PairFunction = Callable[..., Any]
 
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
     """The guide of a model in which everything is observed."""
 
 
-class SemiSupervisedELBO(nn.Module):
+class SemiSupervisedELBO(Objective):
     """J^α as a module: call it with a batch, get nats per datum, drive it with any optimiser.
 
     Unlabelled rows go through the pair with y enumerated in the guide, labelled rows through the same pair with y
@@ -60,12 +57,16 @@ class SemiSupervisedELBO(nn.Module):
         top_k: Classes summed exactly under ``"top-k"``.
         elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which takes more kinds of pairs.
         analytic_kl: Whether the static bound uses closed forms of the KL of z.
+        num_particles: Draws of z per row and class.
+        importance_weighted: Whether these weigh each other in one tighter bound within each class, as in the
+            importance-weighted autoencoder, rather than being averaged over.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``.
         guide: Likewise, instead of ``pair.guide``.
         classify_model: Likewise, instead of ``pair.classify_model``.
 
     Raises:
-        ValueError: For negative sizes or weights, no rows at all, unknown names, or top-k under the stock ELBO.
+        ValueError: For negative sizes or weights, no rows at all, unknown names, or top-k or several draws under the
+            stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
         StaticELBOError: From a call, for a pair that only the stock ELBO takes.
 
@@ -90,24 +91,19 @@ class SemiSupervisedELBO(nn.Module):
         top_k: int = 1,
         elbo: str = "static",
         analytic_kl: bool = True,
+        num_particles: int = 1,
+        importance_weighted: bool = False,
         model: PairFunction | None = None,
         guide: PairFunction | None = None,
         classify_model: PairFunction | None = None,
     ) -> None:
-        super().__init__()
-        if min(num_labelled, num_unlabelled) < 0 or num_labelled + num_unlabelled == 0:
-            raise ValueError(
-                f"num_labelled={num_labelled} and num_unlabelled={num_unlabelled} must be non-negative, not both zero."
-            )
+        super().__init__(pair, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
         if alpha < 0.0:
             raise ValueError(f"alpha={alpha} must be non-negative (0.1 in the paper, 10 by default).")
         if bound_weight < 0.0:
             raise ValueError(f"bound_weight={bound_weight} must be non-negative (1 in the paper).")
         if bound_batch_size is not None and bound_batch_size < 1:
             raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all rows.")
-        self.pair = pair
-        self.num_labelled = num_labelled
-        self.num_unlabelled = num_unlabelled
         self.alpha = float(alpha)
         self.bound_weight = float(bound_weight)
         self.bound_batch_size = bound_batch_size
@@ -117,17 +113,15 @@ class SemiSupervisedELBO(nn.Module):
         self.top_k = top_k
         self.elbo = elbo
         self.analytic_kl = analytic_kl
-        self.latest: dict[str, Tensor] = {}
-        self._functions = (model, guide, classify_model)
+        self.num_particles = num_particles
+        self.importance_weighted = importance_weighted
+        self._functions["classify_model"] = classify_model
         self._unlabelled_elbo, self._labelled_elbo, self._exact_elbo = self._elbos()
-        self._validated = False
-        # A tensor, so that a recorded step follows it; without dimensions, so that it promotes nothing to float64.
-        self._kl_weight: Tensor
-        self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
-        self._kl_weight_value = 1.0  # the same for Python, which must not ask the device
 
     @classmethod
-    def for_data(cls, pair: M2, data: SemiSupervisedData, *, pure: bool = False, **options: Any) -> SemiSupervisedELBO:
+    def for_data(
+        cls, pair: ClassifyingPair, data: SemiSupervisedData, *, pure: bool = False, **options: Any
+    ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, and for images the add-ons.
 
         Args:
@@ -140,6 +134,7 @@ class SemiSupervisedELBO(nn.Module):
             ValueError: If ``pure`` comes with an add-on.
 
         Example:
+            >>> from pyro_ssvae import M2
             >>> data = SemiSupervisedData.from_name("digits", num_labels=100)
             >>> SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data).add_ons
             ['augmentation', 'consistency']
@@ -158,34 +153,22 @@ class SemiSupervisedELBO(nn.Module):
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
         """Return the bounds of unlabelled rows, of labelled rows, and of rows under evaluation."""
         if self.elbo == "stock":
-            if self.enumeration != "exact":
-                raise ValueError(f"enumeration={self.enumeration!r} needs elbo='static'; the stock ELBO is exact.")
+            if self.enumeration != "exact" or self.num_particles > 1:
+                raise ValueError(
+                    f"enumeration={self.enumeration!r} with num_particles={self.num_particles} needs elbo='static'; "
+                    "the stock ELBO here is exact, with one draw."
+                )
             # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
             return StockELBO(), StockELBO(require_enumeration=False), StockELBO()
         if self.elbo != "static":
             raise ValueError(f"elbo={self.elbo!r} must be 'static' or 'stock'.")
         options: dict[str, Any] = {"analytic_kl": self.analytic_kl}
+        draws = options | {"num_particles": self.num_particles, "importance_weighted": self.importance_weighted}
         return (
-            StaticEnumELBO(enumeration=self.enumeration, top_k=self.top_k, **options),
-            StaticEnumELBO(require_enumeration=False, **options),
+            StaticEnumELBO(enumeration=self.enumeration, top_k=self.top_k, **draws),
+            StaticEnumELBO(require_enumeration=False, **draws),
             StaticEnumELBO(**options),
         )
-
-    @property
-    def kl_weight(self) -> float:
-        """Factor of log p(z) and log q(z|x,y)."""
-        return self._kl_weight_value
-
-    @kl_weight.setter
-    def kl_weight(self, value: float) -> None:
-        if value != self._kl_weight_value:
-            self._kl_weight.fill_(value)
-            self._kl_weight_value = float(value)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of training rows N."""
-        return self.num_labelled + self.num_unlabelled
 
     @property
     def add_ons(self) -> list[str]:
@@ -193,7 +176,9 @@ class SemiSupervisedELBO(nn.Module):
         return [part.name for part in (self.augmentation, self.consistency) if part is not None]
 
     def config(self) -> dict[str, Any]:
-        """Return every weight and add-on, JSON-ready, for results."""
+        """Return every weight and add-on, JSON-ready, for results; a single draw of z goes without saying."""
+        several = {"num_particles": self.num_particles, "importance_weighted": self.importance_weighted}
+        draws = several if self.num_particles > 1 else {}
         return {
             "alpha": self.alpha,
             "bound_weight": self.bound_weight,
@@ -204,46 +189,13 @@ class SemiSupervisedELBO(nn.Module):
             "top_k": self.top_k if self.enumeration == "top-k" else None,
             "elbo": self.elbo,
             "analytic_kl": self.analytic_kl if self.elbo == "static" else False,
+            **draws,
         }
-
-    @property
-    def model(self) -> PairFunction:
-        """The generative function in use."""
-        return self._function(0, "model")
-
-    @property
-    def guide(self) -> PairFunction:
-        """The recognition function in use."""
-        return self._function(1, "guide")
 
     @property
     def classify_model(self) -> PairFunction:
         """The auxiliary model in use."""
-        return self._function(2, "classify_model")
-
-    def _function(self, index: int, name: str) -> PairFunction:
-        given = self._functions[index]
-        function: PairFunction = getattr(self.pair, name) if given is None else given
-        return function
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the objective, to be minimised.
-
-        Args:
-            batch: Unlabelled rows ``(B_u, *event_shape)`` and labelled rows ``(B_l, *event_shape)`` with classes
-                ``(B_l,)``; either side may be ``None``.
-
-        Returns:
-            A scalar in nats per datum, an unbiased estimate of its value on all rows.
-
-        Raises:
-            ValueError: If the batch is empty.
-        """
-        # Pyro's checks of shapes and supports read tensors back to the host: once is enough.
-        with pyro.validation_enabled(not self._validated):
-            loss = self._loss(batch)
-        self._validated = True
-        return loss
+        return self._function("classify_model")
 
     def _loss(self, batch: Batch) -> Tensor:
         x_unlabelled, x_labelled, y_labelled = batch
@@ -264,23 +216,12 @@ class SemiSupervisedELBO(nn.Module):
             classification = self.classification(x_labelled, y_labelled)
             latest["classification_loss"] = classification.detach()
             terms.append(self.alpha * classification)
-        if x_unlabelled is None and x_labelled is None:
-            raise ValueError("The batch holds neither unlabelled nor labelled rows.")
         if self.consistency is not None and x_unlabelled is not None:
             consistency = self.consistency(self.pair.classify, x_unlabelled)
             latest["consistency_loss"] = consistency.detach()
             terms.append(self.consistency.weight * consistency)
         self.latest = latest
         return torch.stack(terms).sum()
-
-    def bound(
-        self, elbo: TraceEnum_ELBO, shared: GlobalSites, x: Tensor, y: Tensor | None = None, *, size: int
-    ) -> Tensor:
-        """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
-        weigh = ScaleSites(("z",), self._kl_weight)
-        model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
-        loss: Tensor = elbo.differentiable_loss(model, guide, x, y, size=size)
-        return loss
 
     def classification(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean of -log q(y|x) over labelled rows, in nats, with augmentation where it is on."""
@@ -289,12 +230,5 @@ class SemiSupervisedELBO(nn.Module):
         loss: Tensor = self._labelled_elbo.differentiable_loss(self.classify_model, _empty_guide, x, y)
         return loss / x.shape[0]
 
-    def unlabelled_bound(self, x: Tensor) -> float:
-        """Return the mean of U(x) over rows, in nats: the negative bound without labels and without global terms.
-
-        Args:
-            x: Rows with shape ``(B, *event_shape)``.
-        """
-        local = GlobalSites(score=False)
-        total: float = self._exact_elbo.loss(local(self.model), local(self.guide), x)
-        return total / x.shape[0]
+    def _evaluation_elbo(self) -> TraceEnum_ELBO:
+        return self._exact_elbo

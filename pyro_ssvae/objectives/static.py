@@ -14,6 +14,7 @@ can be recorded once and replayed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_ssvae.objectives.enumeration import EnumerateClass, EnumerationError, StaticELBOError
+from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass, EnumerationError, StaticELBOError
 
 __all__ = ["StaticEnumELBO"]
 
@@ -53,14 +54,26 @@ class StaticEnumELBO(TraceEnum_ELBO):
     baseline; both are unbiased (Rao-Blackwellized Stochastic Gradients for Discrete Distributions, Liu, Regier,
     Tripuraneni, Jordan, McAuliffe, 2019, https://arxiv.org/abs/1810.04777, equation 8).
 
+    With ``importance_weighted`` the k draws of z of a class make one, tighter bound
+    (Importance Weighted Autoencoders, Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, equation 8)
+    inside the sum over classes:
+
+    .. math::
+
+        f(x, y) = -\mathbb E \log \tfrac{1}{k} \sum_{i=1}^k \frac{p(x, z_i \mid y)}{q(z_i \mid x, y)},
+
+    so U(x) falls towards :math:`\mathrm{KL}(q(y|x) \,\|\, p(y|x)) - \log p(x)` as k grows, and the classifier goes on
+    learning from it. Where q(y|·) itself depends on draws, the mean is taken over the whole bound of each.
+
     Args:
         analytic_kl: Whether KL(q(z|·)‖p(z)) is computed in closed form where PyTorch or Pyro registers one and the
-            order of sites allows it; drawn values serve elsewhere.
+            order of sites allows it; drawn values serve elsewhere, and in importance-weighted bounds.
         enumeration: ``"exact"`` or ``"top-k"``.
         top_k: Classes summed exactly under ``"top-k"``; from the number of classes minus one up it is exact.
         require_enumeration: Whether a guide without an enumerated site is an error.
         max_plate_nesting: Number of nested plates, as for every Pyro ELBO.
-        num_particles: Draws of z to average over, one pass each.
+        num_particles: Draws of z, which add a dimension left of the plates.
+        importance_weighted: Whether the draws weigh each other in one bound, rather than being averaged over.
 
     Raises:
         ValueError: For an unknown ``enumeration`` or non-positive counts.
@@ -84,6 +97,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
         require_enumeration: bool = True,
         max_plate_nesting: int = 1,
         num_particles: int = 1,
+        importance_weighted: bool = False,
     ) -> None:
         if enumeration not in ("exact", "top-k"):
             raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
@@ -91,6 +105,11 @@ class StaticEnumELBO(TraceEnum_ELBO):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name}={count} must be at least 1.")
+        if importance_weighted and max_plate_nesting > 1:
+            raise ValueError(
+                f"importance_weighted=True weighs draws row by row, under one plate; max_plate_nesting="
+                f"{max_plate_nesting}. Declare inner dimensions with .to_event."
+            )
         super().__init__(
             max_plate_nesting=max_plate_nesting, num_particles=num_particles, strict_enumeration_warning=False
         )
@@ -98,13 +117,15 @@ class StaticEnumELBO(TraceEnum_ELBO):
         self.enumeration = enumeration
         self.top_k = top_k
         self.require_enumeration = require_enumeration
+        self.importance_weighted = importance_weighted and num_particles > 1
+        self._sample_dim = -1 - max_plate_nesting if num_particles > 1 else None
+        self._class_dim = -1 - max_plate_nesting - (num_particles > 1)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the negative bound in nats, summed over the rows that the plate stands for; differentiable."""
-        losses = [self._particle(model, guide, args, kwargs) for _ in range(self.num_particles)]
-        return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+        return self._bound(model, guide, args, kwargs)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return the negative bound as a number, without gradients."""
@@ -117,9 +138,13 @@ class StaticEnumELBO(TraceEnum_ELBO):
         loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
-    def _particle(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
-        classes = EnumerateClass(-1 - self.max_plate_nesting, self.top_k if self.enumeration == "top-k" else None)
-        guide_trace = poutine.trace(classes(guide)).get_trace(*args, **kwargs)
+    def _bound(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+        top_k = self.top_k if self.enumeration == "top-k" else None
+        classes = EnumerateClass(self._class_dim, top_k, self._sample_dim)
+        handled = classes(guide)
+        if self._sample_dim is not None:
+            handled = DrawSamples(self.num_particles, self._sample_dim)(handled)
+        guide_trace = poutine.trace(handled).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         if is_validation_enabled():
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
@@ -128,18 +153,65 @@ class StaticEnumELBO(TraceEnum_ELBO):
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
         _check_reach(model_sites, guide_sites)
+        if self.importance_weighted:
+            return self._weighted(model_sites, guide_sites, classes)
+        return self._averaged(model_sites, guide_sites, classes)
+
+    def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+        """Return the negative bound, averaged over draws."""
         parts: list[Tensor] = []
         by_class: list[Tensor] = []
         for site, cost in self._costs(model_sites, guide_sites, classes):
-            if cost.dim() > self.max_plate_nesting:
+            if cost.dim() >= -self._class_dim:
                 by_class.append(self._by_class(site, cost, classes))
             else:
-                parts.append(cost.sum())
+                parts.append(self._sample_mean(cost).sum())
         if classes.name is not None:
-            parts.append(classes.kl(model_sites).sum())
+            parts.append(self._sample_mean(classes.kl(model_sites)).sum())
         if by_class:
-            parts.append(classes.expectation(sum(by_class[1:], by_class[0])))
+            expectation = classes.expectation(sum(by_class[1:], by_class[0]))
+            parts.append(self._sample_mean(expectation).sum())
         return sum(parts[1:], parts[0])
+
+    def _weighted(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+        """Return the negative importance-weighted bound."""
+        outside: list[Tensor] = []
+        inside: list[Tensor] = []
+        for site, cost in self._costs(model_sites, guide_sites, classes):
+            if site["cond_indep_stack"]:
+                by_class = cost.dim() >= -self._class_dim
+                inside.append(self._by_class(site, cost, classes) if by_class else cost)
+                scale = _plate_scale(site)
+            else:
+                outside.append(cost.sum())  # global sites have no draws of their own
+        cost = sum(inside[1:], inside[0])
+        if classes.name is None:
+            return sum(outside, self._log_mean_exp(cost, scale).sum())
+        kl = classes.kl(model_sites)
+        if not classes.differs_by_sample:
+            return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
+        if classes.top_k is not None:
+            raise StaticELBOError(
+                f"The law of {classes.name!r} depends on earlier draws, so top-k enumeration inside an "
+                "importance-weighted bound would be biased."
+            )
+        return sum(outside, self._log_mean_exp(kl + classes.expectation(cost), scale).sum())
+
+    def _sample_mean(self, cost: Tensor) -> Tensor:
+        """Return the mean over draws of a cost ``(..., k, *plates)``, or the cost where it does not depend on them."""
+        dim = self._sample_dim
+        return cost if dim is None or cost.dim() < -dim else cost.mean(dim)
+
+    def _log_mean_exp(self, cost: Tensor, scale: float) -> Tensor:
+        """Return the negative bound of k draws from the costs of each, ``(..., k, *plates)`` to ``(..., 1, *plates)``.
+
+        Costs are scaled for the rows that a minibatch stands for; the weights of draws are those of a single row.
+        """
+        dim = self._sample_dim
+        if dim is None or cost.dim() < -dim:
+            return cost
+        log_weights = -cost / scale
+        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(self.num_particles))
 
     def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
         """Yield what each site adds to the negative bound, by row and class: a KL or a single log-probability."""
@@ -147,7 +219,8 @@ class StaticEnumELBO(TraceEnum_ELBO):
         for name, site in guide_sites.items():
             if name in done:
                 continue
-            kl = _analytic_kl(name, model_sites, guide_sites) if self.analytic_kl else None
+            closed = self.analytic_kl and not self.importance_weighted
+            kl = _analytic_kl(name, model_sites, guide_sites) if closed else None
             if kl is not None:
                 done.add(name)
             yield site, _log_prob(site) if kl is None else kl
@@ -160,7 +233,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
         """Return a cost that depends on the class, summed over the plates that lie inside the class's own."""
         frames = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-        if classes.name is None or cost.dim() > self.max_plate_nesting + 1 or not classes.frames <= frames:
+        if classes.name is None or cost.dim() > -self._class_dim or not classes.frames <= frames:
             raise StaticELBOError(
                 f"Site {site['name']!r} has log-probabilities of shape {tuple(cost.shape)} in plates "
                 f"{sorted(frames) or 'none'}, which do not line up with {self.max_plate_nesting} plate(s) and the "
@@ -168,6 +241,11 @@ class StaticEnumELBO(TraceEnum_ELBO):
             )
         inner = [dim for dim in range(-self.max_plate_nesting, 0) if dim not in classes.plates]
         return cost.sum(inner, keepdim=True) if inner else cost
+
+
+def _plate_scale(site: Any) -> float:
+    """Return the number of rows that each row of a site stands for."""
+    return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
 def _sample_sites(trace: Trace) -> Sites:

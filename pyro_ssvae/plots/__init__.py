@@ -6,6 +6,12 @@ state: it works without a display, shows itself at the end of a notebook cell, a
 are left as they were; what is drawn at random is fixed by ``seed``.
 """
 
+from pyro_ssvae.plots.autoencoder import (
+    plot_autoencoding,
+    plot_interpolations,
+    plot_prior_samples,
+    plot_traversals,
+)
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.features import plot_feature_means
@@ -15,12 +21,16 @@ from pyro_ssvae.plots.run import save_run_figures
 
 __all__ = [
     "plot_analogies",
+    "plot_autoencoding",
     "plot_confusion_matrix",
     "plot_feature_means",
+    "plot_interpolations",
     "plot_latent_map",
+    "plot_prior_samples",
     "plot_reconstructions",
     "plot_reliability",
     "plot_samples",
     "plot_training_curves",
+    "plot_traversals",
     "save_run_figures",
 ]

@@ -55,7 +55,12 @@ _PANELS = (
     _Panel(
         "Bound on log p (higher is better)",
         "nats per row",
-        {"bound_unlabelled": "unlabelled rows", "bound_labelled": "labelled rows"},
+        {
+            "bound_unlabelled": "unlabelled rows",
+            "bound_labelled": "labelled rows",
+            "bound": "training rows",
+            "validation_bound": "validation rows",
+        },
         cut=True,
     ),
     _Panel(
@@ -65,7 +70,8 @@ _PANELS = (
         log=True,
     ),
     _Panel("Consistency loss", "nats per row", {"consistency_loss": ""}, log=True),
-    _Panel("KL of q(z|x,y) to p(z)", "nats per row", {"kl_z": ""}, zero=True),
+    _Panel("KL of q(z|·) to p(z)", "nats per row", {"kl_z": ""}, zero=True),
+    _Panel("Latents in use", "", {"active_units": ""}, zero=True),
     _Panel(
         "q(y|x) on validation rows",
         "nats",

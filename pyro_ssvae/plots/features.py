@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import M2
-from pyro_ssvae.models.base import device_of
-from pyro_ssvae.plots.inputs import as_class_names, as_classes, check_rows, own_randomness
+from pyro_ssvae.models import ClassifyingPair
+from pyro_ssvae.models.base import device_of, own_randomness
+from pyro_ssvae.plots.inputs import as_class_names, as_classes, check_rows
 from pyro_ssvae.plots.style import INK, new_figure, set_title, style_axes
 
 __all__ = ["plot_feature_means"]
@@ -25,7 +25,7 @@ _LIMIT = 2.0  # standard deviations at which the colours end
 
 
 def plot_feature_means(
-    model: M2,
+    model: ClassifyingPair,
     x: Tensor | None = None,
     y: Any = None,
     *,

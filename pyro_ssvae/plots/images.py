@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import M2
-from pyro_ssvae.models.base import device_of
+from pyro_ssvae.models import ClassifyingPair
+from pyro_ssvae.models.base import device_of, own_randomness
 from pyro_ssvae.plots.inputs import (
     as_class_names,
     as_classes,
@@ -23,7 +23,6 @@ from pyro_ssvae.plots.inputs import (
     decode_means,
     encode_means,
     in_batches,
-    own_randomness,
 )
 from pyro_ssvae.plots.mosaic import cell_size, draw_mosaic, new_mosaic, to_rgb
 from pyro_ssvae.plots.style import ALARM, INK, new_figure, set_title
@@ -34,7 +33,7 @@ _PAIRS_PER_BAND = 10
 
 
 def plot_samples(
-    model: M2,
+    model: ClassifyingPair,
     *,
     num_per_class: int = 10,
     class_names: Sequence[str] | None = None,
@@ -77,7 +76,7 @@ def plot_samples(
 
 
 def plot_analogies(
-    model: M2,
+    model: ClassifyingPair,
     x: Tensor,
     y: Any = None,
     *,
@@ -133,7 +132,7 @@ def plot_analogies(
 
 
 def plot_reconstructions(
-    model: M2,
+    model: ClassifyingPair,
     x: Tensor,
     y: Any = None,
     *,

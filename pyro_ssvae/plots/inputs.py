@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_labels, as_seed
-from pyro_ssvae.models import M2
-from pyro_ssvae.models.base import device_of, evaluation_mode
+from pyro_ssvae.data.checks import as_labels
+from pyro_ssvae.models import ClassifyingPair, Pair
+from pyro_ssvae.models.base import evaluation_mode
 
 __all__ = [
     "as_class_names",
@@ -22,27 +21,9 @@ __all__ = [
     "decode_means",
     "encode_means",
     "in_batches",
-    "own_randomness",
 ]
 
 _BATCH = 1000
-
-
-@contextmanager
-def own_randomness(model: M2, seed: int) -> Iterator[None]:
-    """Draw by ``seed``, with the model in evaluation mode; then restore everything.
-
-    ``torch.manual_seed`` would also reseed devices that are not restored here.
-    """
-    seed = as_seed(seed)
-    device = device_of(model)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        for found in cuda:
-            with torch.cuda.device(found):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def in_batches(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
@@ -51,21 +32,21 @@ def in_batches(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat([function(*batch).cpu() for batch in batches])
 
 
-def encode_means(model: M2, x: Tensor, y: Tensor) -> Tensor:
+def encode_means(model: ClassifyingPair, x: Tensor, y: Tensor) -> Tensor:
     """Return the means of q(z|x,y), ``(N, L)``, on the CPU, of x ``(N, *event)``, y ``(N,)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
         return in_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
 
 
-def decode_means(model: M2, y: Tensor, z: Tensor) -> Tensor:
+def decode_means(model: ClassifyingPair, y: Tensor, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, of y ``(N,)``, z ``(N, L)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
         return in_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
 
 
-def check_rows(model: M2, x: Any, name: str = "x") -> Tensor:
+def check_rows(model: Pair, x: Any, name: str = "x") -> Tensor:
     """Return rows that the model can take.
 
     Raises:

@@ -19,7 +19,7 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_seed, to_numpy
-from pyro_ssvae.models import M2
+from pyro_ssvae.models import M1, ClassifyingPair
 from pyro_ssvae.plots.inputs import (
     as_class_names,
     as_classes,
@@ -36,7 +36,7 @@ _MOST_NAMED_CLASSES = 20
 
 
 def plot_latent_map(
-    model: M2,
+    model: ClassifyingPair | M1,
     x: Tensor,
     y: Any,
     *,
@@ -46,10 +46,10 @@ def plot_latent_map(
     note: str = "M2 asks z to hold what the class does not say: mixed colours are as intended.",
     seed: int = 0,
 ) -> Figure:
-    """Show the means of q(z|x,y) in two dimensions, coloured by class.
+    """Show the means of q(z|x,y), or of M1's q(z|x), in two dimensions, coloured by class.
 
     Args:
-        model: The model, with ``K`` classes and ``L`` latents.
+        model: The model, with ``L`` latents, and ``K`` classes or none.
         x: Rows with shape ``(N, *event_shape)``, scaled as in training.
         y: Their classes, with shape ``(N,)``; -1 where not known, which q(z|x,y) takes as
             predicted and the map shows in grey.
@@ -75,19 +75,26 @@ def plot_latent_map(
     """
     if method not in _METHODS:
         raise ValueError(f"method={method!r} is unknown; use one of {', '.join(_METHODS)}.")
-    names = as_class_names(class_names, model.num_classes)
     rows = check_rows(model, x)
-    classes = as_classes(y, "y", len(rows), model.num_classes, allow_unlabelled=True)
     ringed = _as_mask(labelled, len(rows))
-    completed = torch.where(classes < 0, in_batches(model.predict, rows), classes)
     generator = np.random.default_rng(as_seed(seed))
-    z = encode_means(model, rows, completed).double().numpy()
+    if isinstance(model, M1):
+        classes = completed = as_classes(y, "y", len(rows), None, allow_unlabelled=True)
+        num_classes, which = max(1, int(classes.max()) + 1), "q(z|x)"
+        num_classes = num_classes if class_names is None else max(num_classes, len(class_names))
+        z = in_batches(model.transform, rows).double().numpy()
+    else:
+        num_classes, which = model.num_classes, "q(z|x,y)"
+        classes = as_classes(y, "y", len(rows), num_classes, allow_unlabelled=True)
+        completed = torch.where(classes < 0, in_batches(model.predict, rows), classes)
+        z = encode_means(model, rows, completed).double().numpy()
+    names = as_class_names(class_names, num_classes)
     points, axis_names, how = _project(z, method, completed.numpy(), generator, seed)
 
     figure = new_figure(6.6, 5.2)
     axes = figure.subplots()
     grey = [(0.8, 0.8, 0.8, 1.0)]  # last, where class -1 finds it
-    colours = np.vstack([class_colours(model.num_classes), grey])[classes.numpy()]
+    colours = np.vstack([class_colours(num_classes), grey])[classes.numpy()]
     # In shuffled order, or the last class would cover the others.
     order = generator.permutation(len(points))
     _scatter(axes, points[order], colours[order], ringed[order])
@@ -98,7 +105,7 @@ def plot_latent_map(
     else:
         axes.set_aspect("equal", adjustable="datalim")  # distances mean the same both ways
     _add_legend(figure, axes, names, bool((classes < 0).any()), int(ringed.sum()))
-    set_title(figure, f"Latent map: mean of q(z|x,y) of {len(rows):,} rows{how}", note)
+    set_title(figure, f"Latent map: mean of {which} of {len(rows):,} rows{how}", note)
     return figure
 
 

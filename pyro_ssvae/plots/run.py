@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import M2
+from pyro_ssvae.models import M1, ClassifyingPair, Pair
+from pyro_ssvae.plots.autoencoder import (
+    plot_autoencoding,
+    plot_interpolations,
+    plot_prior_samples,
+    plot_traversals,
+)
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.features import plot_feature_means
@@ -29,7 +36,7 @@ _MOST_LABELLED = 500
 
 
 def save_run_figures(
-    model: M2,
+    model: Pair,
     data: SemiSupervisedData,
     metrics_path: str | os.PathLike[str] | None,
     folder: str | os.PathLike[str],
@@ -42,6 +49,7 @@ def save_run_figures(
 
     Images get samples, analogies and reconstructions, tables get the class means of their
     features. The rest is for both: latent map, confusion matrix, reliability, training curves.
+    A model without classes gets interpolations and traversals of its latents instead of what needs classes.
     What is said about rows is said of test rows, in their absence of validation rows, and without
     either left out.
 
@@ -72,13 +80,33 @@ def save_run_figures(
         ...     [path.name for path in save_run_figures(m2, data, None, folder)]
         ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
     """
-    if tuple(model.event_shape) != data.event_shape or model.num_classes < data.num_classes:
+    if tuple(model.event_shape) != data.event_shape or getattr(model, "num_classes", math.inf) < data.num_classes:
         raise ValueError(
-            f"The model takes rows of shape {tuple(model.event_shape)} and {model.num_classes} "
-            f"classes, the data has {data.event_shape} and {data.num_classes}. Hand in the data "
-            "that the model was trained on."
+            f"The model takes rows of shape {tuple(model.event_shape)} and "
+            f"{getattr(model, 'num_classes', 'no')} classes, the data has {data.event_shape} and {data.num_classes}. "
+            "Hand in the data that the model was trained on."
         )
     max_points = as_count(max_points, "max_points", least=1)
+    if isinstance(model, M1):
+        drawings = _of_autoencoder(model, data, image_shape, max_points, seed)
+    elif isinstance(model, ClassifyingPair):
+        drawings = _of_classes(model, data, image_shape, max_points, seed)
+    else:
+        drawings = {}
+    if metrics_path is not None and _has_rows(Path(metrics_path)):
+        path = metrics_path
+        drawings["training_curves"] = lambda: plot_training_curves(path)
+    return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]
+
+
+def _of_classes(
+    model: ClassifyingPair,
+    data: SemiSupervisedData,
+    image_shape: Sequence[int] | None,
+    max_points: int,
+    seed: int,
+) -> dict[str, Callable[[], Figure]]:
+    """Return the drawings of a model with classes."""
     # A model may have more classes than the data has names for.
     names = [*data.class_names, *map(str, range(data.num_classes, model.num_classes))]
     part, x, y = _held_out_rows(data)
@@ -109,10 +137,45 @@ def save_run_figures(
                 title=f"Reliability, {part}",
             ),
         }
-    if metrics_path is not None and _has_rows(Path(metrics_path)):
-        path = metrics_path
-        drawings["training_curves"] = lambda: plot_training_curves(path)
-    return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]
+    return drawings
+
+
+def _of_autoencoder(
+    model: M1,
+    data: SemiSupervisedData,
+    image_shape: Sequence[int] | None,
+    max_points: int,
+    seed: int,
+) -> dict[str, Callable[[], Figure]]:
+    """Return the drawings of a model without classes; those of latents are made on held-out rows, if there are any."""
+    _, x, y = _held_out_rows(data)
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if _is_image(data.event_shape, image_shape):
+        options: dict[str, Any] = {"image_shape": image_shape, "value_range": _value_range(data)}
+        drawings["samples"] = lambda: plot_prior_samples(model, seed=seed, **options)
+        if len(x) >= 2:
+            pairs = min(4, len(x) // 2)
+            drawings |= {
+                "reconstructions": lambda: plot_autoencoding(model, x, **options),
+                "interpolations": lambda: plot_interpolations(model, x[:pairs], x[pairs : 2 * pairs], **options),
+                "traversals": lambda: plot_traversals(model, x[:max_points], **options),
+            }
+    if len(x) >= 2:
+        drawings["latent_map"] = lambda: plot_latent_map(
+            model,
+            x[:max_points],
+            y[:max_points],
+            class_names=data.class_names,
+            note="M1 has not seen the classes that colour the points.",
+            seed=seed,
+        )
+    return drawings
+
+
+def _value_range(data: SemiSupervisedData) -> tuple[float, float]:
+    """Return the values shown as black and as white."""
+    span = prepare(torch.stack([data.x.min(), data.x.max()]), scale=data.scale)
+    return min(0.0, float(span[0])), max(1.0, float(span[1]))
 
 
 def _has_rows(metrics: Path) -> bool:
@@ -137,7 +200,7 @@ def _is_image(event_shape: Sequence[int], image_shape: Sequence[int] | None) -> 
 
 
 def _of_images(
-    model: M2,
+    model: ClassifyingPair,
     data: SemiSupervisedData,
     x: Tensor,
     y: Tensor,
@@ -149,12 +212,10 @@ def _of_images(
     if not len(x):
         chosen = data.labelled_index
         x, y = prepare(data.x[chosen], scale=data.scale), data.y[chosen]
-    span = prepare(torch.stack([data.x.min(), data.x.max()]), scale=data.scale)
-    low, high = min(0.0, float(span[0])), max(1.0, float(span[1]))
     options: dict[str, Any] = {
         "class_names": names,
         "image_shape": image_shape,
-        "value_range": (low, high),
+        "value_range": _value_range(data),
     }
     drawings: dict[str, Callable[[], Figure]] = {
         "samples": lambda: plot_samples(model, seed=seed, **options),

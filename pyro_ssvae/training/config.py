@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pyro_ssvae.data.rows import BINARISATIONS
+
 __all__ = ["TrainingConfig"]
 
 
@@ -33,8 +35,9 @@ class TrainingConfig:
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
-        binarisation: ``"none"``, ``"dynamic"`` or ``"static"``. With none, the Bernoulli likelihood of grey values is
-            that of dynamic binarisation on average, without its noise.
+        binarisation: ``"none"``, ``"dynamic"`` (drawn afresh whenever a row comes up), ``"static"`` (drawn once) or
+            ``"threshold"`` (above 0.5). With none, the Bernoulli likelihood of grey values is that of dynamic
+            binarisation on average, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU replayed from a recording,
             which Inductor compiles where the schedule has 10,000 steps or more and a C++ compiler is at hand;
@@ -82,7 +85,7 @@ class TrainingConfig:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
         if self.kl_settled < self.kl_warmup:
             raise ValueError(f"kl_settled={self.kl_settled} must not be less than kl_warmup={self.kl_warmup}.")
-        _one_of("binarisation", self.binarisation, ("none", "dynamic", "static"))
+        _one_of("binarisation", self.binarisation, BINARISATIONS)
         _one_of("compile", self.compile, ("auto", "eager", "replay", "inductor", "graph"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 

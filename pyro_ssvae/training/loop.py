@@ -13,11 +13,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pyro_ssvae.data import BatchStream, SemiSupervisedData
+from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_rows, prepare
+from pyro_ssvae.distributions import Prior
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
-from pyro_ssvae.evaluation import classification_error, posterior_diagnostics
-from pyro_ssvae.models import M2, save
-from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.evaluation import validation_metrics
+from pyro_ssvae.models import Pair, save
+from pyro_ssvae.objectives import Objective
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.interrupts import Interrupts
@@ -29,8 +30,8 @@ from pyro_ssvae.training.tensorboard import TensorBoardLog
 __all__ = ["FitResult", "fit"]
 
 _READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
+_STARTING_ROWS = 2000  # training rows that a prior may take starting values from
 _VERIFIED = (3, 10)  # steps that are compared with the pair itself early on, besides one at each evaluation
-_DIAGNOSED_ROWS = 1000  # validation rows behind the curves of H(q(y|x)) and KL of z
 
 
 @dataclass
@@ -44,7 +45,8 @@ class FitResult:
         train_seconds: Time in the loop, evaluations included, over all sittings of the run.
         config: Settings of the loop.
         metrics: One row per evaluation, as in ``metrics.csv``.
-        best_step: Step of the evaluation with the least validation error; the last one without validation rows.
+        best_step: Step of the evaluation with the least validation error (for a model without classes: the best
+            validation bound); the last one without validation rows.
         last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
@@ -71,7 +73,7 @@ class FitResult:
 
 
 def fit(
-    objective: SemiSupervisedELBO,
+    objective: Objective,
     data: SemiSupervisedData,
     config: TrainingConfig | None = None,
     *,
@@ -127,23 +129,23 @@ def fit(
     return loop.finish(stopped_by)
 
 
-def check_fit(objective: SemiSupervisedELBO, data: SemiSupervisedData) -> None:
+def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
     """Raise ``ValueError`` where an objective and data do not fit together."""
     pair = objective.pair
-    if isinstance(pair, M2):
+    if isinstance(pair, Pair):
         if tuple(pair.event_shape) != tuple(data.event_shape):
             raise ValueError(
                 f"The model expects rows of shape {tuple(pair.event_shape)}, the data has {tuple(data.event_shape)}. "
                 "Build the model with event_shape=data.event_shape."
             )
-        if pair.num_classes < data.num_classes:
+        if getattr(pair, "num_classes", data.num_classes) < data.num_classes:
             raise ValueError(
                 f"The model has {pair.num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."
             )
         for rows in (data.x, data.x_validation, data.x_test):
-            if len(rows):
-                pair.likelihood.check(torch.stack([rows.min(), rows.max()]) / data.scale)
+            for batch in iterate_rows(rows, scale=data.scale, batch_size=4096):
+                pair.likelihood.check(batch)
     if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
@@ -156,7 +158,7 @@ def check_fit(objective: SemiSupervisedELBO, data: SemiSupervisedData) -> None:
 class _Best:
     """The evaluation that validation picked so far."""
 
-    error: float = float("inf")
+    score: float = float("-inf")
     step: int = 0
     evaluations_since: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -167,7 +169,7 @@ class _Loop:
 
     def __init__(
         self,
-        objective: SemiSupervisedELBO,
+        objective: Objective,
         data: SemiSupervisedData,
         config: TrainingConfig,
         fabric: Fabric,
@@ -188,6 +190,10 @@ class _Loop:
             seed=config.seed,
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
+        prior = getattr(self.pair, "prior", None)
+        if isinstance(prior, Prior):
+            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
+            prior.start_from(prepare(data.x[order[:_STARTING_ROWS]], scale=data.scale))
         self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
         self.train_step.check()
         self.average = self.train_step.average
@@ -258,27 +264,29 @@ class _Loop:
             **self.train_step.take_means(),
             "learning_rate": self.config.learning_rate_at(max(0, self.step - 1), self.total),
         }
-        x, y = self.data.x_validation, self.data.y_validation
         with self.average.applied():
-            if len(x) and isinstance(self.pair, M2):
-                row["validation_error"] = classification_error(self.pair, x, y, scale=self.data.scale)
-                row |= posterior_diagnostics(self.pair, x[:_DIAGNOSED_ROWS], scale=self.data.scale)
-            self._keep_if_best(row.get("validation_error"))
+            score = None
+            if len(self.data.x_validation) and isinstance(self.pair, Pair):
+                found, score = validation_metrics(
+                    self.objective, self.data, binarisation=self.config.binarisation, seed=self.config.seed
+                )
+                row |= found
+            self._keep_if_best(score)
         self.metrics.append(row)
         if self.log is not None:
             self.log.write(row)
         return row
 
-    def _keep_if_best(self, error: float | None) -> None:
+    def _keep_if_best(self, score: float | None) -> None:
         # Without validation rows, and as long as the objective is not yet a bound, the latest weights count as the
         # best: a classifier may be at its best while the generative model knows nothing. Among equals, the later.
         warming = self.objective.kl_weight != 1.0
-        if error is not None and not warming and error > self.best.error:
+        if score is not None and not warming and score < self.best.score:
             self.best.evaluations_since += 1
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
-        self.best = _Best(float("inf") if error is None or warming else error, self.step, 0, weights)
-        if self.folder is not None and isinstance(self.pair, M2):
+        self.best = _Best(float("-inf") if score is None or warming else score, self.step, 0, weights)
+        if self.folder is not None and isinstance(self.pair, Pair):
             try:
                 save(self.pair, self.folder.model)
             except OSError as problem:

@@ -69,10 +69,11 @@ class ProgressReport:
     def evaluated(self, row: dict[str, Any], steps_per_second: float) -> None:
         """Show the metrics of an evaluation."""
         parts = []
-        if "bound_unlabelled" in row:
-            parts.append(f"bound {row['bound_unlabelled']:.1f} nats")
-        elif "bound_labelled" in row:
-            parts.append(f"bound {row['bound_labelled']:.1f} nats")
+        bound = next((row[name] for name in ("bound", "bound_unlabelled", "bound_labelled") if name in row), None)
+        if bound is not None:
+            parts.append(f"bound {bound:.1f} nats")
+        if "validation_bound" in row:
+            parts.append(f"validation bound {row['validation_bound']:.1f} nats")
         if "validation_error" in row:
             parts.append(f"validation error {row['validation_error']:.2%}")
         status = "  ".join(parts)

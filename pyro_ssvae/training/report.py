@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -12,19 +13,33 @@ import torchvision
 
 import pyro_ssvae
 from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.evaluation import class_control, classification_error, mean_bound
-from pyro_ssvae.models import M2
+from pyro_ssvae.evaluation import (
+    class_control,
+    classification_error,
+    latent_diagnostics,
+    log_likelihood,
+    mean_bound,
+)
+from pyro_ssvae.models import M1, ClassifyingPair, Pair
 from pyro_ssvae.models.base import device_of
-from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.objectives import Objective, UnsupervisedELBO
 from pyro_ssvae.plots import save_run_figures
 from pyro_ssvae.training.loop import FitResult
 from pyro_ssvae.training.run_folder import RunFolder
 
 __all__ = ["report"]
 
+_DIAGNOSED_ROWS = 1000  # test rows behind class control
+
 
 def report(
-    objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult, *, seed: int = 0, figures: bool = True
+    objective: Objective,
+    data: SemiSupervisedData,
+    run: FitResult,
+    *,
+    seed: int = 0,
+    figures: bool = True,
+    num_samples: int = 0,
 ) -> dict[str, Any]:
     """Evaluate a finished run on the test rows, once, and write ``result.json`` and ``figures/``.
 
@@ -34,25 +49,20 @@ def report(
         run: What :func:`pyro_ssvae.fit` returned.
         seed: Of the run; it also fixes the binarisation and draws behind ``test_elbo``.
         figures: Whether to draw.
+        num_samples: Importance samples per test row (and class) behind ``test_log_likelihood``; 0 for none.
 
     Returns:
         The result. Errors are fractions: ``test_error`` and ``validation_error`` at the evaluation that validation
-        picked, ``*_last`` at the last step, for which no validation label was used. ``test_elbo`` is the mean of -U(x)
-        over test rows, in nats per datum, and ``class_control`` that of
-        :func:`pyro_ssvae.evaluation.class_control`; ``None`` where no bound was trained.
+        picked, ``*_last`` at the last step, for which no validation label was used. ``test_elbo`` is the mean bound of
+        test rows, in nats per datum (classes summed), and ``class_control`` that of
+        :func:`pyro_ssvae.evaluation.class_control`; ``None`` where no bound was trained. A model without classes has
+        no errors, but ``kl_z`` and ``active_units``, on test rows, and the terms of its loss.
+
+    Warns:
+        UserWarning: If the latents of a model without classes carry next to nothing (posterior collapse).
     """
-    pair: M2 = objective.pair  # type: ignore[assignment]
-    chosen = _errors(pair, data)
-    picked = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
-    pair.load_state_dict(run.last_weights)
-    last = _errors(pair, data)
-    pair.load_state_dict(picked)
-    elbo, control = None, None
-    if len(data.x_test) and objective.bound_weight:
-        binarisation = "none" if run.config.binarisation == "none" else "dynamic"
-        elbo = mean_bound(objective, data.x_test, scale=data.scale, binarisation=binarisation, seed=seed)
-        control = class_control(pair, data.x_test[:1000], scale=data.scale, seed=seed)
-    device = device_of(pair)
+    pair: Pair = objective.pair  # type: ignore[assignment]
+    classes = _of_classes(pair, data, run) if isinstance(pair, ClassifyingPair) else {}
     result: dict[str, Any] = {
         "model": type(pair).__name__,
         "data": data.name,
@@ -62,14 +72,82 @@ def report(
         "add_ons": objective.add_ons,
         "objective": objective.config(),
         "likelihood": pair.likelihood.name,
+        "prior": getattr(pair.prior, "name", type(pair.prior).__name__),
         "kl_weight": [run.config.kl_weight_at(int(t * run.steps / 10), run.steps, data.x.shape[0]) for t in range(10)],
-        "class_prior": pair.class_prior.name,
         "binarisation": run.config.binarisation,
+        **classes,
+        "best_step": run.best_step,
+        **_of_bound(objective, data, run, seed, num_samples),
+        **_of_run(pair, run),
+    }
+    if run.folder is not None:
+        folder = RunFolder(run.folder)
+        folder.write_result(result)
+        if figures:
+            save_run_figures(pair, data, folder.metrics, folder.figures)
+    return result
+
+
+def _of_classes(pair: ClassifyingPair, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+    """Return what is said of classes: the prior, errors at the picked evaluation and at the last step."""
+    chosen = _errors(pair, data)
+    picked = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    pair.load_state_dict(run.last_weights)
+    last = _errors(pair, data)
+    pair.load_state_dict(picked)
+    return {
+        "class_prior": pair.class_prior.name,
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
-        "best_step": run.best_step,
-        "test_elbo": elbo,
-        "class_control": control,
+    }
+
+
+def _errors(pair: ClassifyingPair, data: SemiSupervisedData) -> dict[str, float | None]:
+    rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
+    return {
+        name: classification_error(pair, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
+    }
+
+
+def _of_bound(
+    objective: Objective, data: SemiSupervisedData, run: FitResult, seed: int, num_samples: int
+) -> dict[str, Any]:
+    """Return what is said of densities and latents, on test rows."""
+    pair: Any = objective.pair
+    known = bool(len(data.x_test)) and bool(objective.bound_weight)
+    rows: dict[str, Any] = {"scale": data.scale}
+    drawn: dict[str, Any] = {**rows, "binarisation": run.config.binarisation, "seed": seed}
+    found: dict[str, Any] = {"test_elbo": mean_bound(objective, data.x_test, **drawn) if known else None}
+    if isinstance(pair, ClassifyingPair):
+        few = data.x_test[:_DIAGNOSED_ROWS]
+        found["class_control"] = class_control(pair, few, **rows, seed=seed) if known else None
+    if isinstance(pair, M1):
+        latents = latent_diagnostics(pair, data.x_test, **rows) if known else {"kl_z": None, "active_units": None}
+        found |= latents
+        if known and latents["active_units"] == 0:
+            warnings.warn(
+                f"Posterior collapse: none of the {pair.latent_dim} latents varies from row to row, so the decoder "
+                "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
+                stacklevel=3,
+            )
+    if isinstance(objective, UnsupervisedELBO):
+        found["loss_terms"] = objective.terms()
+    if num_samples and known:
+        estimate = log_likelihood(pair, data.x_test, num_samples=num_samples, **drawn)
+        found |= {
+            "test_log_likelihood": estimate.mean,
+            "test_log_likelihood_error": estimate.mean_error,
+            "test_log_likelihood_samples": num_samples,
+        }
+    elif isinstance(pair, M1):
+        found["test_log_likelihood"] = None
+    return found
+
+
+def _of_run(pair: Pair, run: FitResult) -> dict[str, Any]:
+    """Return how long it took, and on what."""
+    device = device_of(pair)
+    return {
         "train_seconds": round(run.train_seconds, 1),
         "epochs": round(run.epochs, 3),
         "steps": run.steps,
@@ -87,17 +165,4 @@ def report(
             "pyro": pyro.__version__,
             "lightning_fabric": version("lightning-fabric"),
         },
-    }
-    if run.folder is not None:
-        folder = RunFolder(run.folder)
-        folder.write_result(result)
-        if figures:
-            save_run_figures(pair, data, folder.metrics, folder.figures)
-    return result
-
-
-def _errors(pair: M2, data: SemiSupervisedData) -> dict[str, float | None]:
-    rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
-    return {
-        name: classification_error(pair, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
     }

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, BatchStream, Rows
-from pyro_ssvae.objectives import SemiSupervisedELBO
+from pyro_ssvae.objectives import Objective
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import keep_freed_memory
@@ -51,7 +51,7 @@ class TrainingStep:
     """
 
     def __init__(
-        self, objective: SemiSupervisedELBO, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
+        self, objective: Objective, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
     ) -> None:
         self.objective = objective.to(fabric.device)
         self.stream = stream
@@ -221,7 +221,7 @@ class TrainingStep:
 class _InPrecision(nn.Module):
     """The objective in the precision of Fabric, without the hooks that Fabric puts on tensors for ``backward``."""
 
-    def __init__(self, objective: SemiSupervisedELBO, fabric: Fabric) -> None:
+    def __init__(self, objective: Objective, fabric: Fabric) -> None:
         super().__init__()
         self.objective = objective
         self._autocast = fabric.autocast
@@ -235,7 +235,7 @@ class _InPrecision(nn.Module):
         return loss
 
 
-def _choose(config: TrainingConfig, fabric: Fabric, objective: SemiSupervisedELBO, total: int) -> str:
+def _choose(config: TrainingConfig, fabric: Fabric, objective: Objective, total: int) -> str:
     """Return the mode that the settings name, or for ``"auto"`` the fastest one that can be had."""
     cuda = fabric.device.type == "cuda"
     if config.compile == "graph" and not cuda:

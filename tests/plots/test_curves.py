@@ -84,7 +84,7 @@ def test_axes_are_logarithmic_only_where_values_are_positive_and_far_apart():
         "Cross-entropy of labelled rows",
     ]
     assert "(log)" in panel(figure, "Training loss").get_ylabel()
-    assert panel(figure, "KL of q(z|x,y) to p(z)").get_ylim()[0] == 0.0
+    assert panel(figure, "KL of q(z|·) to p(z)").get_ylim()[0] == 0.0
     assert panel(figure, "Validation error").get_ylim()[0] == 0.0
     with_zero = [row | {"train_loss": 0.0 if row["step"] == 200 else 9.0} for row in make_rows()]
     assert panel(plot_training_curves(with_zero), "Training loss").get_yscale() == "linear"
@@ -104,7 +104,7 @@ def test_blank_cells_and_missing_columns():
     rows.append({"step": "", "train_loss": 7.0})
     figure = plot_training_curves([row | {"validation_error": None} for row in rows])
     assert len(figure.axes) == 2
-    assert curve(panel(figure, "KL of q(z|x,y) to p(z)"))[:, 0].tolist() == [2, 4, 6, 8]
+    assert curve(panel(figure, "KL of q(z|·) to p(z)"))[:, 0].tolist() == [2, 4, 6, 8]
     assert curve(panel(figure, "Training loss"))[:, 0].tolist() == [1, 2, 3, 4, 6, 7, 8]
     assert figure.get_suptitle() == "Training"
 

@@ -1,0 +1,160 @@
+"""Train M1 on MNIST and estimate log p(x) of the test rows; M1 as features of an SVM; the presets of examples/m1.py.
+
+    python benchmarks/mnist_m1.py --jobs 2                  # every row, two at a time, a core each: hours
+    python benchmarks/mnist_m1.py --only elbo --only iwae
+    python benchmarks/mnist_m1.py --table                   # only rewrite docs/results_m1.md
+
+Each finished run is kept as docs/results/NAME-HASH.json and is not run again. With --keep DIR, models are kept under
+DIR/NAME, where benchmarks/mnist_m1m2.py finds the one below its stacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from results_page_m1 import write_page
+from runs import add_flags, digest, make
+
+from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
+from pyro_ssvae.data import draw_label_split
+from pyro_ssvae.evaluation import log_likelihood
+from pyro_ssvae.recipes import M1_BELOW, M1_PRESETS
+from pyro_ssvae.training import report
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+SAMPLES = 5000  # importance samples a row
+
+_BURDA: dict[str, Any] = {"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus"}
+_LONG: dict[str, Any] = {
+    **M1_PRESETS["kingma"].training,
+    "max_epochs": None,
+    "learning_rate": 1e-3,
+    "decay_start": 0.3,
+    "ema_decay": 0.9995,
+    "max_minutes": 60.0,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the page."""
+
+    name: str
+    words: str
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    samples: int = SAMPLES
+    svm: bool = False
+    seed: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Where its result is kept: the name holds a hash of every setting, defaults included."""
+        model = M1((1, 28, 28), **self.model)
+        settings = {
+            **asdict(self),
+            "model": model.config(),
+            "objective": UnsupervisedELBO(model, num_rows=1, **self.objective).config(),
+            "training": TrainingConfig(**self.training).to_dict(),
+        }
+        return RESULTS / f"m1-{self.name}-{digest(settings)}.json"
+
+
+def rows() -> list[Row]:
+    """Return every row, the most wanted first."""
+    iwae = {"num_particles": 5, "importance_weighted": True}
+    return [
+        Row("elbo", "bound, one draw", _BURDA, {}, _LONG | {"max_steps": 450_000}),
+        Row("iwae", "importance-weighted, k = 5", _BURDA, iwae, _LONG | {"max_steps": 150_000}),
+        Row("vamp", "bound, VampPrior", _BURDA | {"prior": "vamp"}, {}, _LONG | {"max_steps": 150_000}),
+        Row("flow", "bound, flow prior", _BURDA | {"prior": "flow"}, {}, _LONG | {"max_steps": 300_000}),
+        Row("below", "the M1 below M1+M2, on grey values", M1_BELOW.model, {}, M1_BELOW.training, samples=0, svm=True),
+        *(
+            Row(f"preset-{name}", preset.words, preset.model, preset.objective, preset.training, samples=500)
+            for name, preset in M1_PRESETS.items()
+        ),
+    ]
+
+
+def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
+    """Train one row and return its result."""
+    torch.set_num_threads(threads)
+    full = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
+    data = full.without_labels()
+    pyro.set_rng_seed(row.seed)
+    model = M1(data.event_shape, **row.model)
+    objective = UnsupervisedELBO.for_data(model, data, **row.objective)
+    out = Path(keep) / row.name if keep else None
+    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training), out=out)
+    result = report(objective, data, run, seed=row.seed)
+    if row.samples:
+        started = time.perf_counter()
+        found = log_likelihood(
+            model,
+            data.x_test,
+            num_samples=row.samples,
+            scale=data.scale,
+            binarisation=run.config.binarisation,
+            seed=row.seed,
+        )
+        result |= {
+            "test_log_likelihood": found.mean,
+            "test_log_likelihood_error": found.mean_error,
+            "test_log_likelihood_samples": row.samples,
+            "effective_samples": float(found.effective_samples.median()),
+            "likelihood_seconds": round(time.perf_counter() - started, 1),
+        }
+    if row.svm:
+        result["svm"] = classify_latents(model, full)
+    return {"row": asdict(row), **result, "curves": run.metrics}
+
+
+def classify_latents(model: M1, data: SemiSupervisedData) -> dict[str, dict[str, float]]:
+    """Return test accuracies of an SVM and of logistic regression on the latents, by number of labels.
+
+    Their settings are chosen by cross-validation on the labelled rows alone.
+    """
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    z_test = model.transform(data.x_test / data.scale).numpy()
+    found: dict[str, dict[str, float]] = {}
+    for number in (100, 500, 1000, 2000, 5000):
+        chosen = _balanced(data.y, number)
+        z, y = model.transform(data.x[chosen] / data.scale).numpy(), data.y[chosen].numpy()
+        grid = {"svc__C": [1.0, 10.0, 100.0], "svc__gamma": [0.003, 0.01, 0.03, 0.1]}
+        svm = GridSearchCV(make_pipeline(StandardScaler(), SVC()), grid, cv=5)
+        logistic = make_pipeline(StandardScaler(), LogisticRegressionCV(Cs=6, cv=5, max_iter=2000))
+        found[str(number)] = {
+            "svm": float(svm.fit(z, y).score(z_test, data.y_test.numpy())),
+            "logistic": float(logistic.fit(z, y).score(z_test, data.y_test.numpy())),
+        }
+    return found
+
+
+def _balanced(y: torch.Tensor, number: int) -> torch.Tensor:
+    """Return rows with equally many of each class, by label seed 0, as :class:`SemiSupervisedData` draws them."""
+    return torch.as_tensor(draw_label_split(y.numpy(), number, 10, seed=0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    args = parser.parse_args()
+    make(parser, args, rows(), train)
+    write_page(RESULTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

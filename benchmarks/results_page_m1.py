@@ -1,0 +1,171 @@
+"""Write docs/results_m1.md from the result files of finished runs of M1 and M1+M2."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from results_page import percent, table
+
+Result = dict[str, Any]
+
+# Burda et al. 2015, Table 1; bjlkeng's table of M1; Kingma et al. 2014, Table 1. The page says what differs.
+_BURDA = {"elbo": "86.76 (VAE, k = 1)", "iwae": "85.54 (IWAE, k = 5)"}
+_PRESETS = {
+    "kingma": "–",
+    "nitta": "82.74, validation loss of its 30th epoch; which terms it holds is not said",
+    "nnabla": "–",
+    "musyoku": "–",
+}
+_BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3}
+_STACK = {100: "3.33 ± 0.14", 600: "2.59 ± 0.05", 1000: "2.40 ± 0.02", 3000: "2.18 ± 0.04"}
+_TRANSDUCTIVE = {100: "11.82 ± 0.25", 600: "5.72 ± 0.05", 1000: "4.24 ± 0.07", 3000: "3.49 ± 0.04"}
+
+
+def write_page(folder: Path) -> None:
+    """Write the page next to ``folder`` from the result files there."""
+    results = {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in sorted(folder.glob("m1*.json"))}
+    sections = [_HEAD, _likelihoods(results), _presets(results), _svm(results), _stacks(results)]
+    page = "\n\n".join(section.strip() for section in sections if section)
+    (folder.parent / "results_m1.md").write_text(page + "\n")
+
+
+def _of_m1(results: dict[str, Result], prefix: str) -> dict[str, Result]:
+    return {key.removeprefix(prefix): value for key, value in results.items() if key.startswith(prefix)}
+
+
+def _machine(result: Result) -> str:
+    return f"Device: {result['device']}. PyTorch {result['versions']['torch'].split('+')[0]}."
+
+
+def _likelihoods(results: dict[str, Result]) -> str:
+    found = {
+        name: result
+        for name, result in _of_m1(results, "m1-").items()
+        if result.get("test_log_likelihood_samples") and not name.startswith("preset-")
+    }
+    if not found:
+        return ""
+    rows = [
+        [
+            result["row"]["words"],
+            f"{-result['test_log_likelihood']:.2f} ± {result['test_log_likelihood_error']:.2f}",
+            f"{-result['test_elbo']:.2f}",
+            f"{result['active_units']:.0f}",
+            f"{result['effective_samples']:.0f}",
+            f"{result['train_seconds'] / 60:.0f}",
+            f"{result['epochs']:.0f}",
+            f"{result['likelihood_seconds'] / 60:.1f}",
+            _BURDA.get(name, "–"),
+        ]
+        for name, result in found.items()
+    ]
+    header = [
+        "trained by", "−log p(x), nats", "negative bound, nats", "latents in use", "effective samples, median",
+        "minutes of training", "epochs", "minutes of estimating", "Burda et al. (2015)",
+    ]  # fmt: skip
+    one = next(iter(found.values()))
+    return (
+        "## log p(x) of M1\n\nMLPs of 500-500 units, 50 latents, pixels drawn afresh at every use (dynamic "
+        f"binarisation); 10,000 test rows, drawn once, {one['test_log_likelihood_samples']:,} importance samples each; "
+        "± is the standard error of sampling z. The published numbers are of 200-200 units, trained on 60,000 rows for longer.\n\n"
+        + table(header, rows)
+        + "\n\n"
+        + _machine(one)
+    )
+
+
+def _presets(results: dict[str, Result]) -> str:
+    found = _of_m1(results, "m1-preset-")
+    if not found:
+        return ""
+    rows = [
+        [
+            f"`{name}`",
+            result["row"]["words"],
+            result["loss_terms"],
+            result["binarisation"],
+            f"{-result['test_elbo']:.2f}",
+            f"{result['kl_z']:.2f}",
+            f"{-result['test_log_likelihood']:.2f}",
+            f"{result['train_seconds'] / 60:.0f}",
+            _PRESETS[name],
+        ]
+        for name, result in found.items()
+    ]
+    header = [
+        "preset", "what", "terms of the loss", "binarisation", "negative bound, nats", "of it KL", "−log p(x), nats",
+        "minutes", "the source's own number",
+    ]  # fmt: skip
+    return (
+        "## The presets of `examples/m1.py`\n\nOn test rows. Bounds under different binarisations are of different "
+        "quantities and must not be compared with each other.\n\n" + table(header, rows)
+    )
+
+
+def _svm(results: dict[str, Result]) -> str:
+    found = [result["svm"] for result in results.values() if result.get("svm")]
+    if not found:
+        return ""
+    rows = [
+        [number, f"{100 * both['svm']:.1f}", f"{100 * both['logistic']:.1f}", f"{_BLOG_SVM[number]:.1f}"]
+        for number, both in found[0].items()
+    ]
+    return (
+        "## M1 and a classifier on its latents\n\nTest accuracy, %, of scikit-learn's SVM and logistic regression on "
+        "the means of q(z|x), chosen by cross-validation on the labelled rows. The blog's column is bjlkeng's M1 + SVM, "
+        "with convolutional networks and 10 epochs.\n\n"
+        + table(["labels", "SVM", "logistic regression", "the blog's M1 + SVM"], rows)
+    )
+
+
+def _stacks(results: dict[str, Result]) -> str:
+    parts = []
+    for name, words in (("pure", "`--pure`: $J^\\alpha$ alone, q(y|z1)"), ("default", "default: q(y|x) and add-ons")):
+        rows = []
+        for n, published in _STACK.items():
+            group = [value for key, value in results.items() if key.startswith(f"m1m2-{name}-{n}-seed")]
+            if group:
+                rows.append(
+                    [
+                        words,
+                        str(n),
+                        percent([result["test_error"] for result in group]),
+                        percent([result["test_error_last"] for result in group]),
+                        " / ".join(f"{100 * result['test_error']:.2f}" for result in group),
+                        f"{statistics.mean(result['test_elbo'] for result in group):.1f}",
+                        str(group[0]["steps"]),
+                        "/".join(f"{result['train_seconds']:.0f}" for result in group),
+                        published,
+                        _TRANSDUCTIVE[n],
+                    ]
+                )
+        parts += rows
+    if not parts:
+        return ""
+    header = [
+        "recipe", "labels", "test error, %", "at the last step, %", "by split", "test bound of x, nats", "steps",
+        "seconds", "published M1+M2, %", "published M1 + TSVM, %",
+    ]  # fmt: skip
+    return (
+        "## M1+M2\n\nStacked on one M1, trained once without labels and reused for every row; its time is not in "
+        "the seconds. The published columns are Kingma et al. (2014), Table 1, the last one a transductive SVM on M1, "
+        "which is quoted and not run here.\n\n" + table(header, parts)
+    )
+
+
+_HEAD = """
+# Results of M1 and M1+M2
+
+Made by two commands and read from the result files in `docs/results/`:
+
+```bash
+python benchmarks/mnist_m1.py --keep models
+python benchmarks/mnist_m1m2.py --keep models
+```
+
+Rows and labels are those of [the results of M2](results): 50,000 rows train, 10,000 validate and pick the checkpoint,
+the 10,000 test rows are evaluated once. *Bound* and log p(x) are means over test rows in nats.
+"""

@@ -1,0 +1,135 @@
+"""Train M1+M2 (Kingma et al. 2014): a semi-supervised model on the latents of a variational autoencoder.
+
+    python examples/m1_m2.py                          # MNIST, 100 labels: M1 first, then the stack
+    python examples/m1_m2.py --pure                   # the paper's objective and nothing else
+    python examples/m1_m2.py --m1 runs/.../m1         # build on an M1 that is trained already
+    python examples/m1_m2.py --joint-epochs 10        # then fine-tune everything, end to end
+    python examples/m1_m2.py --resume runs/...        # continue, at the stage where it stopped
+
+The stages are runs of their own, in the folders m1, stacked and joint of the run, each with its settings, metrics,
+model, figures and result.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyro
+
+import pyro_ssvae as ss
+from pyro_ssvae import M1, M1M2, NonFiniteLossError, RunFolderError, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae.cli import joint_config, load_data, m1_config, parse_m1_m2, settings, stage, training_config
+from pyro_ssvae.evaluation import active_units
+from pyro_ssvae.training import RunFolder, report
+
+
+class Stopped(Exception):
+    """Training was interrupted; its state is saved."""
+
+
+def run_stage(objective: Any, data: Any, config: Any, out: Path, kept: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train one stage, or go on with it where it stopped, and report it; done before, only read what it says."""
+    folder = RunFolder(out)
+    if folder.result.is_file():
+        objective.pair.load_state_dict(ss.load(out).state_dict())
+        return folder.read_result()
+    run = ss.fit(objective, data, config, out=out, resume=folder.checkpoint.is_file(), settings=kept)
+    if not run.finished:
+        raise Stopped(run.stopped_by)
+    return report(objective, data, run, seed=seed)
+
+
+def train_m1(args: Any, data: Any) -> M1:
+    """Return M1: p(z1)p(x|z1) with q(z1|x), trained on all rows without their labels, or the one that was handed in."""
+    if args.m1 is not None:
+        below = Path(args.m1) / "m1"  # of an earlier run of this program
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a subclass, as in m1.py, is taken for the M1 that it is
+            m1 = ss.load(below if below.is_dir() else args.m1)
+        if not isinstance(m1, M1):
+            raise ValueError(f"--m1 {args.m1} holds a {type(m1).__name__}, and an M1 is needed.")
+        return m1
+    rows = data.without_labels()
+    m1 = M1(
+        rows.event_shape,
+        latent_dim=args.m1_latent_dim,
+        hidden_dims=args.m1_hidden_dims,
+        likelihood=args.likelihood,
+    )
+    objective = UnsupervisedELBO.for_data(m1, rows)
+    print(f"M1 on {len(rows.x)} rows")
+    result = run_stage(objective, rows, m1_config(args), stage(args, "m1"), settings(args), args.seed)
+    print(f"bound {result['test_elbo']:.1f} nats per datum on test rows, {result['train_seconds']:.0f} s of training")
+    return m1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the whole recipe and return the exit status."""
+    args = parse_m1_m2(__doc__, argv)
+    try:
+        data = load_data(args, "m1m2")
+        print(
+            f"{data.name}: {data.num_labelled} labelled and {data.num_unlabelled} unlabelled rows to train on, ", end=""
+        )
+        print(f"{len(data.x_validation)} to validate, {len(data.x_test)} to test")
+        kept = settings(args)
+        if args.resume is None:
+            RunFolder(args.out).create(kept)
+        pyro.set_rng_seed(args.seed)
+        m1 = train_m1(args, data)
+
+        # Latents that do not vary from row to row carry nothing; what is above leaves them out.
+        active = active_units(m1, data.x, scale=data.scale)
+        if args.keep_inactive or not active.any():
+            active[:] = True
+        print(f"M1+M2 on {int(active.sum())} of {m1.latent_dim} latents")
+        model = M1M2(
+            m1,
+            data.num_classes,
+            active=active,
+            latent_dim=args.latent_dim,
+            hidden_dims=args.hidden_dims,
+            activation=args.activation,
+            prior=args.prior,
+            class_prior=args.class_prior,
+            classify_from=args.classify_from,
+        )
+        objective = SemiSupervisedELBO.for_data(
+            model,
+            data,
+            alpha=args.alpha,
+            pure=args.pure,
+            enumeration=args.enumeration,
+            top_k=args.top_k,
+            num_particles=args.num_particles,
+            importance_weighted=args.importance_weighted,
+        )
+        result = run_stage(objective, data, training_config(args), stage(args, "stacked"), kept, args.seed)
+        tell("stacked", result)
+        if args.joint_epochs:
+            model.join()
+            result = run_stage(objective, data, joint_config(args), stage(args, "joint"), kept, args.seed)
+            tell("joint", result)
+    except Stopped as stopped:
+        print(f"Stopped by {stopped}. Go on with: python {sys.argv[0]} --resume {args.out}")
+        return 130
+    except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"figures, models and numbers in the folders under {args.out}")
+    return 0
+
+
+def tell(name: str, result: dict[str, Any]) -> None:
+    """Say in two lines how a stage went."""
+    extra = " with " + " and ".join(result["add_ons"]) if result["add_ons"] else ", pure objective"
+    print(f"{name}, {result['num_labels']} labels{extra}, {result['train_seconds']:.0f} s of training")
+    if result["test_error"] is not None:
+        print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

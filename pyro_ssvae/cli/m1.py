@@ -1,0 +1,40 @@
+"""The command line of ``examples/m1.py``, and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse
+from pyro_ssvae.recipes import M1_PRESETS
+
+__all__ = ["parse_m1"]
+
+
+def m1_parser(description: str) -> ArgumentParser:
+    """Return the parser of ``examples/m1.py``."""
+    parser = new_parser("m1.py", description, labels=False)
+    add = parser.add_argument
+    words = "; ".join(f"{name}: {preset.words}" for name, preset in M1_PRESETS.items())
+    add("--preset", choices=list(M1_PRESETS), default="kingma", help=f"defaults of all that follows. {words}")
+    add_parts(parser, likelihood="p(x|z)")
+    add("--latent-dim", type=int, default=50, help="dimensions of z")
+    add("--hidden-dims", type=list[int], default=[600, 600], help="hidden widths of encoder and decoder")
+    add("--activation", type=str, default="softplus", help="of encoder and decoder")
+    add("--batch-norm", type=bool, default=False, help="normalise before each activation")
+    add("--num-particles", type=int, default=1, metavar="S", help="draws of z per row and step")
+    add("--importance-weighted", type=bool, default=False, help="weigh the draws in one tighter bound (IWAE)")
+    add("--num-samples", type=int, default=500, metavar="S", help="draws per test row behind log p(x); 0 for none")
+    return parser
+
+
+def parse_m1(description: str, argv: Sequence[str] | None = None) -> Namespace:
+    """Return the flags of ``examples/m1.py``, completed from the preset and the run to resume."""
+    return parse(m1_parser(description), argv, _preset_defaults)
+
+
+def _preset_defaults(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
+    recipe = M1_PRESETS[saved.get("preset", args.preset)]
+    return recipe.model | recipe.objective | as_defaults(recipe.training, args)

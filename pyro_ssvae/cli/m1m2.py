@@ -1,0 +1,70 @@
+"""The command line of ``examples/m1_m2.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, training_config
+from pyro_ssvae.cli.m2 import add_objective
+from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
+from pyro_ssvae.training import TrainingConfig
+
+__all__ = ["joint_config", "m1_config", "parse_m1_m2"]
+
+
+def m1_m2_parser(description: str) -> ArgumentParser:
+    """Return the parser of ``examples/m1_m2.py``."""
+    parser = new_parser("m1_m2.py", description)
+    add_objective(
+        parser,
+        "The class is then read off z1, as in the paper, and not off the pixels by a convolutional net.",
+    )
+    add_parts(parser, likelihood="p(x|z1), of the M1 below")
+    add = parser.add_argument
+    add("--m1", type=str, metavar="RUN", help="a trained M1 to build on: a run of m1.py or m1_m2.py, or its model")
+    add("--m1-epochs", type=int, default=M1_BELOW.training["max_epochs"], metavar="E", help="passes to train M1 for")
+    add("--m1-hidden-dims", type=list[int], default=M1_BELOW.model["hidden_dims"], help="hidden widths of M1")
+    add("--m1-latent-dim", type=int, default=M1_BELOW.model["latent_dim"], help="dimensions of z1, before pruning")
+    add("--keep-inactive", type=bool, default=False, help="model also the latents of M1 that carry nothing")
+    add("--joint-epochs", type=int, default=0, metavar="E", help="passes to fine-tune everything for, end to end")
+    add("--class-prior", choices=["uniform", "map", "dirichlet"], default="uniform", help="p(y|pi)p(pi)")
+    add("--classify-from", choices=["z1", "x"], default="x", help="whether the classifier reads z1 or the pixels")
+    add("--latent-dim", type=int, default=8, help="dimensions of z, above z1")
+    add("--hidden-dims", type=list[int], default=[500], help="hidden widths of the networks above z1")
+    add("--activation", type=str, default="relu", help="of the networks above z1")
+    return parser
+
+
+def parse_m1_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
+    """Return the flags of ``examples/m1_m2.py``, completed from the run to resume."""
+    return parse(m1_m2_parser(description), argv, _defaults)
+
+
+def _defaults(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
+    recipe = STACK_PURE if args.pure or saved.get("pure") else STACK
+    return recipe.model | recipe.objective | as_defaults(recipe.training, args)
+
+
+def m1_config(args: Namespace) -> TrainingConfig:
+    """Return the settings of the first stage: the recipe's, with the flags that say where and how exactly."""
+    settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
+    settings["batch_size"] = min(settings["batch_size"], args.training.batch_size * 2)
+    return TrainingConfig(
+        **settings, device=args.device, precision=args.precision, seed=args.seed, max_minutes=args.max_minutes
+    )
+
+
+def joint_config(args: Namespace) -> TrainingConfig:
+    """Return the settings of the last stage: those of the stacked one, at a tenth of its learning rate."""
+    config = training_config(args)
+    return replace(config, max_steps=None, max_epochs=args.joint_epochs, learning_rate=config.learning_rate / 10)
+
+
+def stage(args: Namespace, name: str) -> Path:
+    """Return the folder of a stage of the run."""
+    return Path(args.out) / name

@@ -1,0 +1,239 @@
+"""Likelihoods of values on a grid and of counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+from pyro_ssvae.distributions.likelihoods import Likelihood
+
+__all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
+
+_TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are within 1e-5 of it
+
+
+class GridDistribution(TorchDistribution):
+    """Values 0, 1, ..., ``levels - 1`` times ``spacing``, each with the probability that a table of logits gives.
+
+    Args:
+        logits: Unnormalised log-probabilities with shape ``(*batch, levels)``.
+        spacing: Distance of neighbouring values.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}
+    support = constraints.real  # the grid; Likelihood.check guards it once, before training
+
+    def __init__(self, logits: Tensor, spacing: float) -> None:
+        self.logits = logits
+        self.spacing = spacing
+        super().__init__(logits.shape[:-1], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> GridDistribution:
+        """Return the same law with a larger batch shape."""
+        return GridDistribution(self.logits.expand(*batch_shape, self.logits.shape[-1]), self.spacing)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability, in nats, of values with shape ``(..., *batch)``."""
+        index = (value / self.spacing).round().long()
+        log_probs = self.logits.log_softmax(-1)
+        shape = torch.broadcast_shapes(index.shape, log_probs.shape[:-1])
+        table = log_probs.expand(*shape, log_probs.shape[-1])
+        return table.gather(-1, index.expand(shape).unsqueeze(-1)).squeeze(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values."""
+        index: Tensor = dist.Categorical(logits=self.logits).sample(sample_shape)
+        return index.to(self.logits.dtype) * self.spacing
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the mean value, with shape ``batch``."""
+        return self.logits.softmax(-1) @ self._values()
+
+    @property
+    def variance(self) -> Tensor:
+        """Return the variance, with shape ``batch``."""
+        return self.logits.softmax(-1) @ self._values().square() - self.mean.square()
+
+    def _values(self) -> Tensor:
+        number = self.logits.shape[-1]
+        return torch.arange(number, dtype=self.logits.dtype, device=self.logits.device) * self.spacing
+
+
+class _Grid(Likelihood):
+    """What laws on a grid share: its size, spacing and check."""
+
+    def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"levels={levels} must be at least 2.")
+        if spacing is not None and spacing <= 0.0:
+            raise ValueError(f"spacing={spacing} must be positive, in the units of x.")
+        self.levels = int(levels)
+        self._given = spacing
+        self.unit_interval = spacing is None
+        self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless every value is a multiple of the spacing and on the grid."""
+        steps = x / self.spacing
+        off = (steps - steps.round()).abs().max()
+        low, high = float(x.min()), float(x.max())
+        if float(off) > _TOLERANCE or low < 0.0 or round(high / self.spacing) > self.levels - 1:
+            raise ValueError(
+                f"{type(self).__name__} needs values 0, {self.spacing:g}, ..., {self.spacing * (self.levels - 1):g} "
+                f"({self.levels} levels); the data spans [{low:g}, {high:g}], up to {float(off):.2g} of a step off the "
+                "grid. Keep 8-bit values as uint8 (scale 255 then gives this grid), or set levels and spacing."
+            )
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"levels": self.levels} | ({} if self._given is None else {"spacing": self._given})
+
+
+class Categorical(_Grid):
+    """A free probability for each of a few values: 8-bit pixels, or codes in a column of a table.
+
+    The decoder supplies ``levels`` numbers per element, 256 for 8-bit images.
+
+    Args:
+        levels: Number of values, from 0 up.
+        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` puts them between 0 and 1.
+            For integer codes, 1.
+
+    Raises:
+        ValueError: For fewer than two levels or a spacing that is not positive.
+    """
+
+    name = "categorical"
+
+    def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
+        super().__init__(levels, spacing)
+        self.num_params = self.levels
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return the law over events, for logits with shape ``(*batch, levels, *event_shape)``."""
+        return GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
+
+
+class DiscretisedLogistic(_Grid):
+    r"""A logistic density collected into the cells of a grid, which keeps neighbouring values alike.
+
+    .. math::
+
+        P(x) = \sigma\!\left(\tfrac{x + \delta/2 - \mu}{s}\right) - \sigma\!\left(\tfrac{x - \delta/2 - \mu}{s}\right),
+
+    for spacing δ, with the outermost cells open (PixelCNN++, Salimans et al., 2017, https://arxiv.org/abs/1701.05517,
+    equation 2). The decoder supplies μ and the logarithm of s in tenths of the grid's span, so that an untrained one
+    starts out broad.
+
+    Args:
+        levels: Number of values, from 0 up.
+        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` puts them between 0 and 1.
+
+    Raises:
+        ValueError: For fewer than two levels or a spacing that is not positive.
+    """
+
+    name = "discretised_logistic"
+    num_params = 2
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return the law over events, for location and log-scale with shape ``(*batch, 2, *event_shape)``."""
+        loc, log_scale = params.unbind(-1 - event_dim)
+        log_steps = log_scale + math.log(self.levels / 10.0)
+        return _LogisticCells(loc, log_steps, self.levels, self.spacing).to_event(event_dim)
+
+
+class _LogisticCells(TorchDistribution):
+    """The law of :class:`DiscretisedLogistic`; ``loc`` in units of x, ``log_scale`` in grid steps, both ``batch``."""
+
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
+    support = constraints.real
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, levels: int, spacing: float) -> None:
+        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        self.levels, self.spacing = levels, spacing
+        super().__init__(self.loc.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _LogisticCells:
+        return _LogisticCells(
+            self.loc.expand(batch_shape), self.log_scale.expand(batch_shape), self.levels, self.spacing
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        step = (value / self.spacing).round()
+        inverse = (-self.log_scale.clamp(-5.0, 12.0)).exp()
+        above = (step + 0.5 - self.loc / self.spacing) * inverse
+        below = (step - 0.5 - self.loc / self.spacing) * inverse
+        # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - e^{b - a}), and a - b is the width of a cell.
+        inner = F.logsigmoid(above) + F.logsigmoid(-below) + torch.log(-torch.expm1(-inverse))
+        ends = torch.where(step <= 0, F.logsigmoid(above), F.logsigmoid(-below))
+        return torch.where((step <= 0) | (step >= self.levels - 1), ends, inner)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        uniform = torch.rand((*sample_shape, *self.batch_shape), dtype=self.loc.dtype, device=self.loc.device)
+        uniform = uniform.clamp(1e-6, 1.0 - 1e-6)
+        noise = uniform.log() - torch.log1p(-uniform)
+        step = self.loc / self.spacing + self.log_scale.clamp(-5.0, 12.0).exp() * noise
+        return step.round().clamp(0, self.levels - 1) * self.spacing
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the location, kept on the grid's span: the mean up to what the ends cut off."""
+        return self.loc.clamp(0.0, self.spacing * (self.levels - 1))
+
+    @property
+    def variance(self) -> Tensor:
+        """Return the variance of the logistic density."""
+        scale = self.log_scale.clamp(-5.0, 12.0).exp() * self.spacing
+        return scale.square() * (torch.pi**2 / 3.0)
+
+
+class _Counts(Likelihood):
+    """What laws of counts share: their check."""
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError`` unless every value is a whole number from 0 up."""
+        low, off = float(x.min()), float((x - x.round()).abs().max())
+        if low < 0.0 or off > _TOLERANCE:
+            raise ValueError(
+                f"{type(self).__name__} needs counts 0, 1, 2, ...; the data has a minimum of {low:g} and values up "
+                f"to {off:.2g} away from whole numbers. Counts must not be rescaled: set scale=1."
+            )
+
+
+class Poisson(_Counts):
+    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder supplies log λ."""
+
+    name = "poisson"
+    num_params = 1
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return ``Poisson(rate)`` over events, for log-rates with shape ``(*batch, 1, *event_shape)``."""
+        log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # a rate of 5e8: no data, but an early step
+        return dist.Poisson(log_rate.exp(), validate_args=False).to_event(event_dim)
+
+
+class NegativeBinomial(_Counts):
+    r"""Counts that scatter more than Poisson's: mean m and variance :math:`m + m^2 / r`.
+
+    The decoder supplies log m and log r of each element.
+    """
+
+    name = "negative_binomial"
+    num_params = 2
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return the law over events, for log m and log r with shape ``(*batch, 2, *event_shape)``."""
+        log_mean, log_total = params.unbind(-1 - event_dim)
+        log_mean, log_total = log_mean.clamp(-20.0, 20.0), log_total.clamp(-10.0, 10.0)
+        law = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total, validate_args=False)
+        return law.to_event(event_dim)

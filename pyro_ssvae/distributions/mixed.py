@@ -1,0 +1,139 @@
+"""A likelihood that gives the columns of a table different laws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_ssvae.distributions.likelihoods import Likelihood
+
+__all__ = ["Mixed"]
+
+
+class Mixed(Likelihood):
+    """Different laws for different columns of a table, independent given the latents.
+
+    Args:
+        parts: Pairs of column numbers and their likelihood. Every column of the table belongs to exactly one.
+
+    Raises:
+        ValueError: If there are no parts, a part has no columns, or columns are not 0 to D - 1, each once.
+        TypeError: If a part is no :class:`Likelihood`.
+
+    Example:
+        >>> from pyro_ssvae.distributions import Categorical, Gaussian, Poisson
+        >>> mixed = Mixed([([0, 2], Gaussian()), ([1], Poisson()), ([3], Categorical(levels=4, spacing=1))])
+        >>> mixed(torch.zeros(8, mixed.num_params, 4), event_dim=1).event_shape
+        torch.Size([4])
+    """
+
+    name = "mixed"
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Likelihood]]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("Mixed needs at least one part, for example [([0, 1], Gaussian()), ([2], Poisson())].")
+        self.columns = [[int(column) for column in columns] for columns, _ in parts]
+        for _, likelihood in parts:
+            if not isinstance(likelihood, Likelihood):
+                raise TypeError(f"Each part needs a Likelihood, not {type(likelihood).__name__}.")
+        flat = sorted(column for columns in self.columns for column in columns)
+        if flat != list(range(len(flat))) or not all(self.columns):
+            raise ValueError(f"The parts must name each column from 0 up once; got {self.columns}.")
+        self.parts = nn.ModuleList(likelihood for _, likelihood in parts)
+        self.num_params = max(likelihood.num_params for _, likelihood in parts)
+
+    def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
+        """Return the joint law of a row.
+
+        Args:
+            params: Raw numbers with shape ``(*batch, P, D)``, P that of the most demanding part; the others use the
+                first few.
+            event_dim: 1.
+
+        Raises:
+            ValueError: If rows are no vectors, or have another number of columns than the parts.
+        """
+        columns = sum(map(len, self.columns))
+        if event_dim != 1 or params.shape[-1] != columns:
+            raise ValueError(
+                f"Mixed is for rows of {columns} columns; got rows with {event_dim} dimension(s), the last of size "
+                f"{params.shape[-1]}."
+            )
+        laws = [
+            likelihood(params[..., : likelihood.num_params, columns], 1)
+            for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True)
+        ]
+        return _Joint(laws, self.columns)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError``, naming the columns, where a part's own check refuses its columns."""
+        for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True):
+            if max(columns) >= x.shape[-1]:
+                raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
+            try:
+                likelihood.check(x[..., columns])
+            except ValueError as error:
+                raise ValueError(f"Columns {columns}: {error}") from error
+
+    def config(self) -> dict[str, Any]:
+        """Return what :func:`make_likelihood` rebuilds the parts from."""
+        return {
+            "parts": [
+                [columns, {"likelihood": likelihood.name, **likelihood.config()}]
+                for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True)
+            ]
+        }
+
+    def _likelihoods(self) -> list[Likelihood]:
+        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it was filled with
+
+
+class _Joint(TorchDistribution):
+    """Independent laws of groups of columns, put back in the order of the table.
+
+    Args:
+        laws: One per group, with equal batch shapes and event shape ``(len(columns),)``.
+        columns: The columns of each group.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+
+    def __init__(self, laws: Sequence[TorchDistribution], columns: Sequence[Sequence[int]]) -> None:
+        self.has_rsample = all(law.has_rsample for law in laws)
+        self.laws, self.columns = list(laws), [list(group) for group in columns]
+        order = [column for group in self.columns for column in group]
+        self._place = sorted(range(len(order)), key=order.__getitem__)  # column -> position among the groups
+        super().__init__(self.laws[0].batch_shape, torch.Size((len(order),)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
+        return _Joint([law.expand(batch_shape) for law in self.laws], self.columns)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        parts = [law.log_prob(value[..., group]) for law, group in zip(self.laws, self.columns, strict=True)]
+        return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self._join([law.sample(sample_shape) for law in self.laws])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self._join([law.rsample(sample_shape) for law in self.laws])
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the means of all columns, with shape ``(*batch, D)``."""
+        return self._join([law.mean for law in self.laws])
+
+    @property
+    def variance(self) -> Tensor:
+        """Return the variances of all columns, with shape ``(*batch, D)``."""
+        return self._join([law.variance for law in self.laws])
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, -1)[..., self._place]

@@ -1,0 +1,213 @@
+r"""The log-likelihood that a bound only bounds, by importance sampling; and the class posterior by Bayes' rule.
+
+With draws :math:`z_i \sim q(z \mid x, y)` and weights :math:`w_{yi} = p(x, z_i \mid y) / q(z_i \mid x, y)`,
+
+.. math::
+
+    p(x) \approx \frac{1}{k} \sum_{i=1}^k W_i, \qquad W_i = \sum_y p(y)\, w_{yi},
+
+classes being summed exactly (Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, appendix D, for a
+model without classes). The estimate of p(x) is unbiased, that of log p(x) is below it on average and rises with k.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyro_ssvae.data import iterate_rows
+from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass
+
+__all__ = ["LogLikelihood", "class_posterior", "log_likelihood"]
+
+_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over rows, at -1
+_ELEMENTS_AT_A_TIME = 4_000_000  # of decoded rows: 16 MB, so that memory stays small whatever is asked for
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    r"""Estimates of log p(x) by rows, in nats.
+
+    Attributes:
+        log_px: log p(x), shape ``(N,)``.
+        standard_error: Its standard error, from the spread of the weights, shape ``(N,)``.
+        effective_samples: :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``: of ``num_samples`` draws, how many count.
+        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes.
+        log_py: log p(y), shape ``(K,)``; ``None`` likewise.
+        num_samples: Draws per row and class.
+    """
+
+    log_px: Tensor
+    standard_error: Tensor
+    effective_samples: Tensor
+    log_px_given_y: Tensor | None
+    log_py: Tensor | None
+    num_samples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean of log p(x) over rows."""
+        return float(self.log_px.mean())
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of :attr:`mean` that comes from sampling z; that of the choice of rows is not in it."""
+        return float(self.standard_error.square().sum().sqrt()) / len(self.log_px)
+
+    def class_posterior(self) -> Tensor:
+        """Return p(y|x) ∝ p(y) p(x|y), shape ``(N, K)``.
+
+        Raises:
+            ValueError: For a model without classes.
+        """
+        if self.log_px_given_y is None or self.log_py is None:
+            raise ValueError("The model has no classes, so there is no p(y|x).")
+        return (self.log_px_given_y + self.log_py).softmax(-1)
+
+
+def log_likelihood(
+    pair: nn.Module,
+    x: Tensor,
+    *,
+    num_samples: int = 1000,
+    scale: float = 1.0,
+    binarisation: str = "none",
+    seed: int = 0,
+    samples_at_a_time: int = 100,
+    progress: Any = None,
+) -> LogLikelihood:
+    """Estimate log p(x) of rows by importance sampling from the guide, in constant memory.
+
+    Args:
+        pair: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A
+            random class prior is held at its mean.
+        x: Rows with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        num_samples: Draws per row (and class).
+        scale: Divides ``x``.
+        binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
+        seed: Of the binarisation and the draws; the caller's random state is left as it was.
+        samples_at_a_time: Draws decoded together.
+        progress: Called with the number of rows done after each batch of them, if given.
+
+    Returns:
+        The estimates, on the CPU, in float64.
+
+    Raises:
+        ValueError: If there are no rows, or a number is not positive.
+    """
+    if len(x) == 0:
+        raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
+    if num_samples < 1 or samples_at_a_time < 1:
+        raise ValueError(f"num_samples={num_samples} and samples_at_a_time={samples_at_a_time} must be positive.")
+    like = next(pair.parameters())
+    at_a_time = min(num_samples, samples_at_a_time)
+    width = getattr(pair, "num_classes", 1) * max(1, x[0].numel()) * at_a_time
+    options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
+    batches = iterate_rows(x, device=like.device, batch_size=max(1, _ELEMENTS_AT_A_TIME // width), **options)
+    found: list[_Estimates] = []
+    done = 0
+    with own_randomness(pair, seed), torch.inference_mode(), pyro.validation_enabled(False):
+        for batch in batches:
+            found.append(_of_batch(pair, batch.to(like), num_samples, at_a_time))
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+    by_row: list[Any] = [None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
+    log_py = found[0].log_py  # the same in every batch
+    by_row[4] = None if log_py is None else log_py.cpu()
+    return LogLikelihood(*by_row, num_samples)
+
+
+def class_posterior(pair: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """Return p(y|x) ∝ p(y) p(x|y) of rows by importance sampling, shape ``(N, K)``: Bayes' rule instead of q(y|x).
+
+    Args:
+        pair: A model with classes.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        **options: Those of :func:`log_likelihood`.
+
+    Raises:
+        ValueError: For a model without classes, or as :func:`log_likelihood` does.
+    """
+    return log_likelihood(pair, x, **options).class_posterior()
+
+
+class _Estimates(NamedTuple):
+    """What one batch of rows gives; the fields are those of :class:`LogLikelihood`."""
+
+    log_px: Any
+    standard_error: Any
+    effective_samples: Any
+    log_px_given_y: Any
+    log_py: Any
+
+
+class _RunningSum:
+    """log Σ w and log Σ w² over draws that come in portions, and are not kept."""
+
+    def __init__(self) -> None:
+        self.first = self.second = torch.tensor(-torch.inf, dtype=torch.float64)
+
+    def add(self, log_weights: Tensor) -> None:
+        """Add weights, shape ``(..., S, B)``, in float64."""
+        self.first = torch.logaddexp(self.first.to(log_weights.device), log_weights.logsumexp(-2))
+        self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
+
+
+def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> _Estimates:
+    total, by_class = _RunningSum(), _RunningSum()
+    log_py: Tensor | None = None
+    for start in range(0, num_samples, at_a_time):
+        log_weights, log_py = importance_log_weights(pair, x, min(at_a_time, num_samples - start))
+        log_weights = log_weights.double()
+        if log_py is None:
+            total.add(log_weights)
+        else:
+            by_class.add(log_weights)  # (K, S, B)
+            total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
+    log_k = math.log(num_samples)
+    spread = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    return _Estimates(
+        total.first - log_k,
+        ((spread - 1.0).clamp_min(0.0) / num_samples).sqrt(),
+        (2.0 * total.first - total.second).exp(),
+        None if log_py is None else (by_class.first - log_k).T,
+        None if log_py is None else log_py.double(),
+    )
+
+
+def importance_log_weights(pair: Any, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor | None]:
+    """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
+
+    Args:
+        pair: A model with methods ``model`` and ``guide``.
+        x: Rows ``(B, *event_shape)``, as the model sees them.
+        num_samples: Number of draws ``S``.
+
+    Returns:
+        Log-weights ``(K, S, B)`` and log p(y) ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated.
+    """
+    classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
+    prior = getattr(pair, "class_prior", None)
+    data = {"pi": prior.mean()} if prior is not None else {}
+    model, guide = (poutine.condition(function, data=data) for function in (pair.model, pair.guide))
+    guide_trace = poutine.trace(DrawSamples(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    total: Any = 0.0
+    for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
+        for name, site in prune_subsample_sites(trace).nodes.items():
+            if site["type"] == "sample" and site["cond_indep_stack"] and name != classes.name:
+                law: Any = site["fn"]
+                total = total + sign * law.log_prob(site["value"])
+    if classes.name is None:
+        return total.expand(num_samples, len(x)), None
+    log_py = classes.log_prior(model_trace.nodes)
+    return total.expand(len(log_py), num_samples, len(x)), log_py

@@ -1,0 +1,226 @@
+r"""M1: a variational autoencoder (Kingma & Welling 2013; Kingma et al. 2014, section 2).
+
+Generative story, for each row:
+
+.. math:: z \sim p(z), \qquad x \sim p_\theta(x \mid z)
+
+Recognition story:
+
+.. math:: z \sim q_\phi(z \mid x) = N(\mu_\phi(x), \mathrm{diag}\,\sigma^2_\phi(x))
+
+Reference: Semi-supervised Learning with Deep Generative Models (Kingma, Rezende, Mohamed, Welling, 2014),
+https://arxiv.org/abs/1406.5298, equations 1 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_ssvae.distributions import Likelihood
+from pyro_ssvae.models.base import Pair, data_plate, evaluation_mode
+from pyro_ssvae.networks import MLP
+
+__all__ = ["M1"]
+
+
+class M1(Pair):
+    """The M1 model/guide pair, for rows of any shape. It knows no classes; its latents serve a classifier above.
+
+    Shapes in the comments: ``B`` rows, ``L`` latents.
+
+    Args:
+        event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
+        latent_dim: Number of latents ``L``.
+        hidden_dims: Hidden widths of the encoder; the decoder has them in reverse. 600-600 in the paper.
+        activation: Activation of both, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
+        batch_norm: Whether to normalise before each activation.
+        likelihood: A name in :data:`~pyro_ssvae.distributions.LIKELIHOODS`, or a
+            :class:`~pyro_ssvae.distributions.Likelihood`.
+        prior: A name in :data:`~pyro_ssvae.distributions.PRIORS`, or a module that returns p(z) when called; standard
+            normal when ``None``.
+        encoder: A module that maps x ``(B, *event_shape)`` to ``(B, 2 * latent_dim)``, the location and log-scale of
+            q(z|x); an :class:`~pyro_ssvae.networks.MLP` when ``None``.
+        decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's raw numbers, ``(..., P * D)`` for
+            ``P = likelihood.num_params`` and ``D`` elements of a row; an ``MLP`` when ``None``.
+
+    Raises:
+        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        TypeError: For a likelihood or prior of the wrong type.
+
+    Example:
+        >>> m1 = M1((1, 8, 8), latent_dim=5, hidden_dims=(32,))
+        >>> x = torch.rand(4, 1, 8, 8)
+        >>> m1.transform(x).shape, m1.reconstruct(x).shape, m1.generate(3).shape
+        (torch.Size([4, 5]), torch.Size([4, 1, 8, 8]), torch.Size([3, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        latent_dim: int = 50,
+        hidden_dims: Sequence[int] = (600, 600),
+        activation: str = "softplus",
+        batch_norm: bool = False,
+        likelihood: str | Likelihood = "bernoulli",
+        prior: str | nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
+        options = {"hidden_dims": list(hidden_dims), **mlp}
+        super().__init__(event_shape, latent_dim, likelihood, prior, options, {"encoder": encoder, "decoder": decoder})
+        if encoder is None:
+            encoder = MLP(self.event_shape, 2 * latent_dim, hidden_dims, **mlp)
+        if decoder is None:
+            outputs = self.likelihood.num_params * self.event_size
+            decoder = MLP((latent_dim,), outputs, tuple(hidden_dims)[::-1], **mlp)
+        self.encoder = encoder
+        self.decoder = decoder
+        self._complete()
+
+    # The generative story p(z) p(x|z) and the recognition story q(z|x).
+
+    def model(self, x: Tensor, *, size: int | None = None) -> None:
+        """The generative story of a minibatch.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+        """
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())  # (B, L)
+            pyro.sample("x", self.decode(z), obs=x)  # (B, *event_shape)
+
+    def guide(self, x: Tensor, *, size: int | None = None) -> None:
+        """The recognition story of a minibatch.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+        """
+        with data_plate(x, size):
+            pyro.sample("z", self.encode(x))  # (B, L)
+
+    # The parts, as distributions.
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z|x), with event shape ``(L,)``, for x ``(B, *event_shape)``."""
+        return self._posterior(self.encoder(x))
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
+        return self._law(self.decoder(z), z.shape[:-1])
+
+    # Use.
+
+    def transform(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        """Return the latents of rows, in evaluation mode: what a classifier on top of M1 takes.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
+            num_samples: Draws of z per row; ``None`` for the mean of q(z|x).
+
+        Returns:
+            Means ``(B, L)``, or draws ``(num_samples, B, L)``.
+
+        Raises:
+            ValueError: If rows have another shape than the model's, or ``num_samples`` is not positive.
+        """
+        self._check_rows(x)
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean.")
+        with torch.no_grad(), evaluation_mode(self):
+            qz = self.encode(x.to(next(self.parameters())))
+            latents: Tensor = qz.mean if num_samples is None else qz.sample((num_samples,))
+            return latents
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the means of p(x|z) at the means of q(z|x), with the shape of ``x``.
+
+        Raises:
+            ValueError: If rows have another shape than the model's.
+        """
+        return self._means(self.transform(x))
+
+    def generate(self, num_samples: int) -> Tensor:
+        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
+
+        Raises:
+            ValueError: For a non-positive number of samples.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        with torch.no_grad(), evaluation_mode(self):
+            return self._means(self.prior().sample((num_samples,)))
+
+    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, spherical: bool = False) -> Tensor:
+        r"""Decode points on the way from one row to another in the space of latents.
+
+        Args:
+            start: One row, ``event_shape``, or several, ``(B, *event_shape)``.
+            end: As many.
+            steps: Points, both ends included; at least 2.
+            spherical: Go along the arc between both latents, which keeps the typical length of a draw from a normal
+                prior on the way, rather than along the straight line
+                (Sampling Generative Networks, White, 2016, https://arxiv.org/abs/1609.04468).
+
+        Returns:
+            Means of p(x|z), with shape ``(steps, *event_shape)``, or ``(steps, B, *event_shape)`` for several.
+
+        Raises:
+            ValueError: For fewer than two steps, or rows that do not fit the model or each other.
+        """
+        if steps < 2:
+            raise ValueError(f"steps={steps} must be at least 2, for both ends.")
+        if start.shape != end.shape:
+            raise ValueError(f"start and end must have one shape; got {tuple(start.shape)} and {tuple(end.shape)}.")
+        single = start.dim() == len(self.event_shape)
+        a, b = (self.transform(x.unsqueeze(0) if single else x) for x in (start, end))  # (B, L)
+        t = torch.linspace(0.0, 1.0, steps, device=a.device, dtype=a.dtype).view(-1, 1, 1)
+        z = _on_arc(a, b, t) if spherical else a + t * (b - a)
+        path = self._means(z)
+        return path.squeeze(1) if single else path
+
+    def traverse(self, x: Tensor, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)) -> Tensor:
+        """Decode rows with one latent set to given values and the others left at the mean of q(z|x).
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+            dim: Which latent, from 0.
+            values: ``V`` values of it.
+
+        Returns:
+            Means of p(x|z), with shape ``(V, B, *event_shape)``.
+
+        Raises:
+            ValueError: If there is no such latent, or rows do not fit the model.
+        """
+        if not -self.latent_dim <= dim < self.latent_dim:
+            raise ValueError(f"dim={dim} must lie between 0 and {self.latent_dim - 1}.")
+        z = self.transform(x)
+        values = torch.as_tensor(values, dtype=z.dtype, device=z.device)
+        z = z.expand(len(values), *z.shape).clone()
+        z[..., dim] = values.unsqueeze(-1)
+        return self._means(z)
+
+    def _means(self, z: Tensor) -> Tensor:
+        with torch.no_grad(), evaluation_mode(self):
+            means: Tensor = self.decode(z).mean
+            return means
+
+
+def _on_arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Return points between ``a`` and ``b`` ``(B, L)`` along the arc that joins them, for ``t`` ``(S, 1, 1)``."""
+    cosine = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1.0, 1.0)
+    angle = cosine.acos().unsqueeze(-1)  # (B, 1)
+    straight = a + t * (b - a)
+    sine = angle.sin()
+    arc = ((1.0 - t) * angle).sin() / sine * a + (t * angle).sin() / sine * b
+    return torch.where(sine.abs() < 1e-4, straight, arc)  # parallel or opposite: no arc to tell

@@ -1,0 +1,153 @@
+"""What every objective shares: a pair, the rows it stands for, the weight of the KL of z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+
+from pyro_ssvae.data import Batch
+from pyro_ssvae.objectives.enumeration import GlobalSites, ScaleSites
+
+__all__ = ["Objective", "PairFunction"]
+
+PairFunction = Callable[..., Any]
+
+
+class Objective(nn.Module):
+    """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per datum.
+
+    Args:
+        pair: The module that owns the networks. Its methods ``model`` and ``guide`` are used unless functions
+            are given.
+        num_labelled: Number of labelled training rows.
+        num_unlabelled: Number of unlabelled training rows.
+        model: A function to use instead of ``pair.model``.
+        guide: Likewise, instead of ``pair.guide``.
+
+    Raises:
+        ValueError: For negative numbers of rows, or no rows at all.
+
+    Attributes:
+        latest: The terms of the last call, detached, by name.
+        elbo: ``"static"``, or ``"stock"`` where steps must ask the device questions.
+        bound_weight: Factor of the bounds; without them there is nothing to say about densities.
+    """
+
+    elbo: str = "static"
+    bound_weight: float = 1.0
+    _kl_weight: Tensor
+
+    def __init__(
+        self,
+        pair: nn.Module,
+        *,
+        num_labelled: int,
+        num_unlabelled: int,
+        model: PairFunction | None = None,
+        guide: PairFunction | None = None,
+    ) -> None:
+        super().__init__()
+        if min(num_labelled, num_unlabelled) < 0 or num_labelled + num_unlabelled == 0:
+            raise ValueError(
+                f"num_labelled={num_labelled} and num_unlabelled={num_unlabelled} must be non-negative, not both zero."
+            )
+        self.pair = pair
+        self.num_labelled = num_labelled
+        self.num_unlabelled = num_unlabelled
+        self.latest: dict[str, Tensor] = {}
+        self._functions = {"model": model, "guide": guide}
+        self._validated = False
+        # A tensor, so that a recorded step follows it; without dimensions, so that it promotes nothing to float64.
+        self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
+        self._kl_weight_value = 1.0  # the same for Python, which must not ask the device
+
+    @property
+    def kl_weight(self) -> float:
+        """Factor of log p(z) and log q(z|·)."""
+        return self._kl_weight_value
+
+    @kl_weight.setter
+    def kl_weight(self, value: float) -> None:
+        if value != self._kl_weight_value:
+            self._kl_weight.fill_(value)
+            self._kl_weight_value = float(value)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of training rows N."""
+        return self.num_labelled + self.num_unlabelled
+
+    @property
+    def add_ons(self) -> list[str]:
+        """Names of the terms beyond the paper's objective, for results."""
+        return []
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        raise NotImplementedError(f"{type(self).__name__} must define config() -> dictionary.")
+
+    @property
+    def model(self) -> PairFunction:
+        """The generative function in use."""
+        return self._function("model")
+
+    @property
+    def guide(self) -> PairFunction:
+        """The recognition function in use."""
+        return self._function("guide")
+
+    def _function(self, name: str) -> PairFunction:
+        given = self._functions[name]
+        function: PairFunction = getattr(self.pair, name) if given is None else given
+        return function
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the objective, to be minimised.
+
+        Args:
+            batch: Unlabelled rows ``(B_u, *event_shape)`` and labelled rows ``(B_l, *event_shape)`` with classes
+                ``(B_l,)``; either side may be ``None``.
+
+        Returns:
+            A scalar in nats per datum, an unbiased estimate of its value on all rows.
+
+        Raises:
+            ValueError: If the batch is empty.
+        """
+        batch = Batch(*batch)
+        if batch.x_unlabelled is None and batch.x_labelled is None:
+            raise ValueError("The batch holds neither unlabelled nor labelled rows.")
+        # Pyro's checks of shapes and supports read tensors back to the host: once is enough.
+        with pyro.validation_enabled(not self._validated):
+            loss = self._loss(batch)
+        self._validated = True
+        return loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define _loss(batch) -> scalar.")
+
+    def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *rows: Tensor | None, size: int) -> Tensor:
+        """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
+        weigh = ScaleSites(("z",), self._kl_weight)
+        model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
+        loss: Tensor = elbo.differentiable_loss(model, guide, *rows, size=size)
+        return loss
+
+    def unlabelled_bound(self, x: Tensor) -> float:
+        """Return the mean of the negative bound over rows, in nats: without labels and without global terms.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+        """
+        local = GlobalSites(score=False)
+        total: float = self._evaluation_elbo().loss(local(self.model), local(self.guide), x)
+        return total / x.shape[0]
+
+    def _evaluation_elbo(self) -> TraceEnum_ELBO:
+        """Return the bound of rows under evaluation: exact, one draw."""
+        raise NotImplementedError(f"{type(self).__name__} must define _evaluation_elbo().")

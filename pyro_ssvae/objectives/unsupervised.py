@@ -1,0 +1,107 @@
+r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3), for all rows alike.
+
+.. math::
+
+    -\log p(x) \le -\mathbb E_{q(z \mid x)}[\log p(x \mid z)] + \mathrm{KL}\bigl(q(z \mid x) \,\|\, p(z)\bigr)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+
+from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.objectives.base import Objective, PairFunction
+from pyro_ssvae.objectives.enumeration import GlobalSites
+from pyro_ssvae.objectives.static import StaticEnumELBO
+
+__all__ = ["UnsupervisedELBO"]
+
+
+class UnsupervisedELBO(Objective):
+    """The negative bound of rows whose labels, if any, play no part: what M1 is trained with.
+
+    Args:
+        pair: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
+            and ``guide(x, *, size)``.
+        num_rows: Number of training rows N.
+        num_particles: Draws of z per row and step.
+        importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`).
+        analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
+        model: A function ``(x, *, size=None)`` to use instead of ``pair.model``.
+        guide: Likewise, instead of ``pair.guide``.
+
+    Raises:
+        ValueError: For non-positive sizes.
+        StaticELBOError: From a call, for a pair with sites that are not reparameterised.
+
+    Attributes:
+        latest: ``bound`` of the last call, in nats per row (higher is better).
+
+    Example:
+        >>> import pyro_ssvae
+        >>> m1 = pyro_ssvae.M1((1, 8, 8), latent_dim=2, hidden_dims=(8,))
+        >>> objective = UnsupervisedELBO(m1, num_rows=1000, num_particles=5, importance_weighted=True)
+        >>> objective(Batch(torch.rand(7, 1, 8, 8).round(), None, None)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        pair: nn.Module,
+        *,
+        num_rows: int,
+        num_particles: int = 1,
+        importance_weighted: bool = False,
+        analytic_kl: bool = True,
+        model: PairFunction | None = None,
+        guide: PairFunction | None = None,
+    ) -> None:
+        super().__init__(pair, num_labelled=0, num_unlabelled=num_rows, model=model, guide=guide)
+        options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
+        self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
+        self._one_draw = StaticEnumELBO(**options)
+
+    @classmethod
+    def for_data(cls, pair: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
+        """Return the objective for a model and data that carries no labels, or whose labels were taken off.
+
+        Raises:
+            ValueError: If training rows carry labels: :meth:`SemiSupervisedData.without_labels` takes them off.
+        """
+        if data.num_labelled:
+            raise ValueError(
+                f"{data.num_labelled} training rows carry labels, which this objective does not use; hand in "
+                "data.without_labels(), to the objective and to fit alike."
+            )
+        return cls(pair, num_rows=data.num_unlabelled, **options)
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {
+            "num_particles": self._elbo.num_particles,
+            "importance_weighted": self._elbo.importance_weighted,
+            "analytic_kl": self._elbo.analytic_kl,
+        }
+
+    def terms(self) -> str:
+        """Return in words which terms the loss contains; published losses differ in that."""
+        elbo = self._elbo
+        if elbo.importance_weighted:
+            return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
+        law = getattr(getattr(self.pair, "prior", None), "name", None)
+        kl = "closed form" if elbo.analytic_kl and law == "normal" else "by samples"
+        return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) in {kl}".replace("in by", "by")
+
+    def _loss(self, batch: Batch) -> Tensor:
+        if batch.x_unlabelled is None:
+            raise ValueError("The batch holds labelled rows only; train on data.without_labels().")
+        total = self.bound(self._elbo, GlobalSites(), batch.x_unlabelled, size=self.num_rows)
+        loss = total / self.num_rows
+        self.latest = {"bound": -loss.detach()}
+        return loss
+
+    def _evaluation_elbo(self) -> TraceEnum_ELBO:
+        return self._one_draw

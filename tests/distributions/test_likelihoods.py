@@ -1,0 +1,244 @@
+"""Every likelihood: closed form, domain, and finding again the law that data was drawn from."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_ssvae import M2, SemiSupervisedELBO
+from pyro_ssvae.data import Batch
+from pyro_ssvae.distributions import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    DiscretisedLogistic,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    Mixed,
+    NegativeBinomial,
+    Poisson,
+    make_likelihood,
+)
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_continuous_bernoulli_is_a_density_on_the_unit_interval() -> None:
+    grid = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
+    for logit in (-6.0, -0.3, 0.0, 2.0):
+        law = ContinuousBernoulli()(torch.full((1, 1), logit, dtype=torch.float64), 1)
+        density = law.log_prob(grid.unsqueeze(-1)).exp()
+        assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-5)
+        mean = float(torch.trapezoid(density * grid, grid))
+        assert float(law.mean) == pytest.approx(mean, abs=1e-5)
+
+
+def test_laplace_is_in_closed_form() -> None:
+    law = Laplace(min_scale=0.1)(torch.randn(4, 2, 3).double(), 1)
+    x, base = torch.randn(4, 3).double(), law.base_dist
+    expected = stats.laplace.logpdf(x.numpy(), base.loc.numpy(), base.scale.numpy()).sum(-1)
+    torch.testing.assert_close(law.log_prob(x), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("kind", [Gaussian, Laplace])
+def test_scales_are_learned_shared_or_fixed(kind: type) -> None:
+    loc = torch.randn(5, 1, 3)
+    fixed = kind(variance="fixed", scale=0.7)
+    assert fixed.num_params == 1
+    assert not list(fixed.parameters())
+    torch.testing.assert_close(fixed(loc, 1).base_dist.scale, torch.full((5, 3), 0.7))
+    shared = kind(variance="shared", scale=0.7)
+    scale = shared(loc, 1).base_dist.scale
+    torch.testing.assert_close(scale, torch.full_like(scale, 0.7))
+    shared(loc, 1).log_prob(torch.zeros(5, 3)).sum().backward()
+    assert shared.raw_scale.grad is not None
+    again = make_likelihood(shared.name, **shared.config())
+    assert (again.variance, again.first_scale) == ("shared", 0.7)
+    with pytest.raises(ValueError, match="variance='none'"):
+        kind(variance="none")
+    with pytest.raises(ValueError, match="above min_scale"):
+        kind(variance="fixed", scale=0.01)
+
+
+def test_categorical_is_a_table_lookup() -> None:
+    logits = torch.randn(4, 6, 3).double()  # 6 levels, 3 elements
+    law = Categorical(levels=6)(logits, 1)
+    index = torch.randint(6, (4, 3))
+    expected = logits.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1).sum(-1)
+    torch.testing.assert_close(law.log_prob(index.double() / 5), expected)
+    values = torch.arange(6).double() / 5
+    torch.testing.assert_close(law.mean, torch.einsum("bld,l->bd", logits.softmax(1), values))
+    many = law.sample((4000,))
+    assert set((many * 5).round().unique().tolist()) <= set(range(6))
+    spread = law.base_dist.variance.sqrt() / math.sqrt(4000)
+    assert bool(((many.mean(0) - law.mean).abs() < 4.5 * spread).all())
+
+
+@pytest.mark.parametrize(("loc", "log_scale"), [(0.4, 0.0), (0.9, -2.0), (-0.1, 1.0), (0.5, -4.0)])
+def test_cells_of_the_discretised_logistic(loc: float, log_scale: float) -> None:
+    law = DiscretisedLogistic(levels=16)(numbers(loc, log_scale).view(2, 1), 1)
+    values = torch.arange(16).double().unsqueeze(-1) / 15
+    log_probs = law.log_prob(values)
+    assert float(log_probs.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+    scale = math.exp(log_scale) * 16 / 10 / 15
+    above = stats.logistic.cdf((values[:, 0] + 0.5 / 15).numpy(), loc, scale)
+    below = stats.logistic.cdf((values[:, 0] - 0.5 / 15).numpy(), loc, scale)
+    above[-1], below[0] = 1.0, 0.0
+    torch.testing.assert_close(log_probs.exp(), torch.as_tensor(above - below), atol=1e-9, rtol=1e-6)
+    share = torch.bincount((law.sample((20_000,)) * 15).round().long().flatten(), minlength=16) / 20_000
+    assert float((share - log_probs.exp()).abs().max()) < 0.02
+
+
+def test_a_far_off_logistic_keeps_finite_gradients() -> None:
+    params = torch.tensor([[0.0], [-9.0]], requires_grad=True)
+    log_prob = DiscretisedLogistic()(params, 1).log_prob(torch.tensor([1.0 / 255 * 200]))
+    log_prob.backward()
+    assert torch.isfinite(log_prob)
+    assert torch.isfinite(params.grad).all()
+
+
+def test_counts_are_in_closed_form() -> None:
+    x = torch.randint(0, 30, (4, 3)).double()
+    log_rate = torch.randn(4, 1, 3).double()
+    expected = stats.poisson.logpmf(x.numpy(), log_rate[:, 0].exp().numpy()).sum(-1)
+    torch.testing.assert_close(Poisson()(log_rate, 1).log_prob(x), torch.as_tensor(expected))
+    params = torch.randn(4, 2, 3).double()
+    law = NegativeBinomial()(params, 1)
+    mean, total = params[:, 0].exp(), params[:, 1].exp()
+    expected = stats.nbinom.logpmf(x.numpy(), total.numpy(), (total / (total + mean)).numpy()).sum(-1)
+    torch.testing.assert_close(law.log_prob(x), torch.as_tensor(expected))
+    torch.testing.assert_close(law.mean, mean)
+    torch.testing.assert_close(law.variance, mean + mean.square() / total)
+
+
+def mixed() -> Mixed:
+    return Mixed([([0, 3], Gaussian()), ([1], Poisson()), ([2], Categorical(levels=4, spacing=1))])
+
+
+def test_mixed_gives_each_column_its_law() -> None:
+    law = mixed()(torch.randn(5, 4, 4).double(), 1)
+    params = torch.randn(5, 4, 4).double()
+    law = mixed()(params, 1)
+    x = torch.stack([torch.randn(5), torch.arange(5.0), torch.arange(5.0) % 4, torch.randn(5)], -1).double()
+    expected = Gaussian()(params[:, :2, [0, 3]], 1).log_prob(x[:, [0, 3]])
+    expected = expected + Poisson()(params[:, :1, [1]], 1).log_prob(x[:, [1]])
+    expected = expected + params[:, :, 2].log_softmax(-1)[torch.arange(5), x[:, 2].long()]
+    torch.testing.assert_close(law.log_prob(x), expected)
+    torch.testing.assert_close(law.mean[:, 3], params[:, 0, 3])
+    drawn = law.sample((7,))
+    assert drawn.shape == (7, 5, 4)
+    mixed().check(drawn)
+    assert law.expand((3, 5)).log_prob(x).shape == (3, 5)
+    again = make_likelihood("mixed", **mixed().config())
+    torch.testing.assert_close(again(params, 1).log_prob(x), expected)
+
+
+def test_mixed_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="at least one part"):
+        Mixed([])
+    with pytest.raises(ValueError, match="once"):
+        Mixed([([0, 1], Gaussian()), ([1], Poisson())])
+    with pytest.raises(TypeError, match="needs a Likelihood"):
+        Mixed([([0], "gaussian")])
+    with pytest.raises(ValueError, match=r"Columns \[1\]: Poisson needs counts"):
+        mixed().check(torch.tensor([[0.3, 0.5, 1.0, 2.0]]))
+    with pytest.raises(ValueError, match="rows of 4 columns"):
+        mixed()(torch.zeros(2, 4, 1, 4), 2)
+    with pytest.raises(ValueError, match="the data has 3 columns"):
+        mixed().check(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="must be told which columns"):
+        make_likelihood("mixed")
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "good", "bad", "words"),
+    [
+        (ContinuousBernoulli(), [0.0, 1.0], [1.5], r"\[0, 1\]"),
+        (Categorical(), [0.0, 7 / 255, 1.0], [0.5], "off the grid"),
+        (Categorical(levels=3, spacing=1), [0.0, 2.0], [3.0], "3 levels"),
+        (DiscretisedLogistic(), [0.0, 1.0], [-1.0], "DiscretisedLogistic needs values"),
+        (Poisson(), [0.0, 12.0], [0.5], "whole numbers"),
+        (NegativeBinomial(), [3.0], [-1.0], "minimum of -1"),
+        (Laplace(), [-5.0, 5.0], None, ""),
+    ],
+)
+def test_domains(likelihood: Likelihood, good: list[float], bad: list[float] | None, words: str) -> None:
+    likelihood.check(torch.tensor(good))
+    if bad is not None:
+        with pytest.raises(ValueError, match=words):
+            likelihood.check(torch.tensor(bad))
+
+
+def laws() -> dict[str, tuple[Likelihood, Tensor]]:
+    """Each likelihood with raw numbers, ``(P, 1)``, of a law that data is drawn from."""
+    return {
+        "bernoulli": (Bernoulli(), torch.tensor([[0.8]])),
+        "continuous_bernoulli": (ContinuousBernoulli(), torch.tensor([[1.5]])),
+        "gaussian": (Gaussian(), torch.tensor([[0.3], [0.5]])),
+        "laplace": (Laplace(), torch.tensor([[-0.4], [0.2]])),
+        "categorical": (Categorical(levels=5), torch.tensor([[1.0], [0.0], [-1.0], [0.5], [0.2]])),
+        "discretised_logistic": (DiscretisedLogistic(), torch.tensor([[0.6], [0.3]])),
+        "poisson": (Poisson(), torch.tensor([[1.2]])),
+        "negative_binomial": (NegativeBinomial(), torch.tensor([[1.5], [0.4]])),
+    }
+
+
+def test_every_named_likelihood_is_tried() -> None:
+    assert set(laws()) == set(LIKELIHOODS)
+
+
+@pytest.mark.parametrize("name", list(LIKELIHOODS))
+def test_fitting_finds_the_law_that_data_was_drawn_from(name: str) -> None:
+    likelihood, truth = laws()[name]
+    x = likelihood(truth, 1).sample((20_000,))
+    likelihood.check(x)
+    params = torch.zeros_like(truth, requires_grad=True)
+    optimizer = torch.optim.LBFGS([params], lr=0.5, max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = -likelihood(params, 1).log_prob(x).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    with torch.no_grad():
+        at_truth = likelihood(truth, 1).log_prob(x)
+        at_fit = likelihood(params, 1).log_prob(x)
+        # The fit beats the truth on the sample by about (number of parameters) / 2N nats a row, and no more.
+        gain = float((at_fit - at_truth).mean())
+        assert -1e-5 < gain < 10 * truth.numel() / len(x)
+        found, wanted = likelihood(params, 1), likelihood(truth, 1)
+        assert float(found.mean) == pytest.approx(float(wanted.mean), abs=4.5 * float(x.std()) / math.sqrt(len(x)))
+
+
+@pytest.mark.parametrize("name", list(LIKELIHOODS))
+def test_m2_trains_under_every_likelihood(name: str, device: torch.device) -> None:
+    m2 = M2((5,), 3, latent_dim=2, hidden_dims=(8,), likelihood=name)
+    objective = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30).to(device)
+    x, y = torch.rand(9, 5, device=device).round(), torch.arange(3, device=device)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = objective(Batch(x, x[:3], y))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert m2.generate(4)[0].shape == (4, 5)
+
+
+def test_unknown_names_are_listed() -> None:
+    with pytest.raises(ValueError, match="bernoulli, continuous_bernoulli.*Mixed"):
+        make_likelihood("normal")
+    assert isinstance(make_likelihood("poisson")(torch.zeros(2, 1, 3), 1), dist.Independent)

@@ -1,0 +1,184 @@
+"""log p(x) by importance sampling against closed forms, and the class posterior by Bayes' rule."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae.distributions import FixedClassPrior
+from pyro_ssvae.evaluation import class_posterior, log_likelihood, mean_bound
+from pyro_ssvae.models import data_plate
+from pyro_ssvae.objectives import SemiSupervisedELBO, UnsupervisedELBO
+
+D, L, K = 4, 2, 3
+
+
+class LinearGaussian(nn.Module):
+    """z ~ N(0, I), x ~ N(W_y z + b_y, s²), with a deliberately inexact guide; y ~ Cat(π), or absent."""
+
+    scale = 0.8
+
+    def __init__(self, classes: bool) -> None:
+        super().__init__()
+        count = K if classes else 1
+        self.classes = classes
+        if classes:
+            self.num_classes = K
+        self.weight = nn.Parameter(torch.randn(count, D, L, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.randn(count, D, dtype=torch.float64))
+        self.log_pi = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(torch.zeros(L).double(), 1.0).to_event(1))
+            y = pyro.sample("y", dist.Categorical(logits=self.log_pi), obs=y) if self.classes else torch.tensor(0)
+            mean = (self.weight[y] @ z.unsqueeze(-1)).squeeze(-1) + self.bias[y]
+            pyro.sample("x", dist.Normal(mean, self.scale).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            if self.classes and y is None:
+                law = dist.Categorical(logits=self.log_pi.expand(len(x), K))
+                y = pyro.sample("y", law, infer={"enumerate": "parallel", "expand": False})
+            w = self.weight[y if y is not None else 0]
+            covariance = torch.linalg.inv(torch.eye(L).double() + w.mT @ w / self.scale**2)
+            mean = (covariance @ w.mT @ (x - self.bias[y if y is not None else 0]).unsqueeze(-1)).squeeze(-1)
+            deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+            pyro.sample("z", dist.Normal(mean / self.scale**2 + 0.1, 1.3 * deviation).to_event(1))
+
+    def log_px_given_y(self, x: Tensor) -> Tensor:
+        """The closed form, with shape (N, classes)."""
+        covariance = self.weight @ self.weight.mT + self.scale**2 * torch.eye(D).double()
+        law = torch.distributions.MultivariateNormal(self.bias, covariance)
+        return law.log_prob(x.unsqueeze(1)).detach()
+
+
+def test_log_likelihood_without_classes_is_the_closed_form() -> None:
+    pair = LinearGaussian(classes=False)
+    x = torch.randn(60, D, dtype=torch.float64)
+    exact = pair.log_px_given_y(x).squeeze(1)
+    found = log_likelihood(pair, x.float(), num_samples=4000, samples_at_a_time=300)
+    deviation = (found.log_px - exact) / found.standard_error
+    assert abs(float(found.log_px.mean() - exact.mean())) < 3 * found.mean_error + 1e-6
+    assert float(deviation.abs().max()) < 4.5  # of sixty
+    assert 0.7 < float(deviation.std()) < 1.4  # the stated errors are those that are made
+    assert bool(((found.effective_samples > 100) & (found.effective_samples <= 4000)).all())
+    assert found.log_px_given_y is None
+    with pytest.raises(ValueError, match="no classes"):
+        found.class_posterior()
+
+
+def test_classes_are_summed_and_bayes_rule_holds() -> None:
+    pair = LinearGaussian(classes=True)
+    x = torch.randn(40, D, dtype=torch.float64)
+    by_class = pair.log_px_given_y(x)
+    exact = (by_class + pair.log_pi).logsumexp(-1)
+    found = log_likelihood(pair, x.float(), num_samples=4000)
+    assert abs(float(found.log_px.mean() - exact.mean())) < 3 * found.mean_error + 1e-6
+    posterior = (by_class + pair.log_pi).softmax(-1)
+    torch.testing.assert_close(found.class_posterior(), posterior, atol=0.03, rtol=0.0)
+    torch.testing.assert_close(found.log_py, pair.log_pi)
+    again = class_posterior(pair, x.float(), num_samples=4000)
+    assert torch.equal(again, found.class_posterior())
+
+
+class Ignorant(nn.Module):
+    """A decoder that looks at y alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.randn(K, D))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.logits[y].expand(*torch.broadcast_shapes(z.shape[:-1], y.shape), D)
+
+
+def test_the_posterior_of_a_discrete_model_is_exact() -> None:
+    prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
+    m2 = M2((D,), K, latent_dim=L, hidden_dims=(8,), decoder=Ignorant(), class_prior=prior)
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)  # every row there is
+    log_px = dist.Bernoulli(logits=m2.decoder.logits).to_event(1).log_prob(x.unsqueeze(1)).detach()
+    joint = log_px + prior.log_pi
+    # z explains nothing, so its weights average to one: only their noise is left.
+    found = log_likelihood(m2, x, num_samples=30_000)
+    torch.testing.assert_close(found.log_px, joint.logsumexp(-1).double(), atol=0.05, rtol=0.0)
+    torch.testing.assert_close(found.class_posterior(), joint.softmax(-1).double(), atol=0.03, rtol=0.0)
+    assert float(found.log_px.exp().sum()) == pytest.approx(1.0, abs=0.02)
+    with torch.no_grad():  # a guide that is the prior leaves no noise either
+        for layer in (m2.encoder.rest[-1].layers[-1],):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    found = log_likelihood(m2, x, num_samples=10)
+    torch.testing.assert_close(found.class_posterior(), joint.softmax(-1).double(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.standard_error, torch.zeros(len(x)).double(), atol=1e-3, rtol=0.0)
+
+
+def models() -> dict[str, nn.Module]:
+    m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
+    return {
+        "m1": m1,
+        "m2": M2((6,), K, latent_dim=2, hidden_dims=(8,)),
+        "m1m2": M1M2(M1((6,), latent_dim=3, hidden_dims=(8,)), K, latent_dim=2, hidden_dims=(8,)),
+        "dirichlet": M2((6,), K, latent_dim=2, hidden_dims=(8,), class_prior="dirichlet"),
+    }
+
+
+@pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "dirichlet"])
+def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device: torch.device) -> None:
+    pair = models()[name].to(device)
+    x = torch.rand(200, 6).round()
+    objective = (
+        UnsupervisedELBO(pair, num_rows=200)
+        if name == "m1"
+        else SemiSupervisedELBO(pair, num_labelled=3, num_unlabelled=200)
+    )
+    bound = mean_bound(objective.to(device), x)
+    few, more, many = (log_likelihood(pair, x, num_samples=k) for k in (1, 10, 1000))
+    assert few.mean < more.mean + 0.05
+    assert bound < many.mean
+    assert more.mean < many.mean + 3 * more.mean_error
+    assert few.mean < many.mean
+    assert many.log_px.device.type == "cpu"
+    # Portions make no difference to what is estimated.
+    portions = log_likelihood(pair, x, num_samples=1000, samples_at_a_time=7)
+    assert portions.mean == pytest.approx(many.mean, abs=4 * math.hypot(many.mean_error, portions.mean_error))
+
+
+def test_one_sample_is_a_plain_log_weight() -> None:
+    m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
+    x = torch.rand(5, 6).round()
+    found = log_likelihood(m1, x, num_samples=1, seed=3)
+    torch.default_generator.manual_seed(3)
+    with torch.no_grad():
+        qz = m1.encode(x)
+        z = qz.expand(torch.Size([1, 5])).sample()
+        expected = m1.decode(z).log_prob(x) + m1.prior().log_prob(z) - qz.log_prob(z)
+    torch.testing.assert_close(found.log_px.float(), expected.squeeze(0))
+    torch.testing.assert_close(found.effective_samples, torch.ones(5).double())
+
+
+def test_random_state_scale_and_mode_are_respected() -> None:
+    m2 = M2((6,), K, latent_dim=2, hidden_dims=(8,), dropout=0.5, classifier="mlp").train()
+    x = torch.randint(0, 256, (7, 6), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    rows: list[int] = []
+    found = log_likelihood(m2, x, num_samples=5, scale=255.0, binarisation="dynamic", seed=2, progress=rows.append)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert m2.training
+    assert rows[-1] == 7
+    again = log_likelihood(m2, x, num_samples=5, scale=255.0, binarisation="dynamic", seed=2)
+    assert torch.equal(found.log_px, again.log_px)
+
+
+def test_bad_arguments() -> None:
+    m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
+    with pytest.raises(ValueError, match="zero rows"):
+        log_likelihood(m1, torch.zeros(0, 6))
+    with pytest.raises(ValueError, match="num_samples=0"):
+        log_likelihood(m1, torch.zeros(1, 6), num_samples=0)

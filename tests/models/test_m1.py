@@ -1,0 +1,203 @@
+"""M1: interface, use, saving, stock SVI, training by fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+import pyro_ssvae
+from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
+from pyro_ssvae.evaluation import active_units
+from pyro_ssvae.training import report
+
+IMAGE = (1, 8, 8)
+
+
+def make_m1(**options: object) -> M1:
+    torch.manual_seed(0)
+    arguments = {"latent_dim": 3, "hidden_dims": (16,)} | options
+    return M1(arguments.pop("event_shape", IMAGE), **arguments)
+
+
+@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 8, 9), (30,)])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_shapes(event_shape: tuple[int, ...], batch_norm: bool, device: torch.device) -> None:
+    m1 = make_m1(event_shape=event_shape, batch_norm=batch_norm, hidden_dims=(16, 12)).to(device)
+    x = torch.rand(5, *event_shape, device=device)
+    assert m1.transform(x).shape == (5, 3)
+    assert m1.transform(x, num_samples=4).shape == (4, 5, 3)
+    assert m1.reconstruct(x).shape == x.shape
+    assert m1.generate(6).shape == (6, *event_shape)
+    assert m1.interpolate(x[0], x[1], steps=7).shape == (7, *event_shape)
+    assert m1.interpolate(x[:2], x[2:4], steps=7, spherical=True).shape == (7, 2, *event_shape)
+    assert m1.traverse(x, 1).shape == (5, 5, *event_shape)
+    assert m1.training
+
+
+def test_interpolation_starts_and_ends_at_the_reconstructions() -> None:
+    m1 = make_m1()
+    x = torch.rand(4, *IMAGE)
+    ends = m1.reconstruct(x)
+    for spherical in (False, True):
+        path = m1.interpolate(x[:2], x[2:], steps=5, spherical=spherical)
+        torch.testing.assert_close(path[0], ends[:2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(path[-1], ends[2:], atol=1e-4, rtol=1e-4)
+    a, b = m1.transform(x[:1]), m1.transform(x[1:2])
+    torch.testing.assert_close(m1.interpolate(x[0], x[1], steps=3)[1:2], m1.decode((a + b) / 2).mean)
+    same = m1.interpolate(x[0], x[0], steps=3, spherical=True)  # no angle between equal rows
+    torch.testing.assert_close(same, ends[:1].expand_as(same), atol=1e-5, rtol=1e-5)
+
+
+def test_the_arc_keeps_the_length_of_latents_of_equal_length() -> None:
+    from pyro_ssvae.models.m1 import _on_arc
+
+    a, b = (torch.nn.functional.normalize(torch.randn(6, 10), dim=-1) * 3 for _ in range(2))
+    t = torch.linspace(0, 1, 9).view(-1, 1, 1)
+    torch.testing.assert_close(_on_arc(a, b, t).norm(dim=-1), torch.full((9, 6), 3.0))
+
+
+def test_traversal_changes_one_latent() -> None:
+    m1 = make_m1()
+    x = torch.rand(2, *IMAGE)
+    z = m1.transform(x)
+    z[:, 2] = -1.0
+    torch.testing.assert_close(m1.traverse(x, 2, [-1.0, 4.0])[0], m1.decode(z).mean.detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: make_m1(event_shape=()), ValueError, "event_shape"),
+        (lambda: make_m1(latent_dim=0), ValueError, "latent_dim=0"),
+        (lambda: make_m1(prior="nope"), ValueError, "normal, student_t"),
+        (lambda: make_m1(likelihood="nope"), ValueError, "bernoulli"),
+        (lambda: make_m1().transform(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
+        (lambda: make_m1().transform(torch.rand(2, *IMAGE), num_samples=0), ValueError, "num_samples=0"),
+        (lambda: make_m1().generate(0), ValueError, "at least 1"),
+        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "between 0 and 2"),
+        (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(IMAGE), steps=1), ValueError, "at least 2"),
+        (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(2, *IMAGE)), ValueError, "one shape"),
+    ],
+)
+def test_errors(call: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
+
+
+class _Half(M1):
+    """A subclass with another prior width."""
+
+    def model(self, x: Tensor, *, size: int | None = None) -> None:
+        with pyro_ssvae.models.data_plate(x, size):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 0.5).to_event(1))
+            pyro.sample("x", self.decode(z), obs=x)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True, "likelihood": "gaussian", "prior": "mixture"}])
+def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
+    m1 = make_m1(**options).to(device).eval()
+    x = torch.rand(4, *IMAGE)
+    twin = pyro_ssvae.load(pyro_ssvae.save(m1, tmp_path))
+    assert type(twin) is M1
+    torch.testing.assert_close(twin.transform(x), m1.transform(x).cpu())
+    assert twin.config() == m1.config()
+    mine = _Half(IMAGE, latent_dim=3, hidden_dims=(16,))
+    folder = pyro_ssvae.save(mine, tmp_path / "half")
+    assert type(pyro_ssvae.load(folder, cls=_Half)) is _Half
+    with pytest.warns(UserWarning, match="Pass cls=_Half"):
+        assert type(pyro_ssvae.load(folder)) is M1
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()])
+def test_stock_svi_trains_the_pair(elbo: object) -> None:
+    pyro.clear_param_store()
+    m1 = make_m1()
+    x = torch.rand(40, *IMAGE).round()
+    svi = SVI(*pyro_ssvae.pyro_view(m1), pyro.optim.Adam({"lr": 3e-3}), elbo)
+    losses = [svi.step(x) for _ in range(40)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_swapping_by_argument_subclass_and_function() -> None:
+    x = torch.rand(6, *IMAGE).round()
+    m1, half = make_m1(), _Half(IMAGE, latent_dim=3, hidden_dims=(16,))
+    half.load_state_dict(m1.state_dict())
+    batch = pyro_ssvae.data.Batch(x, None, None)
+    losses = []
+    for objective in (
+        UnsupervisedELBO(half, num_rows=6),
+        UnsupervisedELBO(m1, num_rows=6, model=lambda x, *, size=None: _Half.model(m1, x, size=size)),
+        UnsupervisedELBO(m1, num_rows=6),
+    ):
+        torch.manual_seed(2)
+        losses.append(objective(batch).item())
+    assert losses[0] == losses[1] != losses[2]
+    laplace = make_m1(likelihood="laplace")
+    assert UnsupervisedELBO(laplace, num_rows=6)(batch).isfinite()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, M1, dict]:
+    folder = tmp_path_factory.mktemp("m1") / "run"
+    data = SemiSupervisedData.from_name("digits", num_labels="all").without_labels()
+    m1 = make_m1(latent_dim=4, hidden_dims=(64,))
+    objective = UnsupervisedELBO.for_data(m1, data)
+    config = TrainingConfig(max_steps=800, batch_size=100, kl_warmup=0.0, kl_squeeze=1.0, evaluate_every=200)
+    run = fit(objective, data, config, out=folder, progress=False)
+    return folder, m1, report(objective, data, run, num_samples=100)
+
+
+def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
+    folder, m1, result = run_folder
+    saved = json.loads((folder / "result.json").read_text())
+    assert saved == result
+    bounds = [float(line.split(",")[5]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert result["test_elbo"] < result["test_log_likelihood"] < 0
+    assert result["active_units"] == float(
+        active_units(m1, SemiSupervisedData.from_name("digits").x_test, scale=16.0).sum()
+    )
+    assert result["active_units"] >= 2
+    assert len(bounds) == 4
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names >= {"samples.png", "reconstructions.png", "interpolations.png", "traversals.png", "latent_map.png"}
+    assert "class_control" not in result
+    assert pyro_ssvae.load(folder).latent_dim == 4
+
+
+def test_latents_carry_the_classes(run_folder: tuple[Path, M1, dict]) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    _, m1, _ = run_folder
+    data = SemiSupervisedData.from_name("digits", num_labels="all")
+    known = m1.transform(data.x / data.scale).numpy()
+    test = m1.transform(data.x_test / data.scale).numpy()
+    assert KNeighborsClassifier(5).fit(known, data.y).score(test, data.y_test) > 0.8
+
+
+def test_collapse_is_reported(tmp_path: Path) -> None:
+    data = SemiSupervisedData.from_name("digits", num_labels="all").without_labels()
+    m1 = make_m1()
+    with torch.no_grad():
+        for parameter in m1.encoder.layers[-1].parameters():
+            parameter.zero_()  # q(z|x) is the prior
+    m1.encoder.requires_grad_(False)
+    objective = UnsupervisedELBO.for_data(m1, data)
+    run = fit(objective, data, TrainingConfig(max_steps=5, kl_warmup=0.0, kl_squeeze=1.0), progress=False)
+    with pytest.warns(UserWarning, match="Posterior collapse: none of the 3 latents"):
+        assert report(objective, data, run)["active_units"] == 0
+
+
+def test_labels_must_be_taken_off() -> None:
+    data = SemiSupervisedData.from_name("digits", num_labels=100)
+    with pytest.raises(ValueError, match="data.without_labels"):
+        UnsupervisedELBO.for_data(make_m1(), data)
+    bare = data.without_labels()
+    assert (bare.num_labelled, bare.num_unlabelled) == (0, len(data.x))
+    assert torch.equal(bare.y_test, data.y_test)

@@ -1,0 +1,182 @@
+"""Several draws and importance-weighted bounds: by hand, in order, and as part of training."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticELBOError, UnsupervisedELBO
+from pyro_ssvae.data import Batch
+from pyro_ssvae.evaluation import log_likelihood
+from pyro_ssvae.objectives import StaticEnumELBO
+
+D, L, K = 6, 3, 4
+
+
+def rows(n: int = 5) -> Tensor:
+    return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
+
+
+def make_m1() -> M1:
+    torch.manual_seed(1)
+    return M1((D,), latent_dim=L, hidden_dims=(8,)).double()
+
+
+def make_m2(**options: object) -> M2:
+    torch.manual_seed(1)
+    return M2((D,), K, **{"latent_dim": L, "hidden_dims": (8,), "classifier": "mlp"} | options).double()
+
+
+def make_stack() -> M1M2:
+    torch.manual_seed(1)
+    m1 = M1((D,), latent_dim=L, hidden_dims=(8,))
+    stack = M1M2(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,))
+    return stack.double().join()
+
+
+def log_weights_by_hand(m2: M2, x: Tensor, k: int) -> Tensor:
+    """log p(x,z|y) - log q(z|x,y) of the draws that the generator gives next, shape (K, k, B)."""
+    y = torch.arange(K).view(-1, 1, 1)
+    qz = m2.encode(x, y)  # (K, 1, B)
+    z = qz.expand(torch.Size([K, k, len(x)])).rsample()
+    return m2.decode(y, z).log_prob(x) + m2.prior().log_prob(z) - qz.log_prob(z)
+
+
+@pytest.mark.parametrize("size", [None, 20])
+def test_importance_weighted_bound_of_m2_by_hand(size: int | None) -> None:
+    m2, x, k = make_m2(), rows(), 7
+    torch.manual_seed(3)
+    loss = StaticEnumELBO(num_particles=k, importance_weighted=True).differentiable_loss(
+        m2.model, m2.guide, x, size=size
+    )
+    torch.manual_seed(3)
+    bound = log_weights_by_hand(m2, x, k).logsumexp(1) - math.log(k)  # (K, B)
+    log_q = m2.classify(x).log_softmax(-1).T
+    expected = (log_q.exp() * (log_q + math.log(K) - bound)).sum(0).sum() * (1 if size is None else size / len(x))
+    torch.testing.assert_close(loss, expected)
+    parameters = list(m2.parameters())
+    ours, theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_several_draws_without_weights_are_their_mean() -> None:
+    m2, x, k = make_m2(), rows(), 7
+    torch.manual_seed(3)
+    loss = StaticEnumELBO(num_particles=k, analytic_kl=False).differentiable_loss(m2.model, m2.guide, x)
+    torch.manual_seed(3)
+    bound = log_weights_by_hand(m2, x, k).mean(1)
+    log_q = m2.classify(x).log_softmax(-1).T
+    torch.testing.assert_close(loss, (log_q.exp() * (log_q + math.log(K) - bound)).sum())
+
+
+def test_labelled_rows_too() -> None:
+    m2, x, k = make_m2(), rows(), 7
+    y = torch.tensor([0, 1, 2, 3, 0])
+    elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, require_enumeration=False)
+    torch.manual_seed(3)
+    loss = elbo.differentiable_loss(m2.model, m2.guide, x, y, size=20)
+    torch.manual_seed(3)
+    qz = m2.encode(x, y)
+    z = qz.expand(torch.Size([k, 5])).rsample()
+    log_weights = m2.decode(y, z).log_prob(x) + m2.prior().log_prob(z) - qz.log_prob(z) - math.log(K)
+    torch.testing.assert_close(loss, -4 * (log_weights.logsumexp(0) - math.log(k)).sum())
+
+
+PAIRS = {"m1": make_m1, "m2": make_m2, "stack": make_stack, "dirichlet": lambda: make_m2(class_prior="dirichlet")}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
+    pair, x = PAIRS[name](), rows(40)
+    pair.train()
+    means, errors = [], []
+    for k in (1, 5, 50):
+        elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False, require_enumeration=False)
+        with torch.no_grad():
+            losses = torch.stack([elbo.differentiable_loss(pair.model, pair.guide, x) / len(x) for _ in range(150)])
+        means.append(float(-losses.mean()))
+        errors.append(float(losses.std()) / math.sqrt(150))
+    assert means[0] < means[1] - 3 * errors[1]
+    assert means[1] < means[2] - 3 * errors[2]
+    if name != "dirichlet":  # whose bound holds the KL of π as well
+        assert means[2] < log_likelihood(pair, x.float(), num_samples=5000).mean
+
+
+def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
+    pair, x = make_stack(), rows(40)
+    means, errors = [], []
+    for k in (1, 10):
+        elbo = StaticEnumELBO(num_particles=k, analytic_kl=False)
+        with torch.no_grad():
+            losses = torch.stack([elbo.differentiable_loss(pair.model, pair.guide, x) / len(x) for _ in range(300)])
+        means.append(float(losses.mean()))
+        errors.append(float(losses.std()) / math.sqrt(300))
+    assert means[0] == pytest.approx(means[1], abs=4 * math.hypot(*errors))
+    assert errors[1] < errors[0] / 2
+
+
+def test_top_k_inside_the_weighted_bound_is_unbiased() -> None:
+    m2, x = make_m2(), rows()
+    options = {"num_particles": 3, "importance_weighted": True}
+    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
+    with torch.no_grad():
+        values = [
+            torch.stack([elbo.differentiable_loss(m2.model, m2.guide, x) for _ in range(3000)])
+            for elbo in (exact, top_k)
+        ]
+    error = math.hypot(*(float(v.std()) / math.sqrt(3000) for v in values))
+    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
+
+
+def test_what_is_out_of_reach_says_so() -> None:
+    elbo = StaticEnumELBO(num_particles=3, importance_weighted=True, enumeration="top-k")
+    stack = make_stack()
+    with pytest.raises(StaticELBOError, match="depends on earlier draws"):
+        elbo.differentiable_loss(stack.model, stack.guide, rows())
+    with pytest.raises(ValueError, match="under one plate"):
+        StaticEnumELBO(num_particles=3, importance_weighted=True, max_plate_nesting=2)
+    with pytest.raises(ValueError, match="needs elbo='static'"):
+        SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=1, elbo="stock", num_particles=2)
+
+
+def test_objectives_keep_the_classifier_term() -> None:
+    m2, x = make_m2(), rows()
+    y = torch.tensor([0, 1, 2, 3, 0])
+    objective = SemiSupervisedELBO(
+        m2, num_labelled=5, num_unlabelled=50, num_particles=4, importance_weighted=True, alpha=3.0
+    )
+    loss = objective(Batch(x, x, y))
+    parts = objective.latest
+    expected = -50 / 55 * parts["bound_unlabelled"] - 5 / 55 * parts["bound_labelled"]
+    torch.testing.assert_close(loss, expected + 3.0 * parts["classification_loss"])
+    torch.testing.assert_close(
+        parts["classification_loss"], torch.nn.functional.cross_entropy(m2.classify(x), y).detach()
+    )
+    assert objective.config()["num_particles"] == 4
+    assert "num_particles" not in SemiSupervisedELBO(m2, num_labelled=5, num_unlabelled=50).config()
+
+
+def test_unsupervised_objective_is_the_bound_of_all_rows() -> None:
+    m1, x = make_m1(), rows()
+    objective = UnsupervisedELBO(m1, num_rows=50)
+    torch.manual_seed(3)
+    loss = objective(Batch(x, None, None))
+    torch.manual_seed(3)
+    qz = m1.encode(x)
+    kl = torch.distributions.kl_divergence(qz, m1.prior().expand(qz.batch_shape))
+    expected = (kl - m1.decode(qz.rsample()).log_prob(x)).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(objective.latest["bound"], -expected.detach())
+    objective.kl_weight = 0.0
+    torch.manual_seed(3)
+    without = objective(Batch(x, None, None))
+    torch.testing.assert_close(without, expected - kl.mean())
+    assert "closed form" in objective.terms()
+    weighted = UnsupervisedELBO(m1, num_rows=50, num_particles=5, importance_weighted=True)
+    assert "importance-weighted bound of 5" in weighted.terms()
+    with pytest.raises(ValueError, match="without_labels"):
+        objective(Batch(None, x, torch.zeros(5).long()))

@@ -1,0 +1,132 @@
+"""examples/m1.py and examples/m1_m2.py as a user calls them: flags, stages, resuming, mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+import pyro_ssvae
+from pyro_ssvae import M1, M1M2
+from pyro_ssvae.recipes import M1_PRESETS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY_M1 = ["--data", "digits", "--hidden-dims", "[8]", "--latent-dim", "3", "--device", "cpu", "--num-samples", "5"]
+TINY = [
+    *("--data", "digits", "--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3", "--device", "cpu"),
+    *("--hidden-dims", "[8]", "--latent-dim", "2", "--max-epochs", "1"),
+]
+
+
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def m1_example() -> ModuleType:
+    return load_example("m1")
+
+
+@pytest.fixture(scope="module")
+def stack_example() -> ModuleType:
+    return load_example("m1_m2")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset", "kingma"],
+        ["--preset", "musyoku", "--prior", "mixture"],
+        ["--preset", "nnabla", "--num-particles", "3", "--importance-weighted", "true"],
+        ["--preset", "nitta", "--likelihood", "gaussian"],
+    ],
+)
+def test_m1_flags(m1_example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert m1_example.main([*TINY_M1, *flags, "--max-epochs", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "log p(x)" in printed
+    result = json.loads((tmp_path / "result.json").read_text())
+    preset = M1_PRESETS[flags[1]]
+    assert result["binarisation"] == preset.training["binarisation"]
+    assert result["num_labels"] == 0
+    assert result["loss_terms"] in printed
+    assert ("importance-weighted" in result["loss_terms"]) == ("--importance-weighted" in flags)
+    with pytest.warns(UserWarning, match="MyM1"):
+        model = pyro_ssvae.load(tmp_path)
+    assert model.config()["arguments"]["activation"] == preset.model["activation"]
+
+
+def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -> None:
+    import torch
+
+    from pyro_ssvae import UnsupervisedELBO
+    from pyro_ssvae.data import Batch
+
+    mine = m1_example.MyM1((6,), latent_dim=2, hidden_dims=(8,))
+    library = M1((6,), latent_dim=2, hidden_dims=(8,))
+    library.load_state_dict(mine.state_dict())
+    losses = []
+    for model in (mine, library):
+        torch.manual_seed(1)
+        losses.append(UnsupervisedELBO(model, num_rows=5)(Batch(torch.ones(5, 6), None, None)).item())
+    assert losses[0] == losses[1]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_stack_runs_all_stages(
+    stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [*TINY, "--joint-epochs", "1", "--keep-inactive", "true", "--out", str(tmp_path)]
+    assert stack_example.main(flags + (["--pure"] if pure else [])) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("M1 on 1200 rows") < printed.index("stacked, 100 labels") < printed.index("joint, 100 labels")
+    kinds = [type(pyro_ssvae.load(tmp_path / stage)) for stage in ("m1", "stacked", "joint")]
+    assert kinds == [M1, M1M2, M1M2]
+    flags_kept = yaml.safe_load((tmp_path / "config.yaml").read_text())["flags"]
+    assert flags_kept["classify_from"] == ("z1" if pure else "x")
+    result = json.loads((tmp_path / "joint" / "result.json").read_text())
+    assert result["add_ons"] == ([] if pure else ["augmentation", "consistency"])
+
+
+def test_stack_resumes_between_stages_and_takes_an_m1(
+    stack_example: ModuleType, m1_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    first = tmp_path / "first"
+    assert stack_example.main([*TINY, "--pure", "--keep-inactive", "true", "--out", str(first)]) == 0
+    before = (first / "m1" / "result.json").read_text()
+    (first / "stacked" / "result.json").unlink()  # as if it had been stopped in the second stage
+    assert stack_example.main(["--resume", str(first)]) == 0
+    assert (first / "m1" / "result.json").read_text() == before
+    assert (first / "stacked" / "result.json").is_file()
+    for given in (first, first / "m1"):
+        second = tmp_path / f"on-{given.name}"
+        flags = [*TINY, "--pure", "--keep-inactive", "true", "--m1", str(given), "--out", str(second)]
+        assert stack_example.main(flags) == 0
+        assert not (second / "m1").exists()
+    lone = tmp_path / "lone"
+    assert m1_example.main([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
+    flags = [*TINY, "--pure", "--keep-inactive", "true", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
+    assert stack_example.main(flags) == 0
+    capsys.readouterr()
+    flags[flags.index(str(lone))] = str(first / "stacked")
+    flags[-1] = str(tmp_path / "wrong")
+    assert stack_example.main(flags) == 2
+    assert "holds a M1M2, and an M1 is needed" in capsys.readouterr().err
+
+
+def test_stack_refuses_a_folder_that_holds_a_run(
+    stack_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("flags: {}\n")
+    assert stack_example.main([*TINY, "--out", str(tmp_path)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
