@@ -70,10 +70,8 @@ def _likelihoods(results: dict[str, Result]) -> str:
     return (
         "## log p(x) of M1\n\nMLPs of 500-500 units, 50 latents, pixels drawn afresh at every use (dynamic "
         f"binarisation); 10,000 test rows, drawn once, {one['test_log_likelihood_samples']:,} importance samples each; "
-        "± is the standard error of sampling z. The published numbers are of 200-200 units, trained on 60,000 rows for longer.\n\n"
-        + table(header, rows)
-        + "\n\n"
-        + _machine(one)
+        "± is the standard error of sampling z. The published numbers are of 200-200 units, trained on 60,000 rows "
+        "for longer.\n\n" + table(header, rows) + "\n\n" + _machine(one)
     )
 
 
@@ -115,8 +113,8 @@ def _svm(results: dict[str, Result]) -> str:
     ]
     return (
         "## M1 and a classifier on its latents\n\nTest accuracy, %, of scikit-learn's SVM and logistic regression on "
-        "the means of q(z|x), chosen by cross-validation on the labelled rows. The blog's column is bjlkeng's M1 + SVM, "
-        "with convolutional networks and 10 epochs.\n\n"
+        "the means of q(z|x), chosen by cross-validation on the labelled rows. The blog's column is bjlkeng's M1 + "
+        "SVM, with convolutional networks and 10 epochs.\n\n"
         + table(["labels", "SVM", "logistic regression", "the blog's M1 + SVM"], rows)
     )
 

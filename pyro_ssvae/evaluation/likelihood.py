@@ -121,9 +121,9 @@ def log_likelihood(
             if progress is not None:
                 progress(done)
     by_row: list[Any] = [None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
+    log_px, error, effective, given_y, _ = by_row
     log_py = found[0].log_py  # the same in every batch
-    by_row[4] = None if log_py is None else log_py.cpu()
-    return LogLikelihood(*by_row, num_samples)
+    return LogLikelihood(log_px, error, effective, given_y, None if log_py is None else log_py.cpu(), num_samples)
 
 
 def class_posterior(pair: nn.Module, x: Tensor, **options: Any) -> Tensor:
