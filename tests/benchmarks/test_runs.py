@@ -1,0 +1,98 @@
+"""The machinery of published runs: each is made once, and pages say what the result files say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mnist_m1
+import mnist_m1m2
+import mnist_m2
+import pytest
+import results_page_m1
+import runs
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    folder: str
+    seed: int = 0
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / f"{self.name}.json"
+
+
+def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
+    return {"test_error": 0.25, "threads": threads, "name": row.name}
+
+
+def test_runs_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    parser = argparse.ArgumentParser()
+    runs.add_flags(parser)
+    rows = [Row("a", str(tmp_path)), Row("b", str(tmp_path))]
+    runs.make(parser, parser.parse_args(["--only", "b"]), rows, train)
+    assert capsys.readouterr().out == "b, seed 0: test error 25.00%\n"
+    result = json.loads(rows[1].path.read_text())
+    assert (result["name"], result["threads"] >= 1, result["peak_memory_mib"] > 0) == ("b", True, True)
+    rows[1].path.write_text("kept")
+    runs.make(parser, parser.parse_args([]), rows, train)
+    assert rows[1].path.read_text() == "kept"
+    assert capsys.readouterr().out.startswith("a, seed 0")
+    with pytest.raises(SystemExit):
+        runs.make(parser, parser.parse_args(["--only", "c"]), rows, train)
+    assert "names: a, b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [mnist_m2.rows(3), mnist_m1.rows(), mnist_m1m2.rows(3)])
+def test_every_row_has_a_file_of_its_own(rows: list[Any]) -> None:
+    assert len({row.path for row in rows}) == len(rows)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    common = {
+        "row": {"words": "some words"},
+        "test_log_likelihood": -87.5,
+        "test_log_likelihood_error": 0.01,
+        "test_log_likelihood_samples": 5000,
+        "test_elbo": -91.25,
+        "active_units": 21.0,
+        "effective_samples": 33.0,
+        "train_seconds": 3000.0,
+        "likelihood_seconds": 600.0,
+        "epochs": 800.0,
+        "steps": 400_000,
+        "device": "cpu, 1 threads",
+        "versions": {"torch": "2.15.0"},
+        "binarisation": "dynamic",
+        "kl_z": 25.5,
+        "loss_terms": "-E[log p(x|z)]",
+        "test_error": 0.0331,
+        "test_error_last": 0.0341,
+    }
+    return common | changes
+
+
+def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "results"
+    folder.mkdir(parents=True)
+    svm = {str(n): {"svm": 0.9, "logistic": 0.8} for n in (100, 500, 1000, 2000, 5000)}
+    files = {
+        "m1-elbo-0000000000": result(),
+        "m1-preset-kingma-0000000000": result(),
+        "m1-below-0000000000": result(test_log_likelihood=None, test_log_likelihood_samples=0, svm=svm),
+        "m1m2-pure-100-seed0-0000000000": result(),
+        "m1m2-pure-100-seed1-0000000000": result(test_error=0.0351),
+    }
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    results_page_m1.write_page(folder)
+    page = (tmp_path / "docs" / "results_m1.md").read_text()
+    assert "| some words | 87.50 ± 0.01 | 91.25 | 21 | 33 | 50 | 800 | 10.0 | 86.76" in page
+    assert "| `kingma` | some words | -E[log p(x\\|z)] | dynamic | 91.25 | 25.50 | 87.50 | 50 | –" in page
+    assert "| 100 | 90.0 | 80.0 | 62.8 |" in page
+    assert "| 100 | 3.41 ± 0.14 | 3.41 ± 0.00 | 3.31 / 3.51 |" in page
