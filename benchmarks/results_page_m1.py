@@ -121,7 +121,10 @@ def _svm(results: dict[str, Result]) -> str:
 
 def _stacks(results: dict[str, Result]) -> str:
     parts = []
-    for name, words in (("pure", "`--pure`: $J^\\alpha$ alone, q(y\\|z1)"), ("default", "default: q(y\\|x) and add-ons")):
+    for name, words in (
+        ("pure", "`--pure`: $J^\\alpha$ alone, q(y\\|z1)"),
+        ("default", "default: q(y\\|x) and add-ons"),
+    ):
         rows = []
         for n, published in _STACK.items():
             group = [value for key, value in results.items() if key.startswith(f"m1m2-{name}-{n}-seed")]

@@ -56,7 +56,7 @@ PURE = Recipe(
 of z rises, is squeezed, and is 1 for the last 40 % of the schedule. Chosen on validation rows with the
 label seeds 10 to 12."""
 
-_PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_squeeze": 1.0, "evaluate_every": 2500}
+_PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_squeeze": 1.0}
 
 M1_PRESETS = {
     "kingma": Recipe(
@@ -132,7 +132,6 @@ M1_BELOW = Recipe(
         "decay_start": 0.5,
         "ema_decay": 0.999,
         "binarisation": "none",
-        "evaluate_every": 1000,
     },
 )
 """M1 below a stack: grey values, so that its encoder meets in training what it meets afterwards."""
@@ -150,7 +149,6 @@ STACK_PURE = Recipe(
         "decay_start": 0.5,
         "ema_decay": 0.999,
         "binarisation": "none",
-        "evaluate_every": 500,
     },
 )
 """M1+M2 under J^α alone: q(y|z1), a narrow z, z1 drawn afresh at every step."""

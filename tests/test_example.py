@@ -150,7 +150,7 @@ def test_no_download_carries_on_with_digits(
         (["--max-epochs", "0"], "max_epochs=0"),
         (["--device", "toaster"], "toaster"),
         (["--resume", "/nowhere/at/all"], "holds no run"),
-        (["--likelihood", "poisson"], "bernoulli"),
+        (["--likelihood", "poison"], "bernoulli"),
         (["--training.batch_size", "-5"], "batch_size=-5"),
         (["--no-such-flag"], "no-such-flag"),
     ],

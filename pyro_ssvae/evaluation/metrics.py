@@ -171,7 +171,7 @@ def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: 
     with evaluation_mode(model):
         for batch in _batches(model, x, scale=scale, batch_size=batch_size):
             kl += float(_kl_to_prior(model, model.encode(batch)).sum())
-    return {"kl_z": kl / len(x), "active_units": float(active_units(model, x, scale=scale).sum())}
+    return {"kl_z": kl / len(x), "active_units": int(active_units(model, x, scale=scale).sum())}
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class UnsupervisedELBO(Objective):
         latest: ``bound`` of the last call, in nats per row (higher is better).
 
     Example:
-        >>> import pyro_ssvae
+        >>> import torch, pyro_ssvae
         >>> m1 = pyro_ssvae.M1((1, 8, 8), latent_dim=2, hidden_dims=(8,))
         >>> objective = UnsupervisedELBO(m1, num_rows=1000, num_particles=5, importance_weighted=True)
         >>> objective(Batch(torch.rand(7, 1, 8, 8).round(), None, None)).shape

@@ -34,7 +34,8 @@ class TrainingConfig:
         kl_settled: Share of the schedule after which the weight is 1 for good.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
-        evaluate_every: Steps between evaluations, each of which also writes a checkpoint.
+        evaluate_every: Steps between evaluations, each of which also writes a checkpoint; ``None`` is 250, or what
+            makes 10 evaluations of a shorter schedule and 40 of a longer one.
         binarisation: ``"none"``, ``"dynamic"`` (drawn afresh whenever a row comes up), ``"static"`` (drawn once) or
             ``"threshold"`` (above 0.5). With none, the Bernoulli likelihood of grey values is that of dynamic
             binarisation on average, without its noise.
@@ -65,7 +66,7 @@ class TrainingConfig:
     kl_settled: float = 0.5
     ema_decay: float = 0.998
     patience: int | None = None
-    evaluate_every: int = 250
+    evaluate_every: int | None = None
     binarisation: str = "none"
     device: str = "auto"
     compile: str = "auto"
@@ -74,8 +75,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        self._require("at least 1", 1, "batch_size", "labelled_batch_size", "evaluate_every")
-        self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience")
+        self._require("at least 1", 1, "batch_size", "labelled_batch_size")
+        self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience", "evaluate_every")
         self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_squeeze", "seed")
         self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
         for name in ("decay_start", "final_learning_rate", "kl_warmup", "kl_settled"):
@@ -100,6 +101,10 @@ class TrainingConfig:
         if self.max_epochs is not None:
             return self.max_epochs * steps_per_epoch
         return max(500, min(3000, 64 * steps_per_epoch)) if self.max_steps is None else self.max_steps
+
+    def evaluation_interval(self, total: int) -> int:
+        """Return the steps between evaluations of a schedule of ``total`` steps."""
+        return self.evaluate_every or max(1, total // 40, min(250, total // 10))
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Return the learning rate of step ``step`` (from 0) of ``total``: warm-up, constant, cosine."""

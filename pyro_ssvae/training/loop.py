@@ -190,6 +190,7 @@ class _Loop:
             seed=config.seed,
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
+        self.interval = config.evaluation_interval(self.total)
         prior = getattr(self.pair, "prior", None)
         if isinstance(prior, Prior):
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
@@ -218,7 +219,7 @@ class _Loop:
         """Train until something says stop; return what did."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(interrupts)) is None:
-            due = (self.step + 1) % self.config.evaluate_every == 0 or self.step + 1 == self.total
+            due = (self.step + 1) % self.interval == 0 or self.step + 1 == self.total
             self.train_step(self.step, verify=due or self.step in _VERIFIED)
             self.step += 1
             report.advance()

@@ -122,7 +122,9 @@ def _of_bound(
         few = data.x_test[:_DIAGNOSED_ROWS]
         found["class_control"] = class_control(pair, few, **rows, seed=seed) if known else None
     if isinstance(pair, M1):
-        latents = latent_diagnostics(pair, data.x_test, **rows) if known else {"kl_z": None, "active_units": None}
+        latents: Any = {"kl_z": None, "active_units": None}
+        if known:
+            latents = latent_diagnostics(pair, data.x_test, **rows)
         found |= latents
         if known and latents["active_units"] == 0:
             warnings.warn(

@@ -160,7 +160,7 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
     assert saved == result
     bounds = [float(line.split(",")[5]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert result["test_elbo"] < result["test_log_likelihood"] < 0
-    assert result["active_units"] == float(
+    assert result["active_units"] == int(
         active_units(m1, SemiSupervisedData.from_name("digits").x_test, scale=16.0).sum()
     )
     assert result["active_units"] >= 2

@@ -389,3 +389,9 @@ def test_works_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found[0].steps == 5
+
+
+@pytest.mark.parametrize(("total", "interval"), [(5, 1), (500, 50), (3000, 250), (40_000, 1000)])
+def test_schedules_of_any_length_are_evaluated_often_enough(total: int, interval: int) -> None:
+    assert TrainingConfig().evaluation_interval(total) == interval
+    assert TrainingConfig(evaluate_every=7).evaluation_interval(total) == 7
