@@ -36,7 +36,10 @@ def run_stage(objective: Any, data: Any, config: Any, out: Path, kept: dict[str,
     if folder.result.is_file():
         objective.pair.load_state_dict(ss.load(out).state_dict())
         return folder.read_result()
-    run = ss.fit(objective, data, config, out=out, resume=folder.checkpoint.is_file(), settings=kept)
+    going_on = folder.checkpoint.is_file()
+    if not going_on:
+        folder.config.unlink(missing_ok=True)  # of a stage that was stopped before its first evaluation
+    run = ss.fit(objective, data, config, out=out, resume=going_on, settings=kept)
     if not run.finished:
         raise Stopped(run.stopped_by)
     return report(objective, data, run, seed=seed)
@@ -62,7 +65,8 @@ def train_m1(args: Any, data: Any) -> M1:
     objective = UnsupervisedELBO.for_data(m1, rows)
     print(f"M1 on {len(rows.x)} rows")
     result = run_stage(objective, rows, m1_config(args), stage(args, "m1"), settings(args), args.seed)
-    print(f"bound {result['test_elbo']:.1f} nats per datum on test rows, {result['train_seconds']:.0f} s of training")
+    print(f"{result['train_seconds']:.0f} s of training", end="")
+    print("" if result["test_elbo"] is None else f", bound {result['test_elbo']:.1f} nats per datum on test rows")
     return m1
 
 

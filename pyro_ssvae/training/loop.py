@@ -150,7 +150,8 @@ def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
             f"the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
-            "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled."
+            "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled; for a model without classes train on "
+            "data.without_labels()."
         )
 
 
