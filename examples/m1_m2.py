@@ -64,7 +64,7 @@ def train_m1(args: Any, data: Any) -> M1:
     )
     objective = UnsupervisedELBO.for_data(m1, rows)
     print(f"M1 on {len(rows.x)} rows")
-    result = run_stage(objective, rows, m1_config(args), stage(args, "m1"), settings(args), args.seed)
+    result = run_stage(objective, rows, m1_config(args, len(rows.x)), stage(args, "m1"), settings(args), args.seed)
     print(f"{result['train_seconds']:.0f} s of training", end="")
     print("" if result["test_elbo"] is None else f", bound {result['test_elbo']:.1f} nats per datum on test rows")
     return m1

@@ -142,7 +142,7 @@ STACK_PURE = Recipe(
     training={
         **_PLAIN,
         "warmup_steps": 200,
-        "max_epochs": 120,
+        "max_steps": 30_000,
         "batch_size": 200,
         "labelled_batch_size": 50,
         "learning_rate": 1e-3,
@@ -156,6 +156,6 @@ STACK_PURE = Recipe(
 STACK = Recipe(
     model={"classify_from": "x", "latent_dim": 8, "activation": "relu"},
     objective={"alpha": 10.0},
-    training={**STACK_PURE.training, "max_epochs": 24},
+    training={**STACK_PURE.training, "max_steps": None},
 )
 """M1+M2 with the add-ons: a convolutional q(y|x), augmentation and consistency."""

@@ -98,7 +98,7 @@ def parse(
 
 
 def as_defaults(training: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Return settings of the training loop as defaults of flags, leaving out a length where another is asked for."""
+    """Return settings of the training loop as defaults of flags, leaving out passes where steps are asked for."""
     flags = {name if name in _TOP_LEVEL else f"training.{name}": value for name, value in training.items()}
     if args.training.max_steps is not None:
         flags.pop("max_epochs", None)

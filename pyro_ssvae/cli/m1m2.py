@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from pyro_ssvae.cli.m2 import add_objective
 from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig
 
-__all__ = ["joint_config", "m1_config", "parse_m1_m2"]
+__all__ = ["joint_config", "m1_config", "parse_m1_m2", "stage"]
+
+_LEAST_STEPS = 3000  # of M1, unless passes are asked for
 
 
 def m1_m2_parser(description: str) -> ArgumentParser:
@@ -50,10 +53,16 @@ def _defaults(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     return recipe.model | recipe.objective | as_defaults(recipe.training, args)
 
 
-def m1_config(args: Namespace) -> TrainingConfig:
-    """Return the settings of the first stage: the recipe's, with the flags that say where and how exactly."""
+def m1_config(args: Namespace, num_rows: int) -> TrainingConfig:
+    """Return the settings of the first stage: the recipe's, with the flags that say where and how exactly.
+
+    A few rows make short passes: the recipe's number of them is then too few, and 3,000 steps are taken. Passes that
+    are asked for are kept.
+    """
     settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
-    settings["batch_size"] = min(settings["batch_size"], args.training.batch_size * 2)
+    steps = args.m1_epochs * math.ceil(num_rows / settings["batch_size"])
+    if args.m1_epochs == M1_BELOW.training["max_epochs"] and steps < _LEAST_STEPS:
+        settings |= {"max_epochs": None, "max_steps": _LEAST_STEPS}
     return TrainingConfig(
         **settings, device=args.device, precision=args.precision, seed=args.seed, max_minutes=args.max_minutes
     )
