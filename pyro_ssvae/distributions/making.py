@@ -38,7 +38,7 @@ def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
     """Return a likelihood by name, or the given one unchanged.
 
     Args:
-        likelihood: A name in :data:`LIKELIHOODS`, or a :class:`Likelihood`.
+        likelihood: A name in ``LIKELIHOODS``, or a :class:`Likelihood`.
         **config: Arguments of the named likelihood.
 
     Raises:
@@ -73,7 +73,7 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
     """Return a prior of z by name, or the given module unchanged.
 
     Args:
-        prior: A name in :data:`PRIORS`, a module that returns a Pyro distribution with event shape
+        prior: A name in ``PRIORS``, a module that returns a Pyro distribution with event shape
             ``(latent_dim,)`` when called, or ``None`` for the standard normal.
         latent_dim: Number of latents.
         **config: Arguments of the named prior.

@@ -40,9 +40,9 @@ class M1(Pair):
         hidden_dims: Hidden widths of the encoder; the decoder has them in reverse. 600-600 in the paper.
         activation: Activation of both, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
         batch_norm: Whether to normalise before each activation.
-        likelihood: A name in :data:`~pyro_ssvae.distributions.LIKELIHOODS`, or a
+        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.
-        prior: A name in :data:`~pyro_ssvae.distributions.PRIORS`, or a module that returns p(z) when called; standard
+        prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
             normal when ``None``.
         encoder: A module that maps x ``(B, *event_shape)`` to ``(B, 2 * latent_dim)``, the location and log-scale of
             q(z|x); an :class:`~pyro_ssvae.networks.MLP` when ``None``.

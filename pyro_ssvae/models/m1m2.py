@@ -59,7 +59,7 @@ class M1M2(ClassifyingPair):
         batch_norm: Whether those networks normalise before each activation.
         dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
         min_scale: Smallest standard deviation of p(z1|y,z).
-        prior: A name in :data:`~pyro_ssvae.distributions.PRIORS`, or a module that returns p(z) when called.
+        prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called.
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a :class:`~pyro_ssvae.distributions.ClassPrior`.
         classify_from: ``"z1"`` for the paper's q(y|z1), ``"x"`` for a classifier q(y|x) of the rows themselves.
         classifier: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps what it is given to logits ``(..., K)``.

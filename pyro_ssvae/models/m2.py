@@ -44,9 +44,9 @@ class M2(ClassifyingPair):
         activation: Activation of those networks, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
         batch_norm: Whether those networks normalise before each activation.
         dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
-        likelihood: A name in :data:`~pyro_ssvae.distributions.LIKELIHOODS`, or a
+        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.
-        prior: A name in :data:`~pyro_ssvae.distributions.PRIORS`, or a module that returns p(z) when called; standard
+        prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
             normal when ``None``.
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
