@@ -1,6 +1,6 @@
 """Evaluation: the numbers that runs report."""
 
-from pyro_ssvae.evaluation.likelihood import LogLikelihood, class_posterior, log_likelihood
+from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,
     class_control,
@@ -16,7 +16,6 @@ __all__ = [
     "LogLikelihood",
     "active_units",
     "class_control",
-    "class_posterior",
     "classification_error",
     "latent_diagnostics",
     "log_likelihood",

@@ -13,8 +13,9 @@ model without classes). The estimate of p(x) is unbiased, that of log p(x) is be
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.poutine as poutine
@@ -26,7 +27,7 @@ from pyro_ssvae.data import iterate_rows
 from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass
 
-__all__ = ["LogLikelihood", "class_posterior", "log_likelihood"]
+__all__ = ["LogLikelihood", "log_likelihood"]
 
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over rows, at -1
 _ELEMENTS_AT_A_TIME = 4_000_000  # of decoded rows: 16 MB, so that memory stays small whatever is asked for
@@ -34,7 +35,7 @@ _ELEMENTS_AT_A_TIME = 4_000_000  # of decoded rows: 16 MB, so that memory stays 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    r"""Estimates of log p(x) by rows, in nats.
+    r"""Estimates of log p(x) by rows, in nats; on the CPU, in float64.
 
     Attributes:
         log_px: log p(x), shape ``(N,)``.
@@ -82,7 +83,7 @@ def log_likelihood(
     binarisation: str = "none",
     seed: int = 0,
     samples_at_a_time: int = 100,
-    progress: Any = None,
+    progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x) of rows by importance sampling from the guide, in constant memory.
 
@@ -112,42 +113,26 @@ def log_likelihood(
     width = getattr(pair, "num_classes", 1) * max(1, x[0].numel()) * at_a_time
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
     batches = iterate_rows(x, device=like.device, batch_size=max(1, _ELEMENTS_AT_A_TIME // width), **options)
-    found: list[_Estimates] = []
-    done = 0
+    found: list[LogLikelihood] = []
     with own_randomness(pair, seed), torch.inference_mode(), pyro.validation_enabled(False):
         for batch in batches:
             found.append(_of_batch(pair, batch.to(like), num_samples, at_a_time))
-            done += len(batch)
             if progress is not None:
-                progress(done)
-    by_row: list[Any] = [None if parts[0] is None else torch.cat(parts).cpu() for parts in zip(*found, strict=True)]
-    log_px, error, effective, given_y, _ = by_row
+                progress(sum(len(part.log_px) for part in found))
+
+    def joined(name: str) -> Any:
+        parts = [getattr(part, name) for part in found]
+        return None if parts[0] is None else torch.cat(parts).cpu()
+
     log_py = found[0].log_py  # the same in every batch
-    return LogLikelihood(log_px, error, effective, given_y, None if log_py is None else log_py.cpu(), num_samples)
-
-
-def class_posterior(pair: nn.Module, x: Tensor, **options: Any) -> Tensor:
-    """Return p(y|x) ∝ p(y) p(x|y) of rows by importance sampling, shape ``(N, K)``: Bayes' rule instead of q(y|x).
-
-    Args:
-        pair: A model with classes.
-        x: Rows with shape ``(N, *event_shape)``, as stored.
-        **options: Those of :func:`log_likelihood`.
-
-    Raises:
-        ValueError: For a model without classes, or as :func:`log_likelihood` does.
-    """
-    return log_likelihood(pair, x, **options).class_posterior()
-
-
-class _Estimates(NamedTuple):
-    """What one batch of rows gives; the fields are those of :class:`LogLikelihood`."""
-
-    log_px: Any
-    standard_error: Any
-    effective_samples: Any
-    log_px_given_y: Any
-    log_py: Any
+    return LogLikelihood(
+        joined("log_px"),
+        joined("standard_error"),
+        joined("effective_samples"),
+        joined("log_px_given_y"),
+        None if log_py is None else log_py.cpu(),
+        num_samples,
+    )
 
 
 class _RunningSum:
@@ -162,7 +147,7 @@ class _RunningSum:
         self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
 
 
-def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> _Estimates:
+def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
     total, by_class = _RunningSum(), _RunningSum()
     log_py: Tensor | None = None
     for start in range(0, num_samples, at_a_time):
@@ -175,12 +160,13 @@ def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> _
             total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
     log_k = math.log(num_samples)
     spread = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
-    return _Estimates(
+    return LogLikelihood(
         total.first - log_k,
         ((spread - 1.0).clamp_min(0.0) / num_samples).sqrt(),
         (2.0 * total.first - total.second).exp(),
         None if log_py is None else (by_class.first - log_k).T,
         None if log_py is None else log_py.double(),
+        num_samples,
     )
 
 

@@ -125,20 +125,6 @@ class StaticEnumELBO(TraceEnum_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the negative bound in nats, summed over the rows that the plate stands for; differentiable."""
-        return self._bound(model, guide, args, kwargs)
-
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Return the negative bound as a number, without gradients."""
-        with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Return the negative bound as a number, after adding its gradients to the parameters'."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward(retain_graph=self.retain_graph)
-        return float(loss.detach())
-
-    def _bound(self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
         top_k = self.top_k if self.enumeration == "top-k" else None
         classes = EnumerateClass(self._class_dim, top_k, self._sample_dim)
         handled = classes(guide)
@@ -156,6 +142,17 @@ class StaticEnumELBO(TraceEnum_ELBO):
         if self.importance_weighted:
             return self._weighted(model_sites, guide_sites, classes)
         return self._averaged(model_sites, guide_sites, classes)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the negative bound as a number, without gradients."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the negative bound as a number, after adding its gradients to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
 
     def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
         """Return the negative bound, averaged over draws."""
@@ -181,10 +178,10 @@ class StaticEnumELBO(TraceEnum_ELBO):
             if site["cond_indep_stack"]:
                 by_class = cost.dim() >= -self._class_dim
                 inside.append(self._by_class(site, cost, classes) if by_class else cost)
-                scale = _plate_scale(site)
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
+        scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over rows; 1 for global sites
         if classes.name is None:
             return sum(outside, self._log_mean_exp(cost, scale).sum())
         kl = classes.kl(model_sites)

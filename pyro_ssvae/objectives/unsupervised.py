@@ -92,8 +92,8 @@ class UnsupervisedELBO(Objective):
         if elbo.importance_weighted:
             return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
         law = getattr(getattr(self.pair, "prior", None), "name", None)
-        kl = "closed form" if elbo.analytic_kl and law == "normal" else "by samples"
-        return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) in {kl}".replace("in by", "by")
+        how = "in closed form" if elbo.analytic_kl and law == "normal" else "by samples"
+        return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
 
     def _loss(self, batch: Batch) -> Tensor:
         if batch.x_unlabelled is None:
