@@ -3,7 +3,7 @@
     python examples/m1.py                            # MNIST, the M1 of Kingma et al. 2014
     python examples/m1.py --data digits --max-epochs 100
     python examples/m1.py --preset musyoku           # two latents, for a map
-    python examples/m1.py --prior vamp --importance-weighted true --num-particles 5
+    python examples/m1.py --prior vamp --importance-weighted --num-particles 5
     python examples/m1.py --resume runs/...          # continue a run that was stopped
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json.

@@ -21,7 +21,7 @@ import pyro
 
 import pyro_ssvae as ss
 from pyro_ssvae import M1, M1M2, NonFiniteLossError, RunFolderError, SemiSupervisedELBO, UnsupervisedELBO
-from pyro_ssvae.cli import joint_config, load_data, m1_config, parse_m1_m2, settings, stage, training_config
+from pyro_ssvae.cli import joint_config, load_data, m1_config, parse_m1_m2, settings, training_config
 from pyro_ssvae.evaluation import active_units
 from pyro_ssvae.training import RunFolder, report
 
@@ -64,7 +64,7 @@ def train_m1(args: Any, data: Any) -> M1:
     )
     objective = UnsupervisedELBO.for_data(m1, rows)
     print(f"M1 on {len(rows.x)} rows")
-    result = run_stage(objective, rows, m1_config(args, len(rows.x)), stage(args, "m1"), settings(args), args.seed)
+    result = run_stage(objective, rows, m1_config(args, len(rows.x)), Path(args.out) / "m1", settings(args), args.seed)
     print(f"{result['train_seconds']:.0f} s of training", end="")
     print("" if result["test_elbo"] is None else f", bound {result['test_elbo']:.1f} nats per datum on test rows")
     return m1
@@ -111,11 +111,11 @@ def main(argv: list[str] | None = None) -> int:
             num_particles=args.num_particles,
             importance_weighted=args.importance_weighted,
         )
-        result = run_stage(objective, data, training_config(args), stage(args, "stacked"), kept, args.seed)
+        result = run_stage(objective, data, training_config(args), Path(args.out) / "stacked", kept, args.seed)
         tell("stacked", result)
         if args.joint_epochs:
             model.join()
-            result = run_stage(objective, data, joint_config(args), stage(args, "joint"), kept, args.seed)
+            result = run_stage(objective, data, joint_config(args), Path(args.out) / "joint", kept, args.seed)
             tell("joint", result)
     except Stopped as stopped:
         print(f"Stopped by {stopped}. Go on with: python {sys.argv[0]} --resume {args.out}")

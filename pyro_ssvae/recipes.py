@@ -58,6 +58,16 @@ label seeds 10 to 12."""
 
 _PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_squeeze": 1.0}
 
+_SOURCE: dict[str, Any] = {
+    **_PLAIN,
+    "max_epochs": 60,
+    "batch_size": 100,
+    "learning_rate": 3e-4,
+    "decay_start": 1.0,
+    "ema_decay": 0.0,
+    "binarisation": "none",
+}
+
 M1_PRESETS = {
     "kingma": Recipe(
         model={"hidden_dims": [600, 600], "latent_dim": 50, "activation": "softplus"},
@@ -77,62 +87,31 @@ M1_PRESETS = {
     "nitta": Recipe(
         model={"hidden_dims": [300, 300], "latent_dim": 50, "activation": "softplus"},
         objective={},
-        training={
-            **_PLAIN,
-            "max_epochs": 30,
-            "batch_size": 100,
-            "learning_rate": 1e-3,
-            "decay_start": 1.0,
-            "ema_decay": 0.0,
-            "binarisation": "none",
-        },
+        training={**_SOURCE, "max_epochs": 30, "learning_rate": 1e-3},
         words="300-300 softplus on grey values, 30 epochs",
     ),
     "nnabla": Recipe(
         model={"hidden_dims": [500, 500], "latent_dim": 50, "activation": "elu"},
         objective={},
-        training={
-            **_PLAIN,
-            "max_epochs": 60,
-            "batch_size": 100,
-            "learning_rate": 3e-4,
-            "decay_start": 1.0,
-            "ema_decay": 0.0,
-            "binarisation": "threshold",
-        },
+        training={**_SOURCE, "binarisation": "threshold"},
         words="500-500 ELU, pixels above 0.5",
     ),
     "musyoku": Recipe(
         model={"hidden_dims": [600, 600], "latent_dim": 2, "activation": "softplus", "batch_norm": True},
         objective={},
-        training={
-            **_PLAIN,
-            "max_epochs": 60,
-            "batch_size": 100,
-            "learning_rate": 3e-4,
-            "decay_start": 1.0,
-            "gradient_clip": 1.0,
-            "ema_decay": 0.0,
-            "binarisation": "none",
-        },
+        training={**_SOURCE, "gradient_clip": 1.0},
         words="600-600 softplus with batch norm and 2 latents, for a map",
     ),
 }
-"""Settings of M1 by the source they follow; without a moving average or decay where the source has none."""
+"""Settings of M1 by the source they follow; without a moving average or decay where the source has none.
+
+Where a source is silent (the schedule of ``kingma``; optimiser and epochs of ``nnabla``; epochs of ``musyoku``), the
+setting is ours. The batch norm that musyoku also applies to the pixels is left out."""
 
 M1_BELOW = Recipe(
-    model={"hidden_dims": [600, 600], "latent_dim": 50, "activation": "softplus"},
+    model=M1_PRESETS["kingma"].model,
     objective={},
-    training={
-        **_PLAIN,
-        "warmup_steps": 500,
-        "max_epochs": 180,
-        "batch_size": 256,
-        "learning_rate": 1e-3,
-        "decay_start": 0.5,
-        "ema_decay": 0.999,
-        "binarisation": "none",
-    },
+    training={**M1_PRESETS["kingma"].training, "batch_size": 256, "binarisation": "none"},
 )
 """M1 below a stack: grey values, so that its encoder meets in training what it meets afterwards."""
 

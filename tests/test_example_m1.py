@@ -44,7 +44,7 @@ def stack_example() -> ModuleType:
     [
         ["--preset", "kingma"],
         ["--preset", "musyoku", "--prior", "mixture"],
-        ["--preset", "nnabla", "--num-particles", "3", "--importance-weighted", "true"],
+        ["--preset", "nnabla", "--num-particles", "3", "--importance-weighted"],
         ["--preset", "nitta", "--likelihood", "gaussian"],
     ],
 )
@@ -86,7 +86,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoc
 def test_stack_runs_all_stages(
     stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = [*TINY, "--joint-epochs", "1", "--keep-inactive", "true", "--out", str(tmp_path)]
+    flags = [*TINY, "--joint-epochs", "1", "--keep-inactive", "--out", str(tmp_path)]
     assert stack_example.main(flags + (["--pure"] if pure else [])) == 0
     printed = capsys.readouterr().out
     assert printed.index("M1 on 1200 rows") < printed.index("stacked, 100 labels") < printed.index("joint, 100 labels")
@@ -102,7 +102,7 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     stack_example: ModuleType, m1_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     first = tmp_path / "first"
-    assert stack_example.main([*TINY, "--pure", "--keep-inactive", "true", "--out", str(first)]) == 0
+    assert stack_example.main([*TINY, "--pure", "--keep-inactive", "--out", str(first)]) == 0
     before = (first / "m1" / "result.json").read_text()
     (first / "stacked" / "result.json").unlink()  # as if it had been stopped in the second stage
     assert stack_example.main(["--resume", str(first)]) == 0
@@ -110,12 +110,12 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     assert (first / "stacked" / "result.json").is_file()
     for given in (first, first / "m1"):
         second = tmp_path / f"on-{given.name}"
-        flags = [*TINY, "--pure", "--keep-inactive", "true", "--m1", str(given), "--out", str(second)]
+        flags = [*TINY, "--pure", "--keep-inactive", "--m1", str(given), "--out", str(second)]
         assert stack_example.main(flags) == 0
         assert not (second / "m1").exists()
     lone = tmp_path / "lone"
     assert m1_example.main([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
-    flags = [*TINY, "--pure", "--keep-inactive", "true", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
+    flags = [*TINY, "--pure", "--keep-inactive", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
     assert stack_example.main(flags) == 0
     capsys.readouterr()
     flags[flags.index(str(lone))] = str(first / "stacked")

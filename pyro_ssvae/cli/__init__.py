@@ -2,7 +2,7 @@
 
 from pyro_ssvae.cli.common import load_data, settings, training_config
 from pyro_ssvae.cli.m1 import parse_m1
-from pyro_ssvae.cli.m1m2 import joint_config, m1_config, parse_m1_m2, stage
+from pyro_ssvae.cli.m1m2 import joint_config, m1_config, parse_m1_m2
 from pyro_ssvae.cli.m2 import parse_m2
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "parse_m1_m2",
     "parse_m2",
     "settings",
-    "stage",
     "training_config",
 ]

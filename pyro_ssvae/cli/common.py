@@ -58,9 +58,9 @@ def new_parser(program: str, description: str, *, labels: bool = True) -> Argume
     return parser
 
 
-def add_parts(parser: ArgumentParser, *, likelihood: str = "p(x|y,z)", default: str = "bernoulli") -> None:
+def add_parts(parser: ArgumentParser, *, likelihood: str = "p(x|y,z)") -> None:
     """Add the flags of the likelihood and the prior of z."""
-    parser.add_argument("--likelihood", choices=sorted(LIKELIHOODS), default=default, help=likelihood)
+    parser.add_argument("--likelihood", choices=sorted(LIKELIHOODS), default="bernoulli", help=likelihood)
     parser.add_argument("--prior", choices=sorted(PRIORS), default="normal", help="p(z)")
 
 

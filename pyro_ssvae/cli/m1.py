@@ -23,9 +23,9 @@ def m1_parser(description: str) -> ArgumentParser:
     add("--latent-dim", type=int, default=50, help="dimensions of z")
     add("--hidden-dims", type=list[int], default=[600, 600], help="hidden widths of encoder and decoder")
     add("--activation", type=str, default="softplus", help="of encoder and decoder")
-    add("--batch-norm", type=bool, default=False, help="normalise before each activation")
+    add("--batch-norm", action="store_true", help="normalise before each activation")
     add("--num-particles", type=int, default=1, metavar="S", help="draws of z per row and step")
-    add("--importance-weighted", type=bool, default=False, help="weigh the draws in one tighter bound (IWAE)")
+    add("--importance-weighted", action="store_true", help="weigh the draws in one tighter bound (IWAE)")
     add("--num-samples", type=int, default=500, metavar="S", help="draws per test row behind log p(x); 0 for none")
     return parser
 

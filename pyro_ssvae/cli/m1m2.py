@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,7 +14,7 @@ from pyro_ssvae.cli.m2 import add_objective
 from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig
 
-__all__ = ["joint_config", "m1_config", "parse_m1_m2", "stage"]
+__all__ = ["joint_config", "m1_config", "parse_m1_m2"]
 
 _LEAST_STEPS = 3000  # of M1, unless passes are asked for
 
@@ -33,7 +32,7 @@ def m1_m2_parser(description: str) -> ArgumentParser:
     add("--m1-epochs", type=int, default=M1_BELOW.training["max_epochs"], metavar="E", help="passes to train M1 for")
     add("--m1-hidden-dims", type=list[int], default=M1_BELOW.model["hidden_dims"], help="hidden widths of M1")
     add("--m1-latent-dim", type=int, default=M1_BELOW.model["latent_dim"], help="dimensions of z1, before pruning")
-    add("--keep-inactive", type=bool, default=False, help="model also the latents of M1 that carry nothing")
+    add("--keep-inactive", action="store_true", help="model also the latents of M1 that carry nothing")
     add("--joint-epochs", type=int, default=0, metavar="E", help="passes to fine-tune everything for, end to end")
     add("--class-prior", choices=["uniform", "map", "dirichlet"], default="uniform", help="p(y|pi)p(pi)")
     add("--classify-from", choices=["z1", "x"], default="x", help="whether the classifier reads z1 or the pixels")
@@ -72,8 +71,3 @@ def joint_config(args: Namespace) -> TrainingConfig:
     """Return the settings of the last stage: those of the stacked one, at a tenth of its learning rate."""
     config = training_config(args)
     return replace(config, max_steps=None, max_epochs=args.joint_epochs, learning_rate=config.learning_rate / 10)
-
-
-def stage(args: Namespace, name: str) -> Path:
-    """Return the folder of a stage of the run."""
-    return Path(args.out) / name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -91,7 +91,7 @@ class Mixed(Likelihood):
         }
 
     def _likelihoods(self) -> list[Likelihood]:
-        return list(self.parts)  # type: ignore[arg-type]  # a ModuleList forgets what it was filled with
+        return [cast(Likelihood, part) for part in self.parts]  # a ModuleList forgets what it was filled with
 
 
 class _Joint(TorchDistribution):

@@ -218,11 +218,12 @@ class Flow(Prior):
             )
         self.num_layers, self.hidden_dim = int(num_layers), int(hidden_dim)
         self.base = StandardNormal(latent_dim)
-        self.couplings = nn.ModuleList(affine_coupling(latent_dim, [hidden_dim] * 2) for _ in range(num_layers))
-        for coupling in self.couplings:  # identity maps at first, so that the prior starts out standard normal
-            last: Any = coupling.get_submodule("nn.layers")[-1]  # type: ignore[index]  # a ModuleList, to Pyro
+        couplings = [affine_coupling(latent_dim, [hidden_dim] * 2) for _ in range(num_layers)]
+        for coupling in couplings:  # identity maps at first, so that the prior starts out standard normal
+            last = coupling.nn.layers[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+        self.couplings = nn.ModuleList(couplings)
         self.register_buffer("reversed", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:

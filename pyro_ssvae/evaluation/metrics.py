@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of KL and entropy
+_ACTIVE_VARIANCE = 0.01  # of posterior means, from which a latent counts as in use
 
 
 def predict_rows(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
@@ -167,16 +168,18 @@ def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: 
         scale: Divides ``x``.
         batch_size: Rows at a time.
     """
-    kl = 0.0
+    kl, means = 0.0, []
     with evaluation_mode(model):
         for batch in _batches(model, x, scale=scale, batch_size=batch_size):
-            kl += float(_kl_to_prior(model, model.encode(batch)).sum())
-    return {"kl_z": kl / len(x), "active_units": int(active_units(model, x, scale=scale).sum())}
+            qz = model.encode(batch)
+            kl += float(_kl_to_prior(model, qz).sum())
+            means.append(qz.mean.cpu())
+    return {"kl_z": kl / len(x), "active_units": int(_active(means).sum())}
 
 
 @torch.no_grad()
 def active_units(
-    model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = 0.01, batch_size: int = 1000
+    model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE, batch_size: int = 1000
 ) -> Tensor:
     r"""Return which latents of M1 are in use: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
 
@@ -193,8 +196,8 @@ def active_units(
     Returns:
         A mask with shape ``(L,)``, on the CPU.
     """
-    means = [model.transform(batch).cpu() for batch in _batches(model, x, scale=scale, batch_size=batch_size)]
-    return torch.cat(means).var(0) > threshold
+    rows = _batches(model, x, scale=scale, batch_size=batch_size)
+    return _active([model.transform(batch).cpu() for batch in rows], threshold)
 
 
 def validation_metrics(
@@ -221,6 +224,10 @@ def validation_metrics(
     if isinstance(pair, M1):
         found |= latent_diagnostics(pair, few, scale=data.scale)
     return found, bound
+
+
+def _active(means: list[Tensor], threshold: float = _ACTIVE_VARIANCE) -> Tensor:
+    return torch.cat(means).var(0) > threshold
 
 
 def _batches(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:

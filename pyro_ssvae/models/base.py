@@ -51,8 +51,6 @@ class Pair(nn.Module):
         TypeError: For a likelihood or prior of the wrong type.
     """
 
-    num_classes: int
-
     def __init__(
         self,
         event_shape: Sequence[int],

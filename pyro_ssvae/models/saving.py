@@ -59,7 +59,7 @@ def load(
         cls: Your subclass, if the model was an instance of one; the library's class otherwise.
         **modules: The modules of your own that the model was built with (``classifier=``, ``encoder=``, ``decoder=``,
             ``prior=``, ``likelihood=``, ``class_prior=``), which a configuration cannot rebuild. Their
-            weights are loaded.
+            weights are loaded. ``m1=`` hands in the M1 of a stack, where that has such modules.
 
     Returns:
         The model.
@@ -123,12 +123,14 @@ def _arguments(kind: type[Pair], config: dict[str, Any], modules: dict[str, Any]
     if unknown:
         raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {kind.__name__}.")
     missing = {name: whose for name, whose in config["custom"].items() if name not in modules}
+    below = config["parts"].get("m1")
+    if below is not None and below["custom"] and "m1" not in modules:
+        missing["m1"] = f"M1 with its {', '.join(below['custom'])}"
     if missing:
         given = ", ".join(f"{name}=<your {whose}>" for name, whose in missing.items())
         raise ValueError(f"The model was built with modules of your own; hand them in again: load(folder, {given}).")
-    if "m1" in config["parts"]:
-        below = modules.pop("m1", None)
-        arguments["m1"] = below if below is not None else _build(config["parts"]["m1"], None, {})
+    if below is not None and "m1" not in modules:
+        arguments["m1"] = _build(below, None, {})
     if "likelihood" not in modules and "likelihood" in config["parts"]:
         arguments["likelihood"] = make_likelihood(**config["parts"]["likelihood"])
     if "prior" not in modules and "prior" in config["parts"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 import warnings
 from importlib.metadata import version
 from typing import Any
@@ -135,11 +136,14 @@ def _of_bound(
     if isinstance(objective, UnsupervisedELBO):
         found["loss_terms"] = objective.terms()
     if num_samples and known:
+        started = time.perf_counter()
         estimate = log_likelihood(pair, data.x_test, num_samples=num_samples, **drawn)
         found |= {
             "test_log_likelihood": estimate.mean,
             "test_log_likelihood_error": estimate.mean_error,
             "test_log_likelihood_samples": num_samples,
+            "effective_samples": float(estimate.effective_samples.median()),
+            "likelihood_seconds": round(time.perf_counter() - started, 1),
         }
     elif isinstance(pair, M1):
         found["test_log_likelihood"] = None

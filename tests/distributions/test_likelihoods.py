@@ -125,7 +125,6 @@ def mixed() -> Mixed:
 
 
 def test_mixed_gives_each_column_its_law() -> None:
-    law = mixed()(torch.randn(5, 4, 4).double(), 1)
     params = torch.randn(5, 4, 4).double()
     law = mixed()(params, 1)
     x = torch.stack([torch.randn(5), torch.arange(5.0), torch.arange(5.0) % 4, torch.randn(5)], -1).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -158,13 +159,15 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
     folder, m1, result = run_folder
     saved = json.loads((folder / "result.json").read_text())
     assert saved == result
-    bounds = [float(line.split(",")[5]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    with (folder / "metrics.csv").open() as file:
+        bounds = [float(row["validation_bound"]) for row in csv.DictReader(file)]
     assert result["test_elbo"] < result["test_log_likelihood"] < 0
     assert result["active_units"] == int(
         active_units(m1, SemiSupervisedData.from_name("digits").x_test, scale=16.0).sum()
     )
     assert result["active_units"] >= 2
     assert len(bounds) == 4
+    assert bounds[-1] > bounds[0]
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names >= {"samples.png", "reconstructions.png", "interpolations.png", "traversals.png", "latent_map.png"}
     assert "class_control" not in result
