@@ -154,6 +154,16 @@ def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch
     assert twin.config() == stack.config()
 
 
+def test_a_stack_on_modules_of_ones_own_asks_for_its_m1(tmp_path: Path) -> None:
+    stack = make_stack(make_m1(decoder=torch.nn.Linear(5, 64))).eval()
+    pyro_ssvae.save(stack, tmp_path)
+    with pytest.raises(ValueError, match="m1=<your M1 with its decoder>"):
+        pyro_ssvae.load(tmp_path)
+    twin = pyro_ssvae.load(tmp_path, m1=make_m1(decoder=torch.nn.Linear(5, 64)))
+    x = torch.rand(4, *IMAGE)
+    torch.testing.assert_close(twin.m1.reconstruct(x), stack.m1.reconstruct(x))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
