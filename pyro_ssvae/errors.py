@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DataUnavailableError", "NonFiniteLossError", "RunFolderError"]
+__all__ = ["DataUnavailableError", "NonFiniteLossError", "RunFolderError", "TrainingFailedError"]
 
 
 class DataUnavailableError(RuntimeError):
@@ -13,6 +13,22 @@ class DataUnavailableError(RuntimeError):
 
 class RunFolderError(RuntimeError):
     """A run folder cannot be used, read or written."""
+
+
+class TrainingFailedError(RuntimeError):
+    """Training goes nowhere, though every loss is finite: a generator has collapsed, or energies diverge.
+
+    Args:
+        step: The step of the evaluation that told.
+        why: What is wrong, in words.
+        checkpoint: The last checkpoint written before it, or ``None``.
+    """
+
+    def __init__(self, step: int, why: str, checkpoint: Path | None) -> None:
+        kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written before."
+        super().__init__(f"Training stopped at step {step}: {why}. {kept}")
+        self.step = step
+        self.checkpoint = checkpoint
 
 
 class NonFiniteLossError(RuntimeError):

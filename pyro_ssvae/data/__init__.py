@@ -3,11 +3,13 @@
 from pyro_ssvae.data.batches import Batch, BatchStream, Rows
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.named import DATASET_NAMES
+from pyro_ssvae.data.plane import PLANE_NAMES, draw_ring, draw_spiral, plane_data, ring_distribution
 from pyro_ssvae.data.rows import binarise, iterate_rows, prepare
 from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels
 
 __all__ = [
     "DATASET_NAMES",
+    "PLANE_NAMES",
     "Batch",
     "BatchStream",
     "LabelSplit",
@@ -15,7 +17,11 @@ __all__ = [
     "SemiSupervisedData",
     "binarise",
     "draw_label_split",
+    "draw_ring",
+    "draw_spiral",
     "hide_labels",
     "iterate_rows",
+    "plane_data",
     "prepare",
+    "ring_distribution",
 ]

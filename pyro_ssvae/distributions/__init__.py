@@ -11,7 +11,15 @@ from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, 
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.making import LIKELIHOODS, PRIORS, make_likelihood, make_prior
 from pyro_ssvae.distributions.mixed import Mixed
-from pyro_ssvae.distributions.priors import Flow, MixtureOfGaussians, Prior, StandardNormal, StudentT, VampPrior
+from pyro_ssvae.distributions.priors import (
+    Flow,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    StudentT,
+    Uniform,
+    VampPrior,
+)
 
 __all__ = [
     "LIKELIHOODS",
@@ -35,6 +43,7 @@ __all__ = [
     "Prior",
     "StandardNormal",
     "StudentT",
+    "Uniform",
     "VampPrior",
     "make_class_prior",
     "make_likelihood",

@@ -9,7 +9,15 @@ from torch import nn
 from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
-from pyro_ssvae.distributions.priors import Flow, MixtureOfGaussians, Prior, StandardNormal, StudentT, VampPrior
+from pyro_ssvae.distributions.priors import (
+    Flow,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    StudentT,
+    Uniform,
+    VampPrior,
+)
 
 __all__ = ["LIKELIHOODS", "PRIORS", "make_likelihood", "make_prior"]
 
@@ -31,7 +39,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 PRIORS: dict[str, type[Prior]] = {
     kind.name: kind for kind in (StandardNormal, StudentT, MixtureOfGaussians, VampPrior, Flow)
 }
-"""Priors of z by name."""
+"""Priors of inferred latents by name; :class:`Uniform`, ``"uniform"``, is for generators alone."""
 
 
 def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
@@ -94,6 +102,8 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
         return prior
     if not isinstance(prior, str):
         raise TypeError(f"prior must be a name or a module, not {type(prior).__name__}; names: {', '.join(PRIORS)}.")
+    if prior == Uniform.name:
+        return Uniform(latent_dim)
     if prior not in PRIORS:
         raise ValueError(f"prior={prior!r} is unknown; choose one of {', '.join(PRIORS)}.")
     return PRIORS[prior](latent_dim, **config)

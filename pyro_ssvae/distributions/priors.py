@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
-__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "VampPrior"]
+__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior"]
 
 
 class Prior(nn.Module):
@@ -72,6 +72,29 @@ class StandardNormal(Prior):
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+class Uniform(Prior):
+    """Latents uniform on [-1, 1], what the generator of a :class:`~pyro_ssvae.DDGM` may start from.
+
+    It is no prior for models that infer z: their Gaussian guides reach beyond it.
+
+    Args:
+        latent_dim: Number of latents ``L``.
+    """
+
+    name = "uniform"
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("low", -torch.ones(latent_dim), persistent=False)
+        self.register_buffer("high", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:
+        """Return the prior, with event shape ``(L,)``."""
+        return dist.Uniform(self.low, self.high).to_event(1)
 
 
 class StudentT(Prior):

@@ -10,7 +10,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_ssvae.data import SemiSupervisedData, iterate_rows
-from pyro_ssvae.models import M1, ClassifyingPair, Pair
+from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair
 from pyro_ssvae.models.base import device_of, evaluation_mode, own_randomness
 from pyro_ssvae.objectives import Objective
 
@@ -18,6 +18,7 @@ __all__ = [
     "active_units",
     "class_control",
     "classification_error",
+    "energy_diagnostics",
     "latent_diagnostics",
     "mean_bound",
     "posterior_diagnostics",
@@ -178,6 +179,33 @@ def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: 
 
 
 @torch.no_grad()
+def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+    """Return how data and as many generated rows compare.
+
+    ``energy_of_data`` and ``energy_of_samples`` are mean energies in nats, ``energy_difference`` the first minus the
+    second, and ``spread_ratio`` the root of the total variance of samples over that of the data: near 1 for a
+    generator that covers the data, near 0 for one that has collapsed.
+
+    Args:
+        model: The model.
+        x: Rows with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        seed: Of the samples; the caller's random state is left as it was.
+    """
+    rows = torch.cat(list(_batches(model, x, scale=scale)))
+    with own_randomness(model, seed):
+        samples = model.sample(len(rows))
+    of_data, of_samples = model.energy(rows).mean(), model.energy(samples).mean()
+    spread = [z.flatten(1).var(0).sum().sqrt() for z in (samples, rows)]
+    return {
+        "energy_of_data": float(of_data),
+        "energy_of_samples": float(of_samples),
+        "energy_difference": float(of_data - of_samples),
+        "spread_ratio": float(spread[0] / spread[1]),
+    }
+
+
+@torch.no_grad()
 def active_units(
     model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE, batch_size: int = 1000
 ) -> Tensor:
@@ -202,11 +230,12 @@ def active_units(
 
 def validation_metrics(
     objective: Objective, data: SemiSupervisedData, *, binarisation: str = "none", seed: int = 0
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, float], float | None]:
     """Return what an evaluation says about validation rows, and one number, higher being better, to choose by.
 
     With classes: error and :func:`posterior_diagnostics`, chosen by error. Without: bound and
-    :func:`latent_diagnostics`, chosen by the bound.
+    :func:`latent_diagnostics`, chosen by the bound. Of an energy model :func:`energy_diagnostics`, and the latest is
+    chosen.
 
     Args:
         objective: The objective, whose pair is evaluated.
@@ -216,6 +245,8 @@ def validation_metrics(
     """
     x, pair = data.x_validation, objective.pair
     few = x[:_DIAGNOSED_ROWS]
+    if isinstance(pair, DDGM):
+        return energy_diagnostics(pair, few, scale=data.scale, seed=seed), None
     if isinstance(pair, ClassifyingPair):
         error = classification_error(pair, x, data.y_validation, scale=data.scale)
         return {"validation_error": error, **posterior_diagnostics(pair, few, scale=data.scale)}, -error

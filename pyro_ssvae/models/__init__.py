@@ -1,10 +1,23 @@
 """Models of the papers, as Pyro model/guide pairs: one file each."""
 
-from pyro_ssvae.models.base import Pair, data_plate, pyro_view
+from pyro_ssvae.models.base import Pair, VariationalPair, data_plate, pyro_view
 from pyro_ssvae.models.classifying import ClassifyingPair
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.saving import load, save
 
-__all__ = ["M1", "M1M2", "M2", "ClassifyingPair", "Pair", "data_plate", "load", "pyro_view", "save"]
+__all__ = [
+    "DDGM",
+    "M1",
+    "M1M2",
+    "M2",
+    "ClassifyingPair",
+    "Pair",
+    "VariationalPair",
+    "data_plate",
+    "load",
+    "pyro_view",
+    "save",
+]

@@ -15,12 +15,14 @@ from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
 from pyro_ssvae.data.checks import as_seed
-from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, make_likelihood, make_prior
+from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform, make_likelihood, make_prior
 
 __all__ = [
     "ENUMERATE",
     "Pair",
+    "VariationalPair",
     "data_plate",
+    "declare_parameters",
     "device_of",
     "evaluation_mode",
     "full_precision",
@@ -34,28 +36,26 @@ depends on y alone is computed K times and not K x batch times."""
 
 
 class Pair(nn.Module):
-    """Base class of the models here: rows of some shape under a likelihood, and latents under a prior.
+    """Base class of the models here: rows of some shape, and latents under a prior.
 
     A subclass makes its networks, calls :meth:`_complete`, and defines ``model`` and ``guide``.
 
     Args:
         event_shape: Shape of one row.
         latent_dim: Number of latents ``L``.
-        likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
         options: The constructor's other arguments, JSON-ready, for :meth:`config`.
         modules: Those arguments that may hold modules of the caller's own, by name.
 
     Raises:
         ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
-        TypeError: For a likelihood or prior of the wrong type.
+        TypeError: For a prior of the wrong type.
     """
 
     def __init__(
         self,
         event_shape: Sequence[int],
         latent_dim: int,
-        likelihood: str | Likelihood,
         prior: str | nn.Module | None,
         options: dict[str, Any],
         modules: dict[str, Any],
@@ -69,7 +69,6 @@ class Pair(nn.Module):
             raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
         self.event_shape = torch.Size(event_shape)
         self.latent_dim = int(latent_dim)
-        self.likelihood = make_likelihood(likelihood)
         self.prior = make_prior(prior, latent_dim)
         self._options = {"latent_dim": latent_dim, **options}
         self._own = {name: type(part).__name__ for name, part in modules.items() if isinstance(part, nn.Module)}
@@ -84,21 +83,9 @@ class Pair(nn.Module):
         """Number of elements of a row."""
         return math.prod(self.event_shape)
 
-    def _posterior(self, params: Tensor) -> dist.TorchDistribution:
-        """Return a diagonal Gaussian over z, for location and log-scale ``(..., 2 * L)``."""
-        loc, log_scale = full_precision(params).chunk(2, dim=-1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
-
-    def _law(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
-        """Return the likelihood's law of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
-        params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
-        law: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
-        return law
-
     def _parts(self) -> dict[str, Any]:
         """Return the parts that a saved configuration can name; a standard normal goes without saying."""
-        prior = {} if isinstance(self.prior, StandardNormal) else {"prior": self.prior}
-        return {"likelihood": self.likelihood, **prior}
+        return {} if isinstance(self.prior, StandardNormal) else {"prior": self.prior}
 
     def config(self) -> dict[str, Any]:
         """Return what :func:`pyro_ssvae.load` needs to rebuild the model, JSON-ready."""
@@ -129,6 +116,51 @@ class Pair(nn.Module):
             raise TypeError(
                 f"Rows must be floating point, scaled as in training; got {x.dtype}. For 8-bit pixels divide by 255."
             )
+
+
+class VariationalPair(Pair):
+    """Base class of models whose rows follow a likelihood given latents, and whose latents are inferred.
+
+    Args:
+        event_shape: Shape of one row.
+        latent_dim: Number of latents ``L``.
+        likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
+        prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
+        options: As for :class:`Pair`.
+        modules: Likewise.
+
+    Raises:
+        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        TypeError: For a likelihood or prior of the wrong type.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dim: int,
+        likelihood: str | Likelihood,
+        prior: str | nn.Module | None,
+        options: dict[str, Any],
+        modules: dict[str, Any],
+    ) -> None:
+        super().__init__(event_shape, latent_dim, prior, options, modules)
+        if isinstance(self.prior, Uniform):
+            raise ValueError("prior='uniform' has no density where a Gaussian guide reaches; take another prior of z.")
+        self.likelihood = make_likelihood(likelihood)
+
+    def _posterior(self, params: Tensor) -> dist.TorchDistribution:
+        """Return a diagonal Gaussian over z, for location and log-scale ``(..., 2 * L)``."""
+        loc, log_scale = full_precision(params).chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+    def _law(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
+        """Return the likelihood's law of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
+        params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
+        law: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
+        return law
+
+    def _parts(self) -> dict[str, Any]:
+        return {"likelihood": self.likelihood, **super()._parts()}
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
@@ -211,8 +243,7 @@ def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...
 
     def view(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            for parameter_name, parameter in pair.named_parameters():
-                _declare(parameter_name, parameter)
+            declare_parameters(pair)
             return getattr(pair, name)(*args, **kwargs)
 
         return call
@@ -220,9 +251,10 @@ def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...
     return tuple(view(name) for name in functions or ("model", "guide"))
 
 
-def _declare(name: str, parameter: nn.Parameter) -> None:
-    """Emit a ``param`` site whose value leads back to the parameter, as ``pyro.param`` does, but without the store."""
-    alias = parameter.detach()
-    # The attribute that Pyro itself puts on the tensors of its store, and SVI reads; torch's types know nothing of it.
-    alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-    effectful(type="param")(lambda *_, **__: alias)(name, name=name)
+def declare_parameters(module: nn.Module) -> None:
+    """Emit ``param`` sites whose values lead to a module's parameters, as ``pyro.param`` does without its store."""
+    for name, parameter in module.named_parameters():
+        alias = parameter.detach()
+        # The attribute that Pyro puts on the tensors of its store, and SVI reads; torch's types know nothing of it.
+        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Likelihood, make_class_prior
-from pyro_ssvae.models.base import Pair, data_plate, device_of, evaluation_mode
+from pyro_ssvae.models.base import VariationalPair, data_plate, device_of, evaluation_mode
 
 __all__ = ["ClassifyingPair"]
 
 
-class ClassifyingPair(Pair):
+class ClassifyingPair(VariationalPair):
     """Base class of the models that know classes. A subclass defines ``classify``, ``encode`` and ``decode`` too.
 
     Args:

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import Likelihood
-from pyro_ssvae.models.base import Pair, data_plate, evaluation_mode
+from pyro_ssvae.models.base import VariationalPair, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP
 
 __all__ = ["M1"]
 
 
-class M1(Pair):
+class M1(VariationalPair):
     """The M1 model/guide pair, for rows of any shape. It knows no classes; its latents serve a classifier above.
 
     Shapes in the comments: ``B`` rows, ``L`` latents.

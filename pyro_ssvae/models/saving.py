@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from pyro_ssvae.distributions import make_class_prior, make_likelihood, make_prior
 from pyro_ssvae.files import read_json, write_atomically, write_json
 from pyro_ssvae.models.base import Pair
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
@@ -22,7 +23,7 @@ from pyro_ssvae.models.m2 import M2
 __all__ = ["load", "save"]
 
 FORMAT = 1
-_MODELS: dict[str, type[Pair]] = {"M1": M1, "M2": M2, "M1M2": M1M2}
+_MODELS: dict[str, type[Pair]] = {"DDGM": DDGM, "M1": M1, "M2": M2, "M1M2": M1M2}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 

@@ -1,19 +1,41 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
+from pyro_ssvae.objectives.alternating import AlternatingObjective, Group
 from pyro_ssvae.objectives.base import Objective
+from pyro_ssvae.objectives.energy import EnergyELBO, EnergyObjective
+from pyro_ssvae.objectives.entropy import (
+    ENTROPIES,
+    BatchNormEntropy,
+    Entropy,
+    MutualInformationEntropy,
+    NearestNeighbourEntropy,
+    ScoreEntropy,
+    make_entropy,
+)
 from pyro_ssvae.objectives.enumeration import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.static import StaticEnumELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 
 __all__ = [
+    "ENTROPIES",
     "AffineAugmentation",
+    "AlternatingObjective",
+    "BatchNormEntropy",
     "Consistency",
+    "EnergyELBO",
+    "EnergyObjective",
+    "Entropy",
     "EnumerationError",
+    "Group",
+    "MutualInformationEntropy",
+    "NearestNeighbourEntropy",
     "Objective",
+    "ScoreEntropy",
     "SemiSupervisedELBO",
     "StaticELBOError",
     "StaticEnumELBO",
     "UnsupervisedELBO",
+    "make_entropy",
 ]

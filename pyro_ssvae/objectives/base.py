@@ -131,6 +131,14 @@ class Objective(nn.Module):
     def _loss(self, batch: Batch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define _loss(batch) -> scalar.")
 
+    def problem(self, row: dict[str, Any]) -> str | None:
+        """Return why training should not go on, in words, judged by what an evaluation found; ``None`` if it should.
+
+        Args:
+            row: What ``metrics.csv`` says of the evaluation.
+        """
+        return None
+
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *rows: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_rows, prepare
 from pyro_ssvae.distributions import Prior
-from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
+from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
 from pyro_ssvae.evaluation import validation_metrics
-from pyro_ssvae.models import Pair, save
-from pyro_ssvae.objectives import Objective
+from pyro_ssvae.models import Pair, VariationalPair, save
+from pyro_ssvae.objectives import AlternatingObjective, Objective
+from pyro_ssvae.training.alternating import AlternatingStep
+from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.interrupts import Interrupts
@@ -104,6 +106,7 @@ def fit(
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
         StaticELBOError: Likewise, for a pair that only the stock ELBO takes.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
+        TrainingFailedError: When an evaluation shows that training goes nowhere, as :meth:`Objective.problem` judges.
         RunFolderError: If the folder cannot be used, written or resumed.
 
     Warns:
@@ -145,7 +148,8 @@ def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
             )
         for rows in (data.x, data.x_validation, data.x_test):
             for batch in iterate_rows(rows, scale=data.scale, batch_size=4096):
-                pair.likelihood.check(batch)
+                if isinstance(pair, VariationalPair):
+                    pair.likelihood.check(batch)
     if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
@@ -196,7 +200,12 @@ class _Loop:
         if isinstance(prior, Prior):
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
             prior.start_from(prepare(data.x[order[:_STARTING_ROWS]], scale=data.scale))
-        self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
+        rest = (self.stream, config, fabric, self.total)
+        self.train_step: BaseStep = (
+            AlternatingStep(objective, *rest)
+            if isinstance(objective, AlternatingObjective)
+            else TrainingStep(objective, *rest)
+        )
         self.train_step.check()
         self.average = self.train_step.average
         self.step = 0
@@ -252,9 +261,12 @@ class _Loop:
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)
         if bad >= 0:
-            checkpoint = self.folder.checkpoint if self.folder is not None else None
-            kept = checkpoint if checkpoint is not None and checkpoint.is_file() else None
-            raise NonFiniteLossError(bad, kept)
+            raise NonFiniteLossError(bad, self._checkpoint())
+
+    def _checkpoint(self) -> Path | None:
+        """Return the last checkpoint, if there is one."""
+        checkpoint = self.folder.checkpoint if self.folder is not None else None
+        return checkpoint if checkpoint is not None and checkpoint.is_file() else None
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights on validation rows, and remember them if they are the best so far."""
@@ -267,12 +279,14 @@ class _Loop:
             "learning_rate": self.config.learning_rate_at(max(0, self.step - 1), self.total),
         }
         with self.average.applied():
-            score = None
+            score: float | None = None
             if len(self.data.x_validation) and isinstance(self.pair, Pair):
                 found, score = validation_metrics(
                     self.objective, self.data, binarisation=self.config.binarisation, seed=self.config.seed
                 )
                 row |= found
+            if (why := self.objective.problem(row)) is not None:
+                raise TrainingFailedError(self.step, why, self._checkpoint())
             self._keep_if_best(score)
         self.metrics.append(row)
         if self.log is not None:

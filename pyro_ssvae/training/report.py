@@ -17,11 +17,12 @@ from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.evaluation import (
     class_control,
     classification_error,
+    energy_diagnostics,
     latent_diagnostics,
     log_likelihood,
     mean_bound,
 )
-from pyro_ssvae.models import M1, ClassifyingPair, Pair
+from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair, VariationalPair
 from pyro_ssvae.models.base import device_of
 from pyro_ssvae.objectives import Objective, UnsupervisedELBO
 from pyro_ssvae.plots import save_run_figures
@@ -72,7 +73,7 @@ def report(
         "seed": seed,
         "add_ons": objective.add_ons,
         "objective": objective.config(),
-        "likelihood": pair.likelihood.name,
+        **({"likelihood": pair.likelihood.name} if isinstance(pair, VariationalPair) else {}),
         "prior": getattr(pair.prior, "name", type(pair.prior).__name__),
         "kl_weight": [run.config.kl_weight_at(int(t * run.steps / 10), run.steps, data.x.shape[0]) for t in range(10)],
         "binarisation": run.config.binarisation,
@@ -133,6 +134,8 @@ def _of_bound(
                 "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
                 stacklevel=3,
             )
+    if isinstance(pair, DDGM) and len(data.x_test):
+        found |= energy_diagnostics(pair, data.x_test, scale=data.scale, seed=seed)
     if isinstance(objective, UnsupervisedELBO):
         found["loss_terms"] = objective.terms()
     if num_samples and known:

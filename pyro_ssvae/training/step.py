@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch, BatchStream, Rows
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.training.averaging import MovingAverage
+from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.device import keep_freed_memory
 from pyro_ssvae.training.graphs import CapturedSteps
 from pyro_ssvae.training.recording import RecordedLoss, has_compiler, preserved, shapes
 
@@ -33,8 +33,8 @@ _WORTH_COMPILING = 10_000  # steps; Inductor takes 15 to 30 seconds and then sav
 _SEEN_FIRST = 2  # eager steps of a shape before it is recorded: a recording takes a second or two
 
 
-class TrainingStep:
-    """A step that knows its objective, data, optimiser and average.
+class TrainingStep(BaseStep):
+    """A step of an objective with one loss, in one of the four ways.
 
     Args:
         objective: The objective; moved to the device.
@@ -43,25 +43,15 @@ class TrainingStep:
         fabric: Device and precision.
         total: Length of the schedule in steps.
 
-    Attributes:
-        mode: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
-        why_eager: Why the step is eager though it was to be faster, in one line; ``None`` otherwise.
-        sums: Sums, since they were last taken, of the loss and its terms.
-        first_bad_step: Number of the first step whose loss was not finite, else -1, on the device.
+    Raises:
+        ValueError: For a way of stepping that cannot be had here.
     """
 
     def __init__(
         self, objective: Objective, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
     ) -> None:
-        self.objective = objective.to(fabric.device)
-        self.stream = stream
-        self.config = config
-        self.fabric = fabric
-        self.total = total
         self.mode = _choose(config, fabric, objective, total)
-        self.why_eager: str | None = None
-        if fabric.device.type == "cpu":
-            keep_freed_memory()
+        super().__init__(objective, stream, config, fabric, total)
         graph = self.mode == "graph"
         # One fused kernel (or loop) over all parameters. In a CUDA graph the learning rate must lie on the device.
         rate: Any = torch.tensor(config.learning_rate, device=fabric.device) if graph else config.learning_rate
@@ -69,26 +59,14 @@ class TrainingStep:
             objective.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=graph
         )
         self.module, self.optimizer = fabric.setup(objective, optimizer)
+        self.optimizers = [self.optimizer]
         self.average = MovingAverage(objective.pair, config.ema_decay, captured=graph)
-        self.sums: dict[str, Tensor] = {}
-        self.sum_steps = 0
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
-        self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
-        self._loss = torch.zeros((), device=fabric.device)
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: RecordedLoss | None = None
         self._captured: CapturedSteps | None = None
 
-    def check(self) -> None:
-        """Run the pair once, on the batch that comes next, and leave everything as it was.
-
-        Raises:
-            Exception: What the objective raises for a pair or data that it cannot take.
-        """
-        state = self.stream.state_dict()
-        with preserved(self.module, self.fabric.device):
-            self.module(next(self.stream))
-        self.stream.load_state_dict(state)
+    def _try(self, batch: Batch) -> None:
+        self.module(batch)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0).
@@ -106,36 +84,12 @@ class TrainingStep:
             self._fast_step(rows, verify)
         self.sum_steps += 1
 
-    def take_means(self) -> dict[str, float]:
-        """Return the means of the loss and its terms since the last call, and start afresh."""
-        means = {name: float(value) / max(1, self.sum_steps) for name, value in self.sums.items()}
-        for value in self.sums.values():
-            value.zero_()  # in place: a captured step adds to this very tensor
-        self.sum_steps = 0
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs of it."""
-        return {
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "stream": self.stream.state_dict(),
-            "sums": {name: value.clone() for name, value in self.sums.items()},
-            "sum_steps": self.sum_steps,
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; before the first step."""
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().load_state_dict(state)
         if self.mode == "graph":
             for group in self.optimizer.param_groups:
                 group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
-        self.average.load_state_dict(state["average"])
-        self.stream.load_state_dict(state["stream"])
-        self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
-        self.sum_steps = state["sum_steps"]
 
     def _set_schedule(self, number: int) -> None:
         rate = self.config.learning_rate_at(number, self.total)
@@ -162,13 +116,7 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
-        self._loss.copy_(loss)
-        bad_now = ~loss.isfinite() & (self.first_bad_step < 0)
-        self.first_bad_step.copy_(torch.where(bad_now, self._number, self.first_bad_step))
-        for name, value in {"train_loss": loss, **terms}.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros_like(value)
-            self.sums[name].add_(value)
+        self._note(loss, terms)
 
     def _fast_step(self, rows: Rows, verify: bool) -> None:
         expected = self._eager_loss(rows) if verify else None

@@ -1,8 +1,4 @@
-"""Networks of the recognition and generative models: plain modules, replaceable by any of your own.
-
-Every network here maps tensors to *raw numbers* (logits, locations, log-scales). Turning those into
-distributions is the business of the models and of :mod:`pyro_ssvae.distributions`.
-"""
+"""Networks of recognition models, of models that decode latents, and classifiers."""
 
 from __future__ import annotations
 
@@ -13,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "MLP", "ConditionalMLP", "ConvClassifier", "FactoredLinear", "make_classifier"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "ConditionalMLP",
+    "ConvClassifier",
+    "FactoredLinear",
+    "activation_named",
+    "check_widths",
+    "make_classifier",
+]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -27,13 +32,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations by name."""
 
 
-def _activation(name: str) -> nn.Module:
+def activation_named(name: str) -> nn.Module:
+    """Return an activation by its name in :data:`ACTIVATIONS`."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
     return ACTIVATIONS[name]()
 
 
-def _check_widths(hidden_dims: Sequence[int], least: int = 0) -> tuple[int, ...]:
+def check_widths(hidden_dims: Sequence[int], least: int = 0) -> tuple[int, ...]:
+    """Return widths of hidden layers as a tuple, or raise ``ValueError``."""
     widths = tuple(int(width) for width in hidden_dims)
     if len(widths) < least or any(width < 1 for width in widths):
         raise ValueError(
@@ -58,7 +65,7 @@ def _after_linear(width: int, activation: str, batch_norm: bool, dropout: float)
     """What follows a hidden layer's affine map: normalisation, activation, dropout."""
     _check_dropout(dropout)
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
-    layers.append(_activation(activation))
+    layers.append(activation_named(activation))
     if dropout:
         layers.append(nn.Dropout(dropout))
     return layers
@@ -97,7 +104,7 @@ class MLP(nn.Module):
         self.event_dim = len(event_shape)
         width = math.prod(event_shape)
         layers: list[nn.Module] = []
-        for hidden in _check_widths(hidden_dims):
+        for hidden in check_widths(hidden_dims):
             layers += [nn.Linear(width, hidden), *_after_linear(hidden, activation, batch_norm, dropout)]
             width = hidden
         self.layers = nn.Sequential(*layers, nn.Linear(width, out_features))
@@ -171,7 +178,7 @@ class ConditionalMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
-        first, *rest = _check_widths(hidden_dims, least=1)
+        first, *rest = check_widths(hidden_dims, least=1)
         self.first = FactoredLinear(math.prod(event_shape), num_classes, first)
         self.rest = nn.Sequential(
             *_after_linear(first, activation, batch_norm, dropout),

@@ -1,0 +1,238 @@
+r"""DDGM: an energy model and a generator that learn from each other (Kim & Bengio 2016).
+
+The energy model says how likely rows are, up to a factor:
+
+.. math:: p_\theta(x) = \frac{e^{-E_\theta(x)}}{Z_\theta}, \qquad
+    E_\theta(x) = \frac{\|x\|^2}{\sigma^2} - b^\top x - \sum_i \mathrm{softplus}\bigl(W_i^\top f(x) + c_i\bigr)
+
+The generator draws rows like it, without Markov chains: :math:`z \sim p(z), \; x = G_\phi(z)`.
+
+Reference: Deep Directed Generative Models with Energy-Based Probability Estimation (Kim & Bengio, 2016),
+https://arxiv.org/abs/1606.03439.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_ssvae.models.base import Pair, data_plate, evaluation_mode
+from pyro_ssvae.networks import EnergyNet, make_features, make_generator
+
+__all__ = ["DDGM", "langevin"]
+
+
+class DDGM(Pair):
+    """The DDGM model/guide pair: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
+
+    Shapes in the comments: ``B`` rows, ``L`` latents, ``F`` features.
+
+    Args:
+        event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(2,)`` for points.
+        latent_dim: Number of latents ``L`` of the generator; ``None`` is 4 for up to 16 numbers a row, else 32.
+        num_experts: Experts of the energy; ``None`` is 4 for up to 16 numbers a row, else 64.
+        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, else √10.
+        features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps rows ``(B, *event_shape)`` to features
+            ``(B, F)``, best bounded ones.
+        generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to rows ``(B, *event_shape)``.
+        prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS``, or a
+            module that returns a distribution when called; ``None`` is uniform for up to 16 numbers a row, else normal.
+        output: What bounds the generator's rows: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None`` is the identity
+            for up to 16 numbers a row, else sigmoid.
+        num_classes: Number of classes ``K`` for a head E(x, y); ``None`` for none.
+
+    Raises:
+        ValueError: For an empty event shape, sizes that are not positive, or unknown names.
+        TypeError: For parts of the wrong type.
+
+    Example:
+        >>> ddgm = DDGM((2,))
+        >>> ddgm.sample(5).shape, ddgm.energy(torch.zeros(3, 2)).shape
+        (torch.Size([5, 2]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        latent_dim: int | None = None,
+        num_experts: int | None = None,
+        sigma: float | None = None,
+        features: str | nn.Module = "auto",
+        generator: str | nn.Module = "auto",
+        prior: str | nn.Module | None = None,
+        output: str | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        small = math.prod(event_shape) <= 16
+        latent_dim = (4 if small else 32) if latent_dim is None else latent_dim
+        options: dict[str, Any] = {
+            "num_experts": (4 if small else 64) if num_experts is None else num_experts,
+            "sigma": (1.0 if small else math.sqrt(10.0)) if sigma is None else sigma,
+            "output": ("identity" if small else "sigmoid") if output is None else output,
+            "num_classes": num_classes,
+        }
+        parts: dict[str, Any] = {"features": features, "generator": generator}
+        named = {name: part for name, part in parts.items() if isinstance(part, str)}
+        prior = ("uniform" if small else None) if prior is None else prior
+        super().__init__(event_shape, latent_dim, prior, {**options, **named}, parts)
+        self.energy_net = EnergyNet(
+            self.event_shape,
+            make_features(features, self.event_shape),
+            options["num_experts"],
+            sigma=options["sigma"],
+            num_classes=num_classes,
+        )
+        self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
+        self._complete()
+
+    # The energy, and the generator that draws like it.
+
+    def model(self, x: Tensor, *, size: int | None = None) -> None:
+        """Score rows, observed or generated, by −E(x): log p(x) up to the constant log Z.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``.
+            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+        """
+        with data_plate(x, size):
+            pyro.factor("energy", -self.energy_net(x))  # (B,)
+
+    def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
+        """Draw as many rows as ``x`` has, by the generator.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``, of which only the number counts.
+            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+
+        Returns:
+            Generated rows with shape ``(B, *event_shape)``.
+        """
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())  # (B, L)
+        generated: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
+        return generated
+
+    def _parts(self) -> dict[str, Any]:
+        return {"prior": self.prior}  # a normal one too: the default depends on the rows
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
+        return {"energy": list(self.energy_net.parameters()), "generator": list(self.generator.parameters())}
+
+    # Use.
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely rows.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
+
+        Raises:
+            ValueError: If rows have another shape than the model's.
+        """
+        self._check_rows(x)
+        with torch.no_grad(), evaluation_mode(self):
+            energy: Tensor = self.energy_net(x.to(next(self.parameters())))
+            return energy
+
+    def score_samples(self, x: Tensor) -> Tensor:
+        """Return −E(x), with shape ``(B,)``: log p(x) up to a constant, as scikit-learn's density models name it."""
+        return -self.energy(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features f(x) of rows, with shape ``(B, F)``, in evaluation mode.
+
+        Raises:
+            ValueError: If rows have another shape than the model's.
+        """
+        self._check_rows(x)
+        with torch.no_grad(), evaluation_mode(self):
+            features: Tensor = self.energy_net.features(x.to(next(self.parameters())))
+            return features
+
+    def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.002) -> Tensor:
+        """Draw rows by the generator, and optionally move them a little along the energy.
+
+        Args:
+            num_samples: Number of rows.
+            langevin_steps: Steps of Langevin dynamics afterwards (:func:`langevin`).
+            step_size: Of these.
+
+        Returns:
+            Rows with shape ``(num_samples, *event_shape)``.
+
+        Raises:
+            ValueError: For a non-positive number of samples, or a negative one of steps.
+        """
+        if num_samples < 1 or langevin_steps < 0:
+            raise ValueError(
+                f"num_samples={num_samples} must be at least 1, and langevin_steps={langevin_steps} at least 0."
+            )
+        with torch.no_grad(), evaluation_mode(self):
+            x = self.generate_from(self.prior().sample((num_samples,)))
+            return langevin(self.energy_net, x, langevin_steps, step_size) if langevin_steps else x
+
+    def generate_from(self, z: Tensor) -> Tensor:
+        """Return G(z), with shape ``(B, *event_shape)``, for latents ``(B, L)``, in evaluation mode."""
+        with torch.no_grad(), evaluation_mode(self):
+            rows: Tensor = self.generator(z)
+            return rows
+
+    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8) -> Tensor:
+        """Generate from points on the line between latents.
+
+        Args:
+            start: Latents with shape ``(B, L)``.
+            end: As many.
+            steps: Points, both ends included; at least 2.
+
+        Returns:
+            Rows with shape ``(steps, B, *event_shape)``.
+
+        Raises:
+            ValueError: For fewer than two steps or latents of different shapes.
+        """
+        if steps < 2 or start.shape != end.shape:
+            raise ValueError(
+                f"steps={steps} must be at least 2, and start {tuple(start.shape)} and end {tuple(end.shape)} alike."
+            )
+        t = torch.linspace(0.0, 1.0, steps, device=start.device).view(-1, 1, 1)
+        path = self.generate_from((start + t * (end - start)).flatten(0, 1))
+        return path.view(steps, -1, *self.event_shape)
+
+
+def langevin(
+    energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    steps: int,
+    step_size: float,
+    *,
+    temperature: float = 1.0,
+    clip: float = 50.0,
+) -> Tensor:
+    r"""Return rows after some steps of Langevin dynamics, detached.
+
+    .. math:: x \leftarrow x - \eta\,\nabla E(x) + \sqrt{2 \eta T}\,\epsilon, \qquad \epsilon \sim N(0, I)
+
+    Args:
+        energy: Maps rows ``(B, *event_shape)`` to energies ``(B,)``.
+        x: Rows with shape ``(B, *event_shape)``.
+        steps: Number of steps.
+        step_size: η.
+        temperature: T.
+        clip: Largest size of an element of the gradient.
+    """
+    noise_scale = math.sqrt(2.0 * step_size * temperature)
+    x = x.detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            (slope,) = torch.autograd.grad(energy(x).sum(), x)
+        x = x.detach() - step_size * slope.clamp(-clip, clip) + noise_scale * torch.randn_like(x)
+    return x

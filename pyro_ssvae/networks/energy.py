@@ -1,0 +1,320 @@
+r"""Networks of energy models and of their generators (Deep Directed Generative Models, Kim & Bengio, 2016)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from pyro_ssvae.networks.variational import activation_named, check_widths
+
+__all__ = [
+    "ConvFeatures",
+    "ConvGenerator",
+    "EnergyNet",
+    "MLPFeatures",
+    "MLPGenerator",
+    "make_features",
+    "make_generator",
+]
+
+OUTPUTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+"""What bounds a generator's rows."""
+
+
+class EnergyNet(nn.Module):
+    r"""A product of experts over the features of a row (Kim & Bengio, 2016, equation 6).
+
+    .. math:: E(x) = \frac{\|x\|^2}{\sigma^2} - b^\top x - \sum_i \mathrm{softplus}\bigl(W_i^\top f(x) + c_i\bigr)
+
+    The first term makes :math:`e^{-E}` integrable whatever the bounded features say. With classes,
+
+    .. math:: E(x, y) = E(x) \text{ as above } - u_y^\top f(x) - a_y, \qquad
+        E(x) = -\log \textstyle\sum_y e^{-E(x, y)}
+
+    Args:
+        event_shape: Shape of one row.
+        features: Maps rows ``(B, *event_shape)`` to features ``(B, F)``, best bounded ones.
+        num_experts: Number of experts.
+        sigma: σ, in the units of the rows.
+        num_classes: Number of classes ``K``; ``None`` for none.
+
+    Raises:
+        ValueError: For no expert or a non-positive σ.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        features: nn.Module,
+        num_experts: int,
+        *,
+        sigma: float = 1.0,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_experts < 1 or not sigma > 0.0:
+            raise ValueError(f"num_experts={num_experts} must be at least 1, and sigma={sigma} positive.")
+        self.features = features
+        self.sigma = float(sigma)
+        width = _width_of(features, event_shape)
+        self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
+        self.experts = nn.Linear(width, num_experts)
+        self.classes = None if num_classes is None else nn.Linear(width, num_classes)
+
+    def by_class(self, x: Tensor) -> Tensor:
+        """Return E(x, y) for every class, with shape ``(B, K)``; ``K = 1``, and E(x), without classes."""
+        features = self.features(x)
+        flat = x.flatten(1)
+        energy = flat.square().sum(-1) / self.sigma**2 - flat @ self.bias - F.softplus(self.experts(features)).sum(-1)
+        energy = energy.unsqueeze(-1)
+        return energy if self.classes is None else energy - self.classes(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return E(x), in nats, with shape ``(B,)``."""
+        return -(-self.by_class(x)).logsumexp(-1)
+
+
+class MLPFeatures(nn.Module):
+    """Bounded features of flattened rows: weight-normalised layers, a tanh at the end, no batch normalisation.
+
+    Statistics of a batch would make the energy of a row depend on the rows beside it.
+
+    Args:
+        event_shape: Shape of one row.
+        hidden_dims: Widths of the hidden layers.
+        feature_dim: Number of features.
+        activation: A name in :data:`ACTIVATIONS`; one that passes gradients on everywhere.
+
+    Raises:
+        ValueError: For non-positive widths or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        hidden_dims: Sequence[int] = (128,),
+        feature_dim: int = 128,
+        *,
+        activation: str = "elu",
+    ) -> None:
+        super().__init__()
+        width = math.prod(event_shape)
+        layers: list[nn.Module] = [nn.Flatten()]
+        for hidden in check_widths(hidden_dims):
+            layers += [weight_norm(nn.Linear(width, hidden)), activation_named(activation)]
+            width = hidden
+        self.layers = nn.Sequential(*layers, weight_norm(nn.Linear(width, feature_dim)), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows ``(B, *event_shape)`` to features ``(B, F)`` in [-1, 1]."""
+        output: Tensor = self.layers(x)
+        return output
+
+
+class ConvFeatures(nn.Module):
+    """Bounded features of images: convolutions that halve them down to about 7x7 or 4x4, and a tanh at the end.
+
+    Args:
+        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
+        channels: Channels of the first convolution; they double with each.
+        feature_dim: Number of features.
+
+    Raises:
+        ValueError: If the event is not such an image.
+    """
+
+    def __init__(self, event_shape: Sequence[int], channels: int = 32, feature_dim: int = 64) -> None:
+        super().__init__()
+        _check_image(event_shape)
+        width, size = event_shape[0], tuple(event_shape[1:])
+        layers: list[nn.Module] = []
+        for number in range(_halvings(size)):
+            out = channels * 2**number
+            layers += [nn.Conv2d(width, out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+            width = out
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.last = nn.Linear(_width_of(self.layers, event_shape), feature_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(B, C, H, W)`` to features ``(B, F)`` in [-1, 1]."""
+        output: Tensor = self.last(self.layers(x)).tanh()
+        return output
+
+
+class MLPGenerator(nn.Module):
+    """x = G(z) by fully connected layers with batch normalisation and ReLU.
+
+    Args:
+        latent_dim: Number of latents ``L``.
+        event_shape: Shape of one row.
+        hidden_dims: Widths of the hidden layers.
+        output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the rows.
+
+    Raises:
+        ValueError: For non-positive widths or an unknown ``output``.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: Sequence[int],
+        hidden_dims: Sequence[int] = (128, 128),
+        *,
+        output: str = "identity",
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = latent_dim
+        for hidden in check_widths(hidden_dims):
+            layers += [_he(nn.Linear(width, hidden)), nn.BatchNorm1d(hidden), nn.ReLU()]
+            width = hidden
+        self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(event_shape)), _output(output))
+        self.event_shape = torch.Size(event_shape)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents ``(B, L)`` to rows ``(B, *event_shape)``."""
+        output: Tensor = self.layers(z).view(-1, *self.event_shape)
+        return output
+
+
+class ConvGenerator(nn.Module):
+    """x = G(z) by transposed convolutions with batch normalisation and ReLU.
+
+    Args:
+        latent_dim: Number of latents ``L``.
+        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
+        channels: Channels before the last convolution; they double with each layer towards z.
+        output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the pixels.
+
+    Raises:
+        ValueError: If the event is not such an image, or for an unknown ``output``.
+    """
+
+    def __init__(
+        self, latent_dim: int, event_shape: Sequence[int], channels: int = 32, *, output: str = "sigmoid"
+    ) -> None:
+        super().__init__()
+        _check_image(event_shape)
+        sizes = [tuple(event_shape[1:])]
+        for _ in range(_halvings(sizes[0])):
+            sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
+        sizes.reverse()  # from the smallest
+        count = len(sizes) - 1
+        widths = [channels * 2 ** (count - 1 - number) for number in range(count)]
+        first = widths[0] * math.prod(sizes[0])
+        layers: list[nn.Module] = [
+            _he(nn.Linear(latent_dim, first)),
+            nn.Unflatten(-1, (widths[0], *sizes[0])),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        ]
+        for number in range(count):
+            small, large = sizes[number], sizes[number + 1]
+            last = number == count - 1
+            out = event_shape[0] if last else widths[number + 1]
+            more = tuple(side - 2 * half for side, half in zip(large, small, strict=True))  # 0, or -1 for odd sides
+            layers.append(nn.ConvTranspose2d(widths[number], out, 4, stride=2, padding=1))
+            if any(more):
+                layers.append(nn.ZeroPad2d((0, more[1], 0, more[0])))  # negative padding: cuts the last line off
+            if not last:
+                layers += [nn.BatchNorm2d(out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, _output(output))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents ``(B, L)`` to images ``(B, C, H, W)``."""
+        output: Tensor = self.layers(z)
+        return output
+
+
+def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.Module:
+    """Return a feature extractor by name, or the given module unchanged.
+
+    Args:
+        features: ``"auto"`` (convolutional for images of at least 8x8, else an MLP), ``"conv"``, ``"mlp"`` or a module.
+        event_shape: Shape of one row.
+
+    Raises:
+        ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
+        TypeError: For anything that is neither a name nor a module.
+    """
+    name = _kind(features, event_shape, "features")
+    if isinstance(name, nn.Module):
+        return name
+    if name == "conv":
+        return ConvFeatures(event_shape)
+    small = math.prod(event_shape) <= 16
+    return MLPFeatures(event_shape) if small else MLPFeatures(event_shape, (512, 256), 128)
+
+
+def make_generator(
+    generator: str | nn.Module, latent_dim: int, event_shape: Sequence[int], *, output: str
+) -> nn.Module:
+    """Return a generator by name, or the given module unchanged.
+
+    Args:
+        generator: As in :func:`make_features`.
+        latent_dim: Number of latents ``L``.
+        event_shape: Shape of one row.
+        output: What bounds the rows.
+
+    Raises:
+        ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
+        TypeError: For anything that is neither a name nor a module.
+    """
+    name = _kind(generator, event_shape, "generator")
+    if isinstance(name, nn.Module):
+        return name
+    if name == "conv":
+        return ConvGenerator(latent_dim, event_shape, output=output)
+    small = math.prod(event_shape) <= 16
+    return MLPGenerator(latent_dim, event_shape, (128, 128) if small else (500, 500), output=output)
+
+
+def _kind(part: str | nn.Module, event_shape: Sequence[int], role: str) -> str | nn.Module:
+    if isinstance(part, nn.Module):
+        return part
+    if not isinstance(part, str):
+        raise TypeError(f"{role} must be 'auto', 'conv', 'mlp' or a module, not {type(part).__name__}.")
+    if part == "auto":
+        return "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= 8 else "mlp"
+    if part not in ("conv", "mlp"):
+        raise ValueError(f"{role}={part!r} is unknown; choose auto, conv or mlp, or pass a module.")
+    return part
+
+
+def _halvings(size: Sequence[int]) -> int:
+    """Return how often an image is halved: until its shorter side is below 8."""
+    return max(1, math.ceil(math.log2((min(size) + 1) / 8)))
+
+
+def _check_image(event_shape: Sequence[int]) -> None:
+    if len(event_shape) != 3 or min(event_shape[1:]) < 8:
+        raise ValueError(
+            f"A convolutional network here needs images (C, H, W) of at least 8x8 pixels; got event_shape="
+            f"{tuple(event_shape)!r}. Use 'mlp'."
+        )
+
+
+def _width_of(module: nn.Module, event_shape: Sequence[int]) -> int:
+    training = module.training
+    with torch.no_grad():
+        like = next(module.parameters(), torch.zeros(()))
+        features = module.eval()(torch.zeros(1, *event_shape).to(like))
+    module.train(training)
+    return int(features.shape[-1])
+
+
+def _he(layer: nn.Linear) -> nn.Linear:
+    nn.init.kaiming_normal_(layer.weight)
+    return layer
+
+
+def _output(name: str) -> nn.Module:
+    if name not in OUTPUTS:
+        raise ValueError(f"output={name!r} must be one of {', '.join(OUTPUTS)}.")
+    return OUTPUTS[name]()

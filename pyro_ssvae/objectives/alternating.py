@@ -1,0 +1,45 @@
+"""Objectives with one loss for each group of parameters, stepped in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pyro_ssvae.data import Batch
+from pyro_ssvae.objectives.base import Objective
+
+__all__ = ["AlternatingObjective", "Group"]
+
+
+class Group(NamedTuple):
+    """Parameters that step together.
+
+    ``parameters`` are theirs, ``rate`` their learning rate as a multiple of that of the settings, ``betas`` Adam's.
+    """
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class AlternatingObjective(Objective):
+    """Base class of objectives whose groups of parameters minimise losses of their own, against each other.
+
+    A subclass defines :meth:`groups` and :meth:`turns`. There is no bound: nothing is said about densities.
+    """
+
+    bound_weight = 0.0
+
+    def groups(self) -> dict[str, Group]:
+        """Return the groups by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define groups() -> dictionary of Group.")
+
+    def turns(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of a group and its loss, one after the other; the caller steps the group in between."""
+        raise NotImplementedError(f"{type(self).__name__} must define turns(batch) -> iterator over (name, loss).")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]  # a loss for each group
+        """Return the losses of all groups at the present weights; a group's last one where it has several turns."""
+        return dict(self.turns(Batch(*batch)))

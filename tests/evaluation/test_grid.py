@@ -1,0 +1,85 @@
+"""Densities on a grid, and log Z by annealing, against closed forms and each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ssvae.data.plane import draw_ring, ring_distribution
+from pyro_ssvae.evaluation import Grid, annealed_log_normaliser
+
+
+def gaussian(loc: float, scale: float) -> torch.distributions.Independent:
+    return torch.distributions.Independent(torch.distributions.Normal(torch.full((2,), loc), scale), 1)
+
+
+def test_total_variation_and_kl_of_gaussians() -> None:
+    grid = Grid(extent=8.0, size=401)
+    p, q = (grid.probabilities(gaussian(loc, 1.0).log_prob) for loc in (0.0, 0.5))
+    distance = 0.5 * math.sqrt(2.0)  # between the means
+    between = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(0.5 * distance))
+    assert grid.total_variation(p, q) == pytest.approx(float(2 * between - 1), abs=1e-3)
+    assert grid.kl_divergence(p, q) == pytest.approx(0.5 * distance**2, rel=1e-3)
+    assert grid.total_variation(p, p) == grid.kl_divergence(p, p) == 0.0
+
+
+def test_normaliser_of_a_gaussian() -> None:
+    grid = Grid(extent=9.0, size=301)
+    assert grid.log_normaliser(lambda x: -0.5 * (x.square().sum(-1)) / 1.5**2) == pytest.approx(
+        math.log(2 * math.pi * 1.5**2), abs=1e-6
+    )
+
+
+def test_histogram_and_density_agree() -> None:
+    grid = Grid(size=91)
+    truth = grid.probabilities(ring_distribution().log_prob)
+    seen = grid.histogram(draw_ring(400_000, torch.Generator().manual_seed(0))[0])
+    assert grid.total_variation(grid.smooth(truth, 0.1), grid.smooth(seen, 0.1)) < 0.02
+    with pytest.raises(ValueError, match="None of 3 samples"):
+        grid.histogram(torch.full((3, 2), 50.0))
+
+
+def test_histogram_puts_the_first_coordinate_along_rows() -> None:
+    grid = Grid(extent=1.0, size=3)
+    table = grid.histogram(torch.tensor([[1.0, -1.0]]))
+    assert table[0, 2] == 1.0
+    skewed = grid.probabilities(lambda x: 5.0 * x[:, 0] - 5.0 * x[:, 1])
+    assert skewed.argmax() == table.argmax()
+
+
+def test_smoothing_adds_noise() -> None:
+    grid = Grid(extent=8.0, size=321)
+    narrow = grid.probabilities(gaussian(0.0, 0.6).log_prob)
+    wide = grid.probabilities(gaussian(0.0, 1.0).log_prob)
+    assert grid.total_variation(grid.smooth(narrow, 0.8), wide) < 1e-3
+
+
+@pytest.mark.parametrize(("extent", "size"), [(0.0, 10), (1.0, 1)])
+def test_bad_grids(extent: float, size: int) -> None:
+    with pytest.raises(ValueError, match="positive, and size"):
+        Grid(extent, size)
+
+
+def test_annealing_finds_log_z_of_a_mixture() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return 1.7 - ring_distribution().log_prob(x)
+
+    estimate, error = annealed_log_normaliser(energy, (2,), scale=1.5, num_chains=300, num_temperatures=200)
+    assert error < 0.2
+    assert abs(estimate + 1.7) < 4 * error
+    grid = Grid().log_normaliser(lambda x: -energy(x))
+    assert grid == pytest.approx(-1.7, abs=0.02)
+
+
+def test_annealing_leaves_the_random_state_alone_and_checks_its_arguments() -> None:
+    before = torch.get_rng_state()
+    first = annealed_log_normaliser(lambda x: x.square().sum(-1), (2,), num_chains=10, num_temperatures=5, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == annealed_log_normaliser(
+        lambda x: x.square().sum(-1), (2,), num_chains=10, num_temperatures=5, seed=4
+    )
+    with pytest.raises(ValueError, match="num_chains=1"):
+        annealed_log_normaliser(lambda x: x.sum(-1), (2,), num_chains=1)

@@ -1,0 +1,141 @@
+"""DDGM: the energy by hand, shapes, use, saving, Langevin dynamics."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch.nn import functional as F
+
+import pyro_ssvae
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.models.ddgm import langevin
+from pyro_ssvae.networks import ConvFeatures, ConvGenerator, EnergyNet, MLPGenerator
+
+
+def make_ddgm(event_shape: tuple[int, ...] = (2,), **options: object) -> DDGM:
+    torch.manual_seed(0)
+    return DDGM(event_shape, **options)
+
+
+@pytest.mark.parametrize("event_shape", [(2,), (30,), (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 9, 30)])
+def test_shapes(event_shape: tuple[int, ...], device: torch.device) -> None:
+    ddgm = make_ddgm(event_shape).to(device)
+    x = ddgm.sample(3)
+    assert x.shape == (3, *event_shape)
+    assert ddgm.energy(x).shape == ddgm.score_samples(x).shape == (3,)
+    assert ddgm.features(x).abs().max() <= 1.0
+    z = ddgm.prior().sample((2, 4))
+    path = ddgm.interpolate(z[0], z[1], steps=5)
+    assert path.shape == (5, 4, *event_shape)
+    torch.testing.assert_close(path[-1], ddgm.generate_from(z[1]))
+    if len(event_shape) == 3:
+        assert isinstance(ddgm.energy_net.features, ConvFeatures)
+        assert isinstance(ddgm.generator, ConvGenerator)
+        assert 0.0 <= float(x.min()) <= float(x.max()) <= 1.0
+
+
+def test_energy_by_hand() -> None:
+    ddgm = make_ddgm((3,), num_experts=5, sigma=2.0)
+    net = ddgm.energy_net
+    torch.nn.init.normal_(net.bias)
+    x = torch.randn(7, 3)
+    features = net.features(x)
+    experts = sum(F.softplus(features @ net.experts.weight[i] + net.experts.bias[i]) for i in range(5))
+    expected = x.square().sum(-1) / 4.0 - x @ net.bias - experts
+    torch.testing.assert_close(ddgm.energy(x), expected.detach())
+
+
+def test_energy_of_classes() -> None:
+    net = EnergyNet((3,), torch.nn.Tanh(), 4, num_classes=6)
+    x = torch.randn(7, 3)
+    by_class = net.by_class(x)
+    assert by_class.shape == (7, 6)
+    torch.testing.assert_close((-net(x)).exp(), (-by_class).exp().sum(-1))
+
+
+def test_the_pair_scores_and_draws() -> None:
+    ddgm = make_ddgm().eval()
+    x = torch.randn(6, 2)
+    trace = poutine.trace(ddgm.model).get_trace(x)
+    torch.testing.assert_close(trace.log_prob_sum(), -ddgm.energy_net(x).sum())
+    scaled = poutine.trace(ddgm.model).get_trace(x, size=60)
+    torch.testing.assert_close(scaled.log_prob_sum(), 10.0 * trace.log_prob_sum())
+    drawn = poutine.trace(ddgm.guide).get_trace(x)
+    z = drawn.nodes["z"]["value"]
+    assert z.shape == (6, 4)
+    assert float(z.abs().max()) <= 1.0
+    torch.testing.assert_close(drawn.nodes["_RETURN"]["value"], ddgm.generator(z))
+
+
+def test_far_away_the_quadratic_term_wins() -> None:
+    ddgm = make_ddgm()
+    radius = torch.tensor([10.0, 100.0, 1000.0])
+    energy = ddgm.energy(torch.stack([radius, torch.zeros(3)], -1))
+    assert bool((energy.diff() > 0).all())
+    assert float(energy[2]) == pytest.approx(1e6, rel=1e-2)
+
+
+@pytest.mark.parametrize("options", [{}, {"prior": "normal", "sigma": 2.0, "num_classes": 3, "latent_dim": 5}])
+def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
+    ddgm = make_ddgm(**options).to(device).eval()
+    x = torch.randn(4, 2)
+    twin = pyro_ssvae.load(pyro_ssvae.save(ddgm, tmp_path))
+    assert type(twin) is DDGM
+    torch.testing.assert_close(twin.energy(x), ddgm.energy(x).cpu())
+    z = twin.prior().sample((4,))
+    torch.testing.assert_close(twin.generate_from(z), ddgm.generate_from(z.to(device)).cpu())
+    assert twin.config() == ddgm.config()
+
+
+def test_langevin_dynamics_reach_a_gaussian() -> None:
+    torch.manual_seed(0)
+    x = langevin(lambda x: 0.5 * (x - 1.0).square().sum(-1) / 0.25, torch.zeros(20_000, 1), 400, 0.01)
+    assert float(x.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+    still = langevin(lambda x: x.square().sum(-1), torch.ones(3, 1), 5, 0.01, temperature=0.0)
+    torch.testing.assert_close(still, torch.full((3, 1), (1 - 0.02) ** 5))
+
+
+def test_refined_samples_have_less_energy() -> None:
+    ddgm = make_ddgm(sigma=0.3)
+    torch.manual_seed(1)
+    drawn = ddgm.sample(2000)
+    refined = ddgm.sample(2000, langevin_steps=50, step_size=0.005)
+    assert float(ddgm.energy(refined).mean()) < float(ddgm.energy(4.0 * drawn).mean())
+    assert math.isfinite(float(refined.sum()))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_ddgm(()), "event_shape"),
+        (lambda: make_ddgm(latent_dim=0), "latent_dim=0"),
+        (lambda: make_ddgm(num_experts=0), "num_experts=0"),
+        (lambda: make_ddgm(sigma=0.0), "sigma=0.0"),
+        (lambda: make_ddgm(features="vgg"), "features='vgg'"),
+        (lambda: make_ddgm(generator="conv"), "at least 8x8"),
+        (lambda: make_ddgm(output="relu"), "identity, sigmoid, tanh"),
+        (lambda: make_ddgm(prior="nope"), "normal, student_t"),
+        (lambda: make_ddgm().sample(0), "num_samples=0"),
+        (lambda: make_ddgm().sample(1, langevin_steps=-1), "langevin_steps=-1"),
+        (lambda: make_ddgm().energy(torch.zeros(3, 3)), r"\(2,\)"),
+        (lambda: make_ddgm().interpolate(torch.zeros(1, 4), torch.zeros(2, 4)), "alike"),
+        (lambda: pyro_ssvae.M1((4,), prior="uniform"), "Gaussian guide"),
+    ],
+)
+def test_errors(call: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_parts_of_ones_own() -> None:
+    features, generator = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh()), MLPGenerator(4, (2,), (8,))
+    ddgm = make_ddgm(features=features, generator=generator)
+    assert ddgm.energy_net.experts.in_features == 3
+    assert ddgm.config()["custom"] == {"features": "Sequential", "generator": "MLPGenerator"}
+    with pytest.raises(TypeError, match="features must be"):
+        make_ddgm(features=3)

@@ -1,0 +1,241 @@
+"""The DDGM's objective: gradients by autograd, stock SVI, entropies against closed forms, guards."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import Tensor, nn
+
+import pyro_ssvae
+from pyro_ssvae import TrainingConfig, fit
+from pyro_ssvae.data import Batch, plane_data
+from pyro_ssvae.errors import TrainingFailedError
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.objectives import (
+    ENTROPIES,
+    BatchNormEntropy,
+    EnergyELBO,
+    EnergyObjective,
+    MutualInformationEntropy,
+    NearestNeighbourEntropy,
+    ScoreEntropy,
+    make_entropy,
+)
+
+
+def make_ddgm(**options: object) -> DDGM:
+    torch.manual_seed(0)
+    return DDGM((2,), **options)
+
+
+def test_losses_by_hand() -> None:
+    ddgm = make_ddgm().eval()  # batch normalisation by running statistics: draws can be repeated
+    elbo = EnergyELBO(NearestNeighbourEntropy(), ddgm.generator, gradient_penalty=0.3, energy_penalty=0.1)
+    x = torch.randn(40, 2)
+    torch.manual_seed(5)
+    loss, terms = elbo.energy_loss(ddgm.model, ddgm.guide, x)
+    torch.manual_seed(5)
+    generated = ddgm.generator(ddgm.prior().expand((40,)).sample())
+    rows = x.clone().requires_grad_()
+    of_data, of_samples = ddgm.energy_net(rows), ddgm.energy_net(generated)
+    (slope,) = torch.autograd.grad(of_data.sum(), rows)
+    size = slope.square().sum(-1).mean()
+    squares = of_data.square().mean() + of_samples.square().mean()
+    torch.testing.assert_close(loss, of_data.mean() - of_samples.mean() + 0.15 * size + 0.1 * squares)
+    torch.testing.assert_close(terms["gradient_norm"], size.sqrt())
+    torch.manual_seed(5)
+    of_generator, terms = elbo.generator_loss(ddgm.model, ddgm.guide, x)
+    torch.testing.assert_close(of_generator, of_samples.mean() - terms["entropy"])
+
+
+def test_each_side_gets_the_gradient_of_its_own_loss() -> None:
+    ddgm = make_ddgm().eval()
+    entropy = MutualInformationEntropy(4, (2,), (8,))
+    elbo = EnergyELBO(entropy, ddgm.generator)
+    x = torch.randn(30, 2)
+    torch.manual_seed(3)
+    elbo.loss_and_grads(*pyro_ssvae.pyro_view(ddgm), x)
+    found = {name: parameter.grad for name, parameter in ddgm.named_parameters()}
+    torch.manual_seed(3)
+    energy_loss, _ = elbo.energy_loss(ddgm.model, ddgm.guide, x)
+    generator_loss, _ = elbo.generator_loss(ddgm.model, ddgm.guide, x)
+    critic_loss = elbo.critic_loss(ddgm.guide, x)
+    for module, loss in (("energy_net", energy_loss), ("generator", generator_loss)):
+        for name, parameter in getattr(ddgm, module).named_parameters():
+            (expected,) = torch.autograd.grad(loss, parameter, retain_graph=True)
+            torch.testing.assert_close(found[f"{module}.{name}"], expected)
+    for parameter in entropy.parameters():
+        torch.testing.assert_close(parameter.grad, torch.autograd.grad(critic_loss, parameter, retain_graph=True)[0])
+
+
+def test_stock_svi_trains_the_pair() -> None:
+    pyro.clear_param_store()
+    ddgm = make_ddgm()
+    torch.manual_seed(0)
+    entropy = MutualInformationEntropy(4, (2,))
+    elbo = EnergyELBO(entropy, ddgm.generator, gradient_penalty=0.01)
+    before = {name: tensor.clone() for name, tensor in [*ddgm.named_parameters(), *entropy.named_parameters()]}
+    svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3, "betas": (0.5, 0.999)}), elbo)
+    x = plane_data("ring", num_rows=2000).x
+    for step in range(150):
+        svi.step(x[100 * (step % 20) :][:100])
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in ddgm.named_parameters())
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in entropy.named_parameters())
+    assert len(pyro.get_param_store()) == 0
+    # The energy tells the data from what is far off.
+    assert float(ddgm.energy(x[:500]).mean()) < float(ddgm.energy(x[:500] + 3.0).mean())
+
+
+def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
+    data = plane_data("ring", num_rows=2000)
+    ddgm = make_ddgm()
+    objective = EnergyObjective.for_data(ddgm, data, gradient_penalty=0.003)
+    losses = objective(Batch(data.x[:50], None, None))
+    assert set(losses) == {"energy", "generator", "critic"} == set(objective.groups())
+    config = TrainingConfig(max_steps=300, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
+    run = fit(objective, data, config, out=tmp_path / "run", progress=False)
+    last = run.metrics[-1]
+    assert {"energy_gap", "entropy", "gradient_norm", "sample_spread", "spread_ratio", "energy_of_data"} <= set(last)
+    assert run.metrics[0]["spread_ratio"] != last["spread_ratio"]
+    twin = pyro_ssvae.load(tmp_path / "run")
+    torch.testing.assert_close(twin.energy(data.x[:5]), ddgm.energy(data.x[:5]).cpu())
+
+
+def test_resuming_changes_nothing(tmp_path: Path) -> None:
+    data = plane_data("spiral", num_rows=1000)
+    settings = {"batch_size": 64, "learning_rate": 5e-4, "evaluate_every": 20, "device": "cpu"}
+
+    def objective() -> EnergyObjective:
+        return EnergyObjective.for_data(make_ddgm(), data, langevin_steps=2)
+
+    whole = objective()
+    fit(whole, data, TrainingConfig(max_steps=40, **settings), progress=False)
+    first, second = objective(), objective()
+    out = tmp_path / "run"
+    interrupted = TrainingConfig(max_steps=40, max_minutes=1e-9, **settings)
+    fit(first, data, interrupted, out=out, progress=False)
+    run = fit(second, data, TrainingConfig(max_steps=40, **settings), out=out, resume=True, progress=False)
+    assert run.steps == 40
+    for name, tensor in whole.pair.state_dict().items():
+        assert torch.equal(tensor, second.pair.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"spread_ratio": 0.01, "energy_gap": 0.1}, "collapsed"),
+        ({"spread_ratio": 0.9, "energy_gap": -1e5}, "diverge"),
+        ({"spread_ratio": 0.9, "energy_gap": 0.1}, None),
+        ({}, None),
+    ],
+)
+def test_guards(row: dict[str, float], words: str | None) -> None:
+    problem = EnergyObjective(make_ddgm(), num_rows=10).problem(row)
+    assert problem is None if words is None else words in problem
+
+
+class _Constant(nn.Module):
+    """A generator that has collapsed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.zeros(2))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.row.expand(len(z), 2)
+
+
+def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
+    data = plane_data("ring", num_rows=500)
+    ddgm = make_ddgm(generator=_Constant())
+    objective = EnergyObjective.for_data(ddgm, data)
+    with pytest.raises(TrainingFailedError, match=r"step 10: the generator has collapsed.*No checkpoint"):
+        fit(objective, data, TrainingConfig(max_steps=100, evaluate_every=10, device="cpu"), progress=False)
+
+
+def test_modes_of_stepping_that_do_not_apply_are_refused() -> None:
+    data = plane_data("ring", num_rows=500)
+    with pytest.raises(ValueError, match="compile='replay'"):
+        fit(EnergyObjective.for_data(make_ddgm(), data), data, TrainingConfig(compile="replay"), progress=False)
+
+
+# Entropies.
+
+
+def test_nearest_neighbours_find_the_entropy_of_a_gaussian() -> None:
+    torch.manual_seed(0)
+    x = 0.7 * torch.randn(8000, 2)
+    expected = math.log(2 * math.pi * math.e * 0.49)
+    for k in (1, 5):
+        assert float(NearestNeighbourEntropy(k)(x, x, nn.Identity())) == pytest.approx(expected, abs=0.05)
+
+
+def test_nearest_neighbours_push_rows_apart() -> None:
+    x = torch.randn(60, 2).requires_grad_()
+    entropy = NearestNeighbourEntropy()(x, x, nn.Identity())
+    (slope,) = torch.autograd.grad(entropy, x)
+    assert float(NearestNeighbourEntropy()(x, x + 1e-3 * slope, nn.Identity())) > float(entropy)
+    with pytest.raises(ValueError, match="no neighbour number 5"):
+        NearestNeighbourEntropy(5)(x, x[:5], nn.Identity())
+
+
+def test_batch_norm_scales_are_standard_deviations() -> None:
+    generator = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with torch.no_grad():
+        generator[1].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    x = torch.randn(4, 2)
+    normal = torch.distributions.Normal(0.0, torch.tensor([0.5, 1.0, 2.0]))
+    assert float(BatchNormEntropy()(x, x, generator)) == pytest.approx(float(normal.entropy().sum()), rel=1e-5)
+    with pytest.raises(ValueError, match="has none"):
+        BatchNormEntropy()(x, x, nn.Linear(2, 2))
+
+
+def test_mutual_information_tells_informative_rows_from_others() -> None:
+    torch.manual_seed(0)
+    bounds = []
+    for informative in (True, False):
+        entropy = MutualInformationEntropy(1, (1,), (32,))
+        optimizer = torch.optim.Adam(entropy.parameters(), 3e-3)
+        for _ in range(400):
+            z = torch.randn(256, 1)
+            x = z + 0.1 * torch.randn(256, 1) if informative else torch.randn(256, 1)
+            optimizer.zero_grad()
+            entropy.critic_loss(z, x).backward()
+            optimizer.step()
+        z = torch.randn(5000, 1)
+        x = z + 0.1 * torch.randn(5000, 1) if informative else torch.randn(5000, 1)
+        bounds.append(float(entropy(z, x, nn.Identity()).detach()))
+    assert bounds[0] > -0.8
+    assert bounds[1] == pytest.approx(-2 * math.log(2), abs=0.05)  # nothing to tell apart
+
+
+def test_the_score_gives_the_gradient_of_the_entropy() -> None:
+    torch.manual_seed(0)
+    scale = torch.tensor([0.5, 2.0])
+    entropy = ScoreEntropy((2,), noise=0.3, hidden_dims=(64, 64))
+    optimizer = torch.optim.Adam(entropy.parameters(), 3e-3)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        entropy.critic_loss(torch.zeros(512, 1), scale * torch.randn(512, 2)).backward()
+        optimizer.step()
+    gains = torch.ones(2, requires_grad=True)  # of a generator G(z) = gain * scale * z
+    estimate = entropy(torch.zeros(1), gains * scale * torch.randn(100_000, 2), nn.Identity())
+    (found,) = torch.autograd.grad(estimate, gains)
+    expected = scale.square() / (scale.square() + 0.3**2)  # of the entropy of the noisy rows
+    torch.testing.assert_close(found, expected, atol=0.08, rtol=0.0)
+
+
+def test_estimates_by_name() -> None:
+    for name, kind in ENTROPIES.items():
+        assert isinstance(make_entropy(name, 4, (2,)), kind)
+    own = NearestNeighbourEntropy(3)
+    assert make_entropy(own, 4, (2,)) is own
+    with pytest.raises(ValueError, match="batch_norm, nearest_neighbour"):
+        make_entropy("nope", 4, (2,))
+    with pytest.raises(TypeError, match="not int"):
+        make_entropy(3, 4, (2,))
