@@ -14,6 +14,7 @@ from pyro_ssvae.evaluation.metrics import (
     predict_rows,
     validation_metrics,
 )
+from pyro_ssvae.evaluation.plane import plane_measures
 from pyro_ssvae.evaluation.samples import energy_distance, frechet_distance, mode_coverage, squared_mmd
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "energy_distance",
     "frechet_distance",
     "mode_coverage",
+    "plane_measures",
     "squared_mmd",
     "LogLikelihood",
     "active_units",

@@ -14,17 +14,20 @@ from pyro_ssvae.plots.autoencoder import (
 )
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
+from pyro_ssvae.plots.energy import Movie, plot_landscape
 from pyro_ssvae.plots.features import plot_feature_means
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.latent import plot_latent_map
 from pyro_ssvae.plots.run import save_run_figures
 
 __all__ = [
+    "Movie",
     "plot_analogies",
     "plot_autoencoding",
     "plot_confusion_matrix",
     "plot_feature_means",
     "plot_interpolations",
+    "plot_landscape",
     "plot_latent_map",
     "plot_prior_samples",
     "plot_reconstructions",

@@ -78,6 +78,13 @@ _PANELS = (
         {"entropy_y": "mean entropy", "mutual_information": "mutual information"},
         zero=True,
     ),
+    _Panel("Mean energy", "nats per row", {"energy_of_data": "validation rows", "energy_of_samples": "generated rows"}),
+    _Panel(
+        "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "validation"}
+    ),
+    _Panel("Norm of the energy's gradient on data", "nats per unit", {"gradient_norm": ""}, log=True),
+    _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
+    _Panel("Spread of samples over that of data", "", {"spread_ratio": ""}, zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +83,7 @@ def fit(
     resume: bool = False,
     settings: dict[str, Any] | None = None,
     progress: bool = True,
+    on_evaluation: Callable[[Any, dict[str, Any]], None] | None = None,
 ) -> FitResult:
     """Train an objective on data.
 
@@ -97,6 +98,8 @@ def fit(
         resume: Continue the run in ``out`` from its checkpoint; on the CPU as if it had never stopped, to the last bit.
         settings: What else ``config.yaml`` should say, for example how the model was made.
         progress: Whether to show progress on standard error.
+        on_evaluation: Called at every evaluation with the pair, holding its averaged weights, and with what the
+            evaluation found: for pictures of training, or for stopping it by an exception.
 
     Returns:
         What happened, and where it is.
@@ -118,7 +121,7 @@ def fit(
     check_fit(objective, data)
     fabric = make_fabric(config)
     torch.manual_seed(config.seed)
-    loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None)
+    loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None, on_evaluation)
     if loop.folder is not None:
         if resume:
             loop.load(loop.folder.read_checkpoint(fabric.device))
@@ -179,7 +182,9 @@ class _Loop:
         config: TrainingConfig,
         fabric: Fabric,
         folder: RunFolder | None,
+        on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
     ) -> None:
+        self.on_evaluation = on_evaluation
         self.objective = objective
         self.pair = objective.pair
         self.data = data
@@ -288,6 +293,8 @@ class _Loop:
             if (why := self.objective.problem(row)) is not None:
                 raise TrainingFailedError(self.step, why, self._checkpoint())
             self._keep_if_best(score)
+            if self.on_evaluation is not None:
+                self.on_evaluation(self.pair, row)
         self.metrics.append(row)
         if self.log is not None:
             self.log.write(row)
