@@ -6,9 +6,10 @@ trains it and leaves a run folder; :func:`load` brings the model back.
 """
 
 from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError
-from pyro_ssvae.models import M1, M1M2, M2, load, pyro_view, save
+from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError, TrainingFailedError
+from pyro_ssvae.models import DDGM, M1, M1M2, M2, load, pyro_view, save
 from pyro_ssvae.objectives import (
+    EnergyObjective,
     EnumerationError,
     SemiSupervisedELBO,
     StaticELBOError,
@@ -20,10 +21,12 @@ from pyro_ssvae.training import FitResult, TrainingConfig, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDGM",
     "M1",
     "M1M2",
     "M2",
     "DataUnavailableError",
+    "EnergyObjective",
     "EnumerationError",
     "FitResult",
     "NonFiniteLossError",
@@ -33,6 +36,7 @@ __all__ = [
     "StaticELBOError",
     "StaticEnumELBO",
     "TrainingConfig",
+    "TrainingFailedError",
     "UnsupervisedELBO",
     "fit",
     "load",

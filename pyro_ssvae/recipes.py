@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["M1_BELOW", "M1_PRESETS", "PURE", "STACK", "STACK_PURE", "Recipe"]
+__all__ = ["DDGM_PLANE", "M1_BELOW", "M1_PRESETS", "PURE", "STACK", "STACK_PURE", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,20 @@ STACK = Recipe(
     training={**STACK_PURE.training, "max_steps": None},
 )
 """M1+M2 with the add-ons: a convolutional q(y|x), augmentation and consistency."""
+
+DDGM_PLANE = Recipe(
+    model={},
+    objective={"entropy": "mutual_information", "gradient_penalty": 0.003, "langevin_steps": 5, "generator_rate": 5.0},
+    training={
+        **_PLAIN,
+        "max_steps": 7000,
+        "batch_size": 128,
+        "learning_rate": 2e-4,
+        "decay_start": 0.5,
+        "final_learning_rate": 0.0,
+        "gradient_clip": 10.0,
+        "ema_decay": 0.999,
+        "evaluate_every": 100,
+    },
+)
+"""DDGM of points in the plane."""

@@ -18,7 +18,7 @@ from pyro_ssvae.errors import DataUnavailableError
 from pyro_ssvae.training import RunFolder, TrainingConfig
 from pyro_ssvae.training.device import resolve_device
 
-__all__ = ["load_data", "new_parser", "parse", "settings", "training_config"]
+__all__ = ["load_data", "name_run", "new_parser", "parse", "settings", "training_config"]
 
 _TOP_LEVEL = {"max_epochs", "max_minutes", "device", "precision", "seed"}  # of the training settings
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
@@ -28,21 +28,27 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a description as they are, and shows defaults."""
 
 
-def new_parser(program: str, description: str, *, labels: bool = True) -> ArgumentParser:
+def new_parser(
+    program: str, description: str, *, labels: bool = True, data: Sequence[str] | None = None
+) -> ArgumentParser:
     """Return a parser with the flags of data, training and the run.
 
     Args:
         program: Name of the example, as ``m2.py``.
         description: Shown by ``--help``.
         labels: Whether the model uses labels.
+        data: The only names of data to choose from; ``None`` for data sets by name or file.
     """
     parser = ArgumentParser(prog=program, description=description, formatter_class=_Formatter)
     add = parser.add_argument
-    data = (
-        "mnist, fashion_mnist, cifar10, digits (needs no download), or FILE.npz with x_train, y_train, x_test, y_test"
-    )
-    add("--data", type=str, default="mnist", metavar="NAME|FILE.npz", help=data)
-    add("--data-dir", type=str, metavar="DIR", help="where data sets lie or go (else PYRO_SSVAE_DATA, else a cache)")
+    if data is not None:
+        add("--data", choices=list(data), default=data[0], help="the law that points are drawn from")
+    else:
+        names = "mnist, fashion_mnist, cifar10, digits (needs no download)"
+        words = f"{names}, or FILE.npz with x_train, y_train, x_test, y_test"
+        add("--data", type=str, default="mnist", metavar="NAME|FILE.npz", help=words)
+        folder = "where data sets lie or go (else PYRO_SSVAE_DATA, else a cache)"
+        add("--data-dir", type=str, metavar="DIR", help=folder)
     if labels:
         add("--num-labels", type=int, default=100, metavar="N", help="training rows that keep their label")
     add("--seed", type=int, default=0, help="of the label split, the initial weights and training")
@@ -138,11 +144,16 @@ def load_data(args: Namespace, model: str = "m2") -> SemiSupervisedData:
     Where a download is impossible, say so and carry on with ``digits``.
     """
     data = _load(args)
+    name_run(args, model)
+    return data
+
+
+def name_run(args: Namespace, model: str) -> None:
+    """Name the folder of the run after model, data, labels, seed and time, unless the flags name one."""
     if args.out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         labels = f"-{args.num_labels}" if "num_labels" in args else ""
         args.out = str(Path("runs") / f"{model}-{Path(args.data).stem}{labels}-seed{args.seed}-{stamp}")
-    return data
 
 
 def _load(args: Namespace) -> SemiSupervisedData:

@@ -1,7 +1,7 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
-from pyro_ssvae.objectives.alternating import AlternatingObjective, Group
+from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import Objective
 from pyro_ssvae.objectives.energy import EnergyELBO, EnergyObjective
 from pyro_ssvae.objectives.entropy import (
@@ -36,6 +36,7 @@ __all__ = [
     "SemiSupervisedELBO",
     "StaticELBOError",
     "StaticEnumELBO",
+    "Turn",
     "UnsupervisedELBO",
     "make_entropy",
 ]

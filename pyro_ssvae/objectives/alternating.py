@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
+import pyro
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch
 from pyro_ssvae.objectives.base import Objective
 
-__all__ = ["AlternatingObjective", "Group"]
+__all__ = ["AlternatingObjective", "Group", "Turn"]
 
 
 class Group(NamedTuple):
@@ -22,6 +23,13 @@ class Group(NamedTuple):
     parameters: list[nn.Parameter]
     rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Turn(NamedTuple):
+    """A step of one group: its name, and the loss that it then minimises, of the rows of a batch, in nats per row."""
+
+    group: str
+    loss: Callable[[Tensor], Tensor]
 
 
 class AlternatingObjective(Objective):
@@ -36,10 +44,26 @@ class AlternatingObjective(Objective):
         """Return the groups by name."""
         raise NotImplementedError(f"{type(self).__name__} must define groups() -> dictionary of Group.")
 
-    def turns(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name of a group and its loss, one after the other; the caller steps the group in between."""
-        raise NotImplementedError(f"{type(self).__name__} must define turns(batch) -> iterator over (name, loss).")
+    def turns(self) -> list[Turn]:
+        """Return who steps after whom. A loss is computed after the step before it, and sets :attr:`latest`."""
+        raise NotImplementedError(f"{type(self).__name__} must define turns() -> list of Turn.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]  # a loss for each group
-        """Return the losses of all groups at the present weights; a group's last one where it has several turns."""
-        return dict(self.turns(Batch(*batch)))
+        """Return the losses of all groups at the present weights.
+
+        Raises:
+            ValueError: For a batch without unlabelled rows.
+        """
+        rows = self.rows(Batch(*batch))
+        with pyro.validation_enabled(False):
+            return {turn.group: turn.loss(rows) for turn in self.turns()}
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Return the rows of a batch.
+
+        Raises:
+            ValueError: If it holds none without a label.
+        """
+        if batch.x_unlabelled is None:
+            raise ValueError("The batch holds labelled rows only; train on data.without_labels().")
+        return batch.x_unlabelled

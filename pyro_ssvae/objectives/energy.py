@@ -14,7 +14,7 @@ https://arxiv.org/abs/1606.03439, equations 8 to 11.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro.poutine as poutine
@@ -22,10 +22,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import DDGM, langevin
-from pyro_ssvae.objectives.alternating import AlternatingObjective, Group
+from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
 __all__ = ["EnergyELBO", "EnergyObjective"]
@@ -238,21 +238,26 @@ class EnergyObjective(AlternatingObjective):
             )
         return None
 
-    def turns(self, batch: Batch) -> Iterator[tuple[str, Tensor]]:
-        """Yield the loss of one group after the other, in nats per row; each is stepped before the next is computed."""
-        x = batch.x_unlabelled
-        if x is None:
-            raise ValueError("The batch holds labelled rows only; train on data.without_labels().")
-        loss, terms = self.elbo_of_energy.energy_loss(self.model, self.guide, x)
-        self.latest = terms
-        yield "energy", loss
-        for _ in range(self.generator_steps):
-            loss, terms = self.elbo_of_energy.generator_loss(self.model, self.guide, x)
-            self.latest = {**self.latest, **terms}
-            yield "generator", loss
-            critic_loss = self.elbo_of_energy.critic_loss(self.guide, x)
-            if critic_loss is not None:
-                yield "critic", critic_loss
+    def turns(self) -> list[Turn]:
+        """Return the energy's step, and then as many as asked for of the generator and of the entropy's networks."""
+        after = [Turn("generator", self._generator_loss)]
+        if next(self.entropy.parameters(), None) is not None:
+            after.append(Turn("critic", self._critic_loss))
+        return [Turn("energy", self._energy_loss), *(self.generator_steps * after)]
+
+    def _energy_loss(self, x: Tensor) -> Tensor:
+        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, x)
+        return loss
+
+    def _generator_loss(self, x: Tensor) -> Tensor:
+        loss, self.latest = self.elbo_of_energy.generator_loss(self.model, self.guide, x)
+        return loss
+
+    def _critic_loss(self, x: Tensor) -> Tensor:
+        loss = self.elbo_of_energy.critic_loss(self.guide, x)
+        assert loss is not None
+        self.latest = {"critic_loss": loss.detach()}
+        return loss
 
 
 def _draw(guide: Callable[..., Any], x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

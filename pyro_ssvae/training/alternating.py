@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
+import pyro
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_ssvae.data import BatchStream
-from pyro_ssvae.objectives import AlternatingObjective
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.objectives import AlternatingObjective, Turn
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.recording import RecordedLoss
 
 __all__ = ["AlternatingStep"]
 
+_SEEN_FIRST = 2  # eager steps before anything is recorded
+_MODES = {"auto": "replay", "replay": "replay", "eager": "eager"}
+
 
 class AlternatingStep(BaseStep):
-    """Steps the groups of an :class:`~pyro_ssvae.objectives.AlternatingObjective` in turn, eagerly.
+    """Steps the groups of an :class:`~pyro_ssvae.objectives.AlternatingObjective` in turn, eagerly or replayed.
 
     Args:
         objective: The objective; moved to the device.
@@ -26,19 +34,20 @@ class AlternatingStep(BaseStep):
         total: Length of the schedule in steps.
 
     Raises:
-        ValueError: For several devices, or for steps that are to be replayed or captured.
+        ValueError: For several devices, or for steps that are to be compiled or captured.
     """
-
-    mode = "eager"
 
     def __init__(
         self, objective: AlternatingObjective, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
     ) -> None:
         if fabric.world_size > 1:
             raise ValueError("Groups that step in turn train on one device; got several.")
-        if config.compile not in ("auto", "eager"):
-            raise ValueError(f"compile={config.compile!r} is not for groups that step in turn; take auto or eager.")
+        if config.compile not in _MODES:
+            raise ValueError(
+                f"compile={config.compile!r} is not for groups that step in turn; take {', '.join(_MODES)}."
+            )
         super().__init__(objective, stream, config, fabric, total)
+        self.mode = _MODES[config.compile]
         self._groups = objective.groups()
         optimizers = [
             torch.optim.AdamW(
@@ -53,32 +62,77 @@ class AlternatingStep(BaseStep):
         _, *self.optimizers = fabric.setup(objective, *optimizers)
         self._optimizers = dict(zip(self._groups, self.optimizers, strict=True))
         self.average = MovingAverage(objective.pair, config.ema_decay)
-        self._turns = objective.turns
+        self._rows = objective.rows
+        self._turns = objective.turns()
+        self._recorded: list[RecordedLoss] = []
+        self._done = 0
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
-        """Do step ``number`` (from 0); there is nothing to verify."""
+        """Do step ``number`` (from 0). What follows from random draws cannot be verified afterwards."""
         rate = self.config.learning_rate_at(number, self.total)
         for name, optimizer in self._optimizers.items():
             optimizer.param_groups[0]["lr"] = rate * self._groups[name].rate
         self._number.fill_(number + 1)
         self.objective.train()
-        batch = self.stream.gather(self.stream.next_rows())
+        rows = self._rows(self.stream.gather(self.stream.next_rows()))
         total = torch.zeros((), device=self.fabric.device)
-        with self.fabric.autocast():
-            for name, loss in self._turns(batch):
-                self._apply(name, loss)
-                total = total + loss.detach()
+        terms: dict[str, Tensor] = {}
+        for place, turn in enumerate(self._turns):
+            loss, found = self._gradients(place, turn, rows)
+            terms |= found
+            total = total + loss
+            self._apply(turn.group)
         self.average.set_step(number)
         self.average.update()
-        self._note(total, self.objective.latest)
+        self._note(total, terms)
         self.sum_steps += 1
+        self._done += 1
 
-    def _apply(self, name: str, loss: Tensor) -> None:
-        parameters = self._groups[name].parameters
+    def _gradients(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Put gradients into the parameters of a group; return its loss and terms, detached."""
+        if self.mode == "replay" and self._done >= _SEEN_FIRST:
+            try:
+                return self._replayed(place, turn, rows)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as problem:  # what recording raises depends on what the pair does
+                self.mode, self.why_eager = "eager", " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+                warnings.warn(f"Training steps run eagerly from here, and slower: {self.why_eager}.", stacklevel=2)
+        parameters = self._groups[turn.group].parameters
+        with self.fabric.autocast(), pyro.validation_enabled(False):
+            loss = turn.loss(rows)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
+        return loss.detach(), self.objective.latest
+
+    def _replayed(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if place == len(self._recorded):
+            module = _LossOfTurn(self.objective, turn, self.fabric)
+            trained = self._groups[turn.group].parameters
+            self._recorded.append(
+                RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, trained=trained)
+            )
+        return self._recorded[place](Batch(rows, None, None))
+
+    def _apply(self, group: str) -> None:
         if self.config.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)
-        self._optimizers[name].step()
-        self._optimizers[name].zero_grad()
+            torch.nn.utils.clip_grad_norm_(self._groups[group].parameters, self.config.gradient_clip)
+        self._optimizers[group].step()
+        self._optimizers[group].zero_grad()
+
+
+class _LossOfTurn(nn.Module):
+    """The loss of one turn as a module, for recording."""
+
+    def __init__(self, objective: Any, turn: Turn, fabric: Fabric) -> None:
+        super().__init__()
+        self.objective = objective
+        self._loss = turn.loss
+        self._autocast = fabric.autocast
+
+    def forward(self, batch: Batch) -> Tensor:
+        rows = batch.x_unlabelled
+        assert rows is not None
+        with self._autocast(), pyro.validation_enabled(False):
+            return self._loss(rows)

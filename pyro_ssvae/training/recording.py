@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,7 @@ class RecordedLoss:
         module: Called with a batch, returns the loss.
         latest: Returns the detached terms behind the last loss, by name.
         device: Where everything lies.
+        trained: The parameters that get gradients; all that require them when ``None``.
         compiled_shape: Shapes of a batch, as :func:`shapes` gives them, whose recording Inductor compiles; other
             shapes, which are rare, are replayed operation by operation. ``None`` to compile nothing.
 
@@ -70,6 +71,7 @@ class RecordedLoss:
         latest: Callable[[], dict[str, Tensor]],
         device: torch.device,
         compiled_shape: tuple[Any, ...] | None = None,
+        trained: Sequence[Tensor] | None = None,
     ) -> None:
         self._module = module
         self._latest = latest
@@ -77,9 +79,12 @@ class RecordedLoss:
         self._compiled_shape = compiled_shape
         self._recordings: dict[tuple[Any, ...], tuple[Callable[..., Any], list[str]]] = {}
         named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-        self._names: list[str] = list(named)
-        self._parameters: list[Tensor] = list(named.values())
-        buffers = dict(module.named_buffers())
+        chosen = set(named) if trained is None else _names_of(named, trained)
+        self._names: list[str] = [name for name in named if name in chosen]
+        self._parameters: list[Tensor] = [named[name] for name in self._names]
+        # What is not trained here is handed over with the buffers.
+        others = {name: parameter for name, parameter in named.items() if name not in chosen}
+        buffers = {**others, **dict(module.named_buffers())}
         self._buffer_names, self._buffers = list(buffers), list(buffers.values())
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -131,6 +136,11 @@ class RecordedLoss:
             warnings.warn(f"Inductor cannot compile the step, which is replayed instead: {reason}", stacklevel=2)
             return graph
         return compiled
+
+
+def _names_of(named: dict[str, nn.Parameter], trained: Sequence[Tensor]) -> set[str]:
+    wanted = {id(parameter) for parameter in trained}
+    return {name for name, parameter in named.items() if id(parameter) in wanted}
 
 
 def shapes(parts: Iterable[Tensor | None]) -> tuple[Any, ...]:
