@@ -15,16 +15,19 @@ from pyro_ssvae.objectives import AlternatingObjective, Turn
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.recording import RecordedLoss
+from pyro_ssvae.training.recording import RecordedLoss, has_compiler, shapes
 
 __all__ = ["AlternatingStep"]
 
 _SEEN_FIRST = 2  # eager steps before anything is recorded
-_MODES = {"auto": "replay", "replay": "replay", "eager": "eager"}
+_WORTH_COMPILING = 5000  # steps; networks are small here, so that most of a replayed step is overhead
+_MODES = ("auto", "inductor", "replay", "eager")
 
 
 class AlternatingStep(BaseStep):
-    """Steps the groups of an :class:`~pyro_ssvae.objectives.AlternatingObjective` in turn, eagerly or replayed.
+    """Steps the groups of an :class:`~pyro_ssvae.objectives.AlternatingObjective` in turn.
+
+    Losses and gradients of each turn are recorded once and replayed, on the CPU compiled by Inductor in long schedules.
 
     Args:
         objective: The objective; moved to the device.
@@ -34,7 +37,7 @@ class AlternatingStep(BaseStep):
         total: Length of the schedule in steps.
 
     Raises:
-        ValueError: For several devices, or for steps that are to be compiled or captured.
+        ValueError: For several devices, or for steps that are to be captured.
     """
 
     def __init__(
@@ -47,7 +50,10 @@ class AlternatingStep(BaseStep):
                 f"compile={config.compile!r} is not for groups that step in turn; take {', '.join(_MODES)}."
             )
         super().__init__(objective, stream, config, fabric, total)
-        self.mode = _MODES[config.compile]
+        self.mode = config.compile
+        if self.mode == "auto":
+            long = total >= _WORTH_COMPILING and fabric.device.type == "cpu" and has_compiler()
+            self.mode = "inductor" if long else "replay"
         self._groups = objective.groups()
         optimizers = [
             torch.optim.AdamW(
@@ -90,7 +96,7 @@ class AlternatingStep(BaseStep):
 
     def _gradients(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Put gradients into the parameters of a group; return its loss and terms, detached."""
-        if self.mode == "replay" and self._done >= _SEEN_FIRST:
+        if self.mode != "eager" and self._done >= _SEEN_FIRST:
             try:
                 return self._replayed(place, turn, rows)
             except torch.cuda.OutOfMemoryError:
@@ -107,13 +113,14 @@ class AlternatingStep(BaseStep):
         return loss.detach(), self.objective.latest
 
     def _replayed(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = Batch(rows, None, None)
         if place == len(self._recorded):
             module = _LossOfTurn(self.objective, turn, self.fabric)
-            trained = self._groups[turn.group].parameters
-            self._recorded.append(
-                RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, trained=trained)
-            )
-        return self._recorded[place](Batch(rows, None, None))
+            options: dict[str, Any] = {"trained": self._groups[turn.group].parameters}
+            if self.mode == "inductor":
+                options["compiled_shape"] = shapes(batch)
+            self._recorded.append(RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, **options))
+        return self._recorded[place](batch)
 
     def _apply(self, group: str) -> None:
         if self.config.gradient_clip is not None:
