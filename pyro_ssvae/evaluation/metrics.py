@@ -10,7 +10,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_ssvae.data import SemiSupervisedData, iterate_rows
-from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair
+from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
 from pyro_ssvae.models.base import device_of, evaluation_mode, own_randomness
 from pyro_ssvae.objectives import Objective
 
@@ -30,7 +30,7 @@ _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of KL and entropy
 _ACTIVE_VARIANCE = 0.01  # of posterior means, from which a latent counts as in use
 
 
-def predict_rows(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+def predict_rows(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many rows, in batches, on the CPU.
 
     Args:
@@ -46,7 +46,7 @@ def predict_rows(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch
     return torch.cat([model.predict_proba(batch).cpu() for batch in rows])
 
 
-def classification_error(model: ClassifyingPair, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
+def classification_error(model: Classifier, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
     """Return the share of rows whose likeliest class under q(y|x) is not ``y``, as a fraction.
 
     Args:
@@ -246,7 +246,11 @@ def validation_metrics(
     x, pair = data.x_validation, objective.pair
     few = x[:_DIAGNOSED_ROWS]
     if isinstance(pair, DDGM):
-        return energy_diagnostics(pair, few, scale=data.scale, seed=seed), None
+        energies = energy_diagnostics(pair, few, scale=data.scale, seed=seed)
+        if not pair.has_classes:
+            return energies, None
+        error = classification_error(pair, x, data.y_validation, scale=data.scale)
+        return {"validation_error": error, **energies}, None
     if isinstance(pair, ClassifyingPair):
         error = classification_error(pair, x, data.y_validation, scale=data.scale)
         return {"validation_error": error, **posterior_diagnostics(pair, few, scale=data.scale)}, -error

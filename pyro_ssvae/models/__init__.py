@@ -1,7 +1,7 @@
 """Models of the papers, as Pyro model/guide pairs: one file each."""
 
 from pyro_ssvae.models.base import Pair, VariationalPair, data_plate, pyro_view
-from pyro_ssvae.models.classifying import ClassifyingPair
+from pyro_ssvae.models.classifying import Classifier, ClassifyingPair
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -13,6 +13,7 @@ __all__ = [
     "M1",
     "M1M2",
     "M2",
+    "Classifier",
     "ClassifyingPair",
     "Pair",
     "VariationalPair",

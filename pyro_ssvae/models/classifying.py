@@ -1,4 +1,4 @@
-"""What every pair with classes shares: the class prior, the auxiliary model, predicting and generating."""
+"""What models with classes share: predicting; and for generative ones class prior, auxiliary model, generating."""
 
 from __future__ import annotations
 
@@ -11,12 +11,43 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Likelihood, make_class_prior
-from pyro_ssvae.models.base import VariationalPair, data_plate, device_of, evaluation_mode
+from pyro_ssvae.models.base import Pair, VariationalPair, data_plate, device_of, evaluation_mode
 
-__all__ = ["ClassifyingPair"]
+__all__ = ["Classifier", "ClassifyingPair"]
 
 
-class ClassifyingPair(VariationalPair):
+class Classifier(Pair):
+    """What models share that say which class a row is of, by :meth:`classify`.
+
+    Attributes:
+        num_classes: Number of classes ``K``.
+    """
+
+    num_classes: int
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the logits of p(y|x) or q(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the likeliest class of each row, with shape ``(B,)``."""
+        return self.predict_proba(x).argmax(-1)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the probabilities of classes, with shape ``(B, K)``, in evaluation mode.
+
+        Args:
+            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
+
+        Raises:
+            ValueError: If rows have another shape than the model's.
+        """
+        self._check_rows(x)
+        with torch.no_grad(), evaluation_mode(self):
+            return self.classify(x.to(next(self.parameters()))).softmax(-1)
+
+
+class ClassifyingPair(Classifier, VariationalPair):
     """Base class of the models that know classes. A subclass defines ``classify``, ``encode`` and ``decode`` too.
 
     Args:
@@ -50,10 +81,6 @@ class ClassifyingPair(VariationalPair):
         self.num_classes = int(num_classes)
         self.class_prior = make_class_prior(class_prior, num_classes)
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of q(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``."""
-        raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
-
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(x, y) -> distribution over z.")
@@ -72,23 +99,6 @@ class ClassifyingPair(VariationalPair):
         """
         with data_plate(x, size):
             pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return the likeliest class of each row under q(y|x), with shape ``(B,)``."""
-        return self.predict_proba(x).argmax(-1)
-
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Return q(y|x), with shape ``(B, K)``, in evaluation mode.
-
-        Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
-
-        Raises:
-            ValueError: If rows have another shape than the model's.
-        """
-        self._check_rows(x)
-        with torch.no_grad(), evaluation_mode(self):
-            return self.classify(x.to(next(self.parameters()))).softmax(-1)
 
     def generate(self, num_samples: int, y: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw z from its prior and decode it.

@@ -21,13 +21,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae.models.base import Pair, data_plate, evaluation_mode
+from pyro_ssvae.models.base import data_plate, evaluation_mode
+from pyro_ssvae.models.classifying import Classifier
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
 
 __all__ = ["DDGM", "langevin"]
 
 
-class DDGM(Pair):
+class DDGM(Classifier):
     """The DDGM model/guide pair: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
 
     Shapes in the comments: ``B`` rows, ``L`` latents, ``F`` features.
@@ -81,6 +82,10 @@ class DDGM(Pair):
         named = {name: part for name, part in parts.items() if isinstance(part, str)}
         prior = ("uniform" if small else None) if prior is None else prior
         super().__init__(event_shape, latent_dim, prior, {**options, **named}, parts)
+        if num_classes is not None:
+            if num_classes < 2:
+                raise ValueError(f"num_classes={num_classes} must be at least 2, or None for no classes.")
+            self.num_classes = int(num_classes)
         self.energy_net = EnergyNet(
             self.event_shape,
             make_features(features, self.event_shape),
@@ -125,7 +130,23 @@ class DDGM(Pair):
         """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
         return {"energy": list(self.energy_net.parameters()), "generator": list(self.generator.parameters())}
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the energy knows classes."""
+        return self.energy_net.classes is not None
+
     # Use.
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Return −E(x, y), the logits of p(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For a model without classes.
+        """
+        if not self.has_classes:
+            raise ValueError("This DDGM knows no classes; build it with num_classes=K and train it with labelled rows.")
+        logits: Tensor = -self.energy_net.by_class(x)
+        return logits
 
     def energy(self, x: Tensor) -> Tensor:
         """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely rows.

@@ -26,10 +26,10 @@ class Group(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A step of one group: its name, and the loss that it then minimises, of the rows of a batch, in nats per row."""
+    """A step of one group: its name, and the loss of a batch that it then minimises, in nats per row."""
 
     group: str
-    loss: Callable[[Tensor], Tensor]
+    loss: Callable[[Batch], Tensor]
 
 
 class AlternatingObjective(Objective):
@@ -49,21 +49,6 @@ class AlternatingObjective(Objective):
         raise NotImplementedError(f"{type(self).__name__} must define turns() -> list of Turn.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]  # a loss for each group
-        """Return the losses of all groups at the present weights.
-
-        Raises:
-            ValueError: For a batch without unlabelled rows.
-        """
-        rows = self.rows(Batch(*batch))
+        """Return the losses of all groups at the present weights."""
         with pyro.validation_enabled(False):
-            return {turn.group: turn.loss(rows) for turn in self.turns()}
-
-    def rows(self, batch: Batch) -> Tensor:
-        """Return the rows of a batch.
-
-        Raises:
-            ValueError: If it holds none without a label.
-        """
-        if batch.x_unlabelled is None:
-            raise ValueError("The batch holds labelled rows only; train on data.without_labels().")
-        return batch.x_unlabelled
+            return {turn.group: turn.loss(Batch(*batch)) for turn in self.turns()}

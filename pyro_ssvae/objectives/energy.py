@@ -21,8 +21,9 @@ import pyro.poutine as poutine
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import DDGM, langevin
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
@@ -167,7 +168,9 @@ class EnergyObjective(AlternatingObjective):
 
     Args:
         pair: The model, a :class:`pyro_ssvae.DDGM`.
-        num_rows: Number of training rows.
+        num_unlabelled: Number of training rows without a label.
+        num_labelled: Number of those with one, which need a model with classes.
+        alpha: Weight of the mean cross-entropy −log p(y|x) of labelled rows, p(y|x) ∝ exp(−E(x, y)).
         entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an estimate.
         generator_rate: Learning rate of the generator, as a multiple of that of the energy; it should be the faster.
         generator_steps: Steps of the generator for each one of the energy.
@@ -186,14 +189,22 @@ class EnergyObjective(AlternatingObjective):
         self,
         pair: DDGM,
         *,
-        num_rows: int,
+        num_unlabelled: int,
+        num_labelled: int = 0,
+        alpha: float = 1.0,
         entropy: str | Entropy = "mutual_information",
         generator_rate: float = 5.0,
         generator_steps: int = 1,
         betas: tuple[float, float] = (0.5, 0.999),
         **options: Any,
     ) -> None:
-        super().__init__(pair, num_labelled=0, num_unlabelled=num_rows)
+        super().__init__(pair, num_labelled=num_labelled, num_unlabelled=num_unlabelled)
+        if num_labelled and not pair.has_classes:
+            raise ValueError(
+                f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
+                "on data.without_labels()."
+            )
+        self.alpha = alpha
         if not generator_rate > 0.0 or generator_steps < 1:
             raise ValueError(
                 f"generator_rate={generator_rate} must be positive and generator_steps={generator_steps} at least 1."
@@ -204,12 +215,12 @@ class EnergyObjective(AlternatingObjective):
 
     @classmethod
     def for_data(cls, pair: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
-        """Return the objective for a model and data without labels."""
-        return cls(pair, num_rows=data.num_unlabelled, **options)
+        """Return the objective for a model and data; labels need a model with classes."""
+        return cls(pair, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("generator_rate", "generator_steps", "betas")
+        names = ("alpha", "generator_rate", "generator_steps", "betas")
         return {**self.elbo_of_energy.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
@@ -245,19 +256,30 @@ class EnergyObjective(AlternatingObjective):
             after.append(Turn("critic", self._critic_loss))
         return [Turn("energy", self._energy_loss), *(self.generator_steps * after)]
 
-    def _energy_loss(self, x: Tensor) -> Tensor:
-        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, x)
+    def _energy_loss(self, batch: Batch) -> Tensor:
+        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, _rows(batch))
+        if batch.x_labelled is None or batch.y_labelled is None:
+            return loss
+        pair: Any = self.pair
+        cross_entropy = F.cross_entropy(pair.classify(batch.x_labelled), batch.y_labelled)
+        self.latest = {**self.latest, "classification_loss": cross_entropy.detach()}
+        return loss + self.alpha * cross_entropy
+
+    def _generator_loss(self, batch: Batch) -> Tensor:
+        loss, self.latest = self.elbo_of_energy.generator_loss(self.model, self.guide, _rows(batch))
         return loss
 
-    def _generator_loss(self, x: Tensor) -> Tensor:
-        loss, self.latest = self.elbo_of_energy.generator_loss(self.model, self.guide, x)
-        return loss
-
-    def _critic_loss(self, x: Tensor) -> Tensor:
-        loss = self.elbo_of_energy.critic_loss(self.guide, x)
+    def _critic_loss(self, batch: Batch) -> Tensor:
+        loss = self.elbo_of_energy.critic_loss(self.guide, _rows(batch))
         assert loss is not None
         self.latest = {"critic_loss": loss.detach()}
         return loss
+
+
+def _rows(batch: Batch) -> Tensor:
+    if batch.x_unlabelled is None:
+        raise ValueError("An energy model trains on rows without a label, and this batch holds none.")
+    return batch.x_unlabelled
 
 
 def _draw(guide: Callable[..., Any], x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,6 @@ class AlternatingStep(BaseStep):
         _, *self.optimizers = fabric.setup(objective, *optimizers)
         self._optimizers = dict(zip(self._groups, self.optimizers, strict=True))
         self.average = MovingAverage(objective.pair, config.ema_decay)
-        self._rows = objective.rows
         self._turns = objective.turns()
         self._recorded: list[RecordedLoss] = []
         self._done = 0
@@ -80,11 +79,11 @@ class AlternatingStep(BaseStep):
             optimizer.param_groups[0]["lr"] = rate * self._groups[name].rate
         self._number.fill_(number + 1)
         self.objective.train()
-        rows = self._rows(self.stream.gather(self.stream.next_rows()))
+        batch = self.stream.gather(self.stream.next_rows())
         total = torch.zeros((), device=self.fabric.device)
         terms: dict[str, Tensor] = {}
         for place, turn in enumerate(self._turns):
-            loss, found = self._gradients(place, turn, rows)
+            loss, found = self._gradients(place, turn, batch)
             terms |= found
             total = total + loss
             self._apply(turn.group)
@@ -94,11 +93,11 @@ class AlternatingStep(BaseStep):
         self.sum_steps += 1
         self._done += 1
 
-    def _gradients(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _gradients(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Put gradients into the parameters of a group; return its loss and terms, detached."""
         if self.mode != "eager" and self._done >= _SEEN_FIRST:
             try:
-                return self._replayed(place, turn, rows)
+                return self._replayed(place, turn, batch)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as problem:  # what recording raises depends on what the pair does
@@ -106,14 +105,13 @@ class AlternatingStep(BaseStep):
                 warnings.warn(f"Training steps run eagerly from here, and slower: {self.why_eager}.", stacklevel=2)
         parameters = self._groups[turn.group].parameters
         with self.fabric.autocast(), pyro.validation_enabled(False):
-            loss = turn.loss(rows)
+            loss = turn.loss(batch)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss.detach(), self.objective.latest
 
-    def _replayed(self, place: int, turn: Turn, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = Batch(rows, None, None)
+    def _replayed(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         if place == len(self._recorded):
             module = _LossOfTurn(self.objective, turn, self.fabric)
             options: dict[str, Any] = {"trained": self._groups[turn.group].parameters}
@@ -139,7 +137,5 @@ class _LossOfTurn(nn.Module):
         self._autocast = fabric.autocast
 
     def forward(self, batch: Batch) -> Tensor:
-        rows = batch.x_unlabelled
-        assert rows is not None
         with self._autocast(), pyro.validation_enabled(False):
-            return self._loss(rows)
+            return self._loss(batch)

@@ -22,7 +22,7 @@ from pyro_ssvae.evaluation import (
     log_likelihood,
     mean_bound,
 )
-from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair, VariationalPair
+from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair, VariationalPair
 from pyro_ssvae.models.base import device_of
 from pyro_ssvae.objectives import Objective, UnsupervisedELBO
 from pyro_ssvae.plots import save_run_figures
@@ -64,7 +64,8 @@ def report(
         UserWarning: If the latents of a model without classes carry next to nothing (posterior collapse).
     """
     pair: Pair = objective.pair  # type: ignore[assignment]
-    classes = _of_classes(pair, data, run) if isinstance(pair, ClassifyingPair) else {}
+    knows = isinstance(pair, Classifier) and getattr(pair, "has_classes", True)
+    classes = _of_classes(pair, data, run) if knows else {}
     result: dict[str, Any] = {
         "model": type(pair).__name__,
         "data": data.name,
@@ -90,7 +91,7 @@ def report(
     return result
 
 
-def _of_classes(pair: ClassifyingPair, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+def _of_classes(pair: Any, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
     """Return what is said of classes: the prior, errors at the picked evaluation and at the last step."""
     chosen = _errors(pair, data)
     picked = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
@@ -98,13 +99,13 @@ def _of_classes(pair: ClassifyingPair, data: SemiSupervisedData, run: FitResult)
     last = _errors(pair, data)
     pair.load_state_dict(picked)
     return {
-        "class_prior": pair.class_prior.name,
+        **({"class_prior": pair.class_prior.name} if isinstance(pair, ClassifyingPair) else {}),
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
     }
 
 
-def _errors(pair: ClassifyingPair, data: SemiSupervisedData) -> dict[str, float | None]:
+def _errors(pair: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
     rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
     return {
         name: classification_error(pair, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()

@@ -12,7 +12,7 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import TrainingConfig, fit
+from pyro_ssvae import SemiSupervisedData, TrainingConfig, fit
 from pyro_ssvae.data import Batch, plane_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models import DDGM
@@ -135,7 +135,7 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_guards(row: dict[str, float], words: str | None) -> None:
-    problem = EnergyObjective(make_ddgm(), num_rows=10).problem(row)
+    problem = EnergyObjective(make_ddgm(), num_unlabelled=10).problem(row)
     assert problem is None if words is None else words in problem
 
 
@@ -190,6 +190,37 @@ def test_replayed_steps_are_the_same_steps(entropy: str) -> None:
         torch.testing.assert_close(tensor, found[1][0][name], msg=name)
 
 
+def test_labelled_rows_train_the_class_energies() -> None:
+    data = SemiSupervisedData.from_arrays(
+        *two_classes(2000, few=20), x_validation=two_classes(500)[0], y_validation=two_classes(500)[1]
+    )
+    ddgm = make_ddgm(num_classes=2)
+    objective = EnergyObjective.for_data(ddgm, data, gradient_penalty=0.01)
+    x, y = data.x[:4], torch.tensor([0, 1, 1, 0])
+    ddgm.eval()
+    torch.manual_seed(0)
+    plain = objective.turns()[0].loss(Batch(x, None, None))
+    torch.manual_seed(0)
+    labelled = objective.turns()[0].loss(Batch(x, x, y))
+    by_hand = -(-ddgm.energy_net.by_class(x)).log_softmax(-1)[torch.arange(4), y].mean()
+    torch.testing.assert_close(labelled - plain, by_hand, atol=1e-5, rtol=1e-5)
+    config = TrainingConfig(max_steps=300, batch_size=100, learning_rate=5e-4, gradient_clip=10.0, device="cpu")
+    run = fit(objective, data, config, progress=False)
+    assert run.metrics[-1]["validation_error"] < 0.05
+    assert ddgm.predict_proba(x).sum(-1).tolist() == pytest.approx([1.0] * 4)
+    with pytest.raises(ValueError, match="num_classes=K"):
+        EnergyObjective.for_data(make_ddgm(), data)
+    with pytest.raises(ValueError, match="knows no classes"):
+        make_ddgm().predict(x)
+
+
+def two_classes(count: int, few: int | None = None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    y = torch.arange(count) % 2
+    x = torch.randn(count, 2, generator=generator) * 0.3 + 2.0 * y.unsqueeze(-1) - 1.0
+    return x, y if few is None else torch.where(torch.arange(count) < few, y, -1)
+
+
 # Entropies.
 
 
@@ -217,7 +248,8 @@ def test_batch_norm_scales_are_standard_deviations() -> None:
         generator[1].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
     x = torch.randn(4, 2)
     normal = torch.distributions.Normal(0.0, torch.tensor([0.5, 1.0, 2.0]))
-    assert float(BatchNormEntropy()(x, x, generator)) == pytest.approx(float(normal.entropy().sum()), rel=1e-5)
+    found = float(BatchNormEntropy()(x, x, generator).detach())
+    assert found == pytest.approx(float(normal.entropy().sum()), rel=1e-5)
     with pytest.raises(ValueError, match="has none"):
         BatchNormEntropy()(x, x, nn.Linear(2, 2))
 
