@@ -111,7 +111,13 @@ setting is ours. The batch norm that musyoku also applies to the pixels is left 
 M1_BELOW = Recipe(
     model=M1_PRESETS["kingma"].model,
     objective={},
-    training={**M1_PRESETS["kingma"].training, "batch_size": 256, "binarisation": "none"},
+    training={
+        **M1_PRESETS["kingma"].training,
+        "max_epochs": 400,
+        "batch_size": 128,
+        "kl_warmup": 0.05,
+        "binarisation": "none",
+    },
 )
 """M1 below a stack: grey values, so that its encoder meets in training what it meets afterwards."""
 
@@ -135,9 +141,9 @@ STACK_PURE = Recipe(
 STACK = Recipe(
     model={"classify_from": "x", "latent_dim": 8, "activation": "relu"},
     objective={"alpha": 10.0},
-    training={**STACK_PURE.training, "max_steps": None},
+    training={"kl_warmup": 0.0, "kl_squeeze": 1.0},
 )
-"""M1+M2 with the add-ons: a convolutional q(y|x), augmentation and consistency."""
+"""M1+M2 with the add-ons: a convolutional q(y|x), augmentation and consistency, in the steps of M2's default recipe."""
 
 DDGM_PLANE = Recipe(
     model={},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_labels, as_num_classes, as_rows, as_scale, as_seed, to_numpy
+from pyro_ssvae.data.folders import read_folder
 from pyro_ssvae.data.named import Source, load_named
 from pyro_ssvae.data.readers import as_images, read_npz
 from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels, last_rows
@@ -265,6 +266,65 @@ class SemiSupervisedData:
             allow_download=download,
         )
         return cls._from_source(source, num_labels, seed, balanced)
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        image_size: int,
+        num_labels: int | Literal["all"] = "all",
+        num_validation: int | None = None,
+        num_test: int | None = None,
+        seed: int = 0,
+        balanced: bool = True,
+    ) -> SemiSupervisedData:
+        """Build from a folder of images: ``CLASS/anything.png``, or ``CLASS_anything.png`` (:func:`read_folder`).
+
+        Args:
+            path: The folder.
+            image_size: Side of the square that every image is brought to, in pixels.
+            num_labels: How many labels are kept, ``"all"`` for every one.
+            num_validation: Rows drawn to validate; a tenth where not given. Without classes, none can be labelled.
+            num_test: Rows drawn to test; likewise.
+            seed: Of these draws.
+            balanced: Whether classes get equal numbers of labels; otherwise a class may get none.
+
+        Raises:
+            FileNotFoundError: If there is no such folder.
+            ValueError: If it holds no image, a damaged one, too few, or some with and some without a class.
+        """
+        images = read_folder(path, image_size)
+        known = images.y >= 0
+        if known.any() and not known.all():
+            raise ValueError(
+                f"{path} holds {int(known.sum())} images with a class and {int((~known).sum())} without; put every one "
+                "in a folder of its class, or none."
+            )
+        count = len(images.x)
+        held = [max(1, count // 10) if number is None else number for number in (num_validation, num_test)]
+        if min(held) < 0 or sum(held) >= count:
+            raise ValueError(f"num_validation + num_test = {sum(held)} of {count} images leave none to train on.")
+        order = np.random.default_rng(as_seed(seed)).permutation(count)
+        test, rest = np.sort(order[: held[1]]), np.sort(order[held[1] :])
+        y = images.y if known.any() else np.zeros(count, dtype=np.int64)
+        validation = np.flatnonzero(np.isin(rest, order[held[1] : sum(held)]))
+        source = Source(
+            images.x[rest],
+            y[rest],
+            images.x[test],
+            y[test],
+            ids=rest,
+            validation=validation,
+            name=Path(path).name,
+            num_classes=max(2, len(images.class_names)),
+            class_names=images.class_names if len(images.class_names) > 1 else None,
+        )
+        if known.any():
+            return cls._from_source(source, num_labels, seed, balanced)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes without a label: there are no classes
+            return cls._from_source(source, "all", seed, balanced).without_labels()
 
     @classmethod
     def _from_source(

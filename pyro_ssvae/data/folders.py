@@ -1,0 +1,80 @@
+"""Folders of images, of one class each or with the class in their names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+__all__ = ["ImageRows", "read_folder"]
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+class ImageRows(NamedTuple):
+    """Images ``(N, C, S, S)``, uint8, with classes ``(N,)``, -1 where unknown, and the classes' names."""
+
+    x: NDArray[np.uint8]
+    y: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def read_folder(
+    path: str | os.PathLike[str], image_size: int, *, background: tuple[int, int, int] = (255, 255, 255)
+) -> ImageRows:
+    """Read every image below a folder, in the order of their names.
+
+    The class of an image is the subfolder that it lies in; directly in the folder, what comes before the first ``_``
+    of its name, as in ``cat_017.png``; else it is unknown. Images are shrunk or enlarged to fill a square and what
+    stands over is cut off, alike on both sides. Transparent ones are laid over the background. Where all are grey,
+    there is one channel, else three.
+
+    Args:
+        path: The folder.
+        image_size: Side S of the square, in pixels.
+        background: Red, green and blue, from 0 to 255.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image, one is damaged, or the size is not positive.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
+    x = np.stack([_read(file, image_size, background) for file in files])  # (N, S, S, 3)
+    grey = bool((x == x[..., :1]).all())
+    names = [_class_of(file, folder) for file in files]
+    class_names = tuple(sorted({name for name in names if name is not None}))
+    y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
+    return ImageRows(np.moveaxis(x[..., :1] if grey else x, -1, 1).copy(), y, class_names)
+
+
+def _class_of(file: Path, folder: Path) -> str | None:
+    if file.parent != folder:
+        return file.relative_to(folder).parts[0]
+    label, separator, _ = file.stem.partition("_")
+    return label if separator and label else None
+
+
+def _read(file: Path, size: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as image:
+            picture = image.convert("RGBA")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it.") from error
+    opaque = Image.new("RGBA", picture.size, (*background, 255))
+    picture = Image.alpha_composite(opaque, picture).convert("RGB")
+    scale = size / min(picture.size)
+    width, height = (max(size, round(scale * side)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + size, top + size))
+    return np.asarray(picture)
