@@ -2,6 +2,7 @@
 
 from pyro_ssvae.evaluation.annealing import annealed_log_normaliser
 from pyro_ssvae.evaluation.grid import Grid
+from pyro_ssvae.evaluation.images import ImageJudge, altered, energy_auroc, generation_measures, nearest_rows
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,
@@ -19,21 +20,26 @@ from pyro_ssvae.evaluation.samples import energy_distance, frechet_distance, mod
 
 __all__ = [
     "Grid",
-    "annealed_log_normaliser",
-    "energy_distance",
-    "frechet_distance",
-    "mode_coverage",
-    "plane_measures",
-    "squared_mmd",
+    "ImageJudge",
     "LogLikelihood",
     "active_units",
+    "altered",
+    "annealed_log_normaliser",
     "class_control",
     "classification_error",
+    "energy_auroc",
     "energy_diagnostics",
+    "energy_distance",
+    "frechet_distance",
+    "generation_measures",
     "latent_diagnostics",
     "log_likelihood",
     "mean_bound",
+    "mode_coverage",
+    "nearest_rows",
+    "plane_measures",
     "posterior_diagnostics",
     "predict_rows",
+    "squared_mmd",
     "validation_metrics",
 ]
