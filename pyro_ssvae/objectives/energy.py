@@ -32,6 +32,7 @@ from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 __all__ = ["EnergyELBO", "EnergyObjective"]
 
 _LEAST_SPREAD = 0.05  # of samples, as a share of that of the data
+_PATIENCE = 5  # evaluations in a row with less; a generator may start out narrow
 _LARGEST_GAP = 1e4  # nats between energies of data and samples
 
 
@@ -205,6 +206,7 @@ class EnergyObjective(AlternatingObjective):
                 "on data.without_labels()."
             )
         self.alpha = alpha
+        self._narrow = 0  # evaluations in a row that found next to no spread
         if not generator_rate > 0.0 or generator_steps < 1:
             raise ValueError(
                 f"generator_rate={generator_rate} must be positive and generator_steps={generator_steps} at least 1."
@@ -236,8 +238,9 @@ class EnergyObjective(AlternatingObjective):
 
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""
-        ratio, size = row.get("spread_ratio"), abs(row.get("energy_gap", 0.0))
-        if ratio is not None and ratio < _LEAST_SPREAD:
+        ratio, size = row.get("spread_ratio", 1.0), abs(row.get("energy_gap", 0.0))
+        self._narrow = self._narrow + 1 if ratio < _LEAST_SPREAD else 0
+        if self._narrow >= _PATIENCE:
             return (
                 f"the generator has collapsed: its rows have {ratio:.2%} of the spread of the data. A larger "
                 "entropy_weight, another entropy, or a slower generator often helps"
