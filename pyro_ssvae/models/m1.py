@@ -38,7 +38,7 @@ class M1(VariationalPair):
         event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
         latent_dim: Number of latents ``L``.
         hidden_dims: Hidden widths of the encoder; the decoder has them in reverse. 600-600 in the paper.
-        activation: Activation of both, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
+        activation: Activation of both, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.

@@ -55,7 +55,7 @@ class M1M2(ClassifyingPair):
             :func:`pyro_ssvae.evaluation.active_units` finds them.
         latent_dim: Number of latents z, ``L``.
         hidden_dims: Hidden widths of the networks above z1.
-        activation: Activation of those networks, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
+        activation: Activation of those networks, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
         batch_norm: Whether those networks normalise before each activation.
         dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
         min_scale: Smallest standard deviation of p(z1|y,z).

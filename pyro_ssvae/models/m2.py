@@ -41,7 +41,7 @@ class M2(ClassifyingPair):
         num_classes: Number of classes ``K``, at least 2.
         latent_dim: Number of latents ``L``.
         hidden_dims: Hidden widths of encoder, decoder and an ``"mlp"`` classifier.
-        activation: Activation of those networks, a name in :data:`pyro_ssvae.networks.ACTIVATIONS`.
+        activation: Activation of those networks, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
         batch_norm: Whether those networks normalise before each activation.
         dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a

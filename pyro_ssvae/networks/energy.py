@@ -88,7 +88,7 @@ class MLPFeatures(nn.Module):
         event_shape: Shape of one row.
         hidden_dims: Widths of the hidden layers.
         feature_dim: Number of features.
-        activation: A name in :data:`ACTIVATIONS`; one that passes gradients on everywhere.
+        activation: A name in ``ACTIVATIONS``; one that passes gradients on everywhere.
 
     Raises:
         ValueError: For non-positive widths or an unknown activation.

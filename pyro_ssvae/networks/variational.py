@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_named(name: str) -> nn.Module:
-    """Return an activation by its name in :data:`ACTIVATIONS`."""
+    """Return an activation by its name in ``ACTIVATIONS``."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
     return ACTIVATIONS[name]()
@@ -78,7 +78,7 @@ class MLP(nn.Module):
         event_shape: Shape of one row, for example ``(1, 28, 28)`` or ``(30,)``.
         out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers; empty for a linear map.
-        activation: A name in :data:`ACTIVATIONS`.
+        activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation.
         dropout: Probability of dropping a hidden unit.
 
@@ -152,7 +152,7 @@ class ConditionalMLP(nn.Module):
         num_classes: Number of classes ``K``.
         out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers, at least one.
-        activation: A name in :data:`ACTIVATIONS`.
+        activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation, over rows and enumerated classes alike.
         dropout: Probability of dropping a hidden unit.
 

@@ -202,7 +202,7 @@ def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[
     """Return an estimate by name, or the given one unchanged.
 
     Args:
-        entropy: A name in :data:`ENTROPIES`, or an :class:`Entropy`.
+        entropy: A name in ``ENTROPIES``, or an :class:`Entropy`.
         latent_dim: Number of latents.
         event_shape: Shape of one row.
         **config: Other arguments of the named estimate.
