@@ -164,8 +164,8 @@ def _bayes(result: Result) -> str:
         f"Trained on {result['num_labels']:,} labelled rows for {result['train_seconds'] / 60:.0f} minutes "
         f"({result['device']}), {result['likelihood_samples_a_class']} importance samples a class and test row, which "
         f"took {result['likelihood_seconds'] / 60:.1f} minutes. Test error by p(y|x) ∝ p(y) p(x|y): "
-        f"{100 * result['bayes_error']:.2f} %; by q(y|x): {100 * result['test_error']:.2f} %. Kingma et al. (2014) give "
-        "0.96 %."
+        f"{100 * result['bayes_error']:.2f} %; by q(y|x): {100 * result['test_error']:.2f} %. Kingma et al. (2014) "
+        "give 0.96 %."
     )
 
 
