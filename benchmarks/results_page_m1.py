@@ -27,7 +27,8 @@ _TRANSDUCTIVE = {100: "11.82 ± 0.25", 600: "5.72 ± 0.05", 1000: "4.24 ± 0.07"
 def write_page(folder: Path) -> None:
     """Write the page next to ``folder`` from the result files there."""
     results = {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in sorted(folder.glob("m1*.json"))}
-    sections = [_HEAD, _likelihoods(results), _presets(results), _svm(results), _stacks(results)]
+    bayes = [json.loads(path.read_text()) for path in sorted(folder.glob("m2-bayes*.json"))]
+    sections = [_HEAD, _likelihoods(results), _presets(results), _svm(results), _stacks(results), *map(_bayes, bayes)]
     page = "\n\n".join(section.strip() for section in sections if section)
     (folder.parent / "results_m1.md").write_text(page + "\n")
 
@@ -157,14 +158,26 @@ def _stacks(results: dict[str, Result]) -> str:
     )
 
 
+def _bayes(result: Result) -> str:
+    return (
+        "## M2 with every label, by Bayes' rule\n\n"
+        f"Trained on {result['num_labels']:,} labelled rows for {result['train_seconds'] / 60:.0f} minutes "
+        f"({result['device']}), {result['likelihood_samples_a_class']} importance samples a class and test row, which "
+        f"took {result['likelihood_seconds'] / 60:.1f} minutes. Test error by p(y|x) ∝ p(y) p(x|y): "
+        f"{100 * result['bayes_error']:.2f} %; by q(y|x): {100 * result['test_error']:.2f} %. Kingma et al. (2014) "
+        "give 0.96 %."
+    )
+
+
 _HEAD = """
 # Results of M1 and M1+M2
 
-Made by two commands and read from the result files in `docs/results/`:
+Made by three commands and read from the result files in `docs/results/`:
 
 ```bash
 python benchmarks/mnist_m1.py --keep models
 python benchmarks/mnist_m1m2.py --keep models
+python benchmarks/mnist_bayes.py
 ```
 
 Rows and labels are those of [the results of M2](results): 50,000 rows train, 10,000 validate and pick the checkpoint,
