@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DDGM_PLANE", "M1_BELOW", "M1_PRESETS", "PURE", "STACK", "STACK_PURE", "Recipe"]
+__all__ = ["DDGM_IMAGES", "DDGM_PLANE", "M1_BELOW", "M1_PRESETS", "PURE", "STACK", "STACK_PURE", "Recipe"]
 
 
 @dataclass(frozen=True)
@@ -161,3 +161,19 @@ DDGM_PLANE = Recipe(
     },
 )
 """DDGM of points in the plane."""
+
+DDGM_IMAGES = Recipe(
+    model={},
+    objective={"entropy": "nearest_neighbour", "gradient_penalty": 0.1, "langevin_steps": 0, "generator_rate": 4.0},
+    training={
+        **_PLAIN,
+        "max_steps": 8000,
+        "batch_size": 64,
+        "learning_rate": 5e-4,
+        "decay_start": 0.6,
+        "final_learning_rate": 0.0,
+        "gradient_clip": 10.0,
+        "ema_decay": 0.999,
+    },
+)
+"""DDGM of images."""

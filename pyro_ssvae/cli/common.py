@@ -45,8 +45,9 @@ def new_parser(
         add("--data", choices=list(data), default=data[0], help="the law that points are drawn from")
     else:
         names = "mnist, fashion_mnist, cifar10, digits (needs no download)"
-        words = f"{names}, or FILE.npz with x_train, y_train, x_test, y_test"
-        add("--data", type=str, default="mnist", metavar="NAME|FILE.npz", help=words)
+        words = f"{names}, FILE.npz with x_train, y_train, x_test, y_test, or a FOLDER of images"
+        add("--data", type=str, default="mnist", metavar="NAME|FILE.npz|FOLDER", help=words)
+        add("--image-size", type=int, default=32, metavar="S", help="side that images of a FOLDER are brought to")
         folder = "where data sets lie or go (else PYRO_SSVAE_DATA, else a cache)"
         add("--data-dir", type=str, metavar="DIR", help=folder)
     if labels:
@@ -157,7 +158,9 @@ def name_run(args: Namespace, model: str) -> None:
 
 
 def _load(args: Namespace) -> SemiSupervisedData:
-    labels: dict[str, Any] = {"num_labels": args.num_labels if "num_labels" in args else "all", "seed": args.seed}
+    labels: dict[str, Any] = {"num_labels": args.get("num_labels") or "all", "seed": args.seed}
+    if Path(args.data).is_dir():
+        return SemiSupervisedData.from_folder(args.data, image_size=args.image_size, **labels)
     if args.data.endswith(".npz"):
         return SemiSupervisedData.from_npz(args.data, **labels)
     try:

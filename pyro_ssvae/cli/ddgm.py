@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,9 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse
 from pyro_ssvae.data import PLANE_NAMES
 from pyro_ssvae.objectives import ENTROPIES
-from pyro_ssvae.recipes import DDGM_PLANE, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
 
-__all__ = ["objective_options", "parse_ddgm_2d"]
+__all__ = ["objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
 _OBJECTIVE = (
     "entropy",
@@ -37,6 +38,19 @@ def ddgm_2d_parser(description: str) -> ArgumentParser:
     return parser
 
 
+def ddgm_parser(description: str) -> ArgumentParser:
+    """Return the parser of ``examples/ddgm.py``."""
+    parser = new_parser("ddgm.py", description, labels=False)
+    add = parser.add_argument
+    add(
+        "--num-labels", type=int, default=0, metavar="N", help="rows whose labels train class energies E(x, y); 0: none"
+    )
+    add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
+    _add_objective(parser)
+    add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")
+    return parser
+
+
 def _add_objective(parser: ArgumentParser) -> None:
     """Add the flags of the two losses."""
     add = parser.add_argument
@@ -58,14 +72,15 @@ def _add_objective(parser: ArgumentParser) -> None:
 
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm_2d.py``, completed from the recipe and the run to resume."""
-
-    def defaults(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
-        return _of_recipe(DDGM_PLANE, args)
-
-    return parse(ddgm_2d_parser(description), argv, defaults)
+    return parse(ddgm_2d_parser(description), argv, partial(_of_recipe, DDGM_PLANE))
 
 
-def _of_recipe(recipe: Recipe, args: Namespace) -> dict[str, Any]:
+def parse_ddgm(description: str, argv: Sequence[str] | None = None) -> Namespace:
+    """Return the flags of ``examples/ddgm.py``, completed from the recipe and the run to resume."""
+    return parse(ddgm_parser(description), argv, partial(_of_recipe, DDGM_IMAGES))
+
+
+def _of_recipe(recipe: Recipe, args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     return recipe.model | recipe.objective | as_defaults(recipe.training, args)
 
 

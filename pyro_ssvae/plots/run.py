@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import M1, ClassifyingPair, Pair
+from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
     plot_interpolations,
@@ -24,6 +24,7 @@ from pyro_ssvae.plots.autoencoder import (
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.features import plot_feature_means
+from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest, plot_paths
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.inputs import as_image_shape, in_batches
 from pyro_ssvae.plots.latent import plot_latent_map
@@ -91,6 +92,8 @@ def save_run_figures(
         drawings = _of_autoencoder(model, data, image_shape, max_points, seed)
     elif isinstance(model, ClassifyingPair):
         drawings = _of_classes(model, data, image_shape, max_points, seed)
+    elif isinstance(model, DDGM) and _is_image(data.event_shape, image_shape):
+        drawings = _of_generator(model, data, image_shape, max_points, seed)
     else:
         drawings = {}
     if metrics_path is not None and _has_rows(Path(metrics_path)):
@@ -169,6 +172,23 @@ def _of_autoencoder(
             note="M1 has not seen the classes that colour the points.",
             seed=seed,
         )
+    return drawings
+
+
+def _of_generator(
+    model: DDGM, data: SemiSupervisedData, image_shape: Sequence[int] | None, max_points: int, seed: int
+) -> dict[str, Callable[[], Figure]]:
+    """Return the drawings of an energy model of images."""
+    options: dict[str, Any] = {"image_shape": image_shape, "value_range": _value_range(data), "seed": seed}
+    _, x, _ = _held_out_rows(data)
+    train = prepare(data.x, scale=data.scale)
+    drawings: dict[str, Callable[[], Figure]] = {
+        "samples": lambda: plot_generated(model, **options),
+        "nearest": lambda: plot_nearest(model, train, **options),
+        "paths": lambda: plot_paths(model, **options),
+    }
+    if len(x) and len(data.event_shape) == 3:
+        drawings["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
     return drawings
 
 

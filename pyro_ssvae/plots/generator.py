@@ -1,0 +1,164 @@
+"""Figures of an energy model of images: what its generator makes, how that differs from data, and its energies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_ssvae.data.checks import as_count
+from pyro_ssvae.evaluation.images import ALTERATIONS, altered, nearest_rows
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.plots.inputs import as_image_shape, check_rows
+from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
+from pyro_ssvae.plots.style import FAINT, INK, new_figure, set_title, style_axes
+
+__all__ = ["plot_energies", "plot_generated", "plot_nearest", "plot_paths"]
+
+
+def plot_generated(
+    model: DDGM,
+    *,
+    num_rows: int = 10,
+    num_columns: int = 10,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Figure:
+    """Draw generated images, those of least energy first.
+
+    Args:
+        model: The model.
+        num_rows: Rows of images.
+        num_columns: Images in a row.
+        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        value_range: Values of x shown as black and as white.
+        seed: Of the draws of z; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If a number is no integer.
+        ValueError: If rows are no images.
+    """
+    num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
+    shape = as_image_shape(model.event_shape, image_shape)
+    x = _drawn(model, num_rows * num_columns, seed)
+    x = x[model.energy(x).cpu().argsort()]
+    figure = new_mosaic(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
+    set_title(figure, "Generated images", "x = G(z), those of least energy first")
+    return figure
+
+
+def plot_nearest(
+    model: DDGM,
+    x: Tensor,
+    *,
+    num_rows: int = 4,
+    num_columns: int = 10,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Figure:
+    """Show generated images above the training image nearest to each: what was learnt by heart would be seen twice.
+
+    Args:
+        model: The model.
+        x: Training rows with shape ``(N, *event_shape)``, as the model sees them.
+        num_rows: Rows of pairs.
+        num_columns: Pairs in a row.
+        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        value_range: Values of x shown as black and as white.
+        seed: Of the draws of z; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If a number is no integer, or ``x`` no floating-point tensor.
+        ValueError: If rows are no images, or do not fit the model.
+    """
+    num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
+    shape = as_image_shape(model.event_shape, image_shape)
+    x = check_rows(model, x)
+    drawn = _drawn(model, num_rows * num_columns, seed)
+    distance, place = nearest_rows(drawn, x)
+    size = (num_rows, num_columns, *shape[1:], 3)
+    pairs = [to_rgb(part, shape, value_range).reshape(size) for part in (drawn, x[place])]
+    tiles = np.stack(pairs, 1).reshape(2 * num_rows, *size[1:])
+    figure = new_mosaic(tiles, ["drawn", "nearest"] * num_rows)
+    set_title(
+        figure, "Generated images and the nearest training images", f"median distance {float(distance.median()):.2f}"
+    )
+    return figure
+
+
+def plot_paths(
+    model: DDGM,
+    *,
+    num_rows: int = 6,
+    steps: int = 10,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Figure:
+    """Show what is generated on the way from one draw of z to another.
+
+    Args:
+        model: The model.
+        num_rows: Pairs of draws.
+        steps: Images of each way, both ends included.
+        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        value_range: Values of x shown as black and as white.
+        seed: Of the draws of z; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If a number is no integer.
+        ValueError: If rows are no images, or for fewer than two steps.
+    """
+    num_rows = as_count(num_rows, "num_rows", least=1)
+    shape = as_image_shape(model.event_shape, image_shape)
+    with own_randomness(model, seed):
+        ends = model.prior().sample((2, num_rows))
+        path = model.interpolate(ends[0], ends[1], steps=steps).transpose(0, 1).cpu()
+    figure = new_mosaic(to_rgb(path.flatten(0, 1), shape, value_range).reshape(num_rows, steps, *shape[1:], 3))
+    set_title(figure, "From one draw to another", "G(z) along straight lines of z")
+    return figure
+
+
+def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
+    """Show how the energies of real, generated and altered images are spread.
+
+    Args:
+        model: The model.
+        x: Images with shape ``(N, C, H, W)``, as the model sees them, best ones that it was not trained on.
+        seed: Of all draws; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If ``x`` is no floating-point tensor.
+        ValueError: If rows do not fit the model.
+    """
+    x = check_rows(model, x)
+    generator = torch.Generator().manual_seed(seed)
+    groups = {"real": x, "generated": _drawn(model, len(x), seed)}
+    groups |= {kind: altered(x, kind, generator) for kind in ALTERATIONS}
+    energies = {
+        name: torch.cat([model.energy(part).cpu() for part in rows.split(1000)]) for name, rows in groups.items()
+    }
+    figure = new_figure(6.4, 0.45 * len(groups) + 1.0)
+    axes = figure.subplots()
+    for height, (name, values) in enumerate(reversed(energies.items())):
+        low, lower, middle, upper, high = torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+        colour = INK if name in ("real", "generated") else FAINT
+        axes.plot([low, high], [height, height], color=colour, linewidth=1.0)
+        axes.plot([lower, upper], [height, height], color=colour, linewidth=5.0, solid_capstyle="butt")
+        axes.plot(middle, height, "o", color="white", markersize=3.0)
+    axes.set_yticks(range(len(energies)), list(reversed(energies)))
+    axes.set_xlabel("energy, nats")
+    style_axes(axes)
+    set_title(figure, "Energies", "thick: the middle half; thin: 5 % to 95 %")
+    return figure
+
+
+def _drawn(model: DDGM, count: int, seed: int) -> Tensor:
+    with own_randomness(model, seed):
+        return torch.cat([model.sample(min(500, count - done)).cpu() for done in range(0, count, 500)])
