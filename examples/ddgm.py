@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if "frechet_distance" in found:
         print(
             f"Fréchet distance {found['frechet_distance']:.1f} (test images {found['frechet_floor']:.1f}), least class "
-            f"{found['least_share']:.1%}, confidence {found['confidence']:.3f} (test images {found['real_confidence']:.3f})"
+            f"{found['least_share']:.1%}, confidence {found['confidence']:.3f} ({found['real_confidence']:.3f})"
         )
     print("area under the curve of E: " + ", ".join(f"{name} {area:.2f}" for name, area in found["auroc"].items()))
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")

@@ -42,9 +42,7 @@ def ddgm_parser(description: str) -> ArgumentParser:
     """Return the parser of ``examples/ddgm.py``."""
     parser = new_parser("ddgm.py", description, labels=False)
     add = parser.add_argument
-    add(
-        "--num-labels", type=int, default=0, metavar="N", help="rows whose labels train class energies E(x, y); 0: none"
-    )
+    add("--num-labels", type=int, default=0, metavar="N", help="rows whose labels train energies of classes; 0: none")
     add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
     _add_objective(parser)
     add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")

@@ -223,4 +223,6 @@ def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[
         return MutualInformationEntropy(latent_dim, event_shape, **config)
     if entropy == ScoreEntropy.name:
         return ScoreEntropy(event_shape, **config)
+    if entropy == NearestNeighbourEntropy.name:  # a generator's rows fill no more dimensions than it has latents
+        return NearestNeighbourEntropy(**{"dim": min(latent_dim, math.prod(event_shape)), **config})
     return ENTROPIES[entropy](**config)
