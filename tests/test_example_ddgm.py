@@ -1,4 +1,4 @@
-"""The example of energy models in the plane, from the command line."""
+"""The examples of energy models, from the command line."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from PIL import Image
 import pyro_ssvae
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "ddgm_2d.py"
-    spec = importlib.util.spec_from_file_location("ddgm_2d", path)
+def load_example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    return load_example("ddgm_2d")
 
 
 TINY = ["--training.max_steps", "40", "--training.evaluate_every", "10", "--num-samples", "300", "--device", "cpu"]
@@ -50,3 +53,35 @@ def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: 
     capsys.readouterr()
     assert example.main([*TINY, "--generator-rate", "-1", "--out", str(tmp_path / "run")]) == 2
     assert "generator_rate=-1.0 must be positive" in capsys.readouterr().err
+
+
+SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]
+FIGURES = {"samples.png", "nearest.png", "paths.png", "energies.png", "training_curves.png"}
+
+
+def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert load_example("ddgm").main([*SHORT, "--data", "digits", "--num-labels", "100", "--out", str(out)]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["num_labels"] == 100
+    assert 0.0 <= result["test_error"] <= 1.0
+    assert result["judge_error"] < 0.03
+    assert result["frechet_distance"] > result["frechet_floor"] > 0.0
+    assert set(result["auroc"]) == {"noise", "permuted", "shifted", "flipped", "blank", "blurred"}
+    assert {path.name for path in (out / "figures").iterdir()} == FIGURES
+    assert pyro_ssvae.load(out).has_classes
+    assert "class energies of 100 labels" in capsys.readouterr().out
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for number in range(60):
+        Image.new("RGBA", (20, 20), (4 * number, 255 - 4 * number, 90, 255)).save(folder / f"{number:02}.png")
+    flags = ["--data", str(folder), "--image-size", "16", "--training.batch_size", "16", "--out", str(out)]
+    assert load_example("ddgm").main([*SHORT, *flags]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert "judge_error" not in result
+    assert "test_error" not in result
+    assert pyro_ssvae.load(out).event_shape == (3, 16, 16)
+    assert {path.name for path in (out / "figures").iterdir()} == FIGURES
