@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DDGM_IMAGES", "DDGM_PLANE", "M1_BELOW", "M1_PRESETS", "PURE", "STACK", "STACK_PURE", "Recipe"]
+__all__ = [
+    "DDGM_IMAGES",
+    "DDGM_PLANE",
+    "DDGM_SOURCE",
+    "M1_BELOW",
+    "M1_PRESETS",
+    "PURE",
+    "STACK",
+    "STACK_PURE",
+    "Recipe",
+]
 
 
 @dataclass(frozen=True)
@@ -177,3 +187,18 @@ DDGM_IMAGES = Recipe(
     },
 )
 """DDGM of images."""
+
+DDGM_SOURCE = Recipe(
+    model={},
+    objective={"entropy": "batch_norm", "gradient_penalty": 0.0, "langevin_steps": 0, "generator_rate": 1.0},
+    training={
+        **_PLAIN,
+        "max_steps": 15_000,
+        "batch_size": 100,
+        "learning_rate": 2e-4,
+        "decay_start": 1.0,
+        "gradient_clip": 10.0,
+        "ema_decay": 0.0,
+    },
+)
+"""DDGM of points in the plane as the source document (musyoku) trains it: to compare with."""
