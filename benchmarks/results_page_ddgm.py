@@ -54,7 +54,8 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
         return ""
     header = [
         "", *(["modes of 10", "high quality, %", "refined, %", "least mode, %"] if data == "ring" else []),
-        "energy distance ×1,000", "refined", "two real samples", "MMD² ×1,000", "total variation", "KL, nats", "seconds",
+        "energy distance ×1,000", "refined", "two real samples", "MMD² ×1,000", "total variation", "KL, nats",
+        "seconds",
     ]  # fmt: skip
     return f"## {data.capitalize()}\n\n" + table(header, rows)
 
@@ -74,8 +75,8 @@ Made by one command and read from the result files in `docs/results/`:
 python benchmarks/ddgm_plane.py --jobs 2
 ```
 
-Points in the plane, ± the standard deviation over seeds. *High quality* is the share of 5,000 generated points within three
-standard deviations of a mode (real ones: 98.9 %), *refined* after ten Langevin steps, *two real samples* the energy
-distance between two sets of 5,000 real points. *Total variation* and *KL* (of the truth to the model) are those of
-$e^{-E}/Z$ on a grid; the spiral has no density, so both sides are smoothed there with a standard deviation of 0.1.
+Points in the plane, ± the standard deviation over seeds. *High quality* is the share of 5,000 generated points within
+three standard deviations of a mode (real ones: 98.9 %), *refined* after ten Langevin steps, *two real samples* the
+energy distance between two sets of 5,000 real points. *Total variation* and *KL* (of the truth to the model) are those
+of $e^{-E}/Z$ on a grid; the spiral has no density, so both sides are smoothed there with a standard deviation of 0.1.
 """
