@@ -157,11 +157,11 @@ STACK = Recipe(
 
 DDGM_PLANE = Recipe(
     model={},
-    objective={"entropy": "mutual_information", "gradient_penalty": 0.003, "langevin_steps": 5, "generator_rate": 5.0},
+    objective={"entropy": "nearest_neighbour", "gradient_penalty": 0.003, "langevin_steps": 5, "generator_rate": 5.0},
     training={
         **_PLAIN,
-        "max_steps": 7000,
-        "batch_size": 128,
+        "max_steps": 10_000,
+        "batch_size": 256,
         "learning_rate": 2e-4,
         "decay_start": 0.5,
         "final_learning_rate": 0.0,

@@ -37,7 +37,7 @@ def test_a_run_leaves_its_folder(
     result = json.loads((out / "result.json").read_text())
     assert 0.0 < result["total_variation"] <= 1.0
     assert ("high_quality" in result) == (name == "ring")
-    assert result["objective"]["entropy"] == "mutual_information"
+    assert result["objective"]["entropy"] == "nearest_neighbour"
     with Image.open(out / "training.gif") as film:
         assert film.n_frames == 2
     assert {path.name for path in (out / "figures").iterdir()} == {"landscape.png", "training_curves.png"}
