@@ -136,6 +136,7 @@ def _equal(results: dict[str, Result]) -> str:
         "## Exact, top-k and bf16 after equal numbers of steps\n\n"
         f"The pure objective at 100 labels, a schedule of {steps} steps:\n\n"
         + table(["path", "test error, %", "by split", "seconds"], rows)
+        + ("" if groups["exact-bf16"] else "\n\nThe bf16 rows need a CPU with bf16 arithmetic, which this one lacks.")
     )
 
 
