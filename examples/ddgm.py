@@ -50,10 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_ddgm(__doc__, argv)
     try:
         data = load_data(args, "ddgm")
-        labels, args.num_labels = args.num_labels, 0
-        known = load_data(args, "ddgm")  # with every label, for the judge alone
-        args.num_labels = labels
-        if not labels:
+        labels, known = args.num_labels, data  # known: with every label, for the judge alone
+        if labels:
+            args.num_labels = 0
+            known = load_data(args, "ddgm")
+            args.num_labels = labels
+        else:
             data = data.without_labels()
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
         pyro.set_rng_seed(args.seed)

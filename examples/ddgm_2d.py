@@ -82,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     mean, spread = found["floor"]
     print(f"energy distance {found['energy_distance']:.2f}, of two real samples {mean:.2f} ± {spread:.2f}")
     print(f"total variation of exp(-E)/Z from the truth {found['total_variation']:.2f}")
-    print(f"movie {args.out}/training.gif, figures in {args.out}/figures, numbers in {args.out}/result.json")
+    if len(movie):
+        print(f"movie {args.out}/training.gif")
+    print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
 
 

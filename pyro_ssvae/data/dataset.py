@@ -284,8 +284,8 @@ class SemiSupervisedData:
         Args:
             path: The folder.
             image_size: Side of the square that every image is brought to, in pixels.
-            num_labels: How many labels are kept, ``"all"`` for every one.
-            num_validation: Rows drawn to validate; a tenth where not given. Without classes, none can be labelled.
+            num_labels: How many labels are kept, ``"all"`` for every one; of no use where images have no class.
+            num_validation: Rows drawn to validate; a tenth where not given.
             num_test: Rows drawn to test; likewise.
             seed: Of these draws.
             balanced: Whether classes get equal numbers of labels; otherwise a class may get none.

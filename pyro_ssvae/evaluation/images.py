@@ -124,8 +124,7 @@ def generation_measures(
     """
     generator = torch.Generator().manual_seed(seed)
     real, test = (x[torch.randperm(len(x), generator=generator)[:num_samples]] for x in (data.x, data.x_test))
-    with own_randomness(model, seed):
-        samples = torch.cat([model.sample(min(500, num_samples - done)).cpu() for done in range(0, num_samples, 500)])
+    samples = drawn_rows(model, num_samples, seed)
     features, probabilities = judge.judge(samples)
     of_real, _ = judge.judge(real, scale=data.scale)
     of_test, real_probabilities = judge.judge(test, scale=data.scale)
@@ -191,13 +190,20 @@ def energy_auroc(model: DDGM, x: Tensor, y: Tensor | None = None, *, seed: int =
         kept = x
         if kind == "flipped" and y is not None:
             kept = x[~torch.isin(y, torch.tensor(_SYMMETRIC))]
-        energies = [_energies(model, images) for images in (kept, altered(kept, kind, generator))]
+        energies = [energies_of(model, images) for images in (kept, altered(kept, kind, generator))]
         truth = torch.arange(2).repeat_interleave(len(kept))
         found[kind] = float(roc_auc_score(truth.numpy(), torch.cat(energies).numpy()))
     return found
 
 
-def _energies(model: DDGM, x: Tensor) -> Tensor:
+def drawn_rows(model: DDGM, count: int, seed: int) -> Tensor:
+    """Return generated rows ``(count, *event_shape)``, drawn in parts by a seed of their own, on the CPU."""
+    with own_randomness(model, seed):
+        return torch.cat([model.sample(min(500, count - done)).cpu() for done in range(0, count, 500)])
+
+
+def energies_of(model: DDGM, x: Tensor) -> Tensor:
+    """Return E(x) of many rows, in nats, with shape ``(N,)``, taken in parts, on the CPU."""
     return torch.cat([model.energy(part).cpu() for part in x.split(1000)])
 
 

@@ -25,6 +25,11 @@ class Classifier(Pair):
 
     num_classes: int
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model was built with classes."""
+        return True
+
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of p(y|x) or q(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")

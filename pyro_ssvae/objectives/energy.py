@@ -207,9 +207,10 @@ class EnergyObjective(AlternatingObjective):
             )
         self.alpha = alpha
         self._narrow = 0  # evaluations in a row that found next to no spread
-        if not generator_rate > 0.0 or generator_steps < 1:
+        if not generator_rate > 0.0 or generator_steps < 1 or not alpha >= 0.0:
             raise ValueError(
-                f"generator_rate={generator_rate} must be positive and generator_steps={generator_steps} at least 1."
+                f"generator_rate={generator_rate} must be positive, generator_steps={generator_steps} at least 1 and "
+                f"alpha={alpha} not negative."
             )
         self.entropy = make_entropy(entropy, pair.latent_dim, pair.event_shape)
         self.elbo_of_energy = EnergyELBO(self.entropy, pair.generator, **options)

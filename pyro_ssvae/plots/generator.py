@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.evaluation.images import ALTERATIONS, altered, nearest_rows
+from pyro_ssvae.evaluation.images import ALTERATIONS, altered, drawn_rows, energies_of, nearest_rows
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.plots.inputs import as_image_shape, check_rows
@@ -45,7 +45,7 @@ def plot_generated(
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    x = _drawn(model, num_rows * num_columns, seed)
+    x = drawn_rows(model, num_rows * num_columns, seed)
     x = x[model.energy(x).cpu().argsort()]
     figure = new_mosaic(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
     set_title(figure, "Generated images", "x = G(z), those of least energy first")
@@ -80,7 +80,7 @@ def plot_nearest(
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
     x = check_rows(model, x)
-    drawn = _drawn(model, num_rows * num_columns, seed)
+    drawn = drawn_rows(model, num_rows * num_columns, seed)
     distance, place = nearest_rows(drawn, x)
     size = (num_rows, num_columns, *shape[1:], 3)
     pairs = [to_rgb(part, shape, value_range).reshape(size) for part in (drawn, x[place])]
@@ -139,11 +139,9 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     """
     x = check_rows(model, x)
     generator = torch.Generator().manual_seed(seed)
-    groups = {"real": x, "generated": _drawn(model, len(x), seed)}
+    groups = {"real": x, "generated": drawn_rows(model, len(x), seed)}
     groups |= {kind: altered(x, kind, generator) for kind in ALTERATIONS}
-    energies = {
-        name: torch.cat([model.energy(part).cpu() for part in rows.split(1000)]) for name, rows in groups.items()
-    }
+    energies = {name: energies_of(model, rows) for name, rows in groups.items()}
     figure = new_figure(6.4, 0.45 * len(groups) + 1.0)
     axes = figure.subplots()
     for height, (name, values) in enumerate(reversed(energies.items())):
@@ -157,8 +155,3 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     style_axes(axes)
     set_title(figure, "Energies", "thick: the middle half; thin: 5 % to 95 %")
     return figure
-
-
-def _drawn(model: DDGM, count: int, seed: int) -> Tensor:
-    with own_randomness(model, seed):
-        return torch.cat([model.sample(min(500, count - done)).cpu() for done in range(0, count, 500)])

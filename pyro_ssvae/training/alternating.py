@@ -73,7 +73,7 @@ class AlternatingStep(BaseStep):
         self._done = 0
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
-        """Do step ``number`` (from 0). What follows from random draws cannot be verified afterwards."""
+        """Do step ``number`` (from 0). Replayed steps are not held against eager ones: ``verify`` does nothing."""
         rate = self.config.learning_rate_at(number, self.total)
         for name, optimizer in self._optimizers.items():
             optimizer.param_groups[0]["lr"] = rate * self._groups[name].rate

@@ -149,10 +149,10 @@ def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
                 f"The model has {pair.num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."
             )
+    if isinstance(pair, VariationalPair):
         for rows in (data.x, data.x_validation, data.x_test):
             for batch in iterate_rows(rows, scale=data.scale, batch_size=4096):
-                if isinstance(pair, VariationalPair):
-                    pair.likelihood.check(batch)
+                pair.likelihood.check(batch)
     if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "

@@ -64,8 +64,7 @@ def report(
         UserWarning: If the latents of a model without classes carry next to nothing (posterior collapse).
     """
     pair: Pair = objective.pair  # type: ignore[assignment]
-    knows = isinstance(pair, Classifier) and getattr(pair, "has_classes", True)
-    classes = _of_classes(pair, data, run) if knows else {}
+    classes = _of_classes(pair, data, run) if isinstance(pair, Classifier) and pair.has_classes else {}
     result: dict[str, Any] = {
         "model": type(pair).__name__,
         "data": data.name,
@@ -91,7 +90,7 @@ def report(
     return result
 
 
-def _of_classes(pair: Any, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+def _of_classes(pair: Classifier, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
     """Return what is said of classes: the prior, errors at the picked evaluation and at the last step."""
     chosen = _errors(pair, data)
     picked = {name: tensor.clone() for name, tensor in pair.state_dict().items()}

@@ -105,7 +105,7 @@ def test_refined_samples_have_less_energy() -> None:
     torch.manual_seed(1)
     drawn = ddgm.sample(2000)
     refined = ddgm.sample(2000, langevin_steps=50, step_size=0.005)
-    assert float(ddgm.energy(refined).mean()) < float(ddgm.energy(4.0 * drawn).mean())
+    assert float(ddgm.energy(refined).mean()) < float(ddgm.energy(drawn).mean())
     assert math.isfinite(float(refined.sum()))
 
 

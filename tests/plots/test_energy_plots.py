@@ -15,15 +15,15 @@ from pyro_ssvae.plots import Movie, plot_landscape
 def test_a_movie_of_landscapes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ddgm = DDGM((2,))
-    before = torch.get_rng_state()
     movie = Movie(frame_seconds=0.2)
+    x = torch.randn(100, 2)
     for step in range(3):
-        figure = plot_landscape(ddgm, torch.randn(100, 2), num_samples=50, title=f"step {step}")
+        before = torch.get_rng_state()
+        figure = plot_landscape(ddgm, x, num_samples=50, title=f"step {step}")
+        assert torch.equal(torch.get_rng_state(), before)
         assert len(figure.axes) == 4
         movie.add(figure)
         torch.nn.init.normal_(ddgm.energy_net.bias)
-        before = torch.get_rng_state()
-    assert torch.equal(torch.get_rng_state(), before)
     path = movie.save(tmp_path / "films" / "training.gif")
     with Image.open(path) as film:
         assert film.n_frames == len(movie) == 3
