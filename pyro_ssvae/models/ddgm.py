@@ -20,9 +20,11 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.classifying import Classifier
+from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
 
 __all__ = ["DDGM", "langevin"]
@@ -205,27 +207,97 @@ class DDGM(Classifier):
             rows: Tensor = self.generator(z)
             return rows
 
-    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8) -> Tensor:
-        """Generate from points on the line between latents.
+    def invert(self, x: Tensor, *, space: str = "features", num_starts: int = 64, steps: int = 200) -> Tensor:
+        r"""Return latents whose generated rows lie nearest to given ones: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
 
         Args:
-            start: Latents with shape ``(B, L)``.
+            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
+            space: Where distances are taken: ``"features"`` (h = f) or ``"rows"`` (h is the identity).
+            num_starts: Draws of z, the best of which is the start.
+            steps: Steps of Adam from there.
+
+        Returns:
+            Latents with shape ``(B, L)``.
+
+        Raises:
+            ValueError: If rows have another shape than the model's, or for an unknown space.
+        """
+        _one_of(space, ("features", "rows"))
+        self._check_rows(x)
+        x = x.to(next(self.parameters()))
+        if space == "features":
+            return self._nearest(self.features(x), num_starts=num_starts, steps=steps)
+        with evaluation_mode(self):
+            return nearest_latents(
+                x.flatten(1),
+                lambda z: self.generator(z).flatten(1),
+                self.prior(),
+                num_starts=num_starts,
+                steps=steps,
+            )
+
+    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
+        """Generate from points on the line between latents, or between the features of what they generate.
+
+        Args:
+            start: Latents with shape ``(B, L)``; of given rows by :meth:`invert`.
             end: As many.
             steps: Points, both ends included; at least 2.
+            space: ``"z"``, or ``"features"``: points on the line of features, each brought back to a z
+                (:meth:`invert`), starting from the point on the line of z.
 
         Returns:
             Rows with shape ``(steps, B, *event_shape)``.
 
         Raises:
-            ValueError: For fewer than two steps or latents of different shapes.
+            ValueError: For fewer than two steps, latents of different shapes or an unknown space.
         """
         if steps < 2 or start.shape != end.shape:
             raise ValueError(
                 f"steps={steps} must be at least 2, and start {tuple(start.shape)} and end {tuple(end.shape)} alike."
             )
         t = torch.linspace(0.0, 1.0, steps, device=start.device).view(-1, 1, 1)
-        path = self.generate_from((start + t * (end - start)).flatten(0, 1))
-        return path.view(steps, -1, *self.event_shape)
+        return self._combined(lambda a, b: a + t * (b - a), (start, end), space)
+
+    def analogy(self, a: Tensor, b: Tensor, c: Tensor, *, space: str = "z") -> Tensor:
+        """Generate what is to ``c`` as ``b`` is to ``a``: from c + b − a, of latents or of features.
+
+        Args:
+            a: Latents with shape ``(B, L)``; of given rows by :meth:`invert`.
+            b: As many.
+            c: As many.
+            space: ``"z"`` or ``"features"``, as in :meth:`interpolate`.
+
+        Returns:
+            Rows with shape ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For latents of different shapes or an unknown space.
+        """
+        if not a.shape == b.shape == c.shape:
+            raise ValueError(
+                f"a, b and c must have one shape; got {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}."
+            )
+        return self._combined(lambda a, b, c: (c + b - a).unsqueeze(0), (a, b, c), space)[0]
+
+    def _combined(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
+        """Return rows ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of their features."""
+        _one_of(space, ("z", "features"))
+        z = combine(*latents)
+        support = getattr(self.prior().support, "base_constraint", None)
+        if isinstance(support, constraints.interval):  # c + b - a may leave it
+            z = torch.minimum(torch.maximum(z, support.lower_bound), support.upper_bound)
+        shape = z.shape[:2]
+        if space == "features":
+            wanted = combine(*(self.features(self.generate_from(part)) for part in latents))
+            z = self._nearest(wanted.flatten(0, 1), start=z.flatten(0, 1))
+        return self.generate_from(z.view(-1, self.latent_dim)).view(*shape, *self.event_shape)
+
+    def _nearest(self, features: Tensor, **options: Any) -> Tensor:
+        with evaluation_mode(self):
+            return nearest_latents(
+                features, lambda z: self.energy_net.features(self.generator(z)), self.prior(), **options
+            )
 
 
 def langevin(
@@ -257,3 +329,8 @@ def langevin(
             (slope,) = torch.autograd.grad(energy(x).sum(), x)
         x = x.detach() - step_size * slope.clamp(-clip, clip) + noise_scale * torch.randn_like(x)
     return x
+
+
+def _one_of(space: str, allowed: Sequence[str]) -> None:
+    if space not in allowed:
+        raise ValueError(f"space={space!r} must be one of {', '.join(allowed)}.")

@@ -16,18 +16,21 @@ from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliabil
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.energy import Movie, plot_landscape
 from pyro_ssvae.plots.features import plot_feature_means
-from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest, plot_paths
+from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.latent import plot_latent_map
+from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths
 from pyro_ssvae.plots.run import save_run_figures
 
 __all__ = [
     "Movie",
     "plot_analogies",
+    "plot_arithmetic",
     "plot_autoencoding",
     "plot_confusion_matrix",
     "plot_energies",
     "plot_feature_means",
+    "plot_features_and_latents",
     "plot_generated",
     "plot_interpolations",
     "plot_landscape",

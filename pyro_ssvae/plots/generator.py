@@ -12,12 +12,11 @@ from torch import Tensor
 from pyro_ssvae.data.checks import as_count
 from pyro_ssvae.evaluation.images import ALTERATIONS, altered, drawn_rows, energies_of, nearest_rows
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.plots.inputs import as_image_shape, check_rows
 from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
 from pyro_ssvae.plots.style import FAINT, INK, new_figure, set_title, style_axes
 
-__all__ = ["plot_energies", "plot_generated", "plot_nearest", "plot_paths"]
+__all__ = ["plot_energies", "plot_generated", "plot_nearest"]
 
 
 def plot_generated(
@@ -89,39 +88,6 @@ def plot_nearest(
     set_title(
         figure, "Generated images and the nearest training images", f"median distance {float(distance.median()):.2f}"
     )
-    return figure
-
-
-def plot_paths(
-    model: DDGM,
-    *,
-    num_rows: int = 6,
-    steps: int = 10,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-) -> Figure:
-    """Show what is generated on the way from one draw of z to another.
-
-    Args:
-        model: The model.
-        num_rows: Pairs of draws.
-        steps: Images of each way, both ends included.
-        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
-        value_range: Values of x shown as black and as white.
-        seed: Of the draws of z; the caller's random state is left as it was.
-
-    Raises:
-        TypeError: If a number is no integer.
-        ValueError: If rows are no images, or for fewer than two steps.
-    """
-    num_rows = as_count(num_rows, "num_rows", least=1)
-    shape = as_image_shape(model.event_shape, image_shape)
-    with own_randomness(model, seed):
-        ends = model.prior().sample((2, num_rows))
-        path = model.interpolate(ends[0], ends[1], steps=steps).transpose(0, 1).cpu()
-    figure = new_mosaic(to_rgb(path.flatten(0, 1), shape, value_range).reshape(num_rows, steps, *shape[1:], 3))
-    set_title(figure, "From one draw to another", "G(z) along straight lines of z")
     return figure
 
 

@@ -24,10 +24,11 @@ from pyro_ssvae.plots.autoencoder import (
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.features import plot_feature_means
-from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest, plot_paths
+from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.inputs import as_image_shape, in_batches
 from pyro_ssvae.plots.latent import plot_latent_map
+from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths
 from pyro_ssvae.plots.style import save_figure
 
 __all__ = ["save_run_figures"]
@@ -92,7 +93,7 @@ def save_run_figures(
         drawings = _of_autoencoder(model, data, image_shape, max_points, seed)
     elif isinstance(model, ClassifyingPair):
         drawings = _of_classes(model, data, image_shape, max_points, seed)
-    elif isinstance(model, DDGM) and _is_image(data.event_shape, image_shape):
+    elif isinstance(model, DDGM):
         drawings = _of_generator(model, data, image_shape, max_points, seed)
     else:
         drawings = {}
@@ -178,15 +179,22 @@ def _of_autoencoder(
 def _of_generator(
     model: DDGM, data: SemiSupervisedData, image_shape: Sequence[int] | None, max_points: int, seed: int
 ) -> dict[str, Callable[[], Figure]]:
-    """Return the drawings of an energy model of images."""
+    """Return the drawings of an energy model."""
+    drawings: dict[str, Callable[[], Figure]] = {
+        "features_and_latents": lambda: plot_features_and_latents(model, seed=seed)
+    }
+    if not _is_image(data.event_shape, image_shape):
+        return drawings
     options: dict[str, Any] = {"image_shape": image_shape, "value_range": _value_range(data), "seed": seed}
     _, x, _ = _held_out_rows(data)
     train = prepare(data.x, scale=data.scale)
-    drawings: dict[str, Callable[[], Figure]] = {
+    drawings |= {
         "samples": lambda: plot_generated(model, **options),
         "nearest": lambda: plot_nearest(model, train, **options),
         "paths": lambda: plot_paths(model, **options),
     }
+    if len(x) >= 3:
+        drawings["arithmetic"] = lambda: plot_arithmetic(model, x[: min(18, len(x) // 3 * 3)], **options)
     if len(x) and len(data.event_shape) == 3:
         drawings["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
     return drawings

@@ -1,0 +1,154 @@
+"""Figures of how a generator's latents and an energy's features relate: paths, arithmetic, and who knows of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_ssvae.data.checks import as_count
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.plots.inputs import as_image_shape, check_rows
+from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
+from pyro_ssvae.plots.style import INK, new_figure, set_title, style_axes
+
+__all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths"]
+
+_BINS = 10
+_MOST_FEATURES = 64
+
+
+def plot_paths(
+    model: DDGM,
+    *,
+    num_rows: int = 4,
+    steps: int = 10,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Figure:
+    """Show what is generated on the way from one draw to another, along lines of z and along lines of features.
+
+    Args:
+        model: The model.
+        num_rows: Pairs of draws; each has two rows of images.
+        steps: Images of each way, both ends included.
+        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        value_range: Values of x shown as black and as white.
+        seed: Of the draws of z; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If a number is no integer.
+        ValueError: If rows are no images, or for fewer than two steps.
+    """
+    num_rows = as_count(num_rows, "num_rows", least=1)
+    shape = as_image_shape(model.event_shape, image_shape)
+    with own_randomness(model, seed):
+        start, end = model.prior().sample((2, num_rows))
+        paths = [model.interpolate(start, end, steps=steps, space=space) for space in ("z", "features")]
+    images = torch.stack(paths).permute(2, 0, 1, *range(3, paths[0].dim() + 1)).cpu()  # (pairs, 2, steps, ...)
+    tiles = to_rgb(images.flatten(0, 2), shape, value_range).reshape(2 * num_rows, steps, *shape[1:], 3)
+    figure = new_mosaic(tiles, num_rows * ["z", "features"])
+    set_title(figure, "From one draw to another", "along straight lines of z, and of features f(x)")
+    return figure
+
+
+def plot_arithmetic(
+    model: DDGM,
+    x: Tensor,
+    *,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+) -> Figure:
+    """Show analogies: given a, b and c, what is to c as b is to a, by arithmetic of z and of features.
+
+    Given images are first brought into the generator's reach (:meth:`pyro_ssvae.DDGM.invert`); what it makes of them
+    is shown beside them.
+
+    Args:
+        model: The model.
+        x: Images ``(3 N, *event_shape)``, as the model sees them: N times a, b and c.
+        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        value_range: Values of x shown as black and as white.
+        seed: Of the starting points; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If ``x`` is no floating-point tensor.
+        ValueError: If rows do not fit the model, are no images, or are not three for each analogy.
+    """
+    shape = as_image_shape(model.event_shape, image_shape)
+    x = check_rows(model, x)
+    if not len(x) or len(x) % 3:
+        raise ValueError(f"x holds {len(x)} rows; analogies take three each: a, b and c.")
+    with own_randomness(model, seed):
+        z = model.invert(x)
+        a, b, c = z.view(-1, 3, model.latent_dim).unbind(1)
+        found = [model.analogy(a, b, c, space=space) for space in ("z", "features")]
+        again = model.generate_from(z)
+    thrice = [rows.cpu().view(-1, 3, *model.event_shape) for rows in (x, again)]
+    answers = torch.stack(found, 1).cpu()
+    images = torch.cat([torch.stack(thrice, 2).flatten(1, 2), answers], 1)  # (N, 8, *event)
+    tiles = to_rgb(images.flatten(0, 1), shape, value_range).reshape(*images.shape[:2], *shape[1:], 3)
+    figure = new_mosaic(tiles, (), ["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
+    set_title(figure, "a is to b as c is to …", "G: the generator's nearest image")
+    return figure
+
+
+def plot_features_and_latents(model: DDGM, *, num_samples: int = 2000, seed: int = 0) -> Figure:
+    r"""Show how much each feature of generated rows depends on each latent.
+
+    .. math:: \eta^2_{ij} = \frac{\mathrm{Var}_{z_j}\, \mathbb E[f_i(G(z)) \mid z_j]}{\mathrm{Var}\, f_i(G(z))}
+
+    the share of a feature's variance that one latent explains alone (the correlation ratio; a first-order Sobol
+    index), from means in ten bins of equal numbers, less what chance alone gives (Kelley's ε²). What no latent
+    explains alone, several do together.
+
+    Args:
+        model: The model; at most 64 features are shown, those that vary most.
+        num_samples: Draws of z.
+        seed: Of the draws; the caller's random state is left as it was.
+
+    Raises:
+        TypeError: If a number is no integer.
+        ValueError: For fewer than 100 samples.
+    """
+    num_samples = as_count(num_samples, "num_samples", least=100)
+    with own_randomness(model, seed):
+        z = model.prior().sample((num_samples,))
+        features = torch.cat([model.features(model.generate_from(part)) for part in z.split(500)])
+    features = features[:, features.var(0).argsort(descending=True)[:_MOST_FEATURES]]
+    shares = _correlation_ratios(z.double().cpu().numpy(), features.double().cpu().numpy())  # (L, F)
+    shares = shares[:, np.lexsort((-shares.max(0), shares.argmax(0)))]
+    width = float(np.clip(1.6 + 0.14 * shares.shape[1], 5.0, 11.0))
+    figure = new_figure(width, float(np.clip(1.5 + 0.14 * shares.shape[0], 2.2, 8.0)))
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=max(float(shares.max()), 1e-3), aspect="auto")
+    style_axes(axes, frame=False)
+    axes.set_xlabel("feature, by the latent that explains most of it")
+    axes.set_ylabel("latent")
+    bar = figure.colorbar(image, ax=axes, aspect=25)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+    bar.set_label("share explained", fontsize=8, color=INK)
+    alone = float(np.clip(shares.sum(0).mean(), 0.0, 1.0))
+    set_title(figure, "Features and latents", f"latents one by one explain {alone:.0%} of a feature's variance")
+    return figure
+
+
+def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return shares with shape ``(L, F)``, about zero where there is no relation."""
+    order = z.argsort(0)
+    variance = features.var(0)
+    between = np.zeros((z.shape[1], features.shape[1]))
+    for latent in range(z.shape[1]):
+        for part in np.array_split(features[order[:, latent]], _BINS):
+            between[latent] += len(part) / len(z) * (part.mean(0) - features.mean(0)) ** 2
+    shares = np.divide(between, variance, out=np.zeros_like(between), where=variance > 0.0)
+    adjusted: NDArray[np.float64] = 1.0 - (1.0 - shares) * (len(z) - 1) / (len(z) - _BINS)
+    return np.where(variance > 0.0, adjusted, 0.0)
