@@ -24,6 +24,8 @@ _OBJECTIVE = (
     "langevin_step_size",
     "generator_rate",
     "generator_steps",
+    "critic_rate",
+    "contrast_weight",
 )
 
 
@@ -66,6 +68,8 @@ def _add_objective(parser: ArgumentParser) -> None:
         help="its learning rate over the energy's",
     )
     add("--generator-steps", type=int, default=1, metavar="S", help="steps of the generator for each of the energy")
+    add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")
+    add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded and blurred images (images)")
 
 
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:

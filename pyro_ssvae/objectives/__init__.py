@@ -3,6 +3,7 @@
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import Objective
+from pyro_ssvae.objectives.contrast import FadedContrast
 from pyro_ssvae.objectives.energy import EnergyELBO, EnergyObjective
 from pyro_ssvae.objectives.entropy import (
     ENTROPIES,
@@ -28,6 +29,7 @@ __all__ = [
     "EnergyObjective",
     "Entropy",
     "EnumerationError",
+    "FadedContrast",
     "Group",
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",

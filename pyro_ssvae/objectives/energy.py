@@ -27,6 +27,7 @@ from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import DDGM, langevin
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
+from pyro_ssvae.objectives.contrast import FadedContrast
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
 __all__ = ["EnergyELBO", "EnergyObjective"]
@@ -51,6 +52,8 @@ class EnergyELBO(ELBO):
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
+        contrast_weight: Weight of the energy on copies of data that have lost their content
+            (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
     Example:
         >>> import pyro, torch
@@ -73,6 +76,7 @@ class EnergyELBO(ELBO):
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
         langevin_step_size: float = 0.002,
+        contrast_weight: float = 0.0,
     ) -> None:
         super().__init__(max_plate_nesting=1)
         weights = {
@@ -81,6 +85,7 @@ class EnergyELBO(ELBO):
             "energy_penalty": energy_penalty,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
+            "contrast_weight": contrast_weight,
         }
         for name, value in weights.items():
             if not value >= 0.0:
@@ -89,11 +94,12 @@ class EnergyELBO(ELBO):
         self.entropy_weight = entropy_weight
         self.gradient_penalty, self.energy_penalty = gradient_penalty, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
+        self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
+        self._settings = tuple(weights)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("entropy_weight", "gradient_penalty", "energy_penalty", "langevin_steps", "langevin_step_size")
-        return {"entropy": self.entropy.name, **{name: getattr(self, name) for name in names}}
+        return {"entropy": self.entropy.name, **{name: getattr(self, name) for name in self._settings}}
 
     def energy_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, **kwargs: Any
@@ -114,6 +120,11 @@ class EnergyELBO(ELBO):
             terms["gradient_norm"] = size.sqrt()
         if self.energy_penalty:
             loss = loss + self.energy_penalty * (of_data.square().mean() + of_samples.square().mean())
+        if self.contrast_weight:
+            copies, margin = self.contrast(rows)
+            contrast = self.contrast.loss(of_data, _energy(model, copies, kwargs), margin)
+            loss = loss + self.contrast_weight * contrast
+            terms["contrast"] = contrast
         return loss, {name: value.detach() for name, value in terms.items()}
 
     def generator_loss(
@@ -175,6 +186,7 @@ class EnergyObjective(AlternatingObjective):
         entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an estimate.
         generator_rate: Learning rate of the generator, as a multiple of that of the energy; it should be the faster.
         generator_steps: Steps of the generator for each one of the energy.
+        critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
         betas: Of Adam, for all.
         **options: Of :class:`EnergyELBO`.
 
@@ -196,6 +208,7 @@ class EnergyObjective(AlternatingObjective):
         entropy: str | Entropy = "mutual_information",
         generator_rate: float = 5.0,
         generator_steps: int = 1,
+        critic_rate: float = 1.0,
         betas: tuple[float, float] = (0.5, 0.999),
         **options: Any,
     ) -> None:
@@ -207,14 +220,15 @@ class EnergyObjective(AlternatingObjective):
             )
         self.alpha = alpha
         self._narrow = 0  # evaluations in a row that found next to no spread
-        if not generator_rate > 0.0 or generator_steps < 1 or not alpha >= 0.0:
+        if not (generator_rate > 0.0 and critic_rate > 0.0) or generator_steps < 1 or not alpha >= 0.0:
             raise ValueError(
-                f"generator_rate={generator_rate} must be positive, generator_steps={generator_steps} at least 1 and "
-                f"alpha={alpha} not negative."
+                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, generator_steps="
+                f"{generator_steps} at least 1 and alpha={alpha} not negative."
             )
         self.entropy = make_entropy(entropy, pair.latent_dim, pair.event_shape)
         self.elbo_of_energy = EnergyELBO(self.entropy, pair.generator, **options)
         self.generator_rate, self.generator_steps, self.betas = generator_rate, generator_steps, betas
+        self.critic_rate = critic_rate
 
     @classmethod
     def for_data(cls, pair: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
@@ -223,7 +237,7 @@ class EnergyObjective(AlternatingObjective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("alpha", "generator_rate", "generator_steps", "betas")
+        names = ("alpha", "generator_rate", "generator_steps", "critic_rate", "betas")
         return {**self.elbo_of_energy.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
@@ -235,7 +249,7 @@ class EnergyObjective(AlternatingObjective):
             "generator": Group(sides["generator"], self.generator_rate, self.betas),
         }
         critic = list(self.entropy.parameters())
-        return groups | ({"critic": Group(critic, 1.0, self.betas)} if critic else {})
+        return groups | ({"critic": Group(critic, self.critic_rate, self.betas)} if critic else {})
 
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""

@@ -1,0 +1,76 @@
+r"""Rows that an energy must not like: images that have lost their content.
+
+Maximum likelihood raises the energy where the generator is, and lowers it where data are. Nothing says what it should
+be where neither is, and a blank image, which is smooth and of small norm, often ends up with the least energy of all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["FadedContrast"]
+
+_REACH = 8  # pixels on either side of a blurring kernel, at most
+
+
+class FadedContrast(nn.Module):
+    r"""Raises the energy on faded and blurred copies :math:`c(x)` of data, no further than needed.
+
+    .. math:: \mathbb E\,\mathrm{softplus}\bigl(m(x) + E(x) - E(c(x))\bigr), \qquad
+        m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
+
+    The margin is the rise of energy around data of a Gaussian with standard deviation τ, up to a limit: copies that are
+    nearly as good as the original may cost nearly as little.
+    Half of the copies fade towards an even colour, all black for half of them, the other half are blurred.
+
+    Args:
+        margin: Largest margin, in nats.
+        spread: τ, in the units of rows.
+
+    Raises:
+        ValueError: For a non-positive margin or spread.
+    """
+
+    def __init__(self, margin: float = 10.0, spread: float = 1.0) -> None:
+        super().__init__()
+        if not (margin > 0.0 and spread > 0.0):
+            raise ValueError(f"margin={margin} and spread={spread} must be positive.")
+        self.margin, self.spread = margin, spread
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies, with the shape of ``x``, and their margins in nats, with shape ``(B,)``.
+
+        Args:
+            x: Images with shape ``(B, C, H, W)``, in [0, 1].
+
+        Raises:
+            ValueError: For rows that are no images.
+        """
+        if x.dim() != 4:
+            raise ValueError(
+                f"Only images (C, H, W) fade and blur, and rows have shape {tuple(x.shape[1:])}; set contrast_weight=0."
+            )
+        copies = x.detach()
+        left, which, colour, black = torch.rand(4, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+        colour = torch.where(black < 0.5, torch.zeros_like(colour), colour)
+        faded = colour + left * (copies - colour)
+        copies = torch.where(which < 0.5, faded, _blurred(copies, 0.5 + 2.5 * torch.rand((), device=x.device)))
+        distance = (copies - x.detach()).square().flatten(1).sum(-1)
+        return copies, (distance / (2.0 * self.spread**2)).clamp(max=self.margin)
+
+    def loss(self, energy: Tensor, of_copies: Tensor, margin: Tensor) -> Tensor:
+        """Return the term, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""
+        return F.softplus(margin + energy - of_copies).mean()
+
+
+def _blurred(x: Tensor, scale: Tensor) -> Tensor:
+    """Return images convolved with a Gaussian of a standard deviation in pixels; edges are continued."""
+    channels = x.shape[1]
+    reach = min(_REACH, x.shape[-1] - 1, x.shape[-2] - 1)
+    place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    kernel = (-0.5 * (place / scale) ** 2).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel, groups=channels)
+    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(-1, -2), groups=channels)
