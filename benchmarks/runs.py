@@ -84,4 +84,6 @@ def _summary(result: dict[str, Any]) -> str:
         return f"test error {result['test_error']:.2%}"
     if result.get("test_log_likelihood") is not None:
         return f"log p(x) {result['test_log_likelihood']:.2f} nats"
-    return f"bound {result['test_elbo']:.2f} nats"
+    if result.get("test_elbo") is not None:
+        return f"bound {result['test_elbo']:.2f} nats"
+    return f"{result['train_seconds']:.0f} s of training"

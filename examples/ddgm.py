@@ -14,35 +14,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyro
 
 from pyro_ssvae import DDGM, EnergyObjective, NonFiniteLossError, RunFolderError, TrainingFailedError, fit
 from pyro_ssvae.cli import load_data, objective_options, parse_ddgm, settings, training_config
-from pyro_ssvae.data import prepare
-from pyro_ssvae.evaluation import ImageJudge, energy_auroc, generation_measures, nearest_rows
+from pyro_ssvae.evaluation import image_measures
 from pyro_ssvae.training import RunFolder, report
-
-
-def measure(model: DDGM, data: Any, known: Any, args: Any) -> dict[str, Any]:
-    """Return how generated images and energies compare with real ones."""
-    found: dict[str, Any] = {}
-    x_test = prepare(data.x_test, scale=data.scale)
-    if known.num_labelled:
-        judge, error = ImageJudge.train_on(known, seed=args.seed)
-        found["judge_error"] = error
-        found |= generation_measures(model, data, judge, num_samples=args.num_samples, seed=args.seed)
-    digits = data.y_test if data.name == "mnist" else None
-    found["auroc"] = energy_auroc(model, x_test, digits, seed=args.seed)
-    train = prepare(data.x, scale=data.scale)
-    count = min(200, len(x_test))
-    distances = {
-        "generated": nearest_rows(model.sample(count), train)[0],
-        "test": nearest_rows(x_test[:count], train)[0],
-    }
-    found["nearest_training_image"] = {name: float(distance.median()) for name, distance in distances.items()}
-    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 130
         result = report(objective, data, run, seed=args.seed)
-        found = measure(model, data, known, args)
+        found = image_measures(model, data, known, num_samples=args.num_samples, seed=args.seed)
         RunFolder(Path(args.out)).write_result({**result, **found})
     except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError, TrainingFailedError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,14 @@
 
 from pyro_ssvae.evaluation.annealing import annealed_log_normaliser
 from pyro_ssvae.evaluation.grid import Grid
-from pyro_ssvae.evaluation.images import ImageJudge, altered, energy_auroc, generation_measures, nearest_rows
+from pyro_ssvae.evaluation.images import (
+    ImageJudge,
+    altered,
+    energy_auroc,
+    generation_measures,
+    image_measures,
+    nearest_rows,
+)
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,
@@ -32,6 +39,7 @@ __all__ = [
     "energy_distance",
     "frechet_distance",
     "generation_measures",
+    "image_measures",
     "latent_diagnostics",
     "log_likelihood",
     "mean_bound",

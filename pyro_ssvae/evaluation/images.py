@@ -16,7 +16,7 @@ from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import evaluation_mode, own_randomness
 from pyro_ssvae.objectives import AffineAugmentation
 
-__all__ = ["ImageJudge", "altered", "energy_auroc", "generation_measures", "nearest_rows"]
+__all__ = ["ImageJudge", "altered", "energy_auroc", "generation_measures", "image_measures", "nearest_rows"]
 
 _SYMMETRIC = (0, 1, 8)  # digits that flipping left to right hardly changes
 ALTERATIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
@@ -137,6 +137,43 @@ def generation_measures(
         "confidence": float(probabilities.max(-1).values.mean()),
         "real_confidence": float(real_probabilities.max(-1).values.mean()),
     }
+
+
+def image_measures(
+    model: DDGM,
+    data: SemiSupervisedData,
+    known: SemiSupervisedData | None = None,
+    *,
+    num_samples: int = 5000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return everything that an energy model of images is measured by.
+
+    Args:
+        model: The model.
+        data: What it was trained on, and test rows.
+        known: The same data with its labels, for a judge to learn from (:meth:`ImageJudge.train_on`); ``None`` or
+            data without labels for measures that need none.
+        num_samples: Images generated for the judge.
+        seed: Of the judge and of everything drawn; the caller's random state is left as it was.
+
+    Returns:
+        What :func:`generation_measures` returns, with the judge's own ``judge_error``; ``auroc``, from
+        :func:`energy_auroc` on test rows; and ``nearest_training_image``, the median distance to the nearest training
+        image of up to 200 ``generated`` and as many ``test`` images.
+    """
+    found: dict[str, Any] = {}
+    if known is not None and known.num_labelled:
+        judge, error = ImageJudge.train_on(known, seed=seed)
+        found = {"judge_error": error, **generation_measures(model, data, judge, num_samples=num_samples, seed=seed)}
+    x_test, train = prepare(data.x_test, scale=data.scale), prepare(data.x, scale=data.scale)
+    found["auroc"] = energy_auroc(model, x_test, data.y_test if data.name == "mnist" else None, seed=seed)
+    count = min(200, len(x_test))
+    compared = {"generated": drawn_rows(model, count, seed), "test": x_test[:count]}
+    found["nearest_training_image"] = {
+        name: float(nearest_rows(rows, train)[0].median()) for name, rows in compared.items()
+    }
+    return found
 
 
 def altered(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:

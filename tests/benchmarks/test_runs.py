@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ddgm
 import mnist_m1
 import mnist_m1m2
 import mnist_m2
 import pytest
+import results_page_ddgm
 import results_page_m1
 import runs
 
@@ -48,7 +50,7 @@ def test_runs_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert "names: a, b" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("rows", [mnist_m2.rows(3), mnist_m1.rows(), mnist_m1m2.rows(3)])
+@pytest.mark.parametrize("rows", [mnist_m2.rows(3), mnist_m1.rows(), mnist_m1m2.rows(3), ddgm.rows(5)])
 def test_every_row_has_a_file_of_its_own(rows: list[Any]) -> None:
     assert len({row.path for row in rows}) == len(rows)
 
@@ -96,3 +98,18 @@ def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
     assert "| `kingma` | some words | -E[log p(x\\|z)] | dynamic | 91.25 | 25.50 | 87.50 | 50 | –" in page
     assert "| 100 | 90.0 | 80.0 | 62.8 |" in page
     assert "| 100 | 3.41 ± 0.14 | 3.41 ± 0.00 | 3.31 / 3.51 |" in page
+
+
+def test_the_page_of_ddgm_has_the_sections_that_were_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    plane = ("refined_high_quality", "least_share", "energy_distance", "refined_energy_distance", "squared_mmd")
+    for seed, share in enumerate((0.9, 0.92)):
+        found = {"row": {"name": "ring-default", "seed": seed}, "modes": 10, "high_quality": share, "floor": [0.0, 0.3]}
+        found |= {"total_variation": 0.3, "kl_divergence": 0.2, "train_seconds": 100.0, **dict.fromkeys(plane, 0.5)}
+        (folder / f"ddgm-ring-default-seed{seed}-abc.json").write_text(json.dumps(found))
+    results_page_ddgm.write_page(folder)
+    page = (tmp_path / "results_ddgm.md").read_text()
+    assert "| the default recipe | 10 / 10 | 91.0 ± 1.4 |" in page
+    assert "### Ring" in page
+    assert not any(words in page for words in ("Spiral", "## Digits", "## Icons", "## Energies of classes"))

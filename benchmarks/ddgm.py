@@ -1,0 +1,179 @@
+"""Train DDGM on points, digits and icons, by the default recipe and by that of the source document, and measure both.
+
+    python benchmarks/ddgm.py --jobs 2                       # every row: ring, spiral, MNIST, class energies; hours
+    python benchmarks/ddgm.py --only ring-default --only ring-source
+    python benchmarks/ddgm.py --icons DIR --only icons-default   # a folder of pictures, at 64x64
+    python benchmarks/ddgm.py --table                        # only rewrite docs/results_ddgm.md
+
+Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not run again. With
+--keep DIR, models and figures are kept under DIR/NAME-SEED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from results_page_ddgm import write_page
+from runs import add_flags, digest, make
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
+from pyro_ssvae.data import PLANE_NAMES, plane_data, prepare
+from pyro_ssvae.evaluation import image_measures, plane_measures
+from pyro_ssvae.networks import MLPFeatures, MLPGenerator
+from pyro_ssvae.plots import plot_generated, plot_nearest
+from pyro_ssvae.plots.style import save_figure
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, DDGM_SOURCE, Recipe
+from pyro_ssvae.training import report
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+IMAGE = (1, 28, 28)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the page, for one seed."""
+
+    name: str
+    seed: int
+    data: str
+    recipe: Recipe
+    num_labels: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Where its result is kept: the name holds a hash of every setting, defaults included."""
+        model = build(self, (2,) if self.data in PLANE_NAMES else (3, 64, 64) if self.data == "icons" else IMAGE)
+        objective = EnergyObjective(model, num_unlabelled=1, num_labelled=self.num_labels, **self.recipe.objective)
+        settings = {
+            **asdict(self),
+            "model": [str(model), model.energy_net.sigma],
+            "objective": objective.config(),
+            "training": TrainingConfig(**self.recipe.training).to_dict(),
+        }
+        return RESULTS / f"ddgm-{self.name}-seed{self.seed}-{digest(settings)}.json"
+
+
+def rows(seeds: int) -> list[Row]:
+    """Return every row, the most wanted first; ``seeds`` of points in the plane, three of images at most."""
+    source_of_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
+    some = min(seeds, 3)
+    return [
+        *(Row(f"{data}-default", seed, data, DDGM_PLANE) for data in PLANE_NAMES for seed in range(seeds)),
+        *(Row("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in range(some)),
+        *(Row(f"{data}-source", seed, data, DDGM_SOURCE) for data in PLANE_NAMES for seed in range(seeds)),
+        *(Row("mnist-source", seed, "mnist", source_of_images) for seed in range(some)),
+        *(Row("classes", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
+        *(Row("classes-labels-alone", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
+        Row("icons-default", 0, "icons", DDGM_IMAGES),
+    ]
+
+
+class _Noisy(nn.Module):
+    """Adds noise to what an energy sees in training, as the source document does for digits."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return noisy rows in training mode, and rows as they are otherwise."""
+        return x + self.noise * torch.randn_like(x) if self.training else x
+
+
+def build(row: Row, event_shape: tuple[int, ...]) -> DDGM:
+    """Return the model of a row."""
+    options: dict[str, Any] = {**row.recipe.model, "num_classes": 10 if row.num_labels else None}
+    if row.name == "mnist-source":
+        features = nn.Sequential(_Noisy(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128))
+        generator = MLPGenerator(10, event_shape, (500, 500), output="sigmoid")
+        options |= {"latent_dim": 10, "num_experts": 128, "prior": "uniform", "features": features}
+        options |= {"generator": generator}
+    return DDGM(event_shape, **options)
+
+
+def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
+    """Train one row and return its result."""
+    torch.set_num_threads(threads)
+    data, known = load(row, icons, data_dir)
+    pyro.set_rng_seed(row.seed)
+    model = build(row, data.event_shape)
+    described = {"row": asdict(row)}
+    if row.name.endswith("labels-alone"):
+        return described | train_on_labels(model, data, TrainingConfig(**row.recipe.training))
+    objective = EnergyObjective.for_data(model, data, **row.recipe.objective)
+    out = Path(keep) / f"{row.name}-{row.seed}" if keep else None
+    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.recipe.training), out=out)
+    result = report(objective, data, run, seed=row.seed)
+    if row.data in PLANE_NAMES:
+        found = plane_measures(model, row.data, seed=row.seed)
+    else:
+        found = image_measures(model, data, known, seed=row.seed)
+        draw(model, data, RESULTS / f"ddgm-{row.name}-seed{row.seed}")
+    return {**described, **result, **found, "curves": run.metrics}
+
+
+def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
+    """Return the data of a row, and the same with all its labels for the judge of digits."""
+    if row.data in PLANE_NAMES:
+        return plane_data(row.data, seed=row.seed), None
+    if row.data == "icons":
+        if icons is None:
+            raise SystemExit("error: the row of icons needs --icons DIR, a folder of pictures.")
+        return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
+    known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
+    if row.num_labels:
+        return SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir), known
+    return known.without_labels(), known
+
+
+def draw(model: DDGM, data: SemiSupervisedData, stem: Path) -> None:
+    """Draw generated images, and beside them the nearest ones of training."""
+    save_figure(plot_generated(model), stem.with_name(f"{stem.name}-samples.png"))
+    save_figure(plot_nearest(model, prepare(data.x, scale=data.scale)), stem.with_name(f"{stem.name}-nearest.png"))
+
+
+def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfig, steps: int = 3000) -> dict[str, Any]:
+    """Train the same network on the labelled rows alone, all of them at every step; the best step by validation."""
+    x = prepare(data.x[data.labelled_index], scale=data.scale)
+    y = data.y[data.labelled_index]
+    optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=config.learning_rate)
+    best, chosen, started = 1.0, 1.0, time.perf_counter()
+    for step in range(steps):
+        loss = F.cross_entropy(model.train().classify(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            validation = _error(model, data.x_validation, data.y_validation, data.scale)
+            if validation < best:
+                best, chosen = validation, _error(model, data.x_test, data.y_test, data.scale)
+    return {"validation_error": best, "test_error": chosen, "train_seconds": time.perf_counter() - started}
+
+
+def _error(model: DDGM, x: Tensor, y: Tensor, scale: float) -> float:
+    return float((model.predict(prepare(x, scale=scale)).cpu() != y).double().mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 0 to K-1 of each row")
+    parser.add_argument("--icons", metavar="DIR", help="a folder of pictures for the row of icons")
+    add_flags(parser)
+    args = parser.parse_args()
+    wanted = [row for row in rows(args.seeds) if args.icons or row.data != "icons"]
+    make(parser, args, wanted, partial(train, args.icons))
+    write_page(RESULTS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
