@@ -40,7 +40,8 @@ def test_a_run_leaves_its_folder(
     assert result["objective"]["entropy"] == "nearest_neighbour"
     with Image.open(out / "training.gif") as film:
         assert film.n_frames == 2
-    assert {path.name for path in (out / "figures").iterdir()} == {"landscape.png", "training_curves.png"}
+    figures = {"landscape.png", "features_and_latents.png", "training_curves.png"}
+    assert {path.name for path in (out / "figures").iterdir()} == figures
     assert pyro_ssvae.load(out).event_shape == (2,)
     told = capsys.readouterr().out
     assert "total variation" in told
@@ -52,11 +53,14 @@ def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: 
         example.main(["--data", "circle"])
     capsys.readouterr()
     assert example.main([*TINY, "--generator-rate", "-1", "--out", str(tmp_path / "run")]) == 2
-    assert "generator_rate=-1.0 must be positive" in capsys.readouterr().err
+    assert "generator_rate=-1.0 and critic_rate=1.0 must be positive" in capsys.readouterr().err
 
 
 SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]
-FIGURES = {"samples.png", "nearest.png", "paths.png", "energies.png", "training_curves.png"}
+FIGURES = {
+    *("samples.png", "nearest.png", "paths.png", "arithmetic.png", "energies.png"),
+    *("features_and_latents.png", "training_curves.png"),
+}
 
 
 def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,7 @@ _PANELS = (
         "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "validation"}
     ),
     _Panel("Norm of the energy's gradient on data", "nats per unit", {"gradient_norm": ""}, log=True),
+    _Panel("Contrast with images without content", "nats per row", {"contrast": ""}, log=True),
     _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
     _Panel("Spread of samples over that of data", "", {"spread_ratio": ""}, zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
