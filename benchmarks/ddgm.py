@@ -93,6 +93,8 @@ class _Noisy(nn.Module):
 def build(row: Row, event_shape: tuple[int, ...]) -> DDGM:
     """Return the model of a row."""
     options: dict[str, Any] = {**row.recipe.model, "num_classes": 10 if row.num_labels else None}
+    if row.name in ("ring-source", "spiral-source"):
+        options["generator"] = MLPGenerator(4, event_shape, (128, 128))
     if row.name == "mnist-source":
         features = nn.Sequential(_Noisy(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128))
         generator = MLPGenerator(10, event_shape, (500, 500), output="sigmoid")

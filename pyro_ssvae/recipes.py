@@ -161,17 +161,26 @@ _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 
 
 DDGM_PLANE = Recipe(
     model={},
-    objective={"entropy": "nearest_neighbour", "gradient_penalty": 0.003, "langevin_steps": 5, "generator_rate": 5.0},
+    objective={
+        "entropy": "nearest_neighbour",
+        "gradient_penalty": 0.003,
+        "langevin_steps": 10,
+        "generator_rate": 3.0,
+        "generator_steps": 2,
+    },
     training={
         **_DDGM,
         "max_steps": 10_000,
         "batch_size": 256,
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-3,
         "decay_start": 0.5,
         "evaluate_every": 100,
     },
 )
-"""DDGM of points in the plane; not yet tuned."""
+"""DDGM of points in the plane.
+
+An energy at 2e-4, as in the source, has not converged after thousands of steps even where gradients are exact; at 1e-3
+it has, and the generator takes two fast steps for each of its own to keep up."""
 
 DDGM_IMAGES = Recipe(
     model={},

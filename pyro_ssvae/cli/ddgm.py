@@ -36,7 +36,7 @@ def ddgm_2d_parser(description: str) -> ArgumentParser:
     add = parser.add_argument
     add("--frames", type=int, default=60, metavar="F", help="frames of the movie of training; 0 for none")
     add("--num-samples", type=int, default=5000, metavar="S", help="points generated for the measures")
-    add("--refine", type=int, default=10, metavar="L", help="Langevin steps of refined points")
+    add("--refine", type=int, default=20, metavar="L", help="Langevin steps of refined points")
     return parser
 
 
@@ -59,7 +59,7 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
     add("--langevin-steps", type=int, default=0, metavar="L", help="steps of generated rows before they are raised")
-    add("--langevin-step-size", type=float, default=0.002, metavar="H", help="size of these steps")
+    add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")
     add(
         "--generator-rate",
         type=float,

@@ -23,7 +23,7 @@ _SPIRAL_POINTS = 1_000_000
 
 
 def plane_measures(
-    model: DDGM, name: str, *, num_samples: int = 5000, langevin_steps: int = 10, seed: int = 0
+    model: DDGM, name: str, *, num_samples: int = 5000, langevin_steps: int = 20, seed: int = 0
 ) -> dict[str, Any]:
     r"""Hold a model against its law: samples as drawn and after Langevin steps, and the energy on a grid.
 

@@ -179,7 +179,7 @@ class DDGM(Classifier):
             features: Tensor = self.energy_net.features(x.to(next(self.parameters())))
             return features
 
-    def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.002) -> Tensor:
+    def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.001) -> Tensor:
         """Draw rows by the generator, and optionally move them a little along the energy.
 
         Args:

@@ -163,7 +163,7 @@ class MLPGenerator(nn.Module):
         self,
         latent_dim: int,
         event_shape: Sequence[int],
-        hidden_dims: Sequence[int] = (128, 128),
+        hidden_dims: Sequence[int] = (256, 256),
         *,
         output: str = "identity",
     ) -> None:
@@ -272,7 +272,7 @@ def make_generator(
     if name == "conv":
         return ConvGenerator(latent_dim, event_shape, output=output)
     small = math.prod(event_shape) <= 16
-    return MLPGenerator(latent_dim, event_shape, (128, 128) if small else (500, 500), output=output)
+    return MLPGenerator(latent_dim, event_shape, (256, 256) if small else (500, 500), output=output)
 
 
 def _kind(part: str | nn.Module, event_shape: Sequence[int], role: str) -> str | nn.Module:

@@ -75,7 +75,7 @@ class EnergyELBO(ELBO):
         gradient_penalty: float = 0.0,
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
-        langevin_step_size: float = 0.002,
+        langevin_step_size: float = 0.001,
         contrast_weight: float = 0.0,
     ) -> None:
         super().__init__(max_plate_nesting=1)
