@@ -141,9 +141,9 @@ learning rate for both sides, entropy from the scales of batch normalisation, no
 
 _PLANE = """
 *High quality* is the share of 5,000 generated points within three standard deviations of a mode (real ones: 98.9 %),
-*refined* after twenty Langevin steps, *two real samples* the energy distance between two sets of 5,000 real points. *Total
-variation* and *KL* (of the truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so both
-sides are smoothed there with a standard deviation of 0.1.
+*refined* after twenty Langevin steps, *two real samples* the energy distance between two sets of 5,000 real points.
+*Total variation* and *KL* (of the truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so
+both sides are smoothed there with a standard deviation of 0.1.
 """
 
 _IMAGES = """
