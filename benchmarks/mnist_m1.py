@@ -97,7 +97,7 @@ def classify_latents(model: M1, data: SemiSupervisedData) -> dict[str, dict[str,
     Their settings are chosen by cross-validation on the labelled rows alone. Latents are left in their own units:
     brought to one scale, those that carry nothing would weigh as much as the others.
     """
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import SVC
 
@@ -107,7 +107,7 @@ def classify_latents(model: M1, data: SemiSupervisedData) -> dict[str, dict[str,
         chosen = torch.as_tensor(draw_label_split(data.y.numpy(), number, data.num_classes, seed=0))
         z, y = model.transform(data.x[chosen] / data.scale).numpy(), data.y[chosen].numpy()
         svm = GridSearchCV(SVC(), {"C": [1.0, 10.0, 100.0], "gamma": [0.01, 0.03, 0.1, 0.3]}, cv=5)
-        logistic = LogisticRegressionCV(Cs=6, cv=5, max_iter=2000)
+        logistic = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [1e-3, 0.01, 0.1, 1.0, 10.0]}, cv=5)
         found[str(number)] = {
             "svm": float(svm.fit(z, y).score(z_test, data.y_test.numpy())),
             "logistic": float(logistic.fit(z, y).score(z_test, data.y_test.numpy())),
