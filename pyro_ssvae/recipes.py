@@ -161,13 +161,7 @@ _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 
 
 DDGM_PLANE = Recipe(
     model={},
-    objective={
-        "entropy": "nearest_neighbour",
-        "gradient_penalty": 0.003,
-        "langevin_steps": 10,
-        "generator_rate": 3.0,
-        "generator_steps": 2,
-    },
+    objective={"gradient_penalty": 0.003, "langevin_steps": 10},
     training={
         **_DDGM,
         "max_steps": 10_000,
@@ -184,14 +178,14 @@ it has, and the generator takes two fast steps for each of its own to keep up.""
 
 DDGM_IMAGES = Recipe(
     model={},
-    objective={"entropy": "nearest_neighbour", "gradient_penalty": 0.1, "langevin_steps": 0, "generator_rate": 4.0},
+    objective={"gradient_penalty": 0.1, "contrast_weight": 1.0},
     training={**_DDGM, "max_steps": 8000, "batch_size": 64, "learning_rate": 5e-4, "decay_start": 0.6},
 )
 """DDGM of images; not yet tuned."""
 
 DDGM_SOURCE = Recipe(
     model={},
-    objective={"entropy": "batch_norm", "gradient_penalty": 0.0, "langevin_steps": 0, "generator_rate": 1.0},
+    objective={"entropy": "batch_norm", "generator_rate": 1.0, "generator_steps": 1},
     training={
         **_DDGM,
         "max_steps": 15_000,

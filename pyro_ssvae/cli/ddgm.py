@@ -54,7 +54,7 @@ def ddgm_parser(description: str) -> ArgumentParser:
 def _add_objective(parser: ArgumentParser) -> None:
     """Add the flags of the two losses."""
     add = parser.add_argument
-    add("--entropy", choices=list(ENTROPIES), default="mutual_information", help="estimate of the generator's entropy")
+    add("--entropy", choices=list(ENTROPIES), default="nearest_neighbour", help="estimate of the generator's entropy")
     add("--entropy-weight", type=float, default=1.0, metavar="W", help="factor of the entropy")
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
@@ -63,11 +63,11 @@ def _add_objective(parser: ArgumentParser) -> None:
     add(
         "--generator-rate",
         type=float,
-        default=5.0,
+        default=3.0,
         metavar="R",
         help="its learning rate over the energy's",
     )
-    add("--generator-steps", type=int, default=1, metavar="S", help="steps of the generator for each of the energy")
+    add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator for each of the energy")
     add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")
     add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded and blurred images (images)")
 

@@ -97,7 +97,7 @@ def test_stock_svi_trains_the_pair() -> None:
 def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
     data = plane_data("ring", num_rows=2000)
     ddgm = make_ddgm()
-    objective = EnergyObjective.for_data(ddgm, data, gradient_penalty=0.003)
+    objective = EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.003)
     losses = objective(Batch(data.x[:50], None, None))
     assert set(losses) == {"energy", "generator", "critic"} == set(objective.groups())
     config = TrainingConfig(max_steps=300, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
