@@ -52,7 +52,7 @@ def _likelihoods(results: dict[str, Result]) -> str:
     rows = [
         [
             result["row"]["words"],
-            f"{-result['test_log_likelihood']:.2f} ± {result['test_log_likelihood_error']:.2f}",
+            f"{-result['test_log_likelihood']:.2f} ± {result['test_log_likelihood_error']:.3f}",
             f"{-result['test_elbo']:.2f}",
             f"{result['active_units']:.0f}",
             f"{result['effective_samples']:.0f}",

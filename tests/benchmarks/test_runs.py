@@ -94,7 +94,7 @@ def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content))
     results_page_m1.write_page(folder)
     page = (tmp_path / "docs" / "results_m1.md").read_text()
-    assert "| some words | 87.50 ± 0.01 | 91.25 | 21 | 33 | 50 | 800 | 10.0 | 86.76" in page
+    assert "| some words | 87.50 ± 0.010 | 91.25 | 21 | 33 | 50 | 800 | 10.0 | 86.76" in page
     assert "| `kingma` | some words | -E[log p(x\\|z)] | dynamic | 91.25 | 25.50 | 87.50 | 50 | –" in page
     assert "| 100 | 90.0 | 80.0 | 62.8 |" in page
     assert "| 100 | 3.41 ± 0.14 | 3.41 ± 0.00 | 3.31 / 3.51 |" in page
