@@ -129,8 +129,7 @@ def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervi
     if row.data in PLANE_NAMES:
         return plane_data(row.data, seed=row.seed), None
     if row.data == "icons":
-        if icons is None:
-            raise SystemExit("error: the row of icons needs --icons DIR, a folder of pictures.")
+        assert icons is not None  # else there is no such row
         return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
     if row.num_labels:

@@ -41,6 +41,13 @@ def _machine(result: Result) -> str:
     return f"Device: {result['device']}. PyTorch {result['versions']['torch'].split('+')[0]}."
 
 
+def _cut(result: Result) -> str:
+    """Return how much of its schedule a run did that the clock stopped."""
+    if result.get("stopped_by") != "max_minutes":
+        return ""
+    return f" ({result['steps'] / result['row']['training']['max_steps']:.0%} of its schedule)"
+
+
 def _likelihoods(results: dict[str, Result]) -> str:
     found = {
         name: result
@@ -57,7 +64,7 @@ def _likelihoods(results: dict[str, Result]) -> str:
             f"{result['active_units']:.0f}",
             f"{result['effective_samples']:.0f}",
             f"{result['train_seconds'] / 60:.0f}",
-            f"{result['epochs']:.0f}",
+            f"{result['epochs']:.0f}{_cut(result)}",
             f"{result['likelihood_seconds'] / 60:.1f}",
             _BURDA.get(name, "–"),
         ]
@@ -182,7 +189,7 @@ def _bayes(result: Result) -> str:
 _HEAD = """
 # Results of M1 and M1+M2
 
-Made by three commands and read from the result files in `docs/results/`:
+Made by these commands and read from the result files in `docs/results/`; rows that have not been run are missing:
 
 ```bash
 python benchmarks/mnist_m1.py --keep models

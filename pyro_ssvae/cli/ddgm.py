@@ -47,6 +47,7 @@ def ddgm_parser(description: str) -> ArgumentParser:
     add("--num-labels", type=int, default=0, metavar="N", help="rows whose labels train energies of classes; 0: none")
     add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
     _add_objective(parser)
+    add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded and blurred images")
     add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")
     return parser
 
@@ -69,7 +70,6 @@ def _add_objective(parser: ArgumentParser) -> None:
     )
     add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator for each of the energy")
     add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")
-    add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded and blurred images (images)")
 
 
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
@@ -88,4 +88,4 @@ def _of_recipe(recipe: Recipe, args: Namespace, saved: dict[str, Any]) -> dict[s
 
 def objective_options(args: Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`pyro_ssvae.objectives.EnergyObjective` that the flags ask for."""
-    return {name: getattr(args, name) for name in _OBJECTIVE}
+    return {name: args[name] for name in _OBJECTIVE if name in args}

@@ -224,17 +224,11 @@ class DDGM(Classifier):
         """
         _one_of(space, ("features", "rows"))
         self._check_rows(x)
+        embed = self.energy_net.features if space == "features" else nn.Flatten()
         x = x.to(next(self.parameters()))
-        if space == "features":
-            return self._nearest(self.features(x), num_starts=num_starts, steps=steps)
-        with evaluation_mode(self):
-            return nearest_latents(
-                x.flatten(1),
-                lambda z: self.generator(z).flatten(1),
-                self.prior(),
-                num_starts=num_starts,
-                steps=steps,
-            )
+        with torch.no_grad(), evaluation_mode(self):
+            target: Tensor = embed(x)
+        return self._nearest(target, embed, num_starts=num_starts, steps=steps)
 
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
         """Generate from points on the line between latents, or between the features of what they generate.
@@ -290,14 +284,12 @@ class DDGM(Classifier):
         shape = z.shape[:2]
         if space == "features":
             wanted = combine(*(self.features(self.generate_from(part)) for part in latents))
-            z = self._nearest(wanted.flatten(0, 1), start=z.flatten(0, 1))
+            z = self._nearest(wanted.flatten(0, 1), self.energy_net.features, start=z.flatten(0, 1))
         return self.generate_from(z.view(-1, self.latent_dim)).view(*shape, *self.event_shape)
 
-    def _nearest(self, features: Tensor, **options: Any) -> Tensor:
+    def _nearest(self, target: Tensor, embed: nn.Module, **options: Any) -> Tensor:
         with evaluation_mode(self):
-            return nearest_latents(
-                features, lambda z: self.energy_net.features(self.generator(z)), self.prior(), **options
-            )
+            return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
 
 
 def langevin(

@@ -22,8 +22,8 @@ class FadedContrast(nn.Module):
         m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
 
     The margin is the rise of energy around data of a Gaussian with standard deviation τ, up to a limit: copies that are
-    nearly as good as the original may cost nearly as little.
-    Half of the copies fade towards an even colour, all black for half of them, the other half are blurred.
+    nearly as good as the original may cost nearly as little. Half of the copies fade towards an even colour, black for
+    half of those; the other half are blurred.
 
     Args:
         margin: Largest margin, in nats.
@@ -52,12 +52,12 @@ class FadedContrast(nn.Module):
             raise ValueError(
                 f"Only images (C, H, W) fade and blur, and rows have shape {tuple(x.shape[1:])}; set contrast_weight=0."
             )
-        copies = x.detach()
+        x = x.detach()
         left, which, colour, black = torch.rand(4, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
         colour = torch.where(black < 0.5, torch.zeros_like(colour), colour)
-        faded = colour + left * (copies - colour)
-        copies = torch.where(which < 0.5, faded, _blurred(copies, 0.5 + 2.5 * torch.rand((), device=x.device)))
-        distance = (copies - x.detach()).square().flatten(1).sum(-1)
+        faded = colour + left * (x - colour)
+        copies = torch.where(which < 0.5, faded, _blurred(x, 0.5 + 2.5 * torch.rand((), device=x.device)))
+        distance = (copies - x).square().flatten(1).sum(-1)
         return copies, (distance / (2.0 * self.spread**2)).clamp(max=self.margin)
 
     def loss(self, energy: Tensor, of_copies: Tensor, margin: Tensor) -> Tensor:

@@ -195,7 +195,8 @@ class EnergyObjective(AlternatingObjective):
 
     Attributes:
         latest: Mean energies of data and samples, their gap, the norm of the energy's gradient on data, the entropy
-            and the spread of samples (the root of their total variance), of the last call.
+            and the spread of samples (the root of their total variance), of the last call; with their weights, the
+            contrast and the cross-entropy too.
     """
 
     def __init__(
