@@ -41,8 +41,9 @@ class TrainingConfig:
             binarisation on average, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU replayed from a recording,
-            which Inductor compiles where the schedule has 10,000 steps or more and a C++ compiler is at hand;
-            eagerly where none of this can be. Or name one: ``"graph"``, ``"replay"``, ``"inductor"``, ``"eager"``.
+            which Inductor compiles where the schedule has 10,000 steps or more (5,000 where groups step in turn) and a
+            C++ compiler is at hand; eagerly where none of this can be. Or name one: ``"graph"``, ``"replay"``,
+            ``"inductor"``, ``"eager"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
         seed: Of every random number drawn during training.
 
