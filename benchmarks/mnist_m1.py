@@ -42,6 +42,7 @@ class Row:
     model: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    then: dict[str, dict[str, Any]] = field(default_factory=dict)  # objective and training of a second stage
     samples: int = SAMPLES
     svm: bool = False
     seed: int = 0
@@ -50,21 +51,34 @@ class Row:
     def path(self) -> Path:
         """Where its result is kept: the name holds a hash of every setting, defaults included."""
         model = M1((1, 28, 28), **self.model)
-        settings = {
-            **asdict(self),
-            "model": model.config(),
-            "objective": UnsupervisedELBO(model, num_rows=1, **self.objective).config(),
-            "training": TrainingConfig(**self.training).to_dict(),
-        }
+        settings = {**asdict(self), "model": model.config(), **_settings(model, self.objective, self.training)}
+        if self.then:
+            settings["then"] = _settings(model, **self.then)
+        else:
+            del settings["then"]
         return RESULTS / f"m1-{self.name}-{digest(settings)}.json"
+
+
+def _settings(model: M1, objective: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """Return every setting of a stage of training, defaults included."""
+    return {
+        "objective": UnsupervisedELBO(model, num_rows=1, **objective).config(),
+        "training": TrainingConfig(**training).to_dict(),
+    }
 
 
 def rows() -> list[Row]:
     """Return every row, the most wanted first."""
-    iwae = {"num_particles": 5, "importance_weighted": True}
+    # A step of five draws costs twice one of a single draw: they come when a single one has done what it can.
+    first = _LONG | {"max_minutes": 36.0, "max_steps": 110_000}
+    weighted = {
+        "objective": {"num_particles": 5, "importance_weighted": True},
+        "training": _LONG
+        | {"max_minutes": 24.0, "max_steps": 33_000, "kl_warmup": 0.0, "learning_rate": 5e-4, "decay_start": 0.3},
+    }
     return [
         Row("elbo", "bound, one draw", _BURDA, {}, _LONG | {"max_steps": 200_000}),
-        Row("iwae", "importance-weighted, k = 5", _BURDA, iwae, _LONG | {"max_steps": 55_000}),
+        Row("iwae", "bound, then importance-weighted, k = 5", _BURDA, {}, first, weighted),
         Row("vamp", "bound, VampPrior", _BURDA | {"prior": "vamp"}, {}, _LONG | {"max_steps": 60_000}),
         Row("flow", "bound, flow prior", _BURDA | {"prior": "flow"}, {}, _LONG | {"max_steps": 150_000}),
         Row("below", "the M1 below M1+M2", M1_BELOW.model, {}, M1_BELOW.training, samples=0, svm=True),
@@ -82,13 +96,19 @@ def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dic
     data = full.without_labels()
     pyro.set_rng_seed(row.seed)
     model = M1(data.event_shape, **row.model)
-    objective = UnsupervisedELBO.for_data(model, data, **row.objective)
     out = Path(keep) / row.name if keep else None
-    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training), out=out)
-    result = report(objective, data, run, seed=row.seed, num_samples=row.samples)
+    stages = [{"objective": row.objective, "training": row.training}, *([row.then] if row.then else [])]
+    runs = []
+    for stage in stages:  # only the last is kept
+        objective = UnsupervisedELBO.for_data(model, data, **stage["objective"])
+        last = len(runs) + 1 == len(stages)
+        runs.append(fit(objective, data, TrainingConfig(seed=row.seed, **stage["training"]), out=out if last else None))
+    result = report(objective, data, runs[-1], seed=row.seed, num_samples=row.samples)
+    for name in ("steps", "epochs", "train_seconds"):
+        result[name] = round(sum(getattr(run, name) for run in runs), 3)
     if row.svm:
         result["svm"] = classify_latents(model, full)
-    return {"row": asdict(row), **result, "curves": run.metrics}
+    return {"row": asdict(row), **result, "curves": [line for run in runs for line in run.metrics]}
 
 
 def classify_latents(model: M1, data: SemiSupervisedData) -> dict[str, dict[str, float]]:

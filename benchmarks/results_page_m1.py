@@ -42,10 +42,10 @@ def _machine(result: Result) -> str:
 
 
 def _cut(result: Result) -> str:
-    """Return how much of its schedule a run did that the clock stopped."""
-    if result.get("stopped_by") != "max_minutes":
-        return ""
-    return f" ({result['steps'] / result['row']['training']['max_steps']:.0%} of its schedule)"
+    """Return how much of its schedule a run did that the clock stopped, in any of its stages."""
+    row = result["row"]
+    planned = sum(stage["training"]["max_steps"] for stage in (row, row.get("then")) if stage)
+    return "" if result["steps"] == planned else f" ({result['steps'] / planned:.0%} of its schedule)"
 
 
 def _likelihoods(results: dict[str, Result]) -> str:
