@@ -28,7 +28,9 @@ def write_page(folder: Path) -> None:
     """Write the page next to ``folder`` from the result files there."""
     results = {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in sorted(folder.glob("m1*.json"))}
     bayes = [json.loads(path.read_text()) for path in sorted(folder.glob("m2-bayes*.json"))]
-    sections = [_HEAD, _likelihoods(results), _presets(results), _svm(results), _stacks(results), *map(_bayes, bayes)]
+    timed = [json.loads(path.read_text()) for path in folder.glob("likelihood-time.json")]
+    likelihoods = [_likelihoods(results), *map(_timed, timed)]
+    sections = [_HEAD, *likelihoods, _presets(results), _svm(results), _stacks(results), *map(_bayes, bayes)]
     page = "\n\n".join(section.strip() for section in sections if section)
     (folder.parent / "results_m1.md").write_text(page + "\n")
 
@@ -80,6 +82,14 @@ def _likelihoods(results: dict[str, Result]) -> str:
         f"binarisation); 10,000 test rows, drawn once, {one['test_log_likelihood_samples']:,} importance samples each; "
         "± is the standard error of sampling z. The published numbers are of 200-200 units, trained on 60,000 rows "
         "for longer.\n\n" + table(header, rows) + "\n\n" + _machine(one)
+    )
+
+
+def _timed(result: Result) -> str:
+    return (
+        f"With nothing beside it, estimating {result['rows']:,} rows by {result['samples']:,} samples took "
+        f"{result['seconds'] / 60:.1f} minutes ({result['device']}; `benchmarks/likelihood_time.py`, the first row of "
+        "the table)."
     )
 
 
