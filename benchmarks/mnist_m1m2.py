@@ -1,10 +1,10 @@
 """Train M1+M2 on MNIST by the published protocol, over an M1 that was trained once.
 
-    python benchmarks/mnist_m1.py --only below --keep models    # first, the M1 below
+    python benchmarks/mnist_m1.py --only flow --keep models     # first, the M1 below
     python benchmarks/mnist_m1m2.py --keep models --jobs 2      # then 100 labels x 3 splits, 600, 1000 and 3000
     python benchmarks/mnist_m1m2.py --table                     # only rewrite docs/results_m1.md
 
-Each finished run is kept as docs/results/NAME-HASH.json and is not run again. The M1 is read from DIR/below of --keep.
+Each finished run is kept as docs/results/NAME-HASH.json and is not run again. The M1 is read from DIR/flow of --keep.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import torch
 from results_page_m1 import write_page
 from runs import add_flags, digest, make
 
-import pyro_ssvae
 from pyro_ssvae import M1, M1M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
+from pyro_ssvae.recipes import STACK, STACK_PURE
 from pyro_ssvae.training import report
 
 RESULTS = mnist_m1.RESULTS
@@ -46,14 +45,15 @@ class Row:
     @property
     def path(self) -> Path:
         """Where its result is kept: the name holds a hash of every setting, those of the M1 below included."""
-        model = M1M2(M1((1, 28, 28), **M1_BELOW.model), 10, **self.model)
+        below = mnist_m1.row_named(mnist_m1.BELOW)
+        model = M1M2(M1((1, 28, 28), **below.model), 10, **self.model)
         sizes: Any = SimpleNamespace(event_shape=(1, 28, 28), num_labelled=1, num_unlabelled=1)
         settings = {
             **asdict(self),
             "model": model.config(),
             "objective": SemiSupervisedELBO.for_data(model, sizes, pure=self.pure, **self.objective).config(),
             "training": TrainingConfig(**self.training).to_dict(),
-            "below": M1_BELOW.training,
+            "below": below.path.name,
         }
         return RESULTS / f"m1m2-{self.name}-seed{self.seed}-{digest(settings)}.json"
 
@@ -76,11 +76,8 @@ def rows(splits: int) -> list[Row]:
 def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
     """Train one row and return its result."""
     torch.set_num_threads(threads)
-    below = Path(keep or "") / "below"
-    if keep is None or not below.is_dir():
-        raise SystemExit("No M1 to build on: python benchmarks/mnist_m1.py --only below --keep DIR, then --keep DIR.")
+    m1 = mnist_m1.read_below(keep)
     data = SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir)
-    m1 = pyro_ssvae.load(below)
     active = active_units(m1, data.x, scale=data.scale)
     pyro.set_rng_seed(row.seed)
     model = M1M2(m1, data.num_classes, active=active, **row.model)

@@ -61,6 +61,7 @@ def train_m1(args: Any, data: Any) -> M1:
         latent_dim=args.m1_latent_dim,
         hidden_dims=args.m1_hidden_dims,
         likelihood=args.likelihood,
+        prior=args.m1_prior,
     )
     objective = UnsupervisedELBO.for_data(m1, rows)
     print(f"M1 on {len(rows.x)} rows")

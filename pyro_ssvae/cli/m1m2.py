@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, training_config
 from pyro_ssvae.cli.m2 import add_objective
+from pyro_ssvae.distributions import PRIORS
 from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig
 
@@ -32,6 +33,7 @@ def m1_m2_parser(description: str) -> ArgumentParser:
     add("--m1-epochs", type=int, default=M1_BELOW.training["max_epochs"], metavar="E", help="passes to train M1 for")
     add("--m1-hidden-dims", type=list[int], default=M1_BELOW.model["hidden_dims"], help="hidden widths of M1")
     add("--m1-latent-dim", type=int, default=M1_BELOW.model["latent_dim"], help="dimensions of z1, before pruning")
+    add("--m1-prior", choices=sorted(PRIORS), default=M1_BELOW.model["prior"], help="p(z1) that M1 is trained with")
     add("--keep-inactive", action="store_true", help="model also the latents of M1 that carry nothing")
     add("--joint-epochs", type=int, default=0, metavar="E", help="passes to fine-tune everything for, end to end")
     add("--class-prior", choices=["uniform", "map", "dirichlet"], default="uniform", help="p(y|pi)p(pi)")

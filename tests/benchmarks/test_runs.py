@@ -57,7 +57,7 @@ def test_every_row_has_a_file_of_its_own(rows: list[Any]) -> None:
 
 def result(**changes: Any) -> dict[str, Any]:
     common = {
-        "row": {"words": "some words"},
+        "row": {"words": "some words", "training": {"max_steps": 400_000}},
         "test_log_likelihood": -87.5,
         "test_log_likelihood_error": 0.01,
         "test_log_likelihood_samples": 5000,
@@ -82,11 +82,14 @@ def result(**changes: Any) -> dict[str, Any]:
 def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
     folder = tmp_path / "docs" / "results"
     folder.mkdir(parents=True)
+    stages = {"training": {"max_steps": 400_000}, "then": {"training": {"max_steps": 200_000}}}
+    two_stages = {"words": "two stages", **stages}
     svm = {str(n): {"svm": 0.9, "logistic": 0.8} for n in (100, 500, 1000, 2000, 5000)}
     files = {
         "m1-elbo-0000000000": result(),
+        "m1-iwae-0000000000": result(row=two_stages, steps=450_000),
         "m1-preset-kingma-0000000000": result(),
-        "m1-below-0000000000": result(test_log_likelihood=None, test_log_likelihood_samples=0, svm=svm),
+        "m1-svm-0000000000": {"svm": svm},
         "m1m2-pure-100-seed0-0000000000": result(),
         "m1m2-pure-100-seed1-0000000000": result(test_error=0.0351),
     }
@@ -95,6 +98,7 @@ def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
     results_page_m1.write_page(folder)
     page = (tmp_path / "docs" / "results_m1.md").read_text()
     assert "| some words | 87.50 ± 0.010 | 91.25 | 21 | 33 | 50 | 800 | 10.0 | 86.76" in page
+    assert "| two stages | 87.50 ± 0.010 | 91.25 | 21 | 33 | 50 | 800 (75% of its schedule) | 10.0 | 85.54" in page
     assert "| `kingma` | some words | -E[log p(x\\|z)] | dynamic | 91.25 | 25.50 | 87.50 | 50 | –" in page
     assert "| 100 | 90.0 | 80.0 | 62.8 |" in page
     assert "| 100 | 3.41 ± 0.14 | 3.41 ± 0.00 | 3.31 / 3.51 |" in page
