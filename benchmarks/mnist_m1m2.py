@@ -4,7 +4,8 @@
     python benchmarks/mnist_m1m2.py --keep models --jobs 2      # then 100 labels x 3 splits, 600, 1000 and 3000
     python benchmarks/mnist_m1m2.py --table                     # only rewrite docs/results_m1.md
 
-Each finished run is kept as docs/results/NAME-HASH.json and is not run again. The M1 is read from DIR/flow of --keep.
+Each finished run is kept as docs/results/NAME-HASH.json and is not run again. The M1 is read from DIR/flow of --keep,
+and from DIR/elbo for the rows that compare it with one under a normal prior.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Row:
     seed: int
     num_labels: int = 100
     pure: bool = False
+    below: str = mnist_m1.BELOW  # the M1, by its name in benchmarks/mnist_m1.py
     model: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +47,7 @@ class Row:
     @property
     def path(self) -> Path:
         """Where its result is kept: the name holds a hash of every setting, those of the M1 below included."""
-        below = mnist_m1.row_named(mnist_m1.BELOW)
+        below = mnist_m1.row_named(self.below)
         model = M1M2(M1((1, 28, 28), **below.model), 10, **self.model)
         sizes: Any = SimpleNamespace(event_shape=(1, 28, 28), num_labelled=1, num_unlabelled=1)
         settings = {
@@ -70,13 +72,15 @@ def rows(splits: int) -> list[Row]:
         }
         found += [Row(f"{name}-100", seed, **options) for seed in range(splits)]
         found += [Row(f"{name}-{n}", 0, num_labels=n, **options) for n in (600, 1000, 3000)]
+        if pure:  # what the prior of the M1 below is worth
+            found += [Row(f"{name}-normal-100", seed, below="elbo", **options) for seed in range(splits)]
     return found
 
 
 def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
     """Train one row and return its result."""
     torch.set_num_threads(threads)
-    m1 = mnist_m1.read_below(keep)
+    m1 = mnist_m1.read_below(keep, row.below)
     data = SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir)
     active = active_units(m1, data.x, scale=data.scale)
     pyro.set_rng_seed(row.seed)

@@ -141,6 +141,7 @@ def _stacks(results: dict[str, Result]) -> str:
     parts = []
     for name, words in (
         ("pure", "`--pure`: $J^\\alpha$ alone, q(y\\|z1)"),
+        ("pure-normal", "the same on the M1 with a normal prior"),
         ("default", "default: q(y\\|x) and add-ons"),
     ):
         rows = []

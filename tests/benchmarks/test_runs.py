@@ -92,6 +92,7 @@ def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
         "m1-svm-0000000000": {"svm": svm},
         "m1m2-pure-100-seed0-0000000000": result(),
         "m1m2-pure-100-seed1-0000000000": result(test_error=0.0351),
+        "m1m2-pure-normal-100-seed0-0000000000": result(test_error=0.0371),
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -102,6 +103,7 @@ def test_the_page_of_m1_says_what_the_files_say(tmp_path: Path) -> None:
     assert "| `kingma` | some words | -E[log p(x\\|z)] | dynamic | 91.25 | 25.50 | 87.50 | 50 | –" in page
     assert "| 100 | 90.0 | 80.0 | 62.8 |" in page
     assert "| 100 | 3.41 ± 0.14 | 3.41 ± 0.00 | 3.31 / 3.51 |" in page
+    assert "| the same on the M1 with a normal prior | 100 | 3.71 |" in page
 
 
 def test_the_page_of_ddgm_has_the_sections_that_were_measured(tmp_path: Path) -> None:
