@@ -13,13 +13,12 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
-from mnist_m1 import RESULTS, SAMPLES
+from mnist_m1 import RESULTS, SAMPLES, read_below
 from results_page_m1 import write_page
 
-import pyro_ssvae
 from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 
@@ -28,18 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies (else PYRO_SSVAE_DATA, else a cache)")
     parser.add_argument("--keep", metavar="DIR", default="models", help="where mnist_m1.py kept its run folders")
-    parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="test rows, the first ones")
-    parser.add_argument("--samples", type=int, default=SAMPLES, metavar="K", help="importance samples per row")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     data = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=args.data_dir)
-    model = pyro_ssvae.load(Path(args.keep) / "elbo")
-    x = data.x_test[: args.rows]
+    model = read_below(args.keep, "elbo")
+    options: dict[str, Any] = {"num_samples": SAMPLES, "scale": data.scale, "binarisation": "dynamic"}
     started = time.perf_counter()
-    found = log_likelihood(model, x, num_samples=args.samples, scale=data.scale, binarisation="dynamic")
+    found = log_likelihood(model, data.x_test, **options)
     result = {
-        "rows": len(x),
-        "samples": args.samples,
+        "rows": len(data.x_test),
+        "samples": SAMPLES,
         "seconds": round(time.perf_counter() - started, 1),
         "log_likelihood": found.mean,
         "log_likelihood_error": found.mean_error,

@@ -9,8 +9,6 @@ and is not run again.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import pyro
 import torch
 from results_page_m1 import write_page
-from runs import add_flags, digest, make
+from runs import digest, make_all
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import log_likelihood
@@ -85,13 +83,5 @@ def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dic
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    args = parser.parse_args()
-    make(parser, args, [Row()], train)
-    write_page(RESULTS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    make_all(__doc__, [Row()], train, lambda: write_page(RESULTS))

@@ -10,8 +10,6 @@ DIR/NAME, where benchmarks/mnist_m1m2.py finds the one below its stacks, and ben
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import pyro
 import torch
 from results_page_m1 import write_page
-from runs import add_flags, digest, make
+from runs import digest, make_all
 
 import pyro_ssvae
 from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
@@ -67,7 +65,7 @@ def _settings(model: M1, objective: dict[str, Any], training: dict[str, Any]) ->
 
 def rows() -> list[Row]:
     """Return every row, the most wanted first."""
-    # A step of five draws costs twice one of a single draw: they come when a single one has done what it can.
+    # A step of five draws costs as much as two and a half of one draw: they come when one has done what it can.
     first = _LONG | {"max_minutes": 36.0, "max_steps": 110_000}
     weighted = {
         "objective": {"num_particles": 5, "importance_weighted": True},
@@ -120,13 +118,5 @@ def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dic
     return {"row": asdict(row), **result, "curves": [line for run in runs for line in run.metrics]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    args = parser.parse_args()
-    make(parser, args, rows(), train)
-    write_page(RESULTS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    make_all(__doc__, rows(), train, lambda: write_page(RESULTS))

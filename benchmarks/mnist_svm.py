@@ -8,8 +8,6 @@ The result is kept as docs/results/NAME-HASH.json and is not made again.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import mnist_m1
 import torch
 from results_page_m1 import write_page
-from runs import add_flags, digest, make
+from runs import digest, make_all
 
 from pyro_ssvae import M1, SemiSupervisedData
 from pyro_ssvae.data import draw_label_split
@@ -76,13 +74,5 @@ def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    args = parser.parse_args()
-    make(parser, args, [Row()], train)
-    write_page(RESULTS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    make_all(__doc__, [Row()], train, lambda: write_page(RESULTS))

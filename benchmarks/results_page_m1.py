@@ -182,8 +182,8 @@ def _stacks(results: dict[str, Result]) -> str:
         "## M1+M2\n\nStacked on one M1, that with a flow prior above, trained once without labels and reused for every "
         f"row; its time is not in the seconds.{words} The published columns are Kingma et al. (2014), Table 1, the "
         "last one a transductive SVM on M1, which is quoted and not run here. Under the default recipe q(y|x) is "
-        "the convolutional one of M2 with the same add-ons; it errs more than M2 itself ([results of M2](results)): "
-        "the bound, young when q(y|x) learns, gets in its way.\n\n" + table(header, parts)
+        "the convolutional one of M2 with the same add-ons; it errs more than M2 itself ([results of M2](results)).\n\n"
+        + table(header, parts)
     )
 
 

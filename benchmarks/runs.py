@@ -62,6 +62,14 @@ def make(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Sequen
             print(f"{row.name}, seed {row.seed}: {_summary(result)}", flush=True)
 
 
+def make_all(description: str | None, rows: Sequence[Row], train: Train, write_page: Callable[[], None]) -> None:
+    """Be the command line of a benchmark without flags of its own: make its runs, and write the page."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    make(parser, parser.parse_args(), rows, train)
+    write_page()
+
+
 def _alone(train: Train, row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
     """Make one run in a process of its own, so that its peak memory is its own, and keep the result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -132,8 +132,8 @@ M1_BELOW = Recipe(
     },
 )
 """M1 below a stack. A prior that is learned lets the latents keep the clusters that rows form, where a normal one
-presses them into one; what is above then tells classes apart better. A weight of the KL that rises slowly leaves more
-latents in use, weight decay delays overfitting. Chosen on validation rows."""
+presses them into one. A weight of the KL that rises slowly leaves more latents in use, weight decay delays
+overfitting. Chosen on validation rows, for the stack under J^α alone."""
 
 STACK_PURE = Recipe(
     model={"classify_from": "z1", "latent_dim": 16, "activation": "relu"},
