@@ -16,10 +16,12 @@ import sys
 import pyro
 from torch import Tensor
 
-from pyro_ssvae import M1, NonFiniteLossError, RunFolderError, UnsupervisedELBO, fit
+from pyro_ssvae import M1, EnumerationError, NonFiniteLossError, RunFolderError, StaticELBOError, UnsupervisedELBO, fit
 from pyro_ssvae.cli import load_data, parse_m1, settings, training_config
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.training import report
+
+ERRORS = (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError, EnumerationError, StaticELBOError)
 
 
 class MyM1(M1):
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 130
         result = report(objective, data, run, seed=args.seed, num_samples=args.num_samples)
-    except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError) as error:
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

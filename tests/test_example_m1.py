@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -11,15 +12,15 @@ import pytest
 import yaml
 
 import pyro_ssvae
-from pyro_ssvae import M1, M1M2
+from pyro_ssvae import M1, M1M2, EnumerationError, StaticELBOError
+from pyro_ssvae.cli import m1_config, parse_m1_m2
+from pyro_ssvae.cli.m1 import parse_m1
 from pyro_ssvae.recipes import M1_PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY_M1 = ["--data", "digits", "--hidden-dims", "[8]", "--latent-dim", "3", "--device", "cpu", "--num-samples", "5"]
-TINY = [
-    *("--data", "digits", "--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3", "--device", "cpu"),
-    *("--hidden-dims", "[8]", "--latent-dim", "2", "--max-epochs", "1"),
-]
+ABOVE = ["--data", "digits", "--device", "cpu", "--hidden-dims", "[8]", "--latent-dim", "2", "--max-epochs", "1"]
+TINY = [*ABOVE, "--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
 
 
 def load_example(name: str) -> ModuleType:
@@ -104,24 +105,110 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     first = tmp_path / "first"
     assert stack_example.main([*TINY, "--pure", "--keep-inactive", "--out", str(first)]) == 0
     before = (first / "m1" / "result.json").read_text()
-    (first / "stacked" / "result.json").unlink()  # as if it had been stopped in the second stage
+    stacked = json.loads((first / "stacked" / "result.json").read_text())
+    shutil.rmtree(first / "stacked")  # as if it had been stopped between the stages
     assert stack_example.main(["--resume", str(first)]) == 0
     assert (first / "m1" / "result.json").read_text() == before
-    assert (first / "stacked" / "result.json").is_file()
+    again = json.loads((first / "stacked" / "result.json").read_text())
+    assert (again["test_elbo"], again["test_error"]) == (stacked["test_elbo"], stacked["test_error"])
     for given in (first, first / "m1"):
         second = tmp_path / f"on-{given.name}"
-        flags = [*TINY, "--pure", "--keep-inactive", "--m1", str(given), "--out", str(second)]
+        flags = [*ABOVE, "--pure", "--keep-inactive", "--m1", str(given), "--out", str(second)]
         assert stack_example.main(flags) == 0
         assert not (second / "m1").exists()
     lone = tmp_path / "lone"
     assert m1_example.main([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
-    flags = [*TINY, "--pure", "--keep-inactive", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
-    assert stack_example.main(flags) == 0
+    flags = [*ABOVE, "--pure", "--keep-inactive", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
     capsys.readouterr()
+    assert stack_example.main(flags) == 0
+    assert capsys.readouterr().out.count("MyM1, a subclass of M1; it is loaded as M1") == 1
     flags[flags.index(str(lone))] = str(first / "stacked")
     flags[-1] = str(tmp_path / "wrong")
     assert stack_example.main(flags) == 2
     assert "holds a M1M2, and an M1 is needed" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+    flags[flags.index(str(first / "stacked"))] = str(lone)
+    assert stack_example.main(flags) == 0  # into the folder that the mistake did not make
+
+
+def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType, tmp_path: Path) -> None:
+    flags = ["--pure", "--importance-weighted", "--num-particles", "3", "--num-samples", "20", "--keep-inactive"]
+    assert stack_example.main([*TINY, *flags, "--out", str(tmp_path)]) == 0
+    for stage in ("m1", "stacked"):
+        result = json.loads((tmp_path / stage / "result.json").read_text())
+        assert result["test_log_likelihood_samples"] == 20
+        assert result["test_elbo"] - 1 < result["test_log_likelihood"] < 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--joint-epochs", "-1"], "--joint-epochs -1 must be at least 0"),
+        (["--num-samples", "-1"], "--num-samples -1 must be at least 0"),
+        (["--latent-dim", "0"], "latent_dim=0"),
+        (["--alpha", "-1"], "alpha=-1.0"),
+        (["--m1-epochs", "0"], "max_epochs=0"),
+        (["--importance-weighted"], "num_particles=1"),
+        (["--m1", "nowhere"], "--m1-epochs, --m1-hidden-dims, --m1-latent-dim: no effect with --m1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    stack_example: ModuleType, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    try:
+        status = stack_example.main([*TINY, *flags, "--out", str(out)])
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert words in printed.err
+    assert "M1 on" not in printed.out
+    assert not out.exists()
+
+
+def test_a_negative_number_of_samples_of_m1(m1_example: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        m1_example.main([*TINY_M1[:-1], "-1"])
+    assert "--num-samples -1 must be at least 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [StaticELBOError("Out of reach."), EnumerationError(["z"])])
+def test_errors_of_bounds_are_one_line(
+    m1_example: ModuleType,
+    stack_example: ModuleType,
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(m1_example, "fit", fail)
+    monkeypatch.setattr(pyro_ssvae, "fit", fail)
+    for example, flags in ((m1_example, TINY_M1), (stack_example, TINY)):
+        assert example.main([*flags, "--out", str(tmp_path / example.__name__)]) == 2
+        assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_pixels_are_binarised_for_a_law_of_zeros_and_ones_alone() -> None:
+    for flags, expected in (
+        ([], "dynamic"),
+        (["--likelihood", "gaussian"], "none"),
+        (["--likelihood", "continuous_bernoulli", "--preset", "nnabla"], "none"),
+        (["--preset", "nnabla"], "threshold"),
+        (["--likelihood", "gaussian", "--training.binarisation", "static"], "static"),
+    ):
+        assert parse_m1("", flags).training.binarisation == expected
+    for flags, expected in (
+        ([], "dynamic"),
+        (["--likelihood", "poisson"], "none"),
+        (["--likelihood", "poisson", "--m1-binarisation", "threshold"], "threshold"),
+    ):
+        args = parse_m1_m2("", flags)
+        assert m1_config(args, 1000).binarisation == expected
+        assert args.training.binarisation == "none"
 
 
 def test_stack_refuses_a_folder_that_holds_a_run(

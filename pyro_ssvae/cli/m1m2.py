@@ -10,7 +10,9 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, training_config
+from pyro_ssvae.cli.m1 import binarisation_for
 from pyro_ssvae.cli.m2 import add_objective
+from pyro_ssvae.data.rows import BINARISATIONS
 from pyro_ssvae.distributions import PRIORS
 from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig
@@ -18,6 +20,7 @@ from pyro_ssvae.training import TrainingConfig
 __all__ = ["joint_config", "m1_config", "parse_m1_m2"]
 
 _LEAST_STEPS = 3000  # of M1, unless passes are asked for
+_OF_M1 = ("likelihood", "m1_epochs", "m1_hidden_dims", "m1_latent_dim", "m1_prior", "m1_binarisation")
 
 
 def m1_m2_parser(description: str) -> ArgumentParser:
@@ -29,11 +32,16 @@ def m1_m2_parser(description: str) -> ArgumentParser:
     )
     add_parts(parser, likelihood="p(x|z1), of the M1 below")
     add = parser.add_argument
-    add("--m1", type=str, metavar="RUN", help="a trained M1 to build on: a run of m1.py or m1_m2.py, or its model")
+    words = (
+        "a trained M1 to build on: a run of m1.py or m1_m2.py, or its model; --likelihood and --m1-* are its own then"
+    )
+    add("--m1", type=str, metavar="RUN", help=words)
     add("--m1-epochs", type=int, default=M1_BELOW.training["max_epochs"], metavar="E", help="passes to train M1 for")
     add("--m1-hidden-dims", type=list[int], default=M1_BELOW.model["hidden_dims"], help="hidden widths of M1")
     add("--m1-latent-dim", type=int, default=M1_BELOW.model["latent_dim"], help="dimensions of z1, before pruning")
     add("--m1-prior", choices=sorted(PRIORS), default=M1_BELOW.model["prior"], help="p(z1) that M1 is trained with")
+    words = "of the pixels that M1 is trained on (default: dynamic under a Bernoulli likelihood, else none)"
+    add("--m1-binarisation", choices=list(BINARISATIONS), help=words)
     add("--keep-inactive", action="store_true", help="model also the latents of M1 that carry nothing")
     add("--joint-epochs", type=int, default=0, metavar="E", help="passes to fine-tune everything for, end to end")
     add("--class-prior", choices=["uniform", "map", "dirichlet"], default="uniform", help="p(y|pi)p(pi)")
@@ -41,12 +49,26 @@ def m1_m2_parser(description: str) -> ArgumentParser:
     add("--latent-dim", type=int, default=8, help="dimensions of z, above z1")
     add("--hidden-dims", type=list[int], default=[500], help="hidden widths of the networks above z1")
     add("--activation", type=str, default="relu", help="of the networks above z1")
+    add("--num-samples", type=int, default=0, metavar="S", help="draws per test row behind log p(x); 0 for none")
     return parser
 
 
 def parse_m1_m2(description: str, argv: Sequence[str] | None = None) -> Namespace:
-    """Return the flags of ``examples/m1_m2.py``, completed from the run to resume."""
-    return parse(m1_m2_parser(description), argv, _defaults)
+    """Return the flags of ``examples/m1_m2.py``, completed from the run to resume.
+
+    Flags that could not have an effect, and counts below zero, end the program with one line and status 2.
+    """
+    parser = m1_m2_parser(description)
+    args = parse(parser, argv, _defaults)
+    given = parser.parse_args(argv, defaults=False)
+    idle = [name for name in _OF_M1 if given.get(name) is not None]
+    if args.m1 is not None and idle:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        parser.error(f"{flags}: no effect with --m1, whose model is trained already. Leave out the one or the other.")
+    for name in ("joint_epochs", "num_samples"):
+        if args[name] < 0:
+            parser.error(f"--{name.replace('_', '-')} {args[name]} must be at least 0; 0 leaves it out.")
+    return args
 
 
 def _defaults(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +83,7 @@ def m1_config(args: Namespace, num_rows: int) -> TrainingConfig:
     are asked for are kept.
     """
     settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
+    settings["binarisation"] = args.m1_binarisation or binarisation_for(args.likelihood, settings["binarisation"])
     steps = args.m1_epochs * math.ceil(num_rows / settings["batch_size"])
     if args.m1_epochs == M1_BELOW.training["max_epochs"] and steps < _LEAST_STEPS:
         settings |= {"max_epochs": None, "max_steps": _LEAST_STEPS}
@@ -70,6 +93,13 @@ def m1_config(args: Namespace, num_rows: int) -> TrainingConfig:
 
 
 def joint_config(args: Namespace) -> TrainingConfig:
-    """Return the settings of the last stage: those of the stacked one, at a tenth of its learning rate."""
+    """Return the settings of the last stage: those of the stacked one, at a tenth of its learning rate.
+
+    Args:
+        args: The flags, with at least one pass of that stage.
+
+    Raises:
+        ValueError: For settings out of range.
+    """
     config = training_config(args)
     return replace(config, max_steps=None, max_epochs=args.joint_epochs, learning_rate=config.learning_rate / 10)

@@ -86,7 +86,8 @@ class _Grid(Likelihood):
         steps = x / self.spacing
         off = (steps - steps.round()).abs().max()
         low, high = float(x.min()), float(x.max())
-        if float(off) > _TOLERANCE or low < 0.0 or round(high / self.spacing) > self.levels - 1:
+        # Written so that NaN and infinity fail as well.
+        if not (float(off) <= _TOLERANCE and low >= 0.0 and high / self.spacing < self.levels - 0.5):
             raise ValueError(
                 f"{type(self).__name__} needs values 0, {self.spacing:g}, ..., {self.spacing * (self.levels - 1):g} "
                 f"({self.levels} levels); the data spans [{low:g}, {high:g}], up to {float(off):.2g} of a step off the "
@@ -203,7 +204,7 @@ class _Counts(Likelihood):
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless every value is a whole number from 0 up."""
         low, off = float(x.min()), float((x - x.round()).abs().max())
-        if low < 0.0 or off > _TOLERANCE:
+        if not (low >= 0.0 and off <= _TOLERANCE):  # which NaN and infinity fail as well
             raise ValueError(
                 f"{type(self).__name__} needs counts 0, 1, 2, ...; the data has a minimum of {low:g} and values up "
                 f"to {off:.2g} away from whole numbers. Counts must not be rescaled: set scale=1."

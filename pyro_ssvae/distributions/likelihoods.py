@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae.distributions.laws import ContinuousBernoulliByLogits
+
 __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
 
 _VARIANCES = ("learned", "shared", "fixed")
@@ -88,8 +90,8 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        logits = params.squeeze(-1 - event_dim)
-        return dist.ContinuousBernoulli(logits=logits, validate_args=False).to_event(event_dim)
+        law: dist.TorchDistribution = ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(event_dim)
+        return law
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
@@ -182,7 +184,7 @@ class Laplace(_LocationScale):
 
 def _check_unit_interval(x: Tensor, who: str) -> None:
     low, high = float(x.min()), float(x.max())
-    if low < 0.0 or high > 1.0:
+    if not (low >= 0.0 and high <= 1.0):  # which NaN fails as well
         raise ValueError(
             f"{who} needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
             "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."

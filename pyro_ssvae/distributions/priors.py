@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -9,7 +11,9 @@ import torch
 from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
-__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior"]
+from pyro_ssvae.distributions.laws import DiagonalMixture, as_independent_normal
+
+__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "held"]
 
 
 class Prior(nn.Module):
@@ -151,7 +155,7 @@ class MixtureOfGaussians(Prior):
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
-        return _mixture(self.logits, self.loc, self.log_scale.exp())
+        return DiagonalMixture(self.logits, self.loc, self.log_scale.exp())
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -209,7 +213,10 @@ class VampPrior(Prior):
         u = self.pseudo_inputs.sigmoid() if self._squashed else self.pseudo_inputs  # (C, *event_shape)
         pair = self._owner[0]
         qz = pair.encode(u, self.classes) if hasattr(self, "classes") else pair.encode(u)
-        return _mixture(self.logits, qz.base_dist.loc, qz.base_dist.scale)
+        normal = as_independent_normal(qz)
+        if normal is None:
+            return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), qz)
+        return DiagonalMixture(self.logits, normal.loc, normal.scale)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -296,6 +303,19 @@ def _positive(num_components: int) -> int:
     return int(num_components)
 
 
-def _mixture(logits: Tensor, loc: Tensor, scale: Tensor) -> dist.TorchDistribution:
-    """Return a mixture of ``C`` diagonal Gaussians, for logits ``(C,)`` and parameters ``(C, L)``."""
-    return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
+@contextmanager
+def held(prior: Any) -> Iterator[None]:
+    """Build the law of a prior of this package once, for as long as nothing it depends on changes.
+
+    A VampPrior passes all its pseudo-inputs through the encoder whenever it is called. A prior of the caller's own,
+    which may draw something when called, is left alone.
+    """
+    if not (isinstance(prior, Prior) and type(prior).__module__.startswith("pyro_ssvae.")):
+        yield
+        return
+    law = prior()
+    vars(prior)["forward"] = lambda: law  # of this instance, in front of its class's
+    try:
+        yield
+    finally:
+        del vars(prior)["forward"]

@@ -24,13 +24,17 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_ssvae.data import iterate_rows
+from pyro_ssvae.data.rows import to_unit
+from pyro_ssvae.distributions import Likelihood
+from pyro_ssvae.distributions.priors import held
 from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
+_ROWS_CHECKED_AT_A_TIME = 4096
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over rows, at -1
-_ELEMENTS_AT_A_TIME = 4_000_000  # of decoded rows: 16 MB, so that memory stays small whatever is asked for
+_ELEMENTS_AT_A_TIME = 4_000_000  # of the widest layer: 16 MB, so that memory stays small whatever is asked for
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class LogLikelihood:
 
     Attributes:
         log_px: log p(x), shape ``(N,)``.
-        standard_error: Its standard error, from the spread of the weights, shape ``(N,)``.
+        standard_error: Its standard error, from the spread of the weights, shape ``(N,)``; NaN for a single draw.
         effective_samples: :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``: of ``num_samples`` draws, how many count.
         log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes.
         log_py: log p(y), shape ``(K,)``; ``None`` likewise.
@@ -87,6 +91,9 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x) of rows by importance sampling from the guide, in constant memory.
 
+    Rows and draws come in portions, for which the widest layer of the decoder and what it hands the likelihood have
+    4 million elements or less.
+
     Args:
         pair: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A
             random class prior is held at its mean.
@@ -95,26 +102,36 @@ def log_likelihood(
         scale: Divides ``x``.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Of the binarisation and the draws; the caller's random state is left as it was.
-        samples_at_a_time: Draws decoded together.
+        samples_at_a_time: Draws decoded together; fewer where one row with so many is too wide already.
         progress: Called with the number of rows done after each batch of them, if given.
 
     Returns:
         The estimates, on the CPU, in float64.
 
     Raises:
-        ValueError: If there are no rows, or a number is not positive.
+        ValueError: If there are no rows, they have another shape than the model's or lie outside the domain of its
+            likelihood, or a number is not positive.
     """
     if len(x) == 0:
         raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
     if num_samples < 1 or samples_at_a_time < 1:
         raise ValueError(f"num_samples={num_samples} and samples_at_a_time={samples_at_a_time} must be positive.")
+    _check_rows(pair, x, scale, binarisation)
     like = next(pair.parameters())
-    at_a_time = min(num_samples, samples_at_a_time)
-    width = getattr(pair, "num_classes", 1) * max(1, x[0].numel()) * at_a_time
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
-    batches = iterate_rows(x, device=like.device, batch_size=max(1, _ELEMENTS_AT_A_TIME // width), **options)
-    found: list[LogLikelihood] = []
     with own_randomness(pair, seed), torch.inference_mode(), pyro.validation_enabled(False):
+        width = _width(pair, next(iterate_rows(x[:1], device=like.device, **options)).to(like))
+    at_a_time = max(1, min(num_samples, samples_at_a_time, _ELEMENTS_AT_A_TIME // width))
+    rows_at_a_time = max(1, _ELEMENTS_AT_A_TIME // (width * at_a_time))
+    batches = iterate_rows(x, device=like.device, batch_size=rows_at_a_time, **options)
+    found: list[LogLikelihood] = []
+    # Everything is seeded a second time, so that looking at the width leaves no trace in the draws.
+    with (
+        own_randomness(pair, seed),
+        torch.inference_mode(),
+        pyro.validation_enabled(False),
+        held(getattr(pair, "prior", None)),
+    ):
         for batch in batches:
             found.append(_of_batch(pair, batch.to(like), num_samples, at_a_time))
             if progress is not None:
@@ -133,6 +150,48 @@ def log_likelihood(
         None if log_py is None else log_py.cpu(),
         num_samples,
     )
+
+
+def _check_rows(pair: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
+    """Raise ``ValueError`` for rows that the model cannot have been trained on."""
+    shape = getattr(pair, "event_shape", x.shape[1:])
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"x must be rows of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
+        )
+    likelihood = getattr(pair, "likelihood", None)
+    if binarisation != "none" or not isinstance(likelihood, Likelihood):
+        return  # binarised values are zeros and ones, in the domain of every likelihood
+    for rows in x.split(_ROWS_CHECKED_AT_A_TIME):
+        try:
+            likelihood.check(to_unit(rows, scale))
+        except ValueError as error:
+            raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
+
+
+def _width(pair: nn.Module, row: Tensor) -> int:
+    """Return how many elements each draw of a row adds to the widest layer, all classes together.
+
+    What a layer returns for two draws is compared with what it returns for one: those that see the row alone, such as
+    a classifier, are told apart from those that see every draw.
+    """
+    found: list[list[int]] = []
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found[-1].append(output.numel())
+
+    hooks = [part.register_forward_hook(note) for part in pair.modules()]
+    try:
+        for number in (1, 2):
+            found.append([])
+            importance_log_weights(pair, row, number)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    numbers = getattr(getattr(pair, "likelihood", None), "num_params", 1)
+    least = getattr(pair, "num_classes", 1) * max(1, numbers * row.numel())
+    return max(least, *(two - one for one, two in zip(*found, strict=False)), 1)
 
 
 class _RunningSum:
@@ -160,9 +219,10 @@ def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> L
             total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
     log_k = math.log(num_samples)
     spread = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    variance = (spread - 1.0).clamp_min(0.0)  # of W / E[W], over the draws as they are
     return LogLikelihood(
         total.first - log_k,
-        ((spread - 1.0).clamp_min(0.0) / num_samples).sqrt(),
+        (variance / (num_samples - 1)).sqrt() if num_samples > 1 else torch.full_like(variance, torch.nan),
         (2.0 * total.first - total.second).exp(),
         None if log_py is None else (by_class.first - log_k).T,
         None if log_py is None else log_py.double(),

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Gaussian
+from pyro_ssvae.distributions.laws import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
 from pyro_ssvae.models.classifying import ClassifyingPair
 from pyro_ssvae.models.m1 import M1
@@ -43,7 +44,8 @@ class M1M2(ClassifyingPair):
     It is trained in two ways. *Stacked* (the paper's): M1 was trained before and stays as it is, so p(x|z1) and
     q(z1|x) are constants; z1 is drawn afresh at every step, and only the part above it is computed. *Joint*: all
     parameters follow the bound of x. :meth:`stack` and :meth:`join` choose; a new one is stacked. Evaluation mode
-    always tells the whole story, down to x, with z1 at its mean where a single value is wanted.
+    always tells the whole story, down to x, with z1 at its mean where a single value is wanted. A stacked M1 stays in
+    evaluation mode.
 
     Shapes in the comments: ``B`` rows, ``K`` classes, ``L`` latents z, ``L1`` latents z1.
 
@@ -147,16 +149,34 @@ class M1M2(ClassifyingPair):
     # Two ways of training.
 
     def stack(self) -> M1M2:
-        """Keep M1 as it is; in training mode, only what lies above z1 is computed."""
+        """Keep M1 as it is, in evaluation mode; in training mode, only what lies above z1 is computed."""
         self.stacked = True
         self.m1.requires_grad_(False)
+        self.m1.eval()
         return self
 
     def join(self) -> M1M2:
         """Train everything, M1 included, on the bound of x."""
         self.stacked = False
         self.m1.requires_grad_(True)
+        self.m1.train(self.training)
         return self
+
+    def train(self, mode: bool = True) -> M1M2:
+        """Set training or evaluation mode; a stacked M1 stays in evaluation mode, running statistics and all."""
+        super().train(mode)
+        if self.stacked:
+            self.m1.eval()
+        return self
+
+    @property
+    def only_above(self) -> bool:
+        """Whether only what lies above z1 is computed, as in stacked training: a story of your own asks it too.
+
+        The density of z1 under the guide and the site ``x`` are constants then. At evaluation the story must reach
+        down to ``x``, or its bound is not of rows.
+        """
+        return self.stacked and self.training
 
     # The generative story p(z) p(y|π) p(z1|y,z) p(x|z1) and the recognition story q(z1|x) q(y|z1) q(z|z1,y).
 
@@ -173,7 +193,7 @@ class M1M2(ClassifyingPair):
             z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
             y = pyro.sample("y", dist.Categorical(logits=log_pi), obs=y)  # (B,), or (K, 1)
             z1 = pyro.sample("z1", self.decode_z1(y, z))  # (B, L1)
-            if not self._only_above:
+            if not self.only_above:
                 pyro.sample("x", self.decode_x(z1), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
@@ -187,22 +207,27 @@ class M1M2(ClassifyingPair):
         self.class_prior.guide()
         with data_plate(x, size):
             # A stacked q(z1|x) is a constant of the bound: z1 is drawn from it, and its density left out.
-            with poutine.mask(mask=not self._only_above):
+            with poutine.mask(mask=not self.only_above):
                 z1 = pyro.sample("z1", self.encode_z1(x))  # (B, L1)
             if y is None:
                 logits = self._logits(x, z1)
                 y = pyro.sample("y", dist.Categorical(logits=logits), infer=ENUMERATE)  # (K, 1)
             pyro.sample("z", self.encode_z(z1, y))  # (B, L), or (K, B, L)
 
-    @property
-    def _only_above(self) -> bool:
-        return self.stacked and self.training
-
     # The parts, as logits and distributions.
 
     def encode_z1(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``."""
-        qz = self.m1.encode(x).base_dist
+        """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            TypeError: If the posterior of M1 is not made of independent normal laws.
+        """
+        qz = as_independent_normal(self.m1.encode(x))
+        if qz is None:
+            raise TypeError(
+                f"M1M2 takes z1 from a diagonal Gaussian q(z1|x), and {type(self.m1).__name__}.encode returns another "
+                "law. Return dist.Normal(loc, scale).to_event(1) there, or override encode_z1 and decode_z1 of M1M2."
+            )
         return dist.Normal(qz.loc.index_select(-1, self.active), qz.scale.index_select(-1, self.active)).to_event(1)
 
     def encode_z(self, z1: Tensor, y: Tensor) -> dist.TorchDistribution:
@@ -243,8 +268,10 @@ class M1M2(ClassifyingPair):
             num_samples: Draws of z1 to average q(y|z1) over; ``None`` for its value at the mean of q(z1|x).
 
         Raises:
-            ValueError: If rows have another shape than the model's.
+            ValueError: If rows have another shape than the model's, or ``num_samples`` is not positive.
         """
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean of q(z1|x).")
         if num_samples is None or self.classify_from == "x":
             return super().predict_proba(x)
         self._check_rows(x)

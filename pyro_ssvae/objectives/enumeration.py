@@ -212,6 +212,9 @@ class EnumerateClass(Messenger):
 class DrawSamples(Messenger):
     """Draw several values at once of every continuous site of a guide that lies in a plate.
 
+    A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
+    no density to weigh them by, which is no bound (z1 in the training of a stack).
+
     Args:
         number: How many.
         dim: Batch dimension of the draws, just left of all plates; whatever depends on them must broadcast.
@@ -224,6 +227,8 @@ class DrawSamples(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or not msg["cond_indep_stack"] or msg["infer"].get("enumerate") is not None:
+            return
+        if msg["mask"] is False:
             return
         shape = list(msg["fn"].batch_shape)
         shape = [1] * (-self._dim - len(shape)) + shape

@@ -24,7 +24,7 @@ from pyro_ssvae.models import ClassifyingPair
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.base import Objective, PairFunction
 from pyro_ssvae.objectives.enumeration import GlobalSites, StockELBO
-from pyro_ssvae.objectives.static import StaticEnumELBO
+from pyro_ssvae.objectives.static import StaticEnumELBO, check_draws
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -59,14 +59,14 @@ class SemiSupervisedELBO(Objective):
         analytic_kl: Whether the static bound uses closed forms of the KL of z.
         num_particles: Draws of z per row and class.
         importance_weighted: Whether these weigh each other in one tighter bound within each class, as in the
-            importance-weighted autoencoder, rather than being averaged over.
+            importance-weighted autoencoder, rather than being averaged over; it takes two draws or more.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``.
         guide: Likewise, instead of ``pair.guide``.
         classify_model: Likewise, instead of ``pair.classify_model``.
 
     Raises:
-        ValueError: For negative sizes or weights, no rows at all, unknown names, or top-k or several draws under the
-            stock ELBO.
+        ValueError: For negative sizes or weights, no rows at all, unknown names, one draw to weigh, or top-k or
+            several draws under the stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
         StaticELBOError: From a call, for a pair that only the stock ELBO takes.
 
@@ -104,6 +104,7 @@ class SemiSupervisedELBO(Objective):
             raise ValueError(f"bound_weight={bound_weight} must be non-negative (1 in the paper).")
         if bound_batch_size is not None and bound_batch_size < 1:
             raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all rows.")
+        check_draws(num_particles, importance_weighted)
         self.alpha = float(alpha)
         self.bound_weight = float(bound_weight)
         self.bound_batch_size = bound_batch_size

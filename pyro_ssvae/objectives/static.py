@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -31,7 +32,7 @@ from torch.distributions import kl_divergence
 
 from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass, EnumerationError, StaticELBOError
 
-__all__ = ["StaticEnumELBO"]
+__all__ = ["StaticEnumELBO", "check_draws", "closed_forms"]
 
 Sites = dict[str, Any]
 
@@ -238,6 +239,31 @@ class StaticEnumELBO(TraceEnum_ELBO):
             )
         inner = [dim for dim in range(-self.max_plate_nesting, 0) if dim not in classes.plates]
         return cost.sum(inner, keepdim=True) if inner else cost
+
+
+def check_draws(num_particles: int, importance_weighted: bool) -> None:
+    """Raise ``ValueError`` where draws are to weigh each other and there is only one."""
+    if importance_weighted and num_particles == 1:
+        raise ValueError(
+            "importance_weighted=True weighs several draws of z against each other, and num_particles=1 draws one, "
+            "which is the plain bound. Set num_particles=5 (--num-particles 5), or leave importance_weighted out."
+        )
+
+
+def closed_forms(model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> dict[str, bool]:
+    """Return which latent sites have a KL in closed form for ``analytic_kl``, by name, from one pass.
+
+    Args:
+        model: The generative function.
+        guide: The recognition function.
+        *args: Their arguments; a single row will do.
+    """
+    with pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+        guide_sites = _sample_sites(prune_subsample_sites(guide_trace))
+        model_sites = _sample_sites(prune_subsample_sites(model_trace))
+        return {name: _analytic_kl(name, model_sites, guide_sites) is not None for name in guide_sites}
 
 
 def _plate_scale(site: Any) -> float:

@@ -13,9 +13,10 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.objectives.base import Objective, PairFunction
 from pyro_ssvae.objectives.enumeration import GlobalSites
-from pyro_ssvae.objectives.static import StaticEnumELBO
+from pyro_ssvae.objectives.static import StaticEnumELBO, check_draws, closed_forms
 
 __all__ = ["UnsupervisedELBO"]
 
@@ -28,13 +29,14 @@ class UnsupervisedELBO(Objective):
             and ``guide(x, *, size)``.
         num_rows: Number of training rows N.
         num_particles: Draws of z per row and step.
-        importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`).
+        importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`); it takes
+            two draws or more.
         analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
         model: A function ``(x, *, size=None)`` to use instead of ``pair.model``.
         guide: Likewise, instead of ``pair.guide``.
 
     Raises:
-        ValueError: For non-positive sizes.
+        ValueError: For non-positive sizes, or one draw to weigh.
         StaticELBOError: From a call, for a pair with sites that are not reparameterised.
 
     Attributes:
@@ -60,6 +62,7 @@ class UnsupervisedELBO(Objective):
         guide: PairFunction | None = None,
     ) -> None:
         super().__init__(pair, num_labelled=0, num_unlabelled=num_rows, model=model, guide=guide)
+        check_draws(num_particles, importance_weighted)
         options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
         self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
         self._one_draw = StaticEnumELBO(**options)
@@ -87,13 +90,23 @@ class UnsupervisedELBO(Objective):
         }
 
     def terms(self) -> str:
-        """Return in words which terms the loss contains; published losses differ in that."""
+        """Return in words which terms the loss contains; published losses differ in that.
+
+        Whether the KL is in closed form is asked of the laws of the pair, at one row of zeros.
+        """
         elbo = self._elbo
         if elbo.importance_weighted:
             return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
-        law = getattr(getattr(self.pair, "prior", None), "name", None)
-        how = "in closed form" if elbo.analytic_kl and law == "normal" else "by samples"
+        how = "in closed form" if elbo.analytic_kl and self._has_closed_form() else "by samples"
         return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
+
+    def _has_closed_form(self) -> bool:
+        shape = getattr(self.pair, "event_shape", None)
+        if shape is None:
+            return False  # a pair of the caller's own that does not say what its rows look like
+        row = next(self.pair.parameters()).new_zeros(1, *shape)
+        with own_randomness(self.pair, 0):
+            return all(closed_forms(self.model, self.guide, row).values())
 
     def _loss(self, batch: Batch) -> Tensor:
         if batch.x_unlabelled is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
@@ -40,6 +42,35 @@ def test_continuous_bernoulli_is_a_density_on_the_unit_interval() -> None:
         assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-5)
         mean = float(torch.trapezoid(density * grid, grid))
         assert float(law.mean) == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-700.0, -50.0, -17.0, -0.31, -0.29, 1e-7, 0.25, 0.35, 5.0, 17.0, 50.0, 700.0])
+def test_continuous_bernoulli_is_in_closed_form_for_every_logit(logit: float) -> None:
+    """log C = log(|l| / tanh(|l| / 2)), in value and gradient; single precision agrees."""
+    x = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    logits = torch.full((1, 3), logit, dtype=torch.float64, requires_grad=True)
+    log_prob = ContinuousBernoulli()(logits, 1).log_prob(x)
+    reference = torch.full((3,), logit, dtype=torch.float64, requires_grad=True)
+    size = reference.abs()
+    expected = (x * reference - F.softplus(reference) + (size / (size / 2).tanh()).log()).sum()
+    torch.testing.assert_close(log_prob, expected, atol=1e-9, rtol=1e-12)
+    log_prob.backward()
+    mean = ContinuousBernoulli()(logits, 1).base_dist.mean.detach()
+    torch.testing.assert_close(logits.grad[0], x - mean, atol=1e-8, rtol=1e-8)  # of an exponential family
+    single = ContinuousBernoulli()(logits.detach().float(), 1).log_prob(x.float())
+    torch.testing.assert_close(single.double(), log_prob.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("logit", [-30.0, -0.2, 0.0, 2.0, 100.0])
+def test_continuous_bernoulli_draws_have_its_moments(logit: float) -> None:
+    law = ContinuousBernoulli()(torch.full((1, 1), logit), 1)
+    drawn = law.rsample((40_000,))
+    assert bool(((drawn >= 0) & (drawn <= 1)).all())
+    assert float(drawn.mean()) == pytest.approx(float(law.mean), abs=4.5 * float(law.variance) ** 0.5 / 200)
+    assert float(drawn.var()) == pytest.approx(float(law.variance), rel=0.06)
+    zero = torch.zeros(1, 1, requires_grad=True)
+    ContinuousBernoulli()(zero, 1).log_prob(torch.tensor([0.3])).backward()
+    assert zero.grad.item() == pytest.approx(-0.2)
 
 
 def test_laplace_is_in_closed_form() -> None:
@@ -168,6 +199,13 @@ def test_mixed_refuses_what_does_not_fit() -> None:
         (Poisson(), [0.0, 12.0], [0.5], "whole numbers"),
         (NegativeBinomial(), [3.0], [-1.0], "minimum of -1"),
         (Laplace(), [-5.0, 5.0], None, ""),
+        (Bernoulli(), [0.5], [math.nan], r"\[0, 1\]"),
+        (ContinuousBernoulli(), [0.5], [math.nan], r"\[0, 1\]"),
+        (Poisson(), [1.0], [math.nan], "needs counts"),
+        (NegativeBinomial(), [1.0], [math.inf], "needs counts"),
+        (Categorical(), [0.0], [math.nan], "Categorical needs values"),
+        (Categorical(), [0.0], [math.inf], "Categorical needs values"),
+        (DiscretisedLogistic(), [0.0], [math.nan], "DiscretisedLogistic needs values"),
     ],
 )
 def test_domains(likelihood: Likelihood, good: list[float], bad: list[float] | None, words: str) -> None:
@@ -218,6 +256,51 @@ def test_fitting_finds_the_law_that_data_was_drawn_from(name: str) -> None:
         assert -1e-5 < gain < 10 * truth.numel() / len(x)
         found, wanted = likelihood(params, 1), likelihood(truth, 1)
         assert float(found.mean) == pytest.approx(float(wanted.mean), abs=4.5 * float(x.std()) / math.sqrt(len(x)))
+
+
+def fit_law(likelihood: Likelihood, params: Tensor, x: Tensor) -> None:
+    """Maximise the likelihood of rows, by raw numbers and by what the likelihood itself learns."""
+    learned = [params, *likelihood.parameters()]
+    optimizer = torch.optim.LBFGS(learned, lr=0.5, max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = -likelihood(params, 1).log_prob(x).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+
+
+@pytest.mark.parametrize(("kind", "law"), [(Gaussian, stats.norm), (Laplace, stats.laplace)])
+def test_a_shared_scale_finds_that_of_the_data(kind: type, law: Any) -> None:
+    """Two columns of one scale: the maximum-likelihood location and scale have closed forms."""
+    likelihood = kind(variance="shared", scale=1.0)
+    x = torch.as_tensor(law.rvs([0.5, -2.0], 0.3, size=(4000, 2), random_state=0), dtype=torch.float32)
+    params = torch.zeros(1, 2, requires_grad=True)
+    fit_law(likelihood, params, x)
+    found = likelihood(params, 1).base_dist
+    centre = x.mean(0) if kind is Gaussian else x.median(0).values
+    off = x - centre
+    scale = off.square().mean().sqrt() if kind is Gaussian else off.abs().mean()
+    torch.testing.assert_close(found.loc.detach(), centre, atol=2e-3, rtol=0.0)
+    torch.testing.assert_close(found.scale.detach(), scale.expand(2), atol=2e-3, rtol=0.0)
+    assert float(scale) == pytest.approx(0.3, rel=0.05)
+
+
+def test_mixed_finds_the_laws_that_its_columns_were_drawn_from() -> None:
+    likelihood = mixed()
+    truth = torch.tensor([[0.5, 1.2, 1.0, -2.0], [0.4, 0.0, 0.0, -1.0], [0.0, 0.0, -1.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
+    x = likelihood(truth, 1).sample((20_000,))
+    params = torch.zeros_like(truth, requires_grad=True)
+    fit_law(likelihood, params, x)
+    with torch.no_grad():
+        found, wanted = likelihood(params, 1), likelihood(truth, 1)
+        gain = float((found.log_prob(x) - wanted.log_prob(x)).mean())
+        assert -1e-5 < gain < 10 * 9 / len(x)  # nine numbers count: 2 + 2 + 1 + 4
+        spread = 4.5 * x.std(0) / math.sqrt(len(x))
+        assert bool(((found.mean - wanted.mean).abs() < spread).all())
+        torch.testing.assert_close(found.variance, x.var(0), rtol=0.05, atol=0.0)
 
 
 @pytest.mark.parametrize("name", list(LIKELIHOODS))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae import M1, M1M2, M2
-from pyro_ssvae.distributions import FixedClassPrior
+from pyro_ssvae.distributions import FixedClassPrior, VampPrior
 from pyro_ssvae.evaluation import log_likelihood, mean_bound
+from pyro_ssvae.evaluation.likelihood import _width
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.objectives import SemiSupervisedELBO, UnsupervisedELBO
 
@@ -163,6 +164,100 @@ def test_one_sample_is_a_plain_log_weight() -> None:
     torch.testing.assert_close(found.effective_samples, torch.ones(5).double())
 
 
+def test_the_standard_error_is_that_of_the_sample() -> None:
+    m1 = M1((6,), latent_dim=3, hidden_dims=(8,)).double()
+    x = torch.rand(5, 6).round()
+    found = log_likelihood(m1, x, num_samples=3, seed=3)
+    torch.default_generator.manual_seed(3)
+    with torch.no_grad():
+        qz = m1.encode(x.double())
+        z = qz.expand(torch.Size([3, 5])).sample()
+        weights = (m1.decode(z).log_prob(x.double()) + m1.prior().log_prob(z) - qz.log_prob(z)).exp()
+    torch.testing.assert_close(found.standard_error, weights.std(0) / weights.mean(0) / math.sqrt(3))
+    single = log_likelihood(m1, x, num_samples=1)
+    assert bool(single.standard_error.isnan().all())
+    assert math.isnan(single.mean_error)
+
+
+def test_a_stack_agrees_with_ancestral_sampling() -> None:
+    """log p(x|y) is the mean of p(x|z1) over z and z1 drawn from the story, for every row there is."""
+    torch.manual_seed(4)
+    prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
+    m1 = M1((D,), latent_dim=3, hidden_dims=(8,))
+    stack = M1M2(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,), class_prior=prior)
+    with torch.no_grad():
+        for parameter in m1.decoder.parameters():  # a story with contrast
+            parameter.mul_(3.0)
+        stack.decoder.first.class_weight.mul_(5.0)
+        for parameter in stack.encoder.parameters():  # and a guide with tails: q(z|z1,y) is the prior, q(z1|x) broad
+            parameter.zero_()
+        m1.encoder.layers[-1].bias[3:] += 0.5
+        x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)
+        y = torch.arange(K).unsqueeze(-1)
+        z1 = stack.decode_z1(y, stack.prior().sample((K, 100_000))).sample()  # (K, 100_000, L1)
+        log_px = torch.stack([stack.decode_x(z1).log_prob(row) for row in x])  # (N, K, 100_000)
+        by_class = log_px.double().logsumexp(-1) - math.log(100_000)
+    found = log_likelihood(stack, x, num_samples=20_000)
+    torch.testing.assert_close(found.log_px_given_y, by_class, atol=0.08, rtol=0.0)
+    torch.testing.assert_close(found.log_px, (by_class + prior.log_pi).logsumexp(-1), atol=0.08, rtol=0.0)
+    assert float(by_class.std(-1).max()) > 0.2  # classes make a difference here
+    assert float(found.log_px.exp().sum()) == pytest.approx(1.0, abs=0.02)
+
+
+class _Wide(nn.Module):
+    """A decoder with 5,000 units inside that remembers how many numbers it held at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 5000), nn.Linear(5000, 8)
+        self.sizes: list[int] = []
+
+    def forward(self, z: Tensor) -> Tensor:
+        inside = self.inner(z)
+        self.sizes.append(inside.numel())
+        return self.outer(inside)
+
+
+@pytest.mark.parametrize(("limit", "largest"), [(60_000, 60_000), (1_200_000, 1_000_000), (1000, 10_000)])
+def test_memory_stays_within_its_limit(limit: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws of a row are cut where one row has too many, rows where several have; two find the width at first."""
+    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._ELEMENTS_AT_A_TIME", limit)
+    m1 = M1((4,), latent_dim=3, hidden_dims=(8,), likelihood="gaussian", decoder=_Wide())
+    log_likelihood(m1, torch.randn(5, 4), num_samples=100 if limit > 1000 else 3)
+    assert max(m1.decoder.sizes) == largest
+
+
+def test_width_is_what_each_draw_adds() -> None:
+    image = (1, 28, 28)
+    zeros = torch.zeros(1, *image)
+    for pair, width in (
+        (M1(image, hidden_dims=(500, 500)), 784),
+        (M1(image, hidden_dims=(500, 500), likelihood="gaussian"), 2 * 784),
+        (M1(image, hidden_dims=(500, 900)), 900),
+        (M2(image, 10, latent_dim=2), 10 * 784),  # its classifier is wider, but sees the row alone
+    ):
+        with torch.no_grad():
+            assert _width(pair.eval(), zeros) == width
+
+
+def test_a_vamp_prior_is_built_once() -> None:
+    m1 = M1((6,), latent_dim=3, hidden_dims=(8,), prior=VampPrior(3, num_components=7))
+    x = torch.rand(20, 6).round()
+    counts: list[int] = []
+    hook = m1.encoder.register_forward_hook(lambda layer, inputs, output: counts.append(len(output)))
+    found = log_likelihood(m1, x, num_samples=50, samples_at_a_time=5)
+    hook.remove()
+    assert counts.count(7) == 3  # two to find the width, one for all portions
+    torch.manual_seed(0)
+    with torch.no_grad():
+        qz = m1.encode(x)
+        z = qz.sample((2000,))
+        log_weights = m1.decode(z).log_prob(x) + m1.prior().log_prob(z) - qz.log_prob(z)
+    expected = (log_weights.logsumexp(0) - math.log(2000)).mean()
+    assert found.mean == pytest.approx(float(expected), abs=0.1)
+    assert "forward" not in vars(m1.prior)
+
+
 def test_random_state_scale_and_mode_are_respected() -> None:
     m2 = M2((6,), K, latent_dim=2, hidden_dims=(8,), dropout=0.5, classifier="mlp").train()
     x = torch.randint(0, 256, (7, 6), dtype=torch.uint8)
@@ -182,3 +277,14 @@ def test_bad_arguments() -> None:
         log_likelihood(m1, torch.zeros(0, 6))
     with pytest.raises(ValueError, match="num_samples=0"):
         log_likelihood(m1, torch.zeros(1, 6), num_samples=0)
+    with pytest.raises(ValueError, match=r"\(N, 6\); got \(2, 3, 2\)"):
+        log_likelihood(m1, torch.zeros(2, 3, 2))
+    with pytest.raises(ValueError, match=r"scale=1.*Bernoulli"):
+        log_likelihood(m1, torch.full((2, 6), 200, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="Bernoulli"):
+        log_likelihood(m1, torch.full((2, 6), torch.nan))
+    counts = M1((6,), latent_dim=3, hidden_dims=(8,), likelihood="poisson")
+    grey = torch.full((2, 6), 100, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="whole numbers"):
+        log_likelihood(counts, grey, scale=255.0, num_samples=2)
+    assert log_likelihood(counts, grey, scale=255.0, binarisation="dynamic", num_samples=2).log_px.isfinite().all()

@@ -184,6 +184,25 @@ def test_latents_carry_the_classes(run_folder: tuple[Path, M1, dict]) -> None:
     assert KNeighborsClassifier(5).fit(known, data.y).score(test, data.y_test) > 0.8
 
 
+def test_units_in_use_are_those_whose_mean_varies_from_row_to_row() -> None:
+    class Encoder(torch.nn.Module):
+        """Means 0.05 x, 0.2 x and a constant; log-scales of any kind."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.tensor([0.05, 0.2, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            means = x * self.weights + torch.tensor([0.0, 0.0, 7.0])
+            return torch.cat([means, x.expand(-1, 3)], -1)
+
+    m1 = M1((1,), latent_dim=3, likelihood="gaussian", encoder=Encoder())
+    x = torch.tensor([-1.0, 1.0]).repeat(50).unsqueeze(-1)  # of variance one, so the means vary by 0.0025, 0.04 and 0
+    assert active_units(m1, x).tolist() == [False, True, False]
+    assert active_units(m1, 10 * x, scale=10.0).tolist() == [False, True, False]
+    assert active_units(m1, 10 * x).tolist() == [True, True, False]
+
+
 def test_collapse_is_reported(tmp_path: Path) -> None:
     data = SemiSupervisedData.from_name("digits", num_labels="all").without_labels()
     m1 = make_m1()

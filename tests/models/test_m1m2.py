@@ -120,6 +120,59 @@ def test_stacked_training_leaves_m1_alone_and_evaluation_tells_the_whole_story()
     assert all(parameter.grad is not None for parameter in stack.m1.encoder.parameters())
 
 
+def test_a_stacked_m1_with_batch_norm_is_frozen_too() -> None:
+    stack = make_stack(make_m1(batch_norm=True)).train()
+    objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20).train()
+    before = {name: tensor.clone() for name, tensor in stack.m1.state_dict().items()}
+    x, y = torch.rand(12, *IMAGE).round(), torch.arange(4)
+    objective(Batch(x, x[:4], y))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stack.m1.state_dict().items())
+    assert not any(part.training for part in stack.m1.modules())
+    assert stack.encoder.training
+    stack.join()
+    objective(Batch(x, x[:4], y))
+    moved = {name for name, tensor in stack.m1.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any(name.endswith("running_mean") for name in moved)
+    assert not any(part.training for part in stack.eval().m1.modules())
+
+
+class _Positive(M1):
+    def encode(self, x: Tensor) -> pyro.distributions.TorchDistribution:
+        law = super().encode(x).base_dist
+        return pyro.distributions.LogNormal(law.loc, law.scale).to_event(1)
+
+
+def test_a_posterior_that_is_not_normal_is_refused() -> None:
+    stack = make_stack(_Positive(IMAGE, latent_dim=5, hidden_dims=(16,)))
+    with pytest.raises(TypeError, match=r"_Positive\.encode returns another law"):
+        stack.encode_z1(torch.rand(2, *IMAGE))
+
+
+@pytest.mark.parametrize(
+    "options", [{"class_prior": "dirichlet"}, {"prior": "vamp"}, {"prior": "flow", "class_prior": "dirichlet"}]
+)
+def test_priors_of_a_stack_are_trained(options: dict[str, object]) -> None:
+    stack = make_stack(**options)
+    x = torch.rand(12, *IMAGE).round()
+    if options.get("prior") == "vamp":
+        stack.prior.start_from(x)
+    objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(40):
+        loss = objective(Batch(x, x[:4], torch.arange(4)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    learned = [*stack.prior.parameters(), *stack.class_prior.parameters()]
+    assert all(parameter.grad is not None for parameter in learned)
+    assert sum(float(parameter.grad.abs().max()) > 0 for parameter in learned) > len(learned) / 2  # some units are idle
+    objective.eval()
+    assert math.isfinite(objective.unlabelled_bound(x))
+
+
 def test_pruned_latents_are_zero_on_the_way_down() -> None:
     stack = make_stack(active=ACTIVE)
     z1 = torch.randn(2, 3)
@@ -173,6 +226,7 @@ def test_a_stack_on_modules_of_ones_own_asks_for_its_m1(tmp_path: Path) -> None:
         (lambda: make_stack(classify_from="z"), ValueError, "z1, x"),
         (lambda: make_stack(num_classes=1), ValueError, "at least 2"),
         (lambda: make_stack().predict(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
+        (lambda: make_stack().predict_proba(torch.rand(2, *IMAGE), num_samples=0), ValueError, "num_samples=0"),
     ],
 )
 def test_errors(call: object, error: type[Exception], words: str) -> None:

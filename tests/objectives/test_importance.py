@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticELBOError, UnsupervisedELBO
 from pyro_ssvae.data import Batch
@@ -119,6 +120,45 @@ def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
     assert errors[1] < errors[0] / 2
 
 
+def stacked_and_its_limit() -> tuple[M1M2, Tensor, float]:
+    """A stack in stacked training, rows, and the mean of log p(z1) under q(z1|x): what no bound may pass."""
+    stack, x = make_stack().stack().train(), rows(10)
+    with torch.no_grad():
+        z1 = stack.encode_z1(x).sample((200,))  # (200, B, L1)
+        y = torch.arange(K).view(-1, 1, 1, 1)
+        z = stack.prior().sample((K, 300, 1, 1)).double()
+        log_p = stack.decode_z1(y, z).log_prob(z1).logsumexp(1) - math.log(300)  # (K, 200, B)
+        return stack, x, float((log_p.logsumexp(0) - math.log(K)).mean())
+
+
+def test_the_stacked_bound_rises_with_draws_and_stays_below_its_limit() -> None:
+    """z1 must be shared by the draws: drawn k times, it would make a bound of log E[p(z1)], which is far above."""
+    stack, x, limit = stacked_and_its_limit()
+    means, errors = [], []
+    for k in (1, 5, 50):
+        elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False)
+        with torch.no_grad():
+            losses = torch.stack([elbo.differentiable_loss(stack.model, stack.guide, x) / len(x) for _ in range(300)])
+        means.append(float(-losses.mean()))
+        errors.append(float(losses.std()) / math.sqrt(300))
+    assert means[0] < means[1] - 2 * math.hypot(*errors[:2])
+    assert means[1] < means[2] + 2 * math.hypot(*errors[1:])
+    assert means[2] < limit + 4 * errors[2]
+
+
+def test_top_k_inside_the_weighted_bound_of_a_stack_is_unbiased() -> None:
+    stack, x = make_stack().stack().train(), rows()
+    options = {"num_particles": 3, "importance_weighted": True}
+    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
+    with torch.no_grad():
+        values = [
+            torch.stack([elbo.differentiable_loss(stack.model, stack.guide, x) for _ in range(1000)])
+            for elbo in (exact, top_k)
+        ]
+    error = math.hypot(*(float(v.std()) / math.sqrt(1000) for v in values))
+    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
+
+
 def test_top_k_inside_the_weighted_bound_is_unbiased() -> None:
     m2, x = make_m2(), rows()
     options = {"num_particles": 3, "importance_weighted": True}
@@ -141,6 +181,44 @@ def test_what_is_out_of_reach_says_so() -> None:
         StaticEnumELBO(num_particles=3, importance_weighted=True, max_plate_nesting=2)
     with pytest.raises(ValueError, match="needs elbo='static'"):
         SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=1, elbo="stock", num_particles=2)
+
+
+def test_one_draw_cannot_be_weighed() -> None:
+    for build in (
+        lambda: UnsupervisedELBO(make_m1(), num_rows=5, importance_weighted=True),
+        lambda: SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=5, importance_weighted=True),
+    ):
+        with pytest.raises(ValueError, match="num_particles=5"):
+            build()
+
+
+class _LogNormal(M1):
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        law = super().encode(x).base_dist
+        return dist.LogNormal(law.loc, law.scale).to_event(1)
+
+
+class _OwnNormal(nn.Module):
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Normal(torch.ones(L), 2.0).to_event(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        (M1, {}, "in closed form"),
+        (M1, {"prior": _OwnNormal()}, "in closed form"),
+        (M1, {"prior": "vamp"}, "by samples"),
+        (_LogNormal, {}, "by samples"),
+    ],
+)
+def test_terms_say_how_the_kl_is_computed(kind: type[M1], options: dict[str, object], words: str) -> None:
+    m1 = kind((D,), latent_dim=L, hidden_dims=(8,), **options)
+    state = torch.get_rng_state()
+    assert UnsupervisedELBO(m1, num_rows=5).terms().endswith(words)
+    assert UnsupervisedELBO(m1, num_rows=5, analytic_kl=False).terms().endswith("by samples")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert m1.training
 
 
 def test_objectives_keep_the_classifier_term() -> None:
