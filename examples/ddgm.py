@@ -4,10 +4,11 @@
     python examples/ddgm.py --data digits --training.max_steps 2000
     python examples/ddgm.py --data photos/ --image-size 64   # a folder of images, RGB or RGBA
     python examples/ddgm.py --num-labels 100                 # class energies too, from 100 labels
+    python examples/ddgm.py --other-data fashion_mnist       # does the energy tell them from digits?
     python examples/ddgm.py --resume runs/...                # continue a run that was stopped
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json. Where the data has classes, a small
-classifier is trained on them first, only to judge what is generated.
+classifier is trained on them afterwards, only to judge what was generated.
 """
 
 from __future__ import annotations
@@ -17,10 +18,34 @@ from pathlib import Path
 
 import pyro
 
-from pyro_ssvae import DDGM, EnergyObjective, NonFiniteLossError, RunFolderError, TrainingFailedError, fit
-from pyro_ssvae.cli import load_data, objective_options, parse_ddgm, settings, training_config
+from pyro_ssvae import (
+    DDGM,
+    DataUnavailableError,
+    EnergyObjective,
+    NonFiniteLossError,
+    RunFolderError,
+    TrainingFailedError,
+    fit,
+)
+from pyro_ssvae.cli import (
+    check_images,
+    load_data,
+    load_others,
+    objective_options,
+    parse_ddgm,
+    settings,
+    training_config,
+)
 from pyro_ssvae.evaluation import image_measures
+from pyro_ssvae.plots import plot_class_shares
+from pyro_ssvae.plots.style import save_figure
+from pyro_ssvae.recipes import DDGM_IMAGES
 from pyro_ssvae.training import RunFolder, report
+
+_ERRORS = (
+    *(ValueError, TypeError, OSError, DataUnavailableError),
+    *(RunFolderError, NonFiniteLossError, TrainingFailedError),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,9 +60,11 @@ def main(argv: list[str] | None = None) -> int:
             args.num_labels = labels
         else:
             data = data.without_labels()
+        check_images(data, labels)
+        others = load_others(args, data)
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
         pyro.set_rng_seed(args.seed)
-        model = DDGM(data.event_shape, num_classes=data.num_classes if labels else None)
+        model = DDGM(data.event_shape, num_classes=data.num_classes if labels else None, **DDGM_IMAGES.model)
 
         # The energy falls on data and rises on samples; the generator follows it and keeps its entropy.
         objective = EnergyObjective.for_data(model, data, alpha=args.alpha, **objective_options(args))
@@ -55,9 +82,14 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 130
         result = report(objective, data, run, seed=args.seed)
-        found = image_measures(model, data, known, num_samples=args.num_samples, seed=args.seed)
+        if known.num_labelled:
+            print(f"Training a small classifier on {known.num_labelled} labelled rows, to judge what was generated")
+        found = image_measures(model, data, known, num_samples=args.num_samples, seed=args.seed, others=others)
         RunFolder(Path(args.out)).write_result({**result, **found})
-    except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError, TrainingFailedError) as error:
+        if "class_shares" in found:
+            shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))
+            save_figure(shares, Path(args.out) / "figures" / "class_shares.png")
+    except _ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -65,11 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     if result.get("test_error") is not None:
         print(f"test error {result['test_error']:.2%} by class energies of {result['num_labels']} labels")
     if "frechet_distance" in found:
-        print(
-            f"Fréchet distance {found['frechet_distance']:.1f} (test images {found['frechet_floor']:.1f}), least class "
-            f"{found['least_share']:.1%}, confidence {found['confidence']:.3f} ({found['real_confidence']:.3f})"
-        )
-    print("area under the curve of E: " + ", ".join(f"{name} {area:.2f}" for name, area in found["auroc"].items()))
+        print(f"Fréchet distance {found['frechet_distance']:.1f}, confidence {found['confidence']:.3f}")
+        if "frechet_floor" in found:
+            print(f"of held-out images {found['frechet_floor']:.1f}, {found['real_confidence']:.3f}")
+        shares = zip(known.class_names, found["class_shares"], strict=True)
+        print("classes generated: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    if "auroc" in found:
+        print("area under the curve of E: " + ", ".join(f"{name} {area:.2f}" for name, area in found["auroc"].items()))
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
 

@@ -25,6 +25,7 @@ from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import Movie, plot_landscape
 from pyro_ssvae.plots.style import save_figure
+from pyro_ssvae.recipes import DDGM_PLANE
 from pyro_ssvae.training import RunFolder, report
 
 
@@ -35,29 +36,38 @@ def main(argv: list[str] | None = None) -> int:
         name_run(args, "ddgm")
         data = plane_data(args.data, seed=args.seed)
         pyro.set_rng_seed(args.seed)
-        model = DDGM(data.event_shape)
+        model = DDGM(data.event_shape, **DDGM_PLANE.model)
 
         # The energy falls on data and rises on samples; the generator follows it and keeps its entropy.
         objective = EnergyObjective.for_data(model, data, **objective_options(args))
         config = training_config(args)
-        movie = Movie()
-        total = config.total_steps(math.ceil(len(data.x) / config.batch_size))
+        film, resume = Path(args.out) / "training.gif", args.resume is not None
+        movie = Movie.load(film) if resume and args.frames and film.is_file() else Movie()
+        if args.frames > 1 and not resume:
+            movie.add(plot_landscape(model, data.x_validation, title="Step 0"), 0)
+        filmed = list(movie.steps)
+        total, later = config.total_steps(math.ceil(len(data.x) / config.batch_size)), max(1, args.frames - 1)
 
-        def film(pair: DDGM, row: dict[str, Any]) -> None:
-            if args.frames and row["step"] * args.frames // total > len(movie):
-                movie.add(plot_landscape(pair, data.x_validation, title=f"Step {row['step']:,}"))
+        def shoot(pair: DDGM, row: dict[str, Any]) -> None:
+            step = row["step"]
+            movie.cut(step)  # a run may be taken up before its last frame
+            last = movie.steps[-1] if movie.steps else 0
+            if args.frames and step * later // total > last * later // total:
+                movie.add(plot_landscape(pair, data.x_validation, title=f"Step {step:,}"), step)
 
-        run = fit(
-            objective,
-            data,
-            config,
-            out=args.out,
-            resume=args.resume is not None,
-            settings=settings(args),
-            on_evaluation=film,
-        )
-        if len(movie):
-            movie.save(Path(args.out) / "training.gif")
+        try:
+            run = fit(
+                objective,
+                data,
+                config,
+                out=args.out,
+                resume=resume,
+                settings=settings(args),
+                on_evaluation=shoot,
+            )
+        finally:
+            if movie.steps != filmed:
+                movie.save(film)
         if not run.finished:
             print(
                 f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: python {sys.argv[0]} --resume {args.out}"
@@ -79,11 +89,19 @@ def main(argv: list[str] | None = None) -> int:
             f"{found['modes']} of 10 modes; of high quality {found['high_quality']:.1%} as drawn, "
             f"{found['refined_high_quality']:.1%} after {args.refine} Langevin steps"
         )
-    mean, spread = found["floor"]
-    print(f"energy distance {found['energy_distance']:.2f}, of two real samples {mean:.2f} ± {spread:.2f}")
+    for words, name, floor in (
+        ("energy distance", "energy_distance", "floor"),
+        ("squared MMD", "squared_mmd", "mmd_floor"),
+    ):
+        mean, spread = found[floor]
+        print(f"{words} {found[name]:.2f}, of two real samples {mean:.2f} ± {spread:.2f}, all times 1,000")
     print(f"total variation of exp(-E)/Z from the truth {found['total_variation']:.2f}")
+    print(
+        f"log Z {found['log_z_grid']:.2f} on a grid, {found['log_z_ais']:.2f} ± {found['log_z_ais_error']:.2f} "
+        "by annealed importance sampling"
+    )
     if len(movie):
-        print(f"movie {args.out}/training.gif")
+        print(f"movie {film}")
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
 

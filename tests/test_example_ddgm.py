@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pyro_ssvae
+from pyro_ssvae import EnergyObjective, SemiSupervisedData
+from pyro_ssvae.cli import load_others, parse_ddgm, parse_ddgm_2d, parse_m1, parse_m2, settings, training_config
+from pyro_ssvae.evaluation import plane_measures
+from pyro_ssvae.plots import Movie
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, M1_PRESETS, PURE
+from pyro_ssvae.training import RunFolder
 
 
 def load_example(name: str) -> ModuleType:
@@ -25,14 +36,22 @@ def example() -> ModuleType:
     return load_example("ddgm_2d")
 
 
-TINY = ["--training.max_steps", "40", "--training.evaluate_every", "10", "--num-samples", "300", "--device", "cpu"]
+TINY = [
+    *("--training.max_steps", "40", "--training.evaluate_every", "10", "--num-samples", "300", "--device", "cpu"),
+    *("--langevin-steps", "2", "--training.compile", "eager"),
+]
 
 
 @pytest.mark.parametrize("name", ["ring", "spiral"])
 def test_a_run_leaves_its_folder(
-    example: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    example: ModuleType,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
+    monkeypatch.setattr(example, "plane_measures", partial(plane_measures, num_chains=10))
     assert example.main([*TINY, "--data", name, "--frames", "2", "--out", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     assert 0.0 < result["total_variation"] <= 1.0
@@ -40,18 +59,81 @@ def test_a_run_leaves_its_folder(
     assert result["objective"]["entropy"] == "nearest_neighbour"
     with Image.open(out / "training.gif") as film:
         assert film.n_frames == 2
-    figures = {"landscape.png", "features_and_latents.png", "training_curves.png"}
+    figures = {"landscape.png", "features_and_latents.png", "paths.png", "training_curves.png"}
     assert {path.name for path in (out / "figures").iterdir()} == figures
     assert pyro_ssvae.load(out).event_shape == (2,)
     told = capsys.readouterr().out
     assert "total variation" in told
+    assert "log Z" in told
+    assert "squared MMD" in told
     assert ("of 10 modes" in told) == (name == "ring")
 
 
+def titles(path: Path) -> list[int]:
+    return Movie.load(path).steps
+
+
+def test_the_movie_goes_on_when_a_run_is_taken_up(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the frame of step 20, and taken up from the checkpoint of step 20 or of step 10."""
+    out = tmp_path / "run"
+    film, state = out / "training.gif", out / "checkpoints" / "last.pt"
+    at: dict[int, bytes] = {}
+
+    def stop(number: int) -> Callable[..., Any]:
+        def write(self: RunFolder, values: dict[str, Any]) -> None:
+            original(self, values)
+            at[values["step"]] = state.read_bytes()
+            if values["step"] == number:
+                raise KeyboardInterrupt
+
+        return write
+
+    original = RunFolder.write_checkpoint
+    monkeypatch.setattr(RunFolder, "write_checkpoint", stop(20))
+    with pytest.raises(KeyboardInterrupt):
+        example.main([*TINY, "--frames", "4", "--out", str(out)])
+    assert titles(film) == [0, 20]
+    monkeypatch.setattr(RunFolder, "write_checkpoint", stop(30))
+    state.write_bytes(at[10])
+    with pytest.raises(KeyboardInterrupt):
+        example.main(["--resume", str(out)])
+    assert titles(film) == [0, 20, 30]
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_checkpoint", original)
+    monkeypatch.setattr(example, "report", interrupt)
+    state.write_bytes(at[10])
+    for _ in range(2):  # the second time nothing is left to train
+        with pytest.raises(KeyboardInterrupt):
+            example.main(["--resume", str(out)])
+        assert titles(film) == [0, 20, 30, 40]
+
+
+def test_training_that_fails_leaves_its_movie(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(EnergyObjective, "problem", lambda self, row: "no good" if row["step"] == 20 else None)
+    out = tmp_path / "run"
+    assert example.main([*TINY, "--frames", "5", "--out", str(out)]) == 2
+    assert "step 20: no good. The last good checkpoint" in capsys.readouterr().err
+    assert titles(out / "training.gif") == [0, 10, 20]
+    before = (out / "training.gif").read_bytes()
+    assert example.main([*TINY, "--frames", "5", "--out", str(out)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (out / "training.gif").read_bytes() == before
+
+
 def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        example.main(["--data", "circle"])
-    capsys.readouterr()
+    wrong = {"--data": "circle", "--frames": "-1", "--num-samples": "1", "--refine": "-2"}
+    for flag, value in wrong.items():
+        with pytest.raises(SystemExit) as ended:
+            example.main([flag, value])
+        assert ended.value.code == 2
+        assert flag in capsys.readouterr().err
     assert example.main([*TINY, "--generator-rate", "-1", "--out", str(tmp_path / "run")]) == 2
     assert "generator_rate=-1.0 and critic_rate=1.0 must be positive" in capsys.readouterr().err
 
@@ -71,21 +153,129 @@ def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert 0.0 <= result["test_error"] <= 1.0
     assert result["judge_error"] < 0.03
     assert result["frechet_distance"] > result["frechet_floor"] > 0.0
-    assert set(result["auroc"]) == {"noise", "permuted", "shifted", "flipped", "blank", "blurred"}
-    assert {path.name for path in (out / "figures").iterdir()} == FIGURES
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert figures == FIGURES | {"confusion_matrix.png", "reliability.png"}
     assert pyro_ssvae.load(out).has_classes
-    assert "class energies of 100 labels" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "class energies of 100 labels" in told
+    assert told.index("rows of shape (1, 8, 8) to train") < told.index("Training a small classifier on 1200 labelled")
+    assert all(f" {k} {share:.1%}" in told for k, share in enumerate(result["class_shares"]))
 
 
-def test_a_folder_of_images(tmp_path: Path) -> None:
-    folder, out = tmp_path / "images", tmp_path / "run"
+def make_folder(folder: Path, count: int = 60) -> Path:
     folder.mkdir()
-    for number in range(60):
+    for number in range(count):
         Image.new("RGBA", (20, 20), (4 * number, 255 - 4 * number, 90, 255)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
     flags = ["--data", str(folder), "--image-size", "16", "--training.batch_size", "16", "--out", str(out)]
-    assert load_example("ddgm").main([*SHORT, *flags]) == 0
+    assert load_example("ddgm").main([*SHORT, *flags, "--other-data", "digits"]) == 0
     result = json.loads((out / "result.json").read_text())
+    assert set(result["auroc"]) == {"noise", "permuted", "shifted", "flipped", "blank", "blurred", "digits"}
+    told = capsys.readouterr().out
+    assert "digits" in told
+    assert "classifier" not in told
     assert "judge_error" not in result
     assert "test_error" not in result
     assert pyro_ssvae.load(out).event_shape == (3, 16, 16)
     assert {path.name for path in (out / "figures").iterdir()} == FIGURES
+
+
+def test_data_that_will_not_do_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = load_example("ddgm")
+    monkeypatch.setattr(example, "fit", lambda *_, **__: pytest.fail("trains"))
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+
+    def stored(name: str, x: Any) -> str:
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=y)
+        return str(tmp_path / f"{name}.npz")
+
+    wrong = [
+        ([stored("table", rng.random((40, 7)))], r"images (C, H, W) of at least 8x8 pixels"),
+        ([stored("small", rng.random((40, 1, 6, 9)))], "have shape (1, 6, 9)"),
+        ([stored("loud", 255.0 * rng.random((40, 1, 8, 8)))], "as uint8"),
+        ([str(make_folder(tmp_path / "plain")), "--num-labels", "10"], "--num-labels 10 needs classes"),
+        (["digits", "--other-data", stored("others", rng.random((40, 7)))], "rows of others have shape (7,)"),
+    ]
+    for flags, words in wrong:
+        assert example.main([*SHORT, "--out", str(tmp_path / "run"), "--data", *flags]) == 2
+        assert words in capsys.readouterr().err
+    for flag in ("--num-samples", "--num-labels"):
+        with pytest.raises(SystemExit):
+            example.main([flag, "-1"])
+        assert f"{flag} -1 must be at least" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_other_images_are_brought_to_the_shape(channels: int, tmp_path: Path) -> None:
+    data = SemiSupervisedData.from_arrays(torch.rand(30, channels, 12, 10), torch.arange(30) % 2)
+    for given in (1, 3, 4):
+        x = (255.0 * torch.rand(50, 1, 1, given)).byte().expand(-1, 8, 8, -1)  # each image of one colour
+        np.savez(tmp_path / "flat.npz", x_train=x.numpy(), y_train=np.arange(50) % 2)
+        args = parse_ddgm("", ["--other-data", str(tmp_path / "flat.npz")])
+        (found,) = load_others(args, data).values()
+        assert found.shape == (50, channels, 12, 10)
+        colour = x[:, 0, 0].float() / 255.0
+        if channels == given:
+            torch.testing.assert_close(found[:, :, 5, 5], colour)
+        if channels == 1 and given > 1:
+            torch.testing.assert_close(found[:, 0, 5, 5], colour[:, :3] @ torch.tensor([0.299, 0.587, 0.114]))
+        if channels > given == 1:
+            torch.testing.assert_close(found[:, :3, 5, 5], colour.expand(-1, 3))
+        if given < channels == 4:
+            assert (found[:, 3] == 1.0).all()
+    assert load_others(parse_ddgm("", []), data) == {}
+
+
+def help_of(parse: Callable[..., Any], flags: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse("", [*flags, "--help"])
+    assert ended.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def default_of(name: str, told: str) -> str:
+    """Return what the help says is the default of a flag."""
+    return told.split(f"--{name} ")[-1].split("default: ")[1].split(")")[0]
+
+
+def test_help_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse, recipe in ((parse_ddgm, DDGM_IMAGES), (parse_ddgm_2d, DDGM_PLANE)):
+        told = help_of(parse, [], capsys)
+        for name, value in recipe.objective.items():
+            assert default_of(name.replace("_", "-"), told) == str(value), name
+        for name, value in recipe.training.items():
+            assert default_of(f"training.{name}", told) == str(value), name
+    told = help_of(parse_m1, ["--preset", "musyoku"], capsys)
+    assert default_of("latent-dim", told) == "2"
+    assert default_of("training.gradient_clip", told) == str(M1_PRESETS["musyoku"].training["gradient_clip"])
+    assert default_of("activation", help_of(parse_m2, ["--pure"], capsys)) == PURE.model["activation"]
+    assert default_of("activation", help_of(parse_m2, [], capsys)) == "relu"
+
+
+def test_flags_go_before_those_of_the_run_and_these_before_the_recipe(tmp_path: Path) -> None:
+    def resumed(parse: Callable[..., Any], first: list[str], then: list[str], name: str) -> Any:
+        RunFolder(tmp_path / name).create(settings(parse("", first)))
+        return parse("", ["--resume", str(tmp_path / name), *then])
+
+    first = ["--training.gradient_clip", "null", "--max-epochs", "2", "--entropy-weight", "0.5"]
+    args = resumed(parse_ddgm, first, ["--entropy-weight", "0.7"], "images")
+    config = training_config(args)
+    assert (config.gradient_clip, config.max_epochs, args.entropy_weight) == (None, 2, 0.7)
+    assert config.batch_size == DDGM_IMAGES.training["batch_size"]
+    args = resumed(parse_ddgm, first, ["--training.max_steps", "9"], "longer")
+    assert training_config(args).total_steps(1000) == 9
+    # The recipe counts passes, the run counted steps.
+    args = resumed(parse_m2, ["--pure", "--training.max_steps", "7"], [], "steps")
+    assert training_config(args).total_steps(1000) == 7
+    file = tmp_path / "flags.yaml"
+    file.write_text("training:\n  max_steps: 5\n")
+    args = resumed(parse_m2, ["--pure"], ["--config", str(file)], "file")
+    assert training_config(args).total_steps(1000) == 5

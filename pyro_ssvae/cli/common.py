@@ -18,7 +18,7 @@ from pyro_ssvae.errors import DataUnavailableError
 from pyro_ssvae.training import RunFolder, TrainingConfig
 from pyro_ssvae.training.device import resolve_device
 
-__all__ = ["load_data", "name_run", "new_parser", "parse", "settings", "training_config"]
+__all__ = ["load_data", "name_run", "new_parser", "parse", "read_data", "settings", "training_config"]
 
 _TOP_LEVEL = {"max_epochs", "max_minutes", "device", "precision", "seed"}  # of the training settings
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
@@ -78,6 +78,9 @@ def parse(
 ) -> Namespace:
     """Return the flags, completed from the run to resume.
 
+    Flags that are given go before those of the run to resume, and these before the defaults, which ``--help`` shows as
+    they are for the other flags. A length in steps that is given replaces one in passes.
+
     Bad flags, a folder that holds no run, and ``--cuda`` without a GPU end the program with one line and status 2.
 
     Args:
@@ -85,13 +88,18 @@ def parse(
         argv: The command line; that of the process when ``None``.
         defaults: Given the flags and those of the run to resume, returns other defaults that follow from them.
     """
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    asked = [flag for flag in argv if flag not in ("-h", "--help")]  # help waits until the defaults are known
+    args = parser.parse_args(asked)
+    given = parser.parse_args(asked, defaults=False)
     try:
         out = args.resume
         saved = {} if out is None else _flatten(RunFolder(out).read_config()[_FLAGS_IN_CONFIG])
+        if given.get("training.max_steps") is not None:
+            saved.pop("max_epochs", None)
         if defaults is not None:
             parser.set_defaults(defaults(args, saved))
-        parser.set_defaults({name: value for name, value in saved.items() if value is not None})
+        parser.set_defaults(saved)
         args = parser.parse_args(argv)
         if out is not None:
             args.out, args.resume = out, out
@@ -105,7 +113,12 @@ def parse(
 
 
 def as_defaults(training: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Return settings of the training loop as defaults of flags, leaving out passes where steps are asked for."""
+    """Return settings of the training loop as defaults of flags, leaving out passes where steps are asked for.
+
+    Args:
+        training: Arguments of :class:`~pyro_ssvae.training.TrainingConfig`.
+        args: The flags, without such defaults.
+    """
     flags = {name if name in _TOP_LEVEL else f"training.{name}": value for name, value in training.items()}
     if args.training.max_steps is not None:
         flags.pop("max_epochs", None)
@@ -159,15 +172,29 @@ def name_run(args: Namespace, model: str) -> None:
 
 def _load(args: Namespace) -> SemiSupervisedData:
     labels: dict[str, Any] = {"num_labels": args.get("num_labels") or "all", "seed": args.seed}
-    if Path(args.data).is_dir():
-        return SemiSupervisedData.from_folder(args.data, image_size=args.image_size, **labels)
-    if args.data.endswith(".npz"):
-        return SemiSupervisedData.from_npz(args.data, **labels)
     try:
-        return SemiSupervisedData.from_name(args.data, data_dir=args.data_dir, **labels)
+        return read_data(args.data, args, **labels)
     except DataUnavailableError as error:
         if args.resume is not None:
             raise
         print(f"{error} Carrying on with digits.", file=sys.stderr)
         args.data = "digits"
         return SemiSupervisedData.from_name("digits", **labels)
+
+
+def read_data(data: str, args: Namespace, **labels: Any) -> SemiSupervisedData:
+    """Return a data set by name, npz file or folder of images, read as the flags say.
+
+    Args:
+        data: Name, file or folder.
+        args: The flags.
+        **labels: Which labels are kept.
+
+    Raises:
+        DataUnavailableError: If it is neither at hand nor downloadable.
+    """
+    if Path(data).is_dir():
+        return SemiSupervisedData.from_folder(data, image_size=args.image_size, **labels)
+    if data.endswith(".npz"):
+        return SemiSupervisedData.from_npz(data, **labels)
+    return SemiSupervisedData.from_name(data, data_dir=args.data_dir, **labels)

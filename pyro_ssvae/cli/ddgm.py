@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
+from torch.nn import functional as F
 
-from pyro_ssvae.cli.common import as_defaults, new_parser, parse
-from pyro_ssvae.data import PLANE_NAMES
+from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
+from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, prepare
+from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
 from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
 
-__all__ = ["objective_options", "parse_ddgm", "parse_ddgm_2d"]
+__all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
+
+_LEAST_SIDE = 8  # of images, in pixels
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 
 _OBJECTIVE = (
     "entropy",
@@ -34,7 +41,8 @@ def ddgm_2d_parser(description: str) -> ArgumentParser:
     parser = new_parser("ddgm_2d.py", description, labels=False, data=PLANE_NAMES)
     _add_objective(parser)
     add = parser.add_argument
-    add("--frames", type=int, default=60, metavar="F", help="frames of the movie of training; 0 for none")
+    words = "frames of the movie of training, the first of its start, at most one an evaluation; 0 for none"
+    add("--frames", type=int, default=60, metavar="F", help=words)
     add("--num-samples", type=int, default=5000, metavar="S", help="points generated for the measures")
     add("--refine", type=int, default=20, metavar="L", help="Langevin steps of refined points")
     return parser
@@ -49,6 +57,8 @@ def ddgm_parser(description: str) -> ArgumentParser:
     _add_objective(parser)
     add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded and blurred images")
     add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")
+    words = "other images, brought to the size of these, which the energy should tell from them"
+    add("--other-data", type=str, metavar="NAME|FILE.npz|FOLDER", help=words)
     return parser
 
 
@@ -74,16 +84,100 @@ def _add_objective(parser: ArgumentParser) -> None:
 
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm_2d.py``, completed from the recipe and the run to resume."""
-    return parse(ddgm_2d_parser(description), argv, partial(_of_recipe, DDGM_PLANE))
+    parser = ddgm_2d_parser(description)
+    args = parse(parser, argv, partial(_of_recipe, DDGM_PLANE))
+    _at_least(parser, args, frames=0, num_samples=2, refine=0)
+    return args
 
 
 def parse_ddgm(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm.py``, completed from the recipe and the run to resume."""
-    return parse(ddgm_parser(description), argv, partial(_of_recipe, DDGM_IMAGES))
+    parser = ddgm_parser(description)
+    args = parse(parser, argv, partial(_of_recipe, DDGM_IMAGES))
+    _at_least(parser, args, num_labels=0, num_samples=2)
+    return args
 
 
 def _of_recipe(recipe: Recipe, args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
-    return recipe.model | recipe.objective | as_defaults(recipe.training, args)
+    return recipe.objective | as_defaults(recipe.training, args)
+
+
+def _at_least(parser: ArgumentParser, args: Namespace, **least: int) -> None:
+    """End the program with one line where a flag is less than it may be."""
+    for name, value in least.items():
+        if args[name] < value:
+            parser.error(f"--{name.replace('_', '-')} {args[name]} must be at least {value}.")
+
+
+def check_images(data: SemiSupervisedData, num_labels: int = 0) -> None:
+    """Check, before training, that data are what ``examples/ddgm.py`` can train on.
+
+    Args:
+        data: The data, with the labels that it keeps.
+        num_labels: How many were asked for; 0 for none.
+
+    Raises:
+        ValueError: For rows that are not images ``(C, H, W)`` of at least 8x8 pixels with values in [0, 1] after
+            scaling, or labels asked of data that knows no classes.
+    """
+    shape = tuple(data.event_shape)
+    if len(shape) != 3 or min(shape[1:]) < _LEAST_SIDE:
+        raise ValueError(
+            f"The rows of {data.name} have shape {shape}; images (C, H, W) of at least {_LEAST_SIDE}x{_LEAST_SIDE} "
+            "pixels are needed. Folders of small images are enlarged by --image-size 32. For rows that are no images "
+            "write a few lines of Python, as in examples/ddgm_2d.py, with contrast_weight=0 (--contrast-weight 0)."
+        )
+    low, high = (float(value) / data.scale for value in (data.x.min(), data.x.max()))
+    if low < 0.0 or high > 1.0:
+        raise ValueError(
+            f"The pixels of {data.name} lie in [{low:g}, {high:g}]; the generator's lie in [0, 1]. Store images as "
+            "uint8, or divide them by their largest value."
+        )
+    if num_labels and not data.num_labelled:
+        raise ValueError(
+            f"--num-labels {num_labels} needs classes, and {data.name} has none. Put the images of each class in a "
+            "folder of its own, or leave --num-labels out."
+        )
+
+
+def load_others(args: Namespace, data: SemiSupervisedData) -> dict[str, Tensor]:
+    """Return the images that ``--other-data`` names, as a model of ``data`` would see them; nothing without the flag.
+
+    Args:
+        args: The flags.
+        data: Images with event shape ``(C, H, W)``.
+
+    Returns:
+        By name, up to as many as ``data`` has test rows (5,000 without any), their test rows where there are some, with
+        shape ``(N, C, H, W)``, in [0, 1].
+
+    Raises:
+        ValueError: If they are no images.
+        DataUnavailableError: If they are neither at hand nor downloadable.
+    """
+    if args.other_data is None:
+        return {}
+    others = read_data(args.other_data, args, num_labels="all", seed=args.seed).without_labels()
+    check_images(others)
+    rows = others.x_test if len(others.x_test) else others.x
+    x = prepare(rows[: len(data.x_test) or 5000], scale=others.scale)
+    name = f"other {others.name}" if others.name in ALTERATIONS else others.name
+    return {name: _like(x, data.event_shape)}
+
+
+def _like(x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+    """Return images ``(N, C, H, W)`` in another size and number of channels: grey, colour, or colour with opacity."""
+    channels, *size = event_shape
+    x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, torch.ones_like(x[:, :1]))
+    if channels == 1 and x.shape[1] == 3:
+        x = (x * torch.tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    elif channels >= 3:
+        x = x.expand(-1, 3, -1, -1)
+    if channels == 4:
+        x = torch.cat([x, opacity], 1)
+    if tuple(x.shape[2:]) != tuple(size):
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
+    return x
 
 
 def objective_options(args: Namespace) -> dict[str, Any]:

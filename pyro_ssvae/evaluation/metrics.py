@@ -184,7 +184,8 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
 
     ``energy_of_data`` and ``energy_of_samples`` are mean energies in nats, ``energy_difference`` the first minus the
     second, and ``spread_ratio`` the root of the total variance of samples over that of the data: near 1 for a
-    generator that covers the data, near 0 for one that has collapsed.
+    generator that covers the data, near 0 for one that has collapsed. It is left out where it is unknown: for a single
+    row, or rows that are all the same.
 
     Args:
         model: The model.
@@ -196,13 +197,13 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
     with own_randomness(model, seed):
         samples = model.sample(len(rows))
     of_data, of_samples = model.energy(rows).mean(), model.energy(samples).mean()
-    spread = [z.flatten(1).var(0).sum().sqrt() for z in (samples, rows)]
-    return {
+    found = {
         "energy_of_data": float(of_data),
         "energy_of_samples": float(of_samples),
         "energy_difference": float(of_data - of_samples),
-        "spread_ratio": float(spread[0] / spread[1]),
     }
+    spread, of_rows = (float(z.flatten(1).var(0, unbiased=False).sum().sqrt()) for z in (samples, rows))
+    return found | ({"spread_ratio": spread / of_rows} if of_rows > 0.0 else {})
 
 
 @torch.no_grad()
@@ -234,20 +235,28 @@ def validation_metrics(
     """Return what an evaluation says about validation rows, and one number, higher being better, to choose by.
 
     With classes: error and :func:`posterior_diagnostics`, chosen by error. Without: bound and
-    :func:`latent_diagnostics`, chosen by the bound. Of an energy model :func:`energy_diagnostics`, and the latest is
-    chosen.
+    :func:`latent_diagnostics`, chosen by the bound. Of an energy model :func:`energy_diagnostics`, for lack of
+    validation rows on up to 1,000 training rows drawn by the seed, and the latest is chosen.
 
     Args:
         objective: The objective, whose pair is evaluated.
         data: The rows.
         binarisation: As in training.
         seed: Of binarisation and draws.
+
+    Raises:
+        ValueError: Without validation rows, but for an energy model.
     """
     x, pair = data.x_validation, objective.pair
+    if not len(x) and not isinstance(pair, DDGM):
+        raise ValueError("There are no validation rows to evaluate on; hand in data that holds some out.")
     few = x[:_DIAGNOSED_ROWS]
     if isinstance(pair, DDGM):
+        if not len(x):
+            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))
+            few = data.x[order[:_DIAGNOSED_ROWS]]
         energies = energy_diagnostics(pair, few, scale=data.scale, seed=seed)
-        if not pair.has_classes:
+        if not pair.has_classes or not len(x):
             return energies, None
         error = classification_error(pair, x, data.y_validation, scale=data.scale)
         return {"validation_error": error, **energies}, None

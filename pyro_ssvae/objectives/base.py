@@ -139,6 +139,11 @@ class Objective(nn.Module):
         """
         return None
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last evaluation found signs of trouble, so that neither checkpoint nor model is overwritten."""
+        return False
+
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *rows: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)

@@ -19,7 +19,7 @@ from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_ti
 
 __all__ = ["plot_training_curves"]
 
-_SECOND = "#ffa90e"
+_SECOND, _THIRD = "#ffa90e", "#832db6"
 _PER_ROW = 3
 _WIDE = 5.0  # ratio of the largest to the smallest value at which a logarithmic axis begins
 _CLOCK = ("step", "epoch", "seconds")
@@ -78,11 +78,21 @@ _PANELS = (
         {"entropy_y": "mean entropy", "mutual_information": "mutual information"},
         zero=True,
     ),
-    _Panel("Mean energy", "nats per row", {"energy_of_data": "validation rows", "energy_of_samples": "generated rows"}),
+    _Panel("Mean energy", "nats per row", {"energy_of_data": "data", "energy_of_samples": "generated rows"}),
     _Panel(
-        "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "validation"}
+        "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "evaluation"}
     ),
     _Panel("Norm of the energy's gradient on data", "nats per unit", {"gradient_norm": ""}, log=True),
+    _Panel(
+        "Norm of the loss's gradient, unclipped",
+        "nats per unit",
+        {
+            "gradient_norm_energy": "energy",
+            "gradient_norm_generator": "generator",
+            "gradient_norm_critic": "entropy's networks",
+        },
+        log=True,
+    ),
     _Panel("Contrast with images without content", "nats per row", {"contrast": ""}, log=True),
     _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
     _Panel("Spread of samples over that of data", "", {"spread_ratio": ""}, zero=True),
@@ -200,7 +210,7 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
     shown = {name: columns[name] * factor for name in panel.lines if name in columns}
     if best is not None:
         axes.axvline(columns["step"][best], color=ALARM, linewidth=0.8, linestyle=":")
-    for (name, values), colour in zip(shown.items(), (ACCENT, _SECOND), strict=False):
+    for (name, values), colour in zip(shown.items(), (ACCENT, _SECOND, _THIRD), strict=False):
         # Blank cells are skipped: a measure may be taken more rarely than others.
         taken = np.isfinite(values)
         marker = "o" if taken.sum() < 12 else ""

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from pyro_ssvae.errors import RunFolderError
@@ -86,24 +86,57 @@ class Movie:
 
     Raises:
         ValueError: For a duration that is not positive.
+
+    Attributes:
+        steps: The step of training that each frame shows.
     """
 
     def __init__(self, frame_seconds: float = 0.15) -> None:
         if not frame_seconds > 0.0:
             raise ValueError(f"frame_seconds={frame_seconds} must be positive.")
         self.frame_seconds = frame_seconds
+        self.steps: list[int] = []
         self._frames: list[Image.Image] = []
+
+    @classmethod
+    def load(cls, path: str | Path, frame_seconds: float = 0.15) -> Movie:
+        """Return a film that :meth:`save` wrote, to go on with.
+
+        Raises:
+            ValueError: If the file is none of those.
+        """
+        movie = cls(frame_seconds)
+        try:
+            with Image.open(path) as film:
+                movie.steps = [int(step) for step in film.info["comment"].split()]
+                movie._frames = [_frame(frame) for frame in ImageSequence.Iterator(film)]
+        except (KeyError, ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is no film of training ({type(error).__name__}); remove it.") from error
+        if len(movie.steps) != len(movie):
+            raise ValueError(f"{path} holds {len(movie)} frames of {len(movie.steps)} steps; remove it.")
+        return movie
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, figure: Figure) -> None:
-        """Take a figure as the next frame."""
+    def add(self, figure: Figure, step: int | None = None) -> None:
+        """Take a figure as the next frame.
+
+        Args:
+            figure: The figure.
+            step: The step of training that it shows; one more than that of the frame before when ``None``.
+        """
         figure.set_dpi(_DOTS_PER_INCH)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._frames.append(Image.fromarray(pixels).quantize(_COLOURS, dither=Image.Dither.NONE))
+        self._frames.append(_frame(Image.fromarray(pixels)))
+        self.steps.append(self.steps[-1] + 1 if step is None and self.steps else step or 0)
+
+    def cut(self, step: int) -> None:
+        """Drop the frames of a step and of all later ones, for a run that is taken up before them."""
+        kept = sum(known < step for known in self.steps)
+        del self.steps[kept:], self._frames[kept:]
 
     def save(self, path: str | Path) -> Path:
         """Write the film, all or nothing.
@@ -118,10 +151,15 @@ class Movie:
         durations = [round(1000 * self.frame_seconds)] * (len(self._frames) - 1) + [2000]
         buffer = io.BytesIO()
         first, *rest = self._frames
-        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+        told = " ".join(map(str, self.steps)).encode()
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=told)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, buffer.getvalue())
         except OSError as error:
             raise RunFolderError(f"Cannot write the movie {path}: {error}.") from error
         return path
+
+
+def _frame(image: Image.Image) -> Image.Image:
+    return image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)

@@ -28,6 +28,8 @@ class AlternatingStep(BaseStep):
     """Steps the groups of an :class:`~pyro_ssvae.objectives.AlternatingObjective` in turn.
 
     Losses and gradients of each turn are recorded once and replayed, on the CPU compiled by Inductor in long schedules.
+    There is no loss of the whole to log, only the terms of each, and for every group ``gradient_norm_`` and its name:
+    the Euclidean norm of its gradient before clipping, in nats per unit of its parameters, a mean over its turns.
 
     Args:
         objective: The objective; moved to the device.
@@ -80,16 +82,18 @@ class AlternatingStep(BaseStep):
         self._number.fill_(number + 1)
         self.objective.train()
         batch = self.stream.gather(self.stream.next_rows())
-        total = torch.zeros((), device=self.fabric.device)
+        total = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
         terms: dict[str, Tensor] = {}
+        norms: dict[str, list[Tensor]] = {}
         for place, turn in enumerate(self._turns):
             loss, found = self._gradients(place, turn, batch)
             terms |= found
             total = total + loss
-            self._apply(turn.group)
+            norms.setdefault(turn.group, []).append(self._apply(turn.group))
         self.average.set_step(number)
         self.average.update()
-        self._note(total, terms)
+        self._watch(total)
+        self._add(terms | {f"gradient_norm_{name}": torch.stack(found).mean() for name, found in norms.items()})
         self.sum_steps += 1
         self._done += 1
 
@@ -120,11 +124,15 @@ class AlternatingStep(BaseStep):
             self._recorded.append(RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, **options))
         return self._recorded[place](batch)
 
-    def _apply(self, group: str) -> None:
+    def _apply(self, group: str) -> Tensor:
+        """Step a group; return the norm of its gradient before clipping."""
+        parameters = self._groups[group].parameters
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.config.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self._groups[group].parameters, self.config.gradient_clip)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         self._optimizers[group].step()
         self._optimizers[group].zero_grad()
+        return norm
 
 
 class _LossOfTurn(nn.Module):

@@ -31,7 +31,7 @@ class BaseStep:
     Attributes:
         mode: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
         why_eager: Why the step is eager though it was to be faster, in one line; ``None`` otherwise.
-        sums: Sums, since they were last taken, of the loss and its terms.
+        sums: Sums, since they were last taken, of what is logged: the loss and its terms.
         first_bad_step: Number of the first step whose loss was not finite, else -1, on the device.
     """
 
@@ -80,7 +80,7 @@ class BaseStep:
         raise NotImplementedError
 
     def take_means(self) -> dict[str, float]:
-        """Return the means of the loss and its terms since the last call, and start afresh."""
+        """Return the means of what is logged since the last call, and start afresh."""
         means = {name: float(value) / max(1, self.sum_steps) for name, value in self.sums.items()}
         for value in self.sums.values():
             value.zero_()  # in place: a captured step adds to this very tensor
@@ -108,12 +108,15 @@ class BaseStep:
         self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
         self.sum_steps = state["sum_steps"]
 
-    def _note(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Note a loss and its terms, without a question to the device."""
+    def _watch(self, loss: Tensor) -> None:
+        """Keep a loss, and note the step if it is not finite, without a question to the device."""
         self._loss.copy_(loss)
         bad_now = ~loss.isfinite() & (self.first_bad_step < 0)
         self.first_bad_step.copy_(torch.where(bad_now, self._number, self.first_bad_step))
-        for name, value in {"train_loss": loss, **terms}.items():
+
+    def _add(self, terms: dict[str, Tensor]) -> None:
+        """Add what is logged to its sums, without a question to the device."""
+        for name, value in terms.items():
             if name not in self.sums:
                 self.sums[name] = torch.zeros_like(value)
             self.sums[name].add_(value)

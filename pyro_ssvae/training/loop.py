@@ -17,7 +17,7 @@ from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_rows, prepa
 from pyro_ssvae.distributions import Prior
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
 from pyro_ssvae.evaluation import validation_metrics
-from pyro_ssvae.models import Pair, VariationalPair, save
+from pyro_ssvae.models import DDGM, Pair, VariationalPair, save
 from pyro_ssvae.objectives import AlternatingObjective, Objective
 from pyro_ssvae.training.alternating import AlternatingStep
 from pyro_ssvae.training.base_step import BaseStep
@@ -48,7 +48,8 @@ class FitResult:
         config: Settings of the loop.
         metrics: One row per evaluation, as in ``metrics.csv``.
         best_step: Step of the evaluation with the least validation error (for a model without classes: the best
-            validation bound); the last one without validation rows.
+            validation bound); without validation rows and for an energy model the last one, leaving out doubtful ones
+            (:attr:`Objective.doubtful`).
         last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
@@ -109,7 +110,9 @@ def fit(
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
         StaticELBOError: Likewise, for a pair that only the stock ELBO takes.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
-        TrainingFailedError: When an evaluation shows that training goes nowhere, as :meth:`Objective.problem` judges.
+        TrainingFailedError: When an evaluation shows that training goes nowhere, as :meth:`Objective.problem` judges;
+            ``metrics.csv`` says what it found, and checkpoint and model are those of the last evaluation that was not
+            :attr:`Objective.doubtful`.
         RunFolderError: If the folder cannot be used, written or resumed.
 
     Warns:
@@ -170,6 +173,7 @@ class _Best:
     step: int = 0
     evaluations_since: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
+    doubtful: bool = True  # no evaluation yet without signs of trouble
 
 
 class _Loop:
@@ -249,7 +253,7 @@ class _Loop:
         self._check_finite()
         if not stop.startswith("SIG") and (not self.metrics or self.metrics[-1]["step"] != self.step):
             self._evaluate()
-        self._write()
+        self._write(needed=True)
         return stop
 
     def _stop_reason(self, interrupts: Interrupts) -> str | None:
@@ -274,7 +278,7 @@ class _Loop:
         return checkpoint if checkpoint is not None and checkpoint.is_file() else None
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the averaged weights on validation rows, and remember them if they are the best so far."""
+        """Evaluate the averaged weights, remember them if they are the best so far, and stop where they are no good."""
         self._check_finite()
         row: dict[str, Any] = {
             "step": self.step,
@@ -285,40 +289,54 @@ class _Loop:
         }
         with self.average.applied():
             score: float | None = None
-            if len(self.data.x_validation) and isinstance(self.pair, Pair):
+            if isinstance(self.pair, DDGM) or (len(self.data.x_validation) and isinstance(self.pair, Pair)):
                 found, score = validation_metrics(
                     self.objective, self.data, binarisation=self.config.binarisation, seed=self.config.seed
                 )
                 row |= found
-            if (why := self.objective.problem(row)) is not None:
-                raise TrainingFailedError(self.step, why, self._checkpoint())
-            self._keep_if_best(score)
+            why = self.objective.problem(row)
+            if why is None:
+                self._keep_if_best(score)
             if self.on_evaluation is not None:
                 self.on_evaluation(self.pair, row)
         self.metrics.append(row)
         if self.log is not None:
             self.log.write(row)
+        if why is not None:
+            if self.folder is not None:
+                self.folder.write_metrics(self.metrics)
+            raise TrainingFailedError(self.step, why, self._checkpoint())
         return row
 
     def _keep_if_best(self, score: float | None) -> None:
         # Without validation rows, and as long as the objective is not yet a bound, the latest weights count as the
         # best: a classifier may be at its best while the generative model knows nothing. Among equals, the later.
+        # A doubtful evaluation counts only as long as there is no other, and never for the model that is saved.
+        doubtful = self.objective.doubtful
+        if doubtful and not self.best.doubtful:
+            return
         warming = self.objective.kl_weight != 1.0
         if score is not None and not warming and score < self.best.score:
             self.best.evaluations_since += 1
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
-        self.best = _Best(float("-inf") if score is None or warming else score, self.step, 0, weights)
+        self.best = _Best(float("-inf") if score is None or warming else score, self.step, 0, weights, doubtful)
+        if not doubtful:
+            self._save_model()
+
+    def _save_model(self) -> None:
         if self.folder is not None and isinstance(self.pair, Pair):
             try:
                 save(self.pair, self.folder.model)
             except OSError as problem:
                 raise RunFolderError(f"Cannot write the model to {self.folder.model}: {problem}.") from problem
 
-    def _write(self) -> None:
+    def _write(self, *, needed: bool = False) -> None:
+        """Write metrics and, unless the last evaluation was doubtful, the checkpoint; without one if one is needed."""
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
-            self.folder.write_checkpoint(self.state())
+            if not self.objective.doubtful or (needed and self._checkpoint() is None):
+                self.folder.write_checkpoint(self.state())
 
     def state(self) -> dict[str, Any]:
         """Return everything that a continued run needs to give the same numbers."""
@@ -357,6 +375,8 @@ class _Loop:
             last = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
         if self.best.weights:
             self.pair.load_state_dict(self.best.weights)
+            if self.best.doubtful:
+                self._save_model()
         self.objective.kl_weight = 1.0
         self.objective.eval()
         return FitResult(

@@ -28,7 +28,7 @@ class _RateColumn(ProgressColumn):
 
 
 class ProgressReport:
-    """Shows steps done, rate, remaining time, the bound and the validation error.
+    """Shows steps done, rate, remaining time, and the bound and validation error, or how an energy model fares.
 
     Args:
         total: Number of steps of the schedule.
@@ -76,6 +76,10 @@ class ProgressReport:
             parts.append(f"validation bound {row['validation_bound']:.1f} nats")
         if "validation_error" in row:
             parts.append(f"validation error {row['validation_error']:.2%}")
+        if "energy_gap" in row:
+            parts.append(f"energy of data minus samples {row['energy_gap']:.2f} nats")
+        if "spread_ratio" in row:
+            parts.append(f"spread of samples {row['spread_ratio']:.0%} of that of the data")
         status = "  ".join(parts)
         self._progress.update(self._task, status=status)
         if self._enabled and not self._console.is_terminal:

@@ -116,7 +116,8 @@ class TrainingStep(BaseStep):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
-        self._note(loss, terms)
+        self._watch(loss)
+        self._add({"train_loss": loss, **terms})
 
     def _fast_step(self, rows: Rows, verify: bool) -> None:
         expected = self._eager_loss(rows) if verify else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.plots import Movie, plot_landscape
+from pyro_ssvae.plots.style import new_figure
 
 
 def test_a_movie_of_landscapes(tmp_path: Path) -> None:
@@ -31,6 +33,32 @@ def test_a_movie_of_landscapes(tmp_path: Path) -> None:
         assert film.size[0] > film.size[1]
 
 
+def film(steps: list[int]) -> Movie:
+    movie = Movie()
+    for step in steps:
+        figure = new_figure(2.0, 1.0)
+        figure.suptitle(f"Step {step:,}")
+        movie.add(figure, step)
+    return movie
+
+
+def pixels(movie: Movie) -> list[np.ndarray]:
+    return [np.asarray(frame.convert("RGB")) for frame in movie._frames]
+
+
+def test_a_movie_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
+    steps = list(range(0, 60_000, 1000))  # more than fit into one block of a GIF's comment
+    movie = film(steps)
+    again = Movie.load(movie.save(tmp_path / "training.gif"))
+    assert again.steps == steps
+    for one, other in zip(pixels(movie), pixels(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    again.cut(2000)
+    assert (again.steps, len(again)) == ([0, 1000], 2)
+    again.add(new_figure(2.0, 1.0))
+    assert again.steps == [0, 1000, 1001]
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
         Movie().save(tmp_path / "empty.gif")
@@ -38,3 +66,8 @@ def test_errors(tmp_path: Path) -> None:
         Movie(0.0)
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         plot_landscape(DDGM((3,)), torch.zeros(5, 3))
+    (tmp_path / "training.gif").write_bytes(b"nonsense")
+    Image.new("L", (8, 8)).save(tmp_path / "other.gif")
+    for name in ("training.gif", "other.gif"):
+        with pytest.raises(ValueError, match=f"{name} is no film of training"):
+            Movie.load(tmp_path / name)

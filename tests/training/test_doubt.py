@@ -1,0 +1,149 @@
+"""Evaluations that find trouble: what is kept of them, and what is not."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyro_ssvae
+from pyro_ssvae import SemiSupervisedData, TrainingConfig, TrainingFailedError, fit
+from pyro_ssvae.data import plane_data
+from pyro_ssvae.evaluation import energy_diagnostics, validation_metrics
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.objectives import EnergyObjective
+from pyro_ssvae.training import RunFolder
+
+CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_decay=0.0, device="cpu")
+
+
+class Shrinking(nn.Module):
+    """A generator whose rows cover the data until it has been asked for some, and are one point from then on."""
+
+    def __init__(self, lasts: float) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(2))
+        self.lasts = lasts
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.training:
+            self.asked.add_(1.0)
+        width = torch.where(self.asked < self.lasts, 1.0, 1e-3)
+        return self.centre + width * z[:, :2]
+
+
+def make_objective(data: SemiSupervisedData, lasts: float) -> EnergyObjective:
+    torch.manual_seed(0)
+    return EnergyObjective.for_data(DDGM((2,), generator=Shrinking(lasts)), data, generator_steps=1)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return RunFolder(folder).read_checkpoint(torch.device("cpu"))
+
+
+LASTS = 50.0  # two rows are asked for at every step: from step 25 on the generator has collapsed
+
+
+def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
+    data = plane_data("ring", num_rows=500, num_validation=200)
+    objective = make_objective(data, LASTS)
+    seen: list[int] = []
+    with pytest.raises(TrainingFailedError, match=r"step 70: the generator has collapsed.*last\.pt") as caught:
+        fit(
+            objective, data, CONFIG, out=tmp_path, progress=False, on_evaluation=lambda _, row: seen.append(row["step"])
+        )
+    assert caught.value.checkpoint == RunFolder(tmp_path).checkpoint
+    state = state_of(tmp_path)
+    assert state["step"] == state["best"]["step"] == 20
+    assert state["metrics"][-1]["spread_ratio"] > 0.3
+    assert (
+        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["spread_ratio"]
+        > 0.3
+    )
+    # What gave it away is told nevertheless.
+    rows = rows_of(tmp_path)
+    assert [int(row["step"]) for row in rows] == seen == [10, 20, 30, 40, 50, 60, 70]
+    assert [float(row["spread_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
+
+
+def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> None:
+    data = plane_data("ring", num_rows=500, num_validation=200)
+
+    def interrupt(_: Any, row: dict[str, Any]) -> None:
+        if row["step"] == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_objective(data, LASTS), data, CONFIG, out=tmp_path, progress=False, on_evaluation=interrupt)
+    assert state_of(tmp_path)["step"] == 20
+    healed = make_objective(data, math.inf)
+    run = fit(healed, data, CONFIG, out=tmp_path, resume=True, progress=False)
+    assert [row["step"] for row in run.metrics] == list(range(10, 101, 10))
+    assert (run.stopped_by, run.best_step, state_of(tmp_path)["step"]) == ("schedule", 100, 100)
+
+
+def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> None:
+    data = plane_data("ring", num_rows=500, num_validation=200)
+    short = TrainingConfig.from_dict(CONFIG.to_dict() | {"max_steps": 30})
+    run = fit(make_objective(data, 0.0), data, short, out=tmp_path, progress=False)
+    assert (run.stopped_by, run.best_step) == ("schedule", 30)
+    assert state_of(tmp_path)["step"] == 30
+    assert (
+        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["spread_ratio"]
+        < 0.05
+    )
+
+
+def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
+    data = plane_data("ring", num_rows=500, num_validation=200)
+    objective = make_objective(data, math.inf)
+    terms = objective.elbo_of_energy.energy_loss
+
+    def apart(*args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, found = terms(*args, **kwargs)
+        steps.append(0)
+        return loss, found | {"energy_gap": found["energy_gap"] + (1e6 if len(steps) > 15 else 0.0)}
+
+    steps: list[int] = []
+    objective.elbo_of_energy.energy_loss = apart  # type: ignore[method-assign]
+    eager = TrainingConfig.from_dict(CONFIG.to_dict() | {"compile": "eager"})
+    with pytest.raises(TrainingFailedError, match=r"step 20: energies diverge.*last\.pt"):
+        fit(objective, data, eager, out=tmp_path, progress=False)
+    assert state_of(tmp_path)["step"] == 10
+    assert [int(row["step"]) for row in rows_of(tmp_path)] == [10, 20]
+    assert float(rows_of(tmp_path)[-1]["energy_gap"]) > 1e4
+
+
+def test_training_rows_stand_in_for_validation_rows() -> None:
+    data = plane_data("ring", num_rows=3000, num_validation=0, num_test=0)
+    objective = make_objective(data, math.inf)
+    found, score = validation_metrics(objective, data, seed=3)
+    again, _ = validation_metrics(objective, data, seed=3)
+    other, _ = validation_metrics(objective, data, seed=4)
+    assert score is None
+    assert found == again
+    assert found["energy_of_data"] != other["energy_of_data"]
+    chosen = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:1000]
+    assert found["energy_of_data"] == pytest.approx(float(objective.pair.energy(data.x[chosen]).mean()))
+    with pytest.raises(TrainingFailedError, match="step 70: the generator has collapsed"):
+        fit(make_objective(data, LASTS), data, CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("x", [torch.ones(1, 2), torch.ones(5, 2)])
+def test_rows_without_spread_say_nothing_of_the_generators(x: Tensor) -> None:
+    objective = make_objective(plane_data("ring", num_rows=100), math.inf)
+    found = energy_diagnostics(objective.pair, x)
+    assert "spread_ratio" not in found
+    assert math.isfinite(found["energy_difference"])
+    assert (objective.problem(found), objective.doubtful) == (None, False)
