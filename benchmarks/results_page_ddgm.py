@@ -26,7 +26,10 @@ def write_page(folder: Path) -> None:
     sections = [
         _HEAD,
         _part("In the plane", _PLANE, *(_plane(name, found) for name in ("ring", "spiral"))),
-        _part("Digits", _IMAGES, _images(found), _AUROC, _areas(found), _figure("mnist-default", "samples", found)),
+        _part(
+            *("Digits", _IMAGES, _images(found), *_with(_SHARES, _shares(found)), *_with(_AUROC, _areas(found))),
+            _figure("mnist-default", "samples", found),
+        ),
         _part("Energies of classes", _CLASSES, _classes(found)),
         _part("Icons", _ICONS, _icons(found), _figure("icons-default", "nearest", found)),
     ]
@@ -38,6 +41,10 @@ def _part(title: str, words: str, *parts: str) -> str:
     if not any(part.startswith(("|", "###")) for part in parts):
         return ""
     return "\n\n".join(part.strip() for part in (f"## {title}", words, *parts) if part)
+
+
+def _with(words: str, part: str) -> tuple[str, ...]:
+    return (words, part) if part else ()
 
 
 def _figure(name: str, kind: str, found: dict[str, list[Result]]) -> str:
@@ -56,13 +63,29 @@ def _images(found: dict[str, list[Result]]) -> str:
     return table(header, rows) if rows else ""
 
 
+def _shares(found: dict[str, list[Result]]) -> str:
+    """Return the table of how often each class is generated, with a last row of test images."""
+    rows, real = [], []
+    for recipe, words in _WORDS.items():
+        results = [result for result in found.get(f"mnist-{recipe}", []) if "class_shares" in result]
+        if results:
+            rows.append([words, *_spreads([result["class_shares"] for result in results])])
+            real = [result["real_class_shares"] for result in results if "real_class_shares" in result] or real
+    if not rows:
+        return ""
+    if real:
+        rows.append(["test images", *(f"{100.0 * share:.1f}" for share in real[0])])
+    return table(["class, %", *(str(number) for number in range(len(rows[0]) - 1))], rows)
+
+
 def _areas(found: dict[str, list[Result]]) -> str:
-    kinds = list(ALTERATIONS)
-    rows = [
-        [words, *(_spread([result["auroc"] for result in found[f"mnist-{recipe}"]], kind, 1.0, 3) for kind in kinds)]
+    of_recipe = {
+        words: [result["auroc"] for result in found.get(f"mnist-{recipe}", []) if "auroc" in result]
         for recipe, words in _WORDS.items()
-        if found.get(f"mnist-{recipe}")
-    ]
+    }
+    measured = {kind: None for areas in of_recipe.values() for area in areas for kind in area}
+    kinds = [*ALTERATIONS, *(kind for kind in measured if kind not in ALTERATIONS)]
+    rows = [[words, *(_spread(areas, kind, 1.0, 3) for kind in kinds)] for words, areas in of_recipe.items() if areas]
     return table(["", *kinds], rows) if rows else ""
 
 
@@ -80,7 +103,8 @@ def _icons(found: dict[str, list[Result]]) -> str:
     results = found.get("icons-default", [])
     rows = [
         [kind, *(f"{result['nearest_training_image'][kind]:.2f}" for result in results)]
-        for kind in ("generated", "test")
+        for kind in ("generated", "test", "validation")
+        if all(kind in result["nearest_training_image"] for result in results)
     ]
     return table(["images", "nearest"], rows) if results else ""
 
@@ -103,8 +127,9 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
                 *(modes if data == "ring" else []),
                 _spread(results, "energy_distance"),
                 _spread(results, "refined_energy_distance"),
-                f"{statistics.mean(result['floor'][0] for result in results):.2f} ± {results[0]['floor'][1]:.2f}",
+                _floor(results, "floor"),
                 _spread(results, "squared_mmd"),
+                _floor(results, "mmd_floor"),
                 _spread(results, "total_variation"),
                 _spread(results, "kl_divergence"),
                 _spread(results, "train_seconds", 1.0, 0),
@@ -114,14 +139,50 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
         return ""
     header = [
         "", *(["modes of 10", "high quality, %", "refined, %", "least mode, %"] if data == "ring" else []),
-        "energy distance ×1,000", "refined", "two real samples", "MMD² ×1,000", "total variation", "KL, nats",
-        "seconds",
+        "energy distance ×1,000", "refined", "two real samples", "MMD² ×1,000", "two real samples", "total variation",
+        "KL, nats", "seconds",
     ]  # fmt: skip
-    return f"### {data.capitalize()}\n\n" + table(header, rows)
+    parts = [f"### {data.capitalize()}", table(header, rows), _mode_shares(data, found), _normalisers(data, found)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _mode_shares(data: str, found: dict[str, list[Result]]) -> str:
+    rows = []
+    for recipe, words in _WORDS.items():
+        shares = [result["shares"] for result in found.get(f"{data}-{recipe}", []) if "shares" in result]
+        if shares:
+            rows.append([words, *_spreads(shares)])
+    return table(["share of each mode, %", *(str(number) for number in range(len(rows[0]) - 1))], rows) if rows else ""
+
+
+def _normalisers(data: str, found: dict[str, list[Result]]) -> str:
+    rows = []
+    for recipe, words in _WORDS.items():
+        results = [result for result in found.get(f"{data}-{recipe}", []) if "log_z_ais" in result]
+        if results:
+            apart = [abs(result["log_z_ais"] - result["log_z_grid"]) for result in results]
+            errors = [gap / result["log_z_ais_error"] for gap, result in zip(apart, results, strict=True)]
+            columns = (_spread(results, name) for name in ("log_z_grid", "log_z_ais"))
+            rows.append([words, *columns, f"{max(apart):.3f}", f"{max(errors):.1f}"])
+    header = ["log Z, nats", "by grid", "by annealing", "apart at most", "in standard errors"]
+    return table(header, rows) if rows else ""
+
+
+def _floor(results: list[Result], name: str) -> str:
+    """Return the mean over results of a floor's mean, ± its standard deviation in the first."""
+    floors = [result[name] for result in results if result.get(name)]
+    return f"{statistics.mean(mean for mean, _ in floors):.2f} ± {floors[0][1]:.2f}" if floors else "–"
+
+
+def _spreads(shares: list[list[float]]) -> list[str]:
+    """Return mean and spread over results of each of several shares, in percent."""
+    return [_spread([{"share": share} for share in of_one], "share", 100.0, 1) for of_one in zip(*shares, strict=True)]
 
 
 def _spread(results: list[Result], name: str, factor: float = 1.0, digits: int = 2) -> str:
-    values = [factor * result[name] for result in results]
+    values = [factor * result[name] for result in results if result.get(name) is not None]
+    if not values:
+        return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
@@ -141,9 +202,11 @@ learning rate for both sides, entropy from the scales of batch normalisation, no
 
 _PLANE = """
 *High quality* is the share of 5,000 generated points within three standard deviations of a mode (real ones: 98.9 %),
-*refined* after twenty Langevin steps, *two real samples* the energy distance between two sets of 5,000 real points.
-*Total variation* and *KL* (of the truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so
-both sides are smoothed there with a standard deviation of 0.1.
+*refined* after twenty Langevin steps, *two real samples* the distance before it between two sets of 5,000 real points:
+its mean over ten pairs, ± the standard deviation of one. A mode counts, and has a share, by points of high quality
+alone. *Total variation* and *KL* (of the truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no
+density, so both sides are smoothed there with a standard deviation of 0.1. *log Z* is taken on that grid and, to check
+it, by annealed importance sampling with 500 chains. [The maths](maths) holds every formula.
 """
 
 _IMAGES = """
@@ -152,11 +215,16 @@ generated and of 5,000 training images; *test images* is the same for test image
 class probability of that classifier; *least class* the share of the class that is generated least.
 """
 
+_SHARES = """
+How often each class is generated, and how often it occurs among test images, as that classifier sees it:
+"""
+
 _AUROC = """
 How well the energy alone tells test images from altered ones, as the area under the ROC curve (one half is chance):
 uniform noise, permuted pixels, a shift by four pixels, a flip from left to right (digits 0, 1 and 8 left out), blank
-images, and images blurred with a standard deviation of two pixels. The default recipe has seen faded and blurred
-images in training; it has seen no noise, no permuted, shifted or flipped ones.
+images, images blurred with a standard deviation of two pixels, and images of other data where a column names them. The
+default recipe has seen faded and blurred images in training; it has seen no noise, no permuted, shifted or flipped
+ones, and no other data.
 """
 
 _CLASSES = """

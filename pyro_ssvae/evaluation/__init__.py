@@ -23,7 +23,13 @@ from pyro_ssvae.evaluation.metrics import (
     validation_metrics,
 )
 from pyro_ssvae.evaluation.plane import plane_measures
-from pyro_ssvae.evaluation.samples import energy_distance, frechet_distance, mode_coverage, squared_mmd
+from pyro_ssvae.evaluation.samples import (
+    energy_distance,
+    frechet_distance,
+    median_distance,
+    mode_coverage,
+    squared_mmd,
+)
 
 __all__ = [
     "Grid",
@@ -43,6 +49,7 @@ __all__ = [
     "latent_diagnostics",
     "log_likelihood",
     "mean_bound",
+    "median_distance",
     "mode_coverage",
     "nearest_rows",
     "plane_measures",

@@ -58,7 +58,7 @@ class Grid:
             return torch.cat([log_density(part).cpu() for part in self.points().split(20_000)]).double()
 
     def probabilities(self, log_density: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the cells' probabilities under a density known up to a factor.
+        r"""Return the cells' probabilities under a density known up to a factor, :math:`q_c \propto e^{\log q(x_c)}`.
 
         Args:
             log_density: Maps points ``(N, 2)`` to log-densities ``(N,)``, in nats: −E(x) of an energy model.
@@ -66,7 +66,12 @@ class Grid:
         return self._log_values(log_density).softmax(0).view(self.size, self.size)
 
     def log_normaliser(self, log_density: Callable[[Tensor], Tensor]) -> float:
-        """Return log ∫ exp(log_density) over the square, in nats: log Z of an energy model for −E(x)."""
+        r"""Return log ∫ exp(log_density) over the square, in nats: log Z of an energy model for −E(x).
+
+        .. math:: \log Z \approx \log \sum_c e^{-E(x_c)} + 2 \log h
+
+        with the side h of a cell.
+        """
         return float(self._log_values(log_density).logsumexp(0)) + 2.0 * math.log(self.cell)
 
     def histogram(self, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@ r"""What a model of images is measured by: the features of a small classifier, a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from pyro_ssvae.objectives import AffineAugmentation
 
 __all__ = ["ImageJudge", "altered", "energy_auroc", "generation_measures", "image_measures", "nearest_rows"]
 
+_DIGITS = ("mnist", "digits")  # data whose classes are the digits
 _SYMMETRIC = (0, 1, 8)  # digits that flipping left to right hardly changes
 ALTERATIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 """What :func:`altered` does to images."""
@@ -60,7 +63,8 @@ class ImageJudge(nn.Module):
             seed: Of weights, order and augmentation; the caller's random state is left as it was.
 
         Returns:
-            The judge, in evaluation mode, and its error on test rows (``nan`` without any).
+            The judge, in evaluation mode, and its error on test rows, in their absence on validation rows (``nan``
+            without either).
 
         Raises:
             ValueError: If no training row carries a label.
@@ -82,10 +86,11 @@ class ImageJudge(nn.Module):
                 optimizer.step()
                 schedule.step()
         judge.eval()
-        if not len(data.x_test):
+        _, x, y = _held_out(data)
+        if not len(x):
             return judge, float("nan")
-        _, probabilities = judge.judge(data.x_test, scale=data.scale)
-        return judge, float((probabilities.argmax(-1) != data.y_test).double().mean())
+        _, probabilities = judge.judge(x, scale=data.scale)
+        return judge, float((probabilities.argmax(-1) != y).double().mean())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, with shape ``(B, K)``, of images ``(B, C, H, W)``."""
@@ -108,35 +113,59 @@ class ImageJudge(nn.Module):
 def generation_measures(
     model: DDGM, data: SemiSupervisedData, judge: ImageJudge, *, num_samples: int = 5000, seed: int = 0
 ) -> dict[str, Any]:
-    """Hold generated images against real ones, in the eyes of a judge.
+    r"""Hold generated images against real ones, in the eyes of a judge.
+
+    With the judge's features h(x) and probabilities p(y|x),
+
+    .. math:: \text{share}_k = \frac1N \sum_n \bigl[\arg\max_y p(y \mid x_n) = k\bigr], \qquad
+        \text{confidence} = \frac1N \sum_n \max_y p(y \mid x_n)
+
+    and :func:`~pyro_ssvae.evaluation.frechet_distance` of h. That distance is larger for smaller sets, so all of them,
+    generated, training and held-out ones, are cut to the size of the smallest.
 
     Args:
         model: The model.
-        data: Images; training and test rows are drawn from without replacement.
+        data: Images; training rows, and test rows or in their absence validation rows, are drawn without replacement.
         judge: From :meth:`ImageJudge.train_on`.
-        num_samples: Images generated, and real ones of each kind at most.
+        num_samples: Images generated, and real ones of each kind at most; at least 2.
         seed: Of everything drawn; the caller's random state is left as it was.
 
     Returns:
-        ``frechet_distance`` of generated to training images in the judge's features, ``frechet_floor``, that of test
-        to training images, ``class_shares`` of generated images, ``least_share``, and the mean largest probability,
-        ``confidence``, beside that of test images, ``real_confidence``.
+        ``frechet_distance`` of generated to training images and ``frechet_rows``, the size of the sets;
+        ``class_shares`` of generated images, ``least_share`` of them, and ``confidence``. With held-out rows also
+        ``frechet_floor``, the distance of held-out to training images (two rows at least), ``real_class_shares`` and
+        ``real_confidence``, of held-out images. Without any these are left out: training rows would flatter the judge.
+
+    Raises:
+        ValueError: For fewer than two samples or training rows.
     """
+    if num_samples < 2 or len(data.x) < 2:
+        raise ValueError(
+            f"num_samples={num_samples} and the {len(data.x)} training rows must both be at least 2: the Fréchet "
+            "distance takes the covariance of features."
+        )
     generator = torch.Generator().manual_seed(seed)
-    real, test = (x[torch.randperm(len(x), generator=generator)[:num_samples]] for x in (data.x, data.x_test))
+    _, held_out, _ = _held_out(data)
+    real, other = (x[torch.randperm(len(x), generator=generator)[:num_samples]] for x in (data.x, held_out))
     samples = drawn_rows(model, num_samples, seed)
     features, probabilities = judge.judge(samples)
     of_real, _ = judge.judge(real, scale=data.scale)
-    of_test, real_probabilities = judge.judge(test, scale=data.scale)
-    shares = torch.bincount(probabilities.argmax(-1), minlength=data.num_classes).double() / num_samples
-    return {
-        "frechet_distance": frechet_distance(features, of_real),
-        "frechet_floor": frechet_distance(of_test, of_real),
-        "class_shares": shares.tolist(),
-        "least_share": float(shares.min()),
-        "confidence": float(probabilities.max(-1).values.mean()),
-        "real_confidence": float(real_probabilities.max(-1).values.mean()),
+    enough = len(other) >= 2
+    count = min(len(samples), len(real), *([len(other)] if enough else []))
+    shares = _class_shares(probabilities)
+    found: dict[str, Any] = {
+        "frechet_distance": frechet_distance(features[:count], of_real[:count]),
+        "frechet_rows": count,
+        "class_shares": shares,
+        "least_share": min(shares),
+        "confidence": _confidence(probabilities),
     }
+    if len(other):
+        of_other, probabilities = judge.judge(other, scale=data.scale)
+        found |= {"real_class_shares": _class_shares(probabilities), "real_confidence": _confidence(probabilities)}
+        if enough:
+            found["frechet_floor"] = frechet_distance(of_other[:count], of_real[:count])
+    return found
 
 
 def image_measures(
@@ -144,36 +173,69 @@ def image_measures(
     data: SemiSupervisedData,
     known: SemiSupervisedData | None = None,
     *,
+    others: Mapping[str, Tensor] | None = None,
     num_samples: int = 5000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return everything that an energy model of images is measured by.
 
+    Real images that the model has not seen are test rows, in their absence validation rows. Without either, what needs
+    them is left out; training rows never stand in.
+
     Args:
         model: The model.
-        data: What it was trained on, and test rows.
+        data: What it was trained on, and rows held out.
         known: The same data with its labels, for a judge to learn from (:meth:`ImageJudge.train_on`); ``None`` or
             data without labels for measures that need none.
-        num_samples: Images generated for the judge.
+        others: Images of other data by name, for ``auroc``, as in :func:`energy_auroc`.
+        num_samples: Images generated for the judge, at least 2.
         seed: Of the judge and of everything drawn; the caller's random state is left as it was.
 
     Returns:
-        What :func:`generation_measures` returns, with the judge's own ``judge_error``; ``auroc``, from
-        :func:`energy_auroc` on test rows; and ``nearest_training_image``, the median distance to the nearest training
-        image of up to 200 ``generated`` and as many ``test`` images.
+        ``held_out``: ``"test"``, ``"validation"`` or ``None``, the rows that were held out. With a judge what
+        :func:`generation_measures` returns, and on held-out rows its own ``judge_error``. On held-out rows ``auroc``,
+        from :func:`energy_auroc`. ``nearest_training_image``, the median distance to the nearest training image
+        (:func:`nearest_rows`) of up to 200 ``generated`` images and as many held-out ones, under ``test`` or
+        ``validation``.
+
+    Raises:
+        ValueError: For fewer than two samples, or other data that do not fit (:func:`energy_auroc`).
     """
-    found: dict[str, Any] = {}
+    if num_samples < 2:
+        raise ValueError(f"num_samples={num_samples} must be at least 2: distances compare sets of images.")
+    _check_others(model, others or {})
+    part, x, y = _held_out(data)
+    found: dict[str, Any] = {"held_out": part}
     if known is not None and known.num_labelled:
         judge, error = ImageJudge.train_on(known, seed=seed)
-        found = {"judge_error": error, **generation_measures(model, data, judge, num_samples=num_samples, seed=seed)}
-    x_test, train = prepare(data.x_test, scale=data.scale), prepare(data.x, scale=data.scale)
-    found["auroc"] = energy_auroc(model, x_test, data.y_test if data.name == "mnist" else None, seed=seed)
-    count = min(200, len(x_test))
-    compared = {"generated": drawn_rows(model, count, seed), "test": x_test[:count]}
+        found |= {} if math.isnan(error) else {"judge_error": error}
+        found |= generation_measures(model, data, judge, num_samples=num_samples, seed=seed)
+    x, train = prepare(x, scale=data.scale), prepare(data.x, scale=data.scale)
+    if part is not None:
+        found["auroc"] = energy_auroc(model, x, y if data.name in _DIGITS else None, others, seed=seed)
+    count = min(200, len(x)) or 200
+    compared = {"generated": drawn_rows(model, count, seed)} | ({part: x[:count]} if part is not None else {})
     found["nearest_training_image"] = {
         name: float(nearest_rows(rows, train)[0].median()) for name, rows in compared.items()
     }
     return found
+
+
+def _held_out(data: SemiSupervisedData) -> tuple[str | None, Tensor, Tensor]:
+    """Return test rows as stored and their classes, in their absence validation rows, and which they are."""
+    if len(data.x_test):
+        return "test", data.x_test, data.y_test
+    return "validation" if len(data.x_validation) else None, data.x_validation, data.y_validation
+
+
+def _class_shares(probabilities: Tensor) -> list[float]:
+    count = torch.bincount(probabilities.argmax(-1), minlength=probabilities.shape[-1])
+    shares: list[float] = (count.double() / len(probabilities)).tolist()
+    return shares
+
+
+def _confidence(probabilities: Tensor) -> float:
+    return float(probabilities.max(-1).values.mean())
 
 
 def altered(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -210,27 +272,66 @@ def altered(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     raise ValueError(f"kind={kind!r} must be one of {', '.join(ALTERATIONS)}.")
 
 
-def energy_auroc(model: DDGM, x: Tensor, y: Tensor | None = None, *, seed: int = 0) -> dict[str, float]:
-    """Return how well the energy tells real images from altered ones: the area under the ROC curve, by alteration.
+def energy_auroc(
+    model: DDGM,
+    x: Tensor,
+    y: Tensor | None = None,
+    others: Mapping[str, Tensor] | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    r"""Return how well the energy tells real images from altered and from other ones: the area under the ROC curve.
 
-    One half is chance, 1 is perfect; a blank image that has less energy than all real ones gives 0.
+    .. math:: \mathrm{AUROC} = P\bigl(E(x') > E(x)\bigr) + \tfrac12 P\bigl(E(x') = E(x)\bigr)
+
+    for a real image x and one x' of the other kind. One half is chance, 1 is perfect; a blank image that has less
+    energy than all real ones gives 0.
 
     Args:
         model: The model.
         x: Real images with shape ``(N, C, H, W)``, as the model sees them, that it was not trained on.
         y: Their classes, where they are digits: 0, 1 and 8 are then left out of ``"flipped"``.
+        others: Images of other data by name, each ``(M, C, H, W)``, floating point, as the model sees them.
         seed: Of what is random.
+
+    Returns:
+        An area for each kind of :func:`altered` images, left out where no real image remains, and for each name in
+        ``others``.
+
+    Raises:
+        ValueError: For no real image, or others that are not floating point, of another shape, none at all, or named
+            like an alteration.
     """
+    others = others or {}
+    _check_others(model, others)
+    if not len(x):
+        raise ValueError("There is no real image to tell others from; hand in test or validation rows.")
     generator = torch.Generator().manual_seed(seed)
+    real = energies_of(model, x)
     found = {}
     for kind in ALTERATIONS:
-        kept = x
+        kept = torch.ones(len(x), dtype=torch.bool)
         if kind == "flipped" and y is not None:
-            kept = x[~torch.isin(y, torch.tensor(_SYMMETRIC))]
-        energies = [energies_of(model, images) for images in (kept, altered(kept, kind, generator))]
-        truth = torch.arange(2).repeat_interleave(len(kept))
-        found[kind] = float(roc_auc_score(truth.numpy(), torch.cat(energies).numpy()))
-    return found
+            kept = ~torch.isin(y, torch.tensor(_SYMMETRIC))
+        if kept.any():
+            found[kind] = _area(real[kept], energies_of(model, altered(x[kept], kind, generator)))
+    return found | {name: _area(real, energies_of(model, images)) for name, images in others.items()}
+
+
+def _area(real: Tensor, other: Tensor) -> float:
+    truth = torch.cat([torch.zeros(len(real)), torch.ones(len(other))])
+    return float(roc_auc_score(truth.numpy(), torch.cat([real, other]).numpy()))
+
+
+def _check_others(model: DDGM, others: Mapping[str, Tensor]) -> None:
+    for name, images in others.items():
+        if name in ALTERATIONS:
+            raise ValueError(f"others[{name!r}] has the name of an alteration; take another one.")
+        if images.shape[1:] != model.event_shape or not images.is_floating_point() or not len(images):
+            raise ValueError(
+                f"others[{name!r}] has shape {tuple(images.shape)} and dtype {images.dtype}; at least one floating-"
+                f"point image of shape {tuple(model.event_shape)} is needed, scaled as in training."
+            )
 
 
 def drawn_rows(model: DDGM, count: int, seed: int) -> Tensor:
@@ -245,7 +346,9 @@ def energies_of(model: DDGM, x: Tensor) -> Tensor:
 
 
 def nearest_rows(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the Euclidean distance of each row to the nearest reference row, and which that is.
+    r"""Return the Euclidean distance of each row to the nearest reference row, and which that is.
+
+    .. math:: d_n = \min_m \|x_n - r_m\|
 
     Args:
         x: Rows with shape ``(N, *event_shape)``.

@@ -9,9 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-__all__ = ["energy_distance", "frechet_distance", "mode_coverage", "squared_mmd"]
+__all__ = ["energy_distance", "frechet_distance", "median_distance", "mode_coverage", "squared_mmd"]
 
-_ROWS_AT_A_TIME = 1000
+_ROWS_AT_A_TIME = 100  # whose distances fit the cache
+_MEDIAN_ROWS = 1000
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -45,48 +46,69 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
     Args:
         x: Shape ``(N, *event_shape)``, two rows at least.
         y: Shape ``(M, *event_shape)``, likewise.
-        bandwidth: h; the median distance between up to 1,000 rows of ``y``, the reference, when ``None``.
+        bandwidth: h; :func:`median_distance` of ``y``, the reference, when ``None``.
 
     Raises:
         ValueError: For fewer than two rows, rows of different shapes, or a bandwidth that is not positive.
     """
     x, y = _rows(x, y)
     if bandwidth is None:
-        bandwidth = float(torch.pdist(y[:_ROWS_AT_A_TIME]).median())
+        bandwidth = median_distance(y)
     if not bandwidth > 0.0:
         raise ValueError(f"bandwidth={bandwidth} must be positive; identical rows give none.")
 
     def kernel_sum(a: Tensor, b: Tensor) -> float:
-        return _sum_of((-0.5 * (part / bandwidth).square()).exp() for part in _distances(a, b))
+        return _sum_of(part.square_().mul_(-0.5 / bandwidth**2).exp_() for part in _distances(a, b))
 
     within = sum((kernel_sum(z, z) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
     return within - 2.0 * kernel_sum(x, y) / (len(x) * len(y))
 
 
+def median_distance(x: Tensor) -> float:
+    """Return the median distance between up to 1,000 rows, the first ones, of ``x`` with shape ``(N, *event_shape)``.
+
+    Raises:
+        ValueError: For fewer than two rows.
+    """
+    if len(x) < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; a distance takes two rows at least.")
+    return float(torch.pdist(x[:_MEDIAN_ROWS].flatten(1).double()).median())
+
+
 def mode_coverage(x: Tensor, modes: dist.MultivariateNormal, *, radius: float = 3.0) -> dict[str, Any]:
     r"""Return how samples spread over the modes of a mixture of Gaussians.
 
-    A sample belongs to the mode that is nearest in Mahalanobis distance, and is of *high quality* within ``radius`` of
-    it (of a Gaussian's own draws in the plane, 98.9 % are within 3).
+    .. math:: k_n = \arg\min_k d_{nk}, \qquad s_k = \frac1N \sum_n [k_n = k]\,[d_{nk} \le r], \qquad
+        d_{nk}^2 = (x_n - \mu_k)^\top \Sigma_k^{-1} (x_n - \mu_k)
+
+    A sample belongs to the mode that is nearest in Mahalanobis distance d, and counts only if it is of *high quality*,
+    within the radius r of it (of a Gaussian's own draws in the plane, 98.9 % are within 3). So noise, of which a part
+    is nearest to every mode but little is near, covers none.
 
     Args:
         x: Shape ``(N, D)``.
         modes: ``K`` Gaussians over ``D`` numbers.
-        radius: The largest distance of a good sample.
+        radius: r, the largest distance of a good sample.
 
     Returns:
-        ``"shares"``, of each mode among all samples, shape ``(K,)``; ``"modes"``, the number of modes with at least a
-        tenth of an equal share; ``"high_quality"``, the share of good samples.
+        ``"shares"``, s of each mode, of good samples among all, shape ``(K,)``; ``"modes"``, the number of modes whose
+        share is at least a tenth of an equal one, 1/10K; ``"high_quality"``, the share of good samples, Σs.
+
+    Raises:
+        ValueError: For no sample.
     """
+    if not len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)}; the shares of modes take one sample at least.")
     difference = (x.unsqueeze(1) - modes.loc).unsqueeze(-1).to(modes.loc)  # (N, K, D, 1)
     scaled = torch.linalg.solve_triangular(modes.scale_tril, difference, upper=False).squeeze(-1)
-    nearest, mode = scaled.norm(dim=-1).min(-1)
+    distance, mode = scaled.norm(dim=-1).min(-1)
+    good = distance <= radius
     count = modes.loc.shape[0]
-    shares = torch.bincount(mode, minlength=count).double() / len(x)
+    shares = torch.bincount(mode[good], minlength=count).double() / len(x)
     return {
         "shares": shares,
         "modes": int((shares >= 0.1 / count).sum()),
-        "high_quality": float((nearest <= radius).double().mean()),
+        "high_quality": float(good.double().mean()),
     }
 
 

@@ -16,10 +16,10 @@ from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliabil
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.energy import Movie, plot_landscape
 from pyro_ssvae.plots.features import plot_feature_means
-from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_nearest
+from pyro_ssvae.plots.generator import plot_class_shares, plot_energies, plot_generated, plot_nearest
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.latent import plot_latent_map
-from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths
+from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths, plot_plane_paths
 from pyro_ssvae.plots.run import save_run_figures
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "plot_analogies",
     "plot_arithmetic",
     "plot_autoencoding",
+    "plot_class_shares",
     "plot_confusion_matrix",
     "plot_energies",
     "plot_feature_means",
@@ -37,6 +38,7 @@ __all__ = [
     "plot_latent_map",
     "plot_nearest",
     "plot_paths",
+    "plot_plane_paths",
     "plot_prior_samples",
     "plot_reconstructions",
     "plot_reliability",

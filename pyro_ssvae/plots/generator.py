@@ -1,22 +1,24 @@
-"""Figures of an energy model of images: what its generator makes, how that differs from data, and its energies."""
+"""Figures of an energy model of images: what is generated and of which classes, how it differs from data, energies."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count
+from pyro_ssvae.data.checks import as_count, to_numpy
 from pyro_ssvae.evaluation.images import ALTERATIONS, altered, drawn_rows, energies_of, nearest_rows
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.plots.inputs import as_image_shape, check_rows
+from pyro_ssvae.plots.inputs import as_class_names, as_image_shape, check_rows
 from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
-from pyro_ssvae.plots.style import FAINT, INK, new_figure, set_title, style_axes
+from pyro_ssvae.plots.style import ACCENT, FAINT, INK, new_figure, set_title, style_axes
 
-__all__ = ["plot_energies", "plot_generated", "plot_nearest"]
+__all__ = ["plot_class_shares", "plot_energies", "plot_generated", "plot_nearest"]
 
 
 def plot_generated(
@@ -121,3 +123,56 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     style_axes(axes)
     set_title(figure, "Energies", "thick: the middle half; thin: 5 % to 95 %")
     return figure
+
+
+def plot_class_shares(
+    shares: Any, class_names: Sequence[str] | None = None, real_shares: Any = None, *, title: str = "Generated classes"
+) -> Figure:
+    """Show how often each class is generated, as a classifier sees it, beside real images.
+
+    Args:
+        shares: Share of each class among generated images, shape ``(K,)``, as ``class_shares`` of
+            :func:`pyro_ssvae.evaluation.generation_measures`; arrays, tensors or lists.
+        class_names: ``K`` names; "0", "1", ... where not given.
+        real_shares: The same of real images, ``real_class_shares`` there; none where ``None``.
+        title: Above the figure.
+
+    Raises:
+        TypeError: If shares are not numbers.
+        ValueError: If they are no shares of at least two classes, or do not fit each other or the names.
+
+    Example:
+        >>> figure = plot_class_shares([0.4, 0.6], ["cat", "dog"], real_shares=[0.5, 0.5])
+        >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
+        [40.0, 60.0]
+    """
+    generated = _as_shares(shares, "shares")
+    names = as_class_names(class_names, len(generated))
+    place = np.arange(len(names))
+    figure = new_figure(float(np.clip(1.6 + 0.45 * len(names), 4.0, 11.0)), 3.2)
+    axes = figure.subplots()
+    axes.bar(place, 100.0 * generated, 0.7, color=ACCENT, label="generated")
+    if real_shares is not None:
+        real = _as_shares(real_shares, "real_shares")
+        if len(real) != len(generated):
+            raise ValueError(f"real_shares holds {len(real)} classes, shares {len(generated)}; they must be the same.")
+        axes.plot(place, 100.0 * real, "_", color=INK, markersize=16.0, markeredgewidth=2.0, label="real")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, fontsize=8, frameon=False, labelcolor=INK)
+    turned = max(map(len, names)) > 3
+    axes.set_xticks(place, names, rotation=40.0 if turned else 0.0, ha="right" if turned else "center")
+    axes.set_ylim(0.0, None)
+    axes.set_ylabel("share, %")
+    style_axes(axes)
+    least = int(generated.argmin())
+    set_title(figure, title, f"least: {names[least]}, {generated[least]:.1%}")
+    return figure
+
+
+def _as_shares(values: Any, name: str) -> NDArray[np.float64]:
+    shares = to_numpy(values, name).astype(np.float64)
+    if shares.ndim != 1 or len(shares) < 2 or not (shares >= 0.0).all() or abs(shares.sum() - 1.0) > 1e-3:
+        raise ValueError(
+            f"{name} has shape {shares.shape} and sums to {shares.sum():g}; shares of at least two classes, (K,), "
+            "are needed, none negative and of sum 1."
+        )
+    return shares

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_count
+from pyro_ssvae.evaluation import Grid
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.plots.inputs import as_image_shape, check_rows
 from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
-from pyro_ssvae.plots.style import INK, new_figure, set_title, style_axes
+from pyro_ssvae.plots.style import INK, class_colours, new_figure, set_title, style_axes
 
-__all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths"]
+__all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths", "plot_plane_paths"]
 
 _BINS = 10
 _MOST_FEATURES = 64
@@ -58,12 +60,73 @@ def plot_paths(
     return figure
 
 
+def plot_plane_paths(model: DDGM, *, num_paths: int = 6, steps: int = 25, extent: float = 4.5, seed: int = 0) -> Figure:
+    """Draw what is generated between draws, along lines of z and of features, and an analogy, over the density.
+
+    Args:
+        model: A model of points in the plane.
+        num_paths: Pairs of draws.
+        steps: Points of each way, both ends included.
+        extent: The square [-extent, extent]² is shown, and the density normalised there.
+        seed: Of the draws of z; the caller's random state is left as it was.
+
+    Returns:
+        Paths by z and by features, each from a ring to a dot, and three draws a, b, c with what is to c as b is to a.
+
+    Raises:
+        TypeError: If a number is no integer.
+        ValueError: If the model is not one of points in the plane, or for fewer than two steps.
+    """
+    if tuple(model.event_shape) != (2,):
+        raise ValueError(f"Paths in the plane need rows of shape (2,); the model's have {tuple(model.event_shape)}.")
+    num_paths = as_count(num_paths, "num_paths", least=1)
+    with own_randomness(model, seed):
+        start, end = model.prior().sample((2, num_paths))
+        a, b, c = model.prior().sample((3, 1))
+        paths = [model.interpolate(start, end, steps=steps, space=space).cpu() for space in ("z", "features")]
+        corners = torch.cat([model.generate_from(z) for z in (a, b, c)]).cpu()
+        answers = [model.analogy(a, b, c, space=space).cpu() for space in ("z", "features")]
+    grid = Grid(extent=extent, size=181)
+    density = grid.probabilities(model.score_samples).sqrt().numpy()
+    figure = new_figure(11.0, 3.9)
+    panels = figure.subplots(1, 3)
+    for axes in panels:
+        axes.imshow(density, origin="lower", extent=(-extent, extent, -extent, extent), cmap="Greys")
+    for axes, rows, words in zip(panels, paths, ("Lines of z", "Lines of features f(x)"), strict=False):
+        axes.set_title(words, fontsize=9, color=INK)
+        for colour, path in zip(class_colours(num_paths), rows.transpose(0, 1).numpy(), strict=True):
+            axes.plot(*path.T, color=colour, linewidth=1.4)
+            axes.plot(*path[0], "o", color=colour, markersize=5.0, markerfacecolor="white")
+            axes.plot(*path[-1], "o", color=colour, markersize=5.0)
+    _draw_analogy(panels[2], *torch.cat([corners, *answers]).tolist())
+    for axes in panels:
+        style_axes(axes, frame=False)
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=[], yticks=[])
+        axes.set_aspect("equal")
+    set_title(figure, "From one draw to another", "over exp(−E)/Z, root scale; from ring to dot")
+    return figure
+
+
+def _draw_analogy(axes: Axes, *points: Sequence[float]) -> None:
+    """Draw arrows from a to b, and from c to the answers by z and by features; points are all five, in that order."""
+    axes.set_title("a is to b as c is to …", fontsize=9, color=INK)
+    a, b, c, by_z, by_features = ((x, y) for x, y in points)
+    first, second = class_colours(2)
+    for start, end, colour in ((a, b, INK), (c, by_z, first), (c, by_features, second)):
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0})
+    named = {"a": (a, INK), "b": (b, INK), "c": (c, INK), "by z": (by_z, first), "by f": (by_features, second)}
+    for name, (point, colour) in named.items():
+        axes.plot(*point, "o", color=colour, markersize=4.0)
+        axes.annotate(name, point, (4, 4), textcoords="offset points", fontsize=8, color=colour)
+
+
 def plot_arithmetic(
     model: DDGM,
     x: Tensor,
     *,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    note: str = "",
     seed: int = 0,
 ) -> Figure:
     """Show analogies: given a, b and c, what is to c as b is to a, by arithmetic of z and of features.
@@ -76,6 +139,7 @@ def plot_arithmetic(
         x: Images ``(3 N, *event_shape)``, as the model sees them: N times a, b and c.
         image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
+        note: What to expect of the answers, below the figure.
         seed: Of the starting points; the caller's random state is left as it was.
 
     Raises:
@@ -96,7 +160,8 @@ def plot_arithmetic(
     images = torch.cat([torch.stack(thrice, 2).flatten(1, 2), answers], 1)  # (N, 8, *event)
     tiles = to_rgb(images.flatten(0, 1), shape, value_range).reshape(*images.shape[:2], *shape[1:], 3)
     figure = new_mosaic(tiles, (), ["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
-    set_title(figure, "a is to b as c is to …", "G: the generator's nearest image")
+    words = "G: the generator's nearest image"
+    set_title(figure, "a is to b as c is to …", f"{words}\n{note}" if note else words)
     return figure
 
 

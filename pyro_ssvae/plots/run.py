@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import DDGM, M1, ClassifyingPair, Pair
+from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
     plot_interpolations,
@@ -28,13 +28,14 @@ from pyro_ssvae.plots.generator import plot_energies, plot_generated, plot_neare
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.inputs import as_image_shape, in_batches
 from pyro_ssvae.plots.latent import plot_latent_map
-from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths
+from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths, plot_plane_paths
 from pyro_ssvae.plots.style import save_figure
 
 __all__ = ["save_run_figures"]
 
 _MOST_CLASSES_OF_IMAGES = 20  # analogies have a column for each
 _MOST_LABELLED = 500
+_MOST_ANALOGIES = 6
 
 
 def save_run_figures(
@@ -52,6 +53,8 @@ def save_run_figures(
     Images get samples, analogies and reconstructions, tables get the class means of their
     features. The rest is for both: latent map, confusion matrix, reliability, training curves.
     A model without classes gets interpolations and traversals of its latents instead of what needs classes.
+    An energy model gets generated images beside the nearest ones of training, paths and analogies, energies, and how
+    features and latents relate; with classes the confusion matrix and reliability too.
     What is said about rows is said of test rows, in their absence of validation rows, and without
     either left out.
 
@@ -111,8 +114,7 @@ def _of_classes(
     seed: int,
 ) -> dict[str, Callable[[], Figure]]:
     """Return the drawings of a model with classes."""
-    # A model may have more classes than the data has names for.
-    names = [*data.class_names, *map(str, range(data.num_classes, model.num_classes))]
+    names = _names(model, data)
     part, x, y = _held_out_rows(data)
     drawings: dict[str, Callable[[], Figure]] = {}
     if _is_image(data.event_shape, image_shape):
@@ -127,21 +129,24 @@ def _of_classes(
         )
     if len(x):
         shown, classes, labelled = _rows_of_map(data, x, y, max_points)
-        probabilities = in_batches(model.predict_proba, x)
-        drawings |= {
-            "latent_map": lambda: plot_latent_map(
-                model, shown, classes, labelled=labelled, class_names=names, seed=seed
-            ),
-            "confusion_matrix": lambda: plot_confusion_matrix(
-                y, probabilities.argmax(-1), names, title=f"Confusion matrix, {part}"
-            ),
-            "reliability": lambda: plot_reliability(
-                probabilities,
-                y,
-                title=f"Reliability, {part}",
-            ),
-        }
+        drawings["latent_map"] = lambda: plot_latent_map(
+            model, shown, classes, labelled=labelled, class_names=names, seed=seed
+        )
+        drawings |= _of_predictions(model, x, y, names, part)
     return drawings
+
+
+def _of_predictions(
+    model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], part: str
+) -> dict[str, Callable[[], Figure]]:
+    """Return the drawings of a classifier."""
+    probabilities = in_batches(model.predict_proba, x)
+    return {
+        "confusion_matrix": lambda: plot_confusion_matrix(
+            y, probabilities.argmax(-1), names, title=f"Confusion matrix, {part}"
+        ),
+        "reliability": lambda: plot_reliability(probabilities, y, title=f"Reliability, {part}"),
+    }
 
 
 def _of_autoencoder(
@@ -183,21 +188,52 @@ def _of_generator(
     drawings: dict[str, Callable[[], Figure]] = {
         "features_and_latents": lambda: plot_features_and_latents(model, seed=seed)
     }
-    if not _is_image(data.event_shape, image_shape):
-        return drawings
-    options: dict[str, Any] = {"image_shape": image_shape, "value_range": _value_range(data), "seed": seed}
-    _, x, _ = _held_out_rows(data)
-    train = prepare(data.x, scale=data.scale)
-    drawings |= {
-        "samples": lambda: plot_generated(model, **options),
-        "nearest": lambda: plot_nearest(model, train, **options),
-        "paths": lambda: plot_paths(model, **options),
-    }
-    if len(x) >= 3:
-        drawings["arithmetic"] = lambda: plot_arithmetic(model, x[: min(18, len(x) // 3 * 3)], **options)
-    if len(x) and len(data.event_shape) == 3:
-        drawings["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
+    part, x, y = _held_out_rows(data)
+    if _is_image(data.event_shape, image_shape):
+        options: dict[str, Any] = {"image_shape": image_shape, "value_range": _value_range(data), "seed": seed}
+        train = prepare(data.x, scale=data.scale)
+        drawings |= {
+            "samples": lambda: plot_generated(model, **options),
+            "nearest": lambda: plot_nearest(model, train, **options),
+            "paths": lambda: plot_paths(model, **options),
+        }
+        if len(x) >= 3:
+            chosen, note = _analogies(y, seed)
+            drawings["arithmetic"] = lambda: plot_arithmetic(model, x[chosen], note=note, **options)
+        if len(x) and len(data.event_shape) == 3:
+            drawings["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
+    elif data.event_shape == (2,):
+        drawings["paths"] = lambda: plot_plane_paths(model, seed=seed)
+    if len(x) and model.has_classes:
+        drawings |= _of_predictions(model, x, y, _names(model, data), part)
     return drawings
+
+
+def _analogies(y: Tensor, seed: int) -> tuple[Tensor, str]:
+    """Return rows a, b and c of analogies, one after another, with what to expect of the answers.
+
+    Where classes allow, a and b are of one class and c of another, so that the answer can be judged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    pairs = (torch.bincount(y) >= 2).nonzero().squeeze(-1)
+    if len(pairs) == 0 or len(y.unique()) < 2:
+        count = min(3 * _MOST_ANALOGIES, len(y) // 3 * 3)
+        return torch.randperm(len(y), generator=generator)[:count], ""
+
+    def draw(rows: Tensor, count: int) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:count]]
+
+    order = draw(pairs, len(pairs)).tolist()
+    chosen = []
+    for number in range(_MOST_ANALOGIES):
+        same = y == order[number % len(order)]
+        chosen += [draw(same.nonzero().squeeze(-1), 2), draw((~same).nonzero().squeeze(-1), 1)]
+    return torch.cat(chosen), "a and b are of one class, c of another: the answer should be c's class in b's style"
+
+
+def _names(model: Classifier, data: SemiSupervisedData) -> list[str]:
+    """Return a name for each class of the model, which may have more than the data has names for."""
+    return [*data.class_names, *map(str, range(data.num_classes, model.num_classes))]
 
 
 def _value_range(data: SemiSupervisedData) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ssvae.data.plane import draw_ring, ring_distribution
 from pyro_ssvae.evaluation import Grid, annealed_log_normaliser
+from pyro_ssvae.models import DDGM
 
 
 def gaussian(loc: float, scale: float) -> torch.distributions.Independent:
@@ -83,3 +84,31 @@ def test_annealing_leaves_the_random_state_alone_and_checks_its_arguments() -> N
     )
     with pytest.raises(ValueError, match="num_chains=1"):
         annealed_log_normaliser(lambda x: x.sum(-1), (2,), num_chains=1)
+
+
+def test_annealing_agrees_with_the_grid_on_a_ddgm() -> None:
+    torch.manual_seed(3)
+    ddgm = DDGM((2,), sigma=1.3)
+    with torch.no_grad():  # an energy with structure
+        ddgm.energy_net.experts.weight.mul_(8.0)
+        ddgm.energy_net.bias.copy_(torch.tensor([0.5, -0.8]))
+    grids = [Grid(size=size).log_normaliser(ddgm.score_samples) for size in (181, 361)]
+    assert grids[0] == pytest.approx(grids[1], abs=1e-4)
+    start = torch.randn(10_000, 2)
+    plain = math.log(2 * math.pi) + float((ddgm.score_samples(start) + start.square().sum(-1) / 2).mean())
+    assert abs(plain - grids[1]) > 0.5  # the base is no good guess by itself
+    ddgm.eval()
+    for scale in (1.0, 2.0):
+        estimate, error = annealed_log_normaliser(
+            ddgm.energy_net, (2,), scale=scale, num_chains=100, num_temperatures=60, seed=1
+        )
+        assert error < 0.06
+        assert abs(estimate - grids[1]) < 4 * error + 1e-4
+
+
+def test_annealing_says_what_is_wrong_with_an_energy() -> None:
+    ddgm = DDGM((2,))
+    with pytest.raises(ValueError, match=r"no graph.*model\.energy_net in evaluation mode"):
+        annealed_log_normaliser(ddgm.energy, (2,))
+    with pytest.raises(ValueError, match=r"shape \(500, 2\); \(500,\) is needed"):
+        annealed_log_normaliser(lambda x: x.square(), (2,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from pyro_ssvae.evaluation.images import (
     altered,
     energy_auroc,
     generation_measures,
+    image_measures,
     nearest_rows,
 )
 from pyro_ssvae.models import DDGM
@@ -68,6 +71,9 @@ def test_real_images_pass_and_a_single_one_does_not(
     assert real["least_share"] > 0.06
     assert real["confidence"] == pytest.approx(real["real_confidence"], abs=0.02)
     assert sum(real["class_shares"]) == pytest.approx(1.0)
+    counts = torch.bincount(digits.y_test).double() / 450
+    assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the judge errs now and then
+    assert real["frechet_rows"] == 450  # test rows are fewest
     lone = generation_measures(DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, judge[0], num_samples=500)
     assert lone["frechet_distance"] > 5 * real["frechet_floor"]
     assert lone["least_share"] == 0.0
@@ -95,16 +101,97 @@ def test_alterations_by_hand() -> None:
 
 
 def test_areas_of_energies_that_are_known() -> None:
-    ddgm = DDGM((1, 8, 8), sigma=0.1)
-    with torch.no_grad():  # E(x) = 100 |x|²: the brighter, the less likely
-        ddgm.energy_net.experts.weight.zero_()
-        ddgm.energy_net.experts.bias.fill_(-50.0)
+    ddgm = brightness()
     x = torch.randint(3, 5, (40, 1, 8, 8)) / 16.0  # sums of squares without rounding, so that ties are ties
     found = energy_auroc(ddgm, x, torch.arange(40) % 10)
     assert found["noise"] == 1.0
     assert found["blank"] == 0.0
     assert found["flipped"] == pytest.approx(0.5)
     assert found["permuted"] == pytest.approx(0.5)
+
+
+def brightness() -> DDGM:
+    """Return a model whose energy is 100 |x|², and so are differences between images exact."""
+    ddgm = DDGM((1, 8, 8), sigma=0.1)
+    with torch.no_grad():
+        ddgm.energy_net.experts.weight.zero_()
+        ddgm.energy_net.experts.bias.fill_(-50.0)
+    return ddgm
+
+
+def test_areas_of_other_data() -> None:
+    x = torch.full((5, 1, 8, 8), 0.5)
+    others = {"bright": torch.full((3, 1, 8, 8), 0.75), "alike": x[:2].clone(), "dark": x / 4}
+    found = energy_auroc(brightness(), x, None, others)
+    assert [found[name] for name in others] == [1.0, 0.5, 0.0]
+    assert "flipped" in found
+    assert "flipped" not in energy_auroc(brightness(), x, torch.tensor([0, 1, 8, 8, 0]))
+    for other, words in (
+        ({"noise": x}, "name of an alteration"),
+        ({"o": x[:, :, :4]}, r"shape \(5, 1, 4, 8\)"),
+        ({"o": x.byte()}, "uint8"),
+        ({"o": x[:0]}, "at least one"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            energy_auroc(brightness(), x, None, other)
+    with pytest.raises(ValueError, match="no real image"):
+        energy_auroc(brightness(), x[:0])
+
+
+def test_measures_of_images(digits: SemiSupervisedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = ImageJudge.train_on(digits, steps=2)
+    monkeypatch.setattr(ImageJudge, "train_on", lambda data, seed: ready)
+    asked = []
+
+    def record(model: DDGM, x: Tensor, y: Tensor | None, others: object, seed: int) -> dict[str, float]:
+        asked.append((len(x), y))
+        return energy_auroc(model, x, y, others, seed=seed)
+
+    monkeypatch.setattr("pyro_ssvae.evaluation.images.energy_auroc", record)
+    torch.manual_seed(0)
+    ddgm = DDGM((1, 8, 8))
+    few = replace(digits, x_test=digits.x_test[:40], y_test=digits.y_test[:40])
+    before = torch.get_rng_state()
+    found = image_measures(ddgm, few, digits, others={"bright": torch.ones(9, 1, 8, 8)}, num_samples=60)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(found["auroc"]) == {*ALTERATIONS, "bright"}
+    assert (found["held_out"], found["frechet_rows"], asked[-1][0]) == ("test", 40, 40)
+    assert asked[-1][1] is few.y_test  # digits: 0, 1 and 8 are not flipped
+    assert set(found["nearest_training_image"]) == {"generated", "test"}
+    assert len(found["class_shares"]) == len(found["real_class_shares"]) == 10
+    assert found["judge_error"] == ready[1]
+    assert {"frechet_distance", "frechet_floor", "confidence", "real_confidence", "least_share"} < set(found)
+    image_measures(ddgm, replace(few, name="letters"))
+    assert asked[-1] == (40, None)
+    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
+        image_measures(ddgm, few, digits, num_samples=1)
+    with pytest.raises(ValueError, match="num_samples=1"):
+        generation_measures(ddgm, few, ready[0], num_samples=1)
+
+
+@pytest.mark.parametrize("num_validation", [0, 1, 30])
+def test_measures_of_images_without_test_rows(digits: SemiSupervisedData, num_validation: int) -> None:
+    torch.manual_seed(0)
+    ddgm, judge = DDGM((1, 8, 8)), ImageJudge((1, 8, 8), 10)
+    none, x = digits.x_test[:0], digits.x_test[:num_validation]
+    data = replace(
+        digits, x_test=none, y_test=digits.y_test[:0], x_validation=x, y_validation=digits.y_test[:num_validation]
+    )
+    found = {**generation_measures(ddgm, data, judge, num_samples=50), **image_measures(ddgm, data)}
+    real = {"real_class_shares", "real_confidence", "auroc"}
+    assert real & set(found) == (real if num_validation else set())
+    assert ("frechet_floor" in found) == (num_validation > 1)
+    assert found["frechet_rows"] == (30 if num_validation == 30 else 50)
+    assert found["held_out"] == ("validation" if num_validation else None)
+    assert set(found["nearest_training_image"]) == {"generated"} | ({"validation"} if num_validation else set())
+
+
+def test_a_judge_without_test_rows(digits: SemiSupervisedData) -> None:
+    rest = {"x_test": digits.x_test[:0], "y_test": digits.y_test[:0]}
+    none = {"x_validation": rest["x_test"], "y_validation": rest["y_test"]}
+    assert 0.0 <= ImageJudge.train_on(replace(digits, **rest), steps=1)[1] <= 1.0
+    judged = replace(digits, **rest, **none)
+    assert ImageJudge.train_on(judged, steps=1)[1] != ImageJudge.train_on(judged, steps=1)[1]  # nan
 
 
 def test_nearest_rows() -> None:

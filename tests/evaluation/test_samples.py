@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_ssvae.data.plane import draw_ring, ring_distribution
-from pyro_ssvae.evaluation import energy_distance, frechet_distance, mode_coverage, squared_mmd
+from pyro_ssvae.evaluation import energy_distance, frechet_distance, median_distance, mode_coverage, squared_mmd
 
 
 def test_energy_distance_by_hand() -> None:
@@ -25,6 +25,14 @@ def test_mmd_by_hand() -> None:
 
     across = (kernel(1) + kernel(5) + kernel(1) + kernel(3)) / 4
     assert squared_mmd(x, y, bandwidth=3.0) == pytest.approx(kernel(2) + kernel(4) - 2 * across)
+
+
+def test_the_median_distance_is_the_bandwidth() -> None:
+    x, y = torch.randn(50, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    assert median_distance(y) == pytest.approx(math.sqrt(18.0))  # of 1, √18 and 5
+    assert squared_mmd(x, y) == squared_mmd(x, y, bandwidth=math.sqrt(18.0))
+    with pytest.raises(ValueError, match="two rows"):
+        median_distance(y[:1])
 
 
 @pytest.mark.parametrize("distance", [energy_distance, squared_mmd])
@@ -62,10 +70,24 @@ def test_mode_coverage() -> None:
     found = mode_coverage(draw_ring(50_000, torch.Generator().manual_seed(0))[0], modes)
     assert found["modes"] == 10
     assert 0.985 < found["high_quality"] < 0.995
-    assert float(found["shares"].sum()) == pytest.approx(1.0)
+    assert float(found["shares"].sum()) == pytest.approx(found["high_quality"])
     lone = mode_coverage(modes.loc[3].expand(10, 2), modes)
     assert (lone["modes"], lone["high_quality"], lone["shares"].argmax().item()) == (1, 1.0, 3)
     assert mode_coverage(torch.full((5, 2), 9.0), modes)["high_quality"] == 0.0
+    with pytest.raises(ValueError, match="one sample at least"):
+        mode_coverage(torch.zeros(0, 2), modes)
+
+
+def test_noise_covers_no_mode() -> None:
+    modes = ring_distribution().component_distribution
+    noise = 9.0 * torch.rand(50_000, 2) - 4.5  # some of it is nearest to every mode
+    assert mode_coverage(noise, modes)["modes"] == 0
+    assert mode_coverage(noise, modes, radius=100.0)["modes"] == 10
+    far = modes.loc[0] + 3.01 * modes.scale_tril[0, :, 0]  # just too far from the first one
+    near = modes.loc[0] + 2.99 * modes.scale_tril[0, :, 0]
+    found = mode_coverage(torch.stack([far, far, near, modes.loc[7]]), modes)
+    assert found["shares"].tolist() == [0.25, *6 * [0.0], 0.25, 0.0, 0.0]
+    assert (found["modes"], found["high_quality"]) == (2, 0.5)
 
 
 def test_errors() -> None:

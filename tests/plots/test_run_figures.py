@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pyro_ssvae import M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae import DDGM, M2, RunFolderError, SemiSupervisedData
 from pyro_ssvae.plots import save_run_figures
 
 IMAGES = ["samples", "analogies", "reconstructions"]
@@ -138,3 +138,67 @@ def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
     model = M2(data.event_shape, 5, latent_dim=2, hidden_dims=(6,), classifier="mlp").to(device)
     assert len(save_run_figures(model, data, None, tmp_path)) == 6
     assert next(model.parameters()).device.type == device.type
+
+
+ENERGIES = ["features_and_latents", "samples", "nearest", "paths", "arithmetic", "energies"]
+
+
+def make_ddgm(data, **options):
+    torch.manual_seed(1)
+    return DDGM(data.event_shape, **{"latent_dim": 3} | options)
+
+
+def test_a_run_of_an_energy_model(tmp_path):
+    data = make_data()
+    state = torch.get_rng_state()
+    ddgm = make_ddgm(data, num_classes=4)  # one more than the data has
+    torch.set_rng_state(state)
+    paths = save_run_figures(ddgm, data, write_metrics(tmp_path), tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert stems(paths) == [*ENERGIES, "confusion_matrix", "reliability", "training_curves"]
+    assert ddgm.training
+
+
+@pytest.mark.parametrize(
+    ("shape", "held_out", "expected"),
+    [
+        ((1, 8, 8), None, ENERGIES[:4]),
+        ((2,), "test", ["features_and_latents", "paths", "confusion_matrix", "reliability"]),
+        ((5,), None, ["features_and_latents"]),
+    ],
+)
+def test_an_energy_model_of_other_rows(tmp_path, shape, held_out, expected):
+    data = make_data(shape, held_out)
+    assert stems(save_run_figures(make_ddgm(data, num_classes=3), data, None, tmp_path)) == expected
+
+
+def test_an_energy_model_without_classes_has_no_matrix(tmp_path):
+    data = make_data((2,))
+    assert stems(save_run_figures(make_ddgm(data), data, None, tmp_path)) == ["features_and_latents", "paths"]
+
+
+def test_analogies_can_be_judged(tmp_path, monkeypatch):
+    seen = []
+
+    def record(model, x, *, note, **options):
+        seen.append((x, note))
+        raise StopIteration
+
+    monkeypatch.setattr("pyro_ssvae.plots.run.plot_arithmetic", record)
+    x = torch.linspace(0.0, 1.0, 40).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    y = torch.tensor([0, 1, 2, 2]).repeat(10)
+    for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
+        data = SemiSupervisedData.from_arrays(x[:3], [0, 1, 2], x_test=x, y_test=classes).without_labels()
+        with pytest.raises(StopIteration):
+            save_run_figures(make_ddgm(data), data, None, tmp_path, seed=seed)
+    chosen = y[(seen[0][0][:, 0, 0, 0] * 39.0).round().long()].view(-1, 3)
+    assert len(chosen) == 6
+    assert (chosen[:, 0] == chosen[:, 1]).all()
+    assert (chosen[:, 0] != chosen[:, 2]).all()
+    assert len(chosen[:, 0].unique()) == 3
+    rows = seen[0][0].view(-1, 3, 64)
+    assert (rows[:, 0] != rows[:, 1]).any(-1).all()  # a is not b
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert not torch.equal(seen[0][0], seen[2][0])
+    assert seen[0][1] == "a and b are of one class, c of another: the answer should be c's class in b's style"
+    assert (len(seen[3][0]), seen[3][1]) == (18, "")
