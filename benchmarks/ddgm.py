@@ -132,9 +132,15 @@ def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervi
         assert icons is not None  # else there is no such row
         return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
+    if row.name == "mnist-source":  # trained, and judged, on pixels that are on or off
+        known = replace(known, **{name: _on_or_off(getattr(known, name)) for name in ("x", "x_validation", "x_test")})
     if row.num_labels:
         return SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir), known
     return known.without_labels(), known
+
+
+def _on_or_off(x: Tensor) -> Tensor:
+    return torch.where(x > 127, 255, 0).to(x)
 
 
 def draw(model: DDGM, data: SemiSupervisedData, stem: Path) -> None:

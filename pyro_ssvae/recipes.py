@@ -167,17 +167,18 @@ DDGM_PLANE = Recipe(
     objective={"gradient_penalty": 0.003, "langevin_steps": 10},
     training={
         **_DDGM,
-        "max_steps": 10_000,
-        "batch_size": 256,
+        "max_steps": 12_000,
+        "batch_size": 512,
         "learning_rate": 1e-3,
-        "decay_start": 0.5,
+        "decay_start": 0.4,
         "evaluate_every": 100,
     },
 )
 """DDGM of points in the plane.
 
 The energy learns five times as fast as in the source, and the generator takes two faster steps for each of the energy's
-to keep up. Chosen on few seeds, and not yet measured on more."""
+to keep up. Entropy from nearest neighbours takes thin arms for curves unless a batch is large: 512 rows gave a better
+energy than 256. Chosen on the ring, on other seeds than those of the results."""
 
 DDGM_IMAGES = Recipe(
     model={},

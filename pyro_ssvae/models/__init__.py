@@ -2,7 +2,7 @@
 
 from pyro_ssvae.models.base import Pair, VariationalPair, data_plate, pyro_view
 from pyro_ssvae.models.classifying import Classifier, ClassifyingPair
-from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.ddgm import DDGM, langevin
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
@@ -18,6 +18,7 @@ __all__ = [
     "Pair",
     "VariationalPair",
     "data_plate",
+    "langevin",
     "load",
     "pyro_view",
     "save",

@@ -26,6 +26,7 @@ from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.classifying import Classifier
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
+from pyro_ssvae.networks.energy import RANGES
 
 __all__ = ["DDGM", "langevin"]
 
@@ -39,6 +40,8 @@ class DDGM(Classifier):
         event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(2,)`` for points.
         latent_dim: Number of latents ``L`` of the generator; ``None`` is 4 for up to 16 numbers a row, else 32.
         num_experts: Experts of the energy; ``None`` is 4 for up to 16 numbers a row, else 64.
+        experts: A module of your own instead of them; maps features ``(B, F)`` to what each expert adds to −E(x), with
+            shape ``(B, M)``.
         sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, else √10.
         features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps rows ``(B, *event_shape)`` to features
             ``(B, F)``, best bounded ones.
@@ -65,6 +68,7 @@ class DDGM(Classifier):
         *,
         latent_dim: int | None = None,
         num_experts: int | None = None,
+        experts: nn.Module | None = None,
         sigma: float | None = None,
         features: str | nn.Module = "auto",
         generator: str | nn.Module = "auto",
@@ -80,7 +84,7 @@ class DDGM(Classifier):
             "output": ("identity" if small else "sigmoid") if output is None else output,
             "num_classes": num_classes,
         }
-        parts: dict[str, Any] = {"features": features, "generator": generator}
+        parts: dict[str, Any] = {"features": features, "generator": generator, "experts": experts}
         named = {name: part for name, part in parts.items() if isinstance(part, str)}
         prior = ("uniform" if small else None) if prior is None else prior
         super().__init__(event_shape, latent_dim, prior, {**options, **named}, parts)
@@ -91,24 +95,29 @@ class DDGM(Classifier):
         self.energy_net = EnergyNet(
             self.event_shape,
             make_features(features, self.event_shape),
-            options["num_experts"],
+            options["num_experts"] if experts is None else experts,
             sigma=options["sigma"],
             num_classes=num_classes,
         )
         self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
+        self._range = RANGES[options["output"]] if isinstance(generator, str) else None
         self._complete()
 
     # The energy, and the generator that draws like it.
 
-    def model(self, x: Tensor, *, size: int | None = None) -> None:
-        """Score rows, observed or generated, by −E(x): log p(x) up to the constant log Z.
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        """Score rows, observed or generated, by −E(x), or −E(x, y): log p(x), or log p(x, y), up to log Z.
 
         Args:
             x: Rows with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, for a model with classes; ``None`` where they are not known.
             size: Number of rows the minibatch stands for; ``None`` is ``B``.
         """
         with data_plate(x, size):
-            pyro.factor("energy", -self.energy_net(x))  # (B,)
+            if y is None:
+                pyro.factor("energy", -self.energy_net(x))  # (B,)
+            else:
+                pyro.factor("energy", self.classify(x).gather(-1, y.unsqueeze(-1)).squeeze(-1))  # (B,)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
         """Draw as many rows as ``x`` has, by the generator.
@@ -179,19 +188,23 @@ class DDGM(Classifier):
             features: Tensor = self.energy_net.features(x.to(next(self.parameters())))
             return features
 
-    def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.001) -> Tensor:
+    def sample(
+        self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.001, temperature: float = 1.0
+    ) -> Tensor:
         """Draw rows by the generator, and optionally move them a little along the energy.
 
         Args:
             num_samples: Number of rows.
-            langevin_steps: Steps of Langevin dynamics afterwards (:func:`langevin`).
+            langevin_steps: Steps of Langevin dynamics afterwards (:func:`~pyro_ssvae.models.langevin`); rows of a
+                generator that bounds them are kept within its bounds.
             step_size: Of these.
+            temperature: Of these; 1 is that of :math:`e^{-E}`.
 
         Returns:
             Rows with shape ``(num_samples, *event_shape)``.
 
         Raises:
-            ValueError: For a non-positive number of samples, or a negative one of steps.
+            ValueError: For a non-positive number of samples or step size, or a negative number of steps or temperature.
         """
         if num_samples < 1 or langevin_steps < 0:
             raise ValueError(
@@ -199,7 +212,8 @@ class DDGM(Classifier):
             )
         with torch.no_grad(), evaluation_mode(self):
             x = self.generate_from(self.prior().sample((num_samples,)))
-            return langevin(self.energy_net, x, langevin_steps, step_size) if langevin_steps else x
+            options: dict[str, Any] = {"temperature": temperature, "bounds": self._range}
+            return langevin(self.energy_net, x, langevin_steps, step_size, **options)
 
     def generate_from(self, z: Tensor) -> Tensor:
         """Return G(z), with shape ``(B, *event_shape)``, for latents ``(B, L)``, in evaluation mode."""
@@ -300,6 +314,7 @@ def langevin(
     *,
     temperature: float = 1.0,
     clip: float = 50.0,
+    bounds: tuple[float, float] | None = None,
 ) -> Tensor:
     r"""Return rows after some steps of Langevin dynamics, detached.
 
@@ -312,7 +327,13 @@ def langevin(
         step_size: η.
         temperature: T.
         clip: Largest size of an element of the gradient.
+        bounds: Least and largest element of a row, to which rows are brought back after each step; ``None`` for none.
+
+    Raises:
+        ValueError: For a step size that is not positive, or a negative temperature.
     """
+    if not (step_size > 0.0 and temperature >= 0.0):
+        raise ValueError(f"step_size={step_size} must be positive, and temperature={temperature} not negative.")
     noise_scale = math.sqrt(2.0 * step_size * temperature)
     x = x.detach()
     for _ in range(steps):
@@ -320,6 +341,7 @@ def langevin(
             x = x.requires_grad_()
             (slope,) = torch.autograd.grad(energy(x).sum(), x)
         x = x.detach() - step_size * slope.clamp(-clip, clip) + noise_scale * torch.randn_like(x)
+        x = x if bounds is None else x.clamp(*bounds)
     return x
 
 

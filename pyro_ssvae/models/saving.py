@@ -59,8 +59,9 @@ def load(
         device: Where to put it; a model trained on CUDA loads on the CPU and the other way round.
         cls: Your subclass, if the model was an instance of one; the library's class otherwise.
         **modules: The modules of your own that the model was built with (``classifier=``, ``encoder=``, ``decoder=``,
-            ``prior=``, ``likelihood=``, ``class_prior=``), which a configuration cannot rebuild. Their
-            weights are loaded. ``m1=`` hands in the M1 of a stack, where that has such modules.
+            ``prior=``, ``likelihood=``, ``class_prior=``; ``features=``, ``experts=``, ``generator=``), which a
+            configuration cannot rebuild. Their weights are loaded. ``m1=`` hands in the M1 of a stack, where that has
+            such modules.
 
     Returns:
         The model.

@@ -10,6 +10,7 @@ from pyro_ssvae.networks.energy import (
     EnergyNet,
     MLPFeatures,
     MLPGenerator,
+    SoftplusExperts,
     make_features,
     make_generator,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "FactoredLinear",
     "MLPFeatures",
     "MLPGenerator",
+    "SoftplusExperts",
     "make_classifier",
     "make_features",
     "make_generator",

@@ -18,12 +18,29 @@ __all__ = [
     "EnergyNet",
     "MLPFeatures",
     "MLPGenerator",
+    "SoftplusExperts",
     "make_features",
     "make_generator",
 ]
 
 OUTPUTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 """What bounds a generator's rows."""
+
+RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+"""And between which values."""
+
+
+class SoftplusExperts(nn.Linear):
+    r"""Experts :math:`\mathrm{softplus}(W_i^\top f + c_i)` of features f, in nats.
+
+    Args:
+        in_features: Number of features ``F``.
+        out_features: Number of experts ``M``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map features ``(B, F)`` to what each expert adds to −E, with shape ``(B, M)``."""
+        return F.softplus(super().forward(input))
 
 
 class EnergyNet(nn.Module):
@@ -39,7 +56,8 @@ class EnergyNet(nn.Module):
     Args:
         event_shape: Shape of one row.
         features: Maps rows ``(B, *event_shape)`` to features ``(B, F)``, best bounded ones.
-        num_experts: Number of experts.
+        experts: Number of experts, or a module of your own that maps features ``(B, F)`` to what each adds to −E(x),
+            with shape ``(B, M)``.
         sigma: σ, in the units of the rows.
         num_classes: Number of classes ``K``; ``None`` for none.
 
@@ -51,26 +69,26 @@ class EnergyNet(nn.Module):
         self,
         event_shape: Sequence[int],
         features: nn.Module,
-        num_experts: int,
+        experts: int | nn.Module,
         *,
         sigma: float = 1.0,
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if num_experts < 1 or not sigma > 0.0:
-            raise ValueError(f"num_experts={num_experts} must be at least 1, and sigma={sigma} positive.")
+        if not sigma > 0.0 or (isinstance(experts, int) and experts < 1):
+            raise ValueError(f"num_experts={experts} must be at least 1, and sigma={sigma} positive.")
         self.features = features
         self.sigma = float(sigma)
         width = _width_of(features, event_shape)
         self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
-        self.experts = nn.Linear(width, num_experts)
+        self.experts = SoftplusExperts(width, experts) if isinstance(experts, int) else experts
         self.classes = None if num_classes is None else nn.Linear(width, num_classes)
 
     def by_class(self, x: Tensor) -> Tensor:
         """Return E(x, y) for every class, with shape ``(B, K)``; ``K = 1``, and E(x), without classes."""
         features = self.features(x)
         flat = x.flatten(1)
-        energy = flat.square().sum(-1) / self.sigma**2 - flat @ self.bias - F.softplus(self.experts(features)).sum(-1)
+        energy = flat.square().sum(-1) / self.sigma**2 - flat @ self.bias - self.experts(features).sum(-1)
         energy = energy.unsqueeze(-1)
         return energy if self.classes is None else energy - self.classes(features)
 

@@ -14,14 +14,14 @@ https://arxiv.org/abs/1606.03439, equations 8 to 11.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.base import declare_parameters
@@ -32,6 +32,7 @@ from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
 __all__ = ["EnergyELBO", "EnergyObjective"]
 
+SIDES = ("energy", "generator", "critic")
 _LEAST_SPREAD = 0.05  # of samples, as a share of that of the data
 _PATIENCE = 5  # evaluations in a row with less; a generator may start out narrow
 _LARGEST_GAP = 1e4  # nats between energies of data and samples
@@ -41,11 +42,14 @@ class EnergyELBO(ELBO):
     r"""A custom objective of ``pyro.infer.SVI`` for energies and generators.
 
     The model scores rows by a site ``pyro.factor("energy", -E(x))`` in a plate over rows; the guide draws z at a site
-    ``"z"`` and returns generated rows. What the energy of data depends on is trained by L_E, all else by L_G.
+    ``"z"`` and returns generated rows. What the energy of data depends on is trained by L_E, all else by L_G. A step is
+    ``svi.step(x)``, or ``svi.step(x, x_labelled, y_labelled)`` for energies of classes. The same object trains a model
+    in :func:`pyro_ssvae.fit`, as ``EnergyObjective(..., elbo=...)``.
 
     Args:
         entropy: Estimates H(P_G); its own networks are trained along.
         generator: The generator, for estimates that read it.
+        alpha: Weight of the mean cross-entropy −log p(y|x) of labelled rows, p(y|x) ∝ exp(−E(x, y)).
         entropy_weight: Factor of the entropy.
         gradient_penalty: Weight γ of :math:`\tfrac\gamma2 \mathbb E\|\nabla E(x)\|^2` on data, which keeps the energy
             smooth there (Which Training Methods for GANs do actually Converge?, Mescheder et al., 2018).
@@ -54,6 +58,9 @@ class EnergyELBO(ELBO):
         langevin_step_size: Of these.
         contrast_weight: Weight of the energy on copies of data that have lost their content
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
+
+    Raises:
+        ValueError: For a negative weight or number of steps.
 
     Example:
         >>> import pyro, torch
@@ -71,6 +78,7 @@ class EnergyELBO(ELBO):
         entropy: Entropy,
         generator: nn.Module,
         *,
+        alpha: float = 1.0,
         entropy_weight: float = 1.0,
         gradient_penalty: float = 0.0,
         energy_penalty: float = 0.0,
@@ -80,6 +88,7 @@ class EnergyELBO(ELBO):
     ) -> None:
         super().__init__(max_plate_nesting=1)
         weights = {
+            "alpha": alpha,
             "entropy_weight": entropy_weight,
             "gradient_penalty": gradient_penalty,
             "energy_penalty": energy_penalty,
@@ -91,7 +100,8 @@ class EnergyELBO(ELBO):
             if not value >= 0.0:
                 raise ValueError(f"{name}={value} must not be negative.")
         self.entropy, self.generator = entropy, generator
-        self.entropy_weight = entropy_weight
+        self.alpha, self.entropy_weight = alpha, entropy_weight
+        self.sides: tuple[str, ...] = SIDES
         self.gradient_penalty, self.energy_penalty = gradient_penalty, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
@@ -101,10 +111,52 @@ class EnergyELBO(ELBO):
         """Return every setting, JSON-ready, for results."""
         return {"entropy": self.entropy.name, **{name: getattr(self, name) for name in self._settings}}
 
+    def only(self, side: str) -> EnergyELBO:
+        """Return the same objective for one side, so that each can have a Pyro optimiser of its own.
+
+        Args:
+            side: ``"energy"``, ``"generator"`` or ``"critic"`` (the entropy's own networks).
+
+        Raises:
+            ValueError: For another side.
+
+        Example:
+            >>> import pyro, torch
+            >>> from pyro.infer import SVI
+            >>> from pyro_ssvae import DDGM, pyro_view
+            >>> from pyro_ssvae.objectives import NearestNeighbourEntropy
+            >>> ddgm = DDGM((2,))
+            >>> elbo = EnergyELBO(NearestNeighbourEntropy(), ddgm.generator)
+            >>> rates = {"energy": 1e-3, "generator": 3e-3}
+            >>> adams = {side: pyro.optim.Adam({"lr": rate}) for side, rate in rates.items()}
+            >>> svis = [SVI(*pyro_view(ddgm), adam, elbo.only(side)) for side, adam in adams.items()]
+            >>> losses = [svi.step(torch.randn(50, 2)) for svi in svis]
+        """
+        if side not in SIDES:
+            raise ValueError(f"side={side!r} must be one of {', '.join(SIDES)}.")
+        view = copy.copy(self)
+        view.sides = (side,)
+        return view
+
     def energy_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        x: Tensor,
+        x_labelled: Tensor | None = None,
+        y_labelled: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return L_E with its penalties, in nats per row, and its terms, detached."""
+        """Return L_E with its penalties, in nats per row, and its terms, detached.
+
+        Args:
+            model: Scores rows.
+            guide: Generates rows.
+            x: Data with shape ``(B, *event_shape)``.
+            x_labelled: Rows with shape ``(B_l, *event_shape)``, or ``None``.
+            y_labelled: Their classes, with shape ``(B_l,)``.
+            **kwargs: Of model and guide.
+        """
         with torch.no_grad():
             _, generated = _draw(guide, x, kwargs)
         steps, step_size = self.langevin_steps, self.langevin_step_size
@@ -125,20 +177,25 @@ class EnergyELBO(ELBO):
             contrast = self.contrast.loss(of_data, _energy(model, copies, kwargs), margin)
             loss = loss + self.contrast_weight * contrast
             terms["contrast"] = contrast
+        if x_labelled is not None:  # -log p(y|x) = E(x, y) - E(x)
+            of_class = _energy(model, x_labelled, {**kwargs, "y": y_labelled})
+            cross_entropy = (of_class - _energy(model, x_labelled, kwargs)).mean()
+            loss = loss + self.alpha * cross_entropy
+            terms["classification_loss"] = cross_entropy
         return loss, {name: value.detach() for name, value in terms.items()}
 
     def generator_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, **kwargs: Any
+        self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labelled: Tensor, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return L_G, in nats per row, and its terms, detached."""
+        """Return L_G, in nats per row, and its terms, detached; labelled rows play no part."""
         z, generated = _draw(guide, x, kwargs)
         entropy = self.entropy(z, generated, self.generator)
         energy = _energy(model, generated, kwargs).mean()
         spread = generated.detach().flatten(1).var(0).sum().sqrt()
         return energy - self.entropy_weight * entropy, {"entropy": entropy.detach(), "sample_spread": spread}
 
-    def critic_loss(self, guide: Callable[..., Any], x: Tensor, **kwargs: Any) -> Tensor | None:
-        """Return what the entropy's own networks minimise, or ``None``."""
+    def critic_loss(self, guide: Callable[..., Any], x: Tensor, *labelled: Tensor, **kwargs: Any) -> Tensor | None:
+        """Return what the entropy's own networks minimise, or ``None``; labelled rows play no part."""
         with torch.no_grad():
             z, generated = _draw(guide, x, kwargs)
         return self.entropy.critic_loss(z, generated)
@@ -151,28 +208,32 @@ class EnergyELBO(ELBO):
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return L_E as a number. It says how far apart data and samples are, not how good either model is."""
-        return float(self.energy_loss(model, guide, *args, **kwargs)[0].detach())
+        with torch.enable_grad():  # the penalty is a gradient; SVI.evaluate_loss switches them off
+            return float(self.energy_loss(model, guide, *args, **kwargs)[0].detach())
 
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Put into each parameter the gradient of its own loss, and return L_E as a number."""
+        """Put into each parameter of the sides in question the gradient of its own loss; return L_E as a number."""
+        of_generator = of_critic = None
         with poutine.trace(param_only=True) as capture:
             declare_parameters(self.entropy)
-            energy_loss, _ = self.energy_loss(model, guide, *args, **kwargs)
-            generator_loss, _ = self.generator_loss(model, guide, *args, **kwargs)
-            critic_loss = self.critic_loss(guide, *args, **kwargs)
+            of_energy, _ = self.energy_loss(model, guide, *args, **kwargs)
+            if "generator" in self.sides:
+                of_generator, _ = self.generator_loss(model, guide, *args, **kwargs)
+            if "critic" in self.sides:
+                of_critic = self.critic_loss(guide, *args, **kwargs)
         sites: list[Any] = list(capture.trace.nodes.values())
+        known = {id(parameter) for parameter in self.entropy.parameters()}
         parameters = [site["value"].unconstrained() for site in sites if site["type"] == "param"]
-        of_critic = {id(parameter) for parameter in self.entropy.parameters()}
-        losses = [energy_loss, generator_loss]
-        gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in losses]
-        critic = [parameter for parameter in parameters if id(parameter) in of_critic]
-        for parameter, of_energy, of_generator in zip(parameters, *gradients, strict=True):
-            if id(parameter) not in of_critic:
-                parameter.grad = of_energy if of_energy is not None else of_generator
-        if critic_loss is not None:
-            for parameter, gradient in zip(critic, torch.autograd.grad(critic_loss, critic), strict=True):
-                parameter.grad = gradient
-        return float(energy_loss.detach())
+        rest = [parameter for parameter in parameters if id(parameter) not in known]
+        critic = [parameter for parameter in parameters if id(parameter) in known]
+        slopes = torch.autograd.grad(of_energy, rest, allow_unused=True)  # None: the energy of data ignores it
+        if "energy" in self.sides:
+            _put(slopes, rest)
+        generator = [parameter for parameter, slope in zip(rest, slopes, strict=True) if slope is None]
+        for loss, group in ((of_generator, generator), (of_critic, critic)):
+            if loss is not None and group:
+                _put(torch.autograd.grad(loss, group, allow_unused=True), group)
+        return float(of_energy.detach())
 
 
 class EnergyObjective(AlternatingObjective):
@@ -181,8 +242,10 @@ class EnergyObjective(AlternatingObjective):
     Args:
         pair: The model, a :class:`pyro_ssvae.DDGM`.
         num_unlabelled: Number of training rows without a label.
-        num_labelled: Number of those with one, which need a model with classes.
-        alpha: Weight of the mean cross-entropy −log p(y|x) of labelled rows, p(y|x) ∝ exp(−E(x, y)).
+        num_labelled: Number of those with one, which need a model with classes. They train the energies of classes, and
+            are data for L_E too where every row has a label.
+        elbo: The objective itself, for example one that has been used with ``pyro.infer.SVI``; built from ``entropy``
+            and ``options`` when ``None``.
         entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an estimate.
         generator_rate: Learning rate of the generator, as a multiple of that of the energy; it should be the faster.
         generator_steps: Steps of the generator for each one of the energy.
@@ -191,13 +254,15 @@ class EnergyObjective(AlternatingObjective):
         **options: Of :class:`EnergyELBO`.
 
     Raises:
-        ValueError: For negative weights, or numbers that are not positive.
+        ValueError: For negative weights, numbers that are not positive, or settings of an ``elbo`` that is given.
 
     Attributes:
-        latest: Mean energies of data and samples, their gap, the norm of the energy's gradient on data, the entropy
-            and the spread of samples (the root of their total variance), of the last call; with their weights, the
-            contrast and the cross-entropy too.
+        latest: Terms of the last loss, detached, in nats. Of the energy's: mean energies of data and samples and their
+            gap, and with their weights the norm of the energy's gradient on data, the contrast and the cross-entropy.
+            Of the generator's: the entropy, and the spread of samples (the root of their total variance).
     """
+
+    _narrow: Tensor
 
     def __init__(
         self,
@@ -205,8 +270,8 @@ class EnergyObjective(AlternatingObjective):
         *,
         num_unlabelled: int,
         num_labelled: int = 0,
-        alpha: float = 1.0,
-        entropy: str | Entropy = "nearest_neighbour",
+        elbo: EnergyELBO | None = None,
+        entropy: str | Entropy | None = None,
         generator_rate: float = 3.0,
         generator_steps: int = 2,
         critic_rate: float = 1.0,
@@ -219,15 +284,19 @@ class EnergyObjective(AlternatingObjective):
                 f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
                 "on data.without_labels()."
             )
-        self.alpha = alpha
-        self._narrow = 0  # evaluations in a row that found next to no spread
-        if not (generator_rate > 0.0 and critic_rate > 0.0) or generator_steps < 1 or not alpha >= 0.0:
+        # Evaluations in a row that found next to no spread.
+        self.register_buffer("_narrow", torch.zeros((), dtype=torch.int64))
+        if not (generator_rate > 0.0 and critic_rate > 0.0) or generator_steps < 1:
             raise ValueError(
-                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, generator_steps="
-                f"{generator_steps} at least 1 and alpha={alpha} not negative."
+                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and generator_steps="
+                f"{generator_steps} at least 1."
             )
-        self.entropy = make_entropy(entropy, pair.latent_dim, pair.event_shape)
-        self.elbo_of_energy = EnergyELBO(self.entropy, pair.generator, **options)
+        if elbo is None:
+            made = make_entropy("nearest_neighbour" if entropy is None else entropy, pair.latent_dim, pair.event_shape)
+            elbo = EnergyELBO(made, pair.generator, **options)
+        elif entropy is not None or options:
+            raise ValueError(f"elbo= is given, so {', '.join(['entropy', *options])} must be set there, not here.")
+        self.entropy, self.elbo_of_energy = elbo.entropy, elbo
         self.generator_rate, self.generator_steps, self.betas = generator_rate, generator_steps, betas
         self.critic_rate = critic_rate
 
@@ -238,7 +307,7 @@ class EnergyObjective(AlternatingObjective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("alpha", "generator_rate", "generator_steps", "critic_rate", "betas")
+        names = ("generator_rate", "generator_steps", "critic_rate", "betas")
         return {**self.elbo_of_energy.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
@@ -255,7 +324,7 @@ class EnergyObjective(AlternatingObjective):
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""
         ratio, size = row.get("spread_ratio", 1.0), abs(row.get("energy_gap", 0.0))
-        self._narrow = self._narrow + 1 if ratio < _LEAST_SPREAD else 0
+        self._narrow.copy_(self._narrow + 1 if ratio < _LEAST_SPREAD else torch.zeros_like(self._narrow))
         if self._narrow >= _PATIENCE:
             return (
                 f"the generator has collapsed: its rows have {ratio:.2%} of the spread of the data. A larger "
@@ -268,6 +337,11 @@ class EnergyObjective(AlternatingObjective):
             )
         return None
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether the last evaluation found next to no spread among generated rows."""
+        return bool(self._narrow)
+
     def turns(self) -> list[Turn]:
         """Return the energy's step, and then as many as asked for of the generator and of the entropy's networks."""
         after = [Turn("generator", self._generator_loss)]
@@ -276,13 +350,9 @@ class EnergyObjective(AlternatingObjective):
         return [Turn("energy", self._energy_loss), *(self.generator_steps * after)]
 
     def _energy_loss(self, batch: Batch) -> Tensor:
-        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, _rows(batch))
-        if batch.x_labelled is None or batch.y_labelled is None:
-            return loss
-        pair: Any = self.pair
-        cross_entropy = F.cross_entropy(pair.classify(batch.x_labelled), batch.y_labelled)
-        self.latest = {**self.latest, "classification_loss": cross_entropy.detach()}
-        return loss + self.alpha * cross_entropy
+        labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)
+        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, _rows(batch), *labelled)
+        return loss
 
     def _generator_loss(self, batch: Batch) -> Tensor:
         loss, self.latest = self.elbo_of_energy.generator_loss(self.model, self.guide, _rows(batch))
@@ -295,10 +365,16 @@ class EnergyObjective(AlternatingObjective):
         return loss
 
 
+def _put(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient
+
+
 def _rows(batch: Batch) -> Tensor:
-    if batch.x_unlabelled is None:
-        raise ValueError("An energy model trains on rows without a label, and this batch holds none.")
-    return batch.x_unlabelled
+    rows = batch.x_labelled if batch.x_unlabelled is None else batch.x_unlabelled
+    assert rows is not None  # a batch is never empty
+    return rows
 
 
 def _draw(guide: Callable[..., Any], x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

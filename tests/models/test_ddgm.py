@@ -139,3 +139,29 @@ def test_parts_of_ones_own() -> None:
     assert ddgm.config()["custom"] == {"features": "Sequential", "generator": "MLPGenerator"}
     with pytest.raises(TypeError, match="features must be"):
         make_ddgm(features=3)
+
+
+def test_experts_of_ones_own() -> None:
+    experts = torch.nn.Linear(128, 7)
+    ddgm = make_ddgm(experts=experts)
+    x = torch.randn(5, 2)
+    net = ddgm.energy_net
+    expected = x.square().sum(-1) - x @ net.bias - experts(net.features(x)).sum(-1)
+    torch.testing.assert_close(ddgm.energy(x), expected.detach())
+    assert ddgm.config()["custom"] == {"experts": "Linear"}
+
+
+def test_the_model_scores_rows_of_known_classes() -> None:
+    ddgm = make_ddgm(num_classes=3)
+    x, y = torch.randn(4, 2), torch.tensor([2, 0, 1, 1])
+    nodes = poutine.trace(ddgm.model).get_trace(x, y).nodes
+    expected = -ddgm.energy_net.by_class(x)[torch.arange(4), y]
+    torch.testing.assert_close(nodes["energy"]["fn"].log_factor, expected)
+
+
+def test_refined_images_stay_images() -> None:
+    ddgm = make_ddgm((1, 8, 8))
+    x = ddgm.sample(3, langevin_steps=3, step_size=0.1)
+    assert 0.0 <= float(x.min()) <= float(x.max()) <= 1.0
+    with pytest.raises(ValueError, match=r"step_size=-1"):
+        ddgm.sample(3, langevin_steps=1, step_size=-1.0)

@@ -94,6 +94,48 @@ def test_stock_svi_trains_the_pair() -> None:
     assert float(ddgm.energy(x[:500]).mean()) < float(ddgm.energy(x[:500] + 3.0).mean())
 
 
+def test_sides_may_have_optimisers_of_their_own() -> None:
+    ddgm = make_ddgm().eval()
+    entropy = MutualInformationEntropy(4, (2,), (8,))
+    elbo = EnergyELBO(entropy, ddgm.generator, gradient_penalty=0.1)
+    x = torch.randn(30, 2)
+    sides = {"energy": ddgm.energy_net, "generator": ddgm.generator, "critic": entropy}
+    before = {side: [parameter.clone() for parameter in module.parameters()] for side, module in sides.items()}
+    for side in sides:
+        SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3}), elbo.only(side)).step(x)
+        for name, module in sides.items():
+            now = list(module.parameters())
+            moved = [not torch.equal(old, new) for old, new in zip(before[name], now, strict=True)]
+            assert any(moved) == (name == side)
+            before[name] = [parameter.clone() for parameter in now]
+    with pytest.raises(ValueError, match="energy, generator, critic"):
+        elbo.only("data")
+
+
+def test_one_object_serves_svi_and_fit() -> None:
+    data = plane_data("ring", num_rows=500)
+    ddgm = make_ddgm(num_classes=10)
+    elbo = EnergyELBO(NearestNeighbourEntropy(dim=2), ddgm.generator, gradient_penalty=0.003, alpha=2.0)
+    svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3}), elbo)
+    labelled = data.x[:6], torch.tensor([0, 1, 2, 0, 1, 2])
+    svi.step(data.x[:50], *labelled)
+    ddgm.eval()
+    torch.manual_seed(0)
+    whole = svi.evaluate_loss(data.x[:50], *labelled)
+    torch.manual_seed(0)
+    without = svi.evaluate_loss(data.x[:50])
+    cross_entropy = nn.functional.cross_entropy(ddgm.classify(labelled[0]), labelled[1])
+    assert whole - without == pytest.approx(2.0 * float(cross_entropy.detach()), abs=1e-4)
+    objective = EnergyObjective.for_data(ddgm, data, elbo=elbo)
+    assert objective.config()["gradient_penalty"] == 0.003
+    before = [parameter.clone() for parameter in ddgm.parameters()]
+    fit(objective, data, TrainingConfig(max_steps=3, batch_size=50, device="cpu"), progress=False)
+    # Energies of classes move with E(x) itself, whether or not rows carry labels.
+    assert not any(torch.equal(old, new) for old, new in zip(before, ddgm.parameters(), strict=True))
+    with pytest.raises(ValueError, match="entropy, langevin_steps"):
+        EnergyObjective.for_data(ddgm, data, elbo=elbo, langevin_steps=3)
+
+
 def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
     data = plane_data("ring", num_rows=2000)
     ddgm = make_ddgm()
@@ -140,6 +182,7 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
 def test_guards(row: dict[str, float], words: str | None) -> None:
     objective = EnergyObjective(make_ddgm(), num_unlabelled=10)
     problem = [objective.problem(row) for _ in range(5)][-1]
+    assert objective.doubtful == (words == "collapsed")
     assert problem is None if words is None else words in problem
 
 
@@ -188,7 +231,7 @@ def test_replayed_steps_are_the_same_steps(entropy: str) -> None:
             on_evaluation=lambda pair, row, seen=seen: seen.append(row["spread_ratio"]),
         )
         assert (run.step_mode, run.why_eager, len(seen)) == (mode, None, 3)
-        found.append((ddgm.state_dict(), [row["train_loss"] for row in run.metrics]))
+        found.append((ddgm.state_dict(), [row["energy_gap"] for row in run.metrics]))
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
     for name, tensor in found[0][0].items():
         torch.testing.assert_close(tensor, found[1][0][name], msg=name)
