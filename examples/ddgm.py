@@ -18,16 +18,9 @@ from pathlib import Path
 
 import pyro
 
-from pyro_ssvae import (
-    DDGM,
-    DataUnavailableError,
-    EnergyObjective,
-    NonFiniteLossError,
-    RunFolderError,
-    TrainingFailedError,
-    fit,
-)
+from pyro_ssvae import DDGM, EnergyObjective, fit
 from pyro_ssvae.cli import (
+    EXPECTED_ERRORS,
     check_images,
     load_data,
     load_others,
@@ -42,24 +35,14 @@ from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES
 from pyro_ssvae.training import RunFolder, report
 
-_ERRORS = (
-    *(ValueError, TypeError, OSError, DataUnavailableError),
-    *(RunFolderError, NonFiniteLossError, TrainingFailedError),
-)
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the whole story and return the exit status."""
     args = parse_ddgm(__doc__, argv)
     try:
-        data = load_data(args, "ddgm")
-        labels, known = args.num_labels, data  # known: with every label, for the judge alone
-        if labels:
-            args.num_labels = 0
-            known = load_data(args, "ddgm")
-            args.num_labels = labels
-        else:
-            data = data.without_labels()
+        labels = args.num_labels
+        known = load_data(args, "ddgm", num_labels="all")  # with every label, for the judge alone
+        data = load_data(args, "ddgm") if labels else known.without_labels()
         check_images(data, labels)
         others = load_others(args, data)
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
@@ -89,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         if "class_shares" in found:
             shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))
             save_figure(shares, Path(args.out) / "figures" / "class_shares.png")
-    except _ERRORS as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

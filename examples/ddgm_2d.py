@@ -17,8 +17,8 @@ from typing import Any
 
 import pyro
 
-from pyro_ssvae import NonFiniteLossError, RunFolderError, TrainingFailedError, fit
-from pyro_ssvae.cli import name_run, objective_options, parse_ddgm_2d, settings, training_config
+from pyro_ssvae import fit
+from pyro_ssvae.cli import EXPECTED_ERRORS, name_run, objective_options, parse_ddgm_2d, settings, training_config
 from pyro_ssvae.data import plane_data
 from pyro_ssvae.evaluation import plane_measures
 from pyro_ssvae.models import DDGM
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         RunFolder(args.out).write_result({**result, **found})
         save_figure(plot_landscape(model, data.x_test), Path(args.out) / "figures" / "landscape.png")
-    except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError, TrainingFailedError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -25,14 +25,9 @@ import pyro
 
 import pyro_ssvae as ss
 from pyro_ssvae import M1, M1M2, SemiSupervisedELBO, UnsupervisedELBO
-from pyro_ssvae.cli import joint_config, load_data, m1_config, parse_m1_m2, settings, training_config
+from pyro_ssvae.cli import EXPECTED_ERRORS, joint_config, load_data, m1_config, parse_m1_m2, settings, training_config
 from pyro_ssvae.evaluation import active_units
 from pyro_ssvae.training import RunFolder, report
-
-ERRORS = (
-    *(ValueError, TypeError, OSError, ss.RunFolderError, ss.NonFiniteLossError),
-    *(ss.EnumerationError, ss.StaticELBOError),
-)
 
 
 class Stopped(Exception):
@@ -108,6 +103,7 @@ def make_stack(args: Any, m1: M1, active: Any, data: Any) -> tuple[M1M2, SemiSup
         model,
         data,
         alpha=args.alpha,
+        bound_weight=args.bound_weight,
         pure=args.pure,
         enumeration=args.enumeration,
         top_k=args.top_k,
@@ -151,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"Stopped by {stopped}. Go on with: python {sys.argv[0]} --resume {args.out}")
         return 130
-    except ERRORS as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"figures, models and numbers in the folders under {args.out}")
@@ -165,8 +161,8 @@ def tell(name: str, result: dict[str, Any]) -> None:
     if result["test_error"] is not None:
         print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")
     if result.get("test_log_likelihood") is not None:
-        error = result["test_log_likelihood_error"]
-        print(f"log p(x) {result['test_log_likelihood']:.2f} ± {error:.2f} nats")
+        error = result["test_log_likelihood_error"]  # none of a single sample
+        print(f"log p(x) {result['test_log_likelihood']:.2f}{'' if error is None else f' ± {error:.2f}'} nats")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_ssvae import M2, NonFiniteLossError, RunFolderError, SemiSupervisedELBO, fit
-from pyro_ssvae.cli import load_data, parse_m2, settings, training_config
+from pyro_ssvae import M2, SemiSupervisedELBO, fit
+from pyro_ssvae.cli import EXPECTED_ERRORS, load_data, parse_m2, settings, training_config
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.training import report
 
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             model,
             data,
             alpha=args.alpha,
+            bound_weight=args.bound_weight,
             pure=args.pure,
             enumeration=args.enumeration,
             top_k=args.top_k,
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 130
         result = report(objective, data, run, seed=args.seed)
-    except (ValueError, TypeError, OSError, RunFolderError, NonFiniteLossError) as error:
+    except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -80,10 +80,21 @@ def test_without_a_network_the_run_is_named_after_what_it_trains_on(
     assert args.out.startswith(str(Path("runs") / "m2-digits-100-seed0-"))
 
 
+@pytest.mark.filterwarnings("ignore:No training row has a label")
+@pytest.mark.parametrize(("flags", "kept"), [(["--num-labels", "0"], 0), (["--num-labels", "20"], 20), ([], 100)])
+def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> None:
+    from pyro_ssvae.cli import load_data, parse_m2
+
+    args = parse_m2("", ["--data", "digits", *flags])
+    assert load_data(args).num_labelled == kept
+    assert load_data(args, num_labels="all").num_unlabelled == 0
+
+
 def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
     from pyro_ssvae.cli import parse_m2, training_config
     from pyro_ssvae.recipes import PURE
 
+    assert parse_m2("", ["--bound-weight", "0.5"]).bound_weight == 0.5
     args = parse_m2("", ["--pure", "--alpha", "3", "--training.learning_rate", "0.01", "--seed", "4"])
     config = training_config(args)
     assert (args.alpha, args.classifier, args.activation, args.enumeration) == (3.0, "mlp", "softplus", "top-k")

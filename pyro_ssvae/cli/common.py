@@ -14,11 +14,27 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
-from pyro_ssvae.errors import DataUnavailableError
+from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError, TrainingFailedError
+from pyro_ssvae.objectives import EnumerationError, StaticELBOError
 from pyro_ssvae.training import RunFolder, TrainingConfig
 from pyro_ssvae.training.device import resolve_device
 
-__all__ = ["load_data", "name_run", "new_parser", "parse", "read_data", "settings", "training_config"]
+__all__ = [
+    "EXPECTED_ERRORS",
+    "load_data",
+    "name_run",
+    "new_parser",
+    "parse",
+    "read_data",
+    "settings",
+    "training_config",
+]
+
+EXPECTED_ERRORS = (
+    *(ValueError, TypeError, OSError, DataUnavailableError, RunFolderError),
+    *(NonFiniteLossError, TrainingFailedError, EnumerationError, StaticELBOError),
+)
+"""What an example says in one line, where it ends with status 2; anything else is a fault of ours."""
 
 _TOP_LEVEL = {"max_epochs", "max_minutes", "device", "precision", "seed"}  # of the training settings
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
@@ -152,12 +168,18 @@ def settings(args: Namespace) -> dict[str, Any]:
     return {_FLAGS_IN_CONFIG: yaml.safe_load(yaml.safe_dump(flags))}
 
 
-def load_data(args: Namespace, model: str = "m2") -> SemiSupervisedData:
+def load_data(args: Namespace, model: str = "m2", *, num_labels: int | str | None = None) -> SemiSupervisedData:
     """Return the data that the flags name, and name the folder of the run after them where they name none.
 
     Where a download is impossible, say so and carry on with ``digits``.
+
+    Args:
+        args: The flags.
+        model: What the folder's name begins with.
+        num_labels: Rows that keep their label, or ``"all"``; as many as the flags say when ``None``, all without such a
+            flag.
     """
-    data = _load(args)
+    data = _load(args, args.get("num_labels", "all") if num_labels is None else num_labels)
     name_run(args, model)
     return data
 
@@ -170,8 +192,8 @@ def name_run(args: Namespace, model: str) -> None:
         args.out = str(Path("runs") / f"{model}-{Path(args.data).stem}{labels}-seed{args.seed}-{stamp}")
 
 
-def _load(args: Namespace) -> SemiSupervisedData:
-    labels: dict[str, Any] = {"num_labels": args.get("num_labels") or "all", "seed": args.seed}
+def _load(args: Namespace, num_labels: int | str) -> SemiSupervisedData:
+    labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
     try:
         return read_data(args.data, args, **labels)
     except DataUnavailableError as error:

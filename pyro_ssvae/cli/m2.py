@@ -18,6 +18,7 @@ def add_objective(parser: ArgumentParser, pure: str) -> None:
     add = parser.add_argument
     add("--pure", action="store_true", help=f"J^alpha and no other term: no augmentation, no consistency. {pure}")
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
+    add("--bound-weight", type=float, default=1.0, metavar="W", help="factor of the bounds of all rows; 1 in J^alpha")
     add(
         "--enumeration",
         choices=["exact", "top-k"],

@@ -143,7 +143,7 @@ def _of_bound(
         estimate = log_likelihood(pair, data.x_test, num_samples=num_samples, **drawn)
         found |= {
             "test_log_likelihood": estimate.mean,
-            "test_log_likelihood_error": estimate.mean_error,
+            "test_log_likelihood_error": estimate.mean_error if num_samples > 1 else None,
             "test_log_likelihood_samples": num_samples,
             "effective_samples": float(estimate.effective_samples.median()),
             "likelihood_seconds": round(time.perf_counter() - started, 1),
