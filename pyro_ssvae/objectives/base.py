@@ -36,10 +36,12 @@ class Objective(nn.Module):
         latest: The terms of the last call, detached, by name.
         elbo: ``"static"``, or ``"stock"`` where steps must ask the device questions.
         bound_weight: Factor of the bounds; without them there is nothing to say about densities.
+        squeezes_kl: Whether the KL of z may be weighed above 1 by default, to press the class out of the latents.
     """
 
     elbo: str = "static"
     bound_weight: float = 1.0
+    squeezes_kl: bool = True
     _kl_weight: Tensor
 
     def __init__(

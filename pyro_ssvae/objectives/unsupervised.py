@@ -50,6 +50,8 @@ class UnsupervisedELBO(Objective):
         torch.Size([])
     """
 
+    squeezes_kl = False  # there is no class
+
     def __init__(
         self,
         pair: nn.Module,

@@ -30,7 +30,8 @@ class TrainingConfig:
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
         kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
         kl_squeeze: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the
-            class out of the latents, so the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below.
+            class out of the latents, so the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below, and
+            1 for models without classes.
         kl_settled: Share of the schedule after which the weight is 1 for good.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
@@ -118,14 +119,21 @@ class TrainingConfig:
             self.final_learning_rate + (1.0 - self.final_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
         )
 
-    def kl_weight_at(self, step: int, total: int, num_rows: int) -> float:
-        """Return the weight of the KL of z at step ``step`` (from 0) of ``total``, for a number of training rows."""
+    def kl_weight_at(self, step: int, total: int, num_rows: int, *, squeezes: bool = True) -> float:
+        """Return the weight of the KL of z at a step of the schedule.
+
+        Args:
+            step: The step, from 0.
+            total: Length of the schedule in steps.
+            num_rows: Number of training rows.
+            squeezes: Whether the weight may exceed 1 by default (:attr:`Objective.squeezes_kl`).
+        """
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return progress / self.kl_warmup
         squeeze = self.kl_squeeze
         if squeeze is None:
-            squeeze = 8.0 if num_rows >= 10_000 else 1.0
+            squeeze = 8.0 if squeezes and num_rows >= 10_000 else 1.0
         if progress >= self.kl_settled or squeeze == 1.0:
             return 1.0
         return squeeze + (1.0 - squeeze) * (progress - self.kl_warmup) / (self.kl_settled - self.kl_warmup)

@@ -75,7 +75,7 @@ def report(
         "objective": objective.config(),
         **({"likelihood": pair.likelihood.name} if isinstance(pair, VariationalPair) else {}),
         "prior": getattr(pair.prior, "name", type(pair.prior).__name__),
-        "kl_weight": [run.config.kl_weight_at(int(t * run.steps / 10), run.steps, data.x.shape[0]) for t in range(10)],
+        "kl_weight": _kl_weights(run, len(data.x), objective.squeezes_kl),
         "binarisation": run.config.binarisation,
         **classes,
         "best_step": run.best_step,
@@ -102,6 +102,12 @@ def _of_classes(pair: Classifier, data: SemiSupervisedData, run: FitResult) -> d
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
     }
+
+
+def _kl_weights(run: FitResult, num_rows: int, squeezes: bool) -> list[float]:
+    """Return the weight of the KL of z at ten steps of the schedule, evenly spread."""
+    weight = run.config.kl_weight_at
+    return [weight(int(tenth * run.steps / 10), run.steps, num_rows, squeezes=squeezes) for tenth in range(10)]
 
 
 def _errors(pair: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:

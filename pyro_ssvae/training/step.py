@@ -98,7 +98,9 @@ class TrainingStep(BaseStep):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        self.objective.kl_weight = self.config.kl_weight_at(number, self.total, self.objective.num_rows)
+        objective = self.objective
+        squeezes = objective.squeezes_kl
+        objective.kl_weight = self.config.kl_weight_at(number, self.total, objective.num_rows, squeezes=squeezes)
         self.average.set_step(number)
         self._number.fill_(number + 1)
 

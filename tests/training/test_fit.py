@@ -26,6 +26,7 @@ from pyro_ssvae import (
     SemiSupervisedData,
     SemiSupervisedELBO,
     TrainingConfig,
+    UnsupervisedELBO,
     fit,
 )
 from pyro_ssvae.data import BatchStream, Rows
@@ -245,6 +246,8 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     weights = [warm.kl_weight_at(step, 10, 50_000) for step in range(7)]
     assert weights == pytest.approx([0.5, 8.0, 6.25, 4.5, 2.75, 1.0, 1.0])
     assert TrainingConfig(kl_warmup=0.0, kl_squeeze=1.0).kl_weight_at(0, 8, 50_000) == 1.0
+    assert max(warm.kl_weight_at(step, 10, 50_000, squeezes=False) for step in range(10)) == 1.0
+    assert not UnsupervisedELBO.squeezes_kl
 
 
 @pytest.mark.parametrize(
