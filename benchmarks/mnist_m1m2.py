@@ -74,6 +74,10 @@ def rows(splits: int) -> list[Row]:
         found += [Row(f"{name}-{n}", 0, num_labels=n, **options) for n in (600, 1000, 3000)]
         if pure:  # what the prior of the M1 below is worth
             found += [Row(f"{name}-normal-100", seed, below="elbo", **options) for seed in range(splits)]
+        else:  # what it does that the bounds weigh less than in J^α
+            options["objective"] = {key: value for key, value in recipe.objective.items() if key != "bound_weight"}
+            found += [Row("full-bound-100", seed, **options) for seed in range(splits)]
+            found += [Row(f"full-bound-{n}", 0, num_labels=n, **options) for n in (600, 1000, 3000)]
     return found
 
 

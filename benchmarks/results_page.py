@@ -293,5 +293,6 @@ _FOOT = """
 ## Literature
 
 Numbers of others, for orientation: Pyro's M2 tutorial reports 93.19 ± 0.60 % accuracy at 100 labels (with its
-auxiliary loss, an MLP, no add-ons), musyoku's Chainer M2 90.2 %.
+auxiliary loss, an MLP, no add-ons), musyoku's Chainer M2 90.2 %. M1 and M1+M2 stand beside the numbers of their sources
+on [a page of their own](results_m1).
 """
