@@ -193,9 +193,9 @@ def _stacks(results: dict[str, Result]) -> str:
         "## M1+M2\n\nStacked on one M1, that with a flow prior above, trained once without labels and reused for every "
         f"row; its time is not in the seconds.{words} The published columns are Kingma et al. (2014), Table 1, the "
         "last one a transductive SVM on M1, which is quoted and not run here. Under the default recipe q(y|x) is "
-        "the convolutional one of M2 with the same add-ons, and the bounds weigh a tenth of what they weigh in $J^\\alpha$, "
-        "as was chosen on validation rows with other label seeds; it does not err less than M2 itself ([results of "
-        "M2](results)). For these rows M1 was trained again by its command: -85.05 nats, 28 latents in use. "
+        "the convolutional one of M2 with the same add-ons, and the bounds weigh a tenth of what they weigh in "
+        "$J^\\alpha$, as was chosen on validation rows with other label seeds; it does not err less than M2 itself "
+        "([results of M2](results)). For these rows M1 was trained again by its command: -85.05 nats, 28 in use. "
         "Bounds under *none* are of grey values, those of the M1 above of pixels drawn from them: they must not be "
         "compared.\n\n"
         + table(header, parts)
