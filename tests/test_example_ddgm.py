@@ -154,7 +154,7 @@ def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert result["judge_error"] < 0.03
     assert result["frechet_distance"] > result["frechet_floor"] > 0.0
     figures = {path.name for path in (out / "figures").iterdir()}
-    assert figures == FIGURES | {"confusion_matrix.png", "reliability.png"}
+    assert figures == FIGURES | {"class_shares.png", "confusion_matrix.png", "reliability.png"}
     assert pyro_ssvae.load(out).has_classes
     told = capsys.readouterr().out
     assert "class energies of 100 labels" in told
