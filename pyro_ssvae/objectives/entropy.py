@@ -113,7 +113,8 @@ class NearestNeighbourEntropy(Entropy):
         if count <= self.k:
             raise ValueError(f"A batch of {count} rows has no neighbour number {self.k}; raise batch_size.")
         with torch.no_grad():  # which rows are neighbours; rounding may put a row nearer to another than to itself
-            distances = torch.cdist(rows, rows).fill_diagonal_(math.inf)
+            itself = torch.eye(count, dtype=torch.bool, device=rows.device)
+            distances = torch.cdist(rows, rows).masked_fill(itself, math.inf)
             neighbours = distances.argmin(1) if self.k == 1 else distances.kthvalue(self.k, 1).indices
         squares = (rows - rows[neighbours]).square().sum(-1)
         dim = float(rows.shape[1]) if self.dim is None else self.dim
