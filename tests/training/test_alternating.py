@@ -12,6 +12,7 @@ from pyro_ssvae.data import BatchStream, plane_data
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import plot_training_curves
+from pyro_ssvae.recipes import DDGM_PLANE
 from pyro_ssvae.training.alternating import AlternatingStep
 from pyro_ssvae.training.device import make_fabric
 
@@ -73,3 +74,10 @@ def test_any_loss_that_is_not_finite_is_found() -> None:
     config = TrainingConfig(compile="eager", **SETTINGS)
     with pytest.raises(NonFiniteLossError, match="not finite from step 3 on"):
         fit(objective, data, config, progress=False)
+
+
+def test_the_recipe_of_the_plane_is_compiled() -> None:
+    # A turn that Inductor cannot compile is replayed with a warning, and warnings are errors here.
+    objective, data = make_objective(**DDGM_PLANE.objective | {"langevin_steps": 1})
+    run = fit(objective, data, TrainingConfig(compile="inductor", **SETTINGS), progress=False)
+    assert (run.step_mode, run.why_eager) == ("inductor", None)
