@@ -30,6 +30,7 @@ _OBJECTIVE = (
     "langevin_steps",
     "langevin_step_size",
     "generator_rate",
+    "energy_steps",
     "generator_steps",
     "critic_rate",
     "contrast_weight",
@@ -78,7 +79,8 @@ def _add_objective(parser: ArgumentParser) -> None:
         metavar="R",
         help="its learning rate over the energy's",
     )
-    add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator for each of the energy")
+    add("--energy-steps", type=int, default=1, metavar="S", help="steps of the energy for each batch")
+    add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator after these")
     add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")
 
 

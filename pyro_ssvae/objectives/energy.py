@@ -32,7 +32,7 @@ from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
 __all__ = ["EnergyELBO", "EnergyObjective"]
 
-SIDES = ("energy", "generator", "critic")
+_SIDES = ("energy", "generator", "critic")
 _LEAST_SPREAD = 0.05  # of samples, as a share of that of the data
 _PATIENCE = 5  # evaluations in a row with less; a generator may start out narrow
 _LARGEST_GAP = 1e4  # nats between energies of data and samples
@@ -101,7 +101,7 @@ class EnergyELBO(ELBO):
                 raise ValueError(f"{name}={value} must not be negative.")
         self.entropy, self.generator = entropy, generator
         self.alpha, self.entropy_weight = alpha, entropy_weight
-        self.sides: tuple[str, ...] = SIDES
+        self._sides: tuple[str, ...] = _SIDES
         self.gradient_penalty, self.energy_penalty = gradient_penalty, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
@@ -132,10 +132,10 @@ class EnergyELBO(ELBO):
             >>> svis = [SVI(*pyro_view(ddgm), adam, elbo.only(side)) for side, adam in adams.items()]
             >>> losses = [svi.step(torch.randn(50, 2)) for svi in svis]
         """
-        if side not in SIDES:
-            raise ValueError(f"side={side!r} must be one of {', '.join(SIDES)}.")
+        if side not in _SIDES:
+            raise ValueError(f"side={side!r} must be one of {', '.join(_SIDES)}.")
         view = copy.copy(self)
-        view.sides = (side,)
+        view._sides = (side,)
         return view
 
     def energy_loss(
@@ -217,9 +217,9 @@ class EnergyELBO(ELBO):
         with poutine.trace(param_only=True) as capture:
             declare_parameters(self.entropy)
             of_energy, _ = self.energy_loss(model, guide, *args, **kwargs)
-            if "generator" in self.sides:
+            if "generator" in self._sides:
                 of_generator, _ = self.generator_loss(model, guide, *args, **kwargs)
-            if "critic" in self.sides:
+            if "critic" in self._sides:
                 of_critic = self.critic_loss(guide, *args, **kwargs)
         sites: list[Any] = list(capture.trace.nodes.values())
         known = {id(parameter) for parameter in self.entropy.parameters()}
@@ -227,7 +227,7 @@ class EnergyELBO(ELBO):
         rest = [parameter for parameter in parameters if id(parameter) not in known]
         critic = [parameter for parameter in parameters if id(parameter) in known]
         slopes = torch.autograd.grad(of_energy, rest, allow_unused=True)  # None: the energy of data ignores it
-        if "energy" in self.sides:
+        if "energy" in self._sides:
             _put(slopes, rest)
         generator = [parameter for parameter, slope in zip(rest, slopes, strict=True) if slope is None]
         for loss, group in ((of_generator, generator), (of_critic, critic)):
@@ -248,7 +248,8 @@ class EnergyObjective(AlternatingObjective):
             and ``options`` when ``None``.
         entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an estimate.
         generator_rate: Learning rate of the generator, as a multiple of that of the energy; it should be the faster.
-        generator_steps: Steps of the generator for each one of the energy.
+        energy_steps: Steps of the energy for each batch.
+        generator_steps: Steps of the generator after these.
         critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
         betas: Of Adam, for all.
         **options: Of :class:`EnergyELBO`.
@@ -273,6 +274,7 @@ class EnergyObjective(AlternatingObjective):
         elbo: EnergyELBO | None = None,
         entropy: str | Entropy | None = None,
         generator_rate: float = 3.0,
+        energy_steps: int = 1,
         generator_steps: int = 2,
         critic_rate: float = 1.0,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -286,10 +288,10 @@ class EnergyObjective(AlternatingObjective):
             )
         # Evaluations in a row that found next to no spread.
         self.register_buffer("_narrow", torch.zeros((), dtype=torch.int64))
-        if not (generator_rate > 0.0 and critic_rate > 0.0) or generator_steps < 1:
+        if not (generator_rate > 0.0 and critic_rate > 0.0) or min(energy_steps, generator_steps) < 1:
             raise ValueError(
-                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and generator_steps="
-                f"{generator_steps} at least 1."
+                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and energy_steps="
+                f"{energy_steps} and generator_steps={generator_steps} at least 1."
             )
         if elbo is None:
             made = make_entropy("nearest_neighbour" if entropy is None else entropy, pair.latent_dim, pair.event_shape)
@@ -297,8 +299,8 @@ class EnergyObjective(AlternatingObjective):
         elif entropy is not None or options:
             raise ValueError(f"elbo= is given, so {', '.join(['entropy', *options])} must be set there, not here.")
         self.entropy, self.elbo_of_energy = elbo.entropy, elbo
-        self.generator_rate, self.generator_steps, self.betas = generator_rate, generator_steps, betas
-        self.critic_rate = critic_rate
+        self.energy_steps, self.generator_steps = energy_steps, generator_steps
+        self.generator_rate, self.critic_rate, self.betas = generator_rate, critic_rate, betas
 
     @classmethod
     def for_data(cls, pair: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
@@ -307,7 +309,7 @@ class EnergyObjective(AlternatingObjective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("generator_rate", "generator_steps", "critic_rate", "betas")
+        names = ("energy_steps", "generator_rate", "generator_steps", "critic_rate", "betas")
         return {**self.elbo_of_energy.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
@@ -343,11 +345,11 @@ class EnergyObjective(AlternatingObjective):
         return bool(self._narrow)
 
     def turns(self) -> list[Turn]:
-        """Return the energy's step, and then as many as asked for of the generator and of the entropy's networks."""
+        """Return the energy's steps, and then those of the generator, each with one of the entropy's networks."""
         after = [Turn("generator", self._generator_loss)]
         if next(self.entropy.parameters(), None) is not None:
             after.append(Turn("critic", self._critic_loss))
-        return [Turn("energy", self._energy_loss), *(self.generator_steps * after)]
+        return [*(self.energy_steps * [Turn("energy", self._energy_loss)]), *(self.generator_steps * after)]
 
     def _energy_loss(self, batch: Batch) -> Tensor:
         labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)

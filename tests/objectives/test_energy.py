@@ -136,6 +136,13 @@ def test_one_object_serves_svi_and_fit() -> None:
         EnergyObjective.for_data(ddgm, data, elbo=elbo, langevin_steps=3)
 
 
+def test_the_ratio_of_steps_is_free() -> None:
+    objective = EnergyObjective(make_ddgm(), num_unlabelled=10, energy_steps=2, generator_steps=3)
+    assert [turn.group for turn in objective.turns()] == ["energy"] * 2 + ["generator"] * 3
+    with pytest.raises(ValueError, match="energy_steps=0"):
+        EnergyObjective(make_ddgm(), num_unlabelled=10, energy_steps=0)
+
+
 def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
     data = plane_data("ring", num_rows=2000)
     ddgm = make_ddgm()
