@@ -211,8 +211,10 @@ def _stacks(results: dict[str, Result]) -> str:
 def _bayes(result: Result) -> str:
     return (
         "## M2 with every label, by Bayes' rule\n\n"
-        f"Trained on {result['num_labels']:,} labelled rows for {result['train_seconds'] / 60:.0f} minutes "
-        f"({result['device']}), {result['likelihood_samples_a_class']} importance samples a class and test row, which "
+        f"Trained for {result['train_seconds'] / 60:.0f} minutes ({result['device']}) on {result['num_labels']:,} "
+        f"labelled rows, of which {result['row']['copies']} in {result['row']['copies'] + 1} are copies of the others "
+        "under small affine maps (an add-on to the paper's setting), with weights of its own for each class in the first "
+        f"layer of the decoder; {result['likelihood_samples_a_class']} importance samples a class and test row, which "
         f"took {result['likelihood_seconds'] / 60:.1f} minutes. Test error by p(y|x) ∝ p(y) p(x|y): "
         f"{100 * result['bayes_error']:.2f} %; by q(y|x): {100 * result['test_error']:.2f} %. Kingma et al. (2014) "
         "give 0.96 %."

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_ssvae.networks import MLP, ConditionalMLP, ConvClassifier, FactoredLinear
+from pyro_ssvae.networks import MLP, ConditionalMLP, ConvClassifier, CrossedLinear, FactoredLinear
 
 
 def test_factored_linear_is_linear_over_the_concatenation() -> None:
@@ -17,7 +17,15 @@ def test_factored_linear_is_linear_over_the_concatenation() -> None:
     torch.testing.assert_close(layer(x, y), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "softplus"}, {"dropout": 0.5}])
+def test_crossed_linear_has_weights_for_each_class() -> None:
+    layer = CrossedLinear(5, 3, 4)
+    x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 2, 1, 0])
+    weights = layer.weight.view(4, 3, 5)
+    expected = torch.stack([weights[:, k] @ row + layer.class_weight[k] for row, k in zip(x, y.tolist(), strict=True)])
+    torch.testing.assert_close(layer(x, y), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "softplus"}, {"dropout": 0.5}, {"crossed": True}])
 def test_enumerated_classes_equal_a_loop(options: dict[str, object]) -> None:
     net = ConditionalMLP((2, 3), 4, 5, (8, 7), **options).eval()
     x = torch.randn(6, 2, 3)

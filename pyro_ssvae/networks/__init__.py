@@ -19,6 +19,7 @@ from pyro_ssvae.networks.variational import (
     MLP,
     ConditionalMLP,
     ConvClassifier,
+    CrossedLinear,
     FactoredLinear,
     make_classifier,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "ConvClassifier",
     "ConvFeatures",
     "ConvGenerator",
+    "CrossedLinear",
     "EnergyNet",
     "FactoredLinear",
     "MLPFeatures",

@@ -14,6 +14,7 @@ __all__ = [
     "MLP",
     "ConditionalMLP",
     "ConvClassifier",
+    "CrossedLinear",
     "FactoredLinear",
     "activation_named",
     "check_widths",
@@ -142,6 +143,29 @@ class FactoredLinear(nn.Module):
         return output
 
 
+class CrossedLinear(nn.Module):
+    r"""An affine map of a row with weights of its own for each class, :math:`W_y x + b_y`.
+
+    Args:
+        in_features: Size of ``x``.
+        num_classes: Number of classes ``K``.
+        out_features: Size of the result.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)  # of nn.Linear, for each class
+        self.weight = nn.Parameter(torch.empty(out_features, num_classes * in_features).uniform_(-bound, bound))
+        self.class_weight = nn.Parameter(torch.empty(num_classes, out_features).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Map ``x`` ``(*batch, in)`` and integer ``y`` ``(*batch')`` to ``(*broadcast, out)``."""
+        classes = torch.arange(len(self.class_weight), device=y.device)
+        chosen = (y.unsqueeze(-1) == classes).to(x)  # one_hot would read y back to the host
+        crossed = (chosen.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)  # x in the place of its class, else zero
+        return F.linear(crossed, self.weight) + F.embedding(y, self.class_weight)
+
+
 class ConditionalMLP(nn.Module):
     """A multilayer perceptron over a row and a class, with the first layer factored.
 
@@ -155,6 +179,8 @@ class ConditionalMLP(nn.Module):
         activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation, over rows and enumerated classes alike.
         dropout: Probability of dropping a hidden unit.
+        crossed: Whether the first layer has weights of its own for each class, which suits small rows (latents): it
+            lets a decoder depend more on the class.
 
     Raises:
         ValueError: For no or non-positive widths, an unknown activation or a dropout outside [0, 1).
@@ -175,11 +201,12 @@ class ConditionalMLP(nn.Module):
         activation: str = "relu",
         batch_norm: bool = False,
         dropout: float = 0.0,
+        crossed: bool = False,
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
         first, *rest = check_widths(hidden_dims, least=1)
-        self.first = FactoredLinear(math.prod(event_shape), num_classes, first)
+        self.first = (CrossedLinear if crossed else FactoredLinear)(math.prod(event_shape), num_classes, first)
         self.rest = nn.Sequential(
             *_after_linear(first, activation, batch_norm, dropout),
             MLP(
