@@ -44,7 +44,7 @@ class Row:
     training: dict[str, Any] = field(
         default_factory=lambda: (
             PURE.training
-            | {"max_epochs": 20, "labelled_batch_size": 100, "learning_rate": 2e-3}
+            | {"max_epochs": 11, "labelled_batch_size": 100, "learning_rate": 2e-3}
             | {"kl_warmup": 0.0, "kl_squeeze": 1.0, "binarisation": "none"}
         )
     )

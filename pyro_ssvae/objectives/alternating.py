@@ -44,9 +44,13 @@ class AlternatingObjective(Objective):
         """Return the groups by name."""
         raise NotImplementedError(f"{type(self).__name__} must define groups() -> dictionary of Group.")
 
-    def turns(self) -> list[Turn]:
-        """Return who steps after whom. A loss is computed after the step before it, and sets :attr:`latest`."""
-        raise NotImplementedError(f"{type(self).__name__} must define turns() -> list of Turn.")
+    def turns(self, progress: float = 0.0) -> list[Turn]:
+        """Return who steps after whom. A loss is computed after the step before it, and sets :attr:`latest`.
+
+        Args:
+            progress: Share of the schedule that is done, in [0, 1).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define turns(progress) -> list of Turn.")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # type: ignore[override]  # a loss for each group
         """Return the losses of all groups at the present weights."""

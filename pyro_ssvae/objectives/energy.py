@@ -29,6 +29,7 @@ from pyro_ssvae.models.ddgm import DDGM, langevin
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.contrast import FadedContrast
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
+from pyro_ssvae.objectives.weights import importance_weights
 
 __all__ = ["EnergyELBO", "EnergyObjective"]
 
@@ -56,6 +57,7 @@ class EnergyELBO(ELBO):
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
+        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`.
         contrast_weight: Weight of the energy on copies of data that have lost their content
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
@@ -84,6 +86,7 @@ class EnergyELBO(ELBO):
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
         langevin_step_size: float = 0.001,
+        weighing_neighbours: int = 8,
         contrast_weight: float = 0.0,
     ) -> None:
         super().__init__(max_plate_nesting=1)
@@ -94,6 +97,7 @@ class EnergyELBO(ELBO):
             "energy_penalty": energy_penalty,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
+            "weighing_neighbours": weighing_neighbours,
             "contrast_weight": contrast_weight,
         }
         for name, value in weights.items():
@@ -104,6 +108,7 @@ class EnergyELBO(ELBO):
         self._sides: tuple[str, ...] = _SIDES
         self.gradient_penalty, self.energy_penalty = gradient_penalty, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
+        self.weighing_neighbours, self._weighing = weighing_neighbours, False
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
         self._settings = tuple(weights)
 
@@ -138,6 +143,16 @@ class EnergyELBO(ELBO):
         view._sides = (side,)
         return view
 
+    def weighing(self) -> EnergyELBO:
+        """Return the same objective with generated rows weighed by importance in L_E (:func:`importance_weights`).
+
+        That makes it the gradient of the likelihood, for rows of few numbers, where distances tell densities. It says
+        nothing to a generator that draws one mode too often, so it is for the end, when that no longer moves.
+        """
+        view = copy.copy(self)
+        view._weighing = True
+        return view
+
     def energy_loss(
         self,
         model: Callable[..., Any],
@@ -163,7 +178,10 @@ class EnergyELBO(ELBO):
         generated = langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size)
         rows = x.detach().requires_grad_(self.gradient_penalty > 0.0)
         of_data, of_samples = _energy(model, rows, kwargs), _energy(model, generated, kwargs)
-        loss = of_data.mean() - of_samples.mean()
+        negative = of_samples.mean()
+        if self._weighing:
+            negative = (importance_weights(of_samples, generated, self.weighing_neighbours) * of_samples).sum()
+        loss = of_data.mean() - negative
         terms = {"energy_data": of_data.mean(), "energy_samples": of_samples.mean(), "energy_gap": loss}
         if self.gradient_penalty:
             (slope,) = torch.autograd.grad(of_data.sum(), rows, create_graph=True)
@@ -251,6 +269,8 @@ class EnergyObjective(AlternatingObjective):
         energy_steps: Steps of the energy for each batch.
         generator_steps: Steps of the generator after these.
         critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
+        settling: Share of the schedule, at its end, in which only the energy steps, on generated rows weighed by
+            importance (:meth:`EnergyELBO.weighing`): it brings the energies of modes far apart to one level.
         betas: Of Adam, for all.
         **options: Of :class:`EnergyELBO`.
 
@@ -277,6 +297,7 @@ class EnergyObjective(AlternatingObjective):
         energy_steps: int = 1,
         generator_steps: int = 2,
         critic_rate: float = 1.0,
+        settling: float = 0.0,
         betas: tuple[float, float] = (0.5, 0.999),
         **options: Any,
     ) -> None:
@@ -293,12 +314,14 @@ class EnergyObjective(AlternatingObjective):
                 f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and energy_steps="
                 f"{energy_steps} and generator_steps={generator_steps} at least 1."
             )
+        if not 0.0 <= settling < 1.0:
+            raise ValueError(f"settling={settling} must lie in [0, 1).")
         if elbo is None:
             made = make_entropy("nearest_neighbour" if entropy is None else entropy, pair.latent_dim, pair.event_shape)
             elbo = EnergyELBO(made, pair.generator, **options)
         elif entropy is not None or options:
             raise ValueError(f"elbo= is given, so {', '.join(['entropy', *options])} must be set there, not here.")
-        self.entropy, self.elbo_of_energy = elbo.entropy, elbo
+        self.entropy, self.elbo_of_energy, self.settling = elbo.entropy, elbo, settling
         self.energy_steps, self.generator_steps = energy_steps, generator_steps
         self.generator_rate, self.critic_rate, self.betas = generator_rate, critic_rate, betas
 
@@ -309,7 +332,7 @@ class EnergyObjective(AlternatingObjective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("energy_steps", "generator_rate", "generator_steps", "critic_rate", "betas")
+        names = ("energy_steps", "generator_rate", "generator_steps", "critic_rate", "settling", "betas")
         return {**self.elbo_of_energy.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
@@ -344,16 +367,24 @@ class EnergyObjective(AlternatingObjective):
         """Whether the last evaluation found next to no spread among generated rows."""
         return bool(self._narrow)
 
-    def turns(self) -> list[Turn]:
+    def turns(self, progress: float = 0.0) -> list[Turn]:
         """Return the energy's steps, and then those of the generator, each with one of the entropy's networks."""
+        if progress >= 1.0 - self.settling:
+            return self.energy_steps * [Turn("energy", self._settling_loss)]
         after = [Turn("generator", self._generator_loss)]
         if next(self.entropy.parameters(), None) is not None:
             after.append(Turn("critic", self._critic_loss))
         return [*(self.energy_steps * [Turn("energy", self._energy_loss)]), *(self.generator_steps * after)]
 
     def _energy_loss(self, batch: Batch) -> Tensor:
+        return self._loss_of_energy(self.elbo_of_energy, batch)
+
+    def _settling_loss(self, batch: Batch) -> Tensor:
+        return self._loss_of_energy(self.elbo_of_energy.weighing(), batch)
+
+    def _loss_of_energy(self, elbo: EnergyELBO, batch: Batch) -> Tensor:
         labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)
-        loss, self.latest = self.elbo_of_energy.energy_loss(self.model, self.guide, _rows(batch), *labelled)
+        loss, self.latest = elbo.energy_loss(self.model, self.guide, _rows(batch), *labelled)
         return loss
 
     def _generator_loss(self, batch: Batch) -> Tensor:

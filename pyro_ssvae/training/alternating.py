@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 import pyro
@@ -70,8 +71,9 @@ class AlternatingStep(BaseStep):
         _, *self.optimizers = fabric.setup(objective, *optimizers)
         self._optimizers = dict(zip(self._groups, self.optimizers, strict=True))
         self.average = MovingAverage(objective.pair, config.ema_decay)
-        self._turns = objective.turns()
-        self._recorded: list[RecordedLoss] = []
+        self._turns = objective.turns
+        self._recorded: dict[tuple[str, str, int], RecordedLoss] = {}
+        self._counts: Counter[str] = Counter()  # steps behind each sum: not every turn comes up in every step
         self._done = 0
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
@@ -85,7 +87,7 @@ class AlternatingStep(BaseStep):
         total = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
         terms: dict[str, Tensor] = {}
         norms: dict[str, list[Tensor]] = {}
-        for place, turn in enumerate(self._turns):
+        for place, turn in enumerate(self._turns(number / self.total)):
             loss, found = self._gradients(place, turn, batch)
             terms |= found
             total = total + loss
@@ -93,7 +95,9 @@ class AlternatingStep(BaseStep):
         self.average.set_step(number)
         self.average.update()
         self._watch(total)
-        self._add(terms | {f"gradient_norm_{name}": torch.stack(found).mean() for name, found in norms.items()})
+        terms |= {f"gradient_norm_{name}": torch.stack(found).mean() for name, found in norms.items()}
+        self._add(terms)
+        self._counts.update(terms.keys())
         self.sum_steps += 1
         self._done += 1
 
@@ -116,13 +120,30 @@ class AlternatingStep(BaseStep):
         return loss.detach(), self.objective.latest
 
     def _replayed(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        if place == len(self._recorded):
+        key = (turn.group, getattr(turn.loss, "__name__", ""), place)
+        if key not in self._recorded:
             module = _LossOfTurn(self.objective, turn, self.fabric)
             options: dict[str, Any] = {"trained": self._groups[turn.group].parameters}
             if self.mode == "inductor":
                 options["compiled_shape"] = shapes(batch)
-            self._recorded.append(RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, **options))
-        return self._recorded[place](batch)
+            self._recorded[key] = RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, **options)
+        return self._recorded[key](batch)
+
+    def take_means(self) -> dict[str, float]:
+        """Return the means of what is logged since the last call, each over the steps that had it; start afresh."""
+        means = {name: float(value) / self._counts[name] for name, value in self.sums.items() if self._counts[name]}
+        super().take_means()
+        self._counts.clear()
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a continued run needs of it."""
+        return {**super().state_dict(), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state; before the first step."""
+        super().load_state_dict(state)
+        self._counts = Counter(state["counts"])
 
     def _apply(self, group: str) -> Tensor:
         """Step a group; return the norm of its gradient before clipping."""

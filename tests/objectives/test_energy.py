@@ -29,6 +29,7 @@ from pyro_ssvae.objectives import (
     make_entropy,
 )
 from pyro_ssvae.objectives.contrast import _blurred
+from pyro_ssvae.objectives.weights import importance_weights
 
 
 def make_ddgm(**options: object) -> DDGM:
@@ -134,6 +135,53 @@ def test_one_object_serves_svi_and_fit() -> None:
     assert not any(torch.equal(old, new) for old, new in zip(before, ddgm.parameters(), strict=True))
     with pytest.raises(ValueError, match="entropy, langevin_steps"):
         EnergyObjective.for_data(ddgm, data, elbo=elbo, langevin_steps=3)
+
+
+def test_importance_weights_turn_samples_into_draws_of_the_energy() -> None:
+    # Uniform points, and an energy that asks for two thirds of them on the right.
+    torch.manual_seed(0)
+    x = torch.rand(2000, 2)
+    energy = -math.log(2.0) * (x[:, 0] > 0.5).float()
+    weights = importance_weights(energy, x, 8)
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(weights[x[:, 0] > 0.5].sum()) == pytest.approx(2.0 / 3.0, abs=0.03)
+    # Points that are three times as dense on the left, and an energy that asks for as many on either side.
+    x = torch.cat([torch.rand(1500, 2) * torch.tensor([0.5, 1.0]), torch.rand(500, 2) * 0.5 + torch.tensor([0.5, 0.0])])
+    x[1500:, 1] *= 2.0
+    weights = importance_weights(torch.zeros(2000), x, 8)
+    assert float(weights[1500:].sum()) == pytest.approx(0.5, abs=0.05)
+    assert not importance_weights(energy.requires_grad_(), x, 8).requires_grad
+
+
+def test_the_energy_settles_at_the_end() -> None:
+    data = plane_data("ring", num_rows=500)
+    ddgm = make_ddgm()
+    objective = EnergyObjective.for_data(ddgm, data, settling=0.5, generator_steps=2)
+    assert [turn.group for turn in objective.turns(0.4)] == ["energy", "generator", "generator"]
+    assert [turn.group for turn in objective.turns(0.5)] == ["energy"]
+    seen = []
+
+    def look(pair: DDGM, row: dict[str, float]) -> None:
+        live = [parameter.detach().clone() for parameter in pair.generator.parameters()]
+        seen.append((live, "entropy" in row, "energy_gap" in row))
+
+    config = TrainingConfig(max_steps=12, batch_size=64, evaluate_every=6, ema_decay=0.0, device="cpu")
+    fit(objective, data, config, progress=False, on_evaluation=look)
+    (middle, *first), (end, *second) = seen
+    assert (first, second) == ([True, True], [False, True])
+    assert all(torch.equal(old, new) for old, new in zip(middle, end, strict=True))
+    torch.manual_seed(0)
+    x = data.x[:64]
+    ddgm.eval()
+    torch.manual_seed(0)
+    weighed, _ = objective.elbo_of_energy.weighing().energy_loss(ddgm.model, ddgm.guide, x)
+    torch.manual_seed(0)
+    generated = ddgm.generator(ddgm.prior().expand((64,)).sample())
+    of_samples = ddgm.energy_net(generated)
+    expected = ddgm.energy_net(x).mean() - (importance_weights(of_samples, generated, 8) * of_samples).sum()
+    torch.testing.assert_close(weighed, expected)
+    with pytest.raises(ValueError, match="settling=1.0"):
+        EnergyObjective.for_data(ddgm, data, settling=1.0)
 
 
 def test_the_ratio_of_steps_is_free() -> None:
