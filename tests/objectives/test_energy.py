@@ -151,6 +151,12 @@ def test_importance_weights_turn_samples_into_draws_of_the_energy() -> None:
     weights = importance_weights(torch.zeros(2000), x, 8)
     assert float(weights[1500:].sum()) == pytest.approx(0.5, abs=0.05)
     assert not importance_weights(energy.requires_grad_(), x, 8).requires_grad
+    # The same on a line, of which the elements do not tell that it fills one dimension only.
+    t = torch.cat([torch.rand(1500) * 0.5, torch.rand(500) * 0.5 + 0.5])
+    weights = importance_weights(torch.zeros(2000), torch.stack([t, 2.0 * t], -1), 8)
+    assert float(weights[1500:].sum()) == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match="num_neighbours=2"):
+        importance_weights(torch.zeros(5), torch.rand(5, 2), 2)
 
 
 def test_the_energy_settles_at_the_end() -> None:
