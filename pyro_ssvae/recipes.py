@@ -170,7 +170,7 @@ DDGM_PLANE = Recipe(
     objective={"gradient_penalty": 0.003, "langevin_steps": 10, "settling": 0.15},
     training={
         **_DDGM,
-        "max_steps": 12_000,
+        "max_steps": 10_000,
         "batch_size": 512,
         "learning_rate": 1e-3,
         "decay_start": 0.4,
