@@ -57,7 +57,7 @@ class EnergyELBO(ELBO):
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
-        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`.
+        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`; at least 3 there.
         contrast_weight: Weight of the energy on copies of data that have lost their content
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
