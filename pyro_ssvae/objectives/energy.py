@@ -57,7 +57,7 @@ class EnergyELBO(ELBO):
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
-        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`; at least 3 there.
+        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`; at least 3.
         contrast_weight: Weight of the energy on copies of data that have lost their content
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
@@ -103,6 +103,8 @@ class EnergyELBO(ELBO):
         for name, value in weights.items():
             if not value >= 0.0:
                 raise ValueError(f"{name}={value} must not be negative.")
+        if weighing_neighbours < 3:
+            raise ValueError(f"weighing_neighbours={weighing_neighbours} must be at least 3.")
         self.entropy, self.generator = entropy, generator
         self.alpha, self.entropy_weight = alpha, entropy_weight
         self._sides: tuple[str, ...] = _SIDES

@@ -188,6 +188,8 @@ def test_the_energy_settles_at_the_end() -> None:
     torch.testing.assert_close(weighed, expected)
     with pytest.raises(ValueError, match="settling=1.0"):
         EnergyObjective.for_data(ddgm, data, settling=1.0)
+    with pytest.raises(ValueError, match="weighing_neighbours=2"):
+        EnergyObjective.for_data(ddgm, data, weighing_neighbours=2)
 
 
 def test_the_ratio_of_steps_is_free() -> None:
