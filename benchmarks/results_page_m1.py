@@ -36,9 +36,10 @@ def write_page(folder: Path) -> None:
     """Write the page next to ``folder`` from the result files there."""
     results = {path.stem.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in sorted(folder.glob("m1*.json"))}
     bayes = [json.loads(path.read_text()) for path in sorted(folder.glob("m2-bayes*.json"))]
-    timed = [json.loads(path.read_text()) for path in folder.glob("likelihood-time.json")]
+    timed = [json.loads(path.read_text()) for path in folder.glob("time-likelihood.json")]
     likelihoods = [_likelihoods(results), *map(_timed, timed)]
-    sections = [_HEAD, *likelihoods, _presets(results), _svm(results), _stacks(results), *map(_bayes, bayes)]
+    stacks = [_stacks(results), *(_timed_stack(json.loads(path.read_text())) for path in folder.glob("time-stack.json"))]
+    sections = [_HEAD, *likelihoods, _presets(results), _svm(results), *stacks, *map(_bayes, bayes)]
     page = "\n\n".join(section.strip() for section in sections if section)
     (folder.parent / "results_m1.md").write_text(page + "\n")
 
@@ -96,8 +97,16 @@ def _likelihoods(results: dict[str, Result]) -> str:
 def _timed(result: Result) -> str:
     return (
         f"With nothing beside it, estimating {result['rows']:,} rows by {result['samples']:,} samples took "
-        f"{result['seconds'] / 60:.1f} minutes ({result['device']}; `benchmarks/likelihood_time.py`, the first row of "
-        "the table)."
+        f"{result['seconds'] / 60:.1f} minutes ({result['device']}; `benchmarks/times_m1.py`, the M1 with a flow prior, "
+        "the dearest of these)."
+    )
+
+
+def _timed_stack(result: Result) -> str:
+    seconds = [f"{result[f'{name}-100']['train_seconds']:.0f} s by the {name} recipe" for name in ("pure", "default")]
+    return (
+        f"The rows above were trained on one core each. With nothing beside it, a row at 100 labels trained for "
+        f"{' and '.join(seconds)} ({result['device']}; `benchmarks/times_m1.py --only stack`)."
     )
 
 

@@ -6,7 +6,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_ssvae.networks import MLP, ConditionalMLP, ConvClassifier, CrossedLinear, FactoredLinear
+from pyro_ssvae.elementwise import softplus
+from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, CrossedLinear, FactoredLinear
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_is_the_same_with_and_without_gradients(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e4, 1e4, 0.0])]).to(dtype)
+    given = x.clone()
+    with torch.no_grad():
+        quick = softplus(x)
+        unit = ACTIVATIONS["softplus"]()(x)
+    exact = torch.logaddexp(x.double(), torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(quick.double(), exact, atol=2e-7 if dtype == torch.float32 else 1e-15, rtol=2e-7)
+    torch.testing.assert_close(unit, quick)
+    assert torch.equal(x, given)
+    x.requires_grad_()
+    softplus(x).sum().backward()
+    torch.testing.assert_close(x.grad, x.detach().sigmoid())
 
 
 def test_factored_linear_is_linear_over_the_concatenation() -> None:

@@ -26,6 +26,7 @@ _OBJECTIVE = (
     "entropy",
     "entropy_weight",
     "gradient_penalty",
+    "penalty_share",
     "energy_penalty",
     "langevin_steps",
     "langevin_step_size",
@@ -70,6 +71,7 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--entropy", choices=list(ENTROPIES), default="nearest_neighbour", help="estimate of the generator's entropy")
     add("--entropy-weight", type=float, default=1.0, metavar="W", help="factor of the entropy")
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
+    add("--penalty-share", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
     add("--langevin-steps", type=int, default=0, metavar="L", help="steps of generated rows before they are raised")
     add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")

@@ -11,7 +11,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["ContinuousBernoulliByLogits", "DiagonalMixture", "as_independent_normal"]
+from pyro_ssvae.elementwise import softplus
+
+__all__ = ["BernoulliByLogits", "ContinuousBernoulliByLogits", "DiagonalMixture", "as_independent_normal"]
 
 _NEAR_ZERO = 0.3  # of a logit, below which series replace differences of nearly equal numbers
 
@@ -107,6 +109,17 @@ class DiagonalMixture(TorchDistribution):
         centre = weights @ self.loc
         variance = weights @ (self.scale.square() + (self.loc - centre).square())
         return variance.expand(self.batch_shape + self.event_shape)
+
+
+class BernoulliByLogits(dist.Bernoulli):
+    """The Bernoulli law by logits, whose log-probability is quicker where no gradient is taken."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return x l - softplus(l), in nats."""
+        if torch.is_grad_enabled():  # in one pass, whose gradient is one pass too
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        return torch.addcmul(softplus(self.logits).neg_(), value, self.logits)
 
 
 class ContinuousBernoulliByLogits(TorchDistribution):

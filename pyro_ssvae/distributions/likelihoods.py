@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae.distributions.laws import ContinuousBernoulliByLogits
+from pyro_ssvae.distributions.laws import BernoulliByLogits, ContinuousBernoulliByLogits
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
 
@@ -70,7 +70,7 @@ class Bernoulli(Likelihood):
         """
         # Validation would refuse grey values, which are meant to be possible here; `check` guards the range.
         logits = params.squeeze(-1 - event_dim)
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(event_dim)
+        return BernoulliByLogits(logits=logits, validate_args=False).to_event(event_dim)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""

@@ -34,7 +34,7 @@ __all__ = ["LogLikelihood", "log_likelihood"]
 
 _ROWS_CHECKED_AT_A_TIME = 4096
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over rows, at -1
-_ELEMENTS_AT_A_TIME = 4_000_000  # of the widest layer: 16 MB, so that memory stays small whatever is asked for
+_ELEMENTS_AT_A_TIME = 2_000_000  # of the widest layer: 8 MB, so that memory stays small whatever is asked for
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def log_likelihood(
     """Estimate log p(x) of rows by importance sampling from the guide, in constant memory.
 
     Rows and draws come in portions, for which the widest layer of the decoder and what it hands the likelihood have
-    4 million elements or less.
+    2 million elements or less.
 
     Args:
         pair: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae.elementwise import softplus
+
 __all__ = [
     "ACTIVATIONS",
     "MLP",
@@ -21,13 +23,22 @@ __all__ = [
     "make_classifier",
 ]
 
+
+class Softplus(nn.Softplus):
+    """The softplus unit, quicker where no gradient is taken."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return log(1 + e^x) of every element."""
+        return softplus(input)
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
-    "softplus": nn.Softplus,
+    "softplus": Softplus,
     "tanh": nn.Tanh,
 }
 """Activations by name."""

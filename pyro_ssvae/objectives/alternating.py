@@ -17,12 +17,14 @@ __all__ = ["AlternatingObjective", "Group", "Turn"]
 class Group(NamedTuple):
     """Parameters that step together.
 
-    ``parameters`` are theirs, ``rate`` their learning rate as a multiple of that of the settings, ``betas`` Adam's.
+    ``parameters`` are theirs, ``rate`` their learning rate as a multiple of that of the settings, ``betas`` Adam's;
+    ``share`` is that of the schedule in which they step, at whose end their rate has fallen as far as it does.
     """
 
     parameters: list[nn.Parameter]
     rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    share: float = 1.0
 
 
 class Turn(NamedTuple):

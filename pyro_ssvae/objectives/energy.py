@@ -54,6 +54,8 @@ class EnergyELBO(ELBO):
         entropy_weight: Factor of the entropy.
         gradient_penalty: Weight γ of :math:`\tfrac\gamma2 \mathbb E\|\nabla E(x)\|^2` on data, which keeps the energy
             smooth there (Which Training Methods for GANs do actually Converge?, Mescheder et al., 2018).
+        penalty_share: Share of the rows of data of a batch, its first, on which the gradient penalty is taken; it costs
+            more than the rest of L_E, and an image says less about it than a point.
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
@@ -62,7 +64,7 @@ class EnergyELBO(ELBO):
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
     Raises:
-        ValueError: For a negative weight or number of steps.
+        ValueError: For a negative weight or number of steps, or a share that is not in (0, 1].
 
     Example:
         >>> import pyro, torch
@@ -83,6 +85,7 @@ class EnergyELBO(ELBO):
         alpha: float = 1.0,
         entropy_weight: float = 1.0,
         gradient_penalty: float = 0.0,
+        penalty_share: float = 1.0,
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
         langevin_step_size: float = 0.001,
@@ -94,6 +97,7 @@ class EnergyELBO(ELBO):
             "alpha": alpha,
             "entropy_weight": entropy_weight,
             "gradient_penalty": gradient_penalty,
+            "penalty_share": penalty_share,
             "energy_penalty": energy_penalty,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
@@ -103,12 +107,14 @@ class EnergyELBO(ELBO):
         for name, value in weights.items():
             if not value >= 0.0:
                 raise ValueError(f"{name}={value} must not be negative.")
+        if not 0.0 < penalty_share <= 1.0:
+            raise ValueError(f"penalty_share={penalty_share} must lie in (0, 1].")
         if weighing_neighbours < 3:
             raise ValueError(f"weighing_neighbours={weighing_neighbours} must be at least 3.")
         self.entropy, self.generator = entropy, generator
         self.alpha, self.entropy_weight = alpha, entropy_weight
         self._sides: tuple[str, ...] = _SIDES
-        self.gradient_penalty, self.energy_penalty = gradient_penalty, energy_penalty
+        self.gradient_penalty, self.penalty_share, self.energy_penalty = gradient_penalty, penalty_share, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.weighing_neighbours, self._weighing = weighing_neighbours, False
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
@@ -178,22 +184,23 @@ class EnergyELBO(ELBO):
             _, generated = _draw(guide, x, kwargs)
         steps, step_size = self.langevin_steps, self.langevin_step_size
         generated = langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size)
-        rows = x.detach().requires_grad_(self.gradient_penalty > 0.0)
-        of_data, of_samples = _energy(model, rows, kwargs), _energy(model, generated, kwargs)
+        some, rest = self._split(x.detach())
+        of_some, of_samples = _energy(model, some, kwargs), _energy(model, generated, kwargs)
+        of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
         negative = of_samples.mean()
         if self._weighing:
             negative = (importance_weights(of_samples, generated, self.weighing_neighbours) * of_samples).sum()
         loss = of_data.mean() - negative
         terms = {"energy_data": of_data.mean(), "energy_samples": of_samples.mean(), "energy_gap": loss}
         if self.gradient_penalty:
-            (slope,) = torch.autograd.grad(of_data.sum(), rows, create_graph=True)
+            (slope,) = torch.autograd.grad(of_some.sum(), some, create_graph=True)
             size = slope.flatten(1).square().sum(-1).mean()
             loss = loss + 0.5 * self.gradient_penalty * size
             terms["gradient_norm"] = size.sqrt()
         if self.energy_penalty:
             loss = loss + self.energy_penalty * (of_data.square().mean() + of_samples.square().mean())
         if self.contrast_weight:
-            copies, margin = self.contrast(rows)
+            copies, margin = self.contrast(x)
             contrast = self.contrast.loss(of_data, _energy(model, copies, kwargs), margin)
             loss = loss + self.contrast_weight * contrast
             terms["contrast"] = contrast
@@ -203,6 +210,13 @@ class EnergyELBO(ELBO):
             loss = loss + self.alpha * cross_entropy
             terms["classification_loss"] = cross_entropy
         return loss, {name: value.detach() for name, value in terms.items()}
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the rows on which the gradient penalty is taken, and the others."""
+        if not self.gradient_penalty:
+            return x, None
+        number = max(1, round(self.penalty_share * len(x)))
+        return x[:number].requires_grad_(), x[number:] if number < len(x) else None
 
     def generator_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labelled: Tensor, **kwargs: Any
@@ -343,10 +357,10 @@ class EnergyObjective(AlternatingObjective):
         sides = pair.groups()
         groups = {
             "energy": Group(sides["energy"], 1.0, self.betas),
-            "generator": Group(sides["generator"], self.generator_rate, self.betas),
+            "generator": Group(sides["generator"], self.generator_rate, self.betas, 1.0 - self.settling),
         }
         critic = list(self.entropy.parameters())
-        return groups | ({"critic": Group(critic, self.critic_rate, self.betas)} if critic else {})
+        return groups | ({"critic": Group(critic, self.critic_rate, self.betas, 1.0 - self.settling)} if critic else {})
 
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""

@@ -78,23 +78,25 @@ class AlternatingStep(BaseStep):
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0). Replayed steps are not held against eager ones: ``verify`` does nothing."""
-        rate = self.config.learning_rate_at(number, self.total)
         for name, optimizer in self._optimizers.items():
-            optimizer.param_groups[0]["lr"] = rate * self._groups[name].rate
+            group = self._groups[name]
+            total = max(1, round(group.share * self.total))
+            rate = self.config.learning_rate_at(min(number, total - 1), total)
+            optimizer.param_groups[0]["lr"] = rate * group.rate
         self._number.fill_(number + 1)
         self.objective.train()
         batch = self.stream.gather(self.stream.next_rows())
-        total = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
+        losses = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
         terms: dict[str, Tensor] = {}
         norms: dict[str, list[Tensor]] = {}
         for place, turn in enumerate(self._turns(number / self.total)):
             loss, found = self._gradients(place, turn, batch)
             terms |= found
-            total = total + loss
+            losses = losses + loss
             norms.setdefault(turn.group, []).append(self._apply(turn.group))
         self.average.set_step(number)
         self.average.update()
-        self._watch(total)
+        self._watch(losses)
         terms |= {f"gradient_norm_{name}": torch.stack(found).mean() for name, found in norms.items()}
         self._add(terms)
         self._counts.update(terms.keys())

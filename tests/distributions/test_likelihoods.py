@@ -73,6 +73,19 @@ def test_continuous_bernoulli_draws_have_its_moments(logit: float) -> None:
     assert zero.grad.item() == pytest.approx(-0.2)
 
 
+def test_bernoulli_is_in_closed_form_with_and_without_gradients() -> None:
+    logits = torch.linspace(-40.0, 40.0, 801, requires_grad=True)
+    x = torch.rand(801)
+    law = Bernoulli()(logits.unsqueeze(-1), 0)
+    expected = x.double() * logits.double() - F.softplus(logits.double())
+    torch.testing.assert_close(law.log_prob(x).double(), expected, atol=1e-5, rtol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(law.log_prob(x).double(), expected.detach(), atol=1e-5, rtol=1e-6)
+        assert law.expand((3, 801)).log_prob(x).shape == (3, 801)
+    (slope,) = torch.autograd.grad(law.log_prob(x).sum(), logits)
+    torch.testing.assert_close(slope, x - logits.detach().sigmoid())
+
+
 def test_laplace_is_in_closed_form() -> None:
     law = Laplace(min_scale=0.1)(torch.randn(4, 2, 3).double(), 1)
     x, base = torch.randn(4, 3).double(), law.base_dist

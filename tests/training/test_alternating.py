@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,22 @@ def test_norms_are_those_of_the_gradients_before_clipping(clip: float | None) ->
         assert means[f"gradient_norm_{name}"] == pytest.approx(sum(found) / len(found), rel=1e-5)
         assert means[f"gradient_norm_{name}"] > 1e-3
     assert "train_loss" not in means
+
+
+def test_the_rate_of_a_group_falls_within_its_share_of_the_schedule() -> None:
+    objective, data = make_objective(settling=0.5, generator_rate=2.0)
+    rates = {"learning_rate": 1.0, "warmup_steps": 0, "decay_start": 0.0, "final_learning_rate": 0.0}
+    config = TrainingConfig(compile="eager", **rates, **SETTINGS)
+    stream = BatchStream(data, batch_size=32, labelled_batch_size=1, device=torch.device("cpu"), seed=0)
+    step = AlternatingStep(objective, stream, config, make_fabric(config), 6)
+    step._gradients = lambda *_: (torch.zeros(()), {})  # type: ignore[method-assign]
+    found = []
+    for number in range(6):
+        step(number)
+        found.append([optimizer.param_groups[0]["lr"] for optimizer in step._optimizers.values()])
+    cosine = [0.5 * (1.0 + math.cos(math.pi * k / 6)) for k in range(1, 7)]
+    assert [energy for energy, _ in found] == pytest.approx(cosine)
+    assert [generator for _, generator in found] == pytest.approx([2.0 * cosine[k] for k in (1, 3, 5, 5, 5, 5)])
 
 
 def test_curves_show_every_group() -> None:
