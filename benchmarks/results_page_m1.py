@@ -38,7 +38,10 @@ def write_page(folder: Path) -> None:
     bayes = [json.loads(path.read_text()) for path in sorted(folder.glob("m2-bayes*.json"))]
     timed = [json.loads(path.read_text()) for path in folder.glob("time-likelihood.json")]
     likelihoods = [_likelihoods(results), *map(_timed, timed)]
-    stacks = [_stacks(results), *(_timed_stack(json.loads(path.read_text())) for path in folder.glob("time-stack.json"))]
+    stacks = [
+        _stacks(results),
+        *(_timed_stack(json.loads(path.read_text())) for path in folder.glob("time-stack.json")),
+    ]
     sections = [_HEAD, *likelihoods, _presets(results), _svm(results), *stacks, *map(_bayes, bayes)]
     page = "\n\n".join(section.strip() for section in sections if section)
     (folder.parent / "results_m1.md").write_text(page + "\n")
@@ -97,8 +100,8 @@ def _likelihoods(results: dict[str, Result]) -> str:
 def _timed(result: Result) -> str:
     return (
         f"With nothing beside it, estimating {result['rows']:,} rows by {result['samples']:,} samples took "
-        f"{result['seconds'] / 60:.1f} minutes ({result['device']}; `benchmarks/times_m1.py`, the M1 with a flow prior, "
-        "the dearest of these)."
+        f"{result['seconds'] / 60:.1f} minutes ({result['device']}; `benchmarks/times_m1.py`; the M1 with a flow "
+        "prior, the dearest of these)."
     )
 
 

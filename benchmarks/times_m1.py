@@ -4,8 +4,8 @@
     python benchmarks/times_m1.py --keep models                # then docs/results_m1.md
     python benchmarks/times_m1.py --keep models --only stack
 
-*likelihood*: log p(x) of the 10,000 test rows by 5,000 samples each; the seconds are of the estimate alone. *stack*: the
-training of one row of benchmarks/mnist_m1m2.py by each recipe, 100 labels, its M1 not counted.
+*likelihood*: log p(x) of the 10,000 test rows by 5,000 samples each; the seconds are of the estimate alone. *stack*:
+the training of one row of benchmarks/mnist_m1m2.py by each recipe, 100 labels, its M1 not counted.
 """
 
 from __future__ import annotations

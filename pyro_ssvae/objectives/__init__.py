@@ -4,7 +4,8 @@ from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import Objective
 from pyro_ssvae.objectives.contrast import FadedContrast
-from pyro_ssvae.objectives.energy import EnergyELBO, EnergyObjective
+from pyro_ssvae.objectives.energy import EnergyObjective
+from pyro_ssvae.objectives.energy_elbo import EnergyELBO
 from pyro_ssvae.objectives.entropy import (
     ENTROPIES,
     BatchNormEntropy,
