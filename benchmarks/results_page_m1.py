@@ -106,10 +106,14 @@ def _timed(result: Result) -> str:
 
 
 def _timed_stack(result: Result) -> str:
-    seconds = [f"{result[f'{name}-100']['train_seconds']:.0f} s by the {name} recipe" for name in ("pure", "default")]
+    parts = [
+        f"{found['train_seconds']:.0f} s by the {name} recipe ({100 * found['test_error']:.2f} % test error)"
+        for name, found in ((name, result[f"{name}-100"]) for name in ("pure", "default"))
+    ]
     return (
-        f"The rows above were trained on one core each. With nothing beside it, a row at 100 labels trained for "
-        f"{' and '.join(seconds)} ({result['device']}; `benchmarks/times_m1.py --only stack`)."
+        "The rows above were trained on one core each. With nothing beside it, the row of 100 labels and seed 0 "
+        f"trained for {' and '.join(parts)} ({result['device']}; `benchmarks/times_m1.py --only stack`). Other threads, and an "
+        "M1 trained again by the same command, give other errors than above: how far apart is part of their spread."
     )
 
 
