@@ -112,8 +112,9 @@ def _timed_stack(result: Result) -> str:
     ]
     return (
         "The rows above were trained on one core each. With nothing beside it, the row of 100 labels and seed 0 "
-        f"trained for {' and '.join(parts)} ({result['device']}; `benchmarks/times_m1.py --only stack`). Other threads, and an "
-        "M1 trained again by the same command, give other errors than above: how far apart is part of their spread."
+        f"trained for {' and '.join(parts)} ({result['device']}; `benchmarks/times_m1.py --only stack`). Other "
+        "threads, and an M1 trained again by the same command, give other errors than above: how far apart is part of "
+        "their spread."
     )
 
 
