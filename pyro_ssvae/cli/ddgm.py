@@ -15,7 +15,7 @@ from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
 from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_OF, Recipe
 
 __all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
@@ -92,7 +92,7 @@ def _add_objective(parser: ArgumentParser) -> None:
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm_2d.py``, completed from the recipe and the run to resume."""
     parser = ddgm_2d_parser(description)
-    args = parse(parser, argv, partial(_of_recipe, DDGM_PLANE))
+    args = parse(parser, argv, lambda args, saved: _of_recipe(DDGM_OF[saved.get("data", args.data)], args, saved))
     _at_least(parser, args, frames=0, num_samples=2, refine=0)
     return args
 

@@ -111,7 +111,13 @@ class ImageJudge(nn.Module):
 
 
 def generation_measures(
-    model: DDGM, data: SemiSupervisedData, judge: ImageJudge, *, num_samples: int = 5000, seed: int = 0
+    model: DDGM,
+    data: SemiSupervisedData,
+    judge: ImageJudge,
+    *,
+    num_samples: int = 5000,
+    latent_steps: int = 20,
+    seed: int = 0,
 ) -> dict[str, Any]:
     r"""Hold generated images against real ones, in the eyes of a judge.
 
@@ -128,11 +134,13 @@ def generation_measures(
         data: Images; training rows, and test rows or in their absence validation rows, are drawn without replacement.
         judge: From :meth:`ImageJudge.train_on`.
         num_samples: Images generated, and real ones of each kind at most; at least 2.
+        latent_steps: Steps of the refined images (:meth:`pyro_ssvae.DDGM.sample`); 0 for none.
         seed: Of everything drawn; the caller's random state is left as it was.
 
     Returns:
         ``frechet_distance`` of generated to training images and ``frechet_rows``, the size of the sets;
-        ``class_shares`` of generated images, ``least_share`` of them, and ``confidence``. With held-out rows also
+        ``class_shares`` of generated images, ``least_share`` of them, and ``confidence``; the same of refined images
+        with ``refined_`` before it. With held-out rows also
         ``frechet_floor``, the distance of held-out to training images (two rows at least), ``real_class_shares`` and
         ``real_confidence``, of held-out images. Without any these are left out: training rows would flatter the judge.
 
@@ -147,19 +155,21 @@ def generation_measures(
     generator = torch.Generator().manual_seed(seed)
     _, held_out, _ = _held_out(data)
     real, other = (x[torch.randperm(len(x), generator=generator)[:num_samples]] for x in (data.x, held_out))
-    samples = drawn_rows(model, num_samples, seed)
-    features, probabilities = judge.judge(samples)
     of_real, _ = judge.judge(real, scale=data.scale)
     enough = len(other) >= 2
-    count = min(len(samples), len(real), *([len(other)] if enough else []))
-    shares = _class_shares(probabilities)
-    found: dict[str, Any] = {
-        "frechet_distance": frechet_distance(features[:count], of_real[:count]),
-        "frechet_rows": count,
-        "class_shares": shares,
-        "least_share": min(shares),
-        "confidence": _confidence(probabilities),
-    }
+    count = min(num_samples, len(real), *([len(other)] if enough else []))
+    found: dict[str, Any] = {"frechet_rows": count}
+    for prefix, steps in {"": 0, "refined_": latent_steps}.items():
+        if prefix and not steps:
+            continue
+        features, probabilities = judge.judge(drawn_rows(model, num_samples, seed, latent_steps=steps))
+        shares = _class_shares(probabilities)
+        found |= {
+            f"{prefix}frechet_distance": frechet_distance(features[:count], of_real[:count]),
+            f"{prefix}class_shares": shares,
+            f"{prefix}least_share": min(shares),
+            f"{prefix}confidence": _confidence(probabilities),
+        }
     if len(other):
         of_other, probabilities = judge.judge(other, scale=data.scale)
         found |= {"real_class_shares": _class_shares(probabilities), "real_confidence": _confidence(probabilities)}
@@ -334,10 +344,10 @@ def _check_others(model: DDGM, others: Mapping[str, Tensor]) -> None:
             )
 
 
-def drawn_rows(model: DDGM, count: int, seed: int) -> Tensor:
-    """Return generated rows ``(count, *event_shape)``, drawn in parts by a seed of their own, on the CPU."""
+def drawn_rows(model: DDGM, count: int, seed: int, **options: Any) -> Tensor:
+    """Return rows ``(count, *event_shape)`` of ``model.sample``, drawn in parts by a seed of their own, on the CPU."""
     with own_randomness(model, seed):
-        return torch.cat([model.sample(min(500, count - done)).cpu() for done in range(0, count, 500)])
+        return torch.cat([model.sample(min(500, count - done), **options).cpu() for done in range(0, count, 500)])
 
 
 def energies_of(model: DDGM, x: Tensor) -> Tensor:

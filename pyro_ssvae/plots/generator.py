@@ -28,6 +28,7 @@ def plot_generated(
     num_columns: int = 10,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    latent_steps: int = 0,
     seed: int = 0,
 ) -> Figure:
     """Draw generated images, those of least energy first.
@@ -38,6 +39,7 @@ def plot_generated(
         num_columns: Images in a row.
         image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
+        latent_steps: Steps by which z follows the energy (:meth:`pyro_ssvae.DDGM.sample`).
         seed: Of the draws of z; the caller's random state is left as it was.
 
     Raises:
@@ -46,10 +48,11 @@ def plot_generated(
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    x = drawn_rows(model, num_rows * num_columns, seed)
+    x = drawn_rows(model, num_rows * num_columns, seed, latent_steps=latent_steps)
     x = x[model.energy(x).cpu().argsort()]
     figure = new_mosaic(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
-    set_title(figure, "Generated images", "x = G(z), those of least energy first")
+    words = f", z after {latent_steps} steps along the energy" if latent_steps else ""
+    set_title(figure, "Generated images", f"x = G(z){words}; those of least energy first")
     return figure
 
 

@@ -194,6 +194,7 @@ def _of_generator(
         train = prepare(data.x, scale=data.scale)
         drawings |= {
             "samples": lambda: plot_generated(model, **options),
+            "samples_refined": lambda: plot_generated(model, latent_steps=20, **options),
             "nearest": lambda: plot_nearest(model, train, **options),
             "paths": lambda: plot_paths(model, **options),
         }

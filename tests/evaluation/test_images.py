@@ -74,6 +74,10 @@ def test_real_images_pass_and_a_single_one_does_not(
     counts = torch.bincount(digits.y_test).double() / 450
     assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the judge errs now and then
     assert real["frechet_rows"] == 450  # test rows are fewest
+    assert sum(real["refined_class_shares"]) == pytest.approx(1.0)
+    assert real["refined_confidence"] == pytest.approx(real["confidence"], abs=0.05)  # of other real images
+    drawn = generation_measures(DDGM((1, 8, 8), generator=_Replay(x)), digits, judge[0], num_samples=50, latent_steps=0)
+    assert not any(name.startswith("refined") for name in drawn)
     lone = generation_measures(DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, judge[0], num_samples=500)
     assert lone["frechet_distance"] > 5 * real["frechet_floor"]
     assert lone["least_share"] == 0.0

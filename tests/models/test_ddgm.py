@@ -57,6 +57,26 @@ def test_energy_of_classes() -> None:
     torch.testing.assert_close((-net(x)).exp(), (-by_class).exp().sum(-1))
 
 
+def test_latents_follow_the_energy_in_closed_form() -> None:
+    """Of G(z) = z and E(x) = x^2, z ~ N(0, 1) tilted by lambda is N(0, 1 / (1 + 2 lambda))."""
+    ddgm = make_ddgm((2,), generator=torch.nn.Identity(), latent_dim=2, prior="normal")
+    with torch.no_grad():
+        ddgm.energy_net.experts.weight.zero_()
+    options = {"latent_steps": 150, "latent_step_size": 0.02}
+    for tilt in (0.0, 1.0):
+        precision = 1.0 + 2.0 * tilt
+        expected = 1.0 / (precision * (1.0 - 0.01 * precision))  # steps of a finite size make it wider
+        x = ddgm.sample(20_000, tilt=tilt, **options)
+        assert float(x.var()) == pytest.approx(expected, rel=0.03)
+    x = make_ddgm((2,), generator=torch.nn.Linear(4, 2)).sample(500, latent_steps=30, latent_step_size=0.1)
+    assert bool(x.isfinite().all())
+    inside = make_ddgm((4,), generator=torch.nn.Identity(), prior="uniform").sample(500, latent_steps=30, tilt=2.0)
+    assert float(inside.abs().max()) <= 1.0
+    torch.manual_seed(3)
+    drawn = make_ddgm().sample(5)
+    assert torch.equal(drawn, make_ddgm().sample(5, tilt=9.0))  # without steps nothing moves
+
+
 def test_the_pair_scores_and_draws() -> None:
     ddgm = make_ddgm().eval()
     x = torch.randn(6, 2)
@@ -122,6 +142,8 @@ def test_refined_samples_have_less_energy() -> None:
         (lambda: make_ddgm(prior="nope"), "normal, student_t"),
         (lambda: make_ddgm().sample(0), "num_samples=0"),
         (lambda: make_ddgm().sample(1, langevin_steps=-1), "langevin_steps=-1"),
+        (lambda: make_ddgm().sample(1, latent_steps=-1), "latent_steps=-1"),
+        (lambda: make_ddgm().sample(1, tilt=-0.1), "tilt=-0.1"),
         (lambda: make_ddgm().energy(torch.zeros(3, 3)), r"\(2,\)"),
         (lambda: make_ddgm().interpolate(torch.zeros(1, 4), torch.zeros(2, 4)), "alike"),
         (lambda: pyro_ssvae.M1((4,), prior="uniform"), "Gaussian guide"),
