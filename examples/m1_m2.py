@@ -135,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
 
         # Latents that do not vary from row to row carry nothing; what is above leaves them out.
         active = active_units(m1, data.x, scale=data.scale)
+        if not active.any():
+            print("No latent of M1 varies from row to row: it has collapsed, and a stack on it learns next to nothing.")
+            print("Another --likelihood, a slower --training.kl_warmup, or a longer M1 often help.")
         if args.keep_inactive or not active.any():
             active[:] = True
         print(f"M1+M2 on {int(active.sum())} of {m1.latent_dim} latents")

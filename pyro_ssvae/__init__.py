@@ -16,7 +16,7 @@ from pyro_ssvae.objectives import (
     StaticEnumELBO,
     UnsupervisedELBO,
 )
-from pyro_ssvae.training import FitResult, TrainingConfig, fit
+from pyro_ssvae.training import FitResult, TrainingConfig, fit, report
 
 __version__ = "0.1.0"
 
@@ -41,5 +41,6 @@ __all__ = [
     "fit",
     "load",
     "pyro_view",
+    "report",
     "save",
 ]

@@ -170,10 +170,10 @@ _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 
 
 DDGM_PLANE = Recipe(
     model={},
-    objective={"gradient_penalty": 0.003, "langevin_steps": 10, "settling": 0.15},
+    objective={"gradient_penalty": 0.003, "langevin_steps": 10, "settling": 0.1},
     training={
         **_DDGM,
-        "max_steps": 10_000,
+        "max_steps": 12_000,
         "batch_size": 512,
         "learning_rate": 1e-3,
         "decay_start": 0.4,

@@ -55,7 +55,8 @@ def new_parser(
         labels: Whether the model uses labels.
         data: The only names of data to choose from; ``None`` for data sets by name or file.
     """
-    parser = ArgumentParser(prog=program, description=description, formatter_class=_Formatter)
+    usage = "%(prog)s [--flag value ...]   (--help explains every flag)"  # the full list would bury an error below it
+    parser = ArgumentParser(prog=program, usage=usage, description=description, formatter_class=_Formatter)
     add = parser.add_argument
     if data is not None:
         add("--data", choices=list(data), default=data[0], help="the law that points are drawn from")

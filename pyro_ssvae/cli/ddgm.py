@@ -27,6 +27,7 @@ _OBJECTIVE = (
     "entropy_weight",
     "gradient_penalty",
     "penalty_share",
+    "data_noise",
     "energy_penalty",
     "langevin_steps",
     "langevin_step_size",
@@ -72,6 +73,7 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--entropy-weight", type=float, default=1.0, metavar="W", help="factor of the entropy")
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
     add("--penalty-share", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
+    add("--data-noise", type=float, default=0.0, metavar="S", help="standard deviation of noise on data, for curves")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
     add("--langevin-steps", type=int, default=0, metavar="L", help="steps of generated rows before they are raised")
     add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")

@@ -128,7 +128,7 @@ def load_named(
     if name not in DATASET_NAMES:
         raise ValueError(
             f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For "
-            "your own files use SemiSupervisedData.from_npz or from_arrays."
+            "your own files use FILE.npz, a folder of images or, in Python, SemiSupervisedData.from_arrays."
         )
     if name == "digits":
         return _load_digits(num_validation, as_seed(seed))

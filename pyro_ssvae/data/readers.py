@@ -92,7 +92,8 @@ def read_npz(
                 raise ValueError(
                     f"{path} lacks {', '.join(missing)}; it holds "
                     f"{', '.join(file.files) or 'nothing'}. "
-                    f"Needed: {', '.join(required)}."
+                    f"Needed: {', '.join(required)}"
+                    + (f"; and, where there are any: {', '.join(optional)}." if optional else ".")
                 )
             names = [name for name in (*required, *optional) if name in file.files]
             return {name: _read_member(file, name, path) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +177,12 @@ def _as_num_labels(num_labels: int | Literal["all"], available: int) -> int:
         if num_labels != "all":
             raise ValueError(f"num_labels={num_labels!r} must be an integer or 'all'.")
         return available
-    return min(as_count(num_labels, "num_labels"), available)
+    wanted = as_count(num_labels, "num_labels")
+    if wanted > available:
+        warnings.warn(
+            f"num_labels={wanted}: only {available} rows have a label, and all of them keep it.", stacklevel=4
+        )
+    return min(wanted, available)
 
 
 def _rows_per_class(sizes: Rows, num_labels: int, rng: np.random.Generator) -> Rows:

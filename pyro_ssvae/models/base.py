@@ -114,7 +114,8 @@ class Pair(nn.Module):
             )
         if not x.is_floating_point():
             raise TypeError(
-                f"Rows must be floating point, scaled as in training; got {x.dtype}. For 8-bit pixels divide by 255."
+                f"Rows must be floating point, scaled as in training; got {x.dtype}. Give x.float() / data.scale, "
+                "where the scale is 255 for 8-bit pixels."
             )
 
 

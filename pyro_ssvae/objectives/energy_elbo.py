@@ -51,6 +51,8 @@ class EnergyELBO(ELBO):
             smooth there (Which Training Methods for GANs do actually Converge?, Mescheder et al., 2018).
         penalty_share: Share of the rows of data of a batch, its first, on which the gradient penalty is taken; it costs
             more than the rest of L_E, and an image says less about it than a point.
+        data_noise: Standard deviation of Gaussian noise on data, in their units, for data on curves, which have no
+            density: the energy is then that of the law with noise.
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
@@ -81,6 +83,7 @@ class EnergyELBO(ELBO):
         entropy_weight: float = 1.0,
         gradient_penalty: float = 0.0,
         penalty_share: float = 1.0,
+        data_noise: float = 0.0,
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
         langevin_step_size: float = 0.001,
@@ -93,6 +96,7 @@ class EnergyELBO(ELBO):
             "entropy_weight": entropy_weight,
             "gradient_penalty": gradient_penalty,
             "penalty_share": penalty_share,
+            "data_noise": data_noise,
             "energy_penalty": energy_penalty,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
@@ -110,6 +114,7 @@ class EnergyELBO(ELBO):
         self.alpha, self.entropy_weight = alpha, entropy_weight
         self._sides: tuple[str, ...] = _SIDES
         self.gradient_penalty, self.penalty_share, self.energy_penalty = gradient_penalty, penalty_share, energy_penalty
+        self.data_noise = data_noise
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.weighing_neighbours, self._weighing = weighing_neighbours, False
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
@@ -175,11 +180,14 @@ class EnergyELBO(ELBO):
             y_labelled: Their classes, with shape ``(B_l,)``.
             **kwargs: Of model and guide.
         """
+        x = x.detach()
+        if self.data_noise:
+            x = x + self.data_noise * torch.randn_like(x)
         with torch.no_grad():
             _, generated = _draw(guide, x, kwargs)
         steps, step_size = self.langevin_steps, self.langevin_step_size
         generated = langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size)
-        some, rest = self._split(x.detach())
+        some, rest = self._split(x)
         of_some, of_samples = _energy(model, some, kwargs), _energy(model, generated, kwargs)
         of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
         negative = of_samples.mean()

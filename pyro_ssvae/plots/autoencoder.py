@@ -175,7 +175,7 @@ def plot_traversals(
     spread = in_batches(model.transform, rows).std(0, correction=0)
     chosen = spread.argsort(descending=True)[: as_count(num_latents, "num_latents", least=1)].tolist()
     images = torch.cat([model.traverse(rows[:1], dim, values).squeeze(1).cpu() for dim in chosen])
-    names = [f"z{dim} ({spread[dim]:.2f})" for dim in chosen]
+    names = [f"z[{dim}] ({spread[dim]:.2f})" for dim in chosen]
     tiles = _tiles(images, shape, value_range, len(chosen), len(values))
     figure = new_mosaic(tiles, names, [f"{value:g}" for value in values])
     set_title(figure, "Single latents", "set to the value above; in brackets, how much their means vary over rows")

@@ -141,7 +141,7 @@ def _project(
         spread = classes + generator.uniform(-0.35, 0.35, num_rows)
         return np.column_stack([z, spread]), ("z", "class"), ""
     if latent_dim == 2 and method == "auto":
-        return z, ("z1", "z2"), ""
+        return z, ("z[0]", "z[1]"), ""
     if num_rows < 2:
         raise ValueError("PCA needs at least 2 rows; hand in more.")
     pca = PCA(2, svd_solver="full")

@@ -62,9 +62,9 @@ class FitResult:
     epochs: float
     train_seconds: float
     config: TrainingConfig
-    metrics: list[dict[str, Any]]
+    metrics: list[dict[str, Any]] = field(repr=False)
     best_step: int
-    last_weights: dict[str, Tensor]
+    last_weights: dict[str, Tensor] = field(repr=False)  # of thousands of lines
     folder: Path | None
     step_mode: str = "eager"
     why_eager: str | None = None

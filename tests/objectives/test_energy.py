@@ -10,7 +10,6 @@ import pytest
 import torch
 from pyro.infer import SVI
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 import pyro_ssvae
 from pyro_ssvae import SemiSupervisedData, TrainingConfig, fit
@@ -18,17 +17,11 @@ from pyro_ssvae.data import Batch, plane_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import (
-    ENTROPIES,
-    BatchNormEntropy,
     EnergyELBO,
     EnergyObjective,
-    FadedContrast,
     MutualInformationEntropy,
     NearestNeighbourEntropy,
-    ScoreEntropy,
-    make_entropy,
 )
-from pyro_ssvae.objectives.contrast import _blurred
 from pyro_ssvae.objectives.weights import importance_weights
 
 
@@ -336,141 +329,3 @@ def two_classes(count: int, few: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 # Entropies.
-
-
-def test_nearest_neighbours_find_the_entropy_of_a_gaussian() -> None:
-    torch.manual_seed(0)
-    x = 0.7 * torch.randn(8000, 2)
-    expected = math.log(2 * math.pi * math.e * 0.49)
-    for k in (1, 5):
-        assert float(NearestNeighbourEntropy(k)(x, x, nn.Identity())) == pytest.approx(expected, abs=0.05)
-
-
-def test_nearest_neighbours_push_rows_apart() -> None:
-    x = torch.randn(60, 2).requires_grad_()
-    entropy = NearestNeighbourEntropy()(x, x, nn.Identity())
-    (slope,) = torch.autograd.grad(entropy, x)
-    moved = (x + 1e-3 * slope).detach()
-    assert float(NearestNeighbourEntropy()(moved, moved, nn.Identity())) > float(entropy.detach())
-    with pytest.raises(ValueError, match="no neighbour number 5"):
-        NearestNeighbourEntropy(5)(x, x[:5], nn.Identity())
-
-
-def test_batch_norm_scales_are_standard_deviations() -> None:
-    generator = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    with torch.no_grad():
-        generator[1].weight.copy_(torch.tensor([0.5, 1.0, 2.0]))
-    x = torch.randn(4, 2)
-    normal = torch.distributions.Normal(0.0, torch.tensor([0.5, 1.0, 2.0]))
-    found = float(BatchNormEntropy()(x, x, generator).detach())
-    assert found == pytest.approx(float(normal.entropy().sum()), rel=1e-5)
-    with pytest.raises(ValueError, match="has none"):
-        BatchNormEntropy()(x, x, nn.Linear(2, 2))
-
-
-def test_mutual_information_tells_informative_rows_from_others() -> None:
-    torch.manual_seed(0)
-    bounds = []
-    for informative in (True, False):
-        entropy = MutualInformationEntropy(1, (1,), (32,))
-        optimizer = torch.optim.Adam(entropy.parameters(), 3e-3)
-        for _ in range(400):
-            z = torch.randn(256, 1)
-            x = z + 0.1 * torch.randn(256, 1) if informative else torch.randn(256, 1)
-            optimizer.zero_grad()
-            entropy.critic_loss(z, x).backward()
-            optimizer.step()
-        z = torch.randn(5000, 1)
-        x = z + 0.1 * torch.randn(5000, 1) if informative else torch.randn(5000, 1)
-        bounds.append(float(entropy(z, x, nn.Identity()).detach()))
-    assert bounds[0] > -0.8
-    assert bounds[1] == pytest.approx(-2 * math.log(2), abs=0.05)  # nothing to tell apart
-
-
-def test_the_score_gives_the_gradient_of_the_entropy() -> None:
-    torch.manual_seed(0)
-    scale = torch.tensor([0.5, 2.0])
-    entropy = ScoreEntropy((2,), noise=0.3, hidden_dims=(64, 64))
-    optimizer = torch.optim.Adam(entropy.parameters(), 3e-3)
-    for _ in range(1500):
-        optimizer.zero_grad()
-        entropy.critic_loss(torch.zeros(512, 1), scale * torch.randn(512, 2)).backward()
-        optimizer.step()
-    gains = torch.ones(2, requires_grad=True)  # of a generator G(z) = gain * scale * z
-    estimate = entropy(torch.zeros(1), gains * scale * torch.randn(100_000, 2), nn.Identity())
-    (found,) = torch.autograd.grad(estimate, gains)
-    expected = scale.square() / (scale.square() + 0.3**2)  # of the entropy of the noisy rows
-    torch.testing.assert_close(found, expected, atol=0.08, rtol=0.0)
-
-
-def test_estimates_by_name() -> None:
-    for name, kind in ENTROPIES.items():
-        assert isinstance(make_entropy(name, 4, (2,)), kind)
-    own = NearestNeighbourEntropy(3)
-    assert make_entropy(own, 4, (2,)) is own
-    with pytest.raises(ValueError, match="batch_norm, nearest_neighbour"):
-        make_entropy("nope", 4, (2,))
-    with pytest.raises(TypeError, match="not int"):
-        make_entropy(3, 4, (2,))
-
-
-def test_contrast_asks_for_no_more_than_its_margin() -> None:
-    torch.manual_seed(0)
-    contrast = FadedContrast(margin=10.0, spread=2.0)
-    x = torch.rand(2000, 1, 8, 8)
-    copies, margin = contrast(x)
-    distance = (copies - x).square().flatten(1).sum(-1)
-    assert torch.allclose(margin, (distance / 8.0).clamp(max=10.0))
-    assert float(margin.min()) < 0.1 < 1.0 < float(margin.max()) <= 10.0  # from next to no change up to none left
-    assert float(copies.min()) >= 0.0
-    assert float(copies.max()) <= 1.0 + 1e-6
-    energy = torch.tensor([1.0, 2.0], requires_grad=True)
-    of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
-    loss = contrast.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
-    assert float(loss.detach()) == pytest.approx((0.0 + 107.0) / 2)
-    loss.backward()
-    assert energy.grad is not None
-    assert of_copies.grad is not None
-    assert of_copies.grad.tolist() == pytest.approx([0.0, -0.5])  # satisfied; raised
-    assert energy.grad.tolist() == pytest.approx([0.0, 0.5])
-
-
-def test_blurring_is_a_gaussian_convolution() -> None:
-    torch.manual_seed(0)
-    x = nn.functional.pad(torch.rand(3, 2, 12, 12), (10, 10, 10, 10))
-    blurred, expected = _blurred(x, torch.tensor(1.5)), gaussian_blur(x, kernel_size=[17, 17], sigma=[1.5, 1.5])
-    assert blurred.shape == x.shape
-    assert torch.allclose(blurred, expected, atol=1e-6)  # the edges, where both differ, are black
-    assert torch.allclose(_blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
-
-
-def test_a_blank_image_is_raised() -> None:
-    """Where the generator never goes, nothing else says what the energy should be."""
-    torch.manual_seed(0)
-    x = torch.zeros(256, 1, 8, 8)
-    x[:, :, 2:6, 2:6] = 0.5 + 0.5 * torch.rand(256, 1, 4, 4)
-
-    def perfect_guide(x: Tensor) -> Tensor:
-        pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
-        return x[torch.randperm(len(x))]
-
-    above = {}
-    for weight in (0.0, 1.0):
-        torch.manual_seed(0)
-        ddgm = DDGM((1, 8, 8), latent_dim=4)
-        elbo = EnergyELBO(NearestNeighbourEntropy(dim=4), ddgm.generator, contrast_weight=weight)
-        optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
-        for _ in range(200):
-            loss, _ = elbo.energy_loss(ddgm.model, perfect_guide, x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        above[weight] = float((ddgm.energy(torch.zeros(1, 1, 8, 8)) - ddgm.energy(x)).mean())
-    assert above[0.0] < 0.0 < 4.0 < above[1.0]
-
-
-def test_contrast_is_for_images() -> None:
-    with pytest.raises(ValueError, match="contrast_weight=0"):
-        FadedContrast()(torch.rand(3, 2))
-    with pytest.raises(ValueError, match="must be positive"):
-        FadedContrast(margin=0.0)

@@ -1,0 +1,75 @@
+"""The contrast with faded and blurred images."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.objectives import EnergyELBO, FadedContrast, NearestNeighbourEntropy
+from pyro_ssvae.objectives.contrast import _blurred
+
+
+def test_contrast_asks_for_no_more_than_its_margin() -> None:
+    torch.manual_seed(0)
+    contrast = FadedContrast(margin=10.0, spread=2.0)
+    x = torch.rand(2000, 1, 8, 8)
+    copies, margin = contrast(x)
+    distance = (copies - x).square().flatten(1).sum(-1)
+    assert torch.allclose(margin, (distance / 8.0).clamp(max=10.0))
+    assert float(margin.min()) < 0.1 < 1.0 < float(margin.max()) <= 10.0  # from next to no change up to none left
+    assert float(copies.min()) >= 0.0
+    assert float(copies.max()) <= 1.0 + 1e-6
+    energy = torch.tensor([1.0, 2.0], requires_grad=True)
+    of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
+    loss = contrast.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
+    assert float(loss.detach()) == pytest.approx((0.0 + 107.0) / 2)
+    loss.backward()
+    assert energy.grad is not None
+    assert of_copies.grad is not None
+    assert of_copies.grad.tolist() == pytest.approx([0.0, -0.5])  # satisfied; raised
+    assert energy.grad.tolist() == pytest.approx([0.0, 0.5])
+
+
+def test_blurring_is_a_gaussian_convolution() -> None:
+    torch.manual_seed(0)
+    x = nn.functional.pad(torch.rand(3, 2, 12, 12), (10, 10, 10, 10))
+    blurred, expected = _blurred(x, torch.tensor(1.5)), gaussian_blur(x, kernel_size=[17, 17], sigma=[1.5, 1.5])
+    assert blurred.shape == x.shape
+    assert torch.allclose(blurred, expected, atol=1e-6)  # the edges, where both differ, are black
+    assert torch.allclose(_blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
+
+
+def test_a_blank_image_is_raised() -> None:
+    """Where the generator never goes, nothing else says what the energy should be."""
+    torch.manual_seed(0)
+    x = torch.zeros(256, 1, 8, 8)
+    x[:, :, 2:6, 2:6] = 0.5 + 0.5 * torch.rand(256, 1, 4, 4)
+
+    def perfect_guide(x: Tensor) -> Tensor:
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
+        return x[torch.randperm(len(x))]
+
+    above = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        ddgm = DDGM((1, 8, 8), latent_dim=4)
+        elbo = EnergyELBO(NearestNeighbourEntropy(dim=4), ddgm.generator, contrast_weight=weight)
+        optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
+        for _ in range(200):
+            loss, _ = elbo.energy_loss(ddgm.model, perfect_guide, x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        above[weight] = float((ddgm.energy(torch.zeros(1, 1, 8, 8)) - ddgm.energy(x)).mean())
+    assert above[0.0] < 0.0 < 4.0 < above[1.0]
+
+
+def test_contrast_is_for_images() -> None:
+    with pytest.raises(ValueError, match="contrast_weight=0"):
+        FadedContrast()(torch.rand(3, 2))
+    with pytest.raises(ValueError, match="must be positive"):
+        FadedContrast(margin=0.0)
