@@ -32,7 +32,7 @@ from pyro_ssvae.evaluation import image_measures, plane_measures
 from pyro_ssvae.networks import MLPFeatures, MLPGenerator
 from pyro_ssvae.plots import plot_generated, plot_nearest
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_OF, DDGM_SOURCE, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, DDGM_SOURCE, Recipe
 from pyro_ssvae.training import report
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -68,7 +68,7 @@ def rows(seeds: int) -> list[Row]:
     source_of_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
     some = min(seeds, 3)
     return [
-        *(Row(f"{data}-default", seed, data, DDGM_OF[data]) for data in PLANE_NAMES for seed in range(seeds)),
+        *(Row(f"{data}-default", seed, data, DDGM_PLANE) for data in PLANE_NAMES for seed in range(seeds)),
         *(Row("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in range(some)),
         *(Row(f"{data}-source", seed, data, DDGM_SOURCE) for data in PLANE_NAMES for seed in range(seeds)),
         *(Row("mnist-source", seed, "mnist", source_of_images) for seed in range(some)),

@@ -25,7 +25,7 @@ from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import Movie, plot_landscape
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_OF
+from pyro_ssvae.recipes import DDGM_PLANE
 from pyro_ssvae.training import RunFolder, report
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         name_run(args, "ddgm")
         data = plane_data(args.data, seed=args.seed)
         pyro.set_rng_seed(args.seed)
-        model = DDGM(data.event_shape, **DDGM_OF[args.data].model)
+        model = DDGM(data.event_shape, **DDGM_PLANE.model)
 
         # The energy falls on data and rises on samples; the generator follows it and keeps its entropy.
         objective = EnergyObjective.for_data(model, data, **objective_options(args))

@@ -6,13 +6,11 @@ are the default recipe. What differs from them for a purpose stands here, once, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
-    "DDGM_CURVE",
     "DDGM_IMAGES",
-    "DDGM_OF",
     "DDGM_PLANE",
     "DDGM_SOURCE",
     "M1_BELOW",
@@ -180,19 +178,12 @@ DDGM_PLANE = Recipe(
         "evaluate_every": 100,
     },
 )
-"""DDGM of points in the plane, as on the ring.
+"""DDGM of points in the plane.
 
 The energy learns five times as fast as in the source, and the generator takes two faster steps for each of the energy's
 to keep up. Entropy from nearest neighbours takes thin arms for curves unless a batch is large: 512 rows gave a better
-energy than 256. At the end the energy settles on a generator that stands still. Chosen on the ring with seed 10; a
-form without settling had been run with the seeds 0 and 1."""
-
-DDGM_CURVE = replace(DDGM_PLANE, objective={**DDGM_PLANE.objective, "settling": 0.0})
-"""The same for points on a curve, as on the spiral: there are no modes far apart to level, and settling does harm.
-Chosen on the spiral with seed 10."""
-
-DDGM_OF: dict[str, Recipe] = {"ring": DDGM_PLANE, "spiral": DDGM_CURVE}
-"""Which of the two suits which points, by their name in :func:`pyro_ssvae.data.plane_data`."""
+energy than 256. At the end the energy settles on importance-weighted rows of a generator that stands still. Chosen on
+ring and spiral with seed 10; a form without settling had been run on the ring with the seeds 0 and 1."""
 
 DDGM_IMAGES = Recipe(
     model={},

@@ -253,7 +253,6 @@ def test_help_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
             assert default_of(name.replace("_", "-"), told) == str(value), name
         for name, value in recipe.training.items():
             assert default_of(f"training.{name}", told) == str(value), name
-    assert default_of("settling", help_of(parse_ddgm_2d, ["--data", "spiral"], capsys)) == "0.0"
     told = help_of(parse_m1, ["--preset", "musyoku"], capsys)
     assert default_of("latent-dim", told) == "2"
     assert default_of("training.gradient_clip", told) == str(M1_PRESETS["musyoku"].training["gradient_clip"])

@@ -15,7 +15,7 @@ from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
 from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_OF, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
 
 __all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
@@ -27,7 +27,6 @@ _OBJECTIVE = (
     "entropy_weight",
     "gradient_penalty",
     "penalty_share",
-    "data_noise",
     "energy_penalty",
     "langevin_steps",
     "langevin_step_size",
@@ -73,7 +72,6 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--entropy-weight", type=float, default=1.0, metavar="W", help="factor of the entropy")
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
     add("--penalty-share", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
-    add("--data-noise", type=float, default=0.0, metavar="S", help="standard deviation of noise on data, for curves")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
     add("--langevin-steps", type=int, default=0, metavar="L", help="steps of generated rows before they are raised")
     add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")
@@ -94,7 +92,7 @@ def _add_objective(parser: ArgumentParser) -> None:
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm_2d.py``, completed from the recipe and the run to resume."""
     parser = ddgm_2d_parser(description)
-    args = parse(parser, argv, lambda args, saved: _of_recipe(DDGM_OF[saved.get("data", args.data)], args, saved))
+    args = parse(parser, argv, partial(_of_recipe, DDGM_PLANE))
     _at_least(parser, args, frames=0, num_samples=2, refine=0)
     return args
 

@@ -18,7 +18,7 @@ class Group(NamedTuple):
     """Parameters that step together.
 
     ``parameters`` are theirs, ``rate`` their learning rate as a multiple of that of the settings, ``betas`` Adam's;
-    ``share`` is that of the schedule in which they step, at whose end their rate has fallen as far as it does.
+    ``share`` is that of the schedule over which their rate falls; those that still step then begin once more.
     """
 
     parameters: list[nn.Parameter]

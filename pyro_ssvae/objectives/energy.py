@@ -35,8 +35,8 @@ class EnergyObjective(AlternatingObjective):
         energy_steps: Steps of the energy for each batch.
         generator_steps: Steps of the generator after these.
         critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
-        settling: Share of the schedule, at its end, in which only the energy steps, on generated rows weighed by
-            importance (:meth:`EnergyELBO.weighing`): it brings the energies of modes far apart to one level.
+        settling: Share of the schedule, at its end, in which only the energy steps, by the gradient of the likelihood
+            (:meth:`EnergyELBO.weighing`), at a learning rate that begins anew; for rows of few numbers.
         betas: Of Adam, for all.
         **options: Of :class:`EnergyELBO`.
 
@@ -104,13 +104,10 @@ class EnergyObjective(AlternatingObjective):
     def groups(self) -> dict[str, Group]:
         """Return the parameters that step together, with the learning rate of each group relative to the energy's."""
         pair: Any = self.pair
-        sides = pair.groups()
-        groups = {
-            "energy": Group(sides["energy"], 1.0, self.betas),
-            "generator": Group(sides["generator"], self.generator_rate, self.betas, 1.0 - self.settling),
-        }
-        critic = list(self.entropy.parameters())
-        return groups | ({"critic": Group(critic, self.critic_rate, self.betas, 1.0 - self.settling)} if critic else {})
+        sides = pair.groups() | {"critic": list(self.entropy.parameters())}
+        rates = {"energy": 1.0, "generator": self.generator_rate, "critic": self.critic_rate}
+        share = 1.0 - self.settling
+        return {name: Group(part, rates[name], self.betas, share) for name, part in sides.items() if part}
 
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""

@@ -27,7 +27,7 @@ from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import langevin
 from pyro_ssvae.objectives.contrast import FadedContrast
 from pyro_ssvae.objectives.entropy import Entropy
-from pyro_ssvae.objectives.weights import importance_weights
+from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 __all__ = ["EnergyELBO"]
 
@@ -51,12 +51,10 @@ class EnergyELBO(ELBO):
             smooth there (Which Training Methods for GANs do actually Converge?, Mescheder et al., 2018).
         penalty_share: Share of the rows of data of a batch, its first, on which the gradient penalty is taken; it costs
             more than the rest of L_E, and an image says less about it than a point.
-        data_noise: Standard deviation of Gaussian noise on data, in their units, for data on curves, which have no
-            density: the energy is then that of the law with noise.
         energy_penalty: Weight of the mean square of energies, of data and samples alike, which keeps their size down.
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
-        weighing_neighbours: Rows of a neighbourhood, for :meth:`weighing`; at least 3.
+        weighing_bandwidth: Standard deviation of the noise on generated rows, for :meth:`weighing`.
         contrast_weight: Weight of the energy on copies of data that have lost their content
             (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
 
@@ -83,11 +81,10 @@ class EnergyELBO(ELBO):
         entropy_weight: float = 1.0,
         gradient_penalty: float = 0.0,
         penalty_share: float = 1.0,
-        data_noise: float = 0.0,
         energy_penalty: float = 0.0,
         langevin_steps: int = 0,
         langevin_step_size: float = 0.001,
-        weighing_neighbours: int = 8,
+        weighing_bandwidth: float = 0.2,
         contrast_weight: float = 0.0,
     ) -> None:
         super().__init__(max_plate_nesting=1)
@@ -96,11 +93,10 @@ class EnergyELBO(ELBO):
             "entropy_weight": entropy_weight,
             "gradient_penalty": gradient_penalty,
             "penalty_share": penalty_share,
-            "data_noise": data_noise,
             "energy_penalty": energy_penalty,
             "langevin_steps": langevin_steps,
             "langevin_step_size": langevin_step_size,
-            "weighing_neighbours": weighing_neighbours,
+            "weighing_bandwidth": weighing_bandwidth,
             "contrast_weight": contrast_weight,
         }
         for name, value in weights.items():
@@ -108,15 +104,14 @@ class EnergyELBO(ELBO):
                 raise ValueError(f"{name}={value} must not be negative.")
         if not 0.0 < penalty_share <= 1.0:
             raise ValueError(f"penalty_share={penalty_share} must lie in (0, 1].")
-        if weighing_neighbours < 3:
-            raise ValueError(f"weighing_neighbours={weighing_neighbours} must be at least 3.")
+        if not weighing_bandwidth > 0.0:
+            raise ValueError(f"weighing_bandwidth={weighing_bandwidth} must be positive.")
         self.entropy, self.generator = entropy, generator
         self.alpha, self.entropy_weight = alpha, entropy_weight
         self._sides: tuple[str, ...] = _SIDES
         self.gradient_penalty, self.penalty_share, self.energy_penalty = gradient_penalty, penalty_share, energy_penalty
-        self.data_noise = data_noise
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
-        self.weighing_neighbours, self._weighing = weighing_neighbours, False
+        self.weighing_bandwidth, self._weighing = weighing_bandwidth, False
         self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
         self._settings = tuple(weights)
 
@@ -152,10 +147,12 @@ class EnergyELBO(ELBO):
         return view
 
     def weighing(self) -> EnergyELBO:
-        """Return the same objective with generated rows weighed by importance in L_E (:func:`importance_weights`).
+        r"""Return the same objective with importance-weighted rows in the negative phase of L_E.
 
-        That makes it the gradient of the likelihood, for rows of few numbers, where distances tell densities. It says
-        nothing to a generator that draws one mode too often, so it is for the end, when that no longer moves.
+        Generated rows are blurred (:func:`~pyro_ssvae.objectives.weights.blurred_rows`), so that their density is known
+        and covers what lies beside them, and weighed (:func:`~pyro_ssvae.objectives.weights.importance_weights`). L_E
+        then has the gradient of the likelihood, :math:`\nabla \log Z` estimated without a Markov chain. It is for rows
+        of few numbers, and for the end, when the generator no longer moves: it tells that nothing.
         """
         view = copy.copy(self)
         view._weighing = True
@@ -181,19 +178,16 @@ class EnergyELBO(ELBO):
             **kwargs: Of model and guide.
         """
         x = x.detach()
-        if self.data_noise:
-            x = x + self.data_noise * torch.randn_like(x)
         with torch.no_grad():
             _, generated = _draw(guide, x, kwargs)
-        steps, step_size = self.langevin_steps, self.langevin_step_size
-        generated = langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size)
+        negatives, log_density = self._negatives(model, generated, kwargs)
         some, rest = self._split(x)
-        of_some, of_samples = _energy(model, some, kwargs), _energy(model, generated, kwargs)
+        of_some, of_samples = _energy(model, some, kwargs), _energy(model, negatives, kwargs)
         of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
-        negative = of_samples.mean()
-        if self._weighing:
-            negative = (importance_weights(of_samples, generated, self.weighing_neighbours) * of_samples).sum()
-        loss = of_data.mean() - negative
+        raised = of_samples.mean()
+        if log_density is not None:
+            raised = (importance_weights(of_samples, log_density) * of_samples).sum()
+        loss = of_data.mean() - raised
         terms = {"energy_data": of_data.mean(), "energy_samples": of_samples.mean(), "energy_gap": loss}
         if self.gradient_penalty:
             (slope,) = torch.autograd.grad(of_some.sum(), some, create_graph=True)
@@ -213,6 +207,15 @@ class EnergyELBO(ELBO):
             loss = loss + self.alpha * cross_entropy
             terms["classification_loss"] = cross_entropy
         return loss, {name: value.detach() for name, value in terms.items()}
+
+    def _negatives(
+        self, model: Callable[..., Any], generated: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the rows on which the energy is raised, and their log-density where they are to be weighed."""
+        if self._weighing:
+            return blurred_rows(generated, self.weighing_bandwidth)
+        steps, step_size = self.langevin_steps, self.langevin_step_size
+        return langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size), None
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows on which the gradient penalty is taken, and the others."""

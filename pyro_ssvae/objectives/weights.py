@@ -1,43 +1,47 @@
-"""Weights by which a generator's rows stand for draws from an energy."""
+"""Weights by which rows near a generator's stand for draws from an energy's own law."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["importance_weights"]
+__all__ = ["blurred_rows", "importance_weights"]
 
 
-def importance_weights(energy: Tensor, x: Tensor, num_neighbours: int, *, limit: float = 2.0) -> Tensor:
-    r"""Return weights by which generated rows stand for draws from the energy's own law, detached, with sum 1.
+def blurred_rows(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    r"""Return rows with Gaussian noise, detached, and the logarithm of their density, up to a constant.
 
-    .. math:: w_i \propto \exp\Bigl(-\frac1k \sum_{j \in N_k(i)} E(x_j)\Bigr)\, r_{ik}^D
+    .. math:: x'_i = x_i + h\,\epsilon_i, \qquad q(x') = \frac1B \sum_j N(x';\, x_j, h^2 I)
 
-    with the k nearest rows :math:`N_k(i)` of row i, itself among them, and the distance :math:`r_{ik}` to the farthest
-    of them: :math:`e^{-E} / p_G`, with :math:`p_G(x_i) \propto r_{ik}^{-D}`. D is the number of dimensions that rows
-    fill, from the same distances (Maximum Likelihood Estimation of Intrinsic Dimension, Levina & Bickel, 2004, with
-    inverses averaged over rows): rows on a curve fill one, whatever their number of elements.
+    Args:
+        x: Rows with shape ``(B, *event_shape)``.
+        bandwidth: h, in the units of rows.
 
-    The likelihood's negative phase is an expectation under :math:`e^{-E} / Z`; under the generator's law, nothing but
-    the generator's slow pursuit keeps the energies of modes far apart at one level. Both factors are of the
-    neighbourhood, so that shapes smaller than it are left to the rows themselves.
+    Returns:
+        Rows with the shape of ``x``, and log q of each, in nats, with shape ``(B,)``.
+    """
+    x = x.detach()
+    blurred = x + bandwidth * torch.randn_like(x)
+    squares = torch.cdist(blurred.flatten(1), x.flatten(1)).square()
+    return blurred, (-squares / (2.0 * bandwidth**2)).logsumexp(-1)
+
+
+def importance_weights(energy: Tensor, log_proposal: Tensor) -> Tensor:
+    r"""Return self-normalised weights by which rows of a known density stand for draws from the energy's own law.
+
+    .. math:: w_i \propto \min\Bigl(r_i,\; \frac1{\sqrt B} \sum_j r_j\Bigr), \qquad r_i = \frac{e^{-E(x_i)}}{q(x_i)}
+
+    The bound, of the square root of the number of rows times the mean, keeps the variance finite and vanishes with
+    larger batches (Truncated Importance Sampling, Ionides, 2008).
 
     Args:
         energy: E(x), in nats, with shape ``(B,)``.
-        x: Generated rows with shape ``(B, *event_shape)``.
-        num_neighbours: k, at least 3 and at most B.
-        limit: Largest distance of a logarithm of the weights from their mean, before they are normalised, in nats.
+        log_proposal: log q(x), up to a constant, in nats, with shape ``(B,)``.
 
-    Raises:
-        ValueError: For another number of neighbours.
+    Returns:
+        Weights with shape ``(B,)`` and sum 1, detached.
     """
-    if not 3 <= num_neighbours <= len(x):
-        raise ValueError(f"num_neighbours={num_neighbours} must be at least 3 and at most the {len(x)} rows.")
-    rows = x.detach().flatten(1)
-    distance, neighbours = torch.cdist(rows, rows).topk(num_neighbours, largest=False)
-    radii = distance[:, 1:].clamp(min=1e-6).log()  # without the row itself
-    slope = (radii[:, -1:] - radii[:, :-1]).mean()
-    dim = (1.0 / slope.clamp(min=1e-6)).clamp(max=float(rows.shape[1]))
-    level = -energy.detach()[neighbours].mean(-1)
-    logits = level + dim * radii[:, -1]
-    return (logits - logits.mean()).clamp(-limit, limit).softmax(0)
+    logits = (-energy.detach() - log_proposal).log_softmax(0)
+    return logits.clamp(max=-0.5 * math.log(len(logits))).softmax(0)

@@ -80,8 +80,9 @@ class AlternatingStep(BaseStep):
         """Do step ``number`` (from 0). Replayed steps are not held against eager ones: ``verify`` does nothing."""
         for name, optimizer in self._optimizers.items():
             group = self._groups[name]
-            total = max(1, round(group.share * self.total))
-            rate = self.config.learning_rate_at(min(number, total - 1), total)
+            end = max(1, round(group.share * self.total))
+            past = number >= end
+            rate = self.config.learning_rate_at(number - end * past, self.total - end if past else end)
             optimizer.param_groups[0]["lr"] = rate * group.rate
         self._number.fill_(number + 1)
         self.objective.train()

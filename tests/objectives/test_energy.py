@@ -22,7 +22,7 @@ from pyro_ssvae.objectives import (
     MutualInformationEntropy,
     NearestNeighbourEntropy,
 )
-from pyro_ssvae.objectives.weights import importance_weights
+from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 
 def make_ddgm(**options: object) -> DDGM:
@@ -134,26 +134,27 @@ def test_one_object_serves_svi_and_fit() -> None:
         EnergyObjective.for_data(ddgm, data, elbo=elbo, langevin_steps=3)
 
 
-def test_importance_weights_turn_samples_into_draws_of_the_energy() -> None:
-    # Uniform points, and an energy that asks for two thirds of them on the right.
+def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
     torch.manual_seed(0)
-    x = torch.rand(2000, 2)
-    energy = -math.log(2.0) * (x[:, 0] > 0.5).float()
-    weights = importance_weights(energy, x, 8)
+    x = 2.0 * torch.rand(4000, 2) - 1.0  # a generator that is even on a square
+    blurred, log_density = blurred_rows(x.requires_grad_(), 0.3)
+    assert not blurred.requires_grad
+    distance = (blurred[:3, None] - x[None]).square().sum(-1)
+    expected = (-distance / 0.18).exp().sum(-1).log()
+    torch.testing.assert_close(log_density[:3], expected.detach(), rtol=1e-4, atol=1e-4)
+    # An energy whose law is a Gaussian inside: moments by weights are its moments, and nobody's who were not weighed.
+    mean, variance = torch.tensor([0.3, -0.2]), 0.09
+    energy = ((blurred - mean).square().sum(-1) / (2 * variance)).requires_grad_()
+    weights = importance_weights(energy, log_density)
+    assert not weights.requires_grad
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-5)
-    assert float(weights[x[:, 0] > 0.5].sum()) == pytest.approx(2.0 / 3.0, abs=0.03)
-    # Points that are three times as dense on the left, and an energy that asks for as many on either side.
-    x = torch.cat([torch.rand(1500, 2) * torch.tensor([0.5, 1.0]), torch.rand(500, 2) * 0.5 + torch.tensor([0.5, 0.0])])
-    x[1500:, 1] *= 2.0
-    weights = importance_weights(torch.zeros(2000), x, 8)
-    assert float(weights[1500:].sum()) == pytest.approx(0.5, abs=0.05)
-    assert not importance_weights(energy.requires_grad_(), x, 8).requires_grad
-    # The same on a line, of which the elements do not tell that it fills one dimension only.
-    t = torch.cat([torch.rand(1500) * 0.5, torch.rand(500) * 0.5 + 0.5])
-    weights = importance_weights(torch.zeros(2000), torch.stack([t, 2.0 * t], -1), 8)
-    assert float(weights[1500:].sum()) == pytest.approx(0.5, abs=0.05)
-    with pytest.raises(ValueError, match="num_neighbours=2"):
-        importance_weights(torch.zeros(5), torch.rand(5, 2), 2)
+    torch.testing.assert_close((weights[:, None] * blurred).sum(0), mean, atol=0.03, rtol=0)
+    spread = (weights[:, None] * (blurred - mean).square()).sum(0)
+    torch.testing.assert_close(spread, torch.full((2,), variance), atol=0.015, rtol=0)
+    # No row counts for more than the square root of their number, as a multiple of the mean: here for a half, 2 / 4.
+    shares = torch.tensor([0.97, 0.01, 0.01, 0.01])
+    truncated = torch.tensor([0.5, 0.01, 0.01, 0.01]) / 0.53
+    torch.testing.assert_close(importance_weights(-shares.log(), torch.zeros(4)), truncated)
 
 
 def test_the_energy_settles_at_the_end() -> None:
@@ -173,20 +174,19 @@ def test_the_energy_settles_at_the_end() -> None:
     (middle, *first), (end, *second) = seen
     assert (first, second) == ([True, True], [False, True])
     assert all(torch.equal(old, new) for old, new in zip(middle, end, strict=True))
-    torch.manual_seed(0)
     x = data.x[:64]
     ddgm.eval()
     torch.manual_seed(0)
     weighed, _ = objective.elbo_of_energy.weighing().energy_loss(ddgm.model, ddgm.guide, x)
     torch.manual_seed(0)
-    generated = ddgm.generator(ddgm.prior().expand((64,)).sample())
-    of_samples = ddgm.energy_net(generated)
-    expected = ddgm.energy_net(x).mean() - (importance_weights(of_samples, generated, 8) * of_samples).sum()
+    rows, log_density = blurred_rows(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
+    of_rows = ddgm.energy_net(rows)
+    expected = ddgm.energy_net(x).mean() - (importance_weights(of_rows, log_density) * of_rows).sum()
     torch.testing.assert_close(weighed, expected)
     with pytest.raises(ValueError, match="settling=1.0"):
         EnergyObjective.for_data(ddgm, data, settling=1.0)
-    with pytest.raises(ValueError, match="weighing_neighbours=2"):
-        EnergyObjective.for_data(ddgm, data, weighing_neighbours=2)
+    with pytest.raises(ValueError, match="weighing_bandwidth=0"):
+        EnergyObjective.for_data(ddgm, data, weighing_bandwidth=0)
 
 
 def test_the_ratio_of_steps_is_free() -> None:
