@@ -140,7 +140,7 @@ def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: 
 
 SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]
 FIGURES = {
-    *("samples.png", "nearest.png", "paths.png", "arithmetic.png", "energies.png"),
+    *("samples.png", "samples_refined.png", "nearest.png", "paths.png", "arithmetic.png", "energies.png"),
     *("features_and_latents.png", "training_curves.png"),
 }
 

@@ -18,7 +18,7 @@ class Group(NamedTuple):
     """Parameters that step together.
 
     ``parameters`` are theirs, ``rate`` their learning rate as a multiple of that of the settings, ``betas`` Adam's;
-    ``share`` is that of the schedule over which their rate falls; those that still step then begin once more.
+    ``share`` is that of the schedule over which their rate falls; rates and averages of weights then begin once more.
     """
 
     parameters: list[nn.Parameter]

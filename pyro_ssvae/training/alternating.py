@@ -78,12 +78,13 @@ class AlternatingStep(BaseStep):
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0). Replayed steps are not held against eager ones: ``verify`` does nothing."""
+        begun = 0
         for name, optimizer in self._optimizers.items():
             group = self._groups[name]
             end = max(1, round(group.share * self.total))
-            past = number >= end
-            rate = self.config.learning_rate_at(number - end * past, self.total - end if past else end)
-            optimizer.param_groups[0]["lr"] = rate * group.rate
+            start, length = (end, self.total - end) if number >= end else (0, end)
+            optimizer.param_groups[0]["lr"] = self.config.learning_rate_at(number - start, length) * group.rate
+            begun = max(begun, start)
         self._number.fill_(number + 1)
         self.objective.train()
         batch = self.stream.gather(self.stream.next_rows())
@@ -95,7 +96,7 @@ class AlternatingStep(BaseStep):
             terms |= found
             losses = losses + loss
             norms.setdefault(turn.group, []).append(self._apply(turn.group))
-        self.average.set_step(number)
+        self.average.set_step(number - begun)  # an average that begins anew too
         self.average.update()
         self._watch(losses)
         terms |= {f"gradient_norm_{name}": torch.stack(found).mean() for name, found in norms.items()}

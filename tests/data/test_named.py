@@ -322,7 +322,7 @@ def test_files_with_other_content(tmp_path, arrays, change):
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"name": "svhn"}, ValueError, "no data set named 'svhn'; known: mnist.*from_npz"),
+        ({"name": "svhn"}, ValueError, "no data set named 'svhn'; known: mnist.*from_arrays"),
         ({"num_validation": None}, ValueError, "num_validation=10000 rows cannot be held out of 60"),
         ({"num_validation": 1.0}, TypeError, "num_validation=1.0"),
         ({"num_labels": "some"}, ValueError, "num_labels='some'"),

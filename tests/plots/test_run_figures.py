@@ -140,7 +140,7 @@ def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
     assert next(model.parameters()).device.type == device.type
 
 
-ENERGIES = ["features_and_latents", "samples", "nearest", "paths", "arithmetic", "energies"]
+ENERGIES = ["features_and_latents", "samples", "samples_refined", "nearest", "paths", "arithmetic", "energies"]
 
 
 def make_ddgm(data, **options):
@@ -162,7 +162,7 @@ def test_a_run_of_an_energy_model(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "held_out", "expected"),
     [
-        ((1, 8, 8), None, ENERGIES[:4]),
+        ((1, 8, 8), None, ENERGIES[:5]),
         ((2,), "test", ["features_and_latents", "paths", "confusion_matrix", "reliability"]),
         ((5,), None, ["features_and_latents"]),
     ],

@@ -59,12 +59,14 @@ def test_the_rate_of_a_group_falls_within_its_share_of_the_schedule() -> None:
     stream = BatchStream(data, batch_size=32, labelled_batch_size=1, device=torch.device("cpu"), seed=0)
     step = AlternatingStep(objective, stream, config, make_fabric(config), 6)
     step._gradients = lambda *_: (torch.zeros(()), {})  # type: ignore[method-assign]
-    found = []
+    found, weights = [], []
     for number in range(6):
         step(number)
+        weights.append(step.average._weight)
         found.append([optimizer.param_groups[0]["lr"] for optimizer in step._optimizers.values()])
     cosine = [0.5 * (1.0 + math.cos(math.pi * k / 3)) for k in (1, 2, 3)]
     assert [energy for energy, _ in found] == pytest.approx(2 * cosine)  # in halves
+    assert weights == pytest.approx(2 * [10 / 11, 10 / 12, 10 / 13])  # averages forget what was before
     assert [generator for _, generator in found[:3]] == pytest.approx([2.0 * rate for rate in cosine])
 
 
