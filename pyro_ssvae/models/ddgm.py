@@ -196,7 +196,7 @@ class DDGM(Classifier):
         latent_step_size: float = 0.025,
         tilt: float = 0.3,
         langevin_steps: int = 0,
-        step_size: float = 0.001,
+        step_size: float = 0.0005,
         temperature: float = 1.0,
     ) -> Tensor:
         r"""Draw rows by the generator, and optionally move them along the energy, in z or in x.

@@ -151,11 +151,12 @@ class EnergyELBO(ELBO):
 
         Generated rows are blurred (:func:`~pyro_ssvae.objectives.weights.blurred_rows`), so that their density is known
         and covers what lies beside them, and weighed (:func:`~pyro_ssvae.objectives.weights.importance_weights`). L_E
-        then has the gradient of the likelihood, :math:`\nabla \log Z` estimated without a Markov chain. It is for rows
-        of few numbers, and for the end, when the generator no longer moves: it tells that nothing.
+        then has the gradient of the likelihood, :math:`\nabla \log Z` estimated without a Markov chain, and no gradient
+        penalty: that steadies a game of two, and would blur the density. It is for rows of few numbers, and for the
+        end, when the generator no longer moves: it tells that nothing.
         """
         view = copy.copy(self)
-        view._weighing = True
+        view._weighing, view.gradient_penalty = True, 0.0
         return view
 
     def energy_loss(

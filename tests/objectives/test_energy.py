@@ -159,7 +159,7 @@ def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
 def test_the_energy_settles_at_the_end() -> None:
     data = plane_data("ring", num_rows=500)
     ddgm = make_ddgm()
-    objective = EnergyObjective.for_data(ddgm, data, settling=0.5, generator_steps=2)
+    objective = EnergyObjective.for_data(ddgm, data, settling=0.5, generator_steps=2, gradient_penalty=0.5)
     assert [turn.group for turn in objective.turns(0.4)] == ["energy", "generator", "generator"]
     assert [turn.group for turn in objective.turns(0.5)] == ["energy"]
     seen = []
@@ -180,7 +180,7 @@ def test_the_energy_settles_at_the_end() -> None:
     torch.manual_seed(0)
     rows, log_density = blurred_rows(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
     of_rows = ddgm.energy_net(rows)
-    expected = ddgm.energy_net(x).mean() - (importance_weights(of_rows, log_density) * of_rows).sum()
+    expected = ddgm.energy_net(x).mean() - (importance_weights(of_rows, log_density) * of_rows).sum()  # no penalty
     torch.testing.assert_close(weighed, expected)
     with pytest.raises(ValueError, match="settling=1.0"):
         EnergyObjective.for_data(ddgm, data, settling=1.0)
