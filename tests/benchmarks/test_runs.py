@@ -167,7 +167,8 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     areas = dict.fromkeys(("noise", "permuted", "shifted", "flipped", "blank", "blurred"), 0.75)
     for recipe, other in (("default", {"letters": 0.875}), ("source", {})):
         found = {"row": {"name": f"mnist-{recipe}", "seed": 0}, "frechet_distance": 11.0, "least_share": 0.05}
-        found |= {"confidence": 0.96, "real_confidence": 0.995, "train_seconds": 900.0, "auroc": areas | other}
+        found |= {f"refined_{name}": found[name] / 2 for name in ("frechet_distance", "least_share")}
+        found |= {"confidence": 0.96, "refined_confidence": 0.98, "real_confidence": 0.995, "train_seconds": 900.0, "auroc": areas | other}
         found |= {"class_shares": [0.05, 0.15, *8 * [0.1]], "frechet_floor": 10.0} if other else {}
         found |= {"real_class_shares": [0.09, 0.11, *8 * [0.1]]} if other else {}
         (folder / f"ddgm-mnist-{recipe}-seed0-abc.json").write_text(json.dumps(found))
@@ -177,8 +178,8 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     assert "| the source document's recipe | 20.00 ± 0.00 | 19.90 ± 0.28 | 0.300 | 1.5 |" in page
     assert "| 0.01 ± 0.30 | 0.50 ± 0.00 | 0.02 ± 0.10 | 0.30 ± 0.00 |" in page
     assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page
-    assert "| the default recipe | 11.0 | 10.0 | 5.0 | 0.960 | 0.995 | 900 |" in page
-    assert "| the source document's recipe | 11.0 | – | 5.0 | 0.960 | 0.995 | 900 |" in page
+    assert "| the default recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |" in page
+    assert "| the source document's recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | – | 0.995 | 900 |" in page
     assert "| class, % | 0 | 1 | 2 |" in page
     assert "| the default recipe | 5.0 | 15.0 | 10.0 |" in page
     assert "| test images | 9.0 | 11.0 | 10.0 |" in page
