@@ -19,6 +19,7 @@ from pyro_ssvae.objectives.enumeration import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.static import StaticEnumELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
+from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 __all__ = [
     "ENTROPIES",
@@ -41,5 +42,7 @@ __all__ = [
     "StaticEnumELBO",
     "Turn",
     "UnsupervisedELBO",
+    "blurred_rows",
+    "importance_weights",
     "make_entropy",
 ]

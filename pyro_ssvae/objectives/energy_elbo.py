@@ -149,8 +149,8 @@ class EnergyELBO(ELBO):
     def weighing(self) -> EnergyELBO:
         r"""Return the same objective with importance-weighted rows in the negative phase of L_E.
 
-        Generated rows are blurred (:func:`~pyro_ssvae.objectives.weights.blurred_rows`), so that their density is known
-        and covers what lies beside them, and weighed (:func:`~pyro_ssvae.objectives.weights.importance_weights`). L_E
+        Generated rows are blurred (:func:`~pyro_ssvae.objectives.blurred_rows`), so that their density is known
+        and covers what lies beside them, and weighed (:func:`~pyro_ssvae.objectives.importance_weights`). L_E
         then has the gradient of the likelihood, :math:`\nabla \log Z` estimated without a Markov chain, and no gradient
         penalty: that steadies a game of two, and would blur the density. It is for rows of few numbers, and for the
         end, when the generator no longer moves: it tells that nothing.

@@ -20,8 +20,9 @@ from pyro_ssvae.objectives import (
     EnergyObjective,
     MutualInformationEntropy,
     NearestNeighbourEntropy,
+    blurred_rows,
+    importance_weights,
 )
-from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 
 def make_ddgm(**options: object) -> DDGM:
