@@ -1,7 +1,7 @@
 """Train M1, a variational autoencoder (Kingma & Welling 2013), and show what its latents hold.
 
     python examples/m1.py                            # MNIST, the M1 of Kingma et al. 2014
-    python examples/m1.py --data digits --max-epochs 100
+    python examples/m1.py --data digits --likelihood gaussian --training.kl_warmup 0.3
     python examples/m1.py --preset musyoku           # two latents, for a map
     python examples/m1.py --prior vamp --importance-weighted --num-particles 5
     python examples/m1.py --resume runs/...          # continue a run that was stopped

@@ -201,6 +201,11 @@ def _load(args: Namespace, num_labels: int | str) -> SemiSupervisedData:
         if args.resume is not None:
             raise
         print(f"{error} Carrying on with digits.", file=sys.stderr)
+        if args.get("likelihood") == "bernoulli":
+            print(
+                "Their 17 grey levels suit --data digits --likelihood gaussian, where latents say more.",
+                file=sys.stderr,
+            )
         args.data = "digits"
         return SemiSupervisedData.from_name("digits", **labels)
 
