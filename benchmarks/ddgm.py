@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
 from pyro_ssvae.data import PLANE_NAMES, plane_data, prepare
 from pyro_ssvae.evaluation import image_measures, plane_measures
+from pyro_ssvae.evaluation.images import REFINING_STEPS
 from pyro_ssvae.networks import MLPFeatures, MLPGenerator
 from pyro_ssvae.plots import plot_generated, plot_nearest
 from pyro_ssvae.plots.style import save_figure
@@ -146,7 +147,7 @@ def _on_or_off(x: Tensor) -> Tensor:
 def draw(model: DDGM, data: SemiSupervisedData, stem: Path) -> None:
     """Draw generated images, and beside them the nearest ones of training."""
     save_figure(plot_generated(model), stem.with_name(f"{stem.name}-samples.png"))
-    save_figure(plot_generated(model, latent_steps=20), stem.with_name(f"{stem.name}-refined.png"))
+    save_figure(plot_generated(model, latent_steps=REFINING_STEPS), stem.with_name(f"{stem.name}-refined.png"))
     save_figure(plot_nearest(model, prepare(data.x, scale=data.scale)), stem.with_name(f"{stem.name}-nearest.png"))
 
 

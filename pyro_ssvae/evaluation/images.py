@@ -25,6 +25,9 @@ _SYMMETRIC = (0, 1, 8)  # digits that flipping left to right hardly changes
 ALTERATIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 """What :func:`altered` does to images."""
 
+REFINING_STEPS = 20
+"""Steps of z behind the images that measures and figures call refined."""
+
 
 class ImageJudge(nn.Module):
     """A small convolutional classifier with 64 features, trained on labelled rows to judge generated images by.
@@ -116,7 +119,7 @@ def generation_measures(
     judge: ImageJudge,
     *,
     num_samples: int = 5000,
-    latent_steps: int = 20,
+    latent_steps: int = REFINING_STEPS,
     seed: int = 0,
 ) -> dict[str, Any]:
     r"""Hold generated images against real ones, in the eyes of a judge.

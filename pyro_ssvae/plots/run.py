@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.checks import as_count
+from pyro_ssvae.evaluation.images import REFINING_STEPS
 from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
@@ -194,7 +195,7 @@ def _of_generator(
         train = prepare(data.x, scale=data.scale)
         drawings |= {
             "samples": lambda: plot_generated(model, **options),
-            "samples_refined": lambda: plot_generated(model, latent_steps=20, **options),
+            "samples_refined": lambda: plot_generated(model, latent_steps=REFINING_STEPS, **options),
             "nearest": lambda: plot_nearest(model, train, **options),
             "paths": lambda: plot_paths(model, **options),
         }
