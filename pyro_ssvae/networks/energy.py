@@ -186,11 +186,7 @@ class MLPGenerator(nn.Module):
         output: str = "identity",
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        width = latent_dim
-        for hidden in check_widths(hidden_dims):
-            layers += [_he(nn.Linear(width, hidden)), nn.BatchNorm1d(hidden), nn.ReLU()]
-            width = hidden
+        layers, width = _normalised(latent_dim, hidden_dims)
         self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(event_shape)), _output(output))
         self.event_shape = torch.Size(event_shape)
 
@@ -201,32 +197,45 @@ class MLPGenerator(nn.Module):
 
 
 class ConvGenerator(nn.Module):
-    """x = G(z) by transposed convolutions with batch normalisation and ReLU.
+    """x = G(z) by fully connected layers and transposed convolutions, with batch normalisation and ReLU.
+
+    Kinds of images lie apart, and z does not: the fully connected layers are where it is pulled apart. Without them the
+    generator runs after the energy for longer, and draws more of what lies between two kinds.
 
     Args:
         latent_dim: Number of latents ``L``.
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels before the last convolution; they double with each layer towards z.
+        channels: Channels before the last convolution; they double with each layer towards z. ``None`` for 64 up to
+            32x32 pixels, else 32.
+        hidden_dims: Widths of the fully connected layers.
         output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the pixels.
 
     Raises:
-        ValueError: If the event is not such an image, or for an unknown ``output``.
+        ValueError: If the event is not such an image, for non-positive widths or an unknown ``output``.
     """
 
     def __init__(
-        self, latent_dim: int, event_shape: Sequence[int], channels: int = 32, *, output: str = "sigmoid"
+        self,
+        latent_dim: int,
+        event_shape: Sequence[int],
+        channels: int | None = None,
+        hidden_dims: Sequence[int] = (256, 256),
+        *,
+        output: str = "sigmoid",
     ) -> None:
         super().__init__()
         _check_image(event_shape)
+        if channels is None:
+            channels = 64 if max(event_shape[1:]) <= 32 else 32
         sizes = [tuple(event_shape[1:])]
         for _ in range(_halvings(sizes[0])):
             sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
         sizes.reverse()  # from the smallest
         count = len(sizes) - 1
         widths = [channels * 2 ** (count - 1 - number) for number in range(count)]
-        first = widths[0] * math.prod(sizes[0])
-        layers: list[nn.Module] = [
-            _he(nn.Linear(latent_dim, first)),
+        first, (layers, width) = widths[0] * math.prod(sizes[0]), _normalised(latent_dim, hidden_dims)
+        layers += [
+            _he(nn.Linear(width, first)),
             nn.Unflatten(-1, (widths[0], *sizes[0])),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
@@ -325,6 +334,15 @@ def _width_of(module: nn.Module, event_shape: Sequence[int]) -> int:
         features = module.eval()(torch.zeros(1, *event_shape).to(like))
     module.train(training)
     return int(features.shape[-1])
+
+
+def _normalised(width: int, hidden_dims: Sequence[int]) -> tuple[list[nn.Module], int]:
+    """Return fully connected layers with batch normalisation and ReLU, and the width of the last."""
+    layers: list[nn.Module] = []
+    for hidden in check_widths(hidden_dims):
+        layers += [_he(nn.Linear(width, hidden)), nn.BatchNorm1d(hidden), nn.ReLU()]
+        width = hidden
+    return layers, width
 
 
 def _he(layer: nn.Linear) -> nn.Linear:
