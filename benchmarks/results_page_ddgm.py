@@ -124,23 +124,17 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
         results = found.get(f"{data}-{recipe}", [])
         if not results:
             continue
-        modes = [
-            " / ".join(str(result["modes"]) for result in results),
-            _spread(results, "high_quality", 100.0, 1),
-            _spread(results, "refined_high_quality", 100.0, 1),
-            _spread(results, "least_share", 100.0, 1),
-        ]
         rows.append(
             [
                 words,
-                *(modes if data == "ring" else []),
+                *(_modes(results) if data == "ring" else []),
                 _spread(results, "energy_distance"),
                 _spread(results, "refined_energy_distance"),
                 _floor(results, "floor"),
                 _spread(results, "squared_mmd"),
                 _floor(results, "mmd_floor"),
-                _spread(results, "total_variation"),
-                _spread(results, "kl_divergence"),
+                _spread(results, "total_variation", 1.0, 3),
+                _spread(results, "kl_divergence", 1.0, 3),
                 _spread(results, "train_seconds", 1.0, 0),
             ]
         )
@@ -153,6 +147,15 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
     ]  # fmt: skip
     parts = [f"### {data.capitalize()}", table(header, rows), _mode_shares(data, found), _normalisers(data, found)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _modes(results: list[Result]) -> list[str]:
+    return [
+        " / ".join(str(result["modes"]) for result in results),
+        _spread(results, "high_quality", 100.0, 1),
+        _spread(results, "refined_high_quality", 100.0, 1),
+        _spread(results, "least_share", 100.0, 1),
+    ]
 
 
 def _mode_shares(data: str, found: dict[str, list[Result]]) -> str:
@@ -233,8 +236,8 @@ _AUROC = """
 How well the energy alone tells test images from altered ones, as the area under the ROC curve (one half is chance):
 uniform noise, permuted pixels, a shift by four pixels, a flip from left to right (digits 0, 1 and 8 left out), blank
 images, images blurred with a standard deviation of two pixels, and images of other data where a column names them. The
-default recipe has seen faded and blurred images in training; it has seen no noise, no permuted, shifted or flipped
-ones, and no other data.
+default recipe has seen faded, blurred and stitched images in training; it has seen no noise, no permuted, shifted or
+flipped ones, and no other data.
 """
 
 _CLASSES = """

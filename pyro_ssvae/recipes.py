@@ -187,10 +187,21 @@ ring and spiral with seed 10; a form without settling had been run on the ring w
 
 DDGM_IMAGES = Recipe(
     model={},
-    objective={"gradient_penalty": 0.1, "contrast_weight": 1.0},
-    training={**_DDGM, "max_steps": 8000, "batch_size": 64, "learning_rate": 5e-4, "decay_start": 0.6},
+    objective={
+        "gradient_penalty": 0.1,
+        "penalty_share": 0.25,
+        "contrast_weight": 1.0,
+        "entropy_weight": 0.3,
+        "generator_rate": 2.0,
+        "generator_steps": 1,
+    },
+    training={**_DDGM, "max_steps": 10_000, "batch_size": 64, "learning_rate": 1e-3, "decay_start": 0.5},
 )
-"""DDGM of images; not yet tuned."""
+"""DDGM of images.
+
+One step of the generator for each of the energy's, at twice the rate: with fully connected layers before its convolutions
+it keeps up. At a quarter of these rates the same took three times as many steps. Chosen on MNIST with seed 10, by
+validation rows."""
 
 DDGM_SOURCE = Recipe(
     model={},

@@ -3,7 +3,7 @@
 from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import Objective
-from pyro_ssvae.objectives.contrast import FadedContrast
+from pyro_ssvae.objectives.contrast import ContentContrast
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.energy_elbo import EnergyELBO
 from pyro_ssvae.objectives.entropy import (
@@ -31,7 +31,7 @@ __all__ = [
     "EnergyObjective",
     "Entropy",
     "EnumerationError",
-    "FadedContrast",
+    "ContentContrast",
     "Group",
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",

@@ -10,20 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FadedContrast"]
+__all__ = ["ContentContrast"]
 
 _REACH = 8  # pixels on either side of a blurring kernel, at most
 
 
-class FadedContrast(nn.Module):
-    r"""Raises the energy on faded and blurred copies :math:`c(x)` of data, no further than needed.
+class ContentContrast(nn.Module):
+    r"""Raises the energy on faded, blurred and stitched copies :math:`c(x)` of data, no further than needed.
 
     .. math:: \mathbb E\,\mathrm{softplus}\bigl(m(x) + E(x) - E(c(x))\bigr), \qquad
         m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
 
     The margin is the rise of energy around data of a Gaussian with standard deviation τ, up to a limit: copies that are
-    nearly as good as the original may cost nearly as little. Half of the copies fade towards an even colour, black for
-    half of those; the other half are blurred.
+    nearly as good as the original may cost nearly as little. A third of the copies fade towards an even colour, black
+    for half of those; a third are blurred; and a third are stitched together from two rows along a straight line. Near
+    data a generator that is good shows the energy nothing wrong, and what is wrong there must come from elsewhere (after
+    Negative Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
 
     Args:
         margin: Largest margin, in nats.
@@ -50,19 +52,28 @@ class FadedContrast(nn.Module):
         """
         if x.dim() != 4:
             raise ValueError(
-                f"Only images (C, H, W) fade and blur, and rows have shape {tuple(x.shape[1:])}; set contrast_weight=0."
+                f"Only images (C, H, W) fade, blur and are stitched, and rows have shape {tuple(x.shape[1:])}; set contrast_weight=0."
             )
         x = x.detach()
-        left, which, colour, black = torch.rand(4, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+        left, which, colour, black, across = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
         colour = torch.where(black < 0.5, torch.zeros_like(colour), colour)
         faded = colour + left * (x - colour)
-        copies = torch.where(which < 0.5, faded, _blurred(x, 0.5 + 2.5 * torch.rand((), device=x.device)))
+        blurred = _blurred(x, 0.5 + 2.5 * torch.rand((), device=x.device))
+        stitched = _stitched(x, 0.3 + 0.4 * left, across < 0.5)
+        copies = torch.where(which < 1 / 3, faded, torch.where(which < 2 / 3, blurred, stitched))
         distance = (copies - x).square().flatten(1).sum(-1)
         return copies, (distance / (2.0 * self.spread**2)).clamp(max=self.margin)
 
     def loss(self, energy: Tensor, of_copies: Tensor, margin: Tensor) -> Tensor:
         """Return the term, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""
         return F.softplus(margin + energy - of_copies).mean()
+
+
+def _stitched(x: Tensor, place: Tensor, across: Tensor) -> Tensor:
+    """Return images of which a part of each side, or of each height, is of the row before."""
+    down, along = (torch.linspace(0.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:])
+    own = torch.where(across, down.view(-1, 1), along) < place
+    return torch.where(own, x, x.roll(1, 0))
 
 
 def _blurred(x: Tensor, scale: Tensor) -> Tensor:

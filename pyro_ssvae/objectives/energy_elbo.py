@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import langevin
-from pyro_ssvae.objectives.contrast import FadedContrast
+from pyro_ssvae.objectives.contrast import ContentContrast
 from pyro_ssvae.objectives.entropy import Entropy
 from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
@@ -56,7 +56,7 @@ class EnergyELBO(ELBO):
         langevin_step_size: Of these.
         weighing_bandwidth: Standard deviation of the noise on generated rows, for :meth:`weighing`.
         contrast_weight: Weight of the energy on copies of data that have lost their content
-            (:class:`~pyro_ssvae.objectives.FadedContrast`), for images.
+            (:class:`~pyro_ssvae.objectives.ContentContrast`), for images.
 
     Raises:
         ValueError: For a negative weight or number of steps, or a share that is not in (0, 1].
@@ -112,7 +112,7 @@ class EnergyELBO(ELBO):
         self.gradient_penalty, self.penalty_share, self.energy_penalty = gradient_penalty, penalty_share, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.weighing_bandwidth, self._weighing = weighing_bandwidth, False
-        self.contrast_weight, self.contrast = contrast_weight, FadedContrast()
+        self.contrast_weight, self.contrast = contrast_weight, ContentContrast()
         self._settings = tuple(weights)
 
     def config(self) -> dict[str, Any]:

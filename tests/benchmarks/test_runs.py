@@ -164,6 +164,8 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
         found |= {"floor": [0.01, 0.3], "mmd_floor": [0.02, 0.1], "shares": [0.01, *9 * [0.11]]}
         found |= {"log_z_grid": 20.0, "log_z_ais": 20.0 + apart, "log_z_ais_error": 0.2}
         (folder / f"ddgm-ring-source-seed{seed}-abc.json").write_text(json.dumps(found))
+        found = {"row": {"name": "spiral-default", "seed": seed}, "energy_distance": 0.25, "total_variation": 0.0625}
+        (folder / f"ddgm-spiral-default-seed{seed}-abc.json").write_text(json.dumps(found))  # has no modes
     areas = dict.fromkeys(("noise", "permuted", "shifted", "flipped", "blank", "blurred"), 0.75)
     for recipe, other in (("default", {"letters": 0.875}), ("source", {})):
         found = {"row": {"name": f"mnist-{recipe}", "seed": 0}, "frechet_distance": 11.0, "least_share": 0.05}
@@ -177,7 +179,8 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     page = (tmp_path / "results_ddgm.md").read_text()
     assert "| log Z, nats | by grid | by annealing | apart at most | in standard errors |" in page
     assert "| the source document's recipe | 20.00 ± 0.00 | 19.90 ± 0.28 | 0.300 | 1.5 |" in page
-    assert "| 0.01 ± 0.30 | 0.50 ± 0.00 | 0.02 ± 0.10 | 0.30 ± 0.00 |" in page
+    assert "| 0.01 ± 0.30 | 0.50 ± 0.00 | 0.02 ± 0.10 | 0.300 ± 0.000 |" in page
+    assert "| the default recipe | 0.25 ± 0.00 | – | – | – | – | 0.062 ± 0.000 |" in page
     assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page
     assert "| the default recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |" in page
     assert "| the source document's recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | – | 0.995 | 900 |" in page

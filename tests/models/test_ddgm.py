@@ -38,6 +38,17 @@ def test_shapes(event_shape: tuple[int, ...], device: torch.device) -> None:
         assert 0.0 <= float(x.min()) <= float(x.max()) <= 1.0
 
 
+def test_widths_of_the_generator_of_images() -> None:
+    def widths(generator: ConvGenerator) -> list[int]:
+        return [part.out_features for part in generator.modules() if isinstance(part, torch.nn.Linear)]
+
+    assert widths(ConvGenerator(4, (1, 28, 28))) == [256, 256, 128 * 7 * 7]
+    assert widths(ConvGenerator(4, (3, 64, 64))) == [256, 256, 256 * 4 * 4]
+    assert widths(ConvGenerator(4, (1, 28, 28), 8, ())) == [16 * 7 * 7]
+    with pytest.raises(ValueError, match="hidden_dims"):
+        ConvGenerator(4, (1, 28, 28), hidden_dims=(0,))
+
+
 def test_energy_by_hand() -> None:
     ddgm = make_ddgm((3,), num_experts=5, sigma=2.0)
     net = ddgm.energy_net

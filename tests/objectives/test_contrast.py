@@ -1,4 +1,4 @@
-"""The contrast with faded and blurred images."""
+"""The contrast with faded, blurred and stitched images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,32 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyELBO, FadedContrast, NearestNeighbourEntropy
-from pyro_ssvae.objectives.contrast import _blurred
+from pyro_ssvae.objectives import EnergyELBO, ContentContrast, NearestNeighbourEntropy
+from pyro_ssvae.objectives.contrast import _blurred, _stitched
+
+
+def _trained(x: Tensor, weight: float) -> DDGM:
+    """Return a model whose energy has been trained beside a perfect generator, of which it can learn nothing."""
+
+    def guide(x: Tensor) -> Tensor:
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
+        return x[torch.randperm(len(x))]
+
+    torch.manual_seed(0)
+    ddgm = DDGM((1, 8, 8), latent_dim=4)
+    elbo = EnergyELBO(NearestNeighbourEntropy(dim=4), ddgm.generator, contrast_weight=weight)
+    optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss, _ = elbo.energy_loss(ddgm.model, guide, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ddgm
 
 
 def test_contrast_asks_for_no_more_than_its_margin() -> None:
     torch.manual_seed(0)
-    contrast = FadedContrast(margin=10.0, spread=2.0)
+    contrast = ContentContrast(margin=10.0, spread=2.0)
     x = torch.rand(2000, 1, 8, 8)
     copies, margin = contrast(x)
     distance = (copies - x).square().flatten(1).sum(-1)
@@ -43,33 +62,51 @@ def test_blurring_is_a_gaussian_convolution() -> None:
     assert torch.allclose(_blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
 
 
+def test_stitching_joins_two_rows_along_a_line() -> None:
+    x = torch.arange(1.0, 4.0).view(3, 1, 1, 1).expand(3, 2, 11, 6)
+    across = torch.tensor([True, False, True]).view(3, 1, 1, 1)
+    copies = _stitched(x, torch.tensor(0.45).expand(3, 1, 1, 1), across)
+    assert copies.shape == x.shape
+    for row, before, part in ((0, 3.0, slice(0, 5)), (2, 2.0, slice(0, 5))):  # 0, 0.1, ..., 0.4 of 11 lines
+        assert copies[row, :, part].unique().item() == row + 1.0
+        assert copies[row, :, 5:].unique().item() == before
+    assert copies[1, :, :, :3].unique().item() == 2.0  # 0, 0.2, 0.4 of 6 columns
+    assert copies[1, :, :, 3:].unique().item() == 1.0
+
+
+def test_what_is_stitched_is_raised() -> None:
+    """Two halves of data that are never seen together."""
+    torch.manual_seed(0)
+    x = torch.zeros(256, 1, 8, 8)
+    x[:128, :, :, 2:6] = 1.0  # a bar, upright
+    x[128:, :, 2:6] = 1.0  # or lying
+    x = x[torch.randperm(256)]
+
+    both = torch.zeros(1, 1, 8, 8)
+    both[:, :, :4, 2:6] = 1.0
+    both[:, :, 4:6] = 1.0
+    above = {}
+    for weight in (0.0, 1.0):
+        ddgm = _trained(x, weight)
+        above[weight] = float((ddgm.energy(both) - ddgm.energy(x)).mean())
+    assert abs(above[0.0]) < 2.0 < 4.0 < above[1.0]
+
+
 def test_a_blank_image_is_raised() -> None:
     """Where the generator never goes, nothing else says what the energy should be."""
     torch.manual_seed(0)
     x = torch.zeros(256, 1, 8, 8)
     x[:, :, 2:6, 2:6] = 0.5 + 0.5 * torch.rand(256, 1, 4, 4)
 
-    def perfect_guide(x: Tensor) -> Tensor:
-        pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
-        return x[torch.randperm(len(x))]
-
     above = {}
     for weight in (0.0, 1.0):
-        torch.manual_seed(0)
-        ddgm = DDGM((1, 8, 8), latent_dim=4)
-        elbo = EnergyELBO(NearestNeighbourEntropy(dim=4), ddgm.generator, contrast_weight=weight)
-        optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
-        for _ in range(200):
-            loss, _ = elbo.energy_loss(ddgm.model, perfect_guide, x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        ddgm = _trained(x, weight)
         above[weight] = float((ddgm.energy(torch.zeros(1, 1, 8, 8)) - ddgm.energy(x)).mean())
     assert above[0.0] < 0.0 < 4.0 < above[1.0]
 
 
 def test_contrast_is_for_images() -> None:
     with pytest.raises(ValueError, match="contrast_weight=0"):
-        FadedContrast()(torch.rand(3, 2))
+        ContentContrast()(torch.rand(3, 2))
     with pytest.raises(ValueError, match="must be positive"):
-        FadedContrast(margin=0.0)
+        ContentContrast(margin=0.0)
