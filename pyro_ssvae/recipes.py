@@ -199,9 +199,8 @@ DDGM_IMAGES = Recipe(
 )
 """DDGM of images.
 
-One step of the generator for each of the energy's, at twice the rate: with fully connected layers before its convolutions
-it keeps up. At a quarter of these rates the same took three times as many steps. Chosen on MNIST with seed 10, by
-validation rows."""
+One step of the generator for each of the energy's, at twice the rate: with fully connected layers before its
+convolutions it keeps up. Chosen on MNIST with seed 10, by validation rows."""
 
 DDGM_SOURCE = Recipe(
     model={},

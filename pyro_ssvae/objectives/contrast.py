@@ -23,9 +23,9 @@ class ContentContrast(nn.Module):
 
     The margin is the rise of energy around data of a Gaussian with standard deviation τ, up to a limit: copies that are
     nearly as good as the original may cost nearly as little. A third of the copies fade towards an even colour, black
-    for half of those; a third are blurred; and a third are stitched together from two rows along a straight line. Near
-    data a generator that is good shows the energy nothing wrong, and what is wrong there must come from elsewhere (after
-    Negative Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
+    for half of those; a third are blurred; and a third are stitched together from two rows along a straight line. A
+    good generator shows the energy hardly anything that is wrong, so that must come from elsewhere (after Negative Data
+    Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
 
     Args:
         margin: Largest margin, in nats.
@@ -52,7 +52,8 @@ class ContentContrast(nn.Module):
         """
         if x.dim() != 4:
             raise ValueError(
-                f"Only images (C, H, W) fade, blur and are stitched, and rows have shape {tuple(x.shape[1:])}; set contrast_weight=0."
+                f"Only images (C, H, W) fade, blur and are stitched, and rows have shape {tuple(x.shape[1:])}; "
+                "set contrast_weight=0."
             )
         x = x.detach()
         left, which, colour, black, across = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)

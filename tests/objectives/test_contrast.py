@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyELBO, ContentContrast, NearestNeighbourEntropy
+from pyro_ssvae.objectives import ContentContrast, EnergyELBO, NearestNeighbourEntropy
 from pyro_ssvae.objectives.contrast import _blurred, _stitched
 
 
