@@ -5,8 +5,9 @@
     python benchmarks/ddgm.py --icons DIR --only icons-default   # a folder of pictures, at 64x64
     python benchmarks/ddgm.py --table                        # only rewrite docs/results_ddgm.md
 
-Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not run again. With
---keep DIR, models and figures are kept under DIR/NAME-SEED.
+Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not run again.
+With --keep DIR, models and figures are kept under DIR/NAME-SEED; an interrupted run goes on from there, and one whose
+result is missing is measured again without training. A run that collapses or diverges is kept too, and says so.
 """
 
 from __future__ import annotations
@@ -26,12 +27,20 @@ from runs import add_flags, digest, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
-from pyro_ssvae.data import PLANE_NAMES, plane_data, prepare
+from pyro_ssvae import (
+    DDGM,
+    EnergyObjective,
+    NonFiniteLossError,
+    SemiSupervisedData,
+    TrainingConfig,
+    TrainingFailedError,
+    fit,
+)
+from pyro_ssvae.data import PLANE_NAMES, images_like, plane_data, prepare
 from pyro_ssvae.evaluation import image_measures, plane_measures
 from pyro_ssvae.evaluation.images import REFINING_STEPS
 from pyro_ssvae.networks import MLPFeatures, MLPGenerator
-from pyro_ssvae.plots import plot_generated, plot_nearest
+from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, DDGM_SOURCE, Recipe
 from pyro_ssvae.training import report
@@ -115,14 +124,28 @@ def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, t
         return described | train_on_labels(model, data, TrainingConfig(**row.recipe.training))
     objective = EnergyObjective.for_data(model, data, **row.recipe.objective)
     out = Path(keep) / f"{row.name}-{row.seed}" if keep else None
-    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.recipe.training), out=out)
-    result = report(objective, data, run, seed=row.seed)
-    if row.data in PLANE_NAMES:
-        found = plane_measures(model, row.data, seed=row.seed)
-    else:
-        found = image_measures(model, data, known, seed=row.seed)
+    config, started = TrainingConfig(seed=row.seed, **row.recipe.training), time.perf_counter()
+    try:
+        run = fit(objective, data, config, out=out, resume=out is not None and out.exists())
+        described |= {**report(objective, data, run, seed=row.seed), "curves": run.metrics}
+    except (TrainingFailedError, NonFiniteLossError) as problem:
+        described |= {"failed": str(problem), "train_seconds": round(time.perf_counter() - started, 1)}
+    if not all(bool(part.isfinite().all()) for part in model.parameters()):
+        return described
+    if row.seed == 0:  # those that the page shows
         draw(model, data, RESULTS / f"ddgm-{row.name}-seed{row.seed}")
-    return {**described, **result, **found, "curves": run.metrics}
+    if row.data in PLANE_NAMES:
+        return described | plane_measures(model, row.data, seed=row.seed)
+    return described | image_measures(model, data, known, others=load_others(row, data, data_dir), seed=row.seed)
+
+
+def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dict[str, Tensor]:
+    """Return images that are no digits, as a model of digits would see them."""
+    if row.data != "mnist":
+        return {}
+    others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
+    x = images_like(prepare(others.x_test, scale=others.scale), data.event_shape)
+    return {others.name: (x > 0.5).to(x) if row.name == "mnist-source" else x}
 
 
 def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
@@ -145,7 +168,10 @@ def _on_or_off(x: Tensor) -> Tensor:
 
 
 def draw(model: DDGM, data: SemiSupervisedData, stem: Path) -> None:
-    """Draw generated images, and beside them the nearest ones of training."""
+    """Draw points over the energy, or generated images, and beside them the nearest ones of training."""
+    if data.name in PLANE_NAMES:
+        save_figure(plot_landscape(model, data.x_test), stem.with_name(f"{stem.name}-landscape.png"))
+        return
     save_figure(plot_generated(model), stem.with_name(f"{stem.name}-samples.png"))
     save_figure(plot_generated(model, latent_steps=REFINING_STEPS), stem.with_name(f"{stem.name}-refined.png"))
     save_figure(plot_nearest(model, prepare(data.x, scale=data.scale)), stem.with_name(f"{stem.name}-nearest.png"))

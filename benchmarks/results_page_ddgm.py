@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def write_page(folder: Path) -> None:
         found[result["row"]["name"]].append(result)
     sections = [
         _HEAD,
-        _part("In the plane", _PLANE, *(_plane(name, found) for name in ("ring", "spiral"))),
+        _part("In the plane", _PLANE, *(_plane(name, found, folder) for name in ("ring", "spiral"))),
         _part(
             *("Digits", _IMAGES, _images(found), *_with(_SHARES, _shares(found)), *_with(_AUROC, _areas(found))),
-            _figure("mnist-default", "samples", found),
-            _figure("mnist-default", "refined", found),
+            _figure("mnist-default", "samples", "Digits as drawn", folder),
+            _figure("mnist-default", "refined", "Digits, refined", folder),
+            _figure("mnist-default", "nearest", "Digits above the training image nearest to each", folder),
+            _figure("mnist-source", "samples", "Digits of the source document's recipe", folder),
         ),
         _part("Energies of classes", _CLASSES, _classes(found)),
-        _part("Icons", _ICONS, _icons(found), _figure("icons-default", "nearest", found)),
+        _part("Icons", _ICONS, _icons(found), _figure("icons-default", "nearest", _NEAREST, folder)),
     ]
     (folder.parent / "results_ddgm.md").write_text("\n\n".join(part.strip() for part in sections if part) + "\n")
 
@@ -48,26 +51,36 @@ def _with(words: str, part: str) -> tuple[str, ...]:
     return (words, part) if part else ()
 
 
-def _figure(name: str, kind: str, found: dict[str, list[Result]]) -> str:
-    return f"![](results/ddgm-{name}-seed0-{kind}.png)" if found.get(name) else ""
+def _figure(name: str, kind: str, words: str, folder: Path) -> str:
+    """Return a figure with a caption, or nothing where it was not drawn."""
+    file = folder / f"ddgm-{name}-seed0-{kind}.png"
+    return f"![{words}](results/{file.name})\n\n*{words} (seed 0).*" if file.exists() else ""
 
 
 def _images(found: dict[str, list[Result]]) -> str:
     names = ("frechet_distance", "least_share", "confidence")
     scales = ((1.0, 1), (100.0, 1), (1.0, 3))
-    columns = [
-        (f"{prefix}{name}", *scale) for prefix in ("", "refined_") for name, scale in zip(names, scales, strict=True)
+    worst = (max, min, min)
+    columns: list[tuple[Any, ...]] = [
+        (f"{prefix}{name}", *scale, of)
+        for prefix in ("", "refined_")
+        for name, scale, of in zip(names, scales, worst, strict=True)
     ]
     columns += [("frechet_floor", 1.0, 1), ("real_confidence", 1.0, 3), ("train_seconds", 1.0, 0)]
     rows = [
-        [words, *(_spread(found[f"mnist-{recipe}"], *column) for column in columns)]
+        [
+            words,
+            _seeds(found[f"mnist-{recipe}"]),
+            *(_spread(found[f"mnist-{recipe}"], *column) for column in columns),
+            _machine(found[f"mnist-{recipe}"]),
+        ]
         for recipe, words in _WORDS.items()
         if found.get(f"mnist-{recipe}")
     ]
     header = [
-        "", "Fréchet distance", "least class, %", "confidence",
+        "", "seeds", "Fréchet distance", "least class, %", "confidence",
         "refined: Fréchet distance", "least class, %", "confidence",
-        "test images: Fréchet distance", "confidence", "seconds",
+        "test images: Fréchet distance", "confidence", "seconds", "on",
     ]  # fmt: skip
     return table(header, rows) if rows else ""
 
@@ -110,15 +123,15 @@ def _classes(found: dict[str, list[Result]]) -> str:
 
 def _icons(found: dict[str, list[Result]]) -> str:
     results = found.get("icons-default", [])
-    rows = [
-        [kind, *(f"{result['nearest_training_image'][kind]:.2f}" for result in results)]
-        for kind in ("generated", "test", "validation")
-        if all(kind in result["nearest_training_image"] for result in results)
-    ]
-    return table(["images", "nearest"], rows) if results else ""
+    rows = []
+    for kind in ("generated", "test", "validation"):
+        distances = [result["nearest_training_image"].get(kind) for result in results]
+        if distances and all(distances):
+            rows.append([kind, *(_spread(distances, name) for name in ("least", "low", "median"))])
+    return table(["distance to the nearest training image", "least", "5 % lie below", "median"], rows) if rows else ""
 
 
-def _plane(data: str, found: dict[str, list[Result]]) -> str:
+def _plane(data: str, found: dict[str, list[Result]], folder: Path) -> str:
     rows = []
     for recipe, words in _WORDS.items():
         results = found.get(f"{data}-{recipe}", [])
@@ -127,34 +140,41 @@ def _plane(data: str, found: dict[str, list[Result]]) -> str:
         rows.append(
             [
                 words,
+                _seeds(results),
                 *(_modes(results) if data == "ring" else []),
                 _spread(results, "energy_distance"),
+                _apart(results, "energy_distance"),
                 _spread(results, "refined_energy_distance"),
+                _apart(results, "refined_energy_distance"),
                 _floor(results, "floor"),
                 _spread(results, "squared_mmd"),
                 _floor(results, "mmd_floor"),
-                _spread(results, "total_variation", 1.0, 3),
-                _spread(results, "kl_divergence", 1.0, 3),
+                _spread(results, "total_variation", 1.0, 3, max),
+                _spread(results, "kl_divergence", 1.0, 3, max),
                 _spread(results, "train_seconds", 1.0, 0),
+                _machine(results),
             ]
         )
     if not rows:
         return ""
     header = [
-        "", *(["modes of 10", "high quality, %", "refined, %", "least mode, %"] if data == "ring" else []),
-        "energy distance ×1,000", "refined", "two real samples", "MMD² ×1,000", "two real samples", "total variation",
-        "KL, nats", "seconds",
+        "", "seeds", *(["modes of 10", "high quality, %", "refined, %", "least mode, %"] if data == "ring" else []),
+        "energy distance ×1,000", "worst, in s", "refined", "worst, in s", "two real samples ± s", "MMD² ×1,000",
+        "two real samples", "total variation", "KL, nats", "seconds", "on",
     ]  # fmt: skip
     parts = [f"### {data.capitalize()}", table(header, rows), _mode_shares(data, found), _normalisers(data, found)]
+    for recipe, words in _WORDS.items():
+        caption = f"Data, points drawn over the density, and the energy: {words}"
+        parts.append(_figure(f"{data}-{recipe}", "landscape", caption, folder))
     return "\n\n".join(part for part in parts if part)
 
 
 def _modes(results: list[Result]) -> list[str]:
     return [
         " / ".join(str(result["modes"]) for result in results),
-        _spread(results, "high_quality", 100.0, 1),
-        _spread(results, "refined_high_quality", 100.0, 1),
-        _spread(results, "least_share", 100.0, 1),
+        _spread(results, "high_quality", 100.0, 1, min),
+        _spread(results, "refined_high_quality", 100.0, 1, min),
+        _spread(results, "least_share", 100.0, 1, min),
     ]
 
 
@@ -180,10 +200,30 @@ def _normalisers(data: str, found: dict[str, list[Result]]) -> str:
     return table(header, rows) if rows else ""
 
 
+def _seeds(results: list[Result]) -> str:
+    """Return how many seeds there are, and how many of them came to nothing."""
+    failed = sum("failed" in result for result in results)
+    return f"{len(results)}, {f'{failed} collapsed' if failed else 'none collapsed'}"
+
+
+def _machine(results: list[Result]) -> str:
+    """Return the devices that results were made on."""
+    return ", ".join(sorted({result["device"] for result in results if "device" in result})) or "–"
+
+
+def _apart(results: list[Result], name: str) -> str:
+    """Return how far the worst seed lies above two real samples, in standard deviations of their distance."""
+    known = [result for result in results if result.get("floor") and result.get(name) is not None]
+    return f"{max((result[name] - result['floor'][0]) / result['floor'][1] for result in known):.1f}" if known else "–"
+
+
 def _floor(results: list[Result], name: str) -> str:
-    """Return the mean over results of a floor's mean, ± its standard deviation in the first."""
+    """Return the mean over results of a floor's mean, ± the root of its mean variance."""
     floors = [result[name] for result in results if result.get(name)]
-    return f"{statistics.mean(mean for mean, _ in floors):.2f} ± {floors[0][1]:.2f}" if floors else "–"
+    if not floors:
+        return "–"
+    spread = statistics.mean(spread**2 for _, spread in floors) ** 0.5
+    return f"{statistics.mean(mean for mean, _ in floors):.2f} ± {spread:.2f}"
 
 
 def _spreads(shares: list[list[float]]) -> list[str]:
@@ -191,12 +231,20 @@ def _spreads(shares: list[list[float]]) -> list[str]:
     return [_spread([{"share": share} for share in of_one], "share", 100.0, 1) for of_one in zip(*shares, strict=True)]
 
 
-def _spread(results: list[Result], name: str, factor: float = 1.0, digits: int = 2) -> str:
+def _spread(
+    results: list[Result],
+    name: str,
+    factor: float = 1.0,
+    digits: int = 2,
+    worst: Callable[[list[float]], float] | None = None,
+) -> str:
+    """Return mean ± standard deviation over results, and the worst of them in brackets."""
     values = [factor * result[name] for result in results if result.get(name) is not None]
     if not values:
         return "–"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+    last = f" ({worst(values):.{digits}f})" if worst is not None and len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}{last}"
 
 
 _HEAD = """
@@ -208,24 +256,31 @@ Made by one command and read from the result files in `docs/results/`:
 python benchmarks/ddgm.py --jobs 2
 ```
 
-± is the standard deviation over seeds. *The source document's recipe* is trained and measured by the same code: one
-learning rate for both sides, entropy from the scales of batch normalisation, no penalty.
+± is the standard deviation over seeds, and in brackets stands the worst seed. *The source document's recipe* is
+trained and measured by the same code, in the source's own sizes: one learning rate for both sides, entropy from the
+scales of batch normalisation, no penalty, 15,000 steps. A seed has *collapsed* where training was stopped for it, and
+is measured as it was then. The default recipes are `DDGM_PLANE` and `DDGM_IMAGES` of `pyro_ssvae.recipes`, whose
+docstrings say on which seeds they were chosen. Seconds are of training, on the cores named; where that is one,
+another run went on beside it.
 """
 
 _PLANE = """
 *High quality* is the share of 5,000 generated points within three standard deviations of a mode (real ones: 98.9 %),
-*refined* after twenty Langevin steps, *two real samples* the distance before it between two sets of 5,000 real points:
-its mean over ten pairs, ± the standard deviation of one. A mode counts, and has a share, by points of high quality
-alone. *Total variation* and *KL* (of the truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no
-density, so both sides are smoothed there with a standard deviation of 0.1. *log Z* is taken on that grid and, to check
-it, by annealed importance sampling with 500 chains. [The maths](maths) holds every formula.
+*refined* after twenty Langevin steps, *two real samples* the distance before it between two sets of 5,000 real
+points: its mean over ten pairs, ± the standard deviation s of one; *worst, in s* says how many of these the worst
+seed lies above. A mode counts, and has a share, by points of high quality alone. *Total variation* and *KL* (of the
+truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so both sides are smoothed there
+with a standard deviation of 0.1. *log Z* is taken on that grid and, to check it, by annealed importance sampling with
+500 chains. [The maths](maths) holds every formula.
 """
 
 _IMAGES = """
 The *Fréchet distance* is taken between the 64 features of a small classifier, trained in the same run, of 5,000
 generated and of 5,000 training images, or of test and of training images. *Confidence* is the mean largest class
-probability of that classifier; *least class* the share of the class that is generated least. *Refined* images are those
-of z after twenty steps along the energy ([the maths](maths)).
+probability of that classifier; *least class* the share of the class that is generated least. *Refined* images are
+those of z after twenty steps along the energy ([the maths](maths)). The source document trains on pixels that are on
+or off, with noise of standard deviation 0.3 on what the energy sees; its row is judged on such pixels too, by a judge
+trained on them.
 """
 
 _SHARES = """
@@ -235,9 +290,9 @@ How often each class is generated, and how often it occurs among test images, as
 _AUROC = """
 How well the energy alone tells test images from altered ones, as the area under the ROC curve (one half is chance):
 uniform noise, permuted pixels, a shift by four pixels, a flip from left to right (digits 0, 1 and 8 left out), blank
-images, images blurred with a standard deviation of two pixels, and images of other data where a column names them. The
-default recipe has seen faded, blurred and stitched images in training; it has seen no noise, no permuted, shifted or
-flipped ones, and no other data.
+images, images blurred with a standard deviation of two pixels, and images of other data: CIFAR-10 in grey, at 28x28.
+The default recipe has seen faded, blurred and stitched images in training; it has seen no noise, no permuted, shifted
+or flipped ones, and no other data.
 """
 
 _CLASSES = """
@@ -246,6 +301,10 @@ on these labels alone (3,000 steps; the best one by validation error).
 """
 
 _ICONS = """
-Pictures at 64x64. *Nearest* is the median distance of up to 200 images to the nearest training image, which copies
-would bring to nothing.
+686 icons of animals, people and smileys at 64x64, of which those held out stand beside the generated ones: distances
+of up to 200 images to the nearest training image, which copies would bring to nothing. Icons: Twitter emoji, ©
+Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by `python
+benchmarks/ddgm.py --icons DIR`.
 """
+
+_NEAREST = "Generated icons, each above the training icon nearest to it (those: Twitter emoji, CC-BY 4.0)"

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
-from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, prepare
+from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, images_like, prepare
 from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
 from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
@@ -20,7 +18,6 @@ from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
 __all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
 _LEAST_SIDE = 8  # of images, in pixels
-_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 
 _OBJECTIVE = (
     "entropy",
@@ -169,22 +166,7 @@ def load_others(args: Namespace, data: SemiSupervisedData) -> dict[str, Tensor]:
     rows = others.x_test if len(others.x_test) else others.x
     x = prepare(rows[: len(data.x_test) or 5000], scale=others.scale)
     name = f"other {others.name}" if others.name in ALTERATIONS else others.name
-    return {name: _like(x, data.event_shape)}
-
-
-def _like(x: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-    """Return images ``(N, C, H, W)`` in another size and number of channels: grey, colour, or colour with opacity."""
-    channels, *size = event_shape
-    x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, torch.ones_like(x[:, :1]))
-    if channels == 1 and x.shape[1] == 3:
-        x = (x * torch.tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    elif channels >= 3:
-        x = x.expand(-1, 3, -1, -1)
-    if channels == 4:
-        x = torch.cat([x, opacity], 1)
-    if tuple(x.shape[2:]) != tuple(size):
-        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
-    return x
+    return {name: images_like(x, data.event_shape)}
 
 
 def objective_options(args: Namespace) -> dict[str, Any]:

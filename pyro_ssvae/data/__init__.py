@@ -4,7 +4,7 @@ from pyro_ssvae.data.batches import Batch, BatchStream, Rows
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.named import DATASET_NAMES
 from pyro_ssvae.data.plane import PLANE_NAMES, draw_ring, draw_spiral, plane_data, ring_distribution
-from pyro_ssvae.data.rows import binarise, iterate_rows, prepare
+from pyro_ssvae.data.rows import binarise, images_like, iterate_rows, prepare
 from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "draw_ring",
     "draw_spiral",
     "hide_labels",
+    "images_like",
     "iterate_rows",
     "plane_data",
     "prepare",

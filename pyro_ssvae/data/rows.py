@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_ssvae.data.checks import as_count, as_seed
 
@@ -17,6 +18,7 @@ __all__ = [
     "binarise",
     "check_binarisation",
     "derived_seed",
+    "images_like",
     "iterate_rows",
     "prepare",
     "to_unit",
@@ -24,6 +26,7 @@ __all__ = [
 
 BINARISATIONS = ("none", "static", "dynamic", "threshold")
 _THRESHOLD = 0.5
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 _CHUNK = 4096
 
 
@@ -167,3 +170,34 @@ def prepare(
         iterate_rows(x, scale=scale, batch_size=all_rows, device=device, binarisation=binarisation, seed=seed)
     )
     return batches[0] if batches else torch.empty(x.shape, device=device)
+
+
+def images_like(x: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """Return images in another size and number of channels: grey, colour, or colour with opacity.
+
+    Args:
+        x: Images with shape ``(N, C, H, W)``, in [0, 1], with 1, 3 or 4 channels.
+        event_shape: Shape ``(C, H, W)`` that they are brought to, with as many.
+
+    Returns:
+        Images with shape ``(N, *event_shape)``, in [0, 1].
+
+    Raises:
+        ValueError: For other shapes.
+    """
+    if x.dim() != 4 or len(event_shape) != 3 or {x.shape[1], event_shape[0]} - {1, 3, 4}:
+        raise ValueError(
+            f"Images (N, C, H, W) of 1, 3 or 4 channels are needed, and a shape (C, H, W) with as many; got "
+            f"{tuple(x.shape)} and {tuple(event_shape)}."
+        )
+    channels, *size = event_shape
+    x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, torch.ones_like(x[:, :1]))
+    if channels == 1 and x.shape[1] == 3:
+        x = (x * torch.tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    elif channels >= 3:
+        x = x.expand(-1, 3, -1, -1)
+    if channels == 4:
+        x = torch.cat([x, opacity], 1)
+    if tuple(x.shape[2:]) != tuple(size):
+        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
+    return x

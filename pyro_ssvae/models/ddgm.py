@@ -26,7 +26,7 @@ from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.classifying import Classifier
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
-from pyro_ssvae.networks.energy import RANGES
+from pyro_ssvae.networks.energy import RANGES, tried
 
 __all__ = ["DDGM", "langevin"]
 
@@ -100,6 +100,7 @@ class DDGM(Classifier):
             num_classes=num_classes,
         )
         self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
+        tried(self.generator, (latent_dim,), self.event_shape, "generator")
         self._range = RANGES[options["output"]] if isinstance(generator, str) else None
         self._complete()
 
@@ -227,6 +228,8 @@ class DDGM(Classifier):
         if num_samples < 1 or any(not value >= 0 for value in counts.values()):
             given = ", ".join(f"{name}={value}" for name, value in counts.items())
             raise ValueError(f"num_samples={num_samples} must be at least 1, and {given} not negative.")
+        if not latent_step_size > 0.0:
+            raise ValueError(f"latent_step_size={latent_step_size} must be positive.")
         with torch.no_grad(), evaluation_mode(self):
             prior = self.prior()
             z = prior.sample((num_samples,))
@@ -240,7 +243,16 @@ class DDGM(Classifier):
             return langevin(self.energy_net, self.generate_from(z), langevin_steps, step_size, **options)
 
     def generate_from(self, z: Tensor) -> Tensor:
-        """Return G(z), with shape ``(B, *event_shape)``, for latents ``(B, L)``, in evaluation mode."""
+        """Return G(z), with shape ``(B, *event_shape)``, for latents ``(B, L)``, in evaluation mode.
+
+        Args:
+            z: Latents with shape ``(B, L)``.
+
+        Raises:
+            ValueError: For latents of another shape.
+        """
+        if z.dim() != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"z must have shape (B, {self.latent_dim}); got {tuple(z.shape)}.")
         with torch.no_grad(), evaluation_mode(self):
             rows: Tensor = self.generator(z)
             return rows
@@ -258,9 +270,12 @@ class DDGM(Classifier):
             Latents with shape ``(B, L)``.
 
         Raises:
-            ValueError: If rows have another shape than the model's, or for an unknown space.
+            ValueError: If rows have another shape than the model's, for an unknown space, or fewer than one start or
+                no steps.
         """
         _one_of(space, ("features", "rows"))
+        if num_starts < 1 or steps < 0:
+            raise ValueError(f"num_starts={num_starts} must be at least 1, and steps={steps} not negative.")
         self._check_rows(x)
         embed = self.energy_net.features if space == "features" else nn.Flatten()
         x = x.to(next(self.parameters()))
@@ -353,10 +368,12 @@ def langevin(
         bounds: Least and largest element of a row, to which rows are brought back after each step; ``None`` for none.
 
     Raises:
-        ValueError: For a step size that is not positive, or a negative temperature.
+        ValueError: For a step size that is not positive, or a negative temperature or number of steps.
     """
-    if not (step_size > 0.0 and temperature >= 0.0):
-        raise ValueError(f"step_size={step_size} must be positive, and temperature={temperature} not negative.")
+    if not (step_size > 0.0 and temperature >= 0.0 and steps >= 0):
+        raise ValueError(
+            f"step_size={step_size} must be positive, and temperature={temperature} and steps={steps} not negative."
+        )
     noise_scale = math.sqrt(2.0 * step_size * temperature)
     x = x.detach()
     for _ in range(steps):

@@ -62,7 +62,8 @@ class EnergyNet(nn.Module):
         num_classes: Number of classes ``K``; ``None`` for none.
 
     Raises:
-        ValueError: For no expert or a non-positive σ.
+        ValueError: For no expert, a non-positive σ, or parts that do not fit the rows or each other.
+        TypeError: For parts that are no modules.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class EnergyNet(nn.Module):
             raise ValueError(f"num_experts={experts} must be at least 1, and sigma={sigma} positive.")
         self.features = features
         self.sigma = float(sigma)
-        width = _width_of(features, event_shape)
+        width = int(tried(features, event_shape, (None,), "features")[-1])
         self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
         self.experts = SoftplusExperts(width, experts) if isinstance(experts, int) else experts
+        tried(self.experts, (width,), (None,), "experts")
         self.classes = None if num_classes is None else nn.Linear(width, num_classes)
 
     def by_class(self, x: Tensor) -> Tensor:
@@ -156,7 +158,7 @@ class ConvFeatures(nn.Module):
             layers += [nn.Conv2d(width, out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
             width = out
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.last = nn.Linear(_width_of(self.layers, event_shape), feature_dim)
+        self.last = nn.Linear(int(tried(self.layers, event_shape, (None,), "features")[-1]), feature_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to features ``(B, F)`` in [-1, 1]."""
@@ -327,13 +329,30 @@ def _check_image(event_shape: Sequence[int]) -> None:
         )
 
 
-def _width_of(module: nn.Module, event_shape: Sequence[int]) -> int:
+def tried(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
+    """Return the shape of what a module makes of a row of shape ``given``; ``None`` in ``wanted`` is any number.
+
+    Raises:
+        ValueError: If it takes no such rows, or makes others than wanted.
+        TypeError: If it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
     training = module.training
-    with torch.no_grad():
-        like = next(module.parameters(), torch.zeros(()))
-        features = module.eval()(torch.zeros(1, *event_shape).to(like))
-    module.train(training)
-    return int(features.shape[-1])
+    like = next(module.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            found: Tensor = module.eval()(torch.zeros(2, *given).to(like))
+    except RuntimeError as error:
+        raise ValueError(f"{role} takes no rows of shape {tuple(given)}: {error}") from error
+    finally:
+        module.train(training)
+    shape = tuple(found.shape)
+    fits = len(shape) == len(wanted) + 1 and shape[0] == 2
+    if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
+        numbers = ", ".join("F" if number is None else str(number) for number in wanted)
+        raise ValueError(f"{role} must map (B, {', '.join(map(str, given))}) to (B, {numbers}); two rows gave {shape}.")
+    return found.shape[1:]
 
 
 def _normalised(width: int, hidden_dims: Sequence[int]) -> tuple[list[nn.Module], int]:

@@ -6,6 +6,8 @@ be where neither is, and a blank image, which is smooth and of small norm, often
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +66,10 @@ class ContentContrast(nn.Module):
         copies = torch.where(which < 1 / 3, faded, torch.where(which < 2 / 3, blurred, stitched))
         distance = (copies - x).square().flatten(1).sum(-1)
         return copies, (distance / (2.0 * self.spread**2)).clamp(max=self.margin)
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"copies": ["faded", "blurred", "stitched"], "margin": self.margin, "spread": self.spread}
 
     def loss(self, energy: Tensor, of_copies: Tensor, margin: Tensor) -> Tensor:
         """Return the term, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
+from pyro_ssvae.objectives.base import PairFunction
 from pyro_ssvae.objectives.energy_elbo import EnergyELBO
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
@@ -18,6 +19,7 @@ __all__ = ["EnergyObjective"]
 _LEAST_SPREAD = 0.05  # of samples, as a share of that of the data
 _PATIENCE = 5  # evaluations in a row with less; a generator may start out narrow
 _LARGEST_GAP = 1e4  # nats between energies of data and samples
+_LARGEST_ENERGY = 1e6  # nats, of data: differences of such numbers are hardly numbers in single precision
 
 
 class EnergyObjective(AlternatingObjective):
@@ -38,10 +40,17 @@ class EnergyObjective(AlternatingObjective):
         settling: Share of the schedule, at its end, in which only the energy steps, by the gradient of the likelihood
             (:meth:`EnergyELBO.weighing`), at a learning rate that begins anew; for rows of few numbers.
         betas: Of Adam, for all.
+        model: A Pyro model in place of the pair's: ``model(pair, x)`` scores rows at the site ``"energy"``.
+        guide: A Pyro guide in place of the pair's: ``guide(pair, x)`` draws z at the site ``"z"`` and returns rows.
         **options: Of :class:`EnergyELBO`.
 
     Raises:
         ValueError: For negative weights, numbers that are not positive, or settings of an ``elbo`` that is given.
+        TypeError: If the pair is no :class:`pyro_ssvae.DDGM`.
+
+    Training stops with :class:`~pyro_ssvae.TrainingFailedError` where the spread of generated rows stays below 5 % of
+    that of the data for five evaluations, and where energies of data and samples lie more than 10,000 nats apart, or
+    from 0 by a million: by :meth:`problem`, which a subclass may define anew.
 
     Attributes:
         latest: Terms of the last loss, detached, in nats. Of the energy's: mean energies of data and samples and their
@@ -65,9 +74,14 @@ class EnergyObjective(AlternatingObjective):
         critic_rate: float = 1.0,
         settling: float = 0.0,
         betas: tuple[float, float] = (0.5, 0.999),
+        model: PairFunction | None = None,
+        guide: PairFunction | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(pair, num_labelled=num_labelled, num_unlabelled=num_unlabelled)
+        if not isinstance(pair, DDGM):
+            raise TypeError(f"EnergyObjective trains a DDGM, not {type(pair).__name__}.")
+        counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
+        super().__init__(pair, **counts, model=model, guide=guide)
         if num_labelled and not pair.has_classes:
             raise ValueError(
                 f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
@@ -112,6 +126,7 @@ class EnergyObjective(AlternatingObjective):
     def problem(self, row: dict[str, Any]) -> str | None:
         """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""
         ratio, size = row.get("spread_ratio", 1.0), abs(row.get("energy_gap", 0.0))
+        level = abs(row.get("energy_data", 0.0))
         self._narrow.copy_(self._narrow + 1 if ratio < _LEAST_SPREAD else torch.zeros_like(self._narrow))
         if self._narrow >= _PATIENCE:
             return (
@@ -122,6 +137,11 @@ class EnergyObjective(AlternatingObjective):
             return (
                 f"energies diverge: data and samples are {size:.3g} nats apart. A lower learning rate, a larger "
                 "gradient_penalty or an energy_penalty often helps"
+            )
+        if level > _LARGEST_ENERGY:
+            return (
+                f"energies diverge: those of data are {level:.3g} nats away from 0. A small energy_penalty keeps them "
+                "where they are"
             )
         return None
 

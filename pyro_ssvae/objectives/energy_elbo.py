@@ -55,11 +55,12 @@ class EnergyELBO(ELBO):
         langevin_steps: Steps by which generated rows follow the energy before it is raised on them.
         langevin_step_size: Of these.
         weighing_bandwidth: Standard deviation of the noise on generated rows, for :meth:`weighing`.
-        contrast_weight: Weight of the energy on copies of data that have lost their content
-            (:class:`~pyro_ssvae.objectives.ContentContrast`), for images.
+        contrast_weight: Weight of the energy on copies of data that have lost their content, for images.
+        contrast: What makes these copies; ``None`` for :class:`~pyro_ssvae.objectives.ContentContrast` as it is.
 
     Raises:
         ValueError: For a negative weight or number of steps, or a share that is not in (0, 1].
+        TypeError: If ``entropy`` is no :class:`~pyro_ssvae.objectives.Entropy`.
 
     Example:
         >>> import pyro, torch
@@ -86,8 +87,14 @@ class EnergyELBO(ELBO):
         langevin_step_size: float = 0.001,
         weighing_bandwidth: float = 0.2,
         contrast_weight: float = 0.0,
+        contrast: ContentContrast | None = None,
     ) -> None:
         super().__init__(max_plate_nesting=1)
+        if not isinstance(entropy, Entropy):
+            raise TypeError(
+                f"entropy must be an Entropy, for example NearestNeighbourEntropy(), not {type(entropy).__name__}; "
+                "names are for EnergyObjective(entropy=...)."
+            )
         weights = {
             "alpha": alpha,
             "entropy_weight": entropy_weight,
@@ -112,12 +119,14 @@ class EnergyELBO(ELBO):
         self.gradient_penalty, self.penalty_share, self.energy_penalty = gradient_penalty, penalty_share, energy_penalty
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.weighing_bandwidth, self._weighing = weighing_bandwidth, False
-        self.contrast_weight, self.contrast = contrast_weight, ContentContrast()
+        self.contrast_weight, self.contrast = contrast_weight, ContentContrast() if contrast is None else contrast
         self._settings = tuple(weights)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        return {"entropy": self.entropy.name, **{name: getattr(self, name) for name in self._settings}}
+        found = {"entropy": self.entropy.name, "entropy_settings": self.entropy.config()}
+        found |= {name: getattr(self, name) for name in self._settings}
+        return found | ({"contrast": self.contrast.config()} if self.contrast_weight else {})
 
     def only(self, side: str) -> EnergyELBO:
         """Return the same objective for one side, so that each can have a Pyro optimiser of its own.
@@ -180,16 +189,18 @@ class EnergyELBO(ELBO):
         """
         x = x.detach()
         with torch.no_grad():
-            _, generated = _draw(guide, x, kwargs)
+            z, generated = _draw(guide, x, kwargs)
         negatives, log_density = self._negatives(model, generated, kwargs)
         some, rest = self._split(x)
         of_some, of_samples = _energy(model, some, kwargs), _energy(model, negatives, kwargs)
         of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
-        raised = of_samples.mean()
+        raised, terms = of_samples.mean(), {}
         if log_density is not None:
             raised = (importance_weights(of_samples, log_density) * of_samples).sum()
+            with torch.no_grad():  # the generator stands still, and has no loss to log these
+                terms = {"entropy": self.entropy(z, generated, self.generator), "sample_spread": _spread(generated)}
         loss = of_data.mean() - raised
-        terms = {"energy_data": of_data.mean(), "energy_samples": of_samples.mean(), "energy_gap": loss}
+        terms |= {"energy_data": of_data.mean(), "energy_samples": raised, "energy_gap": loss}
         if self.gradient_penalty:
             (slope,) = torch.autograd.grad(of_some.sum(), some, create_graph=True)
             size = slope.flatten(1).square().sum(-1).mean()
@@ -232,8 +243,8 @@ class EnergyELBO(ELBO):
         z, generated = _draw(guide, x, kwargs)
         entropy = self.entropy(z, generated, self.generator)
         energy = _energy(model, generated, kwargs).mean()
-        spread = generated.detach().flatten(1).var(0).sum().sqrt()
-        return energy - self.entropy_weight * entropy, {"entropy": entropy.detach(), "sample_spread": spread}
+        terms = {"entropy": entropy.detach(), "sample_spread": _spread(generated.detach())}
+        return energy - self.entropy_weight * entropy, terms
 
     def critic_loss(self, guide: Callable[..., Any], x: Tensor, *labelled: Tensor, **kwargs: Any) -> Tensor | None:
         """Return what the entropy's own networks minimise, or ``None``; labelled rows play no part."""
@@ -281,6 +292,11 @@ def _put(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> No
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = gradient
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Return the root of the total variance of rows."""
+    return x.flatten(1).var(0).sum().sqrt()
 
 
 def _draw(guide: Callable[..., Any], x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,10 @@ class Entropy(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(z, x, generator) -> scalar.")
 
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {}
+
     def critic_loss(self, z: Tensor, x: Tensor) -> Tensor | None:
         """Return what the estimate's own networks minimise, or ``None`` if it has none.
 
@@ -106,6 +110,10 @@ class NearestNeighbourEntropy(Entropy):
             raise ValueError(f"k={k} must be at least 1, and dim={dim} positive.")
         self.k, self.dim = k, dim
 
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"k": self.k, "dim": self.dim}
+
     def forward(self, z: Tensor, x: Tensor, generator: nn.Module) -> Tensor:
         """Return the estimate; ``z`` and the generator play no part."""
         rows = x.flatten(1)
@@ -141,7 +149,12 @@ class MutualInformationEntropy(Entropy):
 
     def __init__(self, latent_dim: int, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128, 128)) -> None:
         super().__init__()
+        self.hidden_dims = tuple(hidden_dims)
         self.critic = MLP((latent_dim + math.prod(event_shape),), 1, hidden_dims, activation="silu")
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"hidden_dims": list(self.hidden_dims)}
 
     def forward(self, z: Tensor, x: Tensor, generator: nn.Module) -> Tensor:
         """Return the bound; the generator plays no part."""
@@ -168,6 +181,9 @@ class ScoreEntropy(Entropy):
         event_shape: Shape of one row.
         noise: Standard deviation of that noise, in the units of the rows.
         hidden_dims: Hidden widths of the network.
+
+    Raises:
+        ValueError: For noise that is not positive.
     """
 
     name = "score"
@@ -176,9 +192,15 @@ class ScoreEntropy(Entropy):
         self, event_shape: Sequence[int], noise: float = 0.05, hidden_dims: Sequence[int] = (128, 128)
     ) -> None:
         super().__init__()
-        self.noise = noise
+        if not noise > 0.0:
+            raise ValueError(f"noise={noise} must be positive.")
+        self.noise, self.hidden_dims = noise, tuple(hidden_dims)
         size = math.prod(event_shape)
         self.critic = MLP((size,), size, hidden_dims, activation="silu")
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"noise": self.noise, "hidden_dims": list(self.hidden_dims)}
 
     def forward(self, z: Tensor, x: Tensor, generator: nn.Module) -> Tensor:
         """Return a scalar whose gradient is that of the entropy; ``z`` and the generator play no part."""

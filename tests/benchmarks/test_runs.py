@@ -147,10 +147,10 @@ def test_the_page_of_ddgm_has_the_sections_that_were_measured(tmp_path: Path) ->
         (folder / f"ddgm-ring-default-seed{seed}-abc.json").write_text(json.dumps(found))
     results_page_ddgm.write_page(folder)
     page = (tmp_path / "results_ddgm.md").read_text()
-    assert "| the default recipe | 10 / 10 | 91.0 ± 1.4 |" in page
+    assert "| the default recipe | 2, none collapsed | 10 / 10 | 91.0 ± 1.4 (90.0) |" in page
     assert "### Ring" in page
     assert not any(words in page for words in ("Spiral", "## Digits", "## Icons", "## Energies of classes"))
-    assert "| 0.00 ± 0.30 | 0.50 ± 0.00 | – |" in page
+    assert "| 0.50 ± 0.00 | 1.7 | 0.50 ± 0.00 | 1.7 | 0.00 ± 0.30 | 0.50 ± 0.00 | – |" in page
     assert not any(words in page for words in ("log Z, nats", "share of each mode"))
 
 
@@ -165,6 +165,7 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
         found |= {"log_z_grid": 20.0, "log_z_ais": 20.0 + apart, "log_z_ais_error": 0.2}
         (folder / f"ddgm-ring-source-seed{seed}-abc.json").write_text(json.dumps(found))
         found = {"row": {"name": "spiral-default", "seed": seed}, "energy_distance": 0.25, "total_variation": 0.0625}
+        found |= {"failed": "the generator has collapsed"} if seed else {}
         (folder / f"ddgm-spiral-default-seed{seed}-abc.json").write_text(json.dumps(found))  # has no modes
     areas = dict.fromkeys(("noise", "permuted", "shifted", "flipped", "blank", "blurred"), 0.75)
     for recipe, other in (("default", {"letters": 0.875}), ("source", {})):
@@ -175,15 +176,32 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
         found |= {"class_shares": [0.05, 0.15, *8 * [0.1]], "frechet_floor": 10.0} if other else {}
         found |= {"real_class_shares": [0.09, 0.11, *8 * [0.1]]} if other else {}
         (folder / f"ddgm-mnist-{recipe}-seed0-abc.json").write_text(json.dumps(found))
+    (folder / "ddgm-mnist-default-seed0-samples.png").write_bytes(b"")
+    found = {
+        "row": {"name": "icons-default"},
+        "nearest_training_image": {"generated": {"least": 1, "low": 2, "median": 3}},
+    }
+    (folder / "ddgm-icons-default-seed0-abc.json").write_text(json.dumps(found))
+    found = {"row": {"name": "classes-labels-alone"}, "test_error": 0.12}
+    (folder / "ddgm-classes-labels-alone-seed0-abc.json").write_text(json.dumps(found))
     results_page_ddgm.write_page(folder)
     page = (tmp_path / "results_ddgm.md").read_text()
     assert "| log Z, nats | by grid | by annealing | apart at most | in standard errors |" in page
     assert "| the source document's recipe | 20.00 ± 0.00 | 19.90 ± 0.28 | 0.300 | 1.5 |" in page
-    assert "| 0.01 ± 0.30 | 0.50 ± 0.00 | 0.02 ± 0.10 | 0.300 ± 0.000 |" in page
-    assert "| the default recipe | 0.25 ± 0.00 | – | – | – | – | 0.062 ± 0.000 |" in page
-    assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page
-    assert "| the default recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |" in page
-    assert "| the source document's recipe | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | – | 0.995 | 900 |" in page
+    assert "| 0.01 ± 0.30 | 0.50 ± 0.00 | 0.02 ± 0.10 | 0.300 ± 0.000 (0.300) |" in page
+    assert (
+        "| the default recipe | 2, 1 collapsed | 0.25 ± 0.00 | – | – | – | – | – | – | 0.062 ± 0.000 (0.062) |" in page
+    )
+    assert "![Digits as drawn](results/ddgm-mnist-default-seed0-samples.png)" in page
+    assert "refined.png" not in page  # was not drawn
+    assert "| generated | 1.00 | 2.00 | 3.00 |" in page
+    assert "| labels alone | 12.00 | – |" in page
+    assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page  # shares of modes
+    assert (
+        "| the default recipe | 1, none collapsed | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |"
+        in page
+    )
+    assert "| 1, none collapsed | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | – | 0.995 | 900 |" in page
     assert "| class, % | 0 | 1 | 2 |" in page
     assert "| the default recipe | 5.0 | 15.0 | 10.0 |" in page
     assert "| test images | 9.0 | 11.0 | 10.0 |" in page
