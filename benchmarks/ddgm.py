@@ -129,7 +129,8 @@ def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, t
         run = fit(objective, data, config, out=out, resume=out is not None and out.exists())
         described |= {**report(objective, data, run, seed=row.seed), "curves": run.metrics}
     except (TrainingFailedError, NonFiniteLossError) as problem:
-        described |= {"failed": str(problem), "train_seconds": round(time.perf_counter() - started, 1)}
+        seconds = round(time.perf_counter() - started, 1)
+        described |= {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
     if not all(bool(part.isfinite().all()) for part in model.parameters()):
         return described
     if row.seed == 0:  # those that the page shows

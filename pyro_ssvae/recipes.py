@@ -195,7 +195,7 @@ DDGM_IMAGES = Recipe(
         "generator_rate": 2.0,
         "generator_steps": 1,
     },
-    training={**_DDGM, "max_steps": 10_000, "batch_size": 64, "learning_rate": 1e-3, "decay_start": 0.5},
+    training={**_DDGM, "max_steps": 12_000, "batch_size": 64, "learning_rate": 1e-3, "decay_start": 0.5},
 )
 """DDGM of images.
 
@@ -214,4 +214,4 @@ DDGM_SOURCE = Recipe(
         "ema_decay": 0.0,
     },
 )
-"""DDGM of points in the plane as the source document (musyoku) trains it: to compare with."""
+"""DDGM as the source document (musyoku) trains it, with its networks to be handed in: to compare with."""

@@ -201,6 +201,7 @@ def test_data_that_will_not_do_is_refused_before_training(
         ([stored("small", rng.random((40, 1, 6, 9)))], "have shape (1, 6, 9)"),
         ([stored("loud", 255.0 * rng.random((40, 1, 8, 8)))], "as uint8"),
         ([str(make_folder(tmp_path / "plain")), "--num-labels", "10"], "--num-labels 10 needs classes"),
+        (["digits", "--image-size", "16"], "--image-size 16 is for a folder of images"),
         (["digits", "--other-data", stored("others", rng.random((40, 7)))], "rows of others have shape (7,)"),
     ]
     for flags, words in wrong:

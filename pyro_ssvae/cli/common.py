@@ -36,6 +36,7 @@ EXPECTED_ERRORS = (
 )
 """What an example says in one line, where it ends with status 2; anything else is a fault of ours."""
 
+_IMAGE_SIZE = 32  # of images of a folder, unless the flags name one
 _TOP_LEVEL = {"max_epochs", "max_minutes", "device", "precision", "seed"}  # of the training settings
 _FLAGS_IN_CONFIG = "flags"  # the section of a run's config.yaml that --resume reads back
 
@@ -64,7 +65,8 @@ def new_parser(
         names = "mnist, fashion_mnist, cifar10, digits (needs no download)"
         words = f"{names}, FILE.npz with x_train, y_train, x_test, y_test, or a FOLDER of images"
         add("--data", type=str, default="mnist", metavar="NAME|FILE.npz|FOLDER", help=words)
-        add("--image-size", type=int, default=32, metavar="S", help="side that images of a FOLDER are brought to")
+        words = f"side that images of a FOLDER are brought to (else {_IMAGE_SIZE})"
+        add("--image-size", type=int, metavar="S", help=words)
         folder = "where data sets lie or go (else PYRO_SSVAE_DATA, else a cache)"
         add("--data-dir", type=str, metavar="DIR", help=folder)
     if labels:
@@ -179,7 +181,15 @@ def load_data(args: Namespace, model: str = "m2", *, num_labels: int | str | Non
         model: What the folder's name begins with.
         num_labels: Rows that keep their label, or ``"all"``; as many as the flags say when ``None``, all without such a
             flag.
+
+    Raises:
+        ValueError: For ``--image-size`` beside data whose images have a size already.
     """
+    if args.image_size is not None and not Path(args.data).is_dir():
+        raise ValueError(
+            f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none: rows are taken "
+            "as they are."
+        )
     data = _load(args, args.get("num_labels", "all") if num_labels is None else num_labels)
     name_run(args, model)
     return data
@@ -222,7 +232,8 @@ def read_data(data: str, args: Namespace, **labels: Any) -> SemiSupervisedData:
         DataUnavailableError: If it is neither at hand nor downloadable.
     """
     if Path(data).is_dir():
-        return SemiSupervisedData.from_folder(data, image_size=args.image_size, **labels)
+        size = _IMAGE_SIZE if args.image_size is None else args.image_size
+        return SemiSupervisedData.from_folder(data, image_size=size, **labels)
     if data.endswith(".npz"):
         return SemiSupervisedData.from_npz(data, **labels)
     return SemiSupervisedData.from_name(data, data_dir=args.data_dir, **labels)

@@ -251,8 +251,7 @@ class DDGM(Classifier):
         Raises:
             ValueError: For latents of another shape.
         """
-        if z.dim() != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z must have shape (B, {self.latent_dim}); got {tuple(z.shape)}.")
+        self._check_latents(z)
         with torch.no_grad(), evaluation_mode(self):
             rows: Tensor = self.generator(z)
             return rows
@@ -327,9 +326,15 @@ class DDGM(Classifier):
             )
         return self._combined(lambda a, b, c: (c + b - a).unsqueeze(0), (a, b, c), space)[0]
 
+    def _check_latents(self, z: Tensor) -> None:
+        if z.dim() != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"Latents must have shape (B, {self.latent_dim}); got {tuple(z.shape)}.")
+
     def _combined(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
         """Return rows ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of their features."""
         _one_of(space, ("z", "features"))
+        for part in latents:
+            self._check_latents(part)
         z = combine(*latents)
         bounds = _bounds_of(self.prior())
         z = z if bounds is None else z.clamp(*bounds)  # c + b - a may leave them

@@ -30,14 +30,14 @@ class ContentContrast(nn.Module):
     Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
 
     Args:
-        margin: Largest margin, in nats.
+        margin: Largest margin, in nats. Larger ones cost the generator: the energy is then busy with copies.
         spread: τ, in the units of rows.
 
     Raises:
         ValueError: For a non-positive margin or spread.
     """
 
-    def __init__(self, margin: float = 10.0, spread: float = 1.0) -> None:
+    def __init__(self, margin: float = 3.0, spread: float = 1.0) -> None:
         super().__init__()
         if not (margin > 0.0 and spread > 0.0):
             raise ValueError(f"margin={margin} and spread={spread} must be positive.")

@@ -40,8 +40,10 @@ class EnergyObjective(AlternatingObjective):
         settling: Share of the schedule, at its end, in which only the energy steps, by the gradient of the likelihood
             (:meth:`EnergyELBO.weighing`), at a learning rate that begins anew; for rows of few numbers.
         betas: Of Adam, for all.
-        model: A Pyro model in place of the pair's: ``model(pair, x)`` scores rows at the site ``"energy"``.
-        guide: A Pyro guide in place of the pair's: ``guide(pair, x)`` draws z at the site ``"z"`` and returns rows.
+        model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``: it scores rows at the site
+            ``"energy"``.
+        guide: A function ``(x, *, size=None)`` to use instead of ``pair.guide``: it draws z at the site ``"z"`` and
+            returns generated rows.
         **options: Of :class:`EnergyELBO`.
 
     Raises:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.objectives import AlternatingObjective, Turn
+from pyro_ssvae.objectives.alternating import Group
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
@@ -81,8 +82,7 @@ class AlternatingStep(BaseStep):
         begun = 0
         for name, optimizer in self._optimizers.items():
             group = self._groups[name]
-            end = max(1, round(group.share * self.total))
-            start, length = (end, self.total - end) if number >= end else (0, end)
+            start, length = self._schedule_of(group, number)
             optimizer.param_groups[0]["lr"] = self.config.learning_rate_at(number - start, length) * group.rate
             begun = max(begun, start)
         self._number.fill_(number + 1)
@@ -104,6 +104,17 @@ class AlternatingStep(BaseStep):
         self._counts.update(terms.keys())
         self.sum_steps += 1
         self._done += 1
+
+    def _schedule_of(self, group: Group, number: int) -> tuple[int, int]:
+        """Return where the schedule that step ``number`` of a group belongs to begins, and its length."""
+        end = max(1, round(group.share * self.total))
+        return (end, self.total - end) if number >= end else (0, end)
+
+    def learning_rate_at(self, number: int) -> float:
+        """Return the learning rate of the first group in step ``number`` (from 0)."""
+        group = next(iter(self._groups.values()))
+        start, length = self._schedule_of(group, number)
+        return self.config.learning_rate_at(number - start, length) * group.rate
 
     def _gradients(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Put gradients into the parameters of a group; return its loss and terms, detached."""

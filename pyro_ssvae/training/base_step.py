@@ -70,6 +70,10 @@ class BaseStep:
     def _try(self, batch: Any) -> None:
         self.objective(batch)
 
+    def learning_rate_at(self, number: int) -> float:
+        """Return the learning rate in step ``number`` (from 0), for the log."""
+        return self.config.learning_rate_at(number, self.total)
+
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0).
 

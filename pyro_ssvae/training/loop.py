@@ -285,7 +285,7 @@ class _Loop:
             "epoch": round(self.step / self.stream.steps_per_epoch, 4),
             "seconds": round(self.seconds, 2),
             **self.train_step.take_means(),
-            "learning_rate": self.config.learning_rate_at(max(0, self.step - 1), self.total),
+            "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
         }
         with self.average.applied():
             score: float | None = None

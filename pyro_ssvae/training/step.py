@@ -92,7 +92,7 @@ class TrainingStep(BaseStep):
                 group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
 
     def _set_schedule(self, number: int) -> None:
-        rate = self.config.learning_rate_at(number, self.total)
+        rate = self.learning_rate_at(number)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ import results_page_ddgm
 import results_page_m1
 import runs
 import torch
+from torch import nn
 
-from pyro_ssvae import M1
+from pyro_ssvae import M1, TrainingFailedError
 from pyro_ssvae.data import draw_label_split
 
 
@@ -135,6 +137,24 @@ def test_classifiers_on_latents_see_the_latents_of_the_labelled_rows(monkeypatch
     found = mnist_svm.classify_latents(m1, data, seed=0)
     assert list(found) == [str(number) for number in asked] == ["100", "500", "1000", "2000", "5000"]
     assert all(both == {"svm": 0.5, "logistic": 0.5} for both in found.values())
+
+
+def test_a_row_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(objective: Any, *_: Any, **__: Any) -> None:
+        nn.init.constant_(objective.pair.energy_net.bias, level)
+        raise TrainingFailedError(70, "the generator has collapsed", None)
+
+    monkeypatch.setattr(ddgm, "fit", fails)
+    monkeypatch.setattr(ddgm, "plane_measures", lambda model, name, *, seed: {"modes": 1, "of": (name, seed)})
+    level = 1.0
+    (row,) = [row for row in ddgm.rows(5) if (row.name, row.seed) == ("ring-source", 1)]
+    found = ddgm.train(None, row, None, None, torch.get_num_threads())
+    assert (found["failed"], found["steps"]) == ("TrainingFailedError", 70)
+    assert (found["modes"], found["of"]) == (1, ("ring", 1))
+    level = math.nan
+    found = ddgm.train(None, row, None, None, torch.get_num_threads())
+    assert "failed" in found
+    assert "modes" not in found  # of what is no number
 
 
 def test_the_page_of_ddgm_has_the_sections_that_were_measured(tmp_path: Path) -> None:

@@ -140,6 +140,13 @@ def test_refined_samples_have_less_energy() -> None:
     assert math.isfinite(float(refined.sum()))
 
 
+class _SumOfAll(torch.nn.Module):
+    """Experts that are summed too early: the energy of a row would depend on the rows beside it."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.sum(-1)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -155,6 +162,17 @@ def test_refined_samples_have_less_energy() -> None:
         (lambda: make_ddgm().sample(1, langevin_steps=-1), "langevin_steps=-1"),
         (lambda: make_ddgm().sample(1, latent_steps=-1), "latent_steps=-1"),
         (lambda: make_ddgm().sample(1, tilt=-0.1), "tilt=-0.1"),
+        (lambda: make_ddgm().sample(1, latent_steps=1, latent_step_size=0.0), "latent_step_size=0.0"),
+        (lambda: make_ddgm().invert(torch.zeros(1, 2), num_starts=0), "num_starts=0"),
+        (lambda: make_ddgm().invert(torch.zeros(1, 2), steps=-1), "steps=-1"),
+        (lambda: make_ddgm().generate_from(torch.zeros(3, 5)), r"\(B, 4\); got \(3, 5\)"),
+        (lambda: make_ddgm().interpolate(torch.zeros(2, 5), torch.zeros(2, 5)), r"\(B, 4\)"),
+        (lambda: langevin(torch.sum, torch.zeros(1, 2), -1, 0.1), "steps=-1"),
+        (lambda: make_ddgm(experts=_SumOfAll()), r"experts must map \(B, 128\) to \(B, F\); two rows gave \(2,\)"),
+        (lambda: make_ddgm(features=torch.nn.Linear(3, 4)), r"features takes no rows of shape \(2,\)"),
+        (lambda: make_ddgm(features=torch.nn.Unflatten(-1, (1, 2))), r"features must map \(B, 2\) to \(B, F\)"),
+        (lambda: make_ddgm(generator=torch.nn.Linear(4, 3)), r"generator must map \(B, 4\) to \(B, 2\); two rows"),
+        (lambda: make_ddgm(generator=torch.nn.Linear(5, 2)), r"generator takes no rows of shape \(4,\)"),
         (lambda: make_ddgm().energy(torch.zeros(3, 3)), r"\(2,\)"),
         (lambda: make_ddgm().interpolate(torch.zeros(1, 4), torch.zeros(2, 4)), "alike"),
         (lambda: pyro_ssvae.M1((4,), prior="uniform"), "Gaussian guide"),
@@ -172,6 +190,8 @@ def test_parts_of_ones_own() -> None:
     assert ddgm.config()["custom"] == {"features": "Sequential", "generator": "MLPGenerator"}
     with pytest.raises(TypeError, match="features must be"):
         make_ddgm(features=3)
+    with pytest.raises(TypeError, match="experts must be a module, not str"):
+        make_ddgm(experts="linear")
 
 
 def test_experts_of_ones_own() -> None:

@@ -7,7 +7,10 @@ import pyro
 import pytest
 from sklearn.semi_supervised import LabelSpreading
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import DDGM, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.data import plane_data
+from pyro_ssvae.evaluation import image_measures, plane_measures
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE
 from pyro_ssvae.training import report
 
 
@@ -36,6 +39,41 @@ def test_digits_with_100_labels_beats_label_spreading() -> None:
         baseline = LabelSpreading(kernel="knn", n_neighbors=7, max_iter=200).fit(x, y)
         theirs.append(baseline.score(data.x_test.numpy().reshape(-1, 64), data.y_test))
     assert np.mean(ours) > max(0.947, float(np.mean(theirs)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least_distance"), [("ring", 0.05), ("spiral", 0.1)])
+def test_energies_in_the_plane(name: str, least_distance: float) -> None:
+    data = plane_data(name, seed=0)
+    pyro.set_rng_seed(0)
+    ddgm = DDGM((2,))
+    objective = EnergyObjective.for_data(ddgm, data, **DDGM_PLANE.objective)
+    fit(objective, data, TrainingConfig(**DDGM_PLANE.training), progress=False)
+    found = plane_measures(ddgm, name)
+    assert found["total_variation"] <= least_distance
+    mean, spread = found["floor"]
+    assert found["energy_distance"] <= mean + 3.0 * spread
+    if name == "ring":
+        assert (found["modes"], found["refined_modes"]) == (10, 10)
+        assert found["high_quality"] >= 0.9
+        assert found["refined_high_quality"] >= 0.95
+
+
+@pytest.mark.slow
+def test_generated_digits() -> None:
+    """Needs MNIST at hand (PYRO_SSVAE_DATA) or a network."""
+    known = SemiSupervisedData.from_name("mnist", num_labels="all")
+    data = known.without_labels()
+    pyro.set_rng_seed(0)
+    ddgm = DDGM(data.event_shape, **DDGM_IMAGES.model)
+    objective = EnergyObjective.for_data(ddgm, data, **DDGM_IMAGES.objective)
+    fit(objective, data, TrainingConfig(**DDGM_IMAGES.training), progress=False)
+    found = image_measures(ddgm, data, known)
+    assert found["frechet_distance"] <= 2.0 * found["frechet_floor"]
+    assert found["least_share"] >= 0.06
+    assert found["confidence"] >= 0.96
+    least = {"noise": 0.99, "permuted": 0.99, "shifted": 0.99, "flipped": 0.85, "blank": 0.9, "blurred": 0.9}
+    assert all(found["auroc"][kind] >= area for kind, area in least.items())
 
 
 @pytest.mark.slow
