@@ -272,6 +272,10 @@ seed lies above. A mode counts, and has a share, by points of high quality alone
 truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so both sides are smoothed there
 with a standard deviation of 0.1. *log Z* is taken on that grid and, to check it, by annealed importance sampling with
 500 chains. [The maths](maths) holds every formula.
+
+A prototype of the source document's recipe, written before this package, was measured on the ring at 87 to 88 % high
+quality with ten modes (energy distance 0.8 to 1.6, total variation 0.88 to 1.0, KL 11 to 42). Here that recipe loses
+modes, and has the better energy; what differs has not been found yet.
 """
 
 _IMAGES = """
