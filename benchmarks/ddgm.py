@@ -146,7 +146,7 @@ def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dic
         return {}
     others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
     x = images_like(prepare(others.x_test, scale=others.scale), data.event_shape)
-    return {others.name: (x > 0.5).to(x) if row.name == "mnist-source" else x}
+    return {others.name: prepare(x, binarisation="threshold") if row.name == "mnist-source" else x}
 
 
 def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:

@@ -203,7 +203,7 @@ def _normalisers(data: str, found: dict[str, list[Result]]) -> str:
 def _seeds(results: list[Result]) -> str:
     """Return how many seeds there are, and how many of them came to nothing."""
     failed = sum("failed" in result for result in results)
-    return f"{len(results)}, {f'{failed} collapsed' if failed else 'none collapsed'}"
+    return f"{len(results)}, {failed or 'none'} collapsed"
 
 
 def _machine(results: list[Result]) -> str:

@@ -53,7 +53,7 @@ class DDGM(Classifier):
         num_classes: Number of classes ``K`` for a head E(x, y); ``None`` for none.
 
     Raises:
-        ValueError: For an empty event shape, sizes that are not positive, or unknown names.
+        ValueError: For an empty event shape, sizes that are not positive, unknown names, or parts that do not fit.
         TypeError: For parts of the wrong type.
 
     Example:
@@ -296,7 +296,7 @@ class DDGM(Classifier):
             Rows with shape ``(steps, B, *event_shape)``.
 
         Raises:
-            ValueError: For fewer than two steps, latents of different shapes or an unknown space.
+            ValueError: For fewer than two steps, latents of other or different shapes, or an unknown space.
         """
         if steps < 2 or start.shape != end.shape:
             raise ValueError(
@@ -318,7 +318,7 @@ class DDGM(Classifier):
             Rows with shape ``(B, *event_shape)``.
 
         Raises:
-            ValueError: For latents of different shapes or an unknown space.
+            ValueError: For latents of other or different shapes, or an unknown space.
         """
         if not a.shape == b.shape == c.shape:
             raise ValueError(

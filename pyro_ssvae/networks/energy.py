@@ -201,8 +201,7 @@ class MLPGenerator(nn.Module):
 class ConvGenerator(nn.Module):
     """x = G(z) by fully connected layers and transposed convolutions, with batch normalisation and ReLU.
 
-    Kinds of images lie apart, and z does not: the fully connected layers are where it is pulled apart. Without them the
-    generator runs after the energy for longer, and draws more of what lies between two kinds.
+    Kinds of images lie apart, and z does not: the fully connected layers are where it can be pulled apart.
 
     Args:
         latent_dim: Number of latents ``L``.

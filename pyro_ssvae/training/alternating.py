@@ -81,9 +81,7 @@ class AlternatingStep(BaseStep):
         """Do step ``number`` (from 0). Replayed steps are not held against eager ones: ``verify`` does nothing."""
         begun = 0
         for name, optimizer in self._optimizers.items():
-            group = self._groups[name]
-            start, length = self._schedule_of(group, number)
-            optimizer.param_groups[0]["lr"] = self.config.learning_rate_at(number - start, length) * group.rate
+            optimizer.param_groups[0]["lr"], start = self._rate_of(self._groups[name], number)
             begun = max(begun, start)
         self._number.fill_(number + 1)
         self.objective.train()
@@ -105,16 +103,15 @@ class AlternatingStep(BaseStep):
         self.sum_steps += 1
         self._done += 1
 
-    def _schedule_of(self, group: Group, number: int) -> tuple[int, int]:
-        """Return where the schedule that step ``number`` of a group belongs to begins, and its length."""
+    def _rate_of(self, group: Group, number: int) -> tuple[float, int]:
+        """Return the learning rate of a group in step ``number``, and the step at which that schedule began."""
         end = max(1, round(group.share * self.total))
-        return (end, self.total - end) if number >= end else (0, end)
+        start, length = (end, self.total - end) if number >= end else (0, end)
+        return self.config.learning_rate_at(number - start, length) * group.rate, start
 
     def learning_rate_at(self, number: int) -> float:
         """Return the learning rate of the first group in step ``number`` (from 0)."""
-        group = next(iter(self._groups.values()))
-        start, length = self._schedule_of(group, number)
-        return self.config.learning_rate_at(number - start, length) * group.rate
+        return self._rate_of(next(iter(self._groups.values())), number)[0]
 
     def _gradients(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Put gradients into the parameters of a group; return its loss and terms, detached."""
