@@ -120,7 +120,7 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
         colour = INK if name in ("real", "generated") else FAINT
         axes.plot([low, high], [height, height], color=colour, linewidth=1.0)
         axes.plot([lower, upper], [height, height], color=colour, linewidth=5.0, solid_capstyle="butt")
-        axes.plot(middle, height, "o", color="white", markersize=3.0)
+        axes.plot(middle, height, "o", color="white", markersize=3.5, markeredgecolor=INK, markeredgewidth=0.6)
     axes.set_yticks(range(len(energies)), list(reversed(energies)))
     axes.set_xlabel("energy, nats")
     style_axes(axes)
