@@ -22,9 +22,10 @@ from typing import Any
 
 import pyro
 import torch
+from ddgm_source import source_parts, start
 from results_page_ddgm import write_page
 from runs import add_flags, digest, make
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ssvae import (
@@ -39,7 +40,6 @@ from pyro_ssvae import (
 from pyro_ssvae.data import PLANE_NAMES, images_like, plane_data, prepare
 from pyro_ssvae.evaluation import image_measures, plane_measures
 from pyro_ssvae.evaluation.images import REFINING_STEPS
-from pyro_ssvae.networks import MLPFeatures, MLPGenerator
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, DDGM_SOURCE, Recipe
@@ -88,28 +88,11 @@ def rows(seeds: int) -> list[Row]:
     ]
 
 
-class _Noisy(nn.Module):
-    """Adds noise to what an energy sees in training, as the source document does for digits."""
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.noise = noise
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return noisy rows in training mode, and rows as they are otherwise."""
-        return x + self.noise * torch.randn_like(x) if self.training else x
-
-
 def build(row: Row, event_shape: tuple[int, ...]) -> DDGM:
     """Return the model of a row."""
     options: dict[str, Any] = {**row.recipe.model, "num_classes": 10 if row.num_labels else None}
-    if row.name in ("ring-source", "spiral-source"):
-        options["generator"] = MLPGenerator(4, event_shape, (128, 128))
-    if row.name == "mnist-source":
-        features = nn.Sequential(_Noisy(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128))
-        generator = MLPGenerator(10, event_shape, (500, 500), output="sigmoid")
-        options |= {"latent_dim": 10, "num_experts": 128, "prior": "uniform", "features": features}
-        options |= {"generator": generator}
+    if row.name.endswith("-source"):
+        options |= source_parts(event_shape)
     return DDGM(event_shape, **options)
 
 
@@ -119,6 +102,8 @@ def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, t
     data, known = load(row, icons, data_dir)
     pyro.set_rng_seed(row.seed)
     model = build(row, data.event_shape)
+    if row.name.endswith("-source"):
+        start(model, prepare(data.x[:1000], scale=data.scale))
     described = {"row": asdict(row)}
     if row.name.endswith("labels-alone"):
         return described | train_on_labels(model, data, TrainingConfig(**row.recipe.training))
@@ -184,6 +169,7 @@ def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfi
     y = data.y[data.labelled_index]
     optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=config.learning_rate)
     best, chosen, started = 1.0, 1.0, time.perf_counter()
+    curves: list[dict[str, float]] = []
     for step in range(steps):
         loss = F.cross_entropy(model.train().classify(x), y)
         optimizer.zero_grad()
@@ -191,9 +177,11 @@ def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfi
         optimizer.step()
         if (step + 1) % 100 == 0:
             validation = _error(model, data.x_validation, data.y_validation, data.scale)
+            curves.append({"step": step + 1, "validation_error": validation})
             if validation < best:
                 best, chosen = validation, _error(model, data.x_test, data.y_test, data.scale)
-    return {"validation_error": best, "test_error": chosen, "train_seconds": time.perf_counter() - started}
+    seconds = round(time.perf_counter() - started, 1)
+    return {"validation_error": best, "test_error": chosen, "train_seconds": seconds, "curves": curves}
 
 
 def _error(model: DDGM, x: Tensor, y: Tensor, scale: float) -> float:

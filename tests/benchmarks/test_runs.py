@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ddgm
+import ddgm_source
 import mnist_m1
 import mnist_m1m2
 import mnist_m2
@@ -22,7 +23,7 @@ import runs
 import torch
 from torch import nn
 
-from pyro_ssvae import M1, TrainingFailedError
+from pyro_ssvae import DDGM, M1, TrainingFailedError
 from pyro_ssvae.data import draw_label_split
 
 
@@ -157,6 +158,23 @@ def test_a_row_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) 
     assert "modes" not in found  # of what is no number
 
 
+@pytest.mark.parametrize("shape", [(2,), (1, 6, 6)])
+def test_the_source_starts_with_units_of_unit_variance(shape: tuple[int, ...]) -> None:
+    """The last layer, of experts, has it only if every layer before it was normalised in its turn."""
+    torch.manual_seed(0)
+    model = DDGM(shape, **ddgm_source.source_parts(shape))
+    x = 5.0 + 3.0 * torch.rand(400, *shape)
+    ddgm_source.start(model, x)
+    model.eval() if len(shape) == 1 else model.train()  # with the noise that the energy of images sees
+    net = model.energy_net
+    with torch.no_grad():
+        units = net.features(x) @ net.experts.weight.T + net.experts.bias
+    exactly = 1e-4 if len(shape) == 1 else 0.35
+    torch.testing.assert_close(units.mean(0), torch.zeros(units.shape[1]), atol=exactly, rtol=0.0)
+    torch.testing.assert_close(units.std(0), torch.ones(units.shape[1]), atol=exactly, rtol=0.0)
+    assert float(model.generator.layers[0].weight.detach().std()) == pytest.approx(0.05, rel=0.2)
+
+
 def test_the_page_of_ddgm_has_the_sections_that_were_measured(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
@@ -202,8 +220,10 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
         "nearest_training_image": {"generated": {"least": 1, "low": 2, "median": 3}},
     }
     (folder / "ddgm-icons-default-seed0-abc.json").write_text(json.dumps(found))
-    found = {"row": {"name": "classes-labels-alone"}, "test_error": 0.12}
-    (folder / "ddgm-classes-labels-alone-seed0-abc.json").write_text(json.dumps(found))
+    for name, errors in (("classes-labels-alone", (0.3, 0.13)), ("classes", (0.6, 0.04))):
+        curves = [{"step": 300 * number, "validation_error": error} for number, error in enumerate(errors, 1)]
+        found = {"row": {"name": name}, "test_error": errors[-1] - 0.01, "curves": curves}
+        (folder / f"ddgm-{name}-seed0-abc.json").write_text(json.dumps(found))
     results_page_ddgm.write_page(folder)
     page = (tmp_path / "results_ddgm.md").read_text()
     assert "| log Z, nats | by grid | by annealing | apart at most | in standard errors |" in page
@@ -215,7 +235,10 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     assert "![Digits as drawn](results/ddgm-mnist-default-seed0-samples.png)" in page
     assert "refined.png" not in page  # was not drawn
     assert "| generated | 1.00 | 2.00 | 3.00 |" in page
-    assert "| labels alone | 12.00 | – |" in page
+    assert "| with everything else | 1, none collapsed | 3.00 | – |" in page
+    assert "| labels alone | 1, none collapsed | 12.00 | – |" in page
+    assert "![Validation errors during training](results/ddgm-classes.png)" in page
+    assert (folder / "ddgm-classes.png").exists()
     assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page  # shares of modes
     assert (
         "| the default recipe | 1, none collapsed | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |"
