@@ -26,7 +26,7 @@ from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.classifying import Classifier
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
-from pyro_ssvae.networks.energy import RANGES, tried
+from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, tried
 
 __all__ = ["DDGM", "langevin"]
 
@@ -42,7 +42,8 @@ class DDGM(Classifier):
         num_experts: Experts of the energy; ``None`` is 4 for up to 16 numbers a row, else 64.
         experts: A module of your own instead of them; maps features ``(B, F)`` to what each expert adds to −E(x), with
             shape ``(B, M)``.
-        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, else √10.
+        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, √10 for up
+            to 784, and beyond that grows with the root of their number.
         features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps rows ``(B, *event_shape)`` to features
             ``(B, F)``, best bounded ones.
         generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to rows ``(B, *event_shape)``.
@@ -77,10 +78,11 @@ class DDGM(Classifier):
         num_classes: int | None = None,
     ) -> None:
         small = math.prod(event_shape) <= 16
+        larger = max(1.0, math.prod(event_shape) / DIGIT_SIZE)  # than digits: |x|² / σ² stays as large
         latent_dim = (4 if small else 32) if latent_dim is None else latent_dim
         options: dict[str, Any] = {
             "num_experts": (4 if small else 64) if num_experts is None else num_experts,
-            "sigma": (1.0 if small else math.sqrt(10.0)) if sigma is None else sigma,
+            "sigma": (1.0 if small else math.sqrt(10.0 * larger)) if sigma is None else sigma,
             "output": ("identity" if small else "sigmoid") if output is None else output,
             "num_classes": num_classes,
         }

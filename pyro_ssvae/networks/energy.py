@@ -30,6 +30,10 @@ RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0
 """And between which values."""
 
 
+DIGIT_SIZE = 28 * 28
+"""Pixels of the images on which σ and the steps of b were chosen."""
+
+
 class SoftplusExperts(nn.Linear):
     r"""Experts :math:`\mathrm{softplus}(W_i^\top f + c_i)` of features f, in nats.
 
@@ -48,7 +52,8 @@ class EnergyNet(nn.Module):
 
     .. math:: E(x) = \frac{\|x\|^2}{\sigma^2} - b^\top x - \sum_i \mathrm{softplus}\bigl(W_i^\top f(x) + c_i\bigr)
 
-    The first term makes :math:`e^{-E}` integrable whatever the bounded features say. With classes,
+    The first term makes :math:`e^{-E}` integrable whatever the bounded features say. For rows of D > 784 numbers, b is
+    784/D times the parameter ``bias``, whose steps then move E as far as on digits. With classes,
 
     .. math:: E(x, y) = E(x) \text{ as above } - u_y^\top f(x) - a_y, \qquad
         E(x) = -\log \textstyle\sum_y e^{-E(x, y)}
@@ -81,7 +86,10 @@ class EnergyNet(nn.Module):
         self.features = features
         self.sigma = float(sigma)
         width = int(tried(features, event_shape, (None,), "features")[-1])
-        self.bias = nn.Parameter(torch.zeros(math.prod(event_shape)))
+        numbers = math.prod(event_shape)
+        self.bias = nn.Parameter(torch.zeros(numbers))
+        # A step of Adam moves every number of b alike, and the rows' common brightness makes these add up.
+        self._bias_scale = min(1.0, DIGIT_SIZE / numbers)
         self.experts = SoftplusExperts(width, experts) if isinstance(experts, int) else experts
         tried(self.experts, (width,), (None,), "experts")
         self.classes = None if num_classes is None else nn.Linear(width, num_classes)
@@ -90,7 +98,8 @@ class EnergyNet(nn.Module):
         """Return E(x, y) for every class, with shape ``(B, K)``; ``K = 1``, and E(x), without classes."""
         features = self.features(x)
         flat = x.flatten(1)
-        energy = flat.square().sum(-1) / self.sigma**2 - flat @ self.bias - self.experts(features).sum(-1)
+        linear = self._bias_scale * (flat @ self.bias)
+        energy = flat.square().sum(-1) / self.sigma**2 - linear - self.experts(features).sum(-1)
         energy = energy.unsqueeze(-1)
         return energy if self.classes is None else energy - self.classes(features)
 

@@ -49,6 +49,20 @@ def test_widths_of_the_generator_of_images() -> None:
         ConvGenerator(4, (1, 28, 28), hidden_dims=(0,))
 
 
+def test_linear_and_quadratic_terms_of_large_images_move_like_those_of_digits() -> None:
+    """A step of Adam moves every number of b by as much: of a white image, they must not add up to more."""
+    digits, large = make_ddgm((1, 28, 28)), make_ddgm((3, 64, 64), generator="mlp")
+    moved = []
+    for ddgm in (digits, large):
+        white = torch.ones(1, *ddgm.event_shape)
+        before, net = ddgm.energy(white), ddgm.energy_net
+        assert white.square().sum() / net.sigma**2 == pytest.approx(78.4)
+        torch.nn.init.constant_(net.bias, 1e-3)
+        moved.append(float(before - ddgm.energy(white)))
+    assert moved == pytest.approx([0.784, 0.784], abs=1e-4)
+    assert make_ddgm((1, 8, 8)).energy_net.sigma == digits.energy_net.sigma
+
+
 def test_energy_by_hand() -> None:
     ddgm = make_ddgm((3,), num_experts=5, sigma=2.0)
     net = ddgm.energy_net
