@@ -301,7 +301,8 @@ points: its mean over ten pairs, ± the standard deviation s of one; *worst, in 
 seed lies above. A mode counts, and has a share, by points of high quality alone. *Total variation* and *KL* (of the
 truth to the model) are those of $e^{-E}/Z$ on a grid; the spiral has no density, so both sides are smoothed there
 with a standard deviation of 0.1. *log Z* is taken on that grid and, to check it, by annealed importance sampling with
-500 chains. [The maths](maths) holds every formula.
+500 chains. Where an energy has nearly all its mass in one narrow well, as the source's of the ring has, chains do
+not weigh it right, and their standard error does not tell. [The maths](maths) holds every formula.
 
 The source's energies start with units of mean 0 and variance 1 over a first batch, by weight normalisation; from the
 usual start of linear layers the same recipe went from mode to mode, and covered three to seven of the ring's ten
