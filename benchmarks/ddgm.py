@@ -42,7 +42,7 @@ from pyro_ssvae.evaluation import image_measures, plane_measures
 from pyro_ssvae.evaluation.images import REFINING_STEPS
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, DDGM_SOURCE, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, DDGM_SOURCE, Recipe
 from pyro_ssvae.training import report
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -84,7 +84,7 @@ def rows(seeds: int) -> list[Row]:
         *(Row("mnist-source", seed, "mnist", source_of_images) for seed in range(some)),
         *(Row("classes", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
         *(Row("classes-labels-alone", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
-        Row("icons-default", 0, "icons", DDGM_IMAGES),
+        Row("icons-default", 0, "icons", DDGM_PICTURES),
     ]
 
 

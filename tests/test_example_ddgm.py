@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 import pyro_ssvae
-from pyro_ssvae import EnergyObjective, SemiSupervisedData
+from pyro_ssvae import EnergyObjective, SemiSupervisedData, TrainingConfig
 from pyro_ssvae.cli import load_others, parse_ddgm, parse_ddgm_2d, parse_m1, parse_m2, settings, training_config
 from pyro_ssvae.evaluation import plane_measures
 from pyro_ssvae.plots import Movie
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, M1_PRESETS, PURE
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, M1_PRESETS, PURE, Recipe
 from pyro_ssvae.training import RunFolder
 
 
@@ -259,6 +259,37 @@ def test_help_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert default_of("training.gradient_clip", told) == str(M1_PRESETS["musyoku"].training["gradient_clip"])
     assert default_of("activation", help_of(parse_m2, ["--pure"], capsys)) == PURE.model["activation"]
     assert default_of("activation", help_of(parse_m2, [], capsys)) == "relu"
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe"),
+    [
+        ((28, 28), DDGM_IMAGES),
+        ((1, 32, 32), DDGM_IMAGES),
+        ((12,), DDGM_IMAGES),
+        ((33, 33), DDGM_PICTURES),
+        ((8, 8, 3), DDGM_PICTURES),
+        ((3, 8, 8), DDGM_PICTURES),
+    ],
+)
+def test_images_in_colour_or_large_ones_have_a_recipe_of_their_own(
+    shape: tuple[int, ...], recipe: Recipe, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "some.npz", x_train=np.zeros((2, *shape), dtype=np.uint8))
+    args = parse_ddgm("", ["--data", str(tmp_path / "some.npz")])
+    assert training_config(args) == TrainingConfig(seed=0, **recipe.training)
+    RunFolder(tmp_path / "run").create(settings(args))
+    assert training_config(parse_ddgm("", ["--resume", str(tmp_path / "run")])) == training_config(args)
+
+
+def test_folders_and_cifar10_hold_pictures(tmp_path: Path) -> None:
+    for data in (str(tmp_path), "cifar10"):
+        rate = training_config(parse_ddgm("", ["--data", data])).learning_rate
+        assert rate == DDGM_PICTURES.training["learning_rate"]
+    for data in ("digits", str(tmp_path / "missing.npz")):
+        assert training_config(parse_ddgm("", ["--data", data])).max_steps == DDGM_IMAGES.training["max_steps"]
+    args = parse_ddgm("", ["--data", str(tmp_path), "--training.learning_rate", "0.1"])
+    assert training_config(args).learning_rate == 0.1
 
 
 def test_flags_go_before_those_of_the_run_and_these_before_the_recipe(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
 from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, images_like, prepare
+from pyro_ssvae.data.readers import as_images, read_npz
 from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE, Recipe
+from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, Recipe
 
 __all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
@@ -97,9 +99,26 @@ def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namesp
 def parse_ddgm(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm.py``, completed from the recipe and the run to resume."""
     parser = ddgm_parser(description)
-    args = parse(parser, argv, partial(_of_recipe, DDGM_IMAGES))
+    args = parse(parser, argv, _of_images)
     _at_least(parser, args, num_labels=0, num_samples=2)
     return args
+
+
+def _of_images(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe of grey images of up to 32x32 pixels, or that of all others."""
+    recipe = DDGM_PICTURES if _has_pictures(saved.get("data", args.data)) else DDGM_IMAGES
+    return _of_recipe(recipe, args, saved)
+
+
+def _has_pictures(data: str) -> bool:
+    """Return whether images are in colour, as those of a folder always are, or larger than 32x32."""
+    if not data.endswith(".npz") or Path(data).is_dir():
+        return data == "cifar10" or Path(data).is_dir()
+    try:
+        shape = as_images(read_npz(data, ["x_train"])["x_train"]).shape[1:]
+    except (OSError, ValueError):  # which reading the data will report
+        return False
+    return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
 
 
 def _of_recipe(recipe: Recipe, args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:

@@ -150,16 +150,17 @@ class ConvFeatures(nn.Module):
 
     Args:
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels of the first convolution; they double with each.
+        channels: Channels of the first convolution; they double with each. ``None`` for 32 up to 32x32 pixels, else 16.
         feature_dim: Number of features.
 
     Raises:
         ValueError: If the event is not such an image.
     """
 
-    def __init__(self, event_shape: Sequence[int], channels: int = 32, feature_dim: int = 64) -> None:
+    def __init__(self, event_shape: Sequence[int], channels: int | None = None, feature_dim: int = 64) -> None:
         super().__init__()
         _check_image(event_shape)
+        channels = (32 if _is_small(event_shape) else 16) if channels is None else channels
         width, size = event_shape[0], tuple(event_shape[1:])
         layers: list[nn.Module] = []
         for number in range(_halvings(size)):
@@ -235,8 +236,7 @@ class ConvGenerator(nn.Module):
     ) -> None:
         super().__init__()
         _check_image(event_shape)
-        if channels is None:
-            channels = 64 if max(event_shape[1:]) <= 32 else 32
+        channels = (64 if _is_small(event_shape) else 32) if channels is None else channels
         sizes = [tuple(event_shape[1:])]
         for _ in range(_halvings(sizes[0])):
             sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
@@ -335,6 +335,10 @@ def _check_image(event_shape: Sequence[int]) -> None:
             f"A convolutional network here needs images (C, H, W) of at least 8x8 pixels; got event_shape="
             f"{tuple(event_shape)!r}. Use 'mlp'."
         )
+
+
+def _is_small(event_shape: Sequence[int]) -> bool:
+    return max(event_shape[1:]) <= 32
 
 
 def tried(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
