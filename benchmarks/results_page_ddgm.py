@@ -290,8 +290,8 @@ python benchmarks/ddgm.py --jobs 2
 trained and measured by the same code, in the source's own sizes: one learning rate for both sides, entropy from the
 scales of batch normalisation, no penalty, 15,000 steps. A seed has *collapsed* where training was stopped for it, and
 is measured as it was then. The default recipes are `DDGM_PLANE`, `DDGM_IMAGES` and, of icons, `DDGM_PICTURES` of
-`pyro_ssvae.recipes`, whose docstrings say on which seeds they were chosen. Seconds are of training, on the cores named; where that is one,
-another run went on beside it.
+`pyro_ssvae.recipes`, whose docstrings say on which seeds they were chosen. Seconds are of training, on the cores
+named; where that is one, another run went on beside it.
 """
 
 _PLANE = """
