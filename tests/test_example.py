@@ -212,4 +212,5 @@ def test_an_occupied_folder_and_a_finished_run(
     assert example.main(flags) == 0
     assert example.main(flags) == 2
     assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().err
-    assert example.main(["--resume", str(tmp_path / "run")]) == 0  # nothing left to train; reports again
+    assert example.main(["--resume", str(tmp_path / "run")]) == 0  # reports again
+    assert "nothing is left to train" in capsys.readouterr().err

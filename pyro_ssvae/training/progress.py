@@ -39,7 +39,7 @@ class ProgressReport:
 
     def __init__(self, total: int, *, done: int = 0, enabled: bool = True, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._total = total
+        self._total, self._done = total, done
         self._enabled = enabled
         self._progress = Progress(
             TextColumn("training"),
@@ -56,6 +56,8 @@ class ProgressReport:
         self._task = self._progress.add_task("training", total=total, completed=done, status="")
 
     def __enter__(self) -> ProgressReport:
+        if self._enabled and self._done >= self._total:
+            self._console.print(f"All {self._total} steps had been done before; nothing is left to train.")
         self._progress.start()
         return self
 
