@@ -23,7 +23,7 @@ from typing import Any
 import pyro
 import torch
 from ddgm_source import source_parts, start
-from results_page_ddgm import write_page
+from results_page_ddgm import SHEETS, write_page
 from runs import add_flags, digest, make
 from torch import Tensor
 from torch.nn import functional as F
@@ -119,7 +119,7 @@ def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, t
     if not all(bool(part.isfinite().all()) for part in model.parameters()):
         return described
     if row.seed == 0:  # those that the page shows
-        draw(model, data, RESULTS / f"ddgm-{row.name}-seed{row.seed}")
+        draw(model, data, row)
     if row.data in PLANE_NAMES:
         return described | plane_measures(model, row.data, seed=row.seed)
     return described | image_measures(model, data, known, others=load_others(row, data, data_dir), seed=row.seed)
@@ -153,14 +153,19 @@ def _on_or_off(x: Tensor) -> Tensor:
     return torch.where(x > 127, 255, 0).to(x)
 
 
-def draw(model: DDGM, data: SemiSupervisedData, stem: Path) -> None:
-    """Draw points over the energy, or generated images, and beside them the nearest ones of training."""
-    if data.name in PLANE_NAMES:
-        save_figure(plot_landscape(model, data.x_test), stem.with_name(f"{stem.name}-landscape.png"))
+def draw(model: DDGM, data: SemiSupervisedData, row: Row) -> None:
+    """Draw what the page shows of a row: points over the energy, or sheets of images."""
+    stem = f"ddgm-{row.name}-seed{row.seed}"
+    if row.data in PLANE_NAMES:
+        save_figure(plot_landscape(model, data.x_test), RESULTS / f"{stem}-landscape.png")
         return
-    save_figure(plot_generated(model), stem.with_name(f"{stem.name}-samples.png"))
-    save_figure(plot_generated(model, latent_steps=REFINING_STEPS), stem.with_name(f"{stem.name}-refined.png"))
-    save_figure(plot_nearest(model, prepare(data.x, scale=data.scale)), stem.with_name(f"{stem.name}-nearest.png"))
+    sheets = {
+        "samples": lambda: plot_generated(model),
+        "refined": lambda: plot_generated(model, latent_steps=REFINING_STEPS),
+        "nearest": lambda: plot_nearest(model, prepare(data.x, scale=data.scale)),
+    }
+    for kind in SHEETS.get(row.name, {}):
+        save_figure(sheets[kind](), RESULTS / f"{stem}-{kind}.png")
 
 
 def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfig, steps: int = 3000) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class DDGM(Classifier):
         num_experts: Experts of the energy; ``None`` is 4 for up to 16 numbers a row, else 64.
         experts: A module of your own instead of them; maps features ``(B, F)`` to what each expert adds to −E(x), with
             shape ``(B, M)``.
-        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, √10 for up
-            to 784, and beyond that grows with the root of their number.
+        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, √10 for up to 784,
+            and √(10 D / 784) for D beyond.
         features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps rows ``(B, *event_shape)`` to features
             ``(B, F)``, best bounded ones.
         generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to rows ``(B, *event_shape)``.

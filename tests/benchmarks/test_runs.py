@@ -165,7 +165,7 @@ def test_the_source_starts_with_units_of_unit_variance(shape: tuple[int, ...]) -
     model = DDGM(shape, **ddgm_source.source_parts(shape))
     x = 5.0 + 3.0 * torch.rand(400, *shape)
     ddgm_source.start(model, x)
-    model.eval() if len(shape) == 1 else model.train()  # with the noise that the energy of images sees
+    model.train(len(shape) > 1)  # with the noise that the energy of images sees
     net = model.energy_net
     with torch.no_grad():
         units = net.features(x) @ net.experts.weight.T + net.experts.bias
