@@ -57,7 +57,8 @@ def ddgm_parser(description: str) -> ArgumentParser:
     add("--num-labels", type=int, default=0, metavar="N", help="rows whose labels train energies of classes; 0: none")
     add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
     _add_objective(parser)
-    add("--contrast-weight", type=float, default=0.0, metavar="W", help="weight of faded, blurred and stitched images")
+    words = "weight of faded, blurred, stitched and scrambled images"
+    add("--contrast-weight", type=float, default=0.0, metavar="W", help=words)
     add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")
     words = "other images, brought to the size of these, which the energy should tell from them"
     add("--other-data", type=str, metavar="NAME|FILE.npz|FOLDER", help=words)

@@ -151,16 +151,17 @@ class ConvFeatures(nn.Module):
     Args:
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
         channels: Channels of the first convolution; they double with each. ``None`` for 32 up to 32x32 pixels, else 16.
-        feature_dim: Number of features.
+        feature_dim: Number of features. ``None`` for 128 up to 32x32 pixels, else 64.
 
     Raises:
         ValueError: If the event is not such an image.
     """
 
-    def __init__(self, event_shape: Sequence[int], channels: int | None = None, feature_dim: int = 64) -> None:
+    def __init__(self, event_shape: Sequence[int], channels: int | None = None, feature_dim: int | None = None) -> None:
         super().__init__()
         _check_image(event_shape)
         channels = (32 if _is_small(event_shape) else 16) if channels is None else channels
+        feature_dim = (128 if _is_small(event_shape) else 64) if feature_dim is None else feature_dim
         width, size = event_shape[0], tuple(event_shape[1:])
         layers: list[nn.Module] = []
         for number in range(_halvings(size)):
@@ -218,7 +219,7 @@ class ConvGenerator(nn.Module):
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
         channels: Channels before the last convolution; they double with each layer towards z. ``None`` for 64 up to
             32x32 pixels, else 32.
-        hidden_dims: Widths of the fully connected layers.
+        hidden_dims: Widths of the fully connected layers. ``None`` for three of 256 up to 32x32 pixels, else two.
         output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the pixels.
 
     Raises:
@@ -230,13 +231,14 @@ class ConvGenerator(nn.Module):
         latent_dim: int,
         event_shape: Sequence[int],
         channels: int | None = None,
-        hidden_dims: Sequence[int] = (256, 256),
+        hidden_dims: Sequence[int] | None = None,
         *,
         output: str = "sigmoid",
     ) -> None:
         super().__init__()
         _check_image(event_shape)
         channels = (64 if _is_small(event_shape) else 32) if channels is None else channels
+        hidden_dims = (256,) * (3 if _is_small(event_shape) else 2) if hidden_dims is None else hidden_dims
         sizes = [tuple(event_shape[1:])]
         for _ in range(_halvings(sizes[0])):
             sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))

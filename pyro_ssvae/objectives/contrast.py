@@ -18,16 +18,17 @@ _REACH = 8  # pixels on either side of a blurring kernel, at most
 
 
 class ContentContrast(nn.Module):
-    r"""Raises the energy on faded, blurred and stitched copies :math:`c(x)` of data, no further than needed.
+    r"""Raises the energy on faded, blurred, stitched and scrambled copies :math:`c(x)` of data, no further than needed.
 
     .. math:: \mathbb E\,\mathrm{softplus}\bigl(m(x) + E(x) - E(c(x))\bigr), \qquad
         m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
 
     The margin is the rise of energy around data of a Gaussian with standard deviation τ, up to a limit: copies that are
-    nearly as good as the original may cost nearly as little. A third of the copies fade towards an even colour, black
-    for half of those; a third are blurred; and a third are stitched together from two rows along a straight line. A
-    good generator shows the energy hardly anything that is wrong, so that must come from elsewhere (after Negative Data
-    Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
+    nearly as good as the original may cost nearly as little. A quarter of the copies fade towards an even colour, black
+    for half of those; a quarter are blurred; a quarter are stitched together from two rows along a straight line; and
+    in a quarter tiles, a quarter or an eighth of the image high and wide, change places. A good generator shows the
+    energy hardly anything that is wrong, so that must come from elsewhere (after Negative Data Augmentation, Sinha et
+    al., 2021, https://arxiv.org/abs/2102.05113).
 
     Args:
         margin: Largest margin, in nats. Larger ones cost the generator: the energy is then busy with copies.
@@ -54,8 +55,8 @@ class ContentContrast(nn.Module):
         """
         if x.dim() != 4:
             raise ValueError(
-                f"Only images (C, H, W) fade, blur and are stitched, and rows have shape {tuple(x.shape[1:])}; "
-                "set contrast_weight=0."
+                "Only images (C, H, W) fade, blur and are stitched or scrambled, and rows have shape "
+                f"{tuple(x.shape[1:])}; set contrast_weight=0."
             )
         x = x.detach()
         left, which, colour, black, across = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
@@ -63,13 +64,15 @@ class ContentContrast(nn.Module):
         faded = colour + left * (x - colour)
         blurred = _blurred(x, 0.5 + 2.5 * torch.rand((), device=x.device))
         stitched = _stitched(x, 0.3 + 0.4 * left, across < 0.5)
-        copies = torch.where(which < 1 / 3, faded, torch.where(which < 2 / 3, blurred, stitched))
+        scrambled = torch.where(left < 0.5, _scrambled(x, 4), _scrambled(x, 8))
+        copies = torch.where(which < 0.75, stitched, scrambled)
+        copies = torch.where(which < 0.25, faded, torch.where(which < 0.5, blurred, copies))
         distance = (copies - x).square().flatten(1).sum(-1)
         return copies, (distance / (2.0 * self.spread**2)).clamp(max=self.margin)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        return {"copies": ["faded", "blurred", "stitched"], "margin": self.margin, "spread": self.spread}
+        return {"copies": ["faded", "blurred", "stitched", "scrambled"], "margin": self.margin, "spread": self.spread}
 
     def loss(self, energy: Tensor, of_copies: Tensor, margin: Tensor) -> Tensor:
         """Return the term, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""
@@ -81,6 +84,20 @@ def _stitched(x: Tensor, place: Tensor, across: Tensor) -> Tensor:
     down, along = (torch.linspace(0.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:])
     own = torch.where(across, down.view(-1, 1), along) < place
     return torch.where(own, x, x.roll(1, 0))
+
+
+def _scrambled(x: Tensor, count: int) -> Tensor:
+    """Return images of ``count`` tiles a side in a random order, another for each; what is left at an edge stays."""
+    count = min(count, *x.shape[-2:])
+    height, width = (size // count for size in x.shape[-2:])
+    inner = (..., slice(count * height), slice(count * width))
+    tiles = x[inner].unflatten(-1, (count, width)).unflatten(-3, (count, height))
+    tiles = tiles.movedim((-4, -2), (1, 2)).flatten(1, 2)  # (B, tiles, C, height, width)
+    order = torch.rand(len(x), count**2, device=x.device).argsort(1)
+    tiles = tiles[torch.arange(len(x), device=x.device).unsqueeze(1), order].unflatten(1, (count, count))
+    scrambled = x.clone()
+    scrambled[inner] = tiles.movedim((1, 2), (-4, -2)).flatten(-2).flatten(-3, -2)
+    return scrambled
 
 
 def _blurred(x: Tensor, scale: Tensor) -> Tensor:

@@ -42,11 +42,12 @@ def test_widths_of_networks_of_images() -> None:
     def widths(generator: ConvGenerator) -> list[int]:
         return [part.out_features for part in generator.modules() if isinstance(part, torch.nn.Linear)]
 
-    assert widths(ConvGenerator(4, (1, 28, 28))) == [256, 256, 128 * 7 * 7]
+    assert widths(ConvGenerator(4, (1, 28, 28))) == [256, 256, 256, 128 * 7 * 7]
     assert widths(ConvGenerator(4, (3, 64, 64))) == [256, 256, 256 * 4 * 4]
     assert widths(ConvGenerator(4, (1, 28, 28), 8, ())) == [16 * 7 * 7]
     assert ConvFeatures((1, 32, 32)).layers[0].out_channels == 32
     assert ConvFeatures((3, 64, 64)).layers[0].out_channels == 16
+    assert [ConvFeatures(shape).last.out_features for shape in ((1, 32, 32), (3, 64, 64))] == [128, 64]
     with pytest.raises(ValueError, match="hidden_dims"):
         ConvGenerator(4, (1, 28, 28), hidden_dims=(0,))
 

@@ -1,4 +1,4 @@
-"""The contrast with faded, blurred and stitched images."""
+"""The contrast with faded, blurred, stitched and scrambled images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import ContentContrast, EnergyELBO, NearestNeighbourEntropy
-from pyro_ssvae.objectives.contrast import _blurred, _stitched
+from pyro_ssvae.objectives.contrast import _blurred, _scrambled, _stitched
 
 
 def _trained(x: Tensor, weight: float) -> DDGM:
@@ -72,6 +72,33 @@ def test_stitching_joins_two_rows_along_a_line() -> None:
         assert copies[row, :, 5:].unique().item() == before
     assert copies[1, :, :, :3].unique().item() == 2.0  # 0, 0.2, 0.4 of 6 columns
     assert copies[1, :, :, 3:].unique().item() == 1.0
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, (9, 8)), (8, (9, 8)), (8, (5, 16))])
+def test_tiles_change_places(count: int, size: tuple[int, int]) -> None:
+    """Each image has its own order, which all channels share; within a tile, and at an edge, nothing moves."""
+    torch.manual_seed(0)
+    rows = min(count, *size)
+    height, width = (side // rows for side in size)
+    x = torch.arange(3 * 2 * size[0] * size[1]).view(3, 2, *size).float()
+    copies = _scrambled(x, count)
+    assert torch.equal(copies[:, 1] - copies[:, 0], x[:, 1] - x[:, 0])
+    assert torch.equal(copies[..., rows * height :, :], x[..., rows * height :, :])
+    assert torch.equal(copies[..., rows * width :], x[..., rows * width :])
+    orders = []
+    for row, copy in zip(x, copies, strict=True):
+        tiles, moved = (
+            [
+                part[:, down * height : (down + 1) * height, along * width : (along + 1) * width]
+                for down in range(rows)
+                for along in range(rows)
+            ]
+            for part in (row, copy)
+        )
+        orders.append([next(i for i, tile in enumerate(tiles) if torch.equal(tile, found)) for found in moved])
+        assert sorted(orders[-1]) == list(range(rows**2))
+        assert orders[-1] != sorted(orders[-1])
+    assert orders[0] != orders[1]
 
 
 def test_what_is_stitched_is_raised() -> None:

@@ -319,7 +319,7 @@ def test_settings_are_told_in_full() -> None:
     options = {"contrast_weight": 1.0, "contrast": ContentContrast(margin=5.0)}
     found = EnergyObjective(make_ddgm(), num_unlabelled=1, entropy="score", **options).config()
     assert found["entropy_settings"] == {"noise": 0.05, "hidden_dims": [128, 128]}
-    assert found["contrast"] == {"copies": ["faded", "blurred", "stitched"], "margin": 5.0, "spread": 1.0}
+    assert found["contrast"] == {"copies": ["faded", "blurred", "stitched", "scrambled"], "margin": 5.0, "spread": 1.0}
 
 
 def test_modes_of_stepping_that_do_not_apply_are_refused() -> None:
