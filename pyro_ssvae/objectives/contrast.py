@@ -90,13 +90,11 @@ def _scrambled(x: Tensor, count: int) -> Tensor:
     """Return images of ``count`` tiles a side in a random order, another for each; what is left at an edge stays."""
     count = min(count, *x.shape[-2:])
     height, width = (size // count for size in x.shape[-2:])
-    inner = (..., slice(count * height), slice(count * width))
-    tiles = x[inner].unflatten(-1, (count, width)).unflatten(-3, (count, height))
-    tiles = tiles.movedim((-4, -2), (1, 2)).flatten(1, 2)  # (B, tiles, C, height, width)
-    order = torch.rand(len(x), count**2, device=x.device).argsort(1)
-    tiles = tiles[torch.arange(len(x), device=x.device).unsqueeze(1), order].unflatten(1, (count, count))
+    tile, area = (height, width), (count * height, count * width)
+    tiles = F.unfold(x[..., : area[0], : area[1]], tile, stride=tile)  # (B, numbers of a tile, tiles)
+    order = torch.rand(len(x), 1, count**2, device=x.device).argsort(-1).expand_as(tiles)
     scrambled = x.clone()
-    scrambled[inner] = tiles.movedim((1, 2), (-4, -2)).flatten(-2).flatten(-3, -2)
+    scrambled[..., : area[0], : area[1]] = F.fold(tiles.gather(-1, order), area, tile, stride=tile)
     return scrambled
 
 

@@ -42,6 +42,8 @@ def test_contrast_asks_for_no_more_than_its_margin() -> None:
     assert float(margin.min()) < 0.1 < 1.0 < float(margin.max()) <= 10.0  # from next to no change up to none left
     assert float(copies.min()) >= 0.0
     assert float(copies.max()) <= 1.0 + 1e-6
+    same = (copies.flatten(1).sort().values == x.flatten(1).sort().values).all(-1)
+    assert 0.2 < float(same.double().mean()) < 0.3  # a quarter of the copies are scrambled
     energy = torch.tensor([1.0, 2.0], requires_grad=True)
     of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
     loss = contrast.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
