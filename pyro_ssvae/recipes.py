@@ -210,7 +210,7 @@ noticed permuted pixels less.
 
 DDGM_PICTURES = Recipe(
     model={},
-    objective={**DDGM_IMAGES.objective, "gradient_penalty": 0.1},
+    objective={**DDGM_IMAGES.objective, "gradient_penalty": 0.1, "jitter": 0.0625},
     training={**DDGM_IMAGES.training, "max_steps": 6000, "learning_rate": 5e-4},
 )
 """DDGM of images in colour, or larger than 32x32.

@@ -35,6 +35,7 @@ _OBJECTIVE = (
     "critic_rate",
     "settling",
     "contrast_weight",
+    "jitter",
 )
 
 
@@ -59,6 +60,8 @@ def ddgm_parser(description: str) -> ArgumentParser:
     _add_objective(parser)
     words = "weight of faded, blurred, stitched and scrambled images"
     add("--contrast-weight", type=float, default=0.0, metavar="W", help=words)
+    words = "largest move of images before the energy sees them, a share of their sides; for few images"
+    add("--jitter", type=float, default=0.0, metavar="J", help=words)
     add("--num-samples", type=int, default=5000, metavar="S", help="images generated for the measures")
     words = "other images, brought to the size of these, which the energy should tell from them"
     add("--other-data", type=str, metavar="NAME|FILE.npz|FOLDER", help=words)

@@ -11,6 +11,7 @@ from pyro_ssvae.networks.energy import (
     MLPFeatures,
     MLPGenerator,
     SoftplusExperts,
+    UpsampledConv2d,
     make_features,
     make_generator,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "MLPFeatures",
     "MLPGenerator",
     "SoftplusExperts",
+    "UpsampledConv2d",
     "make_classifier",
     "make_features",
     "make_generator",

@@ -16,6 +16,7 @@ from pyro_ssvae.objectives.entropy import (
     make_entropy,
 )
 from pyro_ssvae.objectives.enumeration import EnumerationError, StaticELBOError
+from pyro_ssvae.objectives.jitter import jittered
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.static import StaticEnumELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -44,5 +45,6 @@ __all__ = [
     "UnsupervisedELBO",
     "blurred_rows",
     "importance_weights",
+    "jittered",
     "make_entropy",
 ]

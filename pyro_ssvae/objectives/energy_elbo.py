@@ -27,6 +27,7 @@ from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.models.ddgm import langevin
 from pyro_ssvae.objectives.contrast import ContentContrast
 from pyro_ssvae.objectives.entropy import Entropy
+from pyro_ssvae.objectives.jitter import jittered
 from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 __all__ = ["EnergyELBO"]
@@ -57,6 +58,8 @@ class EnergyELBO(ELBO):
         weighing_bandwidth: Standard deviation of the noise on generated rows, for :meth:`weighing`.
         contrast_weight: Weight of the energy on copies of data that have lost their content, for images.
         contrast: What makes these copies; ``None`` for :class:`~pyro_ssvae.objectives.ContentContrast` as it is.
+        jitter: Largest move, as a share of the image's sides, of data and samples before the energy sees them
+            (:func:`~pyro_ssvae.objectives.jittered`), for images of which there are few. Labelled rows are not moved.
 
     Raises:
         ValueError: For a negative weight or number of steps, or a share that is not in (0, 1].
@@ -88,6 +91,7 @@ class EnergyELBO(ELBO):
         weighing_bandwidth: float = 0.2,
         contrast_weight: float = 0.0,
         contrast: ContentContrast | None = None,
+        jitter: float = 0.0,
     ) -> None:
         super().__init__(max_plate_nesting=1)
         if not isinstance(entropy, Entropy):
@@ -111,6 +115,8 @@ class EnergyELBO(ELBO):
                 raise ValueError(f"{name}={value} must not be negative.")
         if not 0.0 < penalty_share <= 1.0:
             raise ValueError(f"penalty_share={penalty_share} must lie in (0, 1].")
+        if not 0.0 <= jitter <= 0.5:
+            raise ValueError(f"jitter={jitter} must lie in [0, 0.5].")
         if not weighing_bandwidth > 0.0:
             raise ValueError(f"weighing_bandwidth={weighing_bandwidth} must be positive.")
         self.entropy, self.generator = entropy, generator
@@ -120,13 +126,15 @@ class EnergyELBO(ELBO):
         self.langevin_steps, self.langevin_step_size = langevin_steps, langevin_step_size
         self.weighing_bandwidth, self._weighing = weighing_bandwidth, False
         self.contrast_weight, self.contrast = contrast_weight, ContentContrast() if contrast is None else contrast
+        self.jitter = jitter
         self._settings = tuple(weights)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
         found = {"entropy": self.entropy.name, "entropy_settings": self.entropy.config()}
         found |= {name: getattr(self, name) for name in self._settings}
-        return found | ({"contrast": self.contrast.config()} if self.contrast_weight else {})
+        found |= {"contrast": self.contrast.config()} if self.contrast_weight else {}
+        return found | ({"jitter": self.jitter} if self.jitter else {})
 
     def only(self, side: str) -> EnergyELBO:
         """Return the same objective for one side, so that each can have a Pyro optimiser of its own.
@@ -187,10 +195,11 @@ class EnergyELBO(ELBO):
             y_labelled: Their classes, with shape ``(B_l,)``.
             **kwargs: Of model and guide.
         """
-        x = x.detach()
+        x = self._seen(x.detach())
         with torch.no_grad():
             z, generated = _draw(guide, x, kwargs)
         negatives, log_density = self._negatives(model, generated, kwargs)
+        negatives = self._seen(negatives)
         some, rest = self._split(x)
         of_some, of_samples = _energy(model, some, kwargs), _energy(model, negatives, kwargs)
         of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
@@ -229,6 +238,10 @@ class EnergyELBO(ELBO):
         steps, step_size = self.langevin_steps, self.langevin_step_size
         return langevin(lambda x: _energy(model, x, kwargs), generated, steps, step_size), None
 
+    def _seen(self, x: Tensor) -> Tensor:
+        """Return rows as the energy is to see them."""
+        return jittered(x, self.jitter) if self.jitter else x
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the rows on which the gradient penalty is taken, and the others."""
         if not self.gradient_penalty:
@@ -242,7 +255,7 @@ class EnergyELBO(ELBO):
         """Return L_G, in nats per row, and its terms, detached; labelled rows play no part."""
         z, generated = _draw(guide, x, kwargs)
         entropy = self.entropy(z, generated, self.generator)
-        energy = _energy(model, generated, kwargs).mean()
+        energy = _energy(model, self._seen(generated), kwargs).mean()
         terms = {"entropy": entropy.detach(), "sample_spread": _spread(generated.detach())}
         return energy - self.entropy_weight * entropy, terms
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import pyro_ssvae
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.ddgm import langevin
-from pyro_ssvae.networks import ConvFeatures, ConvGenerator, EnergyNet, MLPGenerator
+from pyro_ssvae.networks import ConvFeatures, ConvGenerator, EnergyNet, MLPGenerator, UpsampledConv2d
 
 
 def make_ddgm(event_shape: tuple[int, ...] = (2,), **options: object) -> DDGM:
@@ -50,6 +50,17 @@ def test_widths_of_networks_of_images() -> None:
     assert [ConvFeatures(shape).last.out_features for shape in ((1, 32, 32), (3, 64, 64))] == [128, 64]
     with pytest.raises(ValueError, match="hidden_dims"):
         ConvGenerator(4, (1, 28, 28), hidden_dims=(0,))
+
+
+def test_pixels_are_repeated_and_then_convolved() -> None:
+    torch.manual_seed(0)
+    layer, x = UpsampledConv2d(8, 3), torch.randn(2, 8, 5, 6)
+    repeated = torch.nn.functional.interpolate(x, scale_factor=2.0)
+    expected = torch.nn.functional.conv2d(repeated, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+    of_large, of_small = ConvGenerator(4, (1, 40, 51), channels=8), ConvGenerator(4, (1, 32, 32), channels=8)
+    assert of_large.eval()(torch.randn(2, 4)).shape == (2, 1, 40, 51)
+    assert [any(isinstance(part, UpsampledConv2d) for part in net.modules()) for net in (of_large, of_small)] == [1, 0]
 
 
 def test_linear_and_quadratic_terms_of_large_images_move_like_those_of_digits() -> None:

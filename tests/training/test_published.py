@@ -69,9 +69,9 @@ def test_generated_digits() -> None:
     objective = EnergyObjective.for_data(ddgm, data, **DDGM_IMAGES.objective)
     fit(objective, data, TrainingConfig(**DDGM_IMAGES.training), progress=False)
     found = image_measures(ddgm, data, known)
-    assert found["frechet_distance"] <= 2.0 * found["frechet_floor"]
+    assert found["frechet_distance"] <= 1.3 * found["frechet_floor"]
     assert found["least_share"] >= 0.06
-    assert found["confidence"] >= 0.96
+    assert found["confidence"] >= 0.97
     least = {"noise": 0.99, "permuted": 0.99, "shifted": 0.99, "flipped": 0.85, "blank": 0.9, "blurred": 0.9}
     assert all(found["auroc"][kind] >= area for kind, area in least.items())
 
