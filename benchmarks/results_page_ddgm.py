@@ -363,6 +363,7 @@ _ICONS = """
 686 icons of animals, people and smileys at 64x64, of which those held out stand beside the generated ones: distances
 of up to 200 images to the nearest training image, which copies would bring to nothing. Some icons occur twice, or
 nearly so: these are the held-out ones at distance 0. The energy of so few rows comes to know them from held-out ones,
-as the second table says, though it sees them moved and turned at random (`jitter`). Icons: Twitter emoji, © Twitter and contributors, [CC-BY
-4.0](https://creativecommons.org/licenses/by/4.0/); made by `python benchmarks/ddgm.py --icons DIR`.
+as the second table says, though it sees them moved and turned at random (`jitter`). Icons: Twitter emoji, © Twitter
+and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by
+`python benchmarks/ddgm.py --icons DIR`.
 """
