@@ -353,8 +353,8 @@ it has seen no noise, no permuted, shifted or flipped ones, and no other data.
 
 _CLASSES = """
 Energies of classes, E(x, y), trained from 100 labels with everything else unlabelled, beside the same network trained
-on these labels alone (3,000 steps; the best one by validation error). One run was halted for a while, which its seconds
-include.
+on these labels alone (3,000 steps; the best one by validation error). Runs were halted at times, which their
+seconds include.
 """
 
 _CURVES = "Validation errors during training. Both keep the step of least validation error."
@@ -362,8 +362,8 @@ _CURVES = "Validation errors during training. Both keep the step of least valida
 _ICONS = """
 686 icons of animals, people and smileys at 64x64, of which those held out stand beside the generated ones: distances
 of up to 200 images to the nearest training image, which copies would bring to nothing. Some icons occur twice, or
-nearly so: these are the held-out ones at distance 0. The energy of so few rows comes to know them from held-out ones,
-as the second table says, though it sees them moved and turned at random (`jitter`). Icons: Twitter emoji, © Twitter
-and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by
+nearly so: these are the held-out ones at distance 0. The energy of so few rows learns to tell them from held-out
+ones, as the second table says, though it sees them moved and turned at random (`jitter`). Icons: Twitter emoji,
+© Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by
 `python benchmarks/ddgm.py --icons DIR`.
 """
