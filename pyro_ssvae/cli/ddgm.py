@@ -32,6 +32,7 @@ _OBJECTIVE = (
     "generator_rate",
     "energy_steps",
     "generator_steps",
+    "shared_draws",
     "critic_rate",
     "settling",
     "contrast_weight",
@@ -87,6 +88,8 @@ def _add_objective(parser: ArgumentParser) -> None:
     )
     add("--energy-steps", type=int, default=1, metavar="S", help="steps of the energy for each batch")
     add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator after these")
+    words = "whether the generator's first step takes the images that the energy was just raised on, which saves time"
+    add("--shared-draws", type=bool, default=False, metavar="true|false", help=words)
     words = "share of the schedule, at its end, in which only the energy steps, on weighed rows; for points"
     add("--settling", type=float, default=0.0, metavar="S", help=words)
     add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")

@@ -28,10 +28,15 @@ class Group(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A step of one group: its name, and the loss of a batch that it then minimises, in nats per row."""
+    """A step of one group: its name, and the loss of a batch that it then minimises, in nats per row.
+
+    One that ``continues`` the turn before may use what the objective kept of that one's loss, with its graph. What is
+    kept must not depend on parameters that have stepped in between.
+    """
 
     group: str
     loss: Callable[[Batch], Tensor]
+    continues: bool = False
 
 
 class AlternatingObjective(Objective):

@@ -176,6 +176,16 @@ class EnergyELBO(ELBO):
         view._weighing, view.gradient_penalty = True, 0.0
         return view
 
+    def draw(self, guide: Callable[..., Any], x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return latents ``(B, L)`` and the rows ``(B, *event_shape)`` that the guide makes of them, for both losses.
+
+        Args:
+            guide: Generates rows.
+            x: As many rows as are wanted.
+            **kwargs: Of the guide.
+        """
+        return _draw(guide, x, kwargs)
+
     def energy_loss(
         self,
         model: Callable[..., Any],
@@ -183,6 +193,8 @@ class EnergyELBO(ELBO):
         x: Tensor,
         x_labelled: Tensor | None = None,
         y_labelled: Tensor | None = None,
+        *,
+        drawn: tuple[Tensor, Tensor] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return L_E with its penalties, in nats per row, and its terms, detached.
@@ -193,16 +205,22 @@ class EnergyELBO(ELBO):
             x: Data with shape ``(B, *event_shape)``.
             x_labelled: Rows with shape ``(B_l, *event_shape)``, or ``None``.
             y_labelled: Their classes, with shape ``(B_l,)``.
+            drawn: What :meth:`draw` returned; drawn here when ``None``.
             **kwargs: Of model and guide.
         """
         x = self._seen(x.detach())
         with torch.no_grad():
-            z, generated = _draw(guide, x, kwargs)
+            z, generated = _draw(guide, x, kwargs) if drawn is None else drawn
+        generated = generated.detach()
         negatives, log_density = self._negatives(model, generated, kwargs)
         negatives = self._seen(negatives)
+        copies, margin = self.contrast(x) if self.contrast_weight else (x[:0], x.new_zeros(0))
         some, rest = self._split(x)
-        of_some, of_samples = _energy(model, some, kwargs), _energy(model, negatives, kwargs)
-        of_data = of_some if rest is None else torch.cat([of_some, _energy(model, rest, kwargs)])
+        of_some = _energy(model, some, kwargs)
+        parts = [rest, negatives, copies]  # one pass: a step of small networks is mostly overhead
+        of_parts = _energy(model, torch.cat(parts), kwargs)
+        of_rest, of_samples, of_copies = of_parts.split([len(part) for part in parts])
+        of_data = torch.cat([of_some, of_rest])
         raised, terms = of_samples.mean(), {}
         if log_density is not None:
             raised = (importance_weights(of_samples, log_density) * of_samples).sum()
@@ -218,8 +236,7 @@ class EnergyELBO(ELBO):
         if self.energy_penalty:
             loss = loss + self.energy_penalty * (of_data.square().mean() + of_samples.square().mean())
         if self.contrast_weight:
-            copies, margin = self.contrast(x)
-            contrast = self.contrast.loss(of_data, _energy(model, copies, kwargs), margin)
+            contrast = self.contrast.loss(of_data, of_copies, margin)
             loss = loss + self.contrast_weight * contrast
             terms["contrast"] = contrast
         if x_labelled is not None:  # -log p(y|x) = E(x, y) - E(x)
@@ -242,18 +259,24 @@ class EnergyELBO(ELBO):
         """Return rows as the energy is to see them."""
         return jittered(x, self.jitter) if self.jitter else x
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the rows on which the gradient penalty is taken, and the others."""
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows on which the gradient penalty is taken, and the others; all and none without one."""
         if not self.gradient_penalty:
-            return x, None
+            return x, x[:0]
         number = max(1, round(self.penalty_share * len(x)))
-        return x[:number].requires_grad_(), x[number:] if number < len(x) else None
+        return x[:number].requires_grad_(), x[number:]
 
     def generator_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *labelled: Tensor, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        x: Tensor,
+        *labelled: Tensor,
+        drawn: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return L_G, in nats per row, and its terms, detached; labelled rows play no part."""
-        z, generated = _draw(guide, x, kwargs)
+        z, generated = _draw(guide, x, kwargs) if drawn is None else drawn
         entropy = self.entropy(z, generated, self.generator)
         energy = _energy(model, self._seen(generated), kwargs).mean()
         terms = {"entropy": entropy.detach(), "sample_spread": _spread(generated.detach())}

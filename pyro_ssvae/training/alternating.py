@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -73,7 +74,7 @@ class AlternatingStep(BaseStep):
         self._optimizers = dict(zip(self._groups, self.optimizers, strict=True))
         self.average = MovingAverage(objective.pair, config.ema_decay)
         self._turns = objective.turns
-        self._recorded: dict[tuple[str, str, int], RecordedLoss] = {}
+        self._recorded: dict[tuple[Any, ...], RecordedLoss] = {}
         self._counts: Counter[str] = Counter()  # steps behind each sum: not every turn comes up in every step
         self._done = 0
 
@@ -89,11 +90,11 @@ class AlternatingStep(BaseStep):
         losses = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
         terms: dict[str, Tensor] = {}
         norms: dict[str, list[Tensor]] = {}
-        for place, turn in enumerate(self._turns(number / self.total)):
-            loss, found = self._gradients(place, turn, batch)
-            terms |= found
-            losses = losses + loss
-            norms.setdefault(turn.group, []).append(self._apply(turn.group))
+        for place, chain in enumerate(_chains(self._turns(number / self.total))):
+            for turn, (loss, found) in zip(chain, self._gradients(place, chain, batch), strict=True):
+                terms |= found
+                losses = losses + loss
+                norms.setdefault(turn.group, []).append(self._apply(turn.group))
         self.average.set_step(number - begun)  # an average that begins anew too
         self.average.update()
         self._watch(losses)
@@ -113,33 +114,41 @@ class AlternatingStep(BaseStep):
         """Return the learning rate of the first group in step ``number`` (from 0)."""
         return self._rate_of(next(iter(self._groups.values())), number)[0]
 
-    def _gradients(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Put gradients into the parameters of a group; return its loss and terms, detached."""
-        if self.mode != "eager" and self._done >= _SEEN_FIRST:
-            try:
-                return self._replayed(place, turn, batch)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as problem:  # what recording raises depends on what the pair does
-                self.mode, self.why_eager = "eager", " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
-                warnings.warn(f"Training steps run eagerly from here, and slower: {self.why_eager}.", stacklevel=2)
-        parameters = self._groups[turn.group].parameters
-        with self.fabric.autocast(), pyro.validation_enabled(False):
-            loss = turn.loss(batch)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        return loss.detach(), self.objective.latest
+    def _gradients(self, place: int, chain: list[Turn], batch: Batch) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Put gradients into each turn's parameters; yield its loss and terms, detached, before the next is taken."""
+        recorded = self._recording(place, chain, batch)
+        if recorded is not None:
+            yield from recorded.in_turn(batch)
+            return
+        for turn in chain:
+            parameters = self._groups[turn.group].parameters
+            with self.fabric.autocast(), pyro.validation_enabled(False):
+                loss = turn.loss(batch)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            yield loss.detach(), self.objective.latest
 
-    def _replayed(self, place: int, turn: Turn, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        key = (turn.group, getattr(turn.loss, "__name__", ""), place)
+    def _recording(self, place: int, chain: list[Turn], batch: Batch) -> RecordedLoss | None:
+        """Return what replays these turns; ``None`` where they run eagerly."""
+        if self.mode == "eager" or self._done < _SEEN_FIRST:
+            return None
+        key = (place, *((turn.group, getattr(turn.loss, "__name__", "")) for turn in chain))
         if key not in self._recorded:
-            module = _LossOfTurn(self.objective, turn, self.fabric)
-            options: dict[str, Any] = {"trained": self._groups[turn.group].parameters}
+            modules = [_LossOfTurn(self.objective, turn, self.fabric) for turn in chain]
+            options: dict[str, Any] = {"trained": [self._groups[turn.group].parameters for turn in chain]}
             if self.mode == "inductor":
                 options["compiled_shape"] = shapes(batch)
-            self._recorded[key] = RecordedLoss(module, lambda: self.objective.latest, self.fabric.device, **options)
-        return self._recorded[key](batch)
+            self._recorded[key] = RecordedLoss(modules, lambda: self.objective.latest, self.fabric.device, **options)
+        try:
+            self._recorded[key].record(batch)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as problem:  # what recording raises depends on what the pair does
+            self.mode, self.why_eager = "eager", " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+            warnings.warn(f"Training steps run eagerly from here, and slower: {self.why_eager}.", stacklevel=2)
+            return None
+        return self._recorded[key]
 
     def take_means(self) -> dict[str, float]:
         """Return the means of what is logged since the last call, each over the steps that had it; start afresh."""
@@ -166,6 +175,17 @@ class AlternatingStep(BaseStep):
         self._optimizers[group].step()
         self._optimizers[group].zero_grad()
         return norm
+
+
+def _chains(turns: list[Turn]) -> list[list[Turn]]:
+    """Return turns in order, those together that go on from one another."""
+    chains: list[list[Turn]] = []
+    for turn in turns:
+        if turn.continues and chains:
+            chains[-1].append(turn)
+        else:
+            chains.append([turn])
+    return chains
 
 
 class _LossOfTurn(nn.Module):
