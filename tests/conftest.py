@@ -1,5 +1,9 @@
 """Fixtures shared by all tests: fixed seeds, one thread, every device that is there."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for programs that tests start, beside others that run in parallel
+
 import pyro
 import pytest
 import torch

@@ -18,7 +18,7 @@ from pyro_ssvae.objectives.alternating import Group
 from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.recording import RecordedLoss, has_compiler, shapes
+from pyro_ssvae.training.recording import RecordedLoss, has_compiler, owned, shapes
 
 __all__ = ["AlternatingStep"]
 
@@ -124,7 +124,7 @@ class AlternatingStep(BaseStep):
             parameters = self._groups[turn.group].parameters
             with self.fabric.autocast(), pyro.validation_enabled(False):
                 loss = turn.loss(batch)
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            gradients = owned(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             yield loss.detach(), self.objective.latest

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ssvae.data import Batch
 
-__all__ = ["RecordedLoss", "has_compiler", "preserved", "shapes"]
+__all__ = ["RecordedLoss", "has_compiler", "owned", "preserved", "shapes"]
 
 
 def has_compiler() -> bool:
@@ -137,7 +137,7 @@ class RecordedLoss:
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 latest = self._latest()
                 terms.append(list(latest))
-                found += [loss.detach(), *latest.values(), *_owned(gradients, parameters)]
+                found += [loss.detach(), *latest.values(), *owned(gradients, parameters)]
                 state |= new
             return found
 
@@ -204,8 +204,11 @@ def shapes(parts: Iterable[Tensor | None]) -> tuple[Any, ...]:
     return tuple(None if part is None else tuple(part.shape) for part in parts)
 
 
-def _owned(gradients: tuple[Tensor | None, ...], parameters: list[Tensor]) -> list[Tensor | None]:
-    """Return gradients laid out as their parameters, no two of which share memory, as ``backward`` would leave them."""
+def owned(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return gradients laid out as their parameters, no two of which share memory, as ``backward`` would leave them.
+
+    Fused optimisers read both as they lie in memory: a gradient laid out in another way would move the wrong numbers.
+    """
     seen: set[int] = set()
     owned: list[Tensor | None] = []
     for gradient, parameter in zip(gradients, parameters, strict=True):
