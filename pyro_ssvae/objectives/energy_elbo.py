@@ -326,8 +326,8 @@ class EnergyELBO(ELBO):
 
 def _put(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            parameter.grad = gradient
+        if gradient is not None:  # laid out as its parameter, for fused optimisers
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _spread(x: Tensor) -> Tensor:
