@@ -178,7 +178,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = _example(tmp_path, "--max-epochs", "100000")
+    command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "replay")
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
