@@ -88,7 +88,7 @@ def _add_objective(parser: ArgumentParser) -> None:
     )
     add("--energy-steps", type=int, default=1, metavar="S", help="steps of the energy for each batch")
     add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator after these")
-    words = "whether the generator's first step takes the images that the energy was just raised on, which saves time"
+    words = "whether the generator's first step takes the rows on which the energy was just raised, which saves time"
     add("--shared-draws", type=bool, default=False, metavar="true|false", help=words)
     words = "share of the schedule, at its end, in which only the energy steps, on weighed rows; for points"
     add("--settling", type=float, default=0.0, metavar="S", help=words)

@@ -38,7 +38,7 @@ class EnergyObjective(AlternatingObjective):
         generator_steps: Steps of the generator after these.
         critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
         shared_draws: Whether the generator's first step takes the rows on which the energy was raised just before it,
-            instead of draws of its own: one pass of the generator less, and digits no worse for it.
+            instead of draws of its own: one pass of the generator less.
         settling: Share of the schedule, at its end, in which only the energy steps, by the gradient of the likelihood
             (:meth:`EnergyELBO.weighing`), at a learning rate that begins anew; for rows of few numbers.
         betas: Of Adam, for all.

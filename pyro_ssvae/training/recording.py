@@ -210,7 +210,7 @@ def owned(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> l
     Fused optimisers read both as they lie in memory: a gradient laid out in another way would move the wrong numbers.
     """
     seen: set[int] = set()
-    owned: list[Tensor | None] = []
+    found: list[Tensor | None] = []
     for gradient, parameter in zip(gradients, parameters, strict=True):
         if gradient is not None:
             if gradient.stride() != parameter.stride():
@@ -218,5 +218,5 @@ def owned(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> l
             elif gradient.untyped_storage().data_ptr() in seen:
                 gradient = gradient.clone()
             seen.add(gradient.untyped_storage().data_ptr())
-        owned.append(gradient)
-    return owned
+        found.append(gradient)
+    return found

@@ -166,8 +166,7 @@ def test_shared_draws_give_the_generator_the_energy_after_its_step() -> None:
     guide = pair.guide
 
     def watched(x: torch.Tensor, *, size: int | None = None) -> torch.Tensor:
-        state = torch.get_rng_state()
-        calls.append(state)
+        calls.append(torch.get_rng_state())
         return guide(x, size=size)
 
     objective._functions["guide"] = watched
