@@ -31,10 +31,12 @@ from pyro_ssvae.cli import (
     training_config,
 )
 from pyro_ssvae.evaluation import image_measures
+from pyro_ssvae.evaluation.images import JUDGE_STEPS
 from pyro_ssvae.plots import plot_class_shares
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES
 from pyro_ssvae.training import RunFolder, report
+from pyro_ssvae.training.progress import ProgressReport
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         result = report(objective, data, run, seed=args.seed)
         if known.num_labelled:
             print(f"Training a small classifier on {known.num_labelled} labelled rows, to judge what was generated")
-        found = image_measures(model, data, known, num_samples=args.num_samples, seed=args.seed, others=others)
+        measured = {"num_samples": args.num_samples, "seed": args.seed, "others": others}
+        with ProgressReport(JUDGE_STEPS, enabled=known.num_labelled > 0, words="judge") as bar:
+            found = image_measures(model, data, known, progress=bar.advance, **measured)
         RunFolder(Path(args.out)).write_result({**result, **found})
         if "class_shares" in found:
             shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))

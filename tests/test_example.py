@@ -164,6 +164,8 @@ def test_no_download_carries_on_with_digits(
         (["--likelihood", "poison"], "bernoulli"),
         (["--training.batch_size", "-5"], "batch_size=-5"),
         (["--no-such-flag"], "no-such-flag"),
+        (["--max-steps", "100"], "--training.max_steps"),
+        (["--batch_size=5"], "--training.batch_size"),
     ],
 )
 def test_bad_flags_end_with_one_message(

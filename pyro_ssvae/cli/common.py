@@ -108,6 +108,7 @@ def parse(
         defaults: Given the flags and those of the run to resume, returns other defaults that follow from them.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _name_in_full(parser, argv)
     asked = [flag for flag in argv if flag not in ("-h", "--help")]  # help waits until the defaults are known
     args = parser.parse_args(asked)
     given = parser.parse_args(asked, defaults=False)
@@ -129,6 +130,15 @@ def parse(
     except (ValueError, RuntimeError, KeyError) as error:
         parser.error(str(error))
     return args
+
+
+def _name_in_full(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """End the program with one line where a setting of the training loop is asked for without its prefix."""
+    own = {name for action in parser._actions for name in action.option_strings}
+    for flag in (word.split("=")[0] for word in argv if word.startswith("--")):
+        full = f"--training.{flag[2:].replace('-', '_')}"
+        if flag not in own and full in own:
+            parser.error(f"there is no {flag}; settings of the training loop have a prefix: {full}")
 
 
 def as_defaults(training: dict[str, Any], args: Namespace) -> dict[str, Any]:

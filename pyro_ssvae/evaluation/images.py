@@ -3,7 +3,7 @@ r"""What a model of images is measured by: the features of a small classifier, a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ _DIGITS = ("mnist", "digits")  # data whose classes are the digits
 _SYMMETRIC = (0, 1, 8)  # digits that flipping left to right hardly changes
 ALTERATIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 """What :func:`altered` does to images."""
+
+JUDGE_STEPS = 3000
+"""Optimisation steps of a judge."""
 
 REFINING_STEPS = 20
 """Steps of z behind the images that measures and figures call refined."""
@@ -55,7 +58,13 @@ class ImageJudge(nn.Module):
 
     @classmethod
     def train_on(
-        cls, data: SemiSupervisedData, *, steps: int = 3000, batch_size: int = 100, seed: int = 0
+        cls,
+        data: SemiSupervisedData,
+        *,
+        steps: int = JUDGE_STEPS,
+        batch_size: int = 100,
+        seed: int = 0,
+        progress: Callable[[], None] | None = None,
     ) -> tuple[ImageJudge, float]:
         """Train on every labelled row of data, on mildly augmented images.
 
@@ -64,6 +73,7 @@ class ImageJudge(nn.Module):
             steps: Optimisation steps.
             batch_size: Rows of a step.
             seed: Of weights, order and augmentation; the caller's random state is left as it was.
+            progress: Called after each step, if given.
 
         Returns:
             The judge, in evaluation mode, and its error on test rows, in their absence on validation rows (``nan``
@@ -88,6 +98,8 @@ class ImageJudge(nn.Module):
                 F.cross_entropy(logits, data.y[chosen]).backward()
                 optimizer.step()
                 schedule.step()
+                if progress is not None:
+                    progress()
         judge.eval()
         _, x, y = _held_out(data)
         if not len(x):
@@ -189,6 +201,7 @@ def image_measures(
     others: Mapping[str, Tensor] | None = None,
     num_samples: int = 5000,
     seed: int = 0,
+    progress: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Return everything that an energy model of images is measured by.
 
@@ -203,6 +216,7 @@ def image_measures(
         others: Images of other data by name, for ``auroc``, as in :func:`energy_auroc`.
         num_samples: Images generated for the judge, at least 2.
         seed: Of the judge and of everything drawn; the caller's random state is left as it was.
+        progress: Called after each of the judge's ``JUDGE_STEPS`` steps, if given.
 
     Returns:
         ``held_out``: ``"test"``, ``"validation"`` or ``None``, the rows that were held out. With a judge what
@@ -220,7 +234,7 @@ def image_measures(
     part, x, y = _held_out(data)
     found: dict[str, Any] = {"held_out": part}
     if known is not None and known.num_labelled:
-        judge, error = ImageJudge.train_on(known, seed=seed)
+        judge, error = ImageJudge.train_on(known, seed=seed, progress=progress)
         found |= {} if math.isnan(error) else {"judge_error": error}
         found |= generation_measures(model, data, judge, num_samples=num_samples, seed=seed)
     x, train = prepare(x, scale=data.scale), prepare(data.x, scale=data.scale)

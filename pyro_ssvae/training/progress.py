@@ -34,15 +34,24 @@ class ProgressReport:
         total: Number of steps of the schedule.
         done: Steps done before (a resumed run).
         enabled: Whether to show anything.
+        words: What is being done.
         console: Where to; standard error by default.
     """
 
-    def __init__(self, total: int, *, done: int = 0, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        enabled: bool = True,
+        words: str = "training",
+        console: Console | None = None,
+    ) -> None:
         self._console = console or Console(stderr=True)
         self._total, self._done = total, done
         self._enabled = enabled
         self._progress = Progress(
-            TextColumn("training"),
+            TextColumn(words),
             BarColumn(),
             MofNCompleteColumn(),
             _RateColumn(),
@@ -53,7 +62,7 @@ class ProgressReport:
             console=self._console,
             disable=not (enabled and self._console.is_terminal),
         )
-        self._task = self._progress.add_task("training", total=total, completed=done, status="")
+        self._task = self._progress.add_task(words, total=total, completed=done, status="")
 
     def __enter__(self) -> ProgressReport:
         if self._enabled and self._done >= self._total:

@@ -51,7 +51,9 @@ def test_a_judge_knows_its_classes_and_leaves_the_random_state_alone(
 ) -> None:
     assert judge[1] < 0.04
     before = torch.get_rng_state()
-    again, error = ImageJudge.train_on(digits, steps=5)
+    steps: list[int] = []
+    again, error = ImageJudge.train_on(digits, steps=5, progress=lambda: steps.append(len(steps)))
+    assert steps == [0, 1, 2, 3, 4]
     assert torch.equal(torch.get_rng_state(), before)
     assert 0.0 <= error <= 1.0
     features, probabilities = again.judge(digits.x_test, scale=digits.scale)
@@ -144,7 +146,7 @@ def test_areas_of_other_data() -> None:
 
 def test_measures_of_images(digits: SemiSupervisedData, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = ImageJudge.train_on(digits, steps=2)
-    monkeypatch.setattr(ImageJudge, "train_on", lambda data, seed: ready)
+    monkeypatch.setattr(ImageJudge, "train_on", lambda data, seed, progress: ready)
     asked = []
 
     def record(model: DDGM, x: Tensor, y: Tensor | None, others: object, seed: int) -> dict[str, float]:
