@@ -39,7 +39,7 @@ from pyro_ssvae import (
 )
 from pyro_ssvae.data import PLANE_NAMES, images_like, plane_data, prepare
 from pyro_ssvae.evaluation import image_measures, plane_measures
-from pyro_ssvae.evaluation.images import REFINING_STEPS
+from pyro_ssvae.evaluation.judge import REFINING_STEPS
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, DDGM_SOURCE, Recipe

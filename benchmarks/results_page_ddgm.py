@@ -50,6 +50,7 @@ def write_page(folder: Path) -> None:
         ),
         _part("Energies of classes", _CLASSES, _classes(found), _class_curves(found, folder)),
         _part("Icons", _ICONS, _icons(found), *_sheets("icons-default", folder)),
+        _part("How long it takes", _TIMES, _times(folder)),
     ]
     (folder.parent / "results_ddgm.md").write_text("\n\n".join(part.strip() for part in sections if part) + "\n")
 
@@ -181,6 +182,20 @@ def _icons(found: dict[str, list[Result]]) -> str:
     gaps.append(["held-out icons", *(f"{result['energy_difference']:.0f}" for result in known)])
     header = ["energy less that of generated icons, nats", *(f"seed {result['row']['seed']}" for result in known)]
     return "\n\n".join([*parts, table(header, gaps)] if known else parts)
+
+
+def _times(folder: Path) -> str:
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("time-ddgm-*.json"))]
+    rows = [
+        [
+            f"`{result['command']}`",
+            f"{result['seconds'] / 60.0:.1f}",
+            f"{result['train_seconds'] / 60.0:.1f}",
+            result["device"],
+        ]
+        for result in results
+    ]
+    return table(["command", "minutes", "of it training", "on"], rows) if rows else ""
 
 
 def _plane(data: str, found: dict[str, list[Result]], folder: Path) -> str:
@@ -332,11 +347,12 @@ usual start of linear layers the same recipe went from mode to mode of the ring,
 
 _IMAGES = """
 The *Fréchet distance* is taken between the 64 features of a small classifier, trained in the same run, of 5,000
-generated and of 5,000 training images, or of test and of training images. *Confidence* is the mean largest class
-probability of that classifier; *least class* the share of the class that is generated least. *Refined* images are
-those of z after twenty steps along the energy ([the maths](maths)). The source document trains on pixels that are on
-or off, with noise of standard deviation 0.3 on what the energy sees; its row is judged on such pixels too, by a judge
-trained on them.
+generated and of 5,000 training images, or of test and of training images, and is the mean over pairs of ten such sets
+(two of test images; one of refined ones), since that of a single pair varies by some 0.4. *Confidence* is the mean
+largest class probability of that classifier; *least class* the share of the class that is generated least. *Refined*
+images are those of z after twenty steps along the energy ([the maths](maths)). The source document trains on pixels
+that are on or off, with noise of standard deviation 0.3 on what the energy sees; its row is judged on such pixels
+too, by a judge trained on them.
 """
 
 _SHARES = """
@@ -366,4 +382,8 @@ nearly so: these are the held-out ones at distance 0. The energy of so few rows 
 ones, as the second table says, though it sees them moved and turned at random (`jitter`). Icons: Twitter emoji,
 © Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by
 `python benchmarks/ddgm.py --icons DIR`.
+"""
+
+_TIMES = """
+Whole commands, from start to figures, on all cores and with nothing beside them (`python benchmarks/times_ddgm.py`).
 """

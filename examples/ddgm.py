@@ -31,7 +31,7 @@ from pyro_ssvae.cli import (
     training_config,
 )
 from pyro_ssvae.evaluation import image_measures
-from pyro_ssvae.evaluation.images import JUDGE_STEPS
+from pyro_ssvae.evaluation.judge import JUDGE_STEPS
 from pyro_ssvae.plots import plot_class_shares
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES

@@ -2,14 +2,8 @@
 
 from pyro_ssvae.evaluation.annealing import annealed_log_normaliser
 from pyro_ssvae.evaluation.grid import Grid
-from pyro_ssvae.evaluation.images import (
-    ImageJudge,
-    altered,
-    energy_auroc,
-    generation_measures,
-    image_measures,
-    nearest_rows,
-)
+from pyro_ssvae.evaluation.images import altered, energy_auroc, image_measures, nearest_rows
+from pyro_ssvae.evaluation.judge import ImageJudge, generation_measures
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,

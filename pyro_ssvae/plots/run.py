@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.evaluation.images import REFINING_STEPS
+from pyro_ssvae.evaluation.judge import REFINING_STEPS
 from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
