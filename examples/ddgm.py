@@ -70,9 +70,16 @@ def main(argv: list[str] | None = None) -> int:
         result = report(objective, data, run, seed=args.seed)
         if known.num_labelled:
             print(f"Training a small classifier on {known.num_labelled} labelled rows, to judge what was generated")
-        measured = {"num_samples": args.num_samples, "seed": args.seed, "others": others}
         with ProgressReport(JUDGE_STEPS, enabled=known.num_labelled > 0, words="judge") as bar:
-            found = image_measures(model, data, known, progress=bar.advance, **measured)
+            found = image_measures(
+                model,
+                data,
+                known,
+                num_samples=args.num_samples,
+                seed=args.seed,
+                others=others,
+                progress=bar.advance,
+            )
         RunFolder(Path(args.out)).write_result({**result, **found})
         if "class_shares" in found:
             shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))

@@ -63,7 +63,7 @@ def ddgm_parser(description: str) -> ArgumentParser:
     add("--contrast-weight", type=float, default=0.0, metavar="W", help=words)
     words = "largest move of images before the energy sees them, a share of their sides; for few images"
     add("--jitter", type=float, default=0.0, metavar="J", help=words)
-    add("--num-samples", type=int, default=5000, metavar="S", help="images of a set, of up to ten, for the measures")
+    add("--num-samples", type=int, default=5000, metavar="S", help="images of each of up to ten sets that are measured")
     words = "other images, brought to the size of these, which the energy should tell from them"
     add("--other-data", type=str, metavar="NAME|FILE.npz|FOLDER", help=words)
     return parser

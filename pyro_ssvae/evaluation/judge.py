@@ -167,7 +167,8 @@ def generation_measures(
         )
     generator = torch.Generator().manual_seed(seed)
     _, held_out, _ = held_out_rows(data)
-    real, other = (x[torch.randperm(len(x), generator=generator)] for x in (data.x, held_out))
+    orders = (torch.randperm(len(x), generator=generator)[: SETS * num_samples] for x in (data.x, held_out))
+    real, other = (x[order] for x, order in zip((data.x, held_out), orders, strict=True))
     enough = len(other) >= 2
     count = min(num_samples, len(real), *([len(other)] if enough else []))
     num_sets = min(SETS, len(real) // count)

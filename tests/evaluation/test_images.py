@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.data import prepare
 from pyro_ssvae.evaluation import frechet_distance
-from pyro_ssvae.evaluation.images import ALTERATIONS, altered, energy_auroc, image_measures, nearest_rows
+from pyro_ssvae.evaluation.images import ALTERATIONS, altered, drawn_rows, energy_auroc, image_measures, nearest_rows
 from pyro_ssvae.evaluation.judge import ImageJudge, generation_measures
 from pyro_ssvae.models import DDGM
 
@@ -102,8 +102,12 @@ def test_distances_are_means_over_sets(digits: SemiSupervisedData) -> None:
     floor = sum(frechet_distance(first, second) for first in sets[0] for second in sets[1]) / 6.0
     assert found["frechet_floor"] == pytest.approx(floor)
     assert (found["frechet_rows"], found["frechet_sets"]) == (30, 3)
-    assert sum(found["class_shares"]) == pytest.approx(1.0)
-    assert found["class_shares"][0] * 90.0 == pytest.approx(round(found["class_shares"][0] * 90.0), abs=1e-9)  # of 90
+    features, probabilities = look.judge(drawn_rows(ddgm, 90, 4))  # as many as three sets of training images
+    drawn = [features[start : start + 30] for start in (0, 30, 60)]
+    distance = sum(frechet_distance(first, second) for first in drawn for second in sets[1]) / 9.0
+    assert found["frechet_distance"] == pytest.approx(distance)
+    shares = torch.bincount(probabilities.argmax(-1), minlength=3) / 90.0
+    assert found["class_shares"] == pytest.approx(shares.tolist())
 
 
 def test_alterations_by_hand() -> None:
