@@ -9,7 +9,7 @@
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json. Where the data has classes, a small
 classifier is trained on them afterwards, only to judge what was generated. Images in colour, as those of a folder, or
-larger than 32x32 are trained at half the learning rate and for half as long: `--data photos/ --help` shows it.
+larger than 32x32 have settings of their own, for fewer rows at a gentler rate: `--data photos/ --help` shows them.
 """
 
 from __future__ import annotations
