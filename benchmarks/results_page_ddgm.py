@@ -369,8 +369,7 @@ it has seen no noise, no permuted, shifted or flipped ones, and no other data.
 
 _CLASSES = """
 Energies of classes, E(x, y), trained from 100 labels with everything else unlabelled, beside the same network trained
-on these labels alone (3,000 steps; the best one by validation error). Runs were halted at times, which their
-seconds include.
+on these labels alone (3,000 steps; the best one by validation error).
 """
 
 _CURVES = "Validation errors during training. Both keep the step of least validation error."

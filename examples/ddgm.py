@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         labels = args.num_labels
         known = load_data(args, "ddgm", num_labels="all")  # with every label, for the judge alone
         data = load_data(args, "ddgm") if labels else known.without_labels()
-        check_images(data, labels)
+        check_images(data)
         others = load_others(args, data)
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
         pyro.set_rng_seed(args.seed)

@@ -127,6 +127,13 @@ def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
     assert 0.0 <= result["test_error"] <= 1.0
 
 
+def test_rows_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "bare.npz", x_train=np.zeros((40, 7), dtype=np.float32))
+    assert example.main(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert "needs classes, and bare has none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_config_file(example: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "flags.yaml").write_text("data: digits\nmax_epochs: 1\nlatent_dim: 2\ntraining:\n  batch_size: 300\n")
     assert (

@@ -63,7 +63,7 @@ def new_parser(
         add("--data", choices=list(data), default=data[0], help="the law that points are drawn from")
     else:
         names = "mnist, fashion_mnist, cifar10, digits (needs no download)"
-        words = f"{names}, FILE.npz with x_train, y_train, x_test, y_test, or a FOLDER of images"
+        words = f"{names}, FILE.npz with x_train, y_train, x_test, y_test (no y: no classes), or a FOLDER of images"
         add("--data", type=str, default="mnist", metavar="NAME|FILE.npz|FOLDER", help=words)
         words = f"side that images of a FOLDER are brought to (else {_IMAGE_SIZE})"
         add("--image-size", type=int, metavar="S", help=words)
@@ -193,7 +193,8 @@ def load_data(args: Namespace, model: str = "m2", *, num_labels: int | str | Non
             flag.
 
     Raises:
-        ValueError: For ``--image-size`` beside data whose images have a size already.
+        ValueError: For ``--image-size`` beside data whose images have a size already, or labels asked of data that
+            knows no classes.
     """
     if args.image_size is not None and not Path(args.data).is_dir():
         raise ValueError(
@@ -201,6 +202,12 @@ def load_data(args: Namespace, model: str = "m2", *, num_labels: int | str | Non
             "as they are."
         )
     data = _load(args, args.get("num_labels", "all") if num_labels is None else num_labels)
+    if num_labels is None and args.get("num_labels") and not data.num_labelled:
+        raise ValueError(
+            f"--num-labels {args.num_labels} needs classes, and {data.name} has none. Put the images of each class in "
+            "a folder of its own, or y_train into the .npz file; models without classes: examples/m1.py and, with "
+            "--num-labels 0, examples/ddgm.py."
+        )
     name_run(args, model)
     return data
 

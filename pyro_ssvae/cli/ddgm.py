@@ -139,16 +139,15 @@ def _at_least(parser: ArgumentParser, args: Namespace, **least: int) -> None:
             parser.error(f"--{name.replace('_', '-')} {args[name]} must be at least {value}.")
 
 
-def check_images(data: SemiSupervisedData, num_labels: int = 0) -> None:
+def check_images(data: SemiSupervisedData) -> None:
     """Check, before training, that data are what ``examples/ddgm.py`` can train on.
 
     Args:
-        data: The data, with the labels that it keeps.
-        num_labels: How many were asked for; 0 for none.
+        data: The data.
 
     Raises:
         ValueError: For rows that are not images ``(C, H, W)`` of at least 8x8 pixels with values in [0, 1] after
-            scaling, or labels asked of data that knows no classes.
+            scaling.
     """
     shape = tuple(data.event_shape)
     if len(shape) != 3 or min(shape[1:]) < _LEAST_SIDE:
@@ -162,11 +161,6 @@ def check_images(data: SemiSupervisedData, num_labels: int = 0) -> None:
         raise ValueError(
             f"The pixels of {data.name} lie in [{low:g}, {high:g}]; the generator's lie in [0, 1]. Store images as "
             "uint8, or divide them by their largest value."
-        )
-    if num_labels and not data.num_labelled:
-        raise ValueError(
-            f"--num-labels {num_labels} needs classes, and {data.name} has none. Put the images of each class in a "
-            "folder of its own, or leave --num-labels out."
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_labels, as_num_classes, as_rows, as_scale, as_seed, to_numpy
@@ -180,7 +181,8 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from an npz file.
 
-        It holds ``x_train``, ``y_train`` and, where there are test rows, ``x_test``, ``y_test``.
+        It holds ``x_train``, ``y_train`` and, where there are test rows, ``x_test``, ``y_test``; for models that know
+        no classes ``x_train`` and ``x_test`` alone.
         Images ``(N, H, W)`` get a channel axis, and ``(N, H, W, C)`` with C of 1, 3 or 4 becomes
         ``(N, C, H, W)``. A column of labels ``(N, 1)`` is flattened.
 
@@ -200,13 +202,18 @@ class SemiSupervisedData:
             ValueError: If the file is not npz, lacks arrays, or holds what
                 :meth:`from_arrays` refuses.
         """
-        arrays = read_npz(path, ("x_train", "y_train"), ("x_test", "y_test"))
-        if len(arrays) == 3:
-            raise ValueError(f"{path} holds {', '.join(arrays)}; x_test and y_test are needed both, or neither.")
+        arrays = read_npz(path, ("x_train",), ("y_train", "x_test", "y_test"))
+        labels = [key for key in arrays if key.startswith("y")]
+        if labels and labels != [f"y{key[1:]}" for key in arrays if key.startswith("x")]:
+            raise ValueError(f"{path} holds {', '.join(arrays)}; every x needs a y beside it, or none has one.")
         flat = {key: _flat(a) if key.startswith("y") else as_images(a) for key, a in arrays.items()}
-        x, y = flat["x_train"], flat["y_train"]
+        x = flat["x_train"]
         if x.ndim < 2 or len(x) == 0:
             as_rows(x, "x_train")  # raises, in words
+        if not labels:
+            flat |= {f"y{key[1:]}": _placeholders(a) for key, a in flat.items()}
+            num_classes = 2 if num_classes is None else num_classes
+        y = flat["y_train"]
         y = as_labels(y, "y_train", len(x), allow_unlabelled=True).numpy()
         known = np.flatnonzero(y >= 0)
         source = Source(
@@ -220,7 +227,8 @@ class SemiSupervisedData:
             num_classes=num_classes,
             scale=scale,
         )
-        return cls._from_source(source, "all" if num_labels is None else num_labels, seed, balanced)
+        num_labels = "all" if num_labels is None else num_labels
+        return cls._from_source(source, num_labels, seed, balanced, has_classes=bool(labels))
 
     @classmethod
     def from_name(
@@ -307,7 +315,7 @@ class SemiSupervisedData:
             raise ValueError(f"num_validation + num_test = {sum(held)} of {count} images leave none to train on.")
         order = np.random.default_rng(as_seed(seed)).permutation(count)
         test, rest = np.sort(order[: held[1]]), np.sort(order[held[1] :])
-        y = images.y if known.any() else np.zeros(count, dtype=np.int64)
+        y = images.y if known.any() else _placeholders(images.x)
         validation = np.flatnonzero(np.isin(rest, order[held[1] : sum(held)]))
         source = Source(
             images.x[rest],
@@ -320,17 +328,17 @@ class SemiSupervisedData:
             num_classes=max(2, len(images.class_names)),
             class_names=images.class_names if len(images.class_names) > 1 else None,
         )
-        if known.any():
-            return cls._from_source(source, num_labels, seed, balanced)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of classes without a label: there are no classes
-            return cls._from_source(source, "all", seed, balanced).without_labels()
+        return cls._from_source(source, num_labels, seed, balanced, has_classes=bool(known.any()))
 
     @classmethod
     def _from_source(
-        cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool
+        cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool, *, has_classes: bool = True
     ) -> SemiSupervisedData:
-        """Hold the validation rows out, draw the labels that are kept and hide the others."""
+        """Hold the validation rows out, draw the labels that are kept and hide the others; all of no classes."""
+        if not has_classes:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of classes without a label: there are no classes
+                return cls._from_source(source, "all", seed, balanced).without_labels()
         as_seed(seed)
         y = as_labels(source.y, "y_train", len(source.x), allow_unlabelled=True)
         given = {"y_train": y}
@@ -353,6 +361,11 @@ class SemiSupervisedData:
             class_names=source.class_names,
             split=LabelSplit(source.ids[train[labelled]], source.ids[source.validation], seed, balanced),
         )
+
+
+def _placeholders(x: NDArray[Any]) -> NDArray[np.int64]:
+    """Return one class for all rows that have none, which :meth:`SemiSupervisedData.without_labels` takes off."""
+    return np.zeros(len(x), dtype=np.int64)
 
 
 def _held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Tensor]:

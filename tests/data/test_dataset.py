@@ -211,6 +211,14 @@ def test_from_npz_without_any_label(write, images):
         assert SemiSupervisedData.from_npz(write(images)).num_classes == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_from_npz_without_classes(write, images):
+    data = SemiSupervisedData.from_npz(write({"x_train": images["x_train"], "x_test": images["x_test"]}), num_labels=6)
+    assert (data.num_labelled, data.num_unlabelled, len(data.x_test)) == (0, 60, 9)
+    alone = SemiSupervisedData.from_npz(write({"x_train": images["x_train"]}), num_validation=7)
+    assert (alone.num_unlabelled, len(alone.x_validation), len(alone.x_test)) == (53, 7, 0)
+
+
 def test_hidden_labels_leave_no_trace(write, images):
     before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
     hidden = np.setdiff1d(np.arange(60), before.split.labelled)
@@ -257,7 +265,9 @@ def test_from_npz_of_a_damaged_file(tmp_path, write, images):
     ("change", "error", "text"),
     [
         ({"x_train": None}, ValueError, "lacks x_train; it holds y_train, x_test, y_test"),
-        ({"y_test": None}, ValueError, "x_test and y_test are needed both, or neither"),
+        ({"y_test": None}, ValueError, "holds x_train, y_train, x_test; every x needs a y beside it, or none has one"),
+        ({"y_train": None}, ValueError, "holds x_train, x_test, y_test; every x needs a y"),
+        ({"x_test": None}, ValueError, "holds x_train, y_train, y_test; every x needs a y"),
         ({"x_train": np.array([[{}]] * 60)}, ValueError, "x_train .* object arrays would have to"),
         ({"y_train": np.array(["a"] * 60)}, TypeError, "y has dtype <U1"),
         ({"y_train": np.zeros((60, 2))}, ValueError, r"y_train has shape \(60, 2\)"),
