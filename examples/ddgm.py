@@ -94,9 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     if "frechet_distance" in found:
         for words, prefix in (("", ""), ("refined: ", "refined_")):
             distance, confidence = (found[f"{prefix}{name}"] for name in ("frechet_distance", "confidence"))
-            print(f"{words}Fréchet distance {distance:.1f}, confidence {confidence:.3f}")
+            print(f"{words}Fréchet distance {distance:.2f}, confidence {confidence:.3f}")
         if "frechet_floor" in found:
-            print(f"of held-out images {found['frechet_floor']:.1f}, {found['real_confidence']:.3f}")
+            print(f"of held-out images {found['frechet_floor']:.2f}, {found['real_confidence']:.3f}")
         shares = zip(known.class_names, found["class_shares"], strict=True)
         print("classes generated: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
     if "auroc" in found:
