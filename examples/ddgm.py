@@ -1,6 +1,6 @@
 """Train a DDGM (Kim & Bengio 2016) on images: an energy model and a generator that learn from each other.
 
-    python examples/ddgm.py                                  # MNIST
+    python examples/ddgm.py                                  # MNIST; eleven minutes on two cores
     python examples/ddgm.py --data digits --training.max_steps 2000
     python examples/ddgm.py --data photos/ --image-size 64   # a folder of images, RGB or RGBA
     python examples/ddgm.py --num-labels 100                 # class energies too, from 100 labels
