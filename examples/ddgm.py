@@ -2,14 +2,14 @@
 
     python examples/ddgm.py                                  # MNIST; eleven minutes on two cores
     python examples/ddgm.py --data digits --training.max_steps 2000
-    python examples/ddgm.py --data photos/ --image-size 64   # a folder of images, RGB or RGBA
+    python examples/ddgm.py --data photos/ --image-size 64   # a folder of images, transparent ones on white
     python examples/ddgm.py --num-labels 100                 # class energies too, from 100 labels
     python examples/ddgm.py --other-data fashion_mnist       # does the energy tell them from digits?
     python examples/ddgm.py --resume runs/...                # continue a run that was stopped
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json. Where the data has classes, a small
-classifier is trained on them afterwards, only to judge what was generated. Images in colour, as those of a folder, or
-larger than 32x32 have settings of their own, for fewer rows at a gentler rate: `--data photos/ --help` shows them.
+classifier is trained on them afterwards, only to judge what was generated. Images in colour, or larger than 32x32,
+have settings of their own, for fewer rows at a gentler rate: `--data photos/ --help` shows them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyro_ssvae.cli import (
     training_config,
 )
 from pyro_ssvae.evaluation import image_measures
-from pyro_ssvae.evaluation.judge import JUDGE_STEPS
+from pyro_ssvae.evaluation.judge import JUDGE_STEPS, held_out_rows
 from pyro_ssvae.plots import plot_class_shares
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.recipes import DDGM_IMAGES
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         check_images(data)
         others = load_others(args, data)
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
+        if not len(held_out_rows(data)[1]):
+            print("No rows are held out (x_test in an .npz file), so what compares with such rows is left out.")
         pyro.set_rng_seed(args.seed)
         model = DDGM(data.event_shape, num_classes=data.num_classes if labels else None, **DDGM_IMAGES.model)
 

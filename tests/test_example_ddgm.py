@@ -242,6 +242,22 @@ def help_of(parse: Callable[..., Any], flags: list[str], capsys: pytest.CaptureF
     return " ".join(capsys.readouterr().out.split())
 
 
+def test_printed_settings_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_ddgm("", ["--print_config"])
+    assert ended.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed, plain = parse_ddgm("", ["--config", str(tmp_path / "printed.yaml")]), parse_ddgm("", [])
+    assert (settings(printed), training_config(printed)) == (settings(plain), training_config(plain))
+
+
+def test_runs_of_other_examples_are_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder(tmp_path / "plane").create(settings(parse_ddgm_2d("", [])))
+    with pytest.raises(SystemExit):
+        parse_ddgm("", ["--resume", str(tmp_path / "plane")])
+    assert "holds the run of another example, with --frames; go on with" in capsys.readouterr().err
+
+
 def default_of(name: str, told: str) -> str:
     """Return what the help says is the default of a flag."""
     return told.split(f"--{name} ")[-1].split("default: ")[1].split(")")[0]
@@ -282,13 +298,16 @@ def test_images_in_colour_or_large_ones_have_a_recipe_of_their_own(
     assert training_config(parse_ddgm("", ["--resume", str(tmp_path / "run")])) == training_config(args)
 
 
-def test_folders_and_cifar10_hold_pictures(tmp_path: Path) -> None:
-    for data in (str(tmp_path), "cifar10"):
-        rate = training_config(parse_ddgm("", ["--data", data])).learning_rate
+def test_folders_in_colour_or_large_and_cifar10_hold_pictures(tmp_path: Path) -> None:
+    folder, grey = str(make_folder(tmp_path / "images")), tmp_path / "grey"
+    grey.mkdir()
+    Image.new("L", (40, 40), 9).save(grey / "one.png")
+    for flags in ([folder], ["cifar10"], [str(grey), "--image-size", "33"]):
+        rate = training_config(parse_ddgm("", ["--data", *flags])).learning_rate
         assert rate == DDGM_PICTURES.training["learning_rate"]
-    for data in ("digits", str(tmp_path / "missing.npz")):
+    for data in ("digits", str(tmp_path / "missing.npz"), str(grey)):
         assert training_config(parse_ddgm("", ["--data", data])).max_steps == DDGM_IMAGES.training["max_steps"]
-    args = parse_ddgm("", ["--data", str(tmp_path), "--training.learning_rate", "0.1"])
+    args = parse_ddgm("", ["--data", folder, "--training.learning_rate", "0.1"])
     assert training_config(args).learning_rate == 0.1
 
 

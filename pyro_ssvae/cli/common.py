@@ -109,12 +109,18 @@ def parse(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _name_in_full(parser, argv)
-    asked = [flag for flag in argv if flag not in ("-h", "--help")]  # help waits until the defaults are known
+    # Help and the printing of settings wait until the defaults are known.
+    asked = [flag for flag in argv if flag.split("=")[0] not in ("-h", "--help", "--print_config")]
     args = parser.parse_args(asked)
     given = parser.parse_args(asked, defaults=False)
     try:
         out = args.resume
         saved = {} if out is None else _flatten(RunFolder(out).read_config()[_FLAGS_IN_CONFIG])
+        if unknown := sorted(set(saved) - set(_flatten(parser.get_defaults().as_dict()))):
+            flag = unknown[0].replace("_", "-")
+            raise ValueError(
+                f"{out} holds the run of another example, with --{flag}; go on with the one that began it."
+            )
         if given.get("training.max_steps") is not None:
             saved.pop("max_epochs", None)
         if defaults is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
 from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, images_like, prepare
+from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.readers import as_images, read_npz
 from pyro_ssvae.evaluation.images import ALTERATIONS
 from pyro_ssvae.objectives import ENTROPIES
@@ -113,15 +114,18 @@ def parse_ddgm(description: str, argv: Sequence[str] | None = None) -> Namespace
 
 def _of_images(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of grey images of up to 32x32 pixels, or that of all others."""
-    recipe = DDGM_PICTURES if _has_pictures(saved.get("data", args.data)) else DDGM_IMAGES
+    data, size = (saved.get(name, args[name]) for name in ("data", "image_size"))
+    recipe = DDGM_PICTURES if _has_pictures(data, size) else DDGM_IMAGES
     return _of_recipe(recipe, args, saved)
 
 
-def _has_pictures(data: str) -> bool:
-    """Return whether images are in colour, as those of a folder always are, or larger than 32x32."""
-    if not data.endswith(".npz") or Path(data).is_dir():
-        return data == "cifar10" or Path(data).is_dir()
+def _has_pictures(data: str, image_size: int | None) -> bool:
+    """Return whether images are in colour, or larger than 32x32."""
     try:
+        if Path(data).is_dir():
+            return (image_size or 0) > 32 or has_colour(data)
+        if not data.endswith(".npz"):
+            return data == "cifar10"
         shape = as_images(read_npz(data, ["x_train"])["x_train"]).shape[1:]
     except (OSError, ValueError):  # which reading the data will report
         return False

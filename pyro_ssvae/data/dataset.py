@@ -106,7 +106,7 @@ class SemiSupervisedData:
     def from_arrays(
         cls,
         x: Any,
-        y: Any,
+        y: Any = None,
         *,
         x_validation: Any = None,
         y_validation: Any = None,
@@ -122,7 +122,8 @@ class SemiSupervisedData:
 
         Args:
             x: Training rows, shape ``(N, *event)``; uint8 is kept, other numbers become float32.
-            y: Their classes, shape ``(N,)``, whole numbers; -1 = unlabelled.
+            y: Their classes, shape ``(N,)``, whole numbers; -1 = unlabelled. Where no y is given, for held-out rows
+                neither, rows have no classes, and are for models that know none.
             x_validation: Validation rows, shape ``(V, *event)``.
             y_validation: Their classes, shape ``(V,)``.
             x_test: Test rows, shape ``(T, *event)``.
@@ -138,9 +139,13 @@ class SemiSupervisedData:
             ValueError: If values are not finite, shapes disagree, or labels are out of range.
 
         Warns:
-            UserWarning: If no row has a label, or a class has no labelled row.
+            UserWarning: If y is given and no row has a label, or a class has no labelled row.
         """
         rows = as_rows(x, "x")
+        has_classes = any(part is not None for part in (y, y_validation, y_test))
+        if not has_classes:
+            y, num_classes = np.full(len(rows), -1), 2 if num_classes is None else num_classes
+            y_validation, y_test = (None if part is None else np.zeros(len(part)) for part in (x_validation, x_test))
         labels = as_labels(y, "y", len(rows), allow_unlabelled=True)
         validation = _held_out(x_validation, y_validation, "validation", rows)
         test = _held_out(x_test, y_test, "test", rows)
@@ -154,7 +159,8 @@ class SemiSupervisedData:
                 f"split names {len(split.labelled)} labelled rows, y has {num_labelled}; hand in "
                 "the split that y was made with, or none."
             )
-        _warn_about_labels(labels, names)
+        if has_classes:
+            _warn_about_labels(labels, names)
         return cls(
             rows,
             labels,
@@ -335,10 +341,6 @@ class SemiSupervisedData:
         cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool, *, has_classes: bool = True
     ) -> SemiSupervisedData:
         """Hold the validation rows out, draw the labels that are kept and hide the others; all of no classes."""
-        if not has_classes:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of classes without a label: there are no classes
-                return cls._from_source(source, "all", seed, balanced).without_labels()
         as_seed(seed)
         y = as_labels(source.y, "y_train", len(source.x), allow_unlabelled=True)
         given = {"y_train": y}
@@ -347,24 +349,29 @@ class SemiSupervisedData:
         num_classes = as_num_classes(source.num_classes, given)
         train = np.setdiff1d(np.arange(len(y)), source.validation)
         y_train = y.numpy()[train]
+        rest: dict[str, Any] = {
+            "x_validation": source.x[source.validation],
+            "x_test": source.x_test,
+            "num_classes": num_classes,
+            "scale": source.scale,
+            "name": source.name,
+            "class_names": source.class_names,
+        }
+        if not has_classes:
+            return cls.from_arrays(source.x[train], **rest)
         labelled = draw_label_split(y_train, num_labels, num_classes, seed, balanced)
         return cls.from_arrays(
             source.x[train],
             hide_labels(y_train, labelled),
-            x_validation=source.x[source.validation],
             y_validation=source.y[source.validation],
-            x_test=source.x_test,
             y_test=source.y_test,
-            num_classes=num_classes,
-            scale=source.scale,
-            name=source.name,
-            class_names=source.class_names,
+            **rest,
             split=LabelSplit(source.ids[train[labelled]], source.ids[source.validation], seed, balanced),
         )
 
 
 def _placeholders(x: NDArray[Any]) -> NDArray[np.int64]:
-    """Return one class for all rows that have none, which :meth:`SemiSupervisedData.without_labels` takes off."""
+    """Return one class for all rows that have none, so that they may be held out."""
     return np.zeros(len(x), dtype=np.int64)
 
 

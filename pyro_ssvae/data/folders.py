@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["ImageRows", "read_folder"]
+__all__ = ["ImageRows", "has_colour", "read_folder"]
 
+_SIZE_OF_A_LOOK = 32
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -42,20 +43,45 @@ def read_folder(
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no image, one is damaged, or the size is not positive.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-    if not files:
-        raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
+    folder = Path(path).expanduser()
+    files = _files_below(folder)
     x = np.stack([_read(file, image_size, background) for file in files])  # (N, S, S, 3)
-    grey = bool((x == x[..., :1]).all())
+    grey = not _coloured(x)
     names = [_class_of(file, folder) for file in files]
     class_names = tuple(sorted({name for name in names if name is not None}))
     y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
     return ImageRows(np.moveaxis(x[..., :1] if grey else x, -1, 1).copy(), y, class_names)
+
+
+def has_colour(path: str | os.PathLike[str]) -> bool:
+    """Return whether an image below a folder is in colour; looks no further than the first that is.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no image, or one is damaged.
+    """
+    return any(
+        _coloured(_read(file, _SIZE_OF_A_LOOK, (255, 255, 255))) for file in _files_below(Path(path).expanduser())
+    )
+
+
+def _files_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
+    return files
+
+
+def _coloured(x: NDArray[np.uint8]) -> bool:
+    """Return whether the channels, along the last axis, differ anywhere."""
+    return bool((x != x[..., :1]).any())
 
 
 def _class_of(file: Path, folder: Path) -> str | None:

@@ -27,6 +27,7 @@ from pyro_ssvae.data import iterate_rows
 from pyro_ssvae.data.rows import to_unit
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import held
+from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import own_randomness
 from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass
 
@@ -109,9 +110,15 @@ def log_likelihood(
         The estimates, on the CPU, in float64.
 
     Raises:
+        TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
         ValueError: If there are no rows, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
     """
+    if isinstance(pair, DDGM):
+        raise TypeError(
+            "log_likelihood weighs draws from q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z of "
+            "points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
+        )
     if len(x) == 0:
         raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
     if num_samples < 1 or samples_at_a_time < 1:

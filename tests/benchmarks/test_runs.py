@@ -218,6 +218,7 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     found = {
         "row": {"name": "icons-default"},
         "nearest_training_image": {"generated": {"least": 1, "low": 2, "median": 3}},
+        "auroc": {"noise": 0.625},
     }
     (folder / "ddgm-icons-default-seed0-abc.json").write_text(json.dumps(found))
     for name, errors in (("classes-labels-alone", (0.3, 0.13)), ("classes", (0.6, 0.04))):
@@ -235,16 +236,17 @@ def test_the_page_of_ddgm_says_what_the_files_say(tmp_path: Path) -> None:
     assert "![Digits as drawn](results/ddgm-mnist-default-seed0-samples.png)" in page
     assert "refined.png" not in page  # was not drawn
     assert "| generated | 1.00 | 2.00 | 3.00 |" in page
+    assert "| the default recipe | 0.625 |" in page
     assert "| with everything else | 1, none collapsed | 3.00 | – |" in page
     assert "| labels alone | 1, none collapsed | 12.00 | – |" in page
     assert "![Validation errors during training](results/ddgm-classes.png)" in page
     assert (folder / "ddgm-classes.png").exists()
     assert "| the source document's recipe | 1.0 ± 0.0 | 11.0 ± 0.0 |" in page  # shares of modes
     assert (
-        "| the default recipe | 1, none collapsed | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | 10.0 | 0.995 | 900 |"
+        "| the default recipe | 1, none collapsed | 11.00 | 5.0 | 0.960 | 5.50 | 2.5 | 0.980 | 10.00 | 0.995 | 900 |"
         in page
     )
-    assert "| 1, none collapsed | 11.0 | 5.0 | 0.960 | 5.5 | 2.5 | 0.980 | – | 0.995 | 900 |" in page
+    assert "| 1, none collapsed | 11.00 | 5.0 | 0.960 | 5.50 | 2.5 | 0.980 | – | 0.995 | 900 |" in page
     assert "| class, % | 0 | 1 | 2 |" in page
     assert "| the default recipe | 5.0 | 15.0 | 10.0 |" in page
     assert "| test images | 9.0 | 11.0 | 10.0 |" in page

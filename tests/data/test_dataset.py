@@ -219,6 +219,16 @@ def test_from_npz_without_classes(write, images):
     assert (alone.num_unlabelled, len(alone.x_validation), len(alone.x_test)) == (53, 7, 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_from_arrays_without_classes(images):
+    data = SemiSupervisedData.from_arrays(images["x_train"], x_test=images["x_test"])
+    assert (data.num_labelled, data.num_unlabelled, len(data.x_test), data.split) == (0, 60, 9, None)
+    with pytest.raises(ValueError, match="y_test was given without x_test"):
+        SemiSupervisedData.from_arrays(images["x_train"], images["y_train"], y_test=images["y_test"])
+    with pytest.raises(TypeError, match="y "):
+        SemiSupervisedData.from_arrays(images["x_train"], x_test=images["x_test"], y_test=images["y_test"])
+
+
 def test_hidden_labels_leave_no_trace(write, images):
     before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
     hidden = np.setdiff1d(np.arange(60), before.split.labelled)

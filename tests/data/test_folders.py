@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data.folders import read_folder
+from pyro_ssvae.data.folders import has_colour, read_folder
 
 
 def write(path: Path, colour: tuple[int, ...], size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:
@@ -32,6 +32,7 @@ def test_classes_come_from_subfolders_or_names(tmp_path: Path) -> None:
     named = read_folder(tmp_path / "b", 4)
     assert (named.class_names, named.y.tolist()) == (("3", "7"), [0, 1])
     assert named.x.shape == (2, 1, 4, 4)  # all grey
+    assert (has_colour(tmp_path / "a"), has_colour(tmp_path / "b")) == (True, False)
 
 
 def test_transparent_pixels_show_the_background(tmp_path: Path) -> None:

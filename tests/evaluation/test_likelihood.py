@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae import DDGM, M1, M1M2, M2
 from pyro_ssvae.distributions import FixedClassPrior, VampPrior
 from pyro_ssvae.evaluation import log_likelihood, mean_bound
 from pyro_ssvae.evaluation.likelihood import _width
@@ -273,6 +273,8 @@ def test_random_state_scale_and_mode_are_respected() -> None:
 
 def test_bad_arguments() -> None:
     m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
+    with pytest.raises(TypeError, match="a DDGM has none.*annealed_log_normaliser"):
+        log_likelihood(DDGM((2,)), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="zero rows"):
         log_likelihood(m1, torch.zeros(0, 6))
     with pytest.raises(ValueError, match="num_samples=0"):
