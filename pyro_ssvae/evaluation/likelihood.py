@@ -116,8 +116,8 @@ def log_likelihood(
     """
     if isinstance(pair, DDGM):
         raise TypeError(
-            "log_likelihood weighs draws from q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z of "
-            "points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
+            "log_likelihood weighs draws from q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z for"
+            " points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
         )
     if len(x) == 0:
         raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
