@@ -116,7 +116,7 @@ def log_likelihood(
     """
     if isinstance(pair, DDGM):
         raise TypeError(
-            "log_likelihood weighs draws from q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z for"
+            "log_likelihood weighs draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z for"
             " points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
         )
     if len(x) == 0:
