@@ -356,12 +356,12 @@ usual start of linear layers the same recipe went from mode to mode of the ring,
 
 _IMAGES = """
 The *Fréchet distance* is taken between the 64 features of a small classifier, trained in the same run, of 5,000
-generated and of 5,000 training images, or of test and of training images. That of one pair of sets varies by 0.3 to
-0.5 from draw to draw; here it is the mean over all pairs of ten sets of training images with ten of generated, two of
-test or one of refined images. *Confidence* is the mean largest class probability of that classifier; *least class* the
-share of the class that is generated least. *Refined* images are those of z after twenty steps along the energy ([the
-maths](maths)). The source document trains on pixels that are on or off, with noise of standard deviation 0.3 on what
-the energy sees; its row is judged on such pixels too, by a judge trained on them.
+generated and of 5,000 training images, or of test and of training images. That of one pair of sets has a standard
+deviation of 0.3 to 0.5 between draws; here it is the mean over all pairs of ten sets of training images with ten of
+generated, two of test or one of refined images. *Confidence* is the mean largest class probability of that
+classifier; *least class* the share of the class that is generated least. *Refined* images are those of z after twenty
+steps along the energy ([the maths](maths)). The source document trains on pixels that are on or off, with noise of
+standard deviation 0.3 on what the energy sees; its row is judged on such pixels too, by a judge trained on them.
 """
 
 _SHARES = """
@@ -397,7 +397,7 @@ emoji, © Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/lice
 
 _ICON_AUROC = """
 How well the energy tells held-out icons from altered ones, as for digits. It has seen its training icons moved and
-mirrored and hardly notices either. Blurred ones it has seen too, yet tells from held-out icons little better than by
+mirrored, and notices neither well. Blurred ones it has seen too, yet tells from held-out icons little better than by
 chance: energies of so few rows do not carry over to other icons.
 """
 

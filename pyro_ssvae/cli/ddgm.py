@@ -78,7 +78,8 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
     add("--penalty-share", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
     add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
-    add("--langevin-steps", type=int, default=0, metavar="L", help="steps of generated rows before they are raised")
+    words = "steps of generated rows before the energy rises on them"
+    add("--langevin-steps", type=int, default=0, metavar="L", help=words)
     add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")
     add(
         "--generator-rate",

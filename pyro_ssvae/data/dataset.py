@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae.data.checks import as_labels, as_num_classes, as_rows, as_scale, as_seed, to_numpy
@@ -143,7 +142,7 @@ class SemiSupervisedData:
         """
         rows = as_rows(x, "x")
         has_classes = any(part is not None for part in (y, y_validation, y_test))
-        if not has_classes:
+        if not has_classes:  # all rows count as unlabelled, and held-out ones as of the first of two classes
             y, num_classes = np.full(len(rows), -1), 2 if num_classes is None else num_classes
             y_validation, y_test = (None if part is None else np.zeros(len(part)) for part in (x_validation, x_test))
         labels = as_labels(y, "y", len(rows), allow_unlabelled=True)
@@ -216,12 +215,10 @@ class SemiSupervisedData:
         x = flat["x_train"]
         if x.ndim < 2 or len(x) == 0:
             as_rows(x, "x_train")  # raises, in words
-        if not labels:
-            flat |= {f"y{key[1:]}": _placeholders(a) for key, a in flat.items()}
-            num_classes = 2 if num_classes is None else num_classes
-        y = flat["y_train"]
-        y = as_labels(y, "y_train", len(x), allow_unlabelled=True).numpy()
-        known = np.flatnonzero(y >= 0)
+        y, known = None, np.arange(len(x))
+        if labels:
+            y = as_labels(flat["y_train"], "y_train", len(x), allow_unlabelled=True).numpy()
+            known = np.flatnonzero(y >= 0)
         source = Source(
             x,
             y,
@@ -233,8 +230,7 @@ class SemiSupervisedData:
             num_classes=num_classes,
             scale=scale,
         )
-        num_labels = "all" if num_labels is None else num_labels
-        return cls._from_source(source, num_labels, seed, balanced, has_classes=bool(labels))
+        return cls._from_source(source, "all" if num_labels is None else num_labels, seed, balanced)
 
     @classmethod
     def from_name(
@@ -321,58 +317,53 @@ class SemiSupervisedData:
             raise ValueError(f"num_validation + num_test = {sum(held)} of {count} images leave none to train on.")
         order = np.random.default_rng(as_seed(seed)).permutation(count)
         test, rest = np.sort(order[: held[1]]), np.sort(order[held[1] :])
-        y = images.y if known.any() else _placeholders(images.x)
+        y = images.y if known.any() else None
         validation = np.flatnonzero(np.isin(rest, order[held[1] : sum(held)]))
         source = Source(
             images.x[rest],
-            y[rest],
+            None if y is None else y[rest],
             images.x[test],
-            y[test],
+            None if y is None else y[test],
             ids=rest,
             validation=validation,
             name=Path(path).name,
             num_classes=max(2, len(images.class_names)),
             class_names=images.class_names if len(images.class_names) > 1 else None,
         )
-        return cls._from_source(source, num_labels, seed, balanced, has_classes=bool(known.any()))
+        return cls._from_source(source, num_labels, seed, balanced)
 
     @classmethod
     def _from_source(
-        cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool, *, has_classes: bool = True
+        cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool
     ) -> SemiSupervisedData:
-        """Hold the validation rows out, draw the labels that are kept and hide the others; all of no classes."""
+        """Hold the validation rows out, draw the labels that are kept and hide the others."""
         as_seed(seed)
+        train = np.setdiff1d(np.arange(len(source.x)), source.validation)
+        rest: dict[str, Any] = {
+            "x_validation": source.x[source.validation],
+            "x_test": source.x_test,
+            "scale": source.scale,
+            "name": source.name,
+            "class_names": source.class_names,
+        }
+        if source.y is None:
+            return cls.from_arrays(source.x[train], num_classes=source.num_classes, **rest)
         y = as_labels(source.y, "y_train", len(source.x), allow_unlabelled=True)
         given = {"y_train": y}
         if source.y_test is not None:
             given["y_test"] = as_labels(source.y_test, "y_test", len(source.y_test))
         num_classes = as_num_classes(source.num_classes, given)
-        train = np.setdiff1d(np.arange(len(y)), source.validation)
         y_train = y.numpy()[train]
-        rest: dict[str, Any] = {
-            "x_validation": source.x[source.validation],
-            "x_test": source.x_test,
-            "num_classes": num_classes,
-            "scale": source.scale,
-            "name": source.name,
-            "class_names": source.class_names,
-        }
-        if not has_classes:
-            return cls.from_arrays(source.x[train], **rest)
         labelled = draw_label_split(y_train, num_labels, num_classes, seed, balanced)
         return cls.from_arrays(
             source.x[train],
             hide_labels(y_train, labelled),
             y_validation=source.y[source.validation],
             y_test=source.y_test,
+            num_classes=num_classes,
             **rest,
             split=LabelSplit(source.ids[train[labelled]], source.ids[source.validation], seed, balanced),
         )
-
-
-def _placeholders(x: NDArray[Any]) -> NDArray[np.int64]:
-    """Return one class for all rows that have none, so that they may be held out."""
-    return np.zeros(len(x), dtype=np.int64)
 
 
 def _held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,12 +37,12 @@ Arrays = dict[str, NDArray[Any]]
 class Source(NamedTuple):
     """A training file, with the rows that will validate named, and test rows.
 
-    ``x`` is ``(N, *event)`` with labels ``y`` (N,), -1 where unknown; ``ids`` (N,) are the rows'
-    places in the original file and ``validation`` (V,) counts rows of ``x``.
+    ``x`` is ``(N, *event)`` with labels ``y`` (N,), -1 where unknown, or none where rows have no classes; ``ids`` (N,)
+    are the rows' places in the original file and ``validation`` (V,) counts rows of ``x``.
     """
 
     x: NDArray[Any]
-    y: NDArray[Any]
+    y: NDArray[Any] | None
     x_test: NDArray[Any] | None
     y_test: NDArray[Any] | None
     ids: Rows
