@@ -189,7 +189,7 @@ class _Given:
         self.batch = Batch(None, None, None)
         self.noise = torch.Generator(device)
 
-    def next_rows(self) -> Batch:
+    def next_indices(self) -> Batch:
         return self.batch
 
     def gather(self, rows: Batch) -> Batch:
@@ -212,7 +212,7 @@ class Ours(Contender):
         self, *, enumeration: str = "exact", compile: str = "auto", sizes: Sizes = MNIST, **settings: Any
     ) -> None:
         super().__init__(**settings)
-        self.pair = pyro_ssvae.M2(
+        self.module = pyro_ssvae.M2(
             (sizes.features,),
             self.num_classes,
             hidden_dims=(sizes.hidden,),
@@ -221,12 +221,12 @@ class Ours(Contender):
             classifier="mlp",
         ).to(self.device)
         self.objective = pyro_ssvae.SemiSupervisedELBO(
-            self.pair, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
+            self.module, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
         )
         config = pyro_ssvae.TrainingConfig(
             learning_rate=LEARNING_RATE,
             kl_warmup=0.0,
-            kl_squeeze=1.0,
+            kl_peak=1.0,
             compile=compile,
             device=str(self.device),
             precision="bf16-mixed" if self.precision == "bf16" else "32-true",

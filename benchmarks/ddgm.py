@@ -37,12 +37,12 @@ from pyro_ssvae import (
     TrainingFailedError,
     fit,
 )
-from pyro_ssvae.data import PLANE_NAMES, images_like, plane_data, prepare
-from pyro_ssvae.evaluation import image_measures, plane_measures
-from pyro_ssvae.evaluation.judge import REFINING_STEPS
+from pyro_ssvae.data import TOY_DATASETS, images_like, make_toy_data, prepare
+from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
+from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, DDGM_SOURCE, Recipe
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
 from pyro_ssvae.training import report
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -56,13 +56,13 @@ class Row:
     name: str
     seed: int
     data: str
-    recipe: Recipe
+    recipe: Preset
     num_labels: int = 0
 
     @property
     def path(self) -> Path:
         """Where its result is kept: the name holds a hash of every setting, defaults included."""
-        model = build(self, (2,) if self.data in PLANE_NAMES else (3, 64, 64) if self.data == "icons" else IMAGE)
+        model = build(self, (2,) if self.data in TOY_DATASETS else (3, 64, 64) if self.data == "icons" else IMAGE)
         objective = EnergyObjective(model, num_unlabelled=1, num_labelled=self.num_labels, **self.recipe.objective)
         settings = {
             **asdict(self),
@@ -78,13 +78,13 @@ def rows(seeds: int) -> list[Row]:
     source_of_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
     some = min(seeds, 3)
     return [
-        *(Row(f"{data}-default", seed, data, DDGM_PLANE) for data in PLANE_NAMES for seed in range(seeds)),
+        *(Row(f"{data}-default", seed, data, DDGM_TOY) for data in TOY_DATASETS for seed in range(seeds)),
         *(Row("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in range(some)),
-        *(Row(f"{data}-source", seed, data, DDGM_SOURCE) for data in PLANE_NAMES for seed in range(seeds)),
+        *(Row(f"{data}-source", seed, data, DDGM_SOURCE) for data in TOY_DATASETS for seed in range(seeds)),
         *(Row("mnist-source", seed, "mnist", source_of_images) for seed in range(some)),
         *(Row("classes", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
         *(Row("classes-labels-alone", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
-        Row("icons-default", 0, "icons", DDGM_PICTURES),
+        Row("icons-default", 0, "icons", DDGM_PHOTOS),
     ]
 
 
@@ -120,9 +120,9 @@ def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, t
         return described
     if row.seed == 0:  # those that the page shows
         draw(model, data, row)
-    if row.data in PLANE_NAMES:
-        return described | plane_measures(model, row.data, seed=row.seed)
-    return described | image_measures(model, data, known, others=load_others(row, data, data_dir), seed=row.seed)
+    if row.data in TOY_DATASETS:
+        return described | measure_toy_model(model, row.data, seed=row.seed)
+    return described | measure_image_model(model, data, known, others=load_others(row, data, data_dir), seed=row.seed)
 
 
 def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dict[str, Tensor]:
@@ -136,8 +136,8 @@ def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dic
 
 def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
     """Return the data of a row, and the same with all its labels for the judge of digits."""
-    if row.data in PLANE_NAMES:
-        return plane_data(row.data, seed=row.seed), None
+    if row.data in TOY_DATASETS:
+        return make_toy_data(row.data, seed=row.seed), None
     if row.data == "icons":
         assert icons is not None  # else there is no such row
         return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
@@ -156,7 +156,7 @@ def _on_or_off(x: Tensor) -> Tensor:
 def draw(model: DDGM, data: SemiSupervisedData, row: Row) -> None:
     """Draw what the page shows of a row: points over the energy, or sheets of images."""
     stem = f"ddgm-{row.name}-seed{row.seed}"
-    if row.data in PLANE_NAMES:
+    if row.data in TOY_DATASETS:
         save_figure(plot_landscape(model, data.x_test), RESULTS / f"{stem}-landscape.png")
         return
     sheets = {

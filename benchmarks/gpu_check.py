@@ -27,7 +27,7 @@ import torch
 
 from pyro_ssvae import M2, DataUnavailableError, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream
-from pyro_ssvae.recipes import PURE
+from pyro_ssvae.presets import PURE
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,7 +26,7 @@ from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfi
 from pyro_ssvae.evaluation import LogLikelihood, log_likelihood
 from pyro_ssvae.networks import ConditionalMLP
 from pyro_ssvae.objectives import AffineAugmentation
-from pyro_ssvae.recipes import PURE
+from pyro_ssvae.presets import PURE
 from pyro_ssvae.training import report
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -48,7 +48,7 @@ class Row:
         default_factory=lambda: (
             PURE.training
             | {"max_epochs": 13, "labelled_batch_size": 100, "learning_rate": 2e-3}
-            | {"kl_warmup": 0.0, "kl_squeeze": 1.0, "binarisation": "none"}
+            | {"kl_warmup": 0.0, "kl_peak": 1.0, "binarisation": "none"}
         )
     )
 

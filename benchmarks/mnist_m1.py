@@ -25,7 +25,7 @@ from runs import add_flags, digest, make
 
 import pyro_ssvae
 from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
-from pyro_ssvae.recipes import M1_BELOW, M1_PRESETS
+from pyro_ssvae.presets import M1_BELOW, M1_PRESETS
 from pyro_ssvae.training import report
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -25,7 +25,7 @@ from runs import add_flags, digest, make
 
 from pyro_ssvae import M1, M1M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.recipes import STACK, STACK_PURE
+from pyro_ssvae.presets import STACK, STACK_PURE
 from pyro_ssvae.training import report
 
 RESULTS = mnist_m1.RESULTS

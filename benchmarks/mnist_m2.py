@@ -24,7 +24,7 @@ from results_page import write_page
 from runs import add_flags, digest, make
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.recipes import PURE
+from pyro_ssvae.presets import PURE
 from pyro_ssvae.training import report
 from pyro_ssvae.training.device import has_bf16
 
@@ -82,7 +82,7 @@ def rows(splits: int) -> list[Row]:
         Row("pure-large-alpha", 0, **PURE_LARGE_ALPHA),
         *(Row("pure-100", seed, **_BEST_PURE) for seed in range(splits)),
         Row("pure-3000", 0, num_labels=3000, **_BEST_PURE),
-        Row("pure-constant-kl-100", 0, **_changed(_BEST_PURE, training={"kl_warmup": 0.0, "kl_squeeze": 1.0})),
+        Row("pure-constant-kl-100", 0, **_changed(_BEST_PURE, training={"kl_warmup": 0.0, "kl_peak": 1.0})),
         *(
             Row(f"equal-steps-{name}", seed, **_changed(_BEST_PURE, objective=objective, training=_EQUAL | training))
             for seed in range(splits)
@@ -119,7 +119,7 @@ if has_bf16():
 # J^alpha as in the paper, on MLPs and binarised pixels: what fails, fails without the help of the default's parts.
 _CONSTANT_RATE = {
     "kl_warmup": 0.0,
-    "kl_squeeze": 1.0,
+    "kl_peak": 1.0,
     "binarisation": "dynamic",
     "learning_rate": 1e-3,
     "decay_start": 1.0,

@@ -83,7 +83,7 @@ def _default_table(results: dict[str, Result]) -> str:
     return (
         "## MNIST, default recipe\n\n"
         + table(header, rows)
-        + f"\n\nAdd-ons to $J^\\alpha$: {', '.join(one['add_ons'])}. α = {one['objective']['alpha']:g}·N. "
+        + f"\n\nAdd-ons to $J^\\alpha$: {', '.join(one['regularisers'])}. α = {one['objective']['alpha']:g}·N. "
         + f"Binarisation: {one['binarisation']}. Likelihood: {one['likelihood']}. Device: {one['device']}. "
         + f"PyTorch {one['versions']['torch'].split('+')[0]}, Pyro {one['versions']['pyro']}."
     )
@@ -278,7 +278,7 @@ _PURE = """
 ## The two ways in which M2 fails, and what cures them
 
 Two runs of $J^\\alpha$ and nothing else, at a constant learning rate. With a small weight of the cross-entropy the
-bound decides: it explains the image by z alone, and $q(y \\mid x)$ stays next to the uniform law, at which the class
+bound decides: it explains the image by z alone, and $q(y \\mid x)$ stays next to the uniform distribution, at which the class
 carries nothing and costs nothing; the error, having fallen for a while, rises again. With a large weight
 $q(y \\mid x)$ is decided within a few hundred steps, before the decoder knows what a class looks like; from then on
 its mistakes are what the decoder learns. Low entropy with a high error is the mark of the second failure, high

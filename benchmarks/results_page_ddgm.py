@@ -11,7 +11,7 @@ from typing import Any
 
 from results_page import table
 
-from pyro_ssvae.evaluation.images import ALTERATIONS
+from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
 from pyro_ssvae.plots.style import ACCENT, FAINT, new_figure, save_figure, set_title, style_axes
 
 Result = dict[str, Any]
@@ -131,7 +131,7 @@ def _areas(found: dict[str, list[Result]], data: str) -> str:
         for recipe, words in _WORDS.items()
     }
     measured = {kind: None for areas in of_recipe.values() for area in areas for kind in area}
-    kinds = [*ALTERATIONS, *(kind for kind in measured if kind not in ALTERATIONS)]
+    kinds = [*CORRUPTIONS, *(kind for kind in measured if kind not in CORRUPTIONS)]
     rows = [[words, *(_spread(areas, kind, 1.0, 3) for kind in kinds)] for words, areas in of_recipe.items() if areas]
     return table(["", *kinds], rows) if rows else ""
 
@@ -335,8 +335,8 @@ python benchmarks/ddgm.py --jobs 2
 ± is the standard deviation over seeds, and in brackets stands the worst seed. *The source document's recipe* is
 trained and measured by the same code, in the source's own sizes: one learning rate for both sides, entropy from the
 scales of batch normalisation, no penalty, 15,000 steps. A seed has *collapsed* where training was stopped for it, and
-is measured as it was then. The default recipes are `DDGM_PLANE`, `DDGM_IMAGES` and, of icons, `DDGM_PICTURES` of
-`pyro_ssvae.recipes`, whose docstrings say on which seeds they were chosen. Seconds are of training, on the cores
+is measured as it was then. The default recipes are `DDGM_TOY`, `DDGM_IMAGES` and, of icons, `DDGM_PHOTOS` of
+`pyro_ssvae.presets`, whose docstrings say on which seeds they were chosen. Seconds are of training, on the cores
 named; where that is one, another run went on beside it.
 """
 
@@ -356,7 +356,7 @@ usual start of linear layers the same recipe went from mode to mode of the ring,
 
 _IMAGES = """
 The *Fréchet distance* is taken between the 64 features of a small classifier, trained in the same run, of 5,000
-generated and of 5,000 training images, or of test and of training images. That of one pair of sets has a standard
+generated and of 5,000 training images, or of test and of training images. That of one module of sets has a standard
 deviation of 0.3 to 0.5 between draws; here it is the mean over all pairs of ten sets of training images with ten of
 generated, two of test or one of refined images. *Confidence* is the mean largest class probability of that
 classifier; *least class* the share of the class that is generated least. *Refined* images are those of z after twenty
@@ -369,7 +369,7 @@ How often each class is generated, and how often it occurs among test images, as
 """
 
 _AUROC = """
-How well the energy alone tells test images from altered ones, as the area under the ROC curve (one half is chance):
+How well the energy alone tells test images from corrupted ones, as the area under the ROC curve (one half is chance):
 uniform noise, permuted pixels, a shift by four pixels, a flip from left to right (digits 0, 1 and 8 left out), blank
 images, images blurred with a standard deviation of two pixels, and images of other data: CIFAR-10 in grey, at 28x28.
 The default recipe has seen faded, blurred, stitched and scrambled images (tiles of three or seven pixels) in training;
@@ -390,13 +390,13 @@ _ICONS = """
 686 icons of animals, people and smileys at 64x64; 550 of them train, and those held out stand beside the generated
 ones: distances of up to 200 images to the nearest training image, which copies would bring to nothing. Some icons
 occur twice, or nearly so: these are the held-out ones at distance 0. The energy of so few rows learns to tell them from
-held-out ones, as the second table says, though it sees them moved and mirrored at random (`jitter`). Icons: Twitter
+held-out ones, as the second table says, though it sees them moved and mirrored at random (`max_shift`). Icons: Twitter
 emoji, © Twitter and contributors, [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/); made by
 `python benchmarks/ddgm.py --icons DIR`.
 """
 
 _ICON_AUROC = """
-How well the energy tells held-out icons from altered ones, as for digits. It has seen its training icons moved and
+How well the energy tells held-out icons from corrupted ones, as for digits. It has seen its training icons moved and
 mirrored, and notices neither well. Blurred ones it has seen too, yet tells from held-out icons little better than by
 chance: energies of so few rows do not carry over to other icons.
 """

@@ -29,7 +29,7 @@ from step_page import write_section
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream
-from pyro_ssvae.recipes import PURE
+from pyro_ssvae.presets import PURE
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 RESULTS = PAGE.parent / "benchmarks" / "time-to-error.json"
@@ -63,7 +63,7 @@ def tutorial(seed: int, data_dir: str | None, minutes: float) -> dict[str, Any]:
         started = time.perf_counter()
         for _ in range(100):
             steps += 1
-            batch = stream.gather(stream.next_rows())
+            batch = stream.gather(stream.next_indices())
             x_batch, y_batch = batch.x_unlabelled, None
             if steps % (spacing + 1) == 0:
                 x_batch, y_batch = batch.x_labelled, batch.y_labelled

@@ -30,11 +30,11 @@ from pyro_ssvae.cli import (
     settings,
     training_config,
 )
-from pyro_ssvae.evaluation import image_measures
-from pyro_ssvae.evaluation.judge import JUDGE_STEPS, held_out_rows
+from pyro_ssvae.evaluation import measure_image_model
+from pyro_ssvae.evaluation.reference_classifier import REFERENCE_STEPS, get_held_out
 from pyro_ssvae.plots import plot_class_shares
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_IMAGES
+from pyro_ssvae.presets import DDGM_IMAGES
 from pyro_ssvae.training import RunFolder, report
 from pyro_ssvae.training.progress import ProgressReport
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         check_images(data)
         others = load_others(args, data)
         print(f"{data.name}: {len(data.x)} rows of shape {data.event_shape} to train on, {data.num_labelled} labelled")
-        if not len(held_out_rows(data)[1]):
+        if not len(get_held_out(data)[1]):
             print("No rows are held out (x_test in an .npz file), so what compares with such rows is left out.")
         pyro.set_rng_seed(args.seed)
         model = DDGM(data.event_shape, num_classes=data.num_classes if labels else None, **DDGM_IMAGES.model)
@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         result = report(objective, data, run, seed=args.seed)
         if known.num_labelled:
             print(f"Training a small classifier on {known.num_labelled} labelled rows, to judge what was generated")
-        with ProgressReport(JUDGE_STEPS, enabled=known.num_labelled > 0, words="judge") as bar:
-            found = image_measures(
+        with ProgressReport(REFERENCE_STEPS, enabled=known.num_labelled > 0, words="judge") as bar:
+            found = measure_image_model(
                 model,
                 data,
                 known,

@@ -19,13 +19,13 @@ import pyro
 
 from pyro_ssvae import fit
 from pyro_ssvae.cli import EXPECTED_ERRORS, name_run, objective_options, parse_ddgm_2d, settings, training_config
-from pyro_ssvae.data import plane_data
-from pyro_ssvae.evaluation import plane_measures
+from pyro_ssvae.data import make_toy_data
+from pyro_ssvae.evaluation import measure_toy_model
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import Movie, plot_landscape
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.recipes import DDGM_PLANE
+from pyro_ssvae.presets import DDGM_TOY
 from pyro_ssvae.training import RunFolder, report
 
 
@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_ddgm_2d(__doc__, argv)
     try:
         name_run(args, "ddgm")
-        data = plane_data(args.data, seed=args.seed)
+        data = make_toy_data(args.data, seed=args.seed)
         pyro.set_rng_seed(args.seed)
-        model = DDGM(data.event_shape, **DDGM_PLANE.model)
+        model = DDGM(data.event_shape, **DDGM_TOY.model)
 
         # The energy falls on data and rises on samples; the generator follows it and keeps its entropy.
         objective = EnergyObjective.for_data(model, data, **objective_options(args))
@@ -48,12 +48,12 @@ def main(argv: list[str] | None = None) -> int:
         filmed = list(movie.steps)
         total, later = config.total_steps(math.ceil(len(data.x) / config.batch_size)), max(1, args.frames - 1)
 
-        def shoot(pair: DDGM, row: dict[str, Any]) -> None:
+        def shoot(module: DDGM, row: dict[str, Any]) -> None:
             step = row["step"]
             movie.cut(step)  # a run may be taken up before its last frame
             last = movie.steps[-1] if movie.steps else 0
             if args.frames and step * later // total > last * later // total:
-                movie.add(plot_landscape(pair, data.x_validation, title=f"Step {step:,}"), step)
+                movie.add(plot_landscape(module, data.x_validation, title=f"Step {step:,}"), step)
 
         try:
             run = fit(
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             return 130
         result = report(objective, data, run, seed=args.seed)
-        found = plane_measures(
+        found = measure_toy_model(
             model, args.data, num_samples=args.num_samples, langevin_steps=args.refine, seed=args.seed
         )
         RunFolder(args.out).write_result({**result, **found})

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{data.name}: {len(data.x)} rows to train on, ", end="")
         print(f"{len(data.x_validation)} to validate, {len(data.x_test)} to test")
 
-        # The pair p(z)p(x|z) and q(z|x).
+        # The module p(z)p(x|z) and q(z|x).
         pyro.set_rng_seed(args.seed)
         model = MyM1(
             data.event_shape,

@@ -38,7 +38,7 @@ def run_stage(args: Any, objective: Any, data: Any, config: Any, stage: str) -> 
     """Train one stage, or go on with it where it stopped, and report it; done before, only read what it says."""
     folder = RunFolder(Path(args.out) / stage)
     if folder.result.is_file():
-        objective.pair.load_state_dict(ss.load(folder.path).state_dict())
+        objective.module.load_state_dict(ss.load(folder.path).state_dict())
         return folder.read_result()
     going_on = folder.checkpoint.is_file()
     if not going_on:
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def tell(name: str, result: dict[str, Any]) -> None:
     """Say in two lines how a stage went."""
-    extra = " with " + " and ".join(result["add_ons"]) if result["add_ons"] else ", pure objective"
+    extra = " with " + " and ".join(result["regularisers"]) if result["regularisers"] else ", pure objective"
     print(f"{name}, {result['num_labels']} labels{extra}, {result['train_seconds']:.0f} s of training")
     if result["test_error"] is not None:
         print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")

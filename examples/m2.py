@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"{len(data.x_validation)} to validate, {len(data.x_test)} to test")
 
-        # The pair p(z)p(y|π)p(x|y,z) and q(y|x)q(z|x,y).
+        # The module p(z)p(y|π)p(x|y,z) and q(y|x)q(z|x,y).
         pyro.set_rng_seed(args.seed)
         model = MyM2(
             data.event_shape,
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    extra = " with " + " and ".join(result["add_ons"]) if result["add_ons"] else ", pure objective"
+    extra = " with " + " and ".join(result["regularisers"]) if result["regularisers"] else ", pure objective"
     print(f"M2 on {data.name}, {data.num_labelled} labels{extra}, {result['train_seconds']:.0f} s of training")
     if result["test_error"] is not None:
         print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")

@@ -51,7 +51,7 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
     assert example.main(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
     assert "test error" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["add_ons"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
+    assert result["regularisers"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
     assert result["kl_weight"][-1] == 1.0
     assert result["objective"]["enumeration"] == ("top-k" if "--pure" in flags else "exact")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -92,7 +92,7 @@ def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> No
 
 def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
     from pyro_ssvae.cli import parse_m2, training_config
-    from pyro_ssvae.recipes import PURE
+    from pyro_ssvae.presets import PURE
 
     assert parse_m2("", ["--bound-weight", "0.5"]).bound_weight == 0.5
     args = parse_m2("", ["--pure", "--alpha", "3", "--training.learning_rate", "0.01", "--seed", "4"])
@@ -123,7 +123,7 @@ def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
     ]
     assert example.main(flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["num_labels"], result["add_ons"], result["validation_error"]) == (30, [], None)
+    assert (result["num_labels"], result["regularisers"], result["validation_error"]) == (30, [], None)
     assert 0.0 <= result["test_error"] <= 1.0
 
 

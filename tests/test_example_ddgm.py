@@ -18,9 +18,9 @@ from PIL import Image
 import pyro_ssvae
 from pyro_ssvae import EnergyObjective, SemiSupervisedData, TrainingConfig
 from pyro_ssvae.cli import load_others, parse_ddgm, parse_ddgm_2d, parse_m1, parse_m2, settings, training_config
-from pyro_ssvae.evaluation import plane_measures
+from pyro_ssvae.evaluation import measure_toy_model
 from pyro_ssvae.plots import Movie
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, M1_PRESETS, PURE, Recipe
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_PRESETS, PURE, Preset
 from pyro_ssvae.training import RunFolder
 
 
@@ -51,7 +51,7 @@ def test_a_run_leaves_its_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
-    monkeypatch.setattr(example, "plane_measures", partial(plane_measures, num_chains=10))
+    monkeypatch.setattr(example, "measure_toy_model", partial(measure_toy_model, num_chains=10))
     assert example.main([*TINY, "--data", name, "--frames", "2", "--out", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     assert 0.0 < result["total_variation"] <= 1.0
@@ -264,7 +264,7 @@ def default_of(name: str, told: str) -> str:
 
 
 def test_help_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    for parse, recipe in ((parse_ddgm, DDGM_IMAGES), (parse_ddgm_2d, DDGM_PLANE)):
+    for parse, recipe in ((parse_ddgm, DDGM_IMAGES), (parse_ddgm_2d, DDGM_TOY)):
         told = help_of(parse, [], capsys)
         for name, value in recipe.objective.items():
             assert default_of(name.replace("_", "-"), told) == str(value), name
@@ -283,13 +283,13 @@ def test_help_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         ((28, 28), DDGM_IMAGES),
         ((1, 32, 32), DDGM_IMAGES),
         ((12,), DDGM_IMAGES),
-        ((33, 33), DDGM_PICTURES),
-        ((8, 8, 3), DDGM_PICTURES),
-        ((3, 8, 8), DDGM_PICTURES),
+        ((33, 33), DDGM_PHOTOS),
+        ((8, 8, 3), DDGM_PHOTOS),
+        ((3, 8, 8), DDGM_PHOTOS),
     ],
 )
 def test_images_in_colour_or_large_ones_have_a_recipe_of_their_own(
-    shape: tuple[int, ...], recipe: Recipe, tmp_path: Path
+    shape: tuple[int, ...], recipe: Preset, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "some.npz", x_train=np.zeros((2, *shape), dtype=np.uint8))
     args = parse_ddgm("", ["--data", str(tmp_path / "some.npz")])
@@ -304,7 +304,7 @@ def test_folders_in_colour_or_large_and_cifar10_hold_pictures(tmp_path: Path) ->
     Image.new("L", (40, 40), 9).save(grey / "one.png")
     for flags in ([folder], ["cifar10"], [str(grey), "--image-size", "33"]):
         rate = training_config(parse_ddgm("", ["--data", *flags])).learning_rate
-        assert rate == DDGM_PICTURES.training["learning_rate"]
+        assert rate == DDGM_PHOTOS.training["learning_rate"]
     for data in ("digits", str(tmp_path / "missing.npz"), str(grey)):
         assert training_config(parse_ddgm("", ["--data", data])).max_steps == DDGM_IMAGES.training["max_steps"]
     args = parse_ddgm("", ["--data", folder, "--training.learning_rate", "0.1"])

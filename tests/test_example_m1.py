@@ -15,7 +15,7 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, EnumerationError, StaticELBOError
 from pyro_ssvae.cli import m1_config, parse_m1_m2
 from pyro_ssvae.cli.m1 import parse_m1
-from pyro_ssvae.recipes import M1_PRESETS
+from pyro_ssvae.presets import M1_PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY_M1 = ["--data", "digits", "--hidden-dims", "[8]", "--latent-dim", "3", "--device", "cpu", "--num-samples", "5"]
@@ -96,7 +96,7 @@ def test_stack_runs_all_stages(
     flags_kept = yaml.safe_load((tmp_path / "config.yaml").read_text())["flags"]
     assert flags_kept["classify_from"] == ("z1" if pure else "x")
     result = json.loads((tmp_path / "joint" / "result.json").read_text())
-    assert result["add_ons"] == ([] if pure else ["augmentation", "consistency"])
+    assert result["regularisers"] == ([] if pure else ["augmentation", "consistency"])
 
 
 def test_stack_resumes_between_stages_and_takes_an_m1(

@@ -60,7 +60,7 @@ def new_parser(
     parser = ArgumentParser(prog=program, usage=usage, description=description, formatter_class=_Formatter)
     add = parser.add_argument
     if data is not None:
-        add("--data", choices=list(data), default=data[0], help="the law that points are drawn from")
+        add("--data", choices=list(data), default=data[0], help="the distribution that points are drawn from")
     else:
         names = "mnist, fashion_mnist, cifar10, digits (needs no download)"
         words = f"{names}, FILE.npz with x_train, y_train, x_test, y_test (no y: no classes), or a FOLDER of images"

@@ -11,12 +11,12 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
-from pyro_ssvae.data import PLANE_NAMES, SemiSupervisedData, images_like, prepare
+from pyro_ssvae.data import TOY_DATASETS, SemiSupervisedData, images_like, prepare
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.readers import as_images, read_npz
-from pyro_ssvae.evaluation.images import ALTERATIONS
+from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
 from pyro_ssvae.objectives import ENTROPIES
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PICTURES, DDGM_PLANE, Recipe
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
 
 __all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
 
@@ -26,7 +26,7 @@ _OBJECTIVE = (
     "entropy",
     "entropy_weight",
     "gradient_penalty",
-    "penalty_share",
+    "penalty_fraction",
     "energy_penalty",
     "langevin_steps",
     "langevin_step_size",
@@ -35,15 +35,15 @@ _OBJECTIVE = (
     "generator_steps",
     "shared_draws",
     "critic_rate",
-    "settling",
-    "contrast_weight",
-    "jitter",
+    "mle_fraction",
+    "negative_weight",
+    "max_shift",
 )
 
 
 def ddgm_2d_parser(description: str) -> ArgumentParser:
     """Return the parser of ``examples/ddgm_2d.py``."""
-    parser = new_parser("ddgm_2d.py", description, labels=False, data=PLANE_NAMES)
+    parser = new_parser("ddgm_2d.py", description, labels=False, data=TOY_DATASETS)
     _add_objective(parser)
     add = parser.add_argument
     words = "frames of the movie of training, the first of its start, at most one an evaluation; 0 for none"
@@ -100,7 +100,7 @@ def _add_objective(parser: ArgumentParser) -> None:
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
     """Return the flags of ``examples/ddgm_2d.py``, completed from the recipe and the run to resume."""
     parser = ddgm_2d_parser(description)
-    args = parse(parser, argv, partial(_of_recipe, DDGM_PLANE))
+    args = parse(parser, argv, partial(_of_recipe, DDGM_TOY))
     _at_least(parser, args, frames=0, num_samples=2, refine=0)
     return args
 
@@ -116,7 +116,7 @@ def parse_ddgm(description: str, argv: Sequence[str] | None = None) -> Namespace
 def _of_images(args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe of grey images of up to 32x32 pixels, or that of all others."""
     data, size = (saved.get(name, args[name]) for name in ("data", "image_size"))
-    recipe = DDGM_PICTURES if _has_pictures(data, size) else DDGM_IMAGES
+    recipe = DDGM_PHOTOS if _has_pictures(data, size) else DDGM_IMAGES
     return _of_recipe(recipe, args, saved)
 
 
@@ -133,7 +133,7 @@ def _has_pictures(data: str, image_size: int | None) -> bool:
     return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
 
 
-def _of_recipe(recipe: Recipe, args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
+def _of_recipe(recipe: Preset, args: Namespace, saved: dict[str, Any]) -> dict[str, Any]:
     return recipe.objective | as_defaults(recipe.training, args)
 
 
@@ -159,7 +159,7 @@ def check_images(data: SemiSupervisedData) -> None:
         raise ValueError(
             f"The rows of {data.name} have shape {shape}; images (C, H, W) of at least {_LEAST_SIDE}x{_LEAST_SIDE} "
             "pixels are needed. Folders of small images are enlarged by --image-size 32. For rows that are no images "
-            "write a few lines of Python, as in examples/ddgm_2d.py, with contrast_weight=0 (--contrast-weight 0)."
+            "write a few lines of Python, as in examples/ddgm_2d.py, with negative_weight=0 (--contrast-weight 0)."
         )
     low, high = (float(value) / data.scale for value in (data.x.min(), data.x.max()))
     if low < 0.0 or high > 1.0:
@@ -190,7 +190,7 @@ def load_others(args: Namespace, data: SemiSupervisedData) -> dict[str, Tensor]:
     check_images(others)
     rows = others.x_test if len(others.x_test) else others.x
     x = prepare(rows[: len(data.x_test) or 5000], scale=others.scale)
-    name = f"other {others.name}" if others.name in ALTERATIONS else others.name
+    name = f"other {others.name}" if others.name in CORRUPTIONS else others.name
     return {name: images_like(x, data.event_shape)}
 
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse
 from pyro_ssvae.distributions import Bernoulli
-from pyro_ssvae.recipes import M1_PRESETS
+from pyro_ssvae.presets import M1_PRESETS
 
 __all__ = ["binarisation_for", "parse_m1"]
 
@@ -41,7 +41,7 @@ def parse_m1(description: str, argv: Sequence[str] | None = None) -> Namespace:
 
 
 def binarisation_for(likelihood: str, preferred: str) -> str:
-    """Return how pixels are binarised unless the flags say: as preferred for a law of zeros and ones, else not at all.
+    """Return how pixels are binarised unless the flags say: as preferred for a distribution of zeros and ones, else not at all.
 
     Args:
         likelihood: Its name.

@@ -14,7 +14,7 @@ from pyro_ssvae.cli.m1 import binarisation_for
 from pyro_ssvae.cli.m2 import add_objective
 from pyro_ssvae.data.rows import BINARISATIONS
 from pyro_ssvae.distributions import PRIORS
-from pyro_ssvae.recipes import M1_BELOW, STACK, STACK_PURE
+from pyro_ssvae.presets import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig
 
 __all__ = ["joint_config", "m1_config", "parse_m1_m2"]

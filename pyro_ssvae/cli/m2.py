@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 
 from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse
-from pyro_ssvae.recipes import PURE
+from pyro_ssvae.presets import PURE
 
 __all__ = ["add_objective", "parse_m2"]
 
@@ -37,7 +37,7 @@ def m2_parser(description: str) -> ArgumentParser:
     add_objective(
         parser,
         "Other defaults become those that suit it: MLPs, softplus, top-k, 40 epochs in small binarised batches. The "
-        "weight of the KL of z still has its schedule; for none: --training.kl_warmup 0 --training.kl_squeeze 1",
+        "weight of the KL of z still has its schedule; for none: --training.kl_warmup 0 --training.kl_peak 1",
     )
     add_parts(parser)
     add = parser.add_argument

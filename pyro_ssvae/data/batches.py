@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count, as_seed
+from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.rows import as_device, at_threshold, binarise, check_binarisation, derived_seed, to_unit
 
@@ -111,9 +111,9 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        return self.gather(self.next_rows())
+        return self.gather(self.next_indices())
 
-    def next_rows(self) -> Rows:
+    def next_indices(self) -> Rows:
         """Return the numbers of the next rows; the stream has then moved on."""
         self._step += 1
         return Rows(self._unlabelled.next(), self._labelled.next())

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_labels, as_num_classes, as_rows, as_scale, as_seed, to_numpy
+from pyro_ssvae._checks import as_examples, as_labels, as_num_classes, as_scale, as_seed, to_numpy
 from pyro_ssvae.data.folders import read_folder
 from pyro_ssvae.data.named import Source, load_named
 from pyro_ssvae.data.readers import as_images, read_npz
-from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels, last_rows
+from pyro_ssvae.data.splits import LabelSplit, draw_label_split, hide_labels, select_last
 
 __all__ = ["SemiSupervisedData"]
 
@@ -140,7 +140,7 @@ class SemiSupervisedData:
         Warns:
             UserWarning: If y is given and no row has a label, or a class has no labelled row.
         """
-        rows = as_rows(x, "x")
+        rows = as_examples(x, "x")
         has_classes = any(part is not None for part in (y, y_validation, y_test))
         if not has_classes:  # all rows count as unlabelled, and held-out ones as of the first of two classes
             y, num_classes = np.full(len(rows), -1), 2 if num_classes is None else num_classes
@@ -214,7 +214,7 @@ class SemiSupervisedData:
         flat = {key: _flat(a) if key.startswith("y") else as_images(a) for key, a in arrays.items()}
         x = flat["x_train"]
         if x.ndim < 2 or len(x) == 0:
-            as_rows(x, "x_train")  # raises, in words
+            as_examples(x, "x_train")  # raises, in words
         y, known = None, np.arange(len(x))
         if labels:
             y = as_labels(flat["y_train"], "y_train", len(x), allow_unlabelled=True).numpy()
@@ -225,7 +225,7 @@ class SemiSupervisedData:
             flat.get("x_test"),
             flat.get("y_test"),
             ids=np.arange(len(x)),
-            validation=last_rows(known, 0 if num_validation is None else num_validation, len(x)),
+            validation=select_last(known, 0 if num_validation is None else num_validation, len(x)),
             name=Path(path).stem,
             num_classes=num_classes,
             scale=scale,
@@ -373,7 +373,7 @@ def _held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Tensor]
     if x is None or y is None:
         given, missing = (f"{a}_{part}" for a in ("yx" if x is None else "xy"))
         raise ValueError(f"{given} was given without {missing}; hand in both, or neither.")
-    rows = as_rows(x, f"x_{part}", allow_empty=True)
+    rows = as_examples(x, f"x_{part}", allow_empty=True)
     if rows.shape[1:] != train.shape[1:] or rows.dtype != train.dtype:
         raise ValueError(
             f"x_{part} has rows of shape {tuple(rows.shape[1:])} and dtype {rows.dtype}, x has "

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["ImageRows", "has_colour", "read_folder"]
+__all__ = ["LabelledImages", "has_colour", "read_folder"]
 
 _SIZE_OF_A_LOOK = 32
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 
 
-class ImageRows(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images ``(N, C, S, S)``, uint8, with classes ``(N,)``, -1 where unknown, and the classes' names."""
 
     x: NDArray[np.uint8]
@@ -26,7 +26,7 @@ class ImageRows(NamedTuple):
 
 def read_folder(
     path: str | os.PathLike[str], image_size: int, *, background: tuple[int, int, int] = (255, 255, 255)
-) -> ImageRows:
+) -> LabelledImages:
     """Read every image below a folder, in the order of their names.
 
     The class of an image is the subfolder that it lies in; directly in the folder, what comes before the first ``_``
@@ -52,7 +52,7 @@ def read_folder(
     names = [_class_of(file, folder) for file in files]
     class_names = tuple(sorted({name for name in names if name is not None}))
     y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
-    return ImageRows(np.moveaxis(x[..., :1] if grey else x, -1, 1).copy(), y, class_names)
+    return LabelledImages(np.moveaxis(x[..., :1] if grey else x, -1, 1).copy(), y, class_names)
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae.data.checks import as_count, as_seed
+from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.data.download import download
 from pyro_ssvae.data.readers import as_images, read_idx, read_npz
-from pyro_ssvae.data.splits import Rows, last_rows
+from pyro_ssvae.data.splits import Rows, select_last
 from pyro_ssvae.errors import DataUnavailableError
 
 __all__ = ["DATASET_NAMES", "Source", "data_folder", "load_named"]
@@ -143,7 +143,7 @@ def load_named(
         arrays["x_test"],
         arrays["y_test"],
         ids=rows,
-        validation=last_rows(rows, wanted, len(rows)),
+        validation=select_last(rows, wanted, len(rows)),
         name=name,
         num_classes=10,
         class_names=files.class_names,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae.data.checks import as_count, as_seed
+from pyro_ssvae._checks import as_count, as_seed
 
 __all__ = [
     "BINARISATIONS",
@@ -19,7 +19,7 @@ __all__ = [
     "check_binarisation",
     "derived_seed",
     "images_like",
-    "iterate_rows",
+    "iterate_batches",
     "prepare",
     "to_unit",
 ]
@@ -104,7 +104,7 @@ def binarise(x: Tensor, *, scale: float = 1.0, seed: int = 0) -> Tensor:
     return drawn
 
 
-def iterate_rows(
+def iterate_batches(
     x: Tensor,
     *,
     scale: float = 1.0,
@@ -150,13 +150,13 @@ def prepare(
     binarisation: str = "none",
     seed: int = 0,
 ) -> Tensor:
-    """Return all rows at once as :func:`iterate_rows` yields them.
+    """Return all rows at once as :func:`iterate_batches` yields them.
 
     Args:
         x: Rows with shape ``(N, *event)``, as stored.
         scale: Divides ``x``.
         device: Where they are wanted.
-        binarisation: As for :func:`iterate_rows`; ``"static"`` and ``"dynamic"`` are the same here.
+        binarisation: As for :func:`iterate_batches`; ``"static"`` and ``"dynamic"`` are the same here.
         seed: Of the binarisation.
 
     Returns:
@@ -167,7 +167,7 @@ def prepare(
     """
     all_rows = max(1, len(x))
     batches = list(
-        iterate_rows(x, scale=scale, batch_size=all_rows, device=device, binarisation=binarisation, seed=seed)
+        iterate_batches(x, scale=scale, batch_size=all_rows, device=device, binarisation=binarisation, seed=seed)
     )
     return batches[0] if batches else torch.empty(x.shape, device=device)
 

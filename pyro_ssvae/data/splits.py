@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae.data.checks import as_count, as_labels, as_seed, to_numpy
+from pyro_ssvae._checks import as_count, as_labels, as_seed, to_numpy
+from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.files import atomic_open
 
-__all__ = ["LabelSplit", "draw_label_split", "hide_labels", "last_rows"]
+__all__ = ["LabelSplit", "draw_label_split", "hide_labels", "select_last"]
 
 Rows = NDArray[np.int64]
 
@@ -216,7 +216,7 @@ def hide_labels(y: NDArray[Any], labelled: Rows) -> Rows:
     return hidden
 
 
-def last_rows(rows: Rows, num_validation: int, num_rows: int) -> Rows:
+def select_last(rows: Rows, num_validation: int, num_rows: int) -> Rows:
     """Return the last ``num_validation`` of ``rows``.
 
     Args:

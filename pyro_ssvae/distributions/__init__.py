@@ -8,8 +8,8 @@ from pyro_ssvae.distributions.class_priors import (
     make_class_prior,
 )
 from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
+from pyro_ssvae.distributions.factory import LIKELIHOODS, PRIORS, make_likelihood, make_prior
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
-from pyro_ssvae.distributions.making import LIKELIHOODS, PRIORS, make_likelihood, make_prior
 from pyro_ssvae.distributions.mixed import Mixed
 from pyro_ssvae.distributions.priors import (
     Flow,

@@ -36,7 +36,7 @@ class GridDistribution(TorchDistribution):
         super().__init__(logits.shape[:-1], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> GridDistribution:
-        """Return the same law with a larger batch shape."""
+        """Return the same distribution with a larger batch shape."""
         return GridDistribution(self.logits.expand(*batch_shape, self.logits.shape[-1]), self.spacing)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class GridDistribution(TorchDistribution):
 
 
 class _Grid(Likelihood):
-    """What laws on a grid share: its size, spacing and check."""
+    """What distributions on a grid share: its size, spacing and check."""
 
     def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Categorical(_Grid):
         self.num_params = self.levels
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return the law over events, for logits with shape ``(*batch, levels, *event_shape)``."""
+        """Return the distribution over events, for logits with shape ``(*batch, levels, *event_shape)``."""
         return GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
 
 
@@ -147,14 +147,14 @@ class DiscretisedLogistic(_Grid):
     num_params = 2
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return the law over events, for location and log-scale with shape ``(*batch, 2, *event_shape)``."""
+        """Return the distribution over events, for location and log-scale with shape ``(*batch, 2, *event_shape)``."""
         loc, log_scale = params.unbind(-1 - event_dim)
         log_steps = log_scale + math.log(self.levels / 10.0)
         return _LogisticCells(loc, log_steps, self.levels, self.spacing).to_event(event_dim)
 
 
 class _LogisticCells(TorchDistribution):
-    """The law of :class:`DiscretisedLogistic`; ``loc`` in units of x, ``log_scale`` in grid steps, both ``batch``."""
+    """The distribution of :class:`DiscretisedLogistic`; ``loc`` in units of x, ``log_scale`` in grid steps, both ``batch``."""
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
     support = constraints.real
@@ -199,7 +199,7 @@ class _LogisticCells(TorchDistribution):
 
 
 class _Counts(Likelihood):
-    """What laws of counts share: their check."""
+    """What distributions of counts share: their check."""
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless every value is a whole number from 0 up."""
@@ -233,8 +233,8 @@ class NegativeBinomial(_Counts):
     num_params = 2
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return the law over events, for log m and log r with shape ``(*batch, 2, *event_shape)``."""
+        """Return the distribution over events, for log m and log r with shape ``(*batch, 2, *event_shape)``."""
         log_mean, log_total = params.unbind(-1 - event_dim)
         log_mean, log_total = log_mean.clamp(-20.0, 20.0), log_total.clamp(-10.0, 10.0)
-        law = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total, validate_args=False)
-        return law.to_event(event_dim)
+        distribution = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total, validate_args=False)
+        return distribution.to_event(event_dim)

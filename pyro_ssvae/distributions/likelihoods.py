@@ -1,4 +1,4 @@
-"""Likelihoods p(x|y,z): how many numbers a pixel needs from the decoder, and the law they make.
+"""Likelihoods p(x|y,z): how many numbers a pixel needs from the decoder, and the distribution they make.
 
 A likelihood is a module. The decoder hands it raw numbers of shape ``(*batch, num_params, *event_shape)``; it
 returns a Pyro distribution with ``batch_shape == batch`` and ``event_shape == event_shape``.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae.distributions.laws import BernoulliByLogits, ContinuousBernoulliByLogits
+from pyro_ssvae.distributions.torch_distributions import BernoulliByLogits, ContinuousBernoulliByLogits
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
 
@@ -22,7 +22,7 @@ _VARIANCES = ("learned", "shared", "fixed")
 
 
 class Likelihood(nn.Module):
-    """Base class: subclass it to give the model another law for ``x``.
+    """Base class: subclass it to give the model another distribution for ``x``.
 
     Attributes:
         num_params: Raw numbers per element of ``x`` that the decoder must supply.
@@ -90,8 +90,10 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        law: dist.TorchDistribution = ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(event_dim)
-        return law
+        distribution: dist.TorchDistribution = ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(
+            event_dim
+        )
+        return distribution
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
@@ -99,7 +101,7 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _LocationScale(Likelihood):
-    """What real-valued laws share: a location, and a scale that is learned per element, shared, or fixed.
+    """What real-valued distributions share: a location, and a scale that is learned per element, shared, or fixed.
 
     Args:
         min_scale: Smallest scale, in units of ``x``. Elements that never change would otherwise drive a learned

@@ -1,4 +1,4 @@
-"""A likelihood that gives the columns of a table different laws."""
+"""A likelihood that gives the columns of a table different distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Mixed"]
 
 
 class Mixed(Likelihood):
-    """Different laws for different columns of a table, independent given the latents.
+    """Different distributions for different columns of a table, independent given the latents.
 
     Args:
         parts: Pairs of column numbers and their likelihood. Every column of the table belongs to exactly one.
@@ -49,7 +49,7 @@ class Mixed(Likelihood):
         self.num_params = max(likelihood.num_params for _, likelihood in parts)
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
-        """Return the joint law of a row.
+        """Return the joint distribution of a row.
 
         Args:
             params: Raw numbers with shape ``(*batch, P, D)``, P that of the most demanding part; the others use the
@@ -65,11 +65,11 @@ class Mixed(Likelihood):
                 f"Mixed is for rows of {columns} columns; got rows with {event_dim} dimension(s), the last of size "
                 f"{params.shape[-1]}."
             )
-        laws = [
+        distributions = [
             likelihood(params[..., : likelihood.num_params, columns], 1)
             for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True)
         ]
-        return _Joint(laws, self.columns)
+        return _Joint(distributions, self.columns)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, where a part's own check refuses its columns."""
@@ -95,45 +95,48 @@ class Mixed(Likelihood):
 
 
 class _Joint(TorchDistribution):
-    """Independent laws of groups of columns, put back in the order of the table.
+    """Independent distributions of groups of columns, put back in the order of the table.
 
     Args:
-        laws: One per group, with equal batch shapes and event shape ``(len(columns),)``.
+        distributions: One per group, with equal batch shapes and event shape ``(len(columns),)``.
         columns: The columns of each group.
     """
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
 
-    def __init__(self, laws: Sequence[TorchDistribution], columns: Sequence[Sequence[int]]) -> None:
-        self.has_rsample = all(law.has_rsample for law in laws)
-        self.laws, self.columns = list(laws), [list(group) for group in columns]
+    def __init__(self, distributions: Sequence[TorchDistribution], columns: Sequence[Sequence[int]]) -> None:
+        self.has_rsample = all(distribution.has_rsample for distribution in distributions)
+        self.distributions, self.columns = list(distributions), [list(group) for group in columns]
         order = [column for group in self.columns for column in group]
         self._place = sorted(range(len(order)), key=order.__getitem__)  # column -> position among the groups
-        super().__init__(self.laws[0].batch_shape, torch.Size((len(order),)), validate_args=False)
+        super().__init__(self.distributions[0].batch_shape, torch.Size((len(order),)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
-        return _Joint([law.expand(batch_shape) for law in self.laws], self.columns)
+        return _Joint([distribution.expand(batch_shape) for distribution in self.distributions], self.columns)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        parts = [law.log_prob(value[..., group]) for law, group in zip(self.laws, self.columns, strict=True)]
+        parts = [
+            distribution.log_prob(value[..., group])
+            for distribution, group in zip(self.distributions, self.columns, strict=True)
+        ]
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([law.sample(sample_shape) for law in self.laws])
+        return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([law.rsample(sample_shape) for law in self.laws])
+        return self._join([distribution.rsample(sample_shape) for distribution in self.distributions])
 
     @property
     def mean(self) -> Tensor:
         """Return the means of all columns, with shape ``(*batch, D)``."""
-        return self._join([law.mean for law in self.laws])
+        return self._join([distribution.mean for distribution in self.distributions])
 
     @property
     def variance(self) -> Tensor:
         """Return the variances of all columns, with shape ``(*batch, D)``."""
-        return self._join([law.variance for law in self.laws])
+        return self._join([distribution.variance for distribution in self.distributions])
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, -1)[..., self._place]

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
-from pyro_ssvae.distributions.laws import DiagonalMixture, as_independent_normal
+from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, as_independent_normal
 
 __all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "held"]
 
@@ -305,7 +305,7 @@ def _positive(num_components: int) -> int:
 
 @contextmanager
 def held(prior: Any) -> Iterator[None]:
-    """Build the law of a prior of this package once, for as long as nothing it depends on changes.
+    """Build the distribution of a prior of this package once, for as long as nothing it depends on changes.
 
     A VampPrior passes all its pseudo-inputs through the encoder whenever it is called. A prior of the caller's own,
     which may draw something when called, is left alone.
@@ -313,8 +313,8 @@ def held(prior: Any) -> Iterator[None]:
     if not (isinstance(prior, Prior) and type(prior).__module__.startswith("pyro_ssvae.")):
         yield
         return
-    law = prior()
-    vars(prior)["forward"] = lambda: law  # of this instance, in front of its class's
+    distribution = prior()
+    vars(prior)["forward"] = lambda: distribution  # of this instance, in front of its class's
     try:
         yield
     finally:

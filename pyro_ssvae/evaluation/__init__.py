@@ -1,9 +1,8 @@
 """Evaluation: the numbers that runs report."""
 
-from pyro_ssvae.evaluation.annealing import annealed_log_normaliser
+from pyro_ssvae.evaluation.ais import annealed_log_normaliser
 from pyro_ssvae.evaluation.grid import Grid
-from pyro_ssvae.evaluation.images import altered, energy_auroc, image_measures, nearest_rows
-from pyro_ssvae.evaluation.judge import ImageJudge, generation_measures
+from pyro_ssvae.evaluation.image_metrics import corrupt_images, energy_auroc, find_nearest, measure_image_model
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,
@@ -13,11 +12,12 @@ from pyro_ssvae.evaluation.metrics import (
     latent_diagnostics,
     mean_bound,
     posterior_diagnostics,
-    predict_rows,
+    predict_batches,
     validation_metrics,
 )
-from pyro_ssvae.evaluation.plane import plane_measures
-from pyro_ssvae.evaluation.samples import (
+from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, measure_generated_images
+from pyro_ssvae.evaluation.toy_metrics import measure_toy_model
+from pyro_ssvae.evaluation.two_sample import (
     energy_distance,
     frechet_distance,
     median_distance,
@@ -27,10 +27,10 @@ from pyro_ssvae.evaluation.samples import (
 
 __all__ = [
     "Grid",
-    "ImageJudge",
+    "ReferenceClassifier",
     "LogLikelihood",
     "active_units",
-    "altered",
+    "corrupt_images",
     "annealed_log_normaliser",
     "class_control",
     "classification_error",
@@ -38,17 +38,17 @@ __all__ = [
     "energy_diagnostics",
     "energy_distance",
     "frechet_distance",
-    "generation_measures",
-    "image_measures",
+    "measure_generated_images",
+    "measure_image_model",
     "latent_diagnostics",
     "log_likelihood",
     "mean_bound",
     "median_distance",
     "mode_coverage",
-    "nearest_rows",
-    "plane_measures",
+    "find_nearest",
+    "measure_toy_model",
     "posterior_diagnostics",
-    "predict_rows",
+    "predict_batches",
     "squared_mmd",
     "validation_metrics",
 ]

@@ -23,13 +23,13 @@ import torch
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_ssvae.data import iterate_rows
+from pyro_ssvae.data import iterate_batches
 from pyro_ssvae.data.rows import to_unit
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import held
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.models.base import own_randomness
-from pyro_ssvae.objectives.enumeration import DrawSamples, EnumerateClass
+from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
@@ -80,7 +80,7 @@ class LogLikelihood:
 
 
 def log_likelihood(
-    pair: nn.Module,
+    module: nn.Module,
     x: Tensor,
     *,
     num_samples: int = 1000,
@@ -96,7 +96,7 @@ def log_likelihood(
     2 million elements or less.
 
     Args:
-        pair: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A
+        module: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A
             random class prior is held at its mean.
         x: Rows with shape ``(N, *event_shape)``, as stored (8-bit allowed).
         num_samples: Draws per row (and class).
@@ -114,7 +114,7 @@ def log_likelihood(
         ValueError: If there are no rows, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
     """
-    if isinstance(pair, DDGM):
+    if isinstance(module, DDGM):
         raise TypeError(
             "log_likelihood weighs draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z for"
             " points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
@@ -123,24 +123,24 @@ def log_likelihood(
         raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
     if num_samples < 1 or samples_at_a_time < 1:
         raise ValueError(f"num_samples={num_samples} and samples_at_a_time={samples_at_a_time} must be positive.")
-    _check_rows(pair, x, scale, binarisation)
-    like = next(pair.parameters())
+    _check_rows(module, x, scale, binarisation)
+    like = next(module.parameters())
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
-    with own_randomness(pair, seed), torch.inference_mode(), pyro.validation_enabled(False):
-        width = _width(pair, next(iterate_rows(x[:1], device=like.device, **options)).to(like))
+    with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
+        width = _width(module, next(iterate_batches(x[:1], device=like.device, **options)).to(like))
     at_a_time = max(1, min(num_samples, samples_at_a_time, _ELEMENTS_AT_A_TIME // width))
     rows_at_a_time = max(1, _ELEMENTS_AT_A_TIME // (width * at_a_time))
-    batches = iterate_rows(x, device=like.device, batch_size=rows_at_a_time, **options)
+    batches = iterate_batches(x, device=like.device, batch_size=rows_at_a_time, **options)
     found: list[LogLikelihood] = []
     # Everything is seeded a second time, so that looking at the width leaves no trace in the draws.
     with (
-        own_randomness(pair, seed),
+        fork_random_state(module, seed),
         torch.inference_mode(),
         pyro.validation_enabled(False),
-        held(getattr(pair, "prior", None)),
+        held(getattr(module, "prior", None)),
     ):
         for batch in batches:
-            found.append(_of_batch(pair, batch.to(like), num_samples, at_a_time))
+            found.append(_of_batch(module, batch.to(like), num_samples, at_a_time))
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
@@ -159,14 +159,14 @@ def log_likelihood(
     )
 
 
-def _check_rows(pair: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
+def _check_rows(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
     """Raise ``ValueError`` for rows that the model cannot have been trained on."""
-    shape = getattr(pair, "event_shape", x.shape[1:])
+    shape = getattr(module, "event_shape", x.shape[1:])
     if x.shape[1:] != shape:
         raise ValueError(
             f"x must be rows of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
         )
-    likelihood = getattr(pair, "likelihood", None)
+    likelihood = getattr(module, "likelihood", None)
     if binarisation != "none" or not isinstance(likelihood, Likelihood):
         return  # binarised values are zeros and ones, in the domain of every likelihood
     for rows in x.split(_ROWS_CHECKED_AT_A_TIME):
@@ -176,7 +176,7 @@ def _check_rows(pair: nn.Module, x: Tensor, scale: float, binarisation: str) -> 
             raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
 
 
-def _width(pair: nn.Module, row: Tensor) -> int:
+def _width(module: nn.Module, row: Tensor) -> int:
     """Return how many elements each draw of a row adds to the widest layer, all classes together.
 
     What a layer returns for two draws is compared with what it returns for one: those that see the row alone, such as
@@ -188,16 +188,16 @@ def _width(pair: nn.Module, row: Tensor) -> int:
         if isinstance(output, Tensor):
             found[-1].append(output.numel())
 
-    hooks = [part.register_forward_hook(note) for part in pair.modules()]
+    hooks = [part.register_forward_hook(note) for part in module.modules()]
     try:
         for number in (1, 2):
             found.append([])
-            importance_log_weights(pair, row, number)
+            importance_log_weights(module, row, number)
     finally:
         for hook in hooks:
             hook.remove()
-    numbers = getattr(getattr(pair, "likelihood", None), "num_params", 1)
-    least = getattr(pair, "num_classes", 1) * max(1, numbers * row.numel())
+    numbers = getattr(getattr(module, "likelihood", None), "num_params", 1)
+    least = getattr(module, "num_classes", 1) * max(1, numbers * row.numel())
     return max(least, *(two - one for one, two in zip(*found, strict=False)), 1)
 
 
@@ -213,11 +213,11 @@ class _RunningSum:
         self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
 
 
-def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
+def _of_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
     total, by_class = _RunningSum(), _RunningSum()
     log_py: Tensor | None = None
     for start in range(0, num_samples, at_a_time):
-        log_weights, log_py = importance_log_weights(pair, x, min(at_a_time, num_samples - start))
+        log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start))
         log_weights = log_weights.double()
         if log_py is None:
             total.add(log_weights)
@@ -237,11 +237,11 @@ def _of_batch(pair: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> L
     )
 
 
-def importance_log_weights(pair: Any, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor | None]:
+def importance_log_weights(module: Any, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor | None]:
     """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
 
     Args:
-        pair: A model with methods ``model`` and ``guide``.
+        module: A model with methods ``model`` and ``guide``.
         x: Rows ``(B, *event_shape)``, as the model sees them.
         num_samples: Number of draws ``S``.
 
@@ -249,17 +249,17 @@ def importance_log_weights(pair: Any, x: Tensor, num_samples: int) -> tuple[Tens
         Log-weights ``(K, S, B)`` and log p(y) ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated.
     """
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
-    prior = getattr(pair, "class_prior", None)
+    prior = getattr(module, "class_prior", None)
     data = {"pi": prior.mean()} if prior is not None else {}
-    model, guide = (poutine.condition(function, data=data) for function in (pair.model, pair.guide))
+    model, guide = (poutine.condition(function, data=data) for function in (module.model, module.guide))
     guide_trace = poutine.trace(DrawSamples(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
     total: Any = 0.0
     for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
         for name, site in prune_subsample_sites(trace).nodes.items():
             if site["type"] == "sample" and site["cond_indep_stack"] and name != classes.name:
-                law: Any = site["fn"]
-                total = total + sign * law.log_prob(site["value"])
+                distribution: Any = site["fn"]
+                total = total + sign * distribution.log_prob(site["value"])
     if classes.name is None:
         return total.expand(num_samples, len(x)), None
     log_py = classes.log_prior(model_trace.nodes)

@@ -9,9 +9,9 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_ssvae.data import SemiSupervisedData, iterate_rows
-from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
-from pyro_ssvae.models.base import device_of, evaluation_mode, own_randomness
+from pyro_ssvae.data import SemiSupervisedData, iterate_batches
+from pyro_ssvae.models import DDGM, M1, Classifier, Model, SemiSupervisedModel
+from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
 from pyro_ssvae.objectives import Objective
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "latent_diagnostics",
     "mean_bound",
     "posterior_diagnostics",
-    "predict_rows",
+    "predict_batches",
     "validation_metrics",
 ]
 
@@ -30,7 +30,7 @@ _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of KL and entropy
 _ACTIVE_VARIANCE = 0.01  # of posterior means, from which a latent counts as in use
 
 
-def predict_rows(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many rows, in batches, on the CPU.
 
     Args:
@@ -60,7 +60,7 @@ def classification_error(model: Classifier, x: Tensor, y: Tensor, *, scale: floa
     """
     if len(x) == 0:
         raise ValueError("The error of zero rows is not defined; hand in validation or test rows.")
-    return float((predict_rows(model, x, scale=scale).argmax(-1) != y.cpu()).double().mean())
+    return float((predict_batches(model, x, scale=scale).argmax(-1) != y.cpu()).double().mean())
 
 
 def mean_bound(
@@ -77,7 +77,7 @@ def mean_bound(
     Classes, where the model has some, are summed: -U(x).
 
     Args:
-        objective: The objective whose pair is evaluated, in evaluation mode.
+        objective: The objective whose module is evaluated, in evaluation mode.
         x: Rows with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
@@ -85,14 +85,14 @@ def mean_bound(
         batch_size: Rows at a time.
     """
     total = 0.0
-    with own_randomness(objective, seed):
+    with fork_random_state(objective, seed):
         options = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
         for batch in _batches(objective, x, **options):
             total -= objective.unlabelled_bound(batch) * len(batch)
     return total / len(x)
 
 
-def class_control(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+def class_control(model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
     """Return how far the class decides what is generated: the share of images that the classifier reads as asked.
 
     M2 can classify well while its decoder ignores y, because z may carry the class as well; this number tells.
@@ -105,10 +105,10 @@ def class_control(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, seed
         scale: Divides ``x``.
         seed: Of the styles drawn from the prior; the caller's random state is left as it was.
     """
-    device = device_of(model)
+    device = get_device(model)
     classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
     right = {"analogies": 0, "samples": 0}
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         for batch in _batches(model, x, scale=scale, batch_size=250):
             y = model.classify(batch).argmax(-1)
             styles = {
@@ -124,7 +124,7 @@ def class_control(model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, seed
 
 @torch.no_grad()
 def posterior_diagnostics(
-    model: ClassifyingPair, x: Tensor, *, scale: float = 1.0, batch_size: int = 500
+    model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, batch_size: int = 500
 ) -> dict[str, float]:
     """Return the three curves that tell how M2 fails, all in nats.
 
@@ -138,7 +138,7 @@ def posterior_diagnostics(
         scale: Divides ``x``.
         batch_size: Rows at a time.
     """
-    device = device_of(model)
+    device = get_device(model)
     classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
     entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
     with evaluation_mode(model):
@@ -183,7 +183,7 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
     """Return how data and as many generated rows compare.
 
     ``energy_of_data`` and ``energy_of_samples`` are mean energies in nats, ``energy_difference`` the first minus the
-    second, and ``spread_ratio`` the root of the total variance of samples over that of the data: near 1 for a
+    second, and ``std_ratio`` the root of the total variance of samples over that of the data: near 1 for a
     generator that covers the data, near 0 for one that has collapsed. It is left out where it is unknown: for a single
     row, or rows that are all the same.
 
@@ -194,7 +194,7 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
         seed: Of the samples; the caller's random state is left as it was.
     """
     rows = torch.cat(list(_batches(model, x, scale=scale)))
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         samples = model.sample(len(rows))
     of_data, of_samples = model.energy(rows).mean(), model.energy(samples).mean()
     found = {
@@ -203,7 +203,7 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
         "energy_difference": float(of_data - of_samples),
     }
     spread, of_rows = (float(z.flatten(1).var(0, unbiased=False).sum().sqrt()) for z in (samples, rows))
-    return found | ({"spread_ratio": spread / of_rows} if of_rows > 0.0 else {})
+    return found | ({"std_ratio": spread / of_rows} if of_rows > 0.0 else {})
 
 
 @torch.no_grad()
@@ -239,7 +239,7 @@ def validation_metrics(
     validation rows on up to 1,000 training rows drawn by the seed, and the latest is chosen.
 
     Args:
-        objective: The objective, whose pair is evaluated.
+        objective: The objective, whose module is evaluated.
         data: The rows.
         binarisation: As in training.
         seed: Of binarisation and draws.
@@ -247,26 +247,26 @@ def validation_metrics(
     Raises:
         ValueError: Without validation rows, but for an energy model.
     """
-    x, pair = data.x_validation, objective.pair
-    if not len(x) and not isinstance(pair, DDGM):
+    x, module = data.x_validation, objective.module
+    if not len(x) and not isinstance(module, DDGM):
         raise ValueError("There are no validation rows to evaluate on; hand in data that holds some out.")
     few = x[:_DIAGNOSED_ROWS]
-    if isinstance(pair, DDGM):
+    if isinstance(module, DDGM):
         if not len(x):
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))
             few = data.x[order[:_DIAGNOSED_ROWS]]
-        energies = energy_diagnostics(pair, few, scale=data.scale, seed=seed)
-        if not pair.has_classes or not len(x):
+        energies = energy_diagnostics(module, few, scale=data.scale, seed=seed)
+        if not module.has_classes or not len(x):
             return energies, None
-        error = classification_error(pair, x, data.y_validation, scale=data.scale)
+        error = classification_error(module, x, data.y_validation, scale=data.scale)
         return {"validation_error": error, **energies}, None
-    if isinstance(pair, ClassifyingPair):
-        error = classification_error(pair, x, data.y_validation, scale=data.scale)
-        return {"validation_error": error, **posterior_diagnostics(pair, few, scale=data.scale)}, -error
+    if isinstance(module, SemiSupervisedModel):
+        error = classification_error(module, x, data.y_validation, scale=data.scale)
+        return {"validation_error": error, **posterior_diagnostics(module, few, scale=data.scale)}, -error
     bound = mean_bound(objective, x, scale=data.scale, binarisation=binarisation, seed=seed)
     found = {"validation_bound": bound}
-    if isinstance(pair, M1):
-        found |= latent_diagnostics(pair, few, scale=data.scale)
+    if isinstance(module, M1):
+        found |= latent_diagnostics(module, few, scale=data.scale)
     return found, bound
 
 
@@ -277,10 +277,10 @@ def _active(means: list[Tensor], threshold: float = _ACTIVE_VARIANCE) -> Tensor:
 def _batches(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
     """Return the rows in batches on the device of a module and in its precision."""
     like = next(module.parameters())
-    return (batch.to(like) for batch in iterate_rows(x, device=like.device, **options))
+    return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
 
 
-def _kl_to_prior(model: Pair, qz: dist.TorchDistribution) -> Tensor:
+def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:
     """Return KL(q(z|x,y) ‖ p(z)) where it is registered, else a one-sample estimate, with the batch shape of q."""
     prior = model.prior()
     try:

@@ -1,12 +1,12 @@
 """Models of the papers, as Pyro model/guide pairs: one file each."""
 
-from pyro_ssvae.models.base import Pair, VariationalPair, data_plate, pyro_view
-from pyro_ssvae.models.classifying import Classifier, ClassifyingPair
+from pyro_ssvae.models.base import LatentVariableModel, Model, data_plate, pyro_view
 from pyro_ssvae.models.ddgm import DDGM, langevin
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.saving import load, save
+from pyro_ssvae.models.semi_supervised import Classifier, SemiSupervisedModel
+from pyro_ssvae.models.serialization import load, save
 
 __all__ = [
     "DDGM",
@@ -14,9 +14,9 @@ __all__ = [
     "M1M2",
     "M2",
     "Classifier",
-    "ClassifyingPair",
-    "Pair",
-    "VariationalPair",
+    "SemiSupervisedModel",
+    "Model",
+    "LatentVariableModel",
     "data_plate",
     "langevin",
     "load",

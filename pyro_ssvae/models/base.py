@@ -1,4 +1,4 @@
-"""What every model/guide pair shares: rows, latents, the data plate, and the view for stock Pyro."""
+"""What every model/guide module shares: rows, latents, the data plate, and the view for stock Pyro."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
-from pyro_ssvae.data.checks import as_seed
+from pyro_ssvae._checks import as_seed
 from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform, make_likelihood, make_prior
 
 __all__ = [
     "ENUMERATE",
-    "Pair",
-    "VariationalPair",
+    "Model",
+    "LatentVariableModel",
     "data_plate",
     "declare_parameters",
-    "device_of",
+    "get_device",
     "evaluation_mode",
     "full_precision",
-    "own_randomness",
+    "fork_random_state",
     "pyro_view",
 ]
 
@@ -35,7 +35,7 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 depends on y alone is computed K times and not K x batch times."""
 
 
-class Pair(nn.Module):
+class Model(nn.Module):
     """Base class of the models here: rows of some shape, and latents under a prior.
 
     A subclass makes its networks, calls :meth:`_complete`, and defines ``model`` and ``guide``.
@@ -119,7 +119,7 @@ class Pair(nn.Module):
             )
 
 
-class VariationalPair(Pair):
+class LatentVariableModel(Model):
     """Base class of models whose rows follow a likelihood given latents, and whose latents are inferred.
 
     Args:
@@ -127,7 +127,7 @@ class VariationalPair(Pair):
         latent_dim: Number of latents ``L``.
         likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
-        options: As for :class:`Pair`.
+        options: As for :class:`Model`.
         modules: Likewise.
 
     Raises:
@@ -154,11 +154,11 @@ class VariationalPair(Pair):
         loc, log_scale = full_precision(params).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
-    def _law(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
-        """Return the likelihood's law of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
+    def _observation(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
+        """Return the likelihood's distribution of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
-        law: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
-        return law
+        distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
+        return distribution
 
     def _parts(self) -> dict[str, Any]:
         return {"likelihood": self.likelihood, **super()._parts()}
@@ -180,7 +180,7 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
     return pyro.plate("data", batch if size is None else size, subsample=rows, dim=-1)
 
 
-def device_of(module: nn.Module) -> torch.device:
+def get_device(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter."""
     return next(module.parameters()).device
 
@@ -203,13 +203,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_randomness(model: nn.Module, seed: int) -> Iterator[None]:
+def fork_random_state(model: nn.Module, seed: int) -> Iterator[None]:
     """Draw by ``seed``, with the model in evaluation mode; then restore everything.
 
     ``torch.manual_seed`` would also reseed devices that are not restored here.
     """
     seed = as_seed(seed)
-    device = device_of(model)
+    device = get_device(model)
     cuda = [device] if device.type == "cuda" else []
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)
@@ -219,15 +219,15 @@ def own_randomness(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
-    """Present functions of a pair to stock ``pyro.infer.SVI``.
+def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
+    """Present functions of a module to stock ``pyro.infer.SVI``.
 
-    ``SVI`` trains what appears as a ``param`` site, and plain modules produce none. Each view declares the pair's
-    parameters as such sites and then calls the pair. The tensors are the pair's own, and Pyro's global parameter
+    ``SVI`` trains what appears as a ``param`` site, and plain modules produce none. Each view declares the module's
+    parameters as such sites and then calls the module. The tensors are the module's own, and Pyro's global parameter
     store stays empty, so models cannot meet there.
 
     Args:
-        pair: A model/guide pair, for example :class:`pyro_ssvae.M2`.
+        module: A model/guide module, for example :class:`pyro_ssvae.M2`.
         *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
 
     Returns:
@@ -244,8 +244,8 @@ def pyro_view(pair: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...
 
     def view(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            declare_parameters(pair)
-            return getattr(pair, name)(*args, **kwargs)
+            declare_parameters(module)
+            return getattr(module, name)(*args, **kwargs)
 
         return call
 

@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ssvae.models.base import data_plate, evaluation_mode
-from pyro_ssvae.models.classifying import Classifier
 from pyro_ssvae.models.inversion import nearest_latents
+from pyro_ssvae.models.semi_supervised import Classifier
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
-from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, tried
+from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, check_module
 
 __all__ = ["DDGM", "langevin"]
 
 
 class DDGM(Classifier):
-    """The DDGM model/guide pair: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
+    """The DDGM model/guide module: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
 
     Shapes in the comments: ``B`` rows, ``L`` latents, ``F`` features.
 
@@ -102,7 +102,7 @@ class DDGM(Classifier):
             num_classes=num_classes,
         )
         self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
-        tried(self.generator, (latent_dim,), self.event_shape, "generator")
+        check_module(self.generator, (latent_dim,), self.event_shape, "generator")
         self._range = RANGES[options["output"]] if isinstance(generator, str) else None
         self._complete()
 
@@ -206,7 +206,7 @@ class DDGM(Classifier):
 
         In z, Langevin dynamics under :math:`p(z)\, e^{-\lambda E(G(z))}` leave the malformed rows of a generator, and
         keep to what it can draw. Where :math:`P_G = e^{-E} / Z`, rows are then of :math:`e^{-(1 + \lambda) E}`, the
-        energy's law at the temperature 1 / (1 + λ): of higher quality, and less varied (after Your GAN is Secretly an
+        energy's distribution at the temperature 1 / (1 + λ): of higher quality, and less varied (after Your GAN is Secretly an
         Energy-based Model, Che et al., 2020, https://arxiv.org/abs/2003.06060).
 
         Args:
@@ -392,9 +392,9 @@ def langevin(
     return x
 
 
-def _bounds_of(law: Any) -> tuple[Any, Any] | None:
+def _bounds_of(distribution: Any) -> tuple[Any, Any] | None:
     """Return the least and the largest latent that a prior allows, ``None`` where it allows all."""
-    support = getattr(law.support, "base_constraint", None)
+    support = getattr(distribution.support, "base_constraint", None)
     return (support.lower_bound, support.upper_bound) if isinstance(support, constraints.interval) else None
 
 

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import Likelihood
-from pyro_ssvae.models.base import VariationalPair, data_plate, evaluation_mode
+from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP
 
 __all__ = ["M1"]
 
 
-class M1(VariationalPair):
-    """The M1 model/guide pair, for rows of any shape. It knows no classes; its latents serve a classifier above.
+class M1(LatentVariableModel):
+    """The M1 model/guide module, for rows of any shape. It knows no classes; its latents serve a classifier above.
 
     Shapes in the comments: ``B`` rows, ``L`` latents.
 
@@ -116,7 +116,7 @@ class M1(VariationalPair):
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
-        return self._law(self.decoder(z), z.shape[:-1])
+        return self._observation(self.decoder(z), z.shape[:-1])
 
     # Use.
 

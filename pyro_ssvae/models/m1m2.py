@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Gaussian
-from pyro_ssvae.distributions.laws import as_independent_normal
+from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
-from pyro_ssvae.models.classifying import ClassifyingPair
 from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 from pyro_ssvae.networks import ConditionalMLP, make_classifier
 
 __all__ = ["M1M2"]
@@ -38,8 +38,8 @@ __all__ = ["M1M2"]
 _CLASSIFIED = ("z1", "x")
 
 
-class M1M2(ClassifyingPair):
-    """The M1+M2 model/guide pair: M2 on the latents of an M1, down to x.
+class M1M2(SemiSupervisedModel):
+    """The M1+M2 model/guide module: M2 on the latents of an M1, down to x.
 
     It is trained in two ways. *Stacked* (the paper's): M1 was trained before and stays as it is, so p(x|z1) and
     q(z1|x) are constants; z1 is drawn afresh at every step, and only the part above it is computed. *Joint*: all
@@ -220,13 +220,13 @@ class M1M2(ClassifyingPair):
         """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``.
 
         Raises:
-            TypeError: If the posterior of M1 is not made of independent normal laws.
+            TypeError: If the posterior of M1 is not made of independent normal distributions.
         """
         qz = as_independent_normal(self.m1.encode(x))
         if qz is None:
             raise TypeError(
                 f"M1M2 takes z1 from a diagonal Gaussian q(z1|x), and {type(self.m1).__name__}.encode returns another "
-                "law. Return dist.Normal(loc, scale).to_event(1) there, or override encode_z1 and decode_z1 of M1M2."
+                "distribution. Return dist.Normal(loc, scale).to_event(1) there, or override encode_z1 and decode_z1 of M1M2."
             )
         return dist.Normal(qz.loc.index_select(-1, self.active), qz.scale.index_select(-1, self.active)).to_event(1)
 
@@ -238,8 +238,8 @@ class M1M2(ClassifyingPair):
         """Return p(z1|y,z), with event shape ``(L1,)``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         params = full_precision(self.decoder(z, y))
         shape = torch.broadcast_shapes(z.shape[:-1], y.shape)
-        law: dist.TorchDistribution = self.z1_likelihood(params.reshape(*shape, 2, -1), 1)
-        return law
+        distribution: dist.TorchDistribution = self.z1_likelihood(params.reshape(*shape, 2, -1), 1)
+        return distribution
 
     def decode_x(self, z1: Tensor) -> dist.TorchDistribution:
         """Return p(x|z1), with event shape ``event_shape``, for z1 ``(..., L1)``."""

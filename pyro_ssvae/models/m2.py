@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
-from pyro_ssvae.models.classifying import ClassifyingPair
+from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 from pyro_ssvae.networks import ConditionalMLP, make_classifier
 
 __all__ = ["M2"]
 
 
-class M2(ClassifyingPair):
-    """The M2 model/guide pair, for rows of any shape.
+class M2(SemiSupervisedModel):
+    """The M2 model/guide module, for rows of any shape.
 
     Shapes in the comments: ``B`` rows, ``K`` classes, ``L`` latents. Under enumeration y has shape ``(K, 1)`` and
     everything that depends on it gains a leading ``K``.
@@ -152,4 +152,4 @@ class M2(ClassifyingPair):
 
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        return self._law(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))
+        return self._observation(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))

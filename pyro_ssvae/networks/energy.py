@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae.networks.variational import activation_named, check_widths
+from pyro_ssvae.networks.variational import check_widths, get_activation
 
 __all__ = [
     "ConvFeatures",
@@ -87,13 +87,13 @@ class EnergyNet(nn.Module):
             raise ValueError(f"num_experts={experts} must be at least 1, and sigma={sigma} positive.")
         self.features = features
         self.sigma = float(sigma)
-        width = int(tried(features, event_shape, (None,), "features")[-1])
+        width = int(check_module(features, event_shape, (None,), "features")[-1])
         numbers = math.prod(event_shape)
         self.bias = nn.Parameter(torch.zeros(numbers))
         # A step of Adam moves every number of b alike, and the rows' common brightness makes these add up.
         self._bias_scale = min(1.0, DIGIT_SIZE / numbers)
         self.experts = SoftplusExperts(width, experts) if isinstance(experts, int) else experts
-        tried(self.experts, (width,), (None,), "experts")
+        check_module(self.experts, (width,), (None,), "experts")
         self.classes = None if num_classes is None else nn.Linear(width, num_classes)
 
     def by_class(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class MLPFeatures(nn.Module):
         width = math.prod(event_shape)
         layers: list[nn.Module] = [nn.Flatten()]
         for hidden in check_widths(hidden_dims):
-            layers += [weight_norm(nn.Linear(width, hidden)), activation_named(activation)]
+            layers += [weight_norm(nn.Linear(width, hidden)), get_activation(activation)]
             width = hidden
         self.layers = nn.Sequential(*layers, weight_norm(nn.Linear(width, feature_dim)), nn.Tanh())
 
@@ -171,7 +171,7 @@ class ConvFeatures(nn.Module):
             layers += [nn.Conv2d(width, out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
             width = out
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        self.last = nn.Linear(int(tried(self.layers, event_shape, (None,), "features")[-1]), feature_dim)
+        self.last = nn.Linear(int(check_module(self.layers, event_shape, (None,), "features")[-1]), feature_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to features ``(B, F)`` in [-1, 1]."""
@@ -370,7 +370,7 @@ def _is_small(event_shape: Sequence[int]) -> bool:
     return max(event_shape[1:]) <= 32
 
 
-def tried(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
+def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
     """Return the shape of what a module makes of a row of shape ``given``; ``None`` in ``wanted`` is any number.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae.elementwise import softplus
+from pyro_ssvae._math import softplus
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,7 +18,7 @@ __all__ = [
     "ConvClassifier",
     "CrossedLinear",
     "FactoredLinear",
-    "activation_named",
+    "get_activation",
     "check_widths",
     "make_classifier",
 ]
@@ -44,7 +44,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations by name."""
 
 
-def activation_named(name: str) -> nn.Module:
+def get_activation(name: str) -> nn.Module:
     """Return an activation by its name in ``ACTIVATIONS``."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
@@ -77,7 +77,7 @@ def _after_linear(width: int, activation: str, batch_norm: bool, dropout: float)
     """What follows a hidden layer's affine map: normalisation, activation, dropout."""
     _check_dropout(dropout)
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
-    layers.append(activation_named(activation))
+    layers.append(get_activation(activation))
     if dropout:
         layers.append(nn.Dropout(dropout))
     return layers
@@ -144,7 +144,7 @@ class FactoredLinear(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_features, out_features)
         self.class_weight = nn.Parameter(torch.empty(num_classes, out_features))
-        # The initial law that nn.Linear would use for the concatenation of x and a one-hot y.
+        # The initial distribution that nn.Linear would use for the concatenation of x and a one-hot y.
         bound = 1.0 / math.sqrt(in_features + num_classes)
         nn.init.uniform_(self.class_weight, -bound, bound)
 

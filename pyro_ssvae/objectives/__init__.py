@@ -1,11 +1,10 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
-from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import Objective
-from pyro_ssvae.objectives.contrast import ContentContrast
+from pyro_ssvae.objectives.differentiable_augmentation import shift_and_flip
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.objectives.energy_elbo import EnergyELBO
+from pyro_ssvae.objectives.energy_loss import EnergyLoss
 from pyro_ssvae.objectives.entropy import (
     ENTROPIES,
     BatchNormEntropy,
@@ -15,12 +14,13 @@ from pyro_ssvae.objectives.entropy import (
     ScoreEntropy,
     make_entropy,
 )
-from pyro_ssvae.objectives.enumeration import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.jitter import jittered
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
+from pyro_ssvae.objectives.handlers import EnumerationError, StaticELBOError
+from pyro_ssvae.objectives.importance import normalise_importance_weights, perturb_samples
+from pyro_ssvae.objectives.negative_augmentation import NegativeAugmentation
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
-from pyro_ssvae.objectives.static import StaticEnumELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
-from pyro_ssvae.objectives.weights import blurred_rows, importance_weights
 
 __all__ = [
     "ENTROPIES",
@@ -28,11 +28,11 @@ __all__ = [
     "AlternatingObjective",
     "BatchNormEntropy",
     "Consistency",
-    "EnergyELBO",
+    "EnergyLoss",
     "EnergyObjective",
     "Entropy",
     "EnumerationError",
-    "ContentContrast",
+    "NegativeAugmentation",
     "Group",
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",
@@ -43,8 +43,8 @@ __all__ = [
     "StaticEnumELBO",
     "Turn",
     "UnsupervisedELBO",
-    "blurred_rows",
-    "importance_weights",
-    "jittered",
+    "perturb_samples",
+    "normalise_importance_weights",
+    "shift_and_flip",
     "make_entropy",
 ]

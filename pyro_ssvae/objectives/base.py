@@ -1,4 +1,4 @@
-"""What every objective shares: a pair, the rows it stands for, the weight of the KL of z."""
+"""What every objective shares: a module, the rows it stands for, the weight of the KL of z."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch
-from pyro_ssvae.objectives.enumeration import GlobalSites, ScaleSites
+from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
-__all__ = ["Objective", "PairFunction"]
+__all__ = ["Objective", "PyroFunction"]
 
-PairFunction = Callable[..., Any]
+PyroFunction = Callable[..., Any]
 
 
 class Objective(nn.Module):
     """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per datum.
 
     Args:
-        pair: The module that owns the networks. Its methods ``model`` and ``guide`` are used unless functions
+        module: The module that owns the networks. Its methods ``model`` and ``guide`` are used unless functions
             are given.
         num_labelled: Number of labelled training rows.
         num_unlabelled: Number of unlabelled training rows.
-        model: A function to use instead of ``pair.model``.
-        guide: Likewise, instead of ``pair.guide``.
+        model: A function to use instead of ``module.model``.
+        guide: Likewise, instead of ``module.guide``.
 
     Raises:
         ValueError: For negative numbers of rows, or no rows at all.
@@ -36,29 +36,29 @@ class Objective(nn.Module):
         latest: The terms of the last call, detached, by name.
         elbo: ``"static"``, or ``"stock"`` where steps must ask the device questions.
         bound_weight: Factor of the bounds; without them there is nothing to say about densities.
-        squeezes_kl: Whether the KL of z may be weighed above 1 by default, to press the class out of the latents.
+        peaks_kl: Whether the KL of z may be weighed above 1 by default, to press the class out of the latents.
     """
 
     elbo: str = "static"
     bound_weight: float = 1.0
-    squeezes_kl: bool = True
+    peaks_kl: bool = True
     _kl_weight: Tensor
 
     def __init__(
         self,
-        pair: nn.Module,
+        module: nn.Module,
         *,
         num_labelled: int,
         num_unlabelled: int,
-        model: PairFunction | None = None,
-        guide: PairFunction | None = None,
+        model: PyroFunction | None = None,
+        guide: PyroFunction | None = None,
     ) -> None:
         super().__init__()
         if min(num_labelled, num_unlabelled) < 0 or num_labelled + num_unlabelled == 0:
             raise ValueError(
                 f"num_labelled={num_labelled} and num_unlabelled={num_unlabelled} must be non-negative, not both zero."
             )
-        self.pair = pair
+        self.module = module
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled
         self.latest: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ class Objective(nn.Module):
         return self.num_labelled + self.num_unlabelled
 
     @property
-    def add_ons(self) -> list[str]:
+    def regularisers(self) -> list[str]:
         """Names of the terms beyond the paper's objective, for results."""
         return []
 
@@ -94,18 +94,18 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define config() -> dictionary.")
 
     @property
-    def model(self) -> PairFunction:
+    def model(self) -> PyroFunction:
         """The generative function in use."""
         return self._function("model")
 
     @property
-    def guide(self) -> PairFunction:
+    def guide(self) -> PyroFunction:
         """The recognition function in use."""
         return self._function("guide")
 
-    def _function(self, name: str) -> PairFunction:
+    def _function(self, name: str) -> PyroFunction:
         given = self._functions[name]
-        function: PairFunction = getattr(self.pair, name) if given is None else given
+        function: PyroFunction = getattr(self.module, name) if given is None else given
         return function
 
     def forward(self, batch: Batch) -> Tensor:

@@ -20,11 +20,11 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
-from pyro_ssvae.models import ClassifyingPair
-from pyro_ssvae.objectives.add_ons import AffineAugmentation, Consistency
-from pyro_ssvae.objectives.base import Objective, PairFunction
-from pyro_ssvae.objectives.enumeration import GlobalSites, StockELBO
-from pyro_ssvae.objectives.static import StaticEnumELBO, check_draws
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.objectives.base import Objective, PyroFunction
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
+from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -36,11 +36,11 @@ def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
 class SemiSupervisedELBO(Objective):
     """J^α as a module: call it with a batch, get nats per datum, drive it with any optimiser.
 
-    Unlabelled rows go through the pair with y enumerated in the guide, labelled rows through the same pair with y
+    Unlabelled rows go through the module with y enumerated in the guide, labelled rows through the same module with y
     observed, and the classifier learns from labels through an auxiliary Pyro model with the observed site ``y_aux``.
 
     Args:
-        pair: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
             ``classify_model`` and ``classify`` are used unless functions are given.
         num_labelled: Number of labelled training rows N_l.
         num_unlabelled: Number of unlabelled training rows N_u.
@@ -60,15 +60,15 @@ class SemiSupervisedELBO(Objective):
         num_particles: Draws of z per row and class.
         importance_weighted: Whether these weigh each other in one tighter bound within each class, as in the
             importance-weighted autoencoder, rather than being averaged over; it takes two draws or more.
-        model: A function ``(x, y=None, *, size=None)`` to use instead of ``pair.model``.
-        guide: Likewise, instead of ``pair.guide``.
-        classify_model: Likewise, instead of ``pair.classify_model``.
+        model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``.
+        guide: Likewise, instead of ``module.guide``.
+        classify_model: Likewise, instead of ``module.classify_model``.
 
     Raises:
         ValueError: For negative sizes or weights, no rows at all, unknown names, one draw to weigh, or top-k or
             several draws under the stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
-        StaticELBOError: From a call, for a pair that only the stock ELBO takes.
+        StaticELBOError: From a call, for a module that only the stock ELBO takes.
 
     Attributes:
         latest: The terms of the last call, detached: ``bound_unlabelled`` (-U, nats per unlabelled row),
@@ -78,7 +78,7 @@ class SemiSupervisedELBO(Objective):
 
     def __init__(
         self,
-        pair: nn.Module,
+        module: nn.Module,
         *,
         num_labelled: int,
         num_unlabelled: int,
@@ -93,11 +93,11 @@ class SemiSupervisedELBO(Objective):
         analytic_kl: bool = True,
         num_particles: int = 1,
         importance_weighted: bool = False,
-        model: PairFunction | None = None,
-        guide: PairFunction | None = None,
-        classify_model: PairFunction | None = None,
+        model: PyroFunction | None = None,
+        guide: PyroFunction | None = None,
+        classify_model: PyroFunction | None = None,
     ) -> None:
-        super().__init__(pair, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
+        super().__init__(module, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
         if alpha < 0.0:
             raise ValueError(f"alpha={alpha} must be non-negative (0.1 in the paper, 10 by default).")
         if bound_weight < 0.0:
@@ -121,12 +121,12 @@ class SemiSupervisedELBO(Objective):
 
     @classmethod
     def for_data(
-        cls, pair: ClassifyingPair, data: SemiSupervisedData, *, pure: bool = False, **options: Any
+        cls, module: SemiSupervisedModel, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, and for images the add-ons.
 
         Args:
-            pair: The model.
+            module: The model.
             data: The rows, which say N_l and N_u.
             pure: Whether to leave the add-ons out, so that nothing but J^α remains.
             **options: Arguments of this class, which take precedence.
@@ -137,7 +137,7 @@ class SemiSupervisedELBO(Objective):
         Example:
             >>> from pyro_ssvae import M2
             >>> data = SemiSupervisedData.from_name("digits", num_labels=100)
-            >>> SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data).add_ons
+            >>> SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data).regularisers
             ['augmentation', 'consistency']
         """
         arguments: dict[str, Any] = {"num_labelled": data.num_labelled, "num_unlabelled": data.num_unlabelled}
@@ -146,10 +146,10 @@ class SemiSupervisedELBO(Objective):
         if not pure and len(data.event_shape) == 3:
             arguments |= {
                 "augmentation": AffineAugmentation(),
-                "consistency": Consistency(pair.num_classes),
+                "consistency": Consistency(module.num_classes),
                 "bound_batch_size": 48,
             }
-        return cls(pair, **(arguments | options))
+        return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
         """Return the bounds of unlabelled rows, of labelled rows, and of rows under evaluation."""
@@ -172,7 +172,7 @@ class SemiSupervisedELBO(Objective):
         )
 
     @property
-    def add_ons(self) -> list[str]:
+    def regularisers(self) -> list[str]:
         """Names of the terms beyond J^α, for results."""
         return [part.name for part in (self.augmentation, self.consistency) if part is not None]
 
@@ -194,7 +194,7 @@ class SemiSupervisedELBO(Objective):
         }
 
     @property
-    def classify_model(self) -> PairFunction:
+    def classify_model(self) -> PyroFunction:
         """The auxiliary model in use."""
         return self._function("classify_model")
 
@@ -218,7 +218,7 @@ class SemiSupervisedELBO(Objective):
             latest["classification_loss"] = classification.detach()
             terms.append(self.alpha * classification)
         if self.consistency is not None and x_unlabelled is not None:
-            consistency = self.consistency(self.pair.classify, x_unlabelled)
+            consistency = self.consistency(self.module.classify, x_unlabelled)
             latest["consistency_loss"] = consistency.detach()
             terms.append(self.consistency.weight * consistency)
         self.latest = latest

@@ -13,10 +13,10 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
-from pyro_ssvae.models.base import own_randomness
-from pyro_ssvae.objectives.base import Objective, PairFunction
-from pyro_ssvae.objectives.enumeration import GlobalSites
-from pyro_ssvae.objectives.static import StaticEnumELBO, check_draws, closed_forms
+from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.objectives.base import Objective, PyroFunction
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
+from pyro_ssvae.objectives.handlers import GlobalSites
 
 __all__ = ["UnsupervisedELBO"]
 
@@ -25,19 +25,19 @@ class UnsupervisedELBO(Objective):
     """The negative bound of rows whose labels, if any, play no part: what M1 is trained with.
 
     Args:
-        pair: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
             and ``guide(x, *, size)``.
         num_rows: Number of training rows N.
         num_particles: Draws of z per row and step.
         importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`); it takes
             two draws or more.
         analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
-        model: A function ``(x, *, size=None)`` to use instead of ``pair.model``.
-        guide: Likewise, instead of ``pair.guide``.
+        model: A function ``(x, *, size=None)`` to use instead of ``module.model``.
+        guide: Likewise, instead of ``module.guide``.
 
     Raises:
         ValueError: For non-positive sizes, or one draw to weigh.
-        StaticELBOError: From a call, for a pair with sites that are not reparameterised.
+        StaticELBOError: From a call, for a module with sites that are not reparameterised.
 
     Attributes:
         latest: ``bound`` of the last call, in nats per row (higher is better).
@@ -50,27 +50,27 @@ class UnsupervisedELBO(Objective):
         torch.Size([])
     """
 
-    squeezes_kl = False  # there is no class
+    peaks_kl = False  # there is no class
 
     def __init__(
         self,
-        pair: nn.Module,
+        module: nn.Module,
         *,
         num_rows: int,
         num_particles: int = 1,
         importance_weighted: bool = False,
         analytic_kl: bool = True,
-        model: PairFunction | None = None,
-        guide: PairFunction | None = None,
+        model: PyroFunction | None = None,
+        guide: PyroFunction | None = None,
     ) -> None:
-        super().__init__(pair, num_labelled=0, num_unlabelled=num_rows, model=model, guide=guide)
+        super().__init__(module, num_labelled=0, num_unlabelled=num_rows, model=model, guide=guide)
         check_draws(num_particles, importance_weighted)
         options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
         self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
         self._one_draw = StaticEnumELBO(**options)
 
     @classmethod
-    def for_data(cls, pair: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
+    def for_data(cls, module: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
         """Return the objective for a model and data that carries no labels, or whose labels were taken off.
 
         Raises:
@@ -81,7 +81,7 @@ class UnsupervisedELBO(Objective):
                 f"{data.num_labelled} training rows carry labels, which this objective does not use; hand in "
                 "data.without_labels(), to the objective and to fit alike."
             )
-        return cls(pair, num_rows=data.num_unlabelled, **options)
+        return cls(module, num_rows=data.num_unlabelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
@@ -94,7 +94,7 @@ class UnsupervisedELBO(Objective):
     def terms(self) -> str:
         """Return in words which terms the loss contains; published losses differ in that.
 
-        Whether the KL is in closed form is asked of the laws of the pair, at one row of zeros.
+        Whether the KL is in closed form is asked of the distributions of the module, at one row of zeros.
         """
         elbo = self._elbo
         if elbo.importance_weighted:
@@ -103,11 +103,11 @@ class UnsupervisedELBO(Objective):
         return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
 
     def _has_closed_form(self) -> bool:
-        shape = getattr(self.pair, "event_shape", None)
+        shape = getattr(self.module, "event_shape", None)
         if shape is None:
-            return False  # a pair of the caller's own that does not say what its rows look like
-        row = next(self.pair.parameters()).new_zeros(1, *shape)
-        with own_randomness(self.pair, 0):
+            return False  # a module of the caller's own that does not say what its rows look like
+        row = next(self.module.parameters()).new_zeros(1, *shape)
+        with fork_random_state(self.module, 0):
             return all(closed_forms(self.model, self.guide, row).values())
 
     def _loss(self, batch: Batch) -> Tensor:

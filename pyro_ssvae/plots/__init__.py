@@ -20,7 +20,7 @@ from pyro_ssvae.plots.generator import plot_class_shares, plot_energies, plot_ge
 from pyro_ssvae.plots.images import plot_analogies, plot_reconstructions, plot_samples
 from pyro_ssvae.plots.latent import plot_latent_map
 from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths, plot_plane_paths
-from pyro_ssvae.plots.run import save_run_figures
+from pyro_ssvae.plots.run import save_figures
 
 __all__ = [
     "Movie",
@@ -45,5 +45,5 @@ __all__ = [
     "plot_samples",
     "plot_training_curves",
     "plot_traversals",
-    "save_run_figures",
+    "save_figures",
 ]

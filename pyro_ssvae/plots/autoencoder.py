@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count
+from pyro_ssvae._checks import as_count
 from pyro_ssvae.models import M1
-from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.plots.image_grid import new_image_grid, to_rgb
 from pyro_ssvae.plots.inputs import as_image_shape, check_rows, in_batches
-from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
 from pyro_ssvae.plots.style import set_title
 
 __all__ = ["plot_autoencoding", "plot_interpolations", "plot_prior_samples", "plot_traversals"]
@@ -51,9 +51,9 @@ def plot_prior_samples(
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         x = model.generate(num_rows * num_columns)
-    figure = new_mosaic(_tiles(x, shape, value_range, num_rows, num_columns))
+    figure = new_image_grid(_tiles(x, shape, value_range, num_rows, num_columns))
     set_title(figure, "Generated images", "mean of p(x|z), z drawn from p(z)")
     return figure
 
@@ -92,7 +92,7 @@ def plot_autoencoding(
     rows = check_rows(model, x)[: bands * num_columns]
     pairs = [_tiles(part, shape, value_range, bands, num_columns) for part in (rows, model.reconstruct(rows))]
     tiles = np.stack(pairs, 1).reshape(2 * bands, *pairs[0].shape[1:])
-    figure = new_mosaic(tiles, ["x", "again"] * bands)
+    figure = new_image_grid(tiles, ["x", "again"] * bands)
     set_title(figure, "Images and their reconstructions", "below each: mean of p(x|z) at the mean of q(z|x)")
     return figure
 
@@ -135,7 +135,7 @@ def plot_interpolations(
         path = model.interpolate(start, end, steps=steps, spherical=spherical).cpu()  # (steps, N, *event)
         ways.append(torch.cat([start[None], path, end[None]]).transpose(0, 1))
     x = torch.stack(ways, 1).flatten(0, 2)
-    figure = new_mosaic(_tiles(x, shape, value_range, 2 * len(start), steps + 2), ["straight", "arc"] * len(start))
+    figure = new_image_grid(_tiles(x, shape, value_range, 2 * len(start), steps + 2), ["straight", "arc"] * len(start))
     set_title(figure, "From one image to another", "given images at the sides, decoded latents between them")
     return figure
 
@@ -177,7 +177,7 @@ def plot_traversals(
     images = torch.cat([model.traverse(rows[:1], dim, values).squeeze(1).cpu() for dim in chosen])
     names = [f"z[{dim}] ({spread[dim]:.2f})" for dim in chosen]
     tiles = _tiles(images, shape, value_range, len(chosen), len(values))
-    figure = new_mosaic(tiles, names, [f"{value:g}" for value in values])
+    figure = new_image_grid(tiles, names, [f"{value:g}" for value in values])
     set_title(figure, "Single latents", "set to the value above; in brackets, how much their means vary over rows")
     return figure
 

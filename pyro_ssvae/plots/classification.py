@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pyro_ssvae.data.checks import as_count, to_numpy
+from pyro_ssvae._checks import as_count, to_numpy
 from pyro_ssvae.plots.inputs import as_class_names, as_classes
 from pyro_ssvae.plots.style import ACCENT, FAINT, INK, new_figure, set_title, style_axes
 

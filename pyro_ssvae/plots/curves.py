@@ -95,7 +95,7 @@ _PANELS = (
     ),
     _Panel("Contrast with images without content", "nats per row", {"contrast": ""}, log=True),
     _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
-    _Panel("Spread of samples over that of data", "", {"spread_ratio": ""}, zero=True),
+    _Panel("Spread of samples over that of data", "", {"std_ratio": ""}, zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
 )
 

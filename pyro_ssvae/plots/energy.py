@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.evaluation import Grid
-from pyro_ssvae.files import write_atomically
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.plots.style import ACCENT, INK, new_figure, set_title, style_axes
 
 __all__ = ["Movie", "plot_landscape"]
@@ -44,7 +44,7 @@ def plot_landscape(
     """
     if tuple(model.event_shape) != (2,):
         raise ValueError(f"A landscape needs rows of shape (2,); the model's have {tuple(model.event_shape)}.")
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
     grid = Grid(extent=extent, size=181)
     density = grid.probabilities(model.score_samples) / grid.cell**2

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import ClassifyingPair
-from pyro_ssvae.models.base import device_of, own_randomness
+from pyro_ssvae._checks import as_count
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.plots.inputs import as_class_names, as_classes, check_rows
 from pyro_ssvae.plots.style import INK, new_figure, set_title, style_axes
 
@@ -25,7 +25,7 @@ _LIMIT = 2.0  # standard deviations at which the colours end
 
 
 def plot_feature_means(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     x: Tensor | None = None,
     y: Any = None,
     *,
@@ -70,9 +70,9 @@ def plot_feature_means(
     if (x is None) != (y is None):
         alone = "y" if x is None else "x"
         raise ValueError(f"{alone} was given alone; hand in both x and y, or neither.")
-    classes = torch.arange(model.num_classes, device=device_of(model))
+    classes = torch.arange(model.num_classes, device=get_device(model))
     classes = classes.repeat_interleave(num_per_class)
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         drawn, _ = model.generate(len(classes), classes)
     tables = {"generated": (_flat(drawn), classes.cpu().numpy())}
     if x is not None:

@@ -11,11 +11,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count, to_numpy
-from pyro_ssvae.evaluation.images import ALTERATIONS, altered, drawn_rows, energies_of, nearest_rows
+from pyro_ssvae._checks import as_count, to_numpy
+from pyro_ssvae.evaluation.image_metrics import (
+    CORRUPTIONS,
+    compute_energies,
+    corrupt_images,
+    find_nearest,
+    sample_images,
+)
 from pyro_ssvae.models import DDGM
+from pyro_ssvae.plots.image_grid import new_image_grid, to_rgb
 from pyro_ssvae.plots.inputs import as_class_names, as_image_shape, check_rows
-from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
 from pyro_ssvae.plots.style import ACCENT, FAINT, INK, new_figure, set_title, style_axes
 
 __all__ = ["plot_class_shares", "plot_energies", "plot_generated", "plot_nearest"]
@@ -48,9 +54,9 @@ def plot_generated(
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    x = drawn_rows(model, num_rows * num_columns, seed, latent_steps=latent_steps)
+    x = sample_images(model, num_rows * num_columns, seed, latent_steps=latent_steps)
     x = x[model.energy(x).cpu().argsort()]
-    figure = new_mosaic(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
+    figure = new_image_grid(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
     words = f", z after {latent_steps} steps along the energy" if latent_steps else ""
     set_title(figure, "Generated images", f"x = G(z){words}; those of least energy first")
     return figure
@@ -84,12 +90,12 @@ def plot_nearest(
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
     x = check_rows(model, x)
-    drawn = drawn_rows(model, num_rows * num_columns, seed)
-    distance, place = nearest_rows(drawn, x)
+    drawn = sample_images(model, num_rows * num_columns, seed)
+    distance, place = find_nearest(drawn, x)
     size = (num_rows, num_columns, *shape[1:], 3)
     pairs = [to_rgb(part, shape, value_range).reshape(size) for part in (drawn, x[place])]
     tiles = np.stack(pairs, 1).reshape(2 * num_rows, *size[1:])
-    figure = new_mosaic(tiles, ["drawn", "nearest"] * num_rows)
+    figure = new_image_grid(tiles, ["drawn", "nearest"] * num_rows)
     set_title(
         figure, "Generated images and the nearest training images", f"median distance {float(distance.median()):.2f}"
     )
@@ -97,7 +103,7 @@ def plot_nearest(
 
 
 def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
-    """Show how the energies of real, generated and altered images are spread.
+    """Show how the energies of real, generated and corrupted images are spread.
 
     Args:
         model: The model.
@@ -110,9 +116,9 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     """
     x = check_rows(model, x)
     generator = torch.Generator().manual_seed(seed)
-    groups = {"real": x, "generated": drawn_rows(model, len(x), seed)}
-    groups |= {kind: altered(x, kind, generator) for kind in ALTERATIONS}
-    energies = {name: energies_of(model, rows) for name, rows in groups.items()}
+    groups = {"real": x, "generated": sample_images(model, len(x), seed)}
+    groups |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
+    energies = {name: compute_energies(model, rows) for name, rows in groups.items()}
     figure = new_figure(6.4, 0.45 * len(groups) + 1.0)
     axes = figure.subplots()
     for height, (name, values) in enumerate(reversed(energies.items())):
@@ -135,7 +141,7 @@ def plot_class_shares(
 
     Args:
         shares: Share of each class among generated images, shape ``(K,)``, as ``class_shares`` of
-            :func:`pyro_ssvae.evaluation.generation_measures`; arrays, tensors or lists.
+            :func:`pyro_ssvae.evaluation.measure_generated_images`; arrays, tensors or lists.
         class_names: ``K`` names; "0", "1", ... where not given.
         real_shares: The same of real images, ``real_class_shares`` there; none where ``None``.
         title: Above the figure.

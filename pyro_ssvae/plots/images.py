@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.models import ClassifyingPair
-from pyro_ssvae.models.base import device_of, own_randomness
+from pyro_ssvae._checks import as_count
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.base import fork_random_state, get_device
+from pyro_ssvae.plots.image_grid import cell_size, draw_image_grid, new_image_grid, to_rgb
 from pyro_ssvae.plots.inputs import (
     as_class_names,
     as_classes,
@@ -24,7 +25,6 @@ from pyro_ssvae.plots.inputs import (
     encode_means,
     in_batches,
 )
-from pyro_ssvae.plots.mosaic import cell_size, draw_mosaic, new_mosaic, to_rgb
 from pyro_ssvae.plots.style import ALARM, INK, new_figure, set_title
 
 __all__ = ["plot_analogies", "plot_reconstructions", "plot_samples"]
@@ -33,7 +33,7 @@ _PAIRS_PER_BAND = 10
 
 
 def plot_samples(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     *,
     num_per_class: int = 10,
     class_names: Sequence[str] | None = None,
@@ -66,17 +66,17 @@ def plot_samples(
     names = as_class_names(class_names, model.num_classes)
     num_per_class = as_count(num_per_class, "num_per_class", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    y = torch.arange(model.num_classes, device=device_of(model)).repeat_interleave(num_per_class)
-    with own_randomness(model, seed):
+    y = torch.arange(model.num_classes, device=get_device(model)).repeat_interleave(num_per_class)
+    with fork_random_state(model, seed):
         x, _ = model.generate(len(y), y)
     tiles = to_rgb(x, shape, value_range).reshape(model.num_classes, num_per_class, *shape[1:], 3)
-    figure = new_mosaic(tiles, names)
+    figure = new_image_grid(tiles, names)
     set_title(figure, "Generated images of each class", "mean of p(x|y,z), z drawn from p(z)")
     return figure
 
 
 def plot_analogies(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     x: Tensor,
     y: Any = None,
     *,
@@ -121,7 +121,7 @@ def plot_analogies(
     sources = to_rgb(rows, shape, value_range)[:, None]
     images = to_rgb(decoded, shape, value_range).reshape(len(rows), -1, *sources.shape[2:])
     tiles = np.concatenate([sources, images], axis=1)
-    figure = new_mosaic(tiles, column_names=["given", *names], lead=1)
+    figure = new_image_grid(tiles, column_names=["given", *names], lead=1)
     which = "predicted" if known is None else "true"
     set_title(
         figure,
@@ -132,7 +132,7 @@ def plot_analogies(
 
 
 def plot_reconstructions(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     x: Tensor,
     y: Any = None,
     *,
@@ -218,7 +218,7 @@ def _pairs_figure(
         # An incomplete band is filled up with white, so that all bands have one scale.
         fill = [(0, 0), (0, columns - tiles.shape[1]), (0, 0), (0, 0), (0, 0)]
         tiles = np.pad(tiles, fill, constant_values=1.0)
-        draw_mosaic(axes, tiles, (), captions[part])
+        draw_image_grid(axes, tiles, (), captions[part])
         axes.set_yticks([])
         for label, bad in zip(axes.get_xticklabels(), wrong[part], strict=True):
             label.set_color(ALARM if bad else INK)

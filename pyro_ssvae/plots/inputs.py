@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_labels
-from pyro_ssvae.models import ClassifyingPair, Pair
+from pyro_ssvae._checks import as_labels
+from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import evaluation_mode
 
 __all__ = [
@@ -32,21 +32,21 @@ def in_batches(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat([function(*batch).cpu() for batch in batches])
 
 
-def encode_means(model: ClassifyingPair, x: Tensor, y: Tensor) -> Tensor:
+def encode_means(model: SemiSupervisedModel, x: Tensor, y: Tensor) -> Tensor:
     """Return the means of q(z|x,y), ``(N, L)``, on the CPU, of x ``(N, *event)``, y ``(N,)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
         return in_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
 
 
-def decode_means(model: ClassifyingPair, y: Tensor, z: Tensor) -> Tensor:
+def decode_means(model: SemiSupervisedModel, y: Tensor, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, of y ``(N,)``, z ``(N, L)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
         return in_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
 
 
-def check_rows(model: Pair, x: Any, name: str = "x") -> Tensor:
+def check_rows(model: Model, x: Any, name: str = "x") -> Tensor:
     """Return rows that the model can take.
 
     Raises:

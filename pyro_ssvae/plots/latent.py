@@ -18,8 +18,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_seed, to_numpy
-from pyro_ssvae.models import M1, ClassifyingPair
+from pyro_ssvae._checks import as_seed, to_numpy
+from pyro_ssvae.models import M1, SemiSupervisedModel
 from pyro_ssvae.plots.inputs import (
     as_class_names,
     as_classes,
@@ -36,7 +36,7 @@ _MOST_NAMED_CLASSES = 20
 
 
 def plot_latent_map(
-    model: ClassifyingPair | M1,
+    model: SemiSupervisedModel | M1,
     x: Tensor,
     y: Any,
     *,

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae.data.checks import as_count
+from pyro_ssvae._checks import as_count
 from pyro_ssvae.evaluation import Grid
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.models.base import own_randomness
+from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.plots.image_grid import new_image_grid, to_rgb
 from pyro_ssvae.plots.inputs import as_image_shape, check_rows
-from pyro_ssvae.plots.mosaic import new_mosaic, to_rgb
 from pyro_ssvae.plots.style import INK, class_colours, new_figure, set_title, style_axes
 
 __all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths", "plot_plane_paths"]
@@ -50,12 +50,12 @@ def plot_paths(
     """
     num_rows = as_count(num_rows, "num_rows", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         start, end = model.prior().sample((2, num_rows))
         paths = [model.interpolate(start, end, steps=steps, space=space) for space in ("z", "features")]
     images = torch.stack(paths).permute(2, 0, 1, *range(3, paths[0].dim() + 1)).cpu()  # (pairs, 2, steps, ...)
     tiles = to_rgb(images.flatten(0, 2), shape, value_range).reshape(2 * num_rows, steps, *shape[1:], 3)
-    figure = new_mosaic(tiles, num_rows * ["z", "features"])
+    figure = new_image_grid(tiles, num_rows * ["z", "features"])
     set_title(figure, "From one draw to another", "along straight lines of z, and of features f(x)")
     return figure
 
@@ -80,7 +80,7 @@ def plot_plane_paths(model: DDGM, *, num_paths: int = 6, steps: int = 25, extent
     if tuple(model.event_shape) != (2,):
         raise ValueError(f"Paths in the plane need rows of shape (2,); the model's have {tuple(model.event_shape)}.")
     num_paths = as_count(num_paths, "num_paths", least=1)
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         start, end = model.prior().sample((2, num_paths))
         a, b, c = model.prior().sample((3, 1))
         paths = [model.interpolate(start, end, steps=steps, space=space).cpu() for space in ("z", "features")]
@@ -150,7 +150,7 @@ def plot_arithmetic(
     x = check_rows(model, x)
     if not len(x) or len(x) % 3:
         raise ValueError(f"x holds {len(x)} rows; analogies take three each: a, b and c.")
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         z = model.invert(x)
         a, b, c = z.view(-1, 3, model.latent_dim).unbind(1)
         found = [model.analogy(a, b, c, space=space) for space in ("z", "features")]
@@ -159,7 +159,7 @@ def plot_arithmetic(
     answers = torch.stack(found, 1).cpu()
     images = torch.cat([torch.stack(thrice, 2).flatten(1, 2), answers], 1)  # (N, 8, *event)
     tiles = to_rgb(images.flatten(0, 1), shape, value_range).reshape(*images.shape[:2], *shape[1:], 3)
-    figure = new_mosaic(tiles, (), ["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
+    figure = new_image_grid(tiles, (), ["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
     words = "G: the generator's nearest image"
     set_title(figure, "a is to b as c is to …", f"{words}\n{note}" if note else words)
     return figure
@@ -184,7 +184,7 @@ def plot_features_and_latents(model: DDGM, *, num_samples: int = 2000, seed: int
         ValueError: For fewer than 100 samples.
     """
     num_samples = as_count(num_samples, "num_samples", least=100)
-    with own_randomness(model, seed):
+    with fork_random_state(model, seed):
         z = model.prior().sample((num_samples,))
         features = torch.cat([model.features(model.generate_from(part)) for part in z.split(500)])
     features = features[:, features.var(0).argsort(descending=True)[:_MOST_FEATURES]]

@@ -12,10 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_ssvae._checks import as_count
 from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.data.checks import as_count
-from pyro_ssvae.evaluation.judge import REFINING_STEPS
-from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair
+from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
+from pyro_ssvae.models import DDGM, M1, Classifier, Model, SemiSupervisedModel
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
     plot_interpolations,
@@ -32,15 +32,15 @@ from pyro_ssvae.plots.latent import plot_latent_map
 from pyro_ssvae.plots.relations import plot_arithmetic, plot_features_and_latents, plot_paths, plot_plane_paths
 from pyro_ssvae.plots.style import save_figure
 
-__all__ = ["save_run_figures"]
+__all__ = ["save_figures"]
 
 _MOST_CLASSES_OF_IMAGES = 20  # analogies have a column for each
 _MOST_LABELLED = 500
 _MOST_ANALOGIES = 6
 
 
-def save_run_figures(
-    model: Pair,
+def save_figures(
+    model: Model,
     data: SemiSupervisedData,
     metrics_path: str | os.PathLike[str] | None,
     folder: str | os.PathLike[str],
@@ -83,7 +83,7 @@ def save_run_figures(
         >>> data = SemiSupervisedData.from_arrays(x, y, x_test=x, y_test=y)
         >>> m2 = M2(data.event_shape, data.num_classes, latent_dim=2, hidden_dims=(8,))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in save_run_figures(m2, data, None, folder)]
+        ...     [path.name for path in save_figures(m2, data, None, folder)]
         ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
     """
     if tuple(model.event_shape) != data.event_shape or getattr(model, "num_classes", math.inf) < data.num_classes:
@@ -95,7 +95,7 @@ def save_run_figures(
     max_points = as_count(max_points, "max_points", least=1)
     if isinstance(model, M1):
         drawings = _of_autoencoder(model, data, image_shape, max_points, seed)
-    elif isinstance(model, ClassifyingPair):
+    elif isinstance(model, SemiSupervisedModel):
         drawings = _of_classes(model, data, image_shape, max_points, seed)
     elif isinstance(model, DDGM):
         drawings = _of_generator(model, data, image_shape, max_points, seed)
@@ -108,7 +108,7 @@ def save_run_figures(
 
 
 def _of_classes(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     data: SemiSupervisedData,
     image_shape: Sequence[int] | None,
     max_points: int,
@@ -266,7 +266,7 @@ def _is_image(event_shape: Sequence[int], image_shape: Sequence[int] | None) -> 
 
 
 def _of_images(
-    model: ClassifyingPair,
+    model: SemiSupervisedModel,
     data: SemiSupervisedData,
     x: Tensor,
     y: Tensor,

@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.files import write_atomically
 
 __all__ = [
     "ACCENT",

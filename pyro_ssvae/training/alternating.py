@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.objectives import AlternatingObjective, Turn
 from pyro_ssvae.objectives.alternating import Group
-from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
+from pyro_ssvae.training.compilation import RecordedLoss, clone_shared_gradients, has_compiler, shapes
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.recording import RecordedLoss, has_compiler, owned, shapes
+from pyro_ssvae.training.ema import MovingAverage
 
 __all__ = ["AlternatingStep"]
 
@@ -72,7 +72,7 @@ class AlternatingStep(BaseStep):
         ]
         _, *self.optimizers = fabric.setup(objective, *optimizers)
         self._optimizers = dict(zip(self._groups, self.optimizers, strict=True))
-        self.average = MovingAverage(objective.pair, config.ema_decay)
+        self.average = MovingAverage(objective.module, config.ema_decay)
         self._turns = objective.turns
         self._recorded: dict[tuple[Any, ...], RecordedLoss] = {}
         self._counts: Counter[str] = Counter()  # steps behind each sum: not every turn comes up in every step
@@ -86,7 +86,7 @@ class AlternatingStep(BaseStep):
             begun = max(begun, start)
         self._number.fill_(number + 1)
         self.objective.train()
-        batch = self.stream.gather(self.stream.next_rows())
+        batch = self.stream.gather(self.stream.next_indices())
         losses = torch.zeros((), device=self.fabric.device)  # means nothing, but tells whether all are finite
         terms: dict[str, Tensor] = {}
         norms: dict[str, list[Tensor]] = {}
@@ -124,7 +124,7 @@ class AlternatingStep(BaseStep):
             parameters = self._groups[turn.group].parameters
             with self.fabric.autocast(), pyro.validation_enabled(False):
                 loss = turn.loss(batch)
-            gradients = owned(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
+            gradients = clone_shared_gradients(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             yield loss.detach(), self.objective.latest
@@ -144,7 +144,7 @@ class AlternatingStep(BaseStep):
             self._recorded[key].record(batch)
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as problem:  # what recording raises depends on what the pair does
+        except Exception as problem:  # what recording raises depends on what the module does
             self.mode, self.why_eager = "eager", " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
             warnings.warn(f"Training steps run eagerly from here, and slower: {self.why_eager}.", stacklevel=2)
             return None

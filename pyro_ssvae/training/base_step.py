@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training.averaging import MovingAverage
+from pyro_ssvae.training.compilation import preserve_state
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import keep_freed_memory
-from pyro_ssvae.training.recording import preserved
+from pyro_ssvae.training.ema import MovingAverage
 
 __all__ = ["BaseStep"]
 
@@ -57,13 +57,13 @@ class BaseStep:
         self._loss = torch.zeros((), device=fabric.device)
 
     def check(self) -> None:
-        """Run the pair once, on the batch that comes next, and leave everything as it was.
+        """Run the module once, on the batch that comes next, and leave everything as it was.
 
         Raises:
-            Exception: What the objective raises for a pair or data that it cannot take.
+            Exception: What the objective raises for a module or data that it cannot take.
         """
         state = self.stream.state_dict()
-        with preserved(self.objective, self.fabric.device):
+        with preserve_state(self.objective, self.fabric.device):
             self._try(next(self.stream))
         self.stream.load_state_dict(state)
 
@@ -79,7 +79,7 @@ class BaseStep:
 
         Args:
             number: Which step of the schedule it is.
-            verify: Whether to run the pair itself too, and to go on eagerly should its loss be another.
+            verify: Whether to run the module itself too, and to go on eagerly should its loss be another.
         """
         raise NotImplementedError
 

@@ -29,10 +29,10 @@ class TrainingConfig:
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
         kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
-        kl_squeeze: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the
+        kl_peak: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the
             class out of the latents, so the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below, and
             1 for models without classes.
-        kl_settled: Share of the schedule after which the weight is 1 for good.
+        kl_anneal_end: Share of the schedule after which the weight is 1 for good.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint; ``None`` is 250, or what
@@ -64,8 +64,8 @@ class TrainingConfig:
     weight_decay: float = 0.0
     gradient_clip: float | None = None
     kl_warmup: float = 0.15
-    kl_squeeze: float | None = None
-    kl_settled: float = 0.5
+    kl_peak: float | None = None
+    kl_anneal_end: float = 0.5
     ema_decay: float = 0.998
     patience: int | None = None
     evaluate_every: int | None = None
@@ -79,15 +79,15 @@ class TrainingConfig:
         """Check every value."""
         self._require("at least 1", 1, "batch_size", "labelled_batch_size")
         self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience", "evaluate_every")
-        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_squeeze", "seed")
+        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_peak", "seed")
         self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
-        for name in ("decay_start", "final_learning_rate", "kl_warmup", "kl_settled"):
+        for name in ("decay_start", "final_learning_rate", "kl_warmup", "kl_anneal_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
-        if self.kl_settled < self.kl_warmup:
-            raise ValueError(f"kl_settled={self.kl_settled} must not be less than kl_warmup={self.kl_warmup}.")
+        if self.kl_anneal_end < self.kl_warmup:
+            raise ValueError(f"kl_anneal_end={self.kl_anneal_end} must not be less than kl_warmup={self.kl_warmup}.")
         _one_of("binarisation", self.binarisation, BINARISATIONS)
         _one_of("compile", self.compile, ("auto", "eager", "replay", "inductor", "graph"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
@@ -126,17 +126,17 @@ class TrainingConfig:
             step: The step, from 0.
             total: Length of the schedule in steps.
             num_rows: Number of training rows.
-            squeezes: Whether the weight may exceed 1 by default (:attr:`Objective.squeezes_kl`).
+            squeezes: Whether the weight may exceed 1 by default (:attr:`Objective.peaks_kl`).
         """
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return progress / self.kl_warmup
-        squeeze = self.kl_squeeze
+        squeeze = self.kl_peak
         if squeeze is None:
             squeeze = 8.0 if squeezes and num_rows >= 10_000 else 1.0
-        if progress >= self.kl_settled or squeeze == 1.0:
+        if progress >= self.kl_anneal_end or squeeze == 1.0:
             return 1.0
-        return squeeze + (1.0 - squeeze) * (progress - self.kl_warmup) / (self.kl_settled - self.kl_warmup)
+        return squeeze + (1.0 - squeeze) * (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary."""

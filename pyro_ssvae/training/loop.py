@@ -13,19 +13,19 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_rows, prepare
+from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_batches, prepare
 from pyro_ssvae.distributions import Prior
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
 from pyro_ssvae.evaluation import validation_metrics
-from pyro_ssvae.models import DDGM, Pair, VariationalPair, save
+from pyro_ssvae.models import DDGM, LatentVariableModel, Model, save
 from pyro_ssvae.objectives import AlternatingObjective, Objective
 from pyro_ssvae.training.alternating import AlternatingStep
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import make_fabric
-from pyro_ssvae.training.interrupts import Interrupts
 from pyro_ssvae.training.progress import ProgressReport
 from pyro_ssvae.training.run_folder import RunFolder
+from pyro_ssvae.training.signals import SignalHandler
 from pyro_ssvae.training.step import TrainingStep
 from pyro_ssvae.training.tensorboard import TensorBoardLog
 
@@ -33,7 +33,7 @@ __all__ = ["FitResult", "fit"]
 
 _READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
 _STARTING_ROWS = 2000  # training rows that a prior may take starting values from
-_VERIFIED = (3, 10)  # steps that are compared with the pair itself early on, besides one at each evaluation
+_VERIFIED = (3, 10)  # steps that are compared with the module itself early on, besides one at each evaluation
 
 
 @dataclass
@@ -50,7 +50,7 @@ class FitResult:
         best_step: Step of the evaluation with the least validation error (for a model without classes: the best
             validation bound); without validation rows and for an energy model the last one, leaving out doubtful ones
             (:attr:`Objective.doubtful`).
-        last_weights: Weights of the pair at the last step (averaged, where averaging is on); the pair itself holds
+        last_weights: Weights of the module at the last step (averaged, where averaging is on); the module itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
         step_mode: How steps ran at the end: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
@@ -88,18 +88,18 @@ def fit(
 ) -> FitResult:
     """Train an objective on data.
 
-    The pair ends up with the weights of the evaluation that validation picked (the last, without validation rows),
+    The module ends up with the weights of the evaluation that validation picked (the last, without validation rows),
     averaged where averaging is on. The random state of the process is seeded by ``config.seed``.
 
     Args:
-        objective: The objective; its pair is trained in place.
+        objective: The objective; its module is trained in place.
         data: The rows. Test rows are never looked at.
         config: Settings of the loop; the defaults when ``None``.
         out: Folder of the run; nothing is written when ``None``.
         resume: Continue the run in ``out`` from its checkpoint; on the CPU as if it had never stopped, to the last bit.
         settings: What else ``config.yaml`` should say, for example how the model was made.
         progress: Whether to show progress on standard error.
-        on_evaluation: Called at every evaluation with the pair, holding its averaged weights, and with what the
+        on_evaluation: Called at every evaluation with the module, holding its averaged weights, and with what the
             evaluation found: for pictures of training, or for stopping it by an exception.
 
     Returns:
@@ -108,7 +108,7 @@ def fit(
     Raises:
         ValueError: If data and objective do not fit, before anything is trained or written.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
-        StaticELBOError: Likewise, for a pair that only the stock ELBO takes.
+        StaticELBOError: Likewise, for a module that only the stock ELBO takes.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When an evaluation shows that training goes nowhere, as :meth:`Objective.problem` judges;
             ``metrics.csv`` says what it found, and checkpoint and model are those of the last evaluation that was not
@@ -132,7 +132,7 @@ def fit(
             loop.folder.create({"training": config.to_dict(), **(settings or {})})
             if data.split is not None:
                 data.split.save(loop.folder.split)
-    with Interrupts() as interrupts, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
+    with SignalHandler() as interrupts, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
         with loop.logging():
             stopped_by = loop.run(interrupts, report)
     return loop.finish(stopped_by)
@@ -140,22 +140,22 @@ def fit(
 
 def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
     """Raise ``ValueError`` where an objective and data do not fit together."""
-    pair = objective.pair
-    if isinstance(pair, Pair):
-        if tuple(pair.event_shape) != tuple(data.event_shape):
+    module = objective.module
+    if isinstance(module, Model):
+        if tuple(module.event_shape) != tuple(data.event_shape):
             raise ValueError(
-                f"The model expects rows of shape {tuple(pair.event_shape)}, the data has {tuple(data.event_shape)}. "
+                f"The model expects rows of shape {tuple(module.event_shape)}, the data has {tuple(data.event_shape)}. "
                 "Build the model with event_shape=data.event_shape."
             )
-        if getattr(pair, "num_classes", data.num_classes) < data.num_classes:
+        if getattr(module, "num_classes", data.num_classes) < data.num_classes:
             raise ValueError(
-                f"The model has {pair.num_classes} classes, the data {data.num_classes}. Build the model with "
+                f"The model has {module.num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."
             )
-    if isinstance(pair, VariationalPair):
+    if isinstance(module, LatentVariableModel):
         for rows in (data.x, data.x_validation, data.x_test):
-            for batch in iterate_rows(rows, scale=data.scale, batch_size=4096):
-                pair.likelihood.check(batch)
+            for batch in iterate_batches(rows, scale=data.scale, batch_size=4096):
+                module.likelihood.check(batch)
     if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
         raise ValueError(
             f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
@@ -190,7 +190,7 @@ class _Loop:
     ) -> None:
         self.on_evaluation = on_evaluation
         self.objective = objective
-        self.pair = objective.pair
+        self.module = objective.module
         self.data = data
         self.config = config
         self.fabric = fabric
@@ -205,7 +205,7 @@ class _Loop:
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        prior = getattr(self.pair, "prior", None)
+        prior = getattr(self.module, "prior", None)
         if isinstance(prior, Prior):
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
             prior.start_from(prepare(data.x[order[:_STARTING_ROWS]], scale=data.scale))
@@ -234,7 +234,7 @@ class _Loop:
             if self.log is not None:
                 self.log.close()
 
-    def run(self, interrupts: Interrupts, report: ProgressReport) -> str:
+    def run(self, interrupts: SignalHandler, report: ProgressReport) -> str:
         """Train until something says stop; return what did."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(interrupts)) is None:
@@ -256,7 +256,7 @@ class _Loop:
         self._write(needed=True)
         return stop
 
-    def _stop_reason(self, interrupts: Interrupts) -> str | None:
+    def _stop_reason(self, interrupts: SignalHandler) -> str | None:
         if interrupts.received is not None:
             return interrupts.received.name
         if self.step >= self.total:
@@ -289,7 +289,7 @@ class _Loop:
         }
         with self.average.applied():
             score: float | None = None
-            if isinstance(self.pair, DDGM) or (len(self.data.x_validation) and isinstance(self.pair, Pair)):
+            if isinstance(self.module, DDGM) or (len(self.data.x_validation) and isinstance(self.module, Model)):
                 found, score = validation_metrics(
                     self.objective, self.data, binarisation=self.config.binarisation, seed=self.config.seed
                 )
@@ -298,7 +298,7 @@ class _Loop:
             if why is None:
                 self._keep_if_best(score)
             if self.on_evaluation is not None:
-                self.on_evaluation(self.pair, row)
+                self.on_evaluation(self.module, row)
         self.metrics.append(row)
         if self.log is not None:
             self.log.write(row)
@@ -319,15 +319,15 @@ class _Loop:
         if score is not None and not warming and score < self.best.score:
             self.best.evaluations_since += 1
             return
-        weights = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
         self.best = _Best(float("-inf") if score is None or warming else score, self.step, 0, weights, doubtful)
         if not doubtful:
             self._save_model()
 
     def _save_model(self) -> None:
-        if self.folder is not None and isinstance(self.pair, Pair):
+        if self.folder is not None and isinstance(self.module, Model):
             try:
-                save(self.pair, self.folder.model)
+                save(self.module, self.folder.model)
             except OSError as problem:
                 raise RunFolderError(f"Cannot write the model to {self.folder.model}: {problem}.") from problem
 
@@ -370,11 +370,11 @@ class _Loop:
         self.metrics = state["metrics"]
 
     def finish(self, stopped_by: str) -> FitResult:
-        """Put the chosen weights into the pair and sum the run up."""
+        """Put the chosen weights into the module and sum the run up."""
         with self.average.applied():
-            last = {name: tensor.detach().clone() for name, tensor in self.pair.state_dict().items()}
+            last = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
         if self.best.weights:
-            self.pair.load_state_dict(self.best.weights)
+            self.module.load_state_dict(self.best.weights)
             if self.best.doubtful:
                 self._save_model()
         self.objective.kl_weight = 1.0

@@ -89,8 +89,8 @@ class ProgressReport:
             parts.append(f"validation error {row['validation_error']:.2%}")
         if "energy_gap" in row:
             parts.append(f"energy of data minus samples {row['energy_gap']:.2f} nats")
-        if "spread_ratio" in row:
-            parts.append(f"spread of samples {row['spread_ratio']:.0%} of that of the data")
+        if "std_ratio" in row:
+            parts.append(f"spread of samples {row['std_ratio']:.0%} of that of the data")
         status = "  ".join(parts)
         self._progress.update(self._task, status=status)
         if self._enabled and not self._console.is_terminal:

@@ -22,10 +22,10 @@ from pyro_ssvae.evaluation import (
     log_likelihood,
     mean_bound,
 )
-from pyro_ssvae.models import DDGM, M1, Classifier, ClassifyingPair, Pair, VariationalPair
-from pyro_ssvae.models.base import device_of
+from pyro_ssvae.models import DDGM, M1, Classifier, LatentVariableModel, Model, SemiSupervisedModel
+from pyro_ssvae.models.base import get_device
 from pyro_ssvae.objectives import Objective, UnsupervisedELBO
-from pyro_ssvae.plots import save_run_figures
+from pyro_ssvae.plots import save_figures
 from pyro_ssvae.training.loop import FitResult
 from pyro_ssvae.training.run_folder import RunFolder
 
@@ -63,42 +63,42 @@ def report(
     Warns:
         UserWarning: If the latents of a model without classes carry next to nothing (posterior collapse).
     """
-    pair: Pair = objective.pair  # type: ignore[assignment]
-    classes = _of_classes(pair, data, run) if isinstance(pair, Classifier) and pair.has_classes else {}
+    module: Model = objective.module  # type: ignore[assignment]
+    classes = _of_classes(module, data, run) if isinstance(module, Classifier) and module.has_classes else {}
     result: dict[str, Any] = {
-        "model": type(pair).__name__,
+        "model": type(module).__name__,
         "data": data.name,
         "num_labels": data.num_labelled,
         "num_unlabelled": data.num_unlabelled,
         "seed": seed,
-        "add_ons": objective.add_ons,
+        "regularisers": objective.regularisers,
         "objective": objective.config(),
-        **({"likelihood": pair.likelihood.name} if isinstance(pair, VariationalPair) else {}),
-        "prior": getattr(pair.prior, "name", type(pair.prior).__name__),
-        "kl_weight": _kl_weights(run, len(data.x), objective.squeezes_kl),
+        **({"likelihood": module.likelihood.name} if isinstance(module, LatentVariableModel) else {}),
+        "prior": getattr(module.prior, "name", type(module.prior).__name__),
+        "kl_weight": _kl_weights(run, len(data.x), objective.peaks_kl),
         "binarisation": run.config.binarisation,
         **classes,
         "best_step": run.best_step,
         **_of_bound(objective, data, run, seed, num_samples),
-        **_of_run(pair, run),
+        **_of_run(module, run),
     }
     if run.folder is not None:
         folder = RunFolder(run.folder)
         folder.write_result(result)
         if figures:
-            save_run_figures(pair, data, folder.metrics, folder.figures)
+            save_figures(module, data, folder.metrics, folder.figures)
     return result
 
 
-def _of_classes(pair: Classifier, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+def _of_classes(module: Classifier, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
     """Return what is said of classes: the prior, errors at the picked evaluation and at the last step."""
-    chosen = _errors(pair, data)
-    picked = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
-    pair.load_state_dict(run.last_weights)
-    last = _errors(pair, data)
-    pair.load_state_dict(picked)
+    chosen = _errors(module, data)
+    picked = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(run.last_weights)
+    last = _errors(module, data)
+    module.load_state_dict(picked)
     return {
-        **({"class_prior": pair.class_prior.name} if isinstance(pair, ClassifyingPair) else {}),
+        **({"class_prior": module.class_prior.name} if isinstance(module, SemiSupervisedModel) else {}),
         **chosen,
         **{f"{name}_last": value for name, value in last.items()},
     }
@@ -110,10 +110,10 @@ def _kl_weights(run: FitResult, num_rows: int, squeezes: bool) -> list[float]:
     return [weight(int(tenth * run.steps / 10), run.steps, num_rows, squeezes=squeezes) for tenth in range(10)]
 
 
-def _errors(pair: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
+def _errors(module: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
     rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
     return {
-        name: classification_error(pair, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
+        name: classification_error(module, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
     }
 
 
@@ -121,32 +121,32 @@ def _of_bound(
     objective: Objective, data: SemiSupervisedData, run: FitResult, seed: int, num_samples: int
 ) -> dict[str, Any]:
     """Return what is said of densities and latents, on test rows."""
-    pair: Any = objective.pair
+    module: Any = objective.module
     known = bool(len(data.x_test)) and bool(objective.bound_weight)
     rows: dict[str, Any] = {"scale": data.scale}
     drawn: dict[str, Any] = {**rows, "binarisation": run.config.binarisation, "seed": seed}
     found: dict[str, Any] = {"test_elbo": mean_bound(objective, data.x_test, **drawn) if known else None}
-    if isinstance(pair, ClassifyingPair):
+    if isinstance(module, SemiSupervisedModel):
         few = data.x_test[:_DIAGNOSED_ROWS]
-        found["class_control"] = class_control(pair, few, **rows, seed=seed) if known else None
-    if isinstance(pair, M1):
+        found["class_control"] = class_control(module, few, **rows, seed=seed) if known else None
+    if isinstance(module, M1):
         latents: Any = {"kl_z": None, "active_units": None}
         if known:
-            latents = latent_diagnostics(pair, data.x_test, **rows)
+            latents = latent_diagnostics(module, data.x_test, **rows)
         found |= latents
         if known and latents["active_units"] == 0:
             warnings.warn(
-                f"Posterior collapse: none of the {pair.latent_dim} latents varies from row to row, so the decoder "
+                f"Posterior collapse: none of the {module.latent_dim} latents varies from row to row, so the decoder "
                 "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
                 stacklevel=3,
             )
-    if isinstance(pair, DDGM) and len(data.x_test):
-        found |= energy_diagnostics(pair, data.x_test, scale=data.scale, seed=seed)
+    if isinstance(module, DDGM) and len(data.x_test):
+        found |= energy_diagnostics(module, data.x_test, scale=data.scale, seed=seed)
     if isinstance(objective, UnsupervisedELBO):
         found["loss_terms"] = objective.terms()
     if num_samples and known:
         started = time.perf_counter()
-        estimate = log_likelihood(pair, data.x_test, num_samples=num_samples, **drawn)
+        estimate = log_likelihood(module, data.x_test, num_samples=num_samples, **drawn)
         found |= {
             "test_log_likelihood": estimate.mean,
             "test_log_likelihood_error": estimate.mean_error if num_samples > 1 else None,
@@ -154,14 +154,14 @@ def _of_bound(
             "effective_samples": float(estimate.effective_samples.median()),
             "likelihood_seconds": round(time.perf_counter() - started, 1),
         }
-    elif isinstance(pair, M1):
+    elif isinstance(module, M1):
         found["test_log_likelihood"] = None
     return found
 
 
-def _of_run(pair: Pair, run: FitResult) -> dict[str, Any]:
+def _of_run(module: Model, run: FitResult) -> dict[str, Any]:
     """Return how long it took, and on what."""
-    device = device_of(pair)
+    device = get_device(module)
     return {
         "train_seconds": round(run.train_seconds, 1),
         "epochs": round(run.epochs, 3),

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import yaml
 
+from pyro_ssvae._io import atomic_open, read_json, write_atomically, write_json
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.files import atomic_open, read_json, write_atomically, write_json
 
 __all__ = ["RunFolder"]
 

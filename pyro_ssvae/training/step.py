@@ -3,7 +3,7 @@
 The step runs in one of four ways, all of which give the same training:
 
 * ``"eager"``: operation by operation, as written. The reference.
-* ``"replay"``: loss and gradients from a recording, without Pyro's Python (:mod:`pyro_ssvae.training.recording`).
+* ``"replay"``: loss and gradients from a recording, without Pyro's Python (:mod:`pyro_ssvae.training.compilation`).
 * ``"inductor"``: that recording compiled for the CPU.
 * ``"graph"``: the whole step captured as a CUDA graph.
 """
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, BatchStream, Rows
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training.averaging import MovingAverage
 from pyro_ssvae.training.base_step import BaseStep
+from pyro_ssvae.training.compilation import RecordedLoss, has_compiler, preserve_state, shapes
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.graphs import CapturedSteps
-from pyro_ssvae.training.recording import RecordedLoss, has_compiler, preserved, shapes
+from pyro_ssvae.training.cuda_graph import CapturedSteps
+from pyro_ssvae.training.ema import MovingAverage
 
 __all__ = ["TrainingStep"]
 
@@ -58,26 +58,26 @@ class TrainingStep(BaseStep):
         optimizer = torch.optim.AdamW(
             objective.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=graph
         )
-        self.module, self.optimizer = fabric.setup(objective, optimizer)
+        self.wrapped, self.optimizer = fabric.setup(objective, optimizer)
         self.optimizers = [self.optimizer]
-        self.average = MovingAverage(objective.pair, config.ema_decay, captured=graph)
+        self.average = MovingAverage(objective.module, config.ema_decay, captured=graph)
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: RecordedLoss | None = None
         self._captured: CapturedSteps | None = None
 
     def _try(self, batch: Batch) -> None:
-        self.module(batch)
+        self.wrapped(batch)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0).
 
         Args:
             number: Which step of the schedule it is.
-            verify: Whether to run the pair itself too, and to go on eagerly should its loss be another.
+            verify: Whether to run the module itself too, and to go on eagerly should its loss be another.
         """
         self._set_schedule(number)
-        self.module.train()
-        rows = self.stream.next_rows()
+        self.wrapped.train()
+        rows = self.stream.next_indices()
         if self.mode == "eager":
             self._step(self.stream.gather(rows))
         else:
@@ -99,13 +99,13 @@ class TrainingStep(BaseStep):
             else:
                 group["lr"] = rate
         objective = self.objective
-        squeezes = objective.squeezes_kl
+        squeezes = objective.peaks_kl
         objective.kl_weight = self.config.kl_weight_at(number, self.total, objective.num_rows, squeezes=squeezes)
         self.average.set_step(number)
         self._number.fill_(number + 1)
 
     def _step(self, batch: Batch) -> None:
-        loss = self.module(batch)
+        loss = self.wrapped(batch)
         self.fabric.backward(loss)
         self._update(loss.detach(), self.objective.latest)
 
@@ -113,7 +113,7 @@ class TrainingStep(BaseStep):
         """Apply the gradients, and note the loss, without a question to the device."""
         if self.config.gradient_clip is not None:
             self.fabric.clip_gradients(
-                self.module, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
+                self.wrapped, self.optimizer, max_norm=self.config.gradient_clip, error_if_nonfinite=False
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -131,12 +131,12 @@ class TrainingStep(BaseStep):
                 self._replayed_step(self.stream.gather(rows))
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as problem:  # what recording and capturing raise depends on what the pair does
+        except Exception as problem:  # what recording and capturing raise depends on what the module does
             self._go_eager(_one_line(problem))
             self._step(self.stream.gather(rows))
         if expected is not None and not self._agrees(expected, float(self._loss)):
             self._go_eager(
-                f"replayed, a step gives a loss of {float(self._loss):.7g}, and run afresh {expected:.7g}: the pair "
+                f"replayed, a step gives a loss of {float(self._loss):.7g}, and run afresh {expected:.7g}: the module "
                 "depends on Python values that change between steps"
             )
 
@@ -154,8 +154,8 @@ class TrainingStep(BaseStep):
 
     def _eager_loss(self, rows: Rows) -> float:
         noise = self.stream.noise.get_state()
-        with preserved(self.module, self.fabric.device):
-            loss = float(self.module(self.stream.gather(rows)).detach())
+        with preserve_state(self.wrapped, self.fabric.device):
+            loss = float(self.wrapped(self.stream.gather(rows)).detach())
         self.stream.noise.set_state(noise)
         return loss
 

@@ -34,7 +34,7 @@ def rows(n: int) -> tuple[Tensor, Tensor]:
 
 
 def parameters(contender: Contender) -> list[Tensor]:
-    module = contender.pair if isinstance(contender, Ours) else contender.nets
+    module = contender.module if isinstance(contender, Ours) else contender.nets
     return list(module.parameters())
 
 
@@ -49,7 +49,7 @@ def spread(contender: Contender) -> None:
 def like_ours(ours: Ours) -> HandWritten:
     """HandWritten with the weights of an M2."""
     hand = HandWritten(**settings())
-    state = ours.pair.state_dict()
+    state = ours.module.state_dict()
     names = {
         "classify_hidden": "classifier.layers.0",
         "classify_out": "classifier.layers.2",
@@ -112,13 +112,13 @@ def test_hand_written_deterministic_parts_are_exactly_those_of_our_m2(ours):
     hand, (x, y) = like_ours(ours), rows(7)
     classes = torch.arange(K)[:, None]
     z = torch.randn(K, 7, SIZES.latent)
-    torch.testing.assert_close(hand.nets.classify(x), ours.pair.classify(x))
+    torch.testing.assert_close(hand.nets.classify(x), ours.module.classify(x))
     for given, mine in ((classes, None), (y, y)):
-        law = ours.pair.encode(x, given).base_dist
+        distribution = ours.module.encode(x, given).base_dist
         loc, log_scale = hand.nets.encode(x, mine)
-        torch.testing.assert_close(loc, law.loc)
-        torch.testing.assert_close(log_scale.exp(), law.scale)
-    torch.testing.assert_close(hand.nets.decode(z, None), ours.pair.decode(classes, z).base_dist.logits)
+        torch.testing.assert_close(loc, distribution.loc)
+        torch.testing.assert_close(log_scale.exp(), distribution.scale)
+    torch.testing.assert_close(hand.nets.decode(z, None), ours.module.decode(classes, z).base_dist.logits)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -142,11 +142,11 @@ def test_classifiers_on_latents_see_the_latents_of_the_labelled_rows(monkeypatch
 
 def test_a_row_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(objective: Any, *_: Any, **__: Any) -> None:
-        nn.init.constant_(objective.pair.energy_net.bias, level)
+        nn.init.constant_(objective.module.energy_net.bias, level)
         raise TrainingFailedError(70, "the generator has collapsed", None)
 
     monkeypatch.setattr(ddgm, "fit", fails)
-    monkeypatch.setattr(ddgm, "plane_measures", lambda model, name, *, seed: {"modes": 1, "of": (name, seed)})
+    monkeypatch.setattr(ddgm, "measure_toy_model", lambda model, name, *, seed: {"modes": 1, "of": (name, seed)})
     level = 1.0
     (row,) = [row for row in ddgm.rows(5) if (row.name, row.seed) == ("ring-source", 1)]
     found = ddgm.train(None, row, None, None, torch.get_num_threads())

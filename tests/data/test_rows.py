@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_ssvae.data import binarise, iterate_rows, prepare
+from pyro_ssvae.data import binarise, iterate_batches, prepare
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def grey():
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 100])
 def test_rows_come_in_order(device, batch_size):
     x = torch.arange(40, dtype=torch.uint8).reshape(20, 2)
-    batches = list(iterate_rows(x, scale=40.0, batch_size=batch_size, device=device))
+    batches = list(iterate_batches(x, scale=40.0, batch_size=batch_size, device=device))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     rows = torch.cat(batches)
     assert rows.dtype == torch.float32
@@ -21,7 +21,7 @@ def test_rows_come_in_order(device, batch_size):
 
 
 def test_no_rows():
-    assert list(iterate_rows(torch.zeros(0, 3), binarisation="static")) == []
+    assert list(iterate_batches(torch.zeros(0, 3), binarisation="static")) == []
     assert prepare(torch.zeros(0, 3)).shape == (0, 3)
 
 
@@ -30,7 +30,7 @@ def test_binarised_rows_are_the_same_for_every_batch_size_and_device(device, bin
     options = {"scale": 255.0, "binarisation": binarisation, "seed": 3}
     rows = prepare(grey, **options)
     for batch_size in (999, 5000):
-        batches = list(iterate_rows(grey, batch_size=batch_size, device=device, **options))
+        batches = list(iterate_batches(grey, batch_size=batch_size, device=device, **options))
         assert torch.equal(torch.cat(batches).cpu(), rows)
     assert torch.equal(binarise(grey, scale=255.0, seed=3).float(), rows)
 
@@ -64,7 +64,7 @@ def test_the_global_generator_is_left_alone(grey):
     ],
 )
 def test_binarisation_outside_the_unit_interval(x, scale, seen):
-    for call in (iterate_rows, prepare):
+    for call in (iterate_batches, prepare):
         with pytest.raises(ValueError, match=f"needs values in .* {seen} .*scale"):
             call(x, scale=scale, binarisation="static")
     with pytest.raises(ValueError, match=seen):
@@ -83,7 +83,7 @@ def test_binarisation_outside_the_unit_interval(x, scale, seen):
 )
 def test_arguments_refused_before_the_first_batch(arguments, error, text):
     with pytest.raises(error, match=text):
-        iterate_rows(torch.zeros(2, 2), **arguments)
+        iterate_batches(torch.zeros(2, 2), **arguments)
 
 
 def test_cuda_where_there_is_none(monkeypatch):

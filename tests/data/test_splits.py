@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_ssvae.data import LabelSplit, draw_label_split, hide_labels
-from pyro_ssvae.data.splits import last_rows
+from pyro_ssvae.data.splits import select_last
 
 
 @pytest.fixture
@@ -121,12 +121,12 @@ def test_hide_labels_shares_no_memory(y):
 
 def test_last_rows():
     rows = np.array([0, 2, 4])
-    assert last_rows(rows, 2, 5).tolist() == [2, 4]
-    assert last_rows(rows, 0, 5).tolist() == []
+    assert select_last(rows, 2, 5).tolist() == [2, 4]
+    assert select_last(rows, 0, 5).tolist() == []
     with pytest.raises(ValueError, match="num_validation=4 .* 3 of them with labels; at most 3"):
-        last_rows(rows, 4, 5)
+        select_last(rows, 4, 5)
     with pytest.raises(ValueError, match="at most 2"):
-        last_rows(rows, 3, 3)
+        select_last(rows, 3, 3)
 
 
 def test_split_round_trip(tmp_path):

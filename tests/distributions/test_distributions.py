@@ -22,18 +22,18 @@ from pyro_ssvae.distributions.class_priors import ClassPrior
 
 def test_bernoulli_is_x_times_logit_minus_softplus() -> None:
     logits, x = 5 * torch.randn(4, 1, 2, 3).double(), torch.rand(4, 2, 3).double()  # grey values too
-    law = Bernoulli()(logits, 2)
+    distribution = Bernoulli()(logits, 2)
     expected = (x * logits[:, 0] - F.softplus(logits[:, 0])).sum((-1, -2))
-    torch.testing.assert_close(law.log_prob(x), expected)
+    torch.testing.assert_close(distribution.log_prob(x), expected)
     assert torch.isfinite(Bernoulli()(torch.full((1, 1, 2), 200.0), 1).log_prob(torch.zeros(1, 2))).all()
 
 
 def test_gaussian_is_normal_with_floored_scale() -> None:
     params, x = torch.randn(4, 2, 3).double(), torch.randn(4, 3).double()
-    law = Gaussian(min_scale=0.1)(params, 1)
+    distribution = Gaussian(min_scale=0.1)(params, 1)
     scale = 0.1 + F.softplus(params[:, 1])
     expected = dist.Normal(params[:, 0], scale).log_prob(x).sum(-1)
-    torch.testing.assert_close(law.log_prob(x), expected)
+    torch.testing.assert_close(distribution.log_prob(x), expected)
     assert Gaussian(min_scale=0.1)(torch.full((1, 2, 3), -50.0), 1).base_dist.scale.min() >= 0.1
 
 

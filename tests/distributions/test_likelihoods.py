@@ -1,4 +1,4 @@
-"""Every likelihood: closed form, domain, and finding again the law that data was drawn from."""
+"""Every likelihood: closed form, domain, and finding again the distribution that data was drawn from."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def numbers(*values: float) -> Tensor:
 def test_continuous_bernoulli_is_a_density_on_the_unit_interval() -> None:
     grid = torch.linspace(0.0, 1.0, 20_001, dtype=torch.float64)
     for logit in (-6.0, -0.3, 0.0, 2.0):
-        law = ContinuousBernoulli()(torch.full((1, 1), logit, dtype=torch.float64), 1)
-        density = law.log_prob(grid.unsqueeze(-1)).exp()
+        distribution = ContinuousBernoulli()(torch.full((1, 1), logit, dtype=torch.float64), 1)
+        density = distribution.log_prob(grid.unsqueeze(-1)).exp()
         assert float(torch.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-5)
         mean = float(torch.trapezoid(density * grid, grid))
-        assert float(law.mean) == pytest.approx(mean, abs=1e-5)
+        assert float(distribution.mean) == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize("logit", [-700.0, -50.0, -17.0, -0.31, -0.29, 1e-7, 0.25, 0.35, 5.0, 17.0, 50.0, 700.0])
@@ -63,11 +63,13 @@ def test_continuous_bernoulli_is_in_closed_form_for_every_logit(logit: float) ->
 
 @pytest.mark.parametrize("logit", [-30.0, -0.2, 0.0, 2.0, 100.0])
 def test_continuous_bernoulli_draws_have_its_moments(logit: float) -> None:
-    law = ContinuousBernoulli()(torch.full((1, 1), logit), 1)
-    drawn = law.rsample((40_000,))
+    distribution = ContinuousBernoulli()(torch.full((1, 1), logit), 1)
+    drawn = distribution.rsample((40_000,))
     assert bool(((drawn >= 0) & (drawn <= 1)).all())
-    assert float(drawn.mean()) == pytest.approx(float(law.mean), abs=4.5 * float(law.variance) ** 0.5 / 200)
-    assert float(drawn.var()) == pytest.approx(float(law.variance), rel=0.06)
+    assert float(drawn.mean()) == pytest.approx(
+        float(distribution.mean), abs=4.5 * float(distribution.variance) ** 0.5 / 200
+    )
+    assert float(drawn.var()) == pytest.approx(float(distribution.variance), rel=0.06)
     zero = torch.zeros(1, 1, requires_grad=True)
     ContinuousBernoulli()(zero, 1).log_prob(torch.tensor([0.3])).backward()
     assert zero.grad.item() == pytest.approx(-0.2)
@@ -76,21 +78,21 @@ def test_continuous_bernoulli_draws_have_its_moments(logit: float) -> None:
 def test_bernoulli_is_in_closed_form_with_and_without_gradients() -> None:
     logits = torch.linspace(-40.0, 40.0, 801, requires_grad=True)
     x = torch.rand(801)
-    law = Bernoulli()(logits.unsqueeze(-1), 0)
+    distribution = Bernoulli()(logits.unsqueeze(-1), 0)
     expected = x.double() * logits.double() - F.softplus(logits.double())
-    torch.testing.assert_close(law.log_prob(x).double(), expected, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(distribution.log_prob(x).double(), expected, atol=1e-5, rtol=1e-6)
     with torch.no_grad():
-        torch.testing.assert_close(law.log_prob(x).double(), expected.detach(), atol=1e-5, rtol=1e-6)
-        assert law.expand((3, 801)).log_prob(x).shape == (3, 801)
-    (slope,) = torch.autograd.grad(law.log_prob(x).sum(), logits)
+        torch.testing.assert_close(distribution.log_prob(x).double(), expected.detach(), atol=1e-5, rtol=1e-6)
+        assert distribution.expand((3, 801)).log_prob(x).shape == (3, 801)
+    (slope,) = torch.autograd.grad(distribution.log_prob(x).sum(), logits)
     torch.testing.assert_close(slope, x - logits.detach().sigmoid())
 
 
 def test_laplace_is_in_closed_form() -> None:
-    law = Laplace(min_scale=0.1)(torch.randn(4, 2, 3).double(), 1)
-    x, base = torch.randn(4, 3).double(), law.base_dist
+    distribution = Laplace(min_scale=0.1)(torch.randn(4, 2, 3).double(), 1)
+    x, base = torch.randn(4, 3).double(), distribution.base_dist
     expected = stats.laplace.logpdf(x.numpy(), base.loc.numpy(), base.scale.numpy()).sum(-1)
-    torch.testing.assert_close(law.log_prob(x), torch.as_tensor(expected))
+    torch.testing.assert_close(distribution.log_prob(x), torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("kind", [Gaussian, Laplace])
@@ -115,30 +117,30 @@ def test_scales_are_learned_shared_or_fixed(kind: type) -> None:
 
 def test_categorical_is_a_table_lookup() -> None:
     logits = torch.randn(4, 6, 3).double()  # 6 levels, 3 elements
-    law = Categorical(levels=6)(logits, 1)
+    distribution = Categorical(levels=6)(logits, 1)
     index = torch.randint(6, (4, 3))
     expected = logits.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1).sum(-1)
-    torch.testing.assert_close(law.log_prob(index.double() / 5), expected)
+    torch.testing.assert_close(distribution.log_prob(index.double() / 5), expected)
     values = torch.arange(6).double() / 5
-    torch.testing.assert_close(law.mean, torch.einsum("bld,l->bd", logits.softmax(1), values))
-    many = law.sample((4000,))
+    torch.testing.assert_close(distribution.mean, torch.einsum("bld,l->bd", logits.softmax(1), values))
+    many = distribution.sample((4000,))
     assert set((many * 5).round().unique().tolist()) <= set(range(6))
-    spread = law.base_dist.variance.sqrt() / math.sqrt(4000)
-    assert bool(((many.mean(0) - law.mean).abs() < 4.5 * spread).all())
+    spread = distribution.base_dist.variance.sqrt() / math.sqrt(4000)
+    assert bool(((many.mean(0) - distribution.mean).abs() < 4.5 * spread).all())
 
 
 @pytest.mark.parametrize(("loc", "log_scale"), [(0.4, 0.0), (0.9, -2.0), (-0.1, 1.0), (0.5, -4.0)])
 def test_cells_of_the_discretised_logistic(loc: float, log_scale: float) -> None:
-    law = DiscretisedLogistic(levels=16)(numbers(loc, log_scale).view(2, 1), 1)
+    distribution = DiscretisedLogistic(levels=16)(numbers(loc, log_scale).view(2, 1), 1)
     values = torch.arange(16).double().unsqueeze(-1) / 15
-    log_probs = law.log_prob(values)
+    log_probs = distribution.log_prob(values)
     assert float(log_probs.exp().sum()) == pytest.approx(1.0, abs=1e-9)
     scale = math.exp(log_scale) * 16 / 10 / 15
     above = stats.logistic.cdf((values[:, 0] + 0.5 / 15).numpy(), loc, scale)
     below = stats.logistic.cdf((values[:, 0] - 0.5 / 15).numpy(), loc, scale)
     above[-1], below[0] = 1.0, 0.0
     torch.testing.assert_close(log_probs.exp(), torch.as_tensor(above - below), atol=1e-9, rtol=1e-6)
-    share = torch.bincount((law.sample((20_000,)) * 15).round().long().flatten(), minlength=16) / 20_000
+    share = torch.bincount((distribution.sample((20_000,)) * 15).round().long().flatten(), minlength=16) / 20_000
     assert float((share - log_probs.exp()).abs().max()) < 0.02
 
 
@@ -156,12 +158,12 @@ def test_counts_are_in_closed_form() -> None:
     expected = stats.poisson.logpmf(x.numpy(), log_rate[:, 0].exp().numpy()).sum(-1)
     torch.testing.assert_close(Poisson()(log_rate, 1).log_prob(x), torch.as_tensor(expected))
     params = torch.randn(4, 2, 3).double()
-    law = NegativeBinomial()(params, 1)
+    distribution = NegativeBinomial()(params, 1)
     mean, total = params[:, 0].exp(), params[:, 1].exp()
     expected = stats.nbinom.logpmf(x.numpy(), total.numpy(), (total / (total + mean)).numpy()).sum(-1)
-    torch.testing.assert_close(law.log_prob(x), torch.as_tensor(expected))
-    torch.testing.assert_close(law.mean, mean)
-    torch.testing.assert_close(law.variance, mean + mean.square() / total)
+    torch.testing.assert_close(distribution.log_prob(x), torch.as_tensor(expected))
+    torch.testing.assert_close(distribution.mean, mean)
+    torch.testing.assert_close(distribution.variance, mean + mean.square() / total)
 
 
 def mixed() -> Mixed:
@@ -170,17 +172,17 @@ def mixed() -> Mixed:
 
 def test_mixed_gives_each_column_its_law() -> None:
     params = torch.randn(5, 4, 4).double()
-    law = mixed()(params, 1)
+    distribution = mixed()(params, 1)
     x = torch.stack([torch.randn(5), torch.arange(5.0), torch.arange(5.0) % 4, torch.randn(5)], -1).double()
     expected = Gaussian()(params[:, :2, [0, 3]], 1).log_prob(x[:, [0, 3]])
     expected = expected + Poisson()(params[:, :1, [1]], 1).log_prob(x[:, [1]])
     expected = expected + params[:, :, 2].log_softmax(-1)[torch.arange(5), x[:, 2].long()]
-    torch.testing.assert_close(law.log_prob(x), expected)
-    torch.testing.assert_close(law.mean[:, 3], params[:, 0, 3])
-    drawn = law.sample((7,))
+    torch.testing.assert_close(distribution.log_prob(x), expected)
+    torch.testing.assert_close(distribution.mean[:, 3], params[:, 0, 3])
+    drawn = distribution.sample((7,))
     assert drawn.shape == (7, 5, 4)
     mixed().check(drawn)
-    assert law.expand((3, 5)).log_prob(x).shape == (3, 5)
+    assert distribution.expand((3, 5)).log_prob(x).shape == (3, 5)
     again = make_likelihood("mixed", **mixed().config())
     torch.testing.assert_close(again(params, 1).log_prob(x), expected)
 
@@ -228,8 +230,8 @@ def test_domains(likelihood: Likelihood, good: list[float], bad: list[float] | N
             likelihood.check(torch.tensor(bad))
 
 
-def laws() -> dict[str, tuple[Likelihood, Tensor]]:
-    """Each likelihood with raw numbers, ``(P, 1)``, of a law that data is drawn from."""
+def distributions() -> dict[str, tuple[Likelihood, Tensor]]:
+    """Each likelihood with raw numbers, ``(P, 1)``, of a distribution that data is drawn from."""
     return {
         "bernoulli": (Bernoulli(), torch.tensor([[0.8]])),
         "continuous_bernoulli": (ContinuousBernoulli(), torch.tensor([[1.5]])),
@@ -243,12 +245,12 @@ def laws() -> dict[str, tuple[Likelihood, Tensor]]:
 
 
 def test_every_named_likelihood_is_tried() -> None:
-    assert set(laws()) == set(LIKELIHOODS)
+    assert set(distributions()) == set(LIKELIHOODS)
 
 
 @pytest.mark.parametrize("name", list(LIKELIHOODS))
 def test_fitting_finds_the_law_that_data_was_drawn_from(name: str) -> None:
-    likelihood, truth = laws()[name]
+    likelihood, truth = distributions()[name]
     x = likelihood(truth, 1).sample((20_000,))
     likelihood.check(x)
     params = torch.zeros_like(truth, requires_grad=True)
@@ -285,11 +287,11 @@ def fit_law(likelihood: Likelihood, params: Tensor, x: Tensor) -> None:
     optimizer.step(loss)
 
 
-@pytest.mark.parametrize(("kind", "law"), [(Gaussian, stats.norm), (Laplace, stats.laplace)])
-def test_a_shared_scale_finds_that_of_the_data(kind: type, law: Any) -> None:
+@pytest.mark.parametrize(("kind", "distribution"), [(Gaussian, stats.norm), (Laplace, stats.laplace)])
+def test_a_shared_scale_finds_that_of_the_data(kind: type, distribution: Any) -> None:
     """Two columns of one scale: the maximum-likelihood location and scale have closed forms."""
     likelihood = kind(variance="shared", scale=1.0)
-    x = torch.as_tensor(law.rvs([0.5, -2.0], 0.3, size=(4000, 2), random_state=0), dtype=torch.float32)
+    x = torch.as_tensor(distribution.rvs([0.5, -2.0], 0.3, size=(4000, 2), random_state=0), dtype=torch.float32)
     params = torch.zeros(1, 2, requires_grad=True)
     fit_law(likelihood, params, x)
     found = likelihood(params, 1).base_dist

@@ -26,7 +26,7 @@ from pyro_ssvae.distributions import (
     VampPrior,
     make_prior,
 )
-from pyro_ssvae.distributions.laws import DiagonalMixture
+from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
 
 NAMES = list(PRIORS)
 
@@ -96,7 +96,7 @@ def stock(logits: Tensor, loc: Tensor, scale: Tensor) -> dist.MixtureSameFamily:
 def test_mixture_equals_stock_pyro_in_value_and_gradient(scale: float) -> None:
     parts = mixtures(torch.float64, scale)
     z = torch.randn(3, 5, 4).double().requires_grad_()
-    ours, theirs = (law(*parts).log_prob(z) for law in (DiagonalMixture, stock))
+    ours, theirs = (distribution(*parts).log_prob(z) for distribution in (DiagonalMixture, stock))
     torch.testing.assert_close(ours, theirs)
     pairs = (torch.autograd.grad(value.sum(), [*parts, z]) for value in (ours, theirs))
     for a, b in zip(*pairs, strict=True):
@@ -115,17 +115,17 @@ def test_mixture_is_accurate_far_from_zero() -> None:
 
 def test_mixture_serves_in_stock_pyro() -> None:
     parts = [part.detach() for part in mixtures(torch.float32, 0.5)]
-    law = DiagonalMixture(*parts)
-    assert law.expand((2, 3)).sample((5,)).shape == (5, 2, 3, 4)
-    assert law.expand((2, 3)).log_prob(torch.zeros(3, 4)).shape == (2, 3)
-    samples = law.sample((40_000,))
-    torch.testing.assert_close(samples.mean(0), law.mean, atol=0.03, rtol=0.0)
-    torch.testing.assert_close(samples.var(0), law.variance, atol=0.1, rtol=0.05)
+    distribution = DiagonalMixture(*parts)
+    assert distribution.expand((2, 3)).sample((5,)).shape == (5, 2, 3, 4)
+    assert distribution.expand((2, 3)).log_prob(torch.zeros(3, 4)).shape == (2, 3)
+    samples = distribution.sample((40_000,))
+    torch.testing.assert_close(samples.mean(0), distribution.mean, atol=0.03, rtol=0.0)
+    torch.testing.assert_close(samples.var(0), distribution.variance, atol=0.1, rtol=0.05)
     loc = torch.zeros(7, 4, requires_grad=True)
 
     def model() -> None:
         with pyro.plate("rows", 7):
-            pyro.sample("z", law)
+            pyro.sample("z", distribution)
 
     def guide() -> None:
         with pyro.plate("rows", 7):
@@ -143,8 +143,8 @@ def test_mixture_serves_in_stock_pyro() -> None:
 
 class _Positive(M1):
     def encode(self, x: Tensor) -> dist.TorchDistribution:
-        law = super().encode(x).base_dist
-        return dist.LogNormal(law.loc, law.scale).to_event(1)
+        distribution = super().encode(x).base_dist
+        return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
 
 
 def test_vamp_is_of_the_posteriors_whatever_their_law() -> None:
@@ -169,7 +169,7 @@ def test_models_with_it_train_copy_and_save(name: str, tmp_path: Path) -> None:
         "m1": (m1, UnsupervisedELBO(m1, num_rows=30), Batch(x, None, None)),
         "m2": (m2, SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30), Batch(x, x[:3], y)),
     }
-    for where, (pair, objective, batch) in pairs.items():
+    for where, (module, objective, batch) in pairs.items():
         optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
         losses = []
         for _ in range(40):
@@ -179,11 +179,11 @@ def test_models_with_it_train_copy_and_save(name: str, tmp_path: Path) -> None:
             optimizer.step()
             losses.append(loss.item())
         assert sum(losses[-5:]) < sum(losses[:5])
-        assert all(parameter.grad is not None for parameter in pair.prior.parameters())
-        twin = pyro_ssvae.load(pyro_ssvae.save(pair, tmp_path / where))
+        assert all(parameter.grad is not None for parameter in module.prior.parameters())
+        twin = pyro_ssvae.load(pyro_ssvae.save(module, tmp_path / where))
         z = torch.randn(4, 2)
-        for other in (twin, copy.deepcopy(pair)):
-            torch.testing.assert_close(other.prior().log_prob(z), pair.prior().log_prob(z))
+        for other in (twin, copy.deepcopy(module)):
+            torch.testing.assert_close(other.prior().log_prob(z), module.prior().log_prob(z))
     duplicate = copy.deepcopy(m1)
     with torch.no_grad():
         duplicate.encoder.layers[0].weight.zero_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data.plane import draw_ring, ring_distribution
+from pyro_ssvae.data.toy import draw_ring, ring_distribution
 from pyro_ssvae.evaluation import Grid, annealed_log_normaliser
 from pyro_ssvae.models import DDGM
 

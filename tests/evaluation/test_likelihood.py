@@ -45,8 +45,8 @@ class LinearGaussian(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         with data_plate(x, size):
             if self.classes and y is None:
-                law = dist.Categorical(logits=self.log_pi.expand(len(x), K))
-                y = pyro.sample("y", law, infer={"enumerate": "parallel", "expand": False})
+                distribution = dist.Categorical(logits=self.log_pi.expand(len(x), K))
+                y = pyro.sample("y", distribution, infer={"enumerate": "parallel", "expand": False})
             w = self.weight[y if y is not None else 0]
             covariance = torch.linalg.inv(torch.eye(L).double() + w.mT @ w / self.scale**2)
             mean = (covariance @ w.mT @ (x - self.bias[y if y is not None else 0]).unsqueeze(-1)).squeeze(-1)
@@ -56,15 +56,15 @@ class LinearGaussian(nn.Module):
     def log_px_given_y(self, x: Tensor) -> Tensor:
         """The closed form, with shape (N, classes)."""
         covariance = self.weight @ self.weight.mT + self.scale**2 * torch.eye(D).double()
-        law = torch.distributions.MultivariateNormal(self.bias, covariance)
-        return law.log_prob(x.unsqueeze(1)).detach()
+        distribution = torch.distributions.MultivariateNormal(self.bias, covariance)
+        return distribution.log_prob(x.unsqueeze(1)).detach()
 
 
 def test_log_likelihood_without_classes_is_the_closed_form() -> None:
-    pair = LinearGaussian(classes=False)
+    module = LinearGaussian(classes=False)
     x = torch.randn(60, D, dtype=torch.float64)
-    exact = pair.log_px_given_y(x).squeeze(1)
-    found = log_likelihood(pair, x.float(), num_samples=4000, samples_at_a_time=300)
+    exact = module.log_px_given_y(x).squeeze(1)
+    found = log_likelihood(module, x.float(), num_samples=4000, samples_at_a_time=300)
     deviation = (found.log_px - exact) / found.standard_error
     assert abs(float(found.log_px.mean() - exact.mean())) < 3 * found.mean_error + 1e-6
     assert float(deviation.abs().max()) < 4.5  # of sixty
@@ -76,16 +76,16 @@ def test_log_likelihood_without_classes_is_the_closed_form() -> None:
 
 
 def test_classes_are_summed_and_bayes_rule_holds() -> None:
-    pair = LinearGaussian(classes=True)
+    module = LinearGaussian(classes=True)
     x = torch.randn(40, D, dtype=torch.float64)
-    by_class = pair.log_px_given_y(x)
-    exact = (by_class + pair.log_pi).logsumexp(-1)
-    found = log_likelihood(pair, x.float(), num_samples=4000)
+    by_class = module.log_px_given_y(x)
+    exact = (by_class + module.log_pi).logsumexp(-1)
+    found = log_likelihood(module, x.float(), num_samples=4000)
     assert abs(float(found.log_px.mean() - exact.mean())) < 3 * found.mean_error + 1e-6
-    posterior = (by_class + pair.log_pi).softmax(-1)
+    posterior = (by_class + module.log_pi).softmax(-1)
     torch.testing.assert_close(found.class_posterior(), posterior, atol=0.03, rtol=0.0)
-    torch.testing.assert_close(found.log_py, pair.log_pi)
-    again = log_likelihood(pair, x.float(), num_samples=4000).class_posterior()
+    torch.testing.assert_close(found.log_py, module.log_pi)
+    again = log_likelihood(module, x.float(), num_samples=4000).class_posterior()
     assert torch.equal(again, found.class_posterior())
 
 
@@ -132,22 +132,22 @@ def models() -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "dirichlet"])
 def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device: torch.device) -> None:
-    pair = models()[name].to(device)
+    module = models()[name].to(device)
     x = torch.rand(200, 6).round()
     objective = (
-        UnsupervisedELBO(pair, num_rows=200)
+        UnsupervisedELBO(module, num_rows=200)
         if name == "m1"
-        else SemiSupervisedELBO(pair, num_labelled=3, num_unlabelled=200)
+        else SemiSupervisedELBO(module, num_labelled=3, num_unlabelled=200)
     )
     bound = mean_bound(objective.to(device), x)
-    few, more, many = (log_likelihood(pair, x, num_samples=k) for k in (1, 10, 1000))
+    few, more, many = (log_likelihood(module, x, num_samples=k) for k in (1, 10, 1000))
     assert few.mean < more.mean + 0.05
     assert bound < many.mean
     assert more.mean < many.mean + 3 * more.mean_error
     assert few.mean < many.mean
     assert many.log_px.device.type == "cpu"
     # Portions make no difference to what is estimated.
-    portions = log_likelihood(pair, x, num_samples=1000, samples_at_a_time=7)
+    portions = log_likelihood(module, x, num_samples=1000, samples_at_a_time=7)
     assert portions.mean == pytest.approx(many.mean, abs=4 * math.hypot(many.mean_error, portions.mean_error))
 
 
@@ -230,14 +230,14 @@ def test_memory_stays_within_its_limit(limit: int, largest: int, monkeypatch: py
 def test_width_is_what_each_draw_adds() -> None:
     image = (1, 28, 28)
     zeros = torch.zeros(1, *image)
-    for pair, width in (
+    for module, width in (
         (M1(image, hidden_dims=(500, 500)), 784),
         (M1(image, hidden_dims=(500, 500), likelihood="gaussian"), 2 * 784),
         (M1(image, hidden_dims=(500, 900)), 900),
         (M2(image, 10, latent_dim=2), 10 * 784),  # its classifier is wider, but sees the row alone
     ):
         with torch.no_grad():
-            assert _width(pair.eval(), zeros) == width
+            assert _width(module.eval(), zeros) == width
 
 
 def test_a_vamp_prior_is_built_once() -> None:

@@ -15,7 +15,7 @@ from pyro_ssvae.evaluation import (
     classification_error,
     mean_bound,
     posterior_diagnostics,
-    predict_rows,
+    predict_batches,
 )
 
 IMAGE, K = (1, 8, 8), 4
@@ -32,7 +32,7 @@ def rows(n: int = 11) -> Tensor:
 
 def test_error_and_probabilities_of_stored_rows(device: torch.device) -> None:
     m2, x = make_m2().to(device), rows()
-    probabilities = predict_rows(m2, x, scale=16.0, batch_size=4)
+    probabilities = predict_batches(m2, x, scale=16.0, batch_size=4)
     torch.testing.assert_close(probabilities, m2.predict_proba(x.float() / 16.0).cpu())
     y = probabilities.argmax(-1)
     y[:3] = (y[:3] + 1) % K
@@ -52,8 +52,8 @@ def test_diagnostics_are_the_sums_they_claim(device: torch.device) -> None:
         mean = q.mean(0)
         kl = torch.zeros(len(x), device=device)
         for k in range(K):
-            law = m2.encode(grey, torch.full((len(x),), k, device=device)).base_dist
-            kl += q[:, k] * (0.5 * (law.scale**2 + law.loc**2 - 1) - law.scale.log()).sum(-1)
+            distribution = m2.encode(grey, torch.full((len(x),), k, device=device)).base_dist
+            kl += q[:, k] * (0.5 * (distribution.scale**2 + distribution.loc**2 - 1) - distribution.scale.log()).sum(-1)
     assert found["entropy_y"] == pytest.approx(float(entropy), rel=1e-5)
     assert found["mutual_information"] == pytest.approx(float(-(mean * mean.log()).sum() - entropy), rel=1e-4)
     assert found["kl_z"] == pytest.approx(float(kl.mean()), rel=1e-5)

@@ -150,7 +150,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, M1, dict
     data = SemiSupervisedData.from_name("digits", num_labels="all").without_labels()
     m1 = make_m1(latent_dim=4, hidden_dims=(64,))
     objective = UnsupervisedELBO.for_data(m1, data)
-    config = TrainingConfig(max_steps=800, batch_size=100, kl_warmup=0.0, kl_squeeze=1.0, evaluate_every=200)
+    config = TrainingConfig(max_steps=800, batch_size=100, kl_warmup=0.0, kl_peak=1.0, evaluate_every=200)
     run = fit(objective, data, config, out=folder, progress=False)
     return folder, m1, report(objective, data, run, num_samples=100)
 
@@ -211,7 +211,7 @@ def test_collapse_is_reported(tmp_path: Path) -> None:
             parameter.zero_()  # q(z|x) is the prior
     m1.encoder.requires_grad_(False)
     objective = UnsupervisedELBO.for_data(m1, data)
-    run = fit(objective, data, TrainingConfig(max_steps=5, kl_warmup=0.0, kl_squeeze=1.0), progress=False)
+    run = fit(objective, data, TrainingConfig(max_steps=5, kl_warmup=0.0, kl_peak=1.0), progress=False)
     with pytest.warns(UserWarning, match="Posterior collapse: none of the 3 latents"):
         assert report(objective, data, run)["active_units"] == 0
 

@@ -138,13 +138,13 @@ def test_a_stacked_m1_with_batch_norm_is_frozen_too() -> None:
 
 class _Positive(M1):
     def encode(self, x: Tensor) -> pyro.distributions.TorchDistribution:
-        law = super().encode(x).base_dist
-        return pyro.distributions.LogNormal(law.loc, law.scale).to_event(1)
+        distribution = super().encode(x).base_dist
+        return pyro.distributions.LogNormal(distribution.loc, distribution.scale).to_event(1)
 
 
 def test_a_posterior_that_is_not_normal_is_refused() -> None:
     stack = make_stack(_Positive(IMAGE, latent_dim=5, hidden_dims=(16,)))
-    with pytest.raises(TypeError, match=r"_Positive\.encode returns another law"):
+    with pytest.raises(TypeError, match=r"_Positive\.encode returns another distribution"):
         stack.encode_z1(torch.rand(2, *IMAGE))
 
 
@@ -275,7 +275,7 @@ def test_fit_on_digits(tmp_path: Path) -> None:
     data = SemiSupervisedData.from_name("digits", num_labels=100)
     bare = data.without_labels()
     m1 = make_m1(latent_dim=8, hidden_dims=(64,), likelihood="gaussian")
-    plain = {"kl_warmup": 0.0, "kl_squeeze": 1.0, "batch_size": 100}
+    plain = {"kl_warmup": 0.0, "kl_peak": 1.0, "batch_size": 100}
     objective = pyro_ssvae.UnsupervisedELBO.for_data(m1, bare)
     fit(objective, bare, TrainingConfig(max_steps=800, **plain), progress=False)
     stack = make_stack(m1, num_classes=10, latent_dim=4, hidden_dims=(64,))

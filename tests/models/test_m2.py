@@ -239,7 +239,7 @@ def test_two_models_never_interfere() -> None:
 
 @pytest.mark.parametrize("class_prior", ["uniform", "map", "dirichlet"])
 def test_stock_svi_trains_the_pair(class_prior: str) -> None:
-    """Pyro's own SVI, optimiser and ELBOs on the untouched pair: what Pyro users will try first."""
+    """Pyro's own SVI, optimiser and ELBOs on the untouched module: what Pyro users will try first."""
     pyro.clear_param_store()
     m2 = make_m2(class_prior=class_prior)
     x = torch.rand(40, *IMAGE, generator=torch.Generator().manual_seed(1)).round()

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 import pyro_ssvae
 from pyro_ssvae import SemiSupervisedData, TrainingConfig, fit
-from pyro_ssvae.data import Batch, plane_data
+from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import data_plate
 from pyro_ssvae.objectives import (
-    ContentContrast,
-    EnergyELBO,
+    EnergyLoss,
     EnergyObjective,
     MutualInformationEntropy,
     NearestNeighbourEntropy,
+    NegativeAugmentation,
     ScoreEntropy,
-    blurred_rows,
-    importance_weights,
+    normalise_importance_weights,
+    perturb_samples,
 )
 
 
@@ -37,8 +37,8 @@ def make_ddgm(**options: object) -> DDGM:
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_losses_by_hand(share: float) -> None:
     ddgm = make_ddgm().eval()  # batch normalisation by running statistics: draws can be repeated
-    options = {"gradient_penalty": 0.3, "penalty_share": share, "energy_penalty": 0.1}
-    elbo = EnergyELBO(NearestNeighbourEntropy(), ddgm.generator, **options)
+    options = {"gradient_penalty": 0.3, "penalty_fraction": share, "energy_penalty": 0.1}
+    elbo = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, **options)
     x = torch.randn(40, 2)
     torch.manual_seed(5)
     loss, terms = elbo.energy_loss(ddgm.model, ddgm.guide, x)
@@ -54,14 +54,14 @@ def test_losses_by_hand(share: float) -> None:
     torch.manual_seed(5)
     of_generator, terms = elbo.generator_loss(ddgm.model, ddgm.guide, x)
     torch.testing.assert_close(of_generator, of_samples.mean() - terms["entropy"])
-    with pytest.raises(ValueError, match="penalty_share=0"):
-        EnergyELBO(NearestNeighbourEntropy(), ddgm.generator, penalty_share=0)
+    with pytest.raises(ValueError, match="penalty_fraction=0"):
+        EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, penalty_fraction=0)
 
 
 def test_each_side_gets_the_gradient_of_its_own_loss() -> None:
     ddgm = make_ddgm().eval()
     entropy = MutualInformationEntropy(4, (2,), (8,))
-    elbo = EnergyELBO(entropy, ddgm.generator)
+    elbo = EnergyLoss(entropy, ddgm.generator)
     x = torch.randn(30, 2)
     torch.manual_seed(3)
     elbo.loss_and_grads(*pyro_ssvae.pyro_view(ddgm), x)
@@ -83,10 +83,10 @@ def test_stock_svi_trains_the_pair() -> None:
     ddgm = make_ddgm()
     torch.manual_seed(0)
     entropy = MutualInformationEntropy(4, (2,))
-    elbo = EnergyELBO(entropy, ddgm.generator, gradient_penalty=0.01)
+    elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.01)
     before = {name: tensor.clone() for name, tensor in [*ddgm.named_parameters(), *entropy.named_parameters()]}
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3, "betas": (0.5, 0.999)}), elbo)
-    x = plane_data("ring", num_rows=2000).x
+    x = make_toy_data("ring", num_rows=2000).x
     for step in range(150):
         svi.step(x[100 * (step % 20) :][:100])
     assert all(not torch.equal(tensor, before[name]) for name, tensor in ddgm.named_parameters())
@@ -99,7 +99,7 @@ def test_stock_svi_trains_the_pair() -> None:
 def test_sides_may_have_optimisers_of_their_own() -> None:
     ddgm = make_ddgm().eval()
     entropy = MutualInformationEntropy(4, (2,), (8,))
-    elbo = EnergyELBO(entropy, ddgm.generator, gradient_penalty=0.1)
+    elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.1)
     x = torch.randn(30, 2)
     sides = {"energy": ddgm.energy_net, "generator": ddgm.generator, "critic": entropy}
     before = {side: [parameter.clone() for parameter in module.parameters()] for side, module in sides.items()}
@@ -115,9 +115,9 @@ def test_sides_may_have_optimisers_of_their_own() -> None:
 
 
 def test_one_object_serves_svi_and_fit() -> None:
-    data = plane_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_rows=500)
     ddgm = make_ddgm(num_classes=10)
-    elbo = EnergyELBO(NearestNeighbourEntropy(dim=2), ddgm.generator, gradient_penalty=0.003, alpha=2.0)
+    elbo = EnergyLoss(NearestNeighbourEntropy(dim=2), ddgm.generator, gradient_penalty=0.003, alpha=2.0)
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3}), elbo)
     labelled = data.x[:6], torch.tensor([0, 1, 2, 0, 1, 2])
     svi.step(data.x[:50], *labelled)
@@ -141,15 +141,15 @@ def test_one_object_serves_svi_and_fit() -> None:
 def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
     torch.manual_seed(0)
     x = 2.0 * torch.rand(4000, 2) - 1.0  # a generator that is even on a square
-    blurred, log_density = blurred_rows(x.requires_grad_(), 0.3)
+    blurred, log_density = perturb_samples(x.requires_grad_(), 0.3)
     assert not blurred.requires_grad
     distance = (blurred[:3, None] - x[None]).square().sum(-1)
     expected = (-distance / 0.18).exp().sum(-1).log()
     torch.testing.assert_close(log_density[:3], expected.detach(), rtol=1e-4, atol=1e-4)
-    # An energy whose law is a Gaussian inside: moments by weights are its moments, and nobody's who were not weighed.
+    # An energy whose distribution is a Gaussian inside: moments by weights are its moments, and nobody's who were not weighed.
     mean, variance = torch.tensor([0.3, -0.2]), 0.09
     energy = ((blurred - mean).square().sum(-1) / (2 * variance)).requires_grad_()
-    weights = importance_weights(energy, log_density)
+    weights = normalise_importance_weights(energy, log_density)
     assert not weights.requires_grad
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close((weights[:, None] * blurred).sum(0), mean, atol=0.03, rtol=0)
@@ -158,20 +158,20 @@ def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
     # No row counts for more than the square root of their number, as a multiple of the mean: here for a half, 2 / 4.
     shares = torch.tensor([0.97, 0.01, 0.01, 0.01])
     truncated = torch.tensor([0.5, 0.01, 0.01, 0.01]) / 0.53
-    torch.testing.assert_close(importance_weights(-shares.log(), torch.zeros(4)), truncated)
+    torch.testing.assert_close(normalise_importance_weights(-shares.log(), torch.zeros(4)), truncated)
 
 
 def test_the_energy_settles_at_the_end() -> None:
-    data = plane_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_rows=500)
     ddgm = make_ddgm()
-    objective = EnergyObjective.for_data(ddgm, data, settling=0.5, generator_steps=2, gradient_penalty=0.5)
+    objective = EnergyObjective.for_data(ddgm, data, mle_fraction=0.5, generator_steps=2, gradient_penalty=0.5)
     assert [turn.group for turn in objective.turns(0.4)] == ["energy", "generator", "generator"]
     assert [turn.group for turn in objective.turns(0.5)] == ["energy"]
     seen = []
 
-    def look(pair: DDGM, row: dict[str, float]) -> None:
-        live = [parameter.detach().clone() for parameter in pair.generator.parameters()]
-        logged = {"entropy", "sample_spread", "energy_gap"} <= set(row)
+    def look(module: DDGM, row: dict[str, float]) -> None:
+        live = [parameter.detach().clone() for parameter in module.generator.parameters()]
+        logged = {"entropy", "sample_std", "energy_gap"} <= set(row)
         seen.append(
             (live, logged, row["energy_data"] - row["energy_samples"] == pytest.approx(row["energy_gap"], abs=1e-4))
         )
@@ -188,16 +188,18 @@ def test_the_energy_settles_at_the_end() -> None:
     x = data.x[:64]
     ddgm.eval()
     torch.manual_seed(0)
-    weighed, _ = objective.elbo_of_energy.weighing().energy_loss(ddgm.model, ddgm.guide, x)
+    weighed, _ = objective.energy_loss_fn.weighing().energy_loss(ddgm.model, ddgm.guide, x)
     torch.manual_seed(0)
-    rows, log_density = blurred_rows(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
+    rows, log_density = perturb_samples(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
     of_rows = ddgm.energy_net(rows)
-    expected = ddgm.energy_net(x).mean() - (importance_weights(of_rows, log_density) * of_rows).sum()  # no penalty
+    expected = (
+        ddgm.energy_net(x).mean() - (normalise_importance_weights(of_rows, log_density) * of_rows).sum()
+    )  # no penalty
     torch.testing.assert_close(weighed, expected)
-    with pytest.raises(ValueError, match="settling=1.0"):
-        EnergyObjective.for_data(ddgm, data, settling=1.0)
-    with pytest.raises(ValueError, match="weighing_bandwidth=0"):
-        EnergyObjective.for_data(ddgm, data, weighing_bandwidth=0)
+    with pytest.raises(ValueError, match="mle_fraction=1.0"):
+        EnergyObjective.for_data(ddgm, data, mle_fraction=1.0)
+    with pytest.raises(ValueError, match="proposal_bandwidth=0"):
+        EnergyObjective.for_data(ddgm, data, proposal_bandwidth=0)
 
 
 def test_the_ratio_of_steps_is_free() -> None:
@@ -208,7 +210,7 @@ def test_the_ratio_of_steps_is_free() -> None:
 
 
 def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
-    data = plane_data("ring", num_rows=2000)
+    data = make_toy_data("ring", num_rows=2000)
     ddgm = make_ddgm()
     objective = EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.003)
     losses = objective(Batch(data.x[:50], None, None))
@@ -216,14 +218,14 @@ def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> No
     config = TrainingConfig(max_steps=300, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
     run = fit(objective, data, config, out=tmp_path / "run", progress=False)
     last = run.metrics[-1]
-    assert {"energy_gap", "entropy", "gradient_norm", "sample_spread", "spread_ratio", "energy_of_data"} <= set(last)
-    assert run.metrics[0]["spread_ratio"] != last["spread_ratio"]
+    assert {"energy_gap", "entropy", "gradient_norm", "sample_std", "std_ratio", "energy_of_data"} <= set(last)
+    assert run.metrics[0]["std_ratio"] != last["std_ratio"]
     twin = pyro_ssvae.load(tmp_path / "run")
     torch.testing.assert_close(twin.energy(data.x[:5]), ddgm.energy(data.x[:5]).cpu())
 
 
 def test_resuming_changes_nothing(tmp_path: Path) -> None:
-    data = plane_data("spiral", num_rows=1000)
+    data = make_toy_data("spiral", num_rows=1000)
     settings = {"batch_size": 64, "learning_rate": 5e-4, "evaluate_every": 20, "device": "cpu"}
 
     def objective() -> EnergyObjective:
@@ -237,17 +239,17 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
     fit(first, data, interrupted, out=out, progress=False)
     run = fit(second, data, TrainingConfig(max_steps=40, **settings), out=out, resume=True, progress=False)
     assert run.steps == 40
-    for name, tensor in whole.pair.state_dict().items():
-        assert torch.equal(tensor, second.pair.state_dict()[name]), name
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"spread_ratio": 0.01, "energy_gap": 0.1}, "collapsed"),
-        ({"spread_ratio": 0.9, "energy_gap": -1e5}, "diverge"),
-        ({"spread_ratio": 0.9, "energy_gap": 0.1, "energy_data": -2e6}, "those of data are 2e\\+06 nats"),
-        ({"spread_ratio": 0.9, "energy_gap": 0.1}, None),
+        ({"std_ratio": 0.01, "energy_gap": 0.1}, "collapsed"),
+        ({"std_ratio": 0.9, "energy_gap": -1e5}, "diverge"),
+        ({"std_ratio": 0.9, "energy_gap": 0.1, "energy_data": -2e6}, "those of data are 2e\\+06 nats"),
+        ({"std_ratio": 0.9, "energy_gap": 0.1}, None),
         ({}, None),
     ],
 )
@@ -270,7 +272,7 @@ class _Constant(nn.Module):
 
 
 def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
-    data = plane_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_rows=500)
     ddgm = make_ddgm(generator=_Constant())
     objective = EnergyObjective.for_data(ddgm, data)
     with pytest.raises(TrainingFailedError, match=r"step 50: the generator has collapsed.*No checkpoint"):
@@ -279,24 +281,24 @@ def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
 
 def test_functions_in_place_of_the_pair_s() -> None:
     """A model that adds x1 to the energy, and a guide with z of half the width, written as plain functions."""
-    data, pair = plane_data("ring", num_rows=500), make_ddgm()
+    data, module = make_toy_data("ring", num_rows=500), make_ddgm()
 
     def model(x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         with data_plate(x, size):
-            pyro.factor("energy", -pair.energy_net(x) - x[:, 0])
+            pyro.factor("energy", -module.energy_net(x) - x[:, 0])
 
     def guide(x: Tensor, *, size: int | None = None) -> Tensor:
         with data_plate(x, size):
             z = pyro.sample("z", pyro.distributions.Uniform(-0.5 * torch.ones(4), 0.5).to_event(1))
-        return pair.generator(z)
+        return module.generator(z)
 
-    objective = EnergyObjective.for_data(pair, data, model=model, guide=guide)
+    objective = EnergyObjective.for_data(module, data, model=model, guide=guide)
     x = data.x[:64]
     torch.manual_seed(3)
     losses = objective(Batch(x, None, None))
     torch.manual_seed(3)
-    rows = pair.generator(torch.rand(64, 4) - 0.5)
-    expected = (pair.energy_net(x) + x[:, 0]).mean() - (pair.energy_net(rows) + rows[:, 0]).mean()
+    rows = module.generator(torch.rand(64, 4) - 0.5)
+    expected = (module.energy_net(x) + x[:, 0]).mean() - (module.energy_net(rows) + rows[:, 0]).mean()
     torch.testing.assert_close(losses["energy"], expected)
     run = fit(objective, data, TrainingConfig(max_steps=20, batch_size=32, device="cpu"), progress=False)
     assert (run.steps, run.why_eager) == (20, None)
@@ -306,7 +308,7 @@ def test_what_trains_what_is_said_at_the_door() -> None:
     with pytest.raises(TypeError, match="trains a DDGM, not M1"):
         EnergyObjective(pyro_ssvae.M1((2,), latent_dim=2, hidden_dims=()), num_unlabelled=10)
     with pytest.raises(TypeError, match=r"NearestNeighbourEntropy\(\), not str"):
-        EnergyELBO("score", make_ddgm().generator)
+        EnergyLoss("score", make_ddgm().generator)
     with pytest.raises(ValueError, match="noise=0"):
         ScoreEntropy((2,), noise=0.0)
 
@@ -316,21 +318,21 @@ def test_settings_are_told_in_full() -> None:
     found = EnergyObjective(make_ddgm(), num_unlabelled=1, entropy=NearestNeighbourEntropy(k=3)).config()
     assert found["entropy_settings"] == {"k": 3, "dim": None}
     assert "contrast" not in found
-    options = {"contrast_weight": 1.0, "contrast": ContentContrast(margin=5.0)}
+    options = {"negative_weight": 1.0, "contrast": NegativeAugmentation(margin=5.0)}
     found = EnergyObjective(make_ddgm(), num_unlabelled=1, entropy="score", **options).config()
     assert found["entropy_settings"] == {"noise": 0.05, "hidden_dims": [128, 128]}
     assert found["contrast"] == {"copies": ["faded", "blurred", "stitched", "scrambled"], "margin": 5.0, "spread": 1.0}
 
 
 def test_modes_of_stepping_that_do_not_apply_are_refused() -> None:
-    data = plane_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_rows=500)
     with pytest.raises(ValueError, match="auto, inductor, replay, eager"):
         fit(EnergyObjective.for_data(make_ddgm(), data), data, TrainingConfig(compile="graph"), progress=False)
 
 
 @pytest.mark.parametrize("entropy", ["batch_norm", "mutual_information", "nearest_neighbour"])
 def test_replayed_steps_are_the_same_steps(entropy: str) -> None:
-    data = plane_data("ring", num_rows=1000)
+    data = make_toy_data("ring", num_rows=1000)
     found = []
     for mode in ("eager", "replay"):
         ddgm = make_ddgm()
@@ -345,7 +347,7 @@ def test_replayed_steps_are_the_same_steps(entropy: str) -> None:
             data,
             config,
             progress=False,
-            on_evaluation=lambda pair, row, seen=seen: seen.append(row["spread_ratio"]),
+            on_evaluation=lambda module, row, seen=seen: seen.append(row["std_ratio"]),
         )
         assert (run.step_mode, run.why_eager, len(seen)) == (mode, None, 3)
         found.append((ddgm.state_dict(), [row["energy_gap"] for row in run.metrics]))

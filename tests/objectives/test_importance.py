@@ -92,28 +92,28 @@ PAIRS = {"m1": make_m1, "m2": make_m2, "stack": make_stack, "dirichlet": lambda:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
-    pair, x = PAIRS[name](), rows(40)
-    pair.train()
+    module, x = PAIRS[name](), rows(40)
+    module.train()
     means, errors = [], []
     for k in (1, 5, 50):
         elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False, require_enumeration=False)
         with torch.no_grad():
-            losses = torch.stack([elbo.differentiable_loss(pair.model, pair.guide, x) / len(x) for _ in range(150)])
+            losses = torch.stack([elbo.differentiable_loss(module.model, module.guide, x) / len(x) for _ in range(150)])
         means.append(float(-losses.mean()))
         errors.append(float(losses.std()) / math.sqrt(150))
     assert means[0] < means[1] - 3 * errors[1]
     assert means[1] < means[2] - 3 * errors[2]
     if name != "dirichlet":  # whose bound holds the KL of π as well
-        assert means[2] < log_likelihood(pair, x.float(), num_samples=5000).mean
+        assert means[2] < log_likelihood(module, x.float(), num_samples=5000).mean
 
 
 def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
-    pair, x = make_stack(), rows(40)
+    module, x = make_stack(), rows(40)
     means, errors = [], []
     for k in (1, 10):
         elbo = StaticEnumELBO(num_particles=k, analytic_kl=False)
         with torch.no_grad():
-            losses = torch.stack([elbo.differentiable_loss(pair.model, pair.guide, x) / len(x) for _ in range(300)])
+            losses = torch.stack([elbo.differentiable_loss(module.model, module.guide, x) / len(x) for _ in range(300)])
         means.append(float(losses.mean()))
         errors.append(float(losses.std()) / math.sqrt(300))
     assert means[0] == pytest.approx(means[1], abs=4 * math.hypot(*errors))
@@ -194,8 +194,8 @@ def test_one_draw_cannot_be_weighed() -> None:
 
 class _LogNormal(M1):
     def encode(self, x: Tensor) -> dist.TorchDistribution:
-        law = super().encode(x).base_dist
-        return dist.LogNormal(law.loc, law.scale).to_event(1)
+        distribution = super().encode(x).base_dist
+        return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
 
 
 class _OwnNormal(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.evaluation.images import ALTERATIONS
+from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
 from pyro_ssvae.plots import plot_class_shares, plot_energies, plot_generated, plot_nearest
 
 
@@ -72,7 +72,7 @@ def test_energies_of_every_kind() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[::-1] == ["real", "generated", *ALTERATIONS]
+    assert names[::-1] == ["real", "generated", *CORRUPTIONS]
     middles = [line.get_xdata()[0] for line in axes.lines[2::3]]  # from below, as names
     expected = ddgm.energy(x)
     assert middles[names.index("real")] == pytest.approx(float(expected.quantile(0.5)))

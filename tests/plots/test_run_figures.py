@@ -11,7 +11,7 @@ import torch
 from matplotlib.image import imread
 
 from pyro_ssvae import DDGM, M2, RunFolderError, SemiSupervisedData
-from pyro_ssvae.plots import save_run_figures
+from pyro_ssvae.plots import save_figures
 
 IMAGES = ["samples", "analogies", "reconstructions"]
 ROWS = ["latent_map", "confusion_matrix", "reliability"]
@@ -48,7 +48,7 @@ def stems(paths):
 def test_a_run_on_images(tmp_path):
     data = make_data()
     model = make_model(data)
-    paths = save_run_figures(model, data, write_metrics(tmp_path), tmp_path / "run" / "figures")
+    paths = save_figures(model, data, write_metrics(tmp_path), tmp_path / "run" / "figures")
     assert stems(paths) == [*IMAGES, *ROWS, "training_curves"]
     assert sorted(paths) == sorted((tmp_path / "run" / "figures").iterdir())
     for path in paths:
@@ -60,44 +60,44 @@ def test_a_run_on_images(tmp_path):
 
 def test_a_run_on_a_table(tmp_path):
     data = make_data((16,))  # a square number, and yet no image
-    paths = save_run_figures(make_model(data), data, None, str(tmp_path))
+    paths = save_figures(make_model(data), data, None, str(tmp_path))
     assert stems(paths) == ["feature_means", *ROWS]
     data = make_data((16,), held_out=None)
-    paths = save_run_figures(make_model(data), data, None, tmp_path, image_shape=(4, 4))
+    paths = save_figures(make_model(data), data, None, tmp_path, image_shape=(4, 4))
     assert stems(paths) == IMAGES
 
 
 def test_without_test_rows(tmp_path):
     data = make_data((5,), held_out="validation")
-    paths = save_run_figures(make_model(data), data, None, tmp_path)
+    paths = save_figures(make_model(data), data, None, tmp_path)
     assert stems(paths) == ["feature_means", *ROWS]
     data = make_data(held_out=None)
-    assert stems(save_run_figures(make_model(data), data, None, tmp_path)) == IMAGES
+    assert stems(save_figures(make_model(data), data, None, tmp_path)) == IMAGES
 
 
 def test_curves_need_rows(tmp_path):
     data = make_data((5,), held_out=None)
     for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train_loss\n")):
-        paths = save_run_figures(make_model(data), data, metrics, tmp_path / "f")
+        paths = save_figures(make_model(data), data, metrics, tmp_path / "f")
         assert stems(paths) == ["feature_means"]
 
 
 def test_files_are_the_same_bytes_and_replace_older_ones(tmp_path):
     data = make_data(held_out=None)
     model = make_model(data)
-    first = {p: p.read_bytes() for p in save_run_figures(model, data, None, tmp_path, seed=4)}
+    first = {p: p.read_bytes() for p in save_figures(model, data, None, tmp_path, seed=4)}
     torch.rand(5)
     state = torch.get_rng_state()
-    again = save_run_figures(model, data, None, tmp_path, seed=4)
+    again = save_figures(model, data, None, tmp_path, seed=4)
     assert {path: path.read_bytes() for path in again} == first
     assert torch.equal(torch.get_rng_state(), state)
-    other = save_run_figures(model, data, None, tmp_path, seed=5)
+    other = save_figures(model, data, None, tmp_path, seed=5)
     assert other[0].read_bytes() != first[other[0]]
 
 
 def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
     data = make_data((5,), held_out=None)
-    (path,) = save_run_figures(make_model(data), data, None, tmp_path)
+    (path,) = save_figures(make_model(data), data, None, tmp_path)
     before = path.read_bytes()
 
     def fail(descriptor):
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RunFolderError, match=r"Cannot write the figure .*No space left"):
-        save_run_figures(make_model(data), data, None, tmp_path, seed=1)
+        save_figures(make_model(data), data, None, tmp_path, seed=1)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
 def test_a_model_that_does_not_fit_is_refused(tmp_path):
     data, other = make_data(), make_data((1, 4, 4))
     with pytest.raises(ValueError, match="Hand in the data that the model was trained on"):
-        save_run_figures(make_model(other), data, None, tmp_path)
+        save_figures(make_model(other), data, None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -129,14 +129,14 @@ def test_values_beyond_the_unit_interval_are_not_clipped(tmp_path, monkeypatch):
         x = torch.linspace(low, high, 4 * 16).reshape(4, 1, 4, 4)
         data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1])
         with pytest.raises(StopIteration):
-            save_run_figures(make_model(data, likelihood="gaussian"), data, None, tmp_path)
+            save_figures(make_model(data, likelihood="gaussian"), data, None, tmp_path)
         assert ranges[-1] == pytest.approx(np.array(expected))
 
 
 def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
     data = make_data()
     model = M2(data.event_shape, 5, latent_dim=2, hidden_dims=(6,), classifier="mlp").to(device)
-    assert len(save_run_figures(model, data, None, tmp_path)) == 6
+    assert len(save_figures(model, data, None, tmp_path)) == 6
     assert next(model.parameters()).device.type == device.type
 
 
@@ -153,7 +153,7 @@ def test_a_run_of_an_energy_model(tmp_path):
     state = torch.get_rng_state()
     ddgm = make_ddgm(data, num_classes=4)  # one more than the data has
     torch.set_rng_state(state)
-    paths = save_run_figures(ddgm, data, write_metrics(tmp_path), tmp_path)
+    paths = save_figures(ddgm, data, write_metrics(tmp_path), tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     assert stems(paths) == [*ENERGIES, "confusion_matrix", "reliability", "training_curves"]
     assert ddgm.training
@@ -169,12 +169,12 @@ def test_a_run_of_an_energy_model(tmp_path):
 )
 def test_an_energy_model_of_other_rows(tmp_path, shape, held_out, expected):
     data = make_data(shape, held_out)
-    assert stems(save_run_figures(make_ddgm(data, num_classes=3), data, None, tmp_path)) == expected
+    assert stems(save_figures(make_ddgm(data, num_classes=3), data, None, tmp_path)) == expected
 
 
 def test_an_energy_model_without_classes_has_no_matrix(tmp_path):
     data = make_data((2,))
-    assert stems(save_run_figures(make_ddgm(data), data, None, tmp_path)) == ["features_and_latents", "paths"]
+    assert stems(save_figures(make_ddgm(data), data, None, tmp_path)) == ["features_and_latents", "paths"]
 
 
 def test_analogies_can_be_judged(tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_analogies_can_be_judged(tmp_path, monkeypatch):
     for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
         data = SemiSupervisedData.from_arrays(x[:3], [0, 1, 2], x_test=x, y_test=classes).without_labels()
         with pytest.raises(StopIteration):
-            save_run_figures(make_ddgm(data), data, None, tmp_path, seed=seed)
+            save_figures(make_ddgm(data), data, None, tmp_path, seed=seed)
     chosen = y[(seen[0][0][:, 0, 0, 0] * 39.0).round().long()].view(-1, 3)
     assert len(chosen) == 6
     assert (chosen[:, 0] == chosen[:, 1]).all()

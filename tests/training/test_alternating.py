@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from pyro_ssvae import NonFiniteLossError, SemiSupervisedData, TrainingConfig, fit
-from pyro_ssvae.data import BatchStream, plane_data
+from pyro_ssvae.data import BatchStream, make_toy_data
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import plot_training_curves
-from pyro_ssvae.recipes import DDGM_PLANE
+from pyro_ssvae.presets import DDGM_TOY
 from pyro_ssvae.training.alternating import AlternatingStep
 from pyro_ssvae.training.device import make_fabric
 
 SETTINGS: dict[str, Any] = {"max_steps": 6, "batch_size": 32, "evaluate_every": 3, "device": "cpu"}
 
 
-IMAGES = {"gradient_penalty": 0.1, "penalty_share": 0.25, "contrast_weight": 1.0, "generator_steps": 1}
+IMAGES = {"gradient_penalty": 0.1, "penalty_fraction": 0.25, "negative_weight": 1.0, "generator_steps": 1}
 
 
 def make_objective(**options: Any) -> tuple[EnergyObjective, Any]:
-    data = plane_data("ring", num_rows=300, num_validation=100)
+    data = make_toy_data("ring", num_rows=300, num_validation=100)
     torch.manual_seed(0)
     return EnergyObjective.for_data(DDGM((2,)), data, **options), data
 
@@ -56,7 +56,7 @@ def test_norms_are_those_of_the_gradients_before_clipping(clip: float | None) ->
 
 
 def test_the_rate_of_a_group_falls_within_its_share_of_the_schedule() -> None:
-    objective, data = make_objective(settling=0.5, generator_rate=2.0)
+    objective, data = make_objective(mle_fraction=0.5, generator_rate=2.0)
     rates = {"learning_rate": 1.0, "warmup_steps": 0, "decay_start": 0.0, "final_learning_rate": 0.0}
     config = TrainingConfig(compile="eager", **rates, **SETTINGS)
     stream = BatchStream(data, batch_size=32, labelled_batch_size=1, device=torch.device("cpu"), seed=0)
@@ -100,7 +100,7 @@ def test_any_loss_that_is_not_finite_is_found() -> None:
 
 def test_the_recipe_of_the_plane_is_compiled() -> None:
     # A turn that Inductor cannot compile is replayed with a warning, and warnings are errors here.
-    objective, data = make_objective(**DDGM_PLANE.objective | {"langevin_steps": 1})
+    objective, data = make_objective(**DDGM_TOY.objective | {"langevin_steps": 1})
     run = fit(objective, data, TrainingConfig(compile="inductor", **SETTINGS), progress=False)
     assert (run.step_mode, run.why_eager) == ("inductor", None)
 
@@ -121,19 +121,21 @@ def steps_of_images(mode: str, number: int, **options: Any) -> tuple[EnergyObjec
 def test_a_step_moves_every_weight_along_its_own_gradient() -> None:
     # A fused optimiser reads gradients as they lie in memory, and convolutions may return them in another order.
     objective, step = steps_of_images("eager", 0)
-    before = {name: value.detach().clone() for name, value in objective.pair.energy_net.named_parameters()}
+    before = {name: value.detach().clone() for name, value in objective.module.energy_net.named_parameters()}
     gradients: dict[str, torch.Tensor] = {}
     apply = step._apply
 
     def watched(group: str) -> torch.Tensor:
         if group == "energy":
-            gradients.update({name: value.grad.clone() for name, value in objective.pair.energy_net.named_parameters()})
+            gradients.update(
+                {name: value.grad.clone() for name, value in objective.module.energy_net.named_parameters()}
+            )
         return apply(group)
 
     step._apply = watched  # type: ignore[method-assign]
     step.total = 1000
     step(500)
-    for name, value in objective.pair.energy_net.named_parameters():
+    for name, value in objective.module.energy_net.named_parameters():
         slope, moved = gradients[name], value.detach() - before[name]
         steep = slope.abs() > 1e-4 * slope.abs().max()
         assert bool((torch.sign(moved) == -torch.sign(slope))[steep].all()), name  # so does Adam's first step
@@ -162,8 +164,8 @@ def test_recorded_turns_that_share_draws_are_the_eager_ones(entropy: str) -> Non
 
 def test_shared_draws_give_the_generator_the_energy_after_its_step() -> None:
     objective, data = make_objective(shared_draws=True, generator_steps=1)
-    pair, calls = objective.pair, []
-    guide = pair.guide
+    module, calls = objective.module, []
+    guide = module.guide
 
     def watched(x: torch.Tensor, *, size: int | None = None) -> torch.Tensor:
         calls.append(torch.get_rng_state())
@@ -179,10 +181,10 @@ def test_shared_draws_give_the_generator_the_energy_after_its_step() -> None:
     def kept(group: str) -> torch.Tensor:
         if group == "generator":  # by hand: the same z, through weights that the energy has just been given
             torch.set_rng_state(calls[-1])
-            z = pair.prior().sample((32,))
-            x = pair.generator(z)
-            loss = pair.energy_net(x).mean() - objective.entropy(z, x, pair.generator)
-            parameters = list(pair.generator.parameters())
+            z = module.prior().sample((32,))
+            x = module.generator(z)
+            loss = module.energy_net(x).mean() - objective.entropy(z, x, module.generator)
+            parameters = list(module.generator.parameters())
             seen["found"] = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
             seen["expected"] = list(torch.autograd.grad(loss, parameters))
         return apply(group)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pyro_ssvae
 from pyro_ssvae import SemiSupervisedData, TrainingConfig, TrainingFailedError, fit
-from pyro_ssvae.data import plane_data
+from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.evaluation import energy_diagnostics, validation_metrics
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import EnergyObjective
@@ -56,7 +56,7 @@ LASTS = 50.0  # two rows are asked for at every step: from step 25 on the genera
 
 
 def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
-    data = plane_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_rows=500, num_validation=200)
     objective = make_objective(data, LASTS)
     seen: list[int] = []
     with pytest.raises(TrainingFailedError, match=r"step 70: the generator has collapsed.*last\.pt") as caught:
@@ -66,19 +66,18 @@ def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
     assert caught.value.checkpoint == RunFolder(tmp_path).checkpoint
     state = state_of(tmp_path)
     assert state["step"] == state["best"]["step"] == 20
-    assert state["metrics"][-1]["spread_ratio"] > 0.3
+    assert state["metrics"][-1]["std_ratio"] > 0.3
     assert (
-        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["spread_ratio"]
-        > 0.3
+        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["std_ratio"] > 0.3
     )
     # What gave it away is told nevertheless.
     rows = rows_of(tmp_path)
     assert [int(row["step"]) for row in rows] == seen == [10, 20, 30, 40, 50, 60, 70]
-    assert [float(row["spread_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
+    assert [float(row["std_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
 
 
 def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> None:
-    data = plane_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_rows=500, num_validation=200)
 
     def interrupt(_: Any, row: dict[str, Any]) -> None:
         if row["step"] == 40:
@@ -94,21 +93,20 @@ def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> No
 
 
 def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> None:
-    data = plane_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_rows=500, num_validation=200)
     short = TrainingConfig.from_dict(CONFIG.to_dict() | {"max_steps": 30})
     run = fit(make_objective(data, 0.0), data, short, out=tmp_path, progress=False)
     assert (run.stopped_by, run.best_step) == ("schedule", 30)
     assert state_of(tmp_path)["step"] == 30
     assert (
-        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["spread_ratio"]
-        < 0.05
+        energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["std_ratio"] < 0.05
     )
 
 
 def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
-    data = plane_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_rows=500, num_validation=200)
     objective = make_objective(data, math.inf)
-    terms = objective.elbo_of_energy.energy_loss
+    terms = objective.energy_loss_fn.energy_loss
 
     def apart(*args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, found = terms(*args, **kwargs)
@@ -116,7 +114,7 @@ def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
         return loss, found | {"energy_gap": found["energy_gap"] + (1e6 if len(steps) > 15 else 0.0)}
 
     steps: list[int] = []
-    objective.elbo_of_energy.energy_loss = apart  # type: ignore[method-assign]
+    objective.energy_loss_fn.energy_loss = apart  # type: ignore[method-assign]
     eager = TrainingConfig.from_dict(CONFIG.to_dict() | {"compile": "eager"})
     with pytest.raises(TrainingFailedError, match=r"step 20: energies diverge.*last\.pt"):
         fit(objective, data, eager, out=tmp_path, progress=False)
@@ -126,7 +124,7 @@ def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
 
 
 def test_training_rows_stand_in_for_validation_rows() -> None:
-    data = plane_data("ring", num_rows=3000, num_validation=0, num_test=0)
+    data = make_toy_data("ring", num_rows=3000, num_validation=0, num_test=0)
     objective = make_objective(data, math.inf)
     found, score = validation_metrics(objective, data, seed=3)
     again, _ = validation_metrics(objective, data, seed=3)
@@ -135,15 +133,15 @@ def test_training_rows_stand_in_for_validation_rows() -> None:
     assert found == again
     assert found["energy_of_data"] != other["energy_of_data"]
     chosen = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:1000]
-    assert found["energy_of_data"] == pytest.approx(float(objective.pair.energy(data.x[chosen]).mean()))
+    assert found["energy_of_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
     with pytest.raises(TrainingFailedError, match="step 70: the generator has collapsed"):
         fit(make_objective(data, LASTS), data, CONFIG, progress=False)
 
 
 @pytest.mark.parametrize("x", [torch.ones(1, 2), torch.ones(5, 2)])
 def test_rows_without_spread_say_nothing_of_the_generators(x: Tensor) -> None:
-    objective = make_objective(plane_data("ring", num_rows=100), math.inf)
-    found = energy_diagnostics(objective.pair, x)
-    assert "spread_ratio" not in found
+    objective = make_objective(make_toy_data("ring", num_rows=100), math.inf)
+    found = energy_diagnostics(objective.module, x)
+    assert "std_ratio" not in found
     assert math.isfinite(found["energy_difference"])
     assert (objective.problem(found), objective.doubtful) == (None, False)

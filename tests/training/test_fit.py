@@ -84,13 +84,13 @@ def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     wanted = {
-        "model", "data", "num_labels", "seed", "add_ons", "test_error", "validation_error", "test_elbo",
+        "model", "data", "num_labels", "seed", "regularisers", "test_error", "validation_error", "test_elbo",
         "train_seconds", "epochs", "steps", "device", "versions", "binarisation",
     }  # fmt: skip
     assert wanted <= set(json.loads((tmp_path / "run" / "result.json").read_text()))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["batch_size"] == 17
     twin = pyro_ssvae.load(tmp_path / "run")
-    torch.testing.assert_close(twin.predict_proba(data.x_test), objective.pair.predict_proba(data.x_test).cpu())
+    torch.testing.assert_close(twin.predict_proba(data.x_test), objective.module.predict_proba(data.x_test).cpu())
 
 
 def test_the_saved_model_is_the_one_validation_picked(tmp_path: Path) -> None:
@@ -110,21 +110,21 @@ def test_resuming_equals_never_having_stopped(
 ) -> None:
     """Stopped in the middle of an epoch and of an evaluation period."""
     data = make_data()
-    config = changed(SHORT, ema_decay=ema_decay, kl_warmup=0.2, kl_squeeze=3.0, gradient_clip=5.0)
+    config = changed(SHORT, ema_decay=ema_decay, kl_warmup=0.2, kl_peak=3.0, gradient_clip=5.0)
     straight = make_objective(data)
     expected = fit(straight, data, config, out=tmp_path / "straight", progress=False)
 
     first = make_objective(data)
     steps = iter(range(1000))
-    next_rows = BatchStream.next_rows
+    next_indices = BatchStream.next_indices
 
     def stop_at_23(self: BatchStream) -> Rows:
         if next(steps) == 23:  # the first batch is looked at before training
             os.kill(os.getpid(), signal.SIGINT)
-        return next_rows(self)
+        return next_indices(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BatchStream, "next_rows", stop_at_23)
+        patch.setattr(BatchStream, "next_indices", stop_at_23)
         stopped = fit(first, data, config, out=tmp_path / "run", progress=False)
     assert (stopped.stopped_by, stopped.steps, stopped.finished) == ("SIGINT", 23, False)
 
@@ -241,13 +241,13 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     assert rates[9:50] == [1.0] * 41
     assert rates[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
-    warm = TrainingConfig(kl_warmup=0.2, kl_settled=0.6)
+    warm = TrainingConfig(kl_warmup=0.2, kl_anneal_end=0.6)
     assert [warm.kl_weight_at(step, 10, 100) for step in (0, 1, 2, 9)] == [0.5, 1.0, 1.0, 1.0]
     weights = [warm.kl_weight_at(step, 10, 50_000) for step in range(7)]
     assert weights == pytest.approx([0.5, 8.0, 6.25, 4.5, 2.75, 1.0, 1.0])
-    assert TrainingConfig(kl_warmup=0.0, kl_squeeze=1.0).kl_weight_at(0, 8, 50_000) == 1.0
+    assert TrainingConfig(kl_warmup=0.0, kl_peak=1.0).kl_weight_at(0, 8, 50_000) == 1.0
     assert max(warm.kl_weight_at(step, 10, 50_000, squeezes=False) for step in range(10)) == 1.0
-    assert not UnsupervisedELBO.squeezes_kl
+    assert not UnsupervisedELBO.peaks_kl
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup_steps": -1}, {"decay_start": 1.5},
         {"ema_decay": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"binarisation": "some"}, {"precision": "8"},
         {"gradient_clip": 0.0}, {"kl_warmup": -0.1},
-        {"kl_settled": 0.1}, {"kl_squeeze": -1.0}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
+        {"kl_anneal_end": 0.1}, {"kl_peak": -1.0}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
     ],
 )  # fmt: skip
 def test_bad_settings_name_themselves(values: dict[str, object]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from sklearn.semi_supervised import LabelSpreading
 
 from pyro_ssvae import DDGM, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.data import plane_data
-from pyro_ssvae.evaluation import image_measures, plane_measures
-from pyro_ssvae.recipes import DDGM_IMAGES, DDGM_PLANE
+from pyro_ssvae.data import make_toy_data
+from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 from pyro_ssvae.training import report
 
 
@@ -44,12 +44,12 @@ def test_digits_with_100_labels_beats_label_spreading() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least_distance"), [("ring", 0.05), ("spiral", 0.1)])
 def test_energies_in_the_plane(name: str, least_distance: float) -> None:
-    data = plane_data(name, seed=0)
+    data = make_toy_data(name, seed=0)
     pyro.set_rng_seed(0)
     ddgm = DDGM((2,))
-    objective = EnergyObjective.for_data(ddgm, data, **DDGM_PLANE.objective)
-    fit(objective, data, TrainingConfig(**DDGM_PLANE.training), progress=False)
-    found = plane_measures(ddgm, name)
+    objective = EnergyObjective.for_data(ddgm, data, **DDGM_TOY.objective)
+    fit(objective, data, TrainingConfig(**DDGM_TOY.training), progress=False)
+    found = measure_toy_model(ddgm, name)
     assert found["total_variation"] <= least_distance
     mean, spread = found["floor"]
     assert found["energy_distance"] <= mean + 3.0 * spread
@@ -68,7 +68,7 @@ def test_generated_digits() -> None:
     ddgm = DDGM(data.event_shape, **DDGM_IMAGES.model)
     objective = EnergyObjective.for_data(ddgm, data, **DDGM_IMAGES.objective)
     fit(objective, data, TrainingConfig(**DDGM_IMAGES.training), progress=False)
-    found = image_measures(ddgm, data, known)
+    found = measure_image_model(ddgm, data, known)
     assert found["frechet_distance"] <= 1.3 * found["frechet_floor"]
     assert found["least_share"] >= 0.06
     assert found["confidence"] >= 0.97

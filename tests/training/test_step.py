@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ssvae import M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream
+from pyro_ssvae.training.compilation import has_compiler
 from pyro_ssvae.training.device import make_fabric
-from pyro_ssvae.training.recording import has_compiler
 from pyro_ssvae.training.step import TrainingStep
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 24, "batch_size": 16, "labelled_batch_size": 5, "evaluate_every": 8, "warmup_steps": 2,
-    "ema_decay": 0.9, "device": "cpu", "kl_squeeze": 3.0, "gradient_clip": 1.0,
+    "ema_decay": 0.9, "device": "cpu", "kl_peak": 3.0, "gradient_clip": 1.0,
 }  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def train(
 ) -> tuple[FitResult, dict[str, Tensor]]:
     data = make_data()
     torch.manual_seed(1)
-    pair = model_class(data.event_shape, 3, **{"latent_dim": 2, "hidden_dims": (12,)} | (model or {}))
-    loss = SemiSupervisedELBO.for_data(pair, data, **(objective or {}))
+    module = model_class(data.event_shape, 3, **{"latent_dim": 2, "hidden_dims": (12,)} | (model or {}))
+    loss = SemiSupervisedELBO.for_data(module, data, **(objective or {}))
     run = fit(loss, data, TrainingConfig(**SETTINGS | settings), progress=False)
     return run, run.last_weights
 
@@ -199,7 +199,7 @@ def test_a_whole_step_asks_the_device_nothing(options: dict[str, Any]) -> None:
 
 
 def test_the_average_of_a_captured_step_is_the_same() -> None:
-    from pyro_ssvae.training.averaging import MovingAverage
+    from pyro_ssvae.training.ema import MovingAverage
 
     found = []
     for captured in (False, True):
@@ -234,8 +234,8 @@ def test_a_captured_run_resumes(tmp_path: Path) -> None:
     for folders in (["straight"], ["broken", "broken"]):
         torch.manual_seed(1)
         for index, folder in enumerate(folders):
-            pair = M2(data.event_shape, 3, latent_dim=2, hidden_dims=(12,))
-            objective = SemiSupervisedELBO.for_data(pair, data)
+            module = M2(data.event_shape, 3, latent_dim=2, hidden_dims=(12,))
+            objective = SemiSupervisedELBO.for_data(module, data)
             config = TrainingConfig(**SETTINGS | {"device": "cuda", "max_steps": 48})
             minutes = 1e-9 if len(folders) > 1 and index == 0 else None
             run = fit(

@@ -1,0 +1,194 @@
+"""Pyro distributions behind likelihoods and priors, where stock ones are slow or lose accuracy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ssvae._math import softplus
+
+__all__ = ["BernoulliByLogits", "ContinuousBernoulliByLogits", "DiagonalMixture", "as_independent_normal"]
+
+_NEAR_ZERO = 0.3  # of a logit, below which series replace differences of nearly equal numbers
+
+
+def as_independent_normal(distribution: Any) -> torch.distributions.Normal | None:
+    """Return the normal distributions that a diagonal Gaussian over vectors is made of, ``None`` for any other distribution.
+
+    A distribution that merely has a ``loc`` and a ``scale``, such as the log-normal one, is another distribution.
+    """
+    if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
+        return None
+    return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
+
+
+class DiagonalMixture(TorchDistribution):
+    r"""A mixture of diagonal Gaussians, whose density is one matrix product.
+
+    :class:`~pyro.distributions.MixtureSameFamily` forms :math:`(z - \mu_c)^2 / \sigma_c^2` for every point, component
+    and element. Written out,
+
+    .. math::
+
+        \log N(z;\, \mu_c, \sigma_c^2) = -\tfrac12 \sum_l \frac{z_l^2}{\sigma_{cl}^2}
+            + \sum_l \frac{z_l\, \mu_{cl}}{\sigma_{cl}^2} + k_c,
+
+    it is a product of :math:`(z^2, z)` with a table of the components. The terms cancel where σ is small against μ, so
+    the product is taken in float64, which autocast leaves alone too.
+
+    Args:
+        logits: Unnormalised log-weights, shape ``(C,)``.
+        loc: Means μ, shape ``(C, L)``.
+        scale: Standard deviations σ, shape ``(C, L)``.
+
+    Example:
+        >>> distribution = DiagonalMixture(torch.zeros(5), torch.randn(5, 3), torch.ones(5, 3))
+        >>> distribution.log_prob(torch.zeros(7, 3)).shape, distribution.sample((2,)).shape
+        (torch.Size([7]), torch.Size([2, 3]))
+    """
+
+    arg_constraints: dict[str, Any] = {
+        "logits": constraints.real_vector,
+        "loc": constraints.real_vector,
+        "scale": constraints.positive,
+    }
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(
+        self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: torch.Size | tuple[int, ...] = ()
+    ) -> None:
+        self.logits, self.loc, self.scale = logits, loc, scale
+        super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalMixture:
+        """Return the same distribution over a larger batch."""
+        return DiagonalMixture(self.logits, self.loc, self.scale, torch.Size(batch_shape))
+
+    def _terms(self) -> tuple[Tensor, Tensor]:
+        """Return the table that ``(z^2, z)`` is multiplied with, ``(2L, C)``, and what is added, ``(C,)``."""
+        loc, scale = self.loc.double(), self.scale.double()
+        precision = scale.square().reciprocal()  # (C, L)
+        weighted = loc * precision
+        constant = self.logits.double().log_softmax(-1) - scale.log().sum(-1) - 0.5 * (loc * weighted).sum(-1)
+        constant = constant - 0.5 * math.log(2.0 * math.pi) * loc.shape[-1]
+        return torch.cat([-0.5 * precision, weighted], -1).mT, constant
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, in nats, of values with shape ``(..., L)``."""
+        table, constant = self._terms()
+        points = value.double()
+        by_component = torch.cat([points.square(), points], -1) @ table + constant  # (..., C)
+        log_prob = by_component.logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values with shape ``(*sample_shape, *batch_shape, L)``, without gradients."""
+        with torch.no_grad():
+            shape = torch.Size(sample_shape) + self.batch_shape
+            chosen = dist.Categorical(logits=self.logits).sample(shape)
+            noise = torch.randn(*shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
+            return self.loc[chosen] + self.scale[chosen] * noise
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the mean, with shape ``(*batch_shape, L)``."""
+        mean = self.logits.softmax(-1) @ self.loc
+        return mean.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Return the variances of the elements, with shape ``(*batch_shape, L)``."""
+        weights = self.logits.softmax(-1)
+        centre = weights @ self.loc
+        variance = weights @ (self.scale.square() + (self.loc - centre).square())
+        return variance.expand(self.batch_shape + self.event_shape)
+
+
+class BernoulliByLogits(dist.Bernoulli):
+    """The Bernoulli distribution by logits, whose log-probability is quicker where no gradient is taken."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return x l - softplus(l), in nats."""
+        if torch.is_grad_enabled():  # in one pass, whose gradient is one pass too
+            log_prob: Tensor = super().log_prob(value)
+            return log_prob
+        return torch.addcmul(softplus(self.logits).neg_(), value, self.logits)
+
+
+class ContinuousBernoulliByLogits(TorchDistribution):
+    r"""The continuous Bernoulli distribution on [0, 1], from logits l of any size.
+
+    .. math::
+
+        \log p(x) = x\,l - \mathrm{softplus}(l) + \log\frac{|l|}{\tanh(|l|/2)}
+                  = (x - \tfrac12)\,l + \log\frac{|l|/2}{\sinh(|l|/2)}
+
+    PyTorch's own goes through probabilities, which it keeps away from 0 and 1: beyond :math:`|l| \approx 16` its
+    density is no longer normalised.
+
+    Args:
+        logits: l, of any shape, which is the batch shape.
+    """
+
+    arg_constraints = {"logits": constraints.real}
+    support = constraints.unit_interval
+    has_rsample = True
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulliByLogits:
+        """Return the same distribution with a larger batch shape."""
+        return ContinuousBernoulliByLogits(self.logits.expand(batch_shape))
+
+    def _size(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where logits are near zero, their sizes there and elsewhere; the unused ones are harmless."""
+        size = self.logits.abs()
+        near = size < _NEAR_ZERO
+        return near, torch.where(near, size, 0.0), torch.where(near, 1.0, size)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, in nats."""
+        near, small, large = self._size()
+        square = small.square()
+        series = -square / 24 + square**2 / 2880 - square**3 / 181_440 + square**4 / 9_676_800
+        # log(a/2) - log sinh(a/2), with e^{a/2} taken out of sinh so that nothing overflows
+        closed = large.log() - 0.5 * large - torch.log(-torch.expm1(-large))
+        return (value - 0.5) * self.logits + torch.where(near, series, closed)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values by the inverse of the distribution function, reparameterised."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
+        below = torch.where(
+            self.logits > 0, 1.0 - uniform, uniform
+        )  # of the mirrored distribution, whose logit is negative
+        size = self.logits.abs()
+        tiny = size < 1e-6  # next to the uniform distribution
+        size = torch.where(tiny, 1.0, size)
+        mirrored = torch.where(tiny, below, -torch.log1p(below * torch.expm1(-size)) / size).clamp(0.0, 1.0)
+        return torch.where(self.logits > 0, 1.0 - mirrored, mirrored)
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the mean, with shape ``batch``."""
+        near, small, large = self._size()
+        series = 0.5 + small / 12 - small**3 / 720 + small**5 / 30_240
+        upper = torch.where(near, series, -1.0 / torch.expm1(-large) - 1.0 / large)  # of |l|
+        return torch.where(self.logits < 0, 1.0 - upper, upper)
+
+    @property
+    def variance(self) -> Tensor:
+        """Return the variance, with shape ``batch``."""
+        near, small, large = self._size()
+        series = 1.0 / 12 - small**2 / 240 + small**4 / 6048
+        closed = large**-2 - (-large).exp() / torch.expm1(-large).square()
+        return torch.where(near, series, closed)

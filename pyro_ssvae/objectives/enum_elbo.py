@@ -1,0 +1,326 @@
+r"""The enumerated bound without a single question to the device, for pairs whose structure never changes.
+
+For a guide :math:`q(y \mid x)\, q(z \mid x, y)` the negative bound of a row is
+
+.. math::
+
+    U(x) = \mathrm{KL}\bigl(q(y \mid x) \,\|\, p(y)\bigr) + \sum_y q(y \mid x)\, f(x, y), \qquad
+    f(x, y) = -\mathbb E_{q(z \mid x, y)}[\log p(x \mid y, z)] + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z)\bigr).
+
+Stock ``TraceEnum_ELBO`` computes the same number through dice factors, which asks the device how large tensors are
+going to be, at every step. Here the sum is taken as it is written, with shapes that depend on shapes alone, so a step
+can be recorded once and replayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, EnumerationError, StaticELBOError
+
+__all__ = ["StaticEnumELBO", "check_draws", "closed_forms"]
+
+Sites = dict[str, Any]
+
+
+class StaticEnumELBO(TraceEnum_ELBO):
+    r"""``TraceEnum_ELBO`` for one class enumerated in the guide and reparameterised continuous sites.
+
+    Values and gradients are those of stock ``TraceEnum_ELBO``; with ``analytic_kl`` they are so in expectation, with
+    less noise. It drops into ``pyro.infer.SVI`` and into :class:`pyro_ssvae.SemiSupervisedELBO`.
+
+    With ``enumeration="top-k"`` the ``top_k`` likeliest classes :math:`C` of each row are summed exactly, one other
+    class u is drawn from what q(y|x) leaves, and stands for all of them:
+
+    .. math::
+
+        \sum_{c \in C} q(c \mid x) f(x, c) + \bigl(1 - q(C \mid x)\bigr) f(x, u), \qquad
+        u \sim q(y \mid x, y \notin C),
+
+    with KL(q(y|x)‖p(y)) exact. The gradient adds the score-function term of u, with the mean of f over C as its
+    baseline; both are unbiased (Rao-Blackwellized Stochastic Gradients for Discrete Distributions, Liu, Regier,
+    Tripuraneni, Jordan, McAuliffe, 2019, https://arxiv.org/abs/1810.04777, equation 8).
+
+    With ``importance_weighted`` the k draws of z of a class make one, tighter bound
+    (Importance Weighted Autoencoders, Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, equation 8)
+    inside the sum over classes:
+
+    .. math::
+
+        f(x, y) = -\mathbb E \log \tfrac{1}{k} \sum_{i=1}^k \frac{p(x, z_i \mid y)}{q(z_i \mid x, y)},
+
+    so U(x) falls towards :math:`\mathrm{KL}(q(y|x) \,\|\, p(y|x)) - \log p(x)` as k grows, and the classifier goes on
+    learning from it. Where q(y|·) itself depends on draws, the mean is taken over the whole bound of each.
+
+    Args:
+        analytic_kl: Whether KL(q(z|·)‖p(z)) is computed in closed form where PyTorch or Pyro registers one and the
+            order of sites allows it; drawn values serve elsewhere, and in importance-weighted bounds.
+        enumeration: ``"exact"`` or ``"top-k"``.
+        top_k: Classes summed exactly under ``"top-k"``; from the number of classes minus one up it is exact.
+        require_enumeration: Whether a guide without an enumerated site is an error.
+        max_plate_nesting: Number of nested plates, as for every Pyro ELBO.
+        num_particles: Draws of z, which add a dimension left of the plates.
+        importance_weighted: Whether the draws weigh each other in one bound, rather than being averaged over.
+
+    Raises:
+        ValueError: For an unknown ``enumeration`` or non-positive counts.
+        EnumerationError: From a call, if nothing is enumerated though it is required.
+        StaticELBOError: From a call, for a module out of reach; it says why and names the remedy.
+
+    Example:
+        >>> import pyro_ssvae
+        >>> m2 = pyro_ssvae.M2((1, 8, 8), 10, latent_dim=2, hidden_dims=(8,))
+        >>> loss = StaticEnumELBO().differentiable_loss(m2.model, m2.guide, torch.rand(5, 1, 8, 8).round())
+        >>> loss.shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        analytic_kl: bool = True,
+        enumeration: str = "exact",
+        top_k: int = 1,
+        require_enumeration: bool = True,
+        max_plate_nesting: int = 1,
+        num_particles: int = 1,
+        importance_weighted: bool = False,
+    ) -> None:
+        if enumeration not in ("exact", "top-k"):
+            raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
+        counts = {"top_k": top_k, "max_plate_nesting": max_plate_nesting, "num_particles": num_particles}
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name}={count} must be at least 1.")
+        if importance_weighted and max_plate_nesting > 1:
+            raise ValueError(
+                f"importance_weighted=True weighs draws row by row, under one plate; max_plate_nesting="
+                f"{max_plate_nesting}. Declare inner dimensions with .to_event."
+            )
+        super().__init__(
+            max_plate_nesting=max_plate_nesting, num_particles=num_particles, strict_enumeration_warning=False
+        )
+        self.analytic_kl = analytic_kl
+        self.enumeration = enumeration
+        self.top_k = top_k
+        self.require_enumeration = require_enumeration
+        self.importance_weighted = importance_weighted and num_particles > 1
+        self._sample_dim = -1 - max_plate_nesting if num_particles > 1 else None
+        self._class_dim = -1 - max_plate_nesting - (num_particles > 1)
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the negative bound in nats, summed over the rows that the plate stands for; differentiable."""
+        top_k = self.top_k if self.enumeration == "top-k" else None
+        classes = EnumerateClass(self._class_dim, top_k, self._sample_dim)
+        handled = classes(guide)
+        if self._sample_dim is not None:
+            handled = DrawSamples(self.num_particles, self._sample_dim)(handled)
+        guide_trace = poutine.trace(handled).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        guide_sites = _sample_sites(prune_subsample_sites(guide_trace))
+        model_sites = _sample_sites(prune_subsample_sites(model_trace))
+        if classes.name is None and self.require_enumeration:
+            raise EnumerationError(list(guide_sites))
+        _check_reach(model_sites, guide_sites)
+        if self.importance_weighted:
+            return self._weighted(model_sites, guide_sites, classes)
+        return self._averaged(model_sites, guide_sites, classes)
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the negative bound as a number, without gradients."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the negative bound as a number, after adding its gradients to the parameters'."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
+
+    def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+        """Return the negative bound, averaged over draws."""
+        parts: list[Tensor] = []
+        by_class: list[Tensor] = []
+        for site, cost in self._costs(model_sites, guide_sites, classes):
+            if cost.dim() >= -self._class_dim:
+                by_class.append(self._by_class(site, cost, classes))
+            else:
+                parts.append(self._sample_mean(cost).sum())
+        if classes.name is not None:
+            parts.append(self._sample_mean(classes.kl(model_sites)).sum())
+        if by_class:
+            expectation = classes.expectation(sum(by_class[1:], by_class[0]))
+            parts.append(self._sample_mean(expectation).sum())
+        return sum(parts[1:], parts[0])
+
+    def _weighted(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+        """Return the negative importance-weighted bound."""
+        outside: list[Tensor] = []
+        inside: list[Tensor] = []
+        for site, cost in self._costs(model_sites, guide_sites, classes):
+            if site["cond_indep_stack"]:
+                by_class = cost.dim() >= -self._class_dim
+                inside.append(self._by_class(site, cost, classes) if by_class else cost)
+            else:
+                outside.append(cost.sum())  # global sites have no draws of their own
+        cost = sum(inside[1:], inside[0])
+        scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over rows; 1 for global sites
+        if classes.name is None:
+            return sum(outside, self._log_mean_exp(cost, scale).sum())
+        kl = classes.kl(model_sites)
+        if not classes.differs_by_sample:
+            return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
+        if classes.top_k is not None:
+            raise StaticELBOError(
+                f"The distribution of {classes.name!r} depends on earlier draws, so top-k enumeration inside an "
+                "importance-weighted bound would be biased."
+            )
+        return sum(outside, self._log_mean_exp(kl + classes.expectation(cost), scale).sum())
+
+    def _sample_mean(self, cost: Tensor) -> Tensor:
+        """Return the mean over draws of a cost ``(..., k, *plates)``, or the cost where it does not depend on them."""
+        dim = self._sample_dim
+        return cost if dim is None or cost.dim() < -dim else cost.mean(dim)
+
+    def _log_mean_exp(self, cost: Tensor, scale: float) -> Tensor:
+        """Return the negative bound of k draws from the costs of each, ``(..., k, *plates)`` to ``(..., 1, *plates)``.
+
+        Costs are scaled for the rows that a minibatch stands for; the weights of draws are those of a single row.
+        """
+        dim = self._sample_dim
+        if dim is None or cost.dim() < -dim:
+            return cost
+        log_weights = -cost / scale
+        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(self.num_particles))
+
+    def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
+        """Yield what each site adds to the negative bound, by row and class: a KL or a single log-probability."""
+        done = {classes.name}  # KL(q(y|x)||p(y)) is summed over all classes, apart from the others
+        for name, site in guide_sites.items():
+            if name in done:
+                continue
+            closed = self.analytic_kl and not self.importance_weighted
+            kl = _analytic_kl(name, model_sites, guide_sites) if closed else None
+            if kl is not None:
+                done.add(name)
+            yield site, _log_prob(site) if kl is None else kl
+        if classes.name is not None and classes.prior(model_sites) is None:
+            done.discard(classes.name)
+        for name, site in model_sites.items():
+            if name not in done:
+                yield site, -_log_prob(site)
+
+    def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
+        """Return a cost that depends on the class, summed over the plates that lie inside the class's own."""
+        frames = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+        if classes.name is None or cost.dim() > -self._class_dim or not classes.frames <= frames:
+            raise StaticELBOError(
+                f"Site {site['name']!r} has log-probabilities of shape {tuple(cost.shape)} in plates "
+                f"{sorted(frames) or 'none'}, which do not line up with {self.max_plate_nesting} plate(s) and the "
+                f"class {classes.name!r}. Declare event dimensions with .to_event."
+            )
+        inner = [dim for dim in range(-self.max_plate_nesting, 0) if dim not in classes.plates]
+        return cost.sum(inner, keepdim=True) if inner else cost
+
+
+def check_draws(num_particles: int, importance_weighted: bool) -> None:
+    """Raise ``ValueError`` where draws are to weigh each other and there is only one."""
+    if importance_weighted and num_particles == 1:
+        raise ValueError(
+            "importance_weighted=True weighs several draws of z against each other, and num_particles=1 draws one, "
+            "which is the plain bound. Set num_particles=5 (--num-particles 5), or leave importance_weighted out."
+        )
+
+
+def closed_forms(model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> dict[str, bool]:
+    """Return which latent sites have a KL in closed form for ``analytic_kl``, by name, from one pass.
+
+    Args:
+        model: The generative function.
+        guide: The recognition function.
+        *args: Their arguments; a single row will do.
+    """
+    with pyro.validation_enabled(False):
+        guide_trace = poutine.trace(guide).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+        guide_sites = _sample_sites(prune_subsample_sites(guide_trace))
+        model_sites = _sample_sites(prune_subsample_sites(model_trace))
+        return {name: _analytic_kl(name, model_sites, guide_sites) is not None for name in guide_sites}
+
+
+def _plate_scale(site: Any) -> float:
+    """Return the number of rows that each row of a site stands for."""
+    return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def _sample_sites(trace: Trace) -> Sites:
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _log_prob(site: Any) -> Tensor:
+    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(log_prob, site["scale"], site["mask"])
+
+
+def _check_reach(model_sites: Sites, guide_sites: Sites) -> None:
+    for name, site in guide_sites.items():
+        enumerated = site["infer"].get("_enumerate_dim") is not None
+        if not (site["is_observed"] or enumerated or site["fn"].has_rsample):
+            raise StaticELBOError(
+                f"Site {name!r} of the guide is a {type(site['fn']).__name__}, which is not reparameterised, so "
+                "gradients cannot pass through its draws."
+            )
+    for name, site in model_sites.items():
+        if not site["is_observed"] and name not in guide_sites:
+            how = "enumerated in the model" if site["infer"].get("enumerate") else "in the model but not in the guide"
+            raise StaticELBOError(f"Site {name!r} is {how}.")
+
+
+def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | None:
+    """Return KL(q‖p) of a site in closed form, or ``None`` where there is none or it would be another quantity.
+
+    p may depend only on what the guide draws before the site. A site that the model draws first and the guide
+    afterwards comes from this very draw: then the two distributions must be compared at the draw.
+    """
+    if name not in model_sites:
+        return None
+    ours, theirs = guide_sites[name], model_sites[name]
+    if ours["is_observed"] or theirs["is_observed"]:
+        return None
+    if not (_same(ours["scale"], theirs["scale"]) and _same(ours["mask"], theirs["mask"])):
+        return None
+    before_in_model = {other for other in _before(name, model_sites) if other in guide_sites}
+    if not before_in_model <= _before(name, guide_sites):
+        return None
+    try:
+        kl: Tensor = kl_divergence(ours["fn"], theirs["fn"])
+    except NotImplementedError:  # how kl_divergence says that it has no closed form for these two distributions
+        return None
+    return scale_and_mask(kl, ours["scale"], ours["mask"])
+
+
+def _before(name: str, sites: Sites) -> set[str]:
+    names = list(sites)
+    return set(names[: names.index(name)])
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)

@@ -1,0 +1,289 @@
+"""Pyro handlers behind the bounds: which classes are summed, global sites scored once, weights of single sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceEnum_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+__all__ = [
+    "DrawSamples",
+    "EnumerateClass",
+    "EnumerationError",
+    "GlobalSites",
+    "ScaleSites",
+    "StaticELBOError",
+    "StockELBO",
+]
+
+_REMEDY = (
+    "Stock Pyro covers more: build the objective with elbo='stock', or give SVI pyro.infer.TraceEnum_ELBO"
+    "(max_plate_nesting=1)."
+)
+
+
+class EnumerationError(RuntimeError):
+    """A bound that should sum over the classes found nothing to sum over."""
+
+    def __init__(self, sites: list[str]) -> None:
+        super().__init__(
+            "The bound of the unlabelled rows sums over the classes, but the guide enumerated no site (its sites: "
+            f"{', '.join(sites) or 'none'}). Mark the class in the guide: pyro.sample('y', "
+            "dist.Categorical(logits=...), infer={'enumerate': 'parallel'}), or decorate the guide with "
+            "config_enumerate."
+        )
+
+
+class StaticELBOError(NotImplementedError):
+    """A module is outside the reach of the static bound; stock ``TraceEnum_ELBO`` may still take it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} {_REMEDY}")
+
+
+class StockELBO(TraceEnum_ELBO):
+    """Stock ``TraceEnum_ELBO`` over one plate that refuses to run without enumeration.
+
+    Stock Pyro warns, and only while validation is on; a bound that silently samples y instead of summing over it
+    is a different, noisier objective (https://github.com/pyro-ppl/pyro/issues/946).
+
+    Args:
+        require_enumeration: Whether a guide without an enumerated site is an error.
+
+    Raises:
+        EnumerationError: From any of the loss functions, if no site of the guide was enumerated though it is required.
+    """
+
+    def __init__(self, *, require_enumeration: bool = True) -> None:
+        super().__init__(max_plate_nesting=1, strict_enumeration_warning=require_enumeration)
+        self._require = require_enumeration
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+        if self._require and all(site["infer"].get("_enumerate_dim") is None for site in sites.values()):
+            raise EnumerationError(list(sites))
+        return model_trace, guide_trace
+
+
+class EnumerateClass(Messenger):
+    r"""Give the one enumerated site of a guide several values at once, along a dimension of their own.
+
+    One instance serves one pass. With ``top_k=None`` the values are the whole support, shape ``(K, 1)`` left of one
+    plate. Else they are the ``top_k`` likeliest values of each row and one drawn among the others, shape
+    ``(top_k + 1, B)``.
+
+    Args:
+        dim: Batch dimension of the values, just left of all plates and samples.
+        top_k: Number of values summed exactly; ``None`` for all.
+        sample_dim: Batch dimension of several draws of continuous sites (:class:`DrawSamples`), if any.
+
+    Attributes:
+        name: Name of the site, ``None`` until it has been met; what follows is there from then on.
+        plates: Dimensions of the plates that hold the site, and ``frames``, their names.
+        log_q: log q(y|x) of every value, shape ``(K, *plates)``, in nats.
+        top_k: Number of values summed exactly; ``None`` where that is all of them.
+
+    Raises:
+        StaticELBOError: While the guide runs, if its enumeration is outside the reach of the static bound.
+    """
+
+    def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
+        super().__init__()
+        self._dim = dim
+        self._sample_dim = sample_dim
+        self._top_k = top_k
+        self.name: str | None = None
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        mark = msg["infer"].get("enumerate")
+        if msg["is_observed"] or mark is None:
+            return
+        name, fn = msg["name"], msg["fn"]
+        if self.name is not None:
+            raise StaticELBOError(f"The guide enumerates both {self.name!r} and {name!r}; one site is possible here.")
+        if mark != "parallel" or msg["infer"].get("num_samples") is not None:
+            raise StaticELBOError(
+                f"Site {name!r} is marked {msg['infer']}; the static bound takes"
+                " infer={'enumerate': 'parallel'} alone."
+            )
+        if not fn.has_enumerate_support:
+            raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
+        plates = {frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
+        sizes = {-1 - i: size for i, size in enumerate(reversed(fn.batch_shape))}
+        if loose := [dim for dim, size in sizes.items() if size > 1 and dim not in {*plates, self._sample_dim}]:
+            raise StaticELBOError(
+                f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
+            )
+        self.name, self.plates = name, plates
+        self.frames = frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
+        self._scale, self._mask = msg["scale"], msg["mask"]
+        values = self._values(fn)
+        msg["infer"]["_enumerate_dim"] = self._dim
+        msg["value"], msg["done"] = values, True
+
+    def _support(self, fn: Any) -> Tensor:
+        """Return all values along the dimension of their own, ``(K, 1, *event)`` left of one plate."""
+        support = fn.enumerate_support(expand=False)
+        values: Tensor = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
+        # Pyro's own mark on a plain tensor; it tells Categorical.log_prob to reshape its logits, not to gather them.
+        if hasattr(support, "_pyro_categorical_support"):
+            values._pyro_categorical_support = support._pyro_categorical_support  # type: ignore[attr-defined]
+        return values
+
+    def _values(self, fn: Any) -> Tensor:
+        support = self._support(fn)
+        self.log_q = fn.log_prob(support)  # (K, *plates)
+        num_classes = self.log_q.shape[0]
+        if self._top_k is None or self._top_k >= num_classes - 1:
+            self.top_k = None
+            return support
+        self.top_k = self._top_k
+        top = self.log_q.detach().topk(self._top_k, dim=0).indices
+        self._others = self.log_q.exp().scatter(0, top, 0.0)  # q(y|x) of the classes that are not summed exactly
+        with torch.no_grad():
+            # One uniform number a row, looked up in the cumulated mass of the other classes; in float64, so that
+            # rounding cannot carry it past the last of them.
+            mass = self._others.cumsum(0, dtype=torch.float64)
+            drawn = torch.rand_like(mass[:1]) * mass[-1:]
+            other = (mass <= drawn).sum(0, keepdim=True).clamp_max(num_classes - 1)
+            self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
+        values: Tensor = support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
+        return values
+
+    def kl(self, model_sites: dict[str, Any]) -> Tensor:
+        """Return KL(q(y|x) ‖ p(y)) by rows, in nats, scaled as the site is; summed over all classes.
+
+        A prior that depends on what the values lead to is left out; :meth:`prior` tells.
+        """
+        cost = scale_and_mask(self.log_q, self._scale, self._mask)
+        prior = self.prior(model_sites)
+        if prior is not None:
+            log_p = prior["fn"].log_prob(self._support(prior["fn"]))
+            cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
+        return (self.log_q.exp() * cost).sum(0)
+
+    def prior(self, model_sites: dict[str, Any]) -> Any | None:
+        """Return the model's site of the same name if its distribution is the same for every value."""
+        site = model_sites.get(self.name or "")
+        return site if site is not None and len(site["fn"].batch_shape) < -self._dim else None
+
+    def log_prior(self, model_sites: dict[str, Any]) -> Tensor:
+        """Return log p(y), shape ``(K,)``.
+
+        Raises:
+            StaticELBOError: If the model has no such site, or its distribution depends on what is enumerated or drawn.
+        """
+        prior = self.prior(model_sites)
+        if prior is None:
+            raise StaticELBOError(f"The distribution of {self.name!r} in the model depends on other sites.")
+        log_p: Tensor = prior["fn"].log_prob(self._support(prior["fn"]))
+        return log_p.flatten(1)[:, 0]
+
+    @property
+    def differs_by_sample(self) -> bool:
+        """Whether q(y|x) is another distribution for every draw of what the guide drew before."""
+        dim = self._sample_dim
+        return dim is not None and self.log_q.dim() >= -dim and self.log_q.shape[dim] > 1
+
+    def expectation(self, cost: Tensor) -> Tensor:
+        r"""Return :math:`\sum_y q(y|x) f(x, y)` by rows, from f at the values, shape ``(values, *plates)``."""
+        if self.top_k is None:
+            return (self.log_q.exp() * cost).sum(0)
+        k = self.top_k
+        log_q = self.log_q.gather(0, self._chosen)
+        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
+        rest = self._others.sum(0)  # 1 - q(C|x), without cancellation
+        exact = (q_top * cost_top).sum(0)
+        estimate = exact + rest.detach() * cost_other
+        baseline = (exact / q_top.sum(0)).detach()
+        score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
+        return estimate + (score - score.detach())
+
+
+class DrawSamples(Messenger):
+    """Draw several values at once of every continuous site of a guide that lies in a plate.
+
+    A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
+    no density to weigh them by, which is no bound (z1 in the training of a stack).
+
+    Args:
+        number: How many.
+        dim: Batch dimension of the draws, just left of all plates; whatever depends on them must broadcast.
+    """
+
+    def __init__(self, number: int, dim: int) -> None:
+        super().__init__()
+        self._number = number
+        self._dim = dim
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["infer"].get("enumerate") is not None:
+            return
+        if msg["mask"] is False:
+            return
+        shape = list(msg["fn"].batch_shape)
+        shape = [1] * (-self._dim - len(shape)) + shape
+        if shape[self._dim] == 1:
+            shape[self._dim] = self._number
+            msg["fn"] = msg["fn"].expand(torch.Size(shape))
+
+
+class GlobalSites(Messenger):
+    """Share random sites outside every plate (π) between passes, and score them in the first pass only.
+
+    One instance serves one evaluation of an objective. The first pass draws the global sites from its guide and
+    scores them; every later pass meets the same values with their log-probabilities masked out.
+    """
+
+    def __init__(self, score: bool = True) -> None:
+        super().__init__()
+        self._values: dict[str, Tensor] = {}
+        self._score = score
+
+    def next_pass(self) -> None:
+        """Declare that what has been drawn so far is scored."""
+        self._score = False
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if not self._score:
+            msg["mask"] = False
+            if msg["name"] in self._values:
+                msg["value"] = self._values[msg["name"]]
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if not msg["cond_indep_stack"] and not msg["is_observed"]:
+            self._values.setdefault(msg["name"], msg["value"])
+
+
+class ScaleSites(Messenger):
+    """Scale the log-probabilities of named sites, in model and guide alike; it warms up the KL of z.
+
+    Args:
+        names: Sites to scale.
+        scale: Factor of their log-probabilities, a tensor without dimensions.
+    """
+
+    def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
+        super().__init__()
+        self._names = names
+        self._scale = scale
+        self._products: dict[Any, Any] = {}
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self._names:
+            # One product for model and guide: equal scales are told by identity, without reading them.
+            before = msg["scale"]
+            if before not in self._products:
+                self._products[before] = before * self._scale
+            msg["scale"] = self._products[before]

@@ -1,0 +1,147 @@
+"""Add-ons beyond J^α: augmentation of the classifier's input and consistency of q(y|x) across augmentations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["AffineAugmentation", "Consistency"]
+
+
+class AffineAugmentation(nn.Module):
+    """A random affine map for each image of a batch, by bilinear sampling with zero padding.
+
+    All ranges are standard deviations of normal draws and are multiplied by ``strength``.
+
+    Args:
+        rotation: Of the angle, in radians.
+        log_scale: Of the logarithm of the zoom, one for each axis.
+        shear: Of the shear, as a slope.
+        shift: Of the translation, as a fraction of the image's size.
+        strength: Factor of all four.
+
+    Example:
+        >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
+        tensor(1.)
+    """
+
+    name = "augmentation"
+
+    def __init__(
+        self,
+        rotation: float = 0.15,
+        log_scale: float = 0.08,
+        shear: float = 0.15,
+        shift: float = 0.04,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if min(rotation, log_scale, shear, shift, strength) < 0.0:
+            raise ValueError(
+                f"Augmentation ranges must be non-negative; got rotation={rotation}, log_scale={log_scale}, "
+                f"shear={shear}, shift={shift}, strength={strength}."
+            )
+        self.rotation = rotation
+        self.log_scale = log_scale
+        self.shear = shear
+        self.shift = shift
+        self.strength = strength
+
+    def config(self) -> dict[str, float]:
+        """Return the constructor's arguments."""
+        names = ("rotation", "log_scale", "shear", "shift", "strength")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
+        grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Draw maps from output to input coordinates, each in [-1, 1], for rows ``(B, C, H, W)``: ``(B, 2, 3)``."""
+        draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
+        angle = self.rotation * draws[0]
+        zoom_x, zoom_y = (self.log_scale * draws[1:3]).exp()
+        shear = self.shear * draws[3]
+        cos, sin = angle.cos(), angle.sin()
+        # An image spans two units of the grid, so that a shift by a fraction is twice that fraction.
+        shift_x, shift_y = 2.0 * self.shift * draws[4:6]
+        row_x = torch.stack([zoom_x * cos, zoom_x * (shear * cos - sin), shift_x], -1)
+        row_y = torch.stack([zoom_y * sin, zoom_y * (shear * sin + cos), shift_y], -1)
+        return torch.stack([row_x, row_y], -2)
+
+
+class Consistency(nn.Module):
+    r"""Asks q(y|x) of a strongly augmented row to be what the classifier says, confidently, of the row itself.
+
+    For rows whose likeliest class ŷ has :math:`q(\hat y \mid x)` of at least ``threshold``, the loss is
+    :math:`-\log q(\hat y \mid \mathrm{strong}(x))`; other rows count as zero. No gradient flows through ŷ.
+    (FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence, Sohn et al., 2020,
+    https://arxiv.org/abs/2001.07685, equation 4, without its weak augmentation.)
+
+    With ``align``, predictions are first multiplied by the ratio of the uniform distribution to their running mean, so that
+    confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
+    https://arxiv.org/abs/1911.09785, section 3.1).
+
+    Args:
+        num_classes: Number of classes ``K``.
+        weight: Factor of this term in the objective.
+        threshold: Least probability of the likeliest class, in [0, 1].
+        strong: The strong augmentation.
+        align: Whether to align the mean prediction with the uniform distribution.
+        decay: Decay per step of the running mean of predictions.
+
+    Raises:
+        ValueError: For a negative weight, or a threshold or decay outside [0, 1].
+    """
+
+    name = "consistency"
+    mean_prediction: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        weight: float = 10.0,
+        threshold: float = 0.9,
+        strong: AffineAugmentation | None = None,
+        align: bool = True,
+        decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        if weight < 0.0:
+            raise ValueError(f"weight={weight} must be non-negative; 0 switches the consistency term off.")
+        if not 0.0 <= threshold <= 1.0 or not 0.0 <= decay <= 1.0:
+            raise ValueError(f"threshold={threshold} and decay={decay} must lie in [0, 1].")
+        self.weight = weight
+        self.threshold = threshold
+        self.strong = strong if strong is not None else AffineAugmentation(strength=1.5)
+        self.align = align
+        self.decay = decay
+        self.register_buffer("mean_prediction", torch.full((num_classes,), 1.0 / num_classes))
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        names = ("weight", "threshold", "align", "decay")
+        return {name: getattr(self, name) for name in names} | {"strong": self.strong.config()}
+
+    def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the mean loss over rows, in nats.
+
+        Args:
+            classify: Maps rows ``(B, *event_shape)`` to logits ``(B, K)``.
+            x: Rows with shape ``(B, *event_shape)``.
+        """
+        with torch.no_grad():
+            target = classify(x).softmax(-1)
+            if self.align:
+                self.mean_prediction.lerp_(target.mean(0), 1.0 - self.decay)
+                target = target / self.mean_prediction
+                target = target / target.sum(-1, keepdim=True)
+            confidence, y = target.max(-1)
+        loss = F.cross_entropy(classify(self.strong(x)), y, reduction="none")
+        return (loss * (confidence >= self.threshold)).mean()

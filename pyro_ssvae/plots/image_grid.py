@@ -1,0 +1,128 @@
+"""Many images in one: rows and columns of tiles, with names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_ssvae.plots.style import new_figure, style_axes
+
+__all__ = ["cell_size", "draw_image_grid", "new_image_grid", "to_rgb"]
+
+_CELL = 0.55  # inches
+_LONGEST_SIDE = 11.0  # inches
+_CHARACTER = 0.075  # inches, of a label
+_LONGEST_UPRIGHT = 6  # characters of a column's name that fit above a cell
+_SLANT = 40.0  # degrees
+_RESOLUTION = 64  # pixels that a tile has at least, so that gaps are thin beside 8x8 images too
+
+
+def to_rgb(
+    x: Tensor,
+    shape: tuple[int, int, int],
+    value_range: tuple[float, float],
+) -> NDArray[np.float64]:
+    """Return images as colours in [0, 1], with shape ``(N, H, W, 3)``, clipped where need be.
+
+    Args:
+        x: Rows with shape ``(N, *event)``.
+        shape: Channels (1 or 3), height and width of a row.
+        value_range: Values of x shown as black and as white.
+
+    Raises:
+        ValueError: If the range is empty.
+    """
+    low, high = value_range
+    if not low < high:
+        raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
+    images = x.detach().double().cpu().reshape(-1, *shape).permute(0, 2, 3, 1).numpy()
+    colours = np.clip((images - low) / (high - low), 0.0, 1.0)
+    return np.broadcast_to(colours, (*colours.shape[:3], 3))
+
+
+def cell_size(
+    tiles: NDArray[np.float64],
+    num_rows: int,
+    num_columns: int,
+    *,
+    longest_label: int = 0,
+) -> tuple[float, float]:
+    """Return width and height of a cell in inches: readable, but less where there are many.
+
+    Args:
+        tiles: Images with shape ``(..., H, W, 3)``.
+        num_rows: Cells below each other.
+        num_columns: Cells beside each other.
+        longest_label: Characters that must fit below a cell.
+    """
+    height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
+    wanted = max(_CELL, longest_label * _CHARACTER / width)
+    most = _LONGEST_SIDE / max(num_rows * height, num_columns * width)
+    return width * min(wanted, most), height * min(wanted, most)
+
+
+def new_image_grid(
+    tiles: NDArray[np.float64],
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    *,
+    lead: int = 0,
+) -> Figure:
+    """Return a figure of one mosaic; for the arguments see :func:`draw_image_grid`."""
+    num_rows, num_columns = tiles.shape[:2]
+    width, height = cell_size(tiles, num_rows, num_columns)
+    margin_left = 0.2 + _CHARACTER * max(map(len, row_names), default=0)
+    margin_top = 0.6 + _CHARACTER * 0.6 * max(map(len, column_names), default=0)
+    margin_left += width / 4 if lead else 0.0
+    figure = new_figure(margin_left + width * num_columns, margin_top + height * num_rows)
+    axes = figure.subplots()
+    draw_image_grid(axes, tiles, row_names, column_names, lead=lead)
+    axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
+    axes.xaxis.tick_top()
+    if max(map(len, column_names), default=0) > _LONGEST_UPRIGHT:
+        slant: dict[str, Any] = {"rotation": _SLANT, "ha": "left", "rotation_mode": "anchor"}
+        axes.set_xticks(axes.get_xticks(), column_names, **slant)
+    return figure
+
+
+def draw_image_grid(
+    axes: Axes,
+    tiles: NDArray[np.float64],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    lead: int = 0,
+) -> None:
+    """Show images in rows and columns.
+
+    They are drawn as one image, in a moment; a hundred axes take seconds.
+
+    Args:
+        axes: Where to.
+        tiles: Colours in [0, 1], with shape ``(rows, columns, H, W, 3)``.
+        row_names: Names of the first rows.
+        column_names: Names of the first columns.
+        lead: Number of columns behind which there is a wider gap.
+    """
+    num_rows, num_columns, height, width, _ = tiles.shape
+    zoom = math.ceil(_RESOLUTION / max(height, width))
+    height, width = height * zoom, width * zoom
+    gap = max(1, max(height, width) // 16)
+    top = np.arange(num_rows) * (height + gap)
+    left = np.arange(num_columns) * (width + gap)
+    left[lead:] += 4 * gap if lead else 0
+    canvas = np.ones((top[-1] + height, left[-1] + width, 3))
+    for y, row in zip(top, tiles, strict=True):
+        for x, tile in zip(left, row, strict=True):
+            canvas[y : y + height, x : x + width] = tile.repeat(zoom, 0).repeat(zoom, 1)
+    axes.imshow(canvas)
+    style_axes(axes, frame=False)
+    axes.set_yticks(top[: len(row_names)] + (height - 1) / 2, row_names)
+    axes.set_xticks(left[: len(column_names)] + (width - 1) / 2, column_names)

@@ -1,0 +1,72 @@
+"""Whole training steps as CUDA graphs: captured once, then launched by a single call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.training.compilation import shapes
+
+__all__ = ["CapturedSteps"]
+
+_WARM_UP = 3  # steps on a side stream before a capture, as CUDA's libraries want them; they train like any other
+
+
+class CapturedSteps:
+    """Runs a step as a CUDA graph, one for each shape of batch.
+
+    The first steps of each shape run eagerly. A captured step reads the numbers of its rows from buffers at fixed
+    addresses; gathering, scaling and binarising the rows are part of the graph where the data lies on the device.
+    The generators' states are registered, so draws go on where the step before stopped.
+
+    Args:
+        step: Does a step on a batch, without a question to the device; everything it keeps must stay at its address.
+        stream: Gathers rows.
+        device: The CUDA device.
+    """
+
+    def __init__(self, step: Callable[[Batch], None], stream: BatchStream, device: torch.device) -> None:
+        self._step = step
+        self._stream = stream
+        self._side = torch.cuda.Stream(device)
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._pool: Any = None
+
+    def __call__(self, rows: Rows) -> None:
+        """Do a step on the rows with these numbers."""
+        inputs: Rows | Batch = rows if self._stream.resident else self._stream.gather(rows)
+        key = shapes(inputs)
+        if key in self._captured:
+            graph, static = self._captured[key]
+            for buffer, part in zip(static, inputs, strict=True):
+                if buffer is not None:
+                    buffer.copy_(part, non_blocking=True)
+            graph.replay()
+        elif self._seen[key] < _WARM_UP:
+            self._seen[key] += 1
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                self._run(inputs)
+            torch.cuda.current_stream().wait_stream(self._side)
+        else:
+            self._captured[key] = self._capture(inputs)
+            self._captured[key][0].replay()
+
+    def _run(self, inputs: Rows | Batch) -> None:
+        self._step(inputs if isinstance(inputs, Batch) else self._stream.gather(inputs))
+
+    def _capture(self, inputs: Rows | Batch) -> tuple[torch.cuda.CUDAGraph, Rows | Batch]:
+        static = type(inputs)(*(part.clone() if isinstance(part, Tensor) else None for part in inputs))
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._stream.noise)
+        # Capturing runs nothing: the step itself is done by the first replay.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+            self._run(static)
+        self._pool = graph.pool()
+        return graph, static

@@ -1,0 +1,401 @@
+"""The static bound against stock Pyro, and top-k enumeration against the exact sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_ssvae import M1, M1M2, M2, EnumerationError, SemiSupervisedELBO, StaticELBOError, pyro_view
+from pyro_ssvae.data import Batch
+from pyro_ssvae.models import data_plate
+from pyro_ssvae.models.m2 import ENUMERATE
+from pyro_ssvae.objectives import StaticEnumELBO
+
+K, L, D = 4, 3, 6
+
+
+def rows(n: int = 5) -> Tensor:
+    return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
+
+
+class Ladder(nn.Module):
+    """A module as a user might write it: two latents, one above the other, the upper one drawn last by the guide.
+
+    Model p(z) p(y) p(z1|z,y) p(x|z1), guide q(z1|x) q(y|z1) q(z|z1,y); everything is one affine map.
+    """
+
+    def __init__(self, one_hot: bool = False, mark: Callable[..., Any] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.one_hot = one_hot
+        self.to_z1 = nn.Linear(D, L)
+        self.to_y = nn.Linear(L, K)
+        self.to_z = nn.Linear(L + K, 2)
+        self.from_z = nn.Linear(2 + K, L)
+        self.from_z1 = nn.Linear(L, D)
+        self.double()
+        self.guide = mark(self._guide) if mark else self._guide
+
+    def _class(self, logits: Tensor) -> Any:
+        return (dist.OneHotCategorical if self.one_hot else dist.Categorical)(logits=logits)
+
+    def _with_class(self, z: Tensor, y: Tensor) -> Tensor:
+        hot = y if self.one_hot else torch.eye(K).to(z)[y]
+        shape = torch.broadcast_shapes(z.shape[:-1], hot.shape[:-1])
+        return torch.cat([z.expand(*shape, -1), hot.expand(*shape, -1)], -1)
+
+    def model(self, x: Tensor, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            y = pyro.sample("y", self._class(x.new_zeros(K)))
+            z1 = pyro.sample("z1", dist.Normal(self.from_z(self._with_class(z, y)), 0.7).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.from_z1(z1)).to_event(1), obs=x)
+
+    def _guide(self, x: Tensor, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z1 = pyro.sample("z1", dist.Normal(self.to_z1(x), 0.3).to_event(1))
+            y = pyro.sample("y", self._class(self.to_y(z1)), infer=ENUMERATE)
+            pyro.sample("z", dist.Normal(self.to_z(self._with_class(z1, y)), 0.5).to_event(1))
+
+
+def make_m2(**options: Any) -> M2:
+    torch.manual_seed(1)
+    return M2((D,), K, **{"latent_dim": L, "hidden_dims": (8,), "classifier": "mlp"} | options).double()
+
+
+def make_stack() -> M1M2:
+    torch.manual_seed(1)
+    m1 = M1((D,), latent_dim=L, hidden_dims=(8,))
+    return M1M2(m1, K, latent_dim=2, hidden_dims=(8,)).double().join()
+
+
+PAIRS: dict[str, Callable[[], nn.Module]] = {
+    "m2": make_m2,
+    "m2, gaussian": lambda: make_m2(likelihood="gaussian"),
+    "m2, map": lambda: make_m2(class_prior="map"),
+    "m2, dirichlet": lambda: make_m2(class_prior="dirichlet"),
+    "m1m2": make_stack,
+    "ladder": Ladder,
+    "ladder, one-hot": lambda: Ladder(one_hot=True),
+    "ladder, all marked": lambda: Ladder(mark=config_enumerate),
+}
+
+
+def flat_gradient(loss: Tensor, module: nn.Module) -> Tensor:
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
+    )
+
+
+def value_and_gradient(elbo: Any, module: nn.Module, x: Tensor) -> Tensor:
+    """The loss and the gradient in one vector."""
+    loss = elbo.differentiable_loss(module.model, module.guide, x, size=20)
+    return torch.cat([loss.detach().reshape(1), flat_gradient(loss, module)])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_stock_trace_enum_elbo(name: str) -> None:
+    module, x = PAIRS[name](), rows()
+    torch.manual_seed(3)
+    stock = value_and_gradient(TraceEnum_ELBO(max_plate_nesting=1), module, x)
+    torch.manual_seed(3)
+    ours = value_and_gradient(StaticEnumELBO(analytic_kl=False), module, x)
+    torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-10)
+
+
+def within_four_standard_errors(draw: Callable[[], Tensor], expected: Tensor, number: int) -> None:
+    """Compare means along a few directions; the first is the value itself."""
+    directions = torch.randn(len(expected), 9, generator=torch.Generator().manual_seed(7)).double()
+    directions[:, 0] = 0.0
+    directions[0] = 0.0
+    directions[0, 0] = 1.0
+    samples = torch.stack([draw() @ directions for _ in range(number)])
+    error = samples.std(0) / math.sqrt(number)
+    assert ((samples.mean(0) - expected @ directions).abs() <= 4 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["m2", "m2, map", "ladder"])
+def test_analytic_kl_is_stock_on_average(name: str) -> None:
+    module, x = PAIRS[name](), rows(3)
+    torch.manual_seed(4)
+    stock = TraceEnum_ELBO(max_plate_nesting=1)
+    with pyro.validation_enabled(False):
+        zero = torch.zeros_like(value_and_gradient(stock, module, x))
+        within_four_standard_errors(
+            lambda: value_and_gradient(StaticEnumELBO(), module, x) - value_and_gradient(stock, module, x), zero, 250
+        )
+
+
+def test_analytic_kl_takes_noise_away() -> None:
+    module, x = make_m2(), rows()
+    torch.manual_seed(0)
+    spread = [
+        torch.stack([elbo.differentiable_loss(module.model, module.guide, x).detach() for _ in range(200)]).std()
+        for elbo in (StaticEnumELBO(), StaticEnumELBO(analytic_kl=False))
+    ]
+    assert spread[0] < spread[1]
+
+
+def test_a_latent_drawn_last_by_the_guide_gets_no_closed_form() -> None:
+    """In the ladder z1 comes first in the guide, and p(z1|z,y) hangs on it: E[KL(q(z1|x) || p(z1|z,y))] is wrong."""
+    module, x = Ladder(), rows()
+    seen = []
+    kl = torch.distributions.kl.kl_divergence
+
+    def spy(p: Any, q: Any) -> Tensor:
+        seen.append(p.event_shape[0])
+        return kl(p, q)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_ssvae.objectives.enum_elbo.kl_divergence", spy)
+        StaticEnumELBO().differentiable_loss(module.model, module.guide, x)
+    assert seen == [2]  # z alone, not z1 of size L
+
+
+class _NoSynchronisation(TorchDispatchMode):
+    """Raises where an operation reads a number back, or gives a tensor whose size depends on numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name
+        if name.split("::")[1] in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "equal"):
+            raise AssertionError(f"{name} makes the host wait")
+        indices = args[1] if name in ("aten::index", "aten::index_put_") else ()
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            raise AssertionError(f"{name} with a mask makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("enumeration", ["exact", "top-k"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_nothing_waits_for_the_device(name: str, enumeration: str) -> None:
+    module, x = PAIRS[name](), rows()
+    with pyro.validation_enabled(False), _NoSynchronisation():
+        StaticEnumELBO(enumeration=enumeration).differentiable_loss(module.model, module.guide, x, size=20).backward()
+
+
+def test_the_stock_elbo_does_wait() -> None:
+    """The check above would notice."""
+    module, x = make_m2(), rows()
+    with pyro.validation_enabled(False), _NoSynchronisation(), pytest.raises(AssertionError, match="host wait"):
+        TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(module.model, module.guide, x)
+
+
+def test_objective_with_the_stock_elbo_is_the_same() -> None:
+    m2, batch = make_m2(), Batch(rows(), rows(3), torch.tensor([0, 3, 1]))
+    losses = []
+    for elbo in ("static", "stock"):
+        objective = SemiSupervisedELBO(m2, num_labelled=12, num_unlabelled=50, elbo=elbo, analytic_kl=False)
+        objective.kl_weight = 0.3
+        torch.manual_seed(3)
+        losses.append(objective(batch))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(flat_gradient(losses[0], m2), flat_gradient(losses[1], m2), rtol=1e-9, atol=1e-12)
+
+
+def test_trains_under_stock_svi() -> None:
+    pyro.clear_param_store()
+    m2, x = make_m2(), rows(20)
+    model, guide = pyro_view(m2)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), StaticEnumELBO(enumeration="top-k"))
+    losses = [svi.step(x) for _ in range(150)]
+    assert sum(losses[-20:]) < 0.95 * sum(losses[:20])
+
+
+# Top-k enumeration.
+
+
+class Still(M2):
+    """q(z|x,y) a point, so that all noise comes from the drawn class."""
+
+    def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
+        return dist.Delta(super().encode(x, y).mean, event_dim=1)
+
+
+def make_still(num_classes: int = K) -> M2:
+    torch.manual_seed(1)
+    m2 = Still((D,), num_classes, latent_dim=L, hidden_dims=(8,), classifier="mlp", class_prior="map").double()
+    with torch.no_grad():  # far from uniform, as a trained classifier is, and with costs that differ between classes
+        for parameter in m2.parameters():
+            parameter.mul_(3.0)
+        m2.class_prior.logits.copy_(torch.linspace(-1.0, 1.0, num_classes))
+    return m2
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_top_k_is_exact_on_average(top_k: int) -> None:
+    module, x = make_still(), rows(4)
+    expected = value_and_gradient(StaticEnumELBO(), module, x)
+    elbo = StaticEnumELBO(enumeration="top-k", top_k=top_k)
+    torch.manual_seed(5)
+    with pyro.validation_enabled(False):
+        within_four_standard_errors(lambda: value_and_gradient(elbo, module, x), expected, 800)
+
+
+def test_top_k_is_exact_on_average_with_noise_in_z_and_a_ladder() -> None:
+    module, x = Ladder(), rows(3)
+    exact, elbo = StaticEnumELBO(), StaticEnumELBO(enumeration="top-k")
+    torch.manual_seed(5)
+    zero = torch.zeros_like(value_and_gradient(exact, module, x))
+    with pyro.validation_enabled(False):
+        within_four_standard_errors(
+            lambda: value_and_gradient(elbo, module, x) - value_and_gradient(exact, module, x), zero, 400
+        )
+
+
+@pytest.mark.parametrize("top_k", [K - 1, K, 50])
+def test_top_k_of_all_but_one_is_exact(top_k: int) -> None:
+    module, x = make_still(), rows()
+    ours = value_and_gradient(StaticEnumELBO(enumeration="top-k", top_k=top_k), module, x)
+    torch.testing.assert_close(ours, value_and_gradient(StaticEnumELBO(), module, x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_drawn_class_is_never_among_the_exact_ones_and_follows_the_rest() -> None:
+    from pyro_ssvae.objectives.handlers import EnumerateClass
+
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0]).expand(20_000, K).double()
+    handler = EnumerateClass(-2, top_k=2)
+    torch.manual_seed(0)
+    with handler, pyro.plate("data", len(logits), dim=-1):
+        y = pyro.sample("y", dist.Categorical(logits=logits), infer=ENUMERATE)
+    assert y.shape == (3, len(logits))
+    assert (y[0] == 1).all()
+    assert (y[1] == 2).all()
+    share = (y[2] == 0).double().mean()
+    expected = 1 / (1 + math.exp(-1.0))
+    assert set(y[2].tolist()) == {0, 3}
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / len(logits))
+
+
+def test_a_sure_classifier_leaves_no_noise_and_no_nan() -> None:
+    module, x = make_still(), rows()
+    with torch.no_grad():
+        module.classifier.layers[-1].weight.mul_(1e4)
+    elbo = StaticEnumELBO(enumeration="top-k")
+    first, second = value_and_gradient(elbo, module, x), value_and_gradient(elbo, module, x)
+    assert first.isfinite().all()
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(first, value_and_gradient(StaticEnumELBO(), module, x))
+
+
+def test_hundreds_of_classes() -> None:
+    module, x = make_still(300), rows()
+    expected = StaticEnumELBO().differentiable_loss(module.model, module.guide, x).detach()
+    elbo = StaticEnumELBO(enumeration="top-k")
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False):
+        losses = [elbo.differentiable_loss(module.model, module.guide, x).detach() for _ in range(400)]
+    values = torch.stack(losses)
+    assert abs(values.mean() - expected) < 4 * values.std() / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("enumeration", ["exact", "top-k"])
+def test_networks_in_bf16_leave_the_bound_in_fp32_and_close(enumeration: str) -> None:
+    torch.manual_seed(1)
+    m2 = M2((784,), 10, latent_dim=20, hidden_dims=(100,), classifier="mlp")
+    batch = Batch(torch.rand(20, 784).round(), torch.rand(10, 784).round(), torch.arange(10))
+    objective = SemiSupervisedELBO(m2, num_labelled=100, num_unlabelled=900, enumeration=enumeration)
+    losses, gradients = [], []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = objective(batch)
+        assert loss.dtype == torch.float32
+        assert all(value.dtype == torch.float32 for value in objective.latest.values())
+        losses.append(float(loss.detach()))
+        gradients.append(flat_gradient(loss, m2))
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
+
+
+# Out of reach.
+
+
+def _pair(**parts: Any) -> tuple[Callable[..., None], Callable[..., None]]:
+    """A module whose guide has a class y, an optional second site, and whose model has an optional third."""
+
+    def model(x: Tensor) -> None:
+        with data_plate(x, None):
+            y = pyro.sample("y", dist.Categorical(logits=torch.zeros(K)))
+            if "second" in parts:
+                pyro.sample("w", parts["second"](x))
+            if "third" in parts:
+                pyro.sample("v", parts["third"](x))
+            pyro.sample("x", dist.Normal(y[..., None].double(), 1.0).to_event(parts.get("event", 1)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with data_plate(x, None):
+            pyro.sample("y", dist.Categorical(logits=torch.zeros(K)), infer=parts.get("infer", ENUMERATE))
+            if "second" in parts:
+                pyro.sample("w", parts["second"](x), infer=parts.get("second_infer", {}))
+
+    return model, guide
+
+
+def _poisson(x: Tensor) -> Any:
+    return dist.Poisson(x.new_ones(len(x)))
+
+
+def _coin(x: Tensor) -> Any:
+    return dist.Bernoulli(logits=x.new_zeros(len(x)))
+
+
+def _normal(x: Tensor) -> Any:
+    return dist.Normal(x.new_zeros(len(x)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"second": _poisson}, "'w' of the guide is a Poisson, which is not reparameterised"),
+        ({"second": _coin, "second_infer": ENUMERATE}, "both 'y' and 'w'"),
+        ({"third": _normal}, "'v' is in the model but not in the guide"),
+        ({"infer": {"enumerate": "sequential"}}, "parallel"),
+        ({"second": _normal, "second_infer": {"enumerate": "parallel"}, "infer": {}}, "'w' is to be enumerated"),
+        ({"event": 0}, "do not line up"),
+    ],
+)
+def test_pairs_out_of_reach_say_why_and_what_to_do(parts: dict[str, Any], words: str) -> None:
+    model, guide = _pair(**parts)
+    with pyro.validation_enabled(False), pytest.raises(StaticELBOError, match=words) as caught:
+        StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 5))
+    assert "elbo='stock'" in str(caught.value)
+
+
+def test_enumeration_that_is_silently_off_is_an_error() -> None:
+    model, guide = _pair(infer={})
+    with pytest.raises(EnumerationError, match="enumerated no site"):
+        StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"enumeration": "topk"}, "'exact' or 'top-k'"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"num_particles": 0}, "num_particles=0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        StaticEnumELBO(**options)
+
+
+def test_top_k_under_the_stock_elbo_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs elbo='static'"):
+        SemiSupervisedELBO(make_m2(), num_labelled=0, num_unlabelled=5, elbo="stock", enumeration="top-k")
+    with pytest.raises(ValueError, match="'static' or 'stock'"):
+        SemiSupervisedELBO(make_m2(), num_labelled=0, num_unlabelled=5, elbo="fast")

@@ -1,0 +1,141 @@
+"""The contrast with faded, blurred, stitched and scrambled images."""
+
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from pyro_ssvae.models import DDGM
+from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy, NegativeAugmentation
+from pyro_ssvae.objectives.negative_augmentation import _blurred, _scrambled, _stitched
+
+
+def _trained(x: Tensor, weight: float) -> DDGM:
+    """Return a model whose energy has been trained beside a perfect generator, of which it can learn nothing."""
+
+    def guide(x: Tensor) -> Tensor:
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
+        return x[torch.randperm(len(x))]
+
+    torch.manual_seed(0)
+    ddgm = DDGM((1, 8, 8), latent_dim=4)
+    elbo = EnergyLoss(NearestNeighbourEntropy(dim=4), ddgm.generator, negative_weight=weight)
+    optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss, _ = elbo.energy_loss(ddgm.model, guide, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return ddgm
+
+
+def test_contrast_asks_for_no_more_than_its_margin() -> None:
+    torch.manual_seed(0)
+    contrast = NegativeAugmentation(margin=10.0, spread=2.0)
+    x = torch.rand(2000, 1, 8, 8)
+    copies, margin = contrast(x)
+    distance = (copies - x).square().flatten(1).sum(-1)
+    assert torch.allclose(margin, (distance / 8.0).clamp(max=10.0))
+    assert float(margin.min()) < 0.1 < 1.0 < float(margin.max()) <= 10.0  # from next to no change up to none left
+    assert float(copies.min()) >= 0.0
+    assert float(copies.max()) <= 1.0 + 1e-6
+    same = (copies.flatten(1).sort().values == x.flatten(1).sort().values).all(-1)
+    assert 0.2 < float(same.double().mean()) < 0.3  # a quarter of the copies are scrambled
+    energy = torch.tensor([1.0, 2.0], requires_grad=True)
+    of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
+    loss = contrast.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
+    assert float(loss.detach()) == pytest.approx((0.0 + 107.0) / 2)
+    loss.backward()
+    assert energy.grad is not None
+    assert of_copies.grad is not None
+    assert of_copies.grad.tolist() == pytest.approx([0.0, -0.5])  # satisfied; raised
+    assert energy.grad.tolist() == pytest.approx([0.0, 0.5])
+
+
+def test_blurring_is_a_gaussian_convolution() -> None:
+    torch.manual_seed(0)
+    x = nn.functional.pad(torch.rand(3, 2, 12, 12), (10, 10, 10, 10))
+    blurred, expected = _blurred(x, torch.tensor(1.5)), gaussian_blur(x, kernel_size=[17, 17], sigma=[1.5, 1.5])
+    assert blurred.shape == x.shape
+    assert torch.allclose(blurred, expected, atol=1e-6)  # the edges, where both differ, are black
+    assert torch.allclose(_blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
+
+
+def test_stitching_joins_two_rows_along_a_line() -> None:
+    x = torch.arange(1.0, 4.0).view(3, 1, 1, 1).expand(3, 2, 11, 6)
+    across = torch.tensor([True, False, True]).view(3, 1, 1, 1)
+    copies = _stitched(x, torch.tensor(0.45).expand(3, 1, 1, 1), across)
+    assert copies.shape == x.shape
+    for row, before, part in ((0, 3.0, slice(0, 5)), (2, 2.0, slice(0, 5))):  # 0, 0.1, ..., 0.4 of 11 lines
+        assert copies[row, :, part].unique().item() == row + 1.0
+        assert copies[row, :, 5:].unique().item() == before
+    assert copies[1, :, :, :3].unique().item() == 2.0  # 0, 0.2, 0.4 of 6 columns
+    assert copies[1, :, :, 3:].unique().item() == 1.0
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, (9, 8)), (8, (9, 8)), (8, (5, 16))])
+def test_tiles_change_places(count: int, size: tuple[int, int]) -> None:
+    """Each image has its own order, which all channels share; within a tile, and at an edge, nothing moves."""
+    torch.manual_seed(0)
+    rows = min(count, *size)
+    height, width = (side // rows for side in size)
+    x = torch.arange(3 * 2 * size[0] * size[1]).view(3, 2, *size).float()
+    copies = _scrambled(x, count)
+    assert torch.equal(copies[:, 1] - copies[:, 0], x[:, 1] - x[:, 0])
+    assert torch.equal(copies[..., rows * height :, :], x[..., rows * height :, :])
+    assert torch.equal(copies[..., rows * width :], x[..., rows * width :])
+    orders = []
+    for row, copy in zip(x, copies, strict=True):
+        tiles, moved = (
+            [
+                part[:, down * height : (down + 1) * height, along * width : (along + 1) * width]
+                for down in range(rows)
+                for along in range(rows)
+            ]
+            for part in (row, copy)
+        )
+        orders.append([next(i for i, tile in enumerate(tiles) if torch.equal(tile, found)) for found in moved])
+        assert sorted(orders[-1]) == list(range(rows**2))
+        assert orders[-1] != sorted(orders[-1])
+    assert orders[0] != orders[1]
+
+
+def test_what_is_stitched_is_raised() -> None:
+    """Two halves of data that are never seen together."""
+    torch.manual_seed(0)
+    x = torch.zeros(256, 1, 8, 8)
+    x[:128, :, :, 2:6] = 1.0  # a bar, upright
+    x[128:, :, 2:6] = 1.0  # or lying
+    x = x[torch.randperm(256)]
+
+    both = torch.zeros(1, 1, 8, 8)
+    both[:, :, :4, 2:6] = 1.0
+    both[:, :, 4:6] = 1.0
+    above = {}
+    for weight in (0.0, 1.0):
+        ddgm = _trained(x, weight)
+        above[weight] = float((ddgm.energy(both) - ddgm.energy(x)).mean())
+    assert abs(above[0.0]) < 1.0 < 2.5 < above[1.0]
+
+
+def test_a_blank_image_is_raised() -> None:
+    """Where the generator never goes, nothing else says what the energy should be."""
+    torch.manual_seed(0)
+    x = torch.zeros(256, 1, 8, 8)
+    x[:, :, 2:6, 2:6] = 0.5 + 0.5 * torch.rand(256, 1, 4, 4)
+
+    above = {}
+    for weight in (0.0, 1.0):
+        ddgm = _trained(x, weight)
+        above[weight] = float((ddgm.energy(torch.zeros(1, 1, 8, 8)) - ddgm.energy(x)).mean())
+    assert above[0.0] < 0.0 < 2.5 < above[1.0]
+
+
+def test_contrast_is_for_images() -> None:
+    with pytest.raises(ValueError, match="negative_weight=0"):
+        NegativeAugmentation()(torch.rand(3, 2))
+    with pytest.raises(ValueError, match="must be positive"):
+        NegativeAugmentation(margin=0.0)

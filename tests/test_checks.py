@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+import torch
+
+from pyro_ssvae._checks import (
+    MAX_CLASSES,
+    as_count,
+    as_examples,
+    as_labels,
+    as_num_classes,
+    as_scale,
+    as_seed,
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        (np.zeros((3, 2), dtype=np.uint8), torch.uint8),
+        (np.zeros((3, 2), dtype=np.int64), torch.float32),
+        (np.zeros((3, 2), dtype=np.uint16), torch.float32),
+        (np.zeros((3, 2), dtype=bool), torch.float32),
+        (np.zeros((3, 2), dtype=np.float64), torch.float32),
+        (np.zeros((3, 2), dtype=np.float16), torch.float32),
+        (np.zeros((3, 2), dtype=">f8"), torch.float32),
+        (torch.zeros(3, 2, dtype=torch.uint8), torch.uint8),
+        (torch.zeros(3, 2, dtype=torch.bfloat16), torch.float32),
+        (torch.zeros(3, 2, requires_grad=True), torch.float32),
+        ([[0, 1], [1, 0], [2, 2]], torch.float32),
+        ([torch.zeros(2), torch.zeros(2), torch.zeros(2)], torch.float32),
+    ],
+)
+def test_rows_of_any_numeric_dtype(values, dtype):
+    rows = as_examples(values)
+    assert rows.dtype == dtype
+    assert rows.shape == (3, 2)
+    assert not rows.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_rows_are_a_copy(dtype):
+    values = np.zeros((3, 2), dtype=dtype)
+    rows = as_examples(values)
+    values[:] = 1
+    assert not rows.any()
+
+
+def test_rows_of_read_only_and_strided_arrays():
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)[:, ::2]
+    values.setflags(write=False)
+    rows = as_examples(values)
+    assert rows.tolist() == values.tolist()
+    assert rows.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "text"),
+    [
+        (np.array([["a"], ["b"]]), TypeError, "dtype <U1.*bool, integer and real.*astype"),
+        (np.array([[None], [1]], dtype=object), TypeError, "dtype object"),
+        (np.array([[1j]]), TypeError, "dtype complex128"),
+        (torch.eye(2).to_sparse(), TypeError, "sparse tensor.*to_dense"),
+        ([[1, 2], [3]], ValueError, "no rectangular array.*same shape"),
+        (np.zeros(5), ValueError, r"shape \(5,\); rows are needed.*reshape\(-1, 1\)"),
+        (np.float64(3), ValueError, r"shape \(\); rows are needed"),
+        (np.zeros((0, 2)), ValueError, "no values; at least one row"),
+        (np.zeros((2, 0)), ValueError, "no values; at least one row"),
+        ([[0.0], [np.nan]], ValueError, "1 values that are NaN.*in row 1.*Drop"),
+        ([[np.inf], [0.0]], ValueError, "the first in row 0"),
+        ([[1e300]], ValueError, "beyond float32"),
+    ],
+)
+def test_rows_refused(values, error, text):
+    with pytest.raises(error, match=text):
+        as_examples(values, "x")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0, 1, -1],
+        [0.0, 1.0, -1.0],
+        np.array([0, 1, -1], dtype=np.int8),
+        torch.tensor([0, 1, -1], dtype=torch.int32),
+    ],
+)
+def test_labels(values):
+    labels = as_labels(values, "y", 3, allow_unlabelled=True)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [0, 1, -1]
+
+
+def test_labels_of_bool_and_of_no_rows():
+    assert as_labels([True, False], "y", 2).tolist() == [1, 0]
+    assert as_labels([], "y_test", 0).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "text"),
+    [
+        (["cat", "dog"], TypeError, "dtype <U3.*numpy.unique"),
+        ([[0], [1]], ValueError, r"shape \(2, 1\).*reshape\(-1\)"),
+        ([0, 1, 1], ValueError, "3 labels for 2 rows.*-1 where it is unknown"),
+        ([0, 0.5], ValueError, r"y\[1\] is 0.5; labels are whole numbers"),
+        ([np.nan, 0], ValueError, r"y\[0\] is nan.*Replace NaN by -1"),
+        ([0, np.inf], ValueError, r"y\[1\] is inf"),
+        ([0, -2], ValueError, "labels from -2 to 0; classes are counted from 0"),
+        ([-1, MAX_CLASSES], ValueError, f"labels from -1 to {MAX_CLASSES}.*Encode"),
+    ],
+)
+def test_labels_refused(values, error, text):
+    with pytest.raises(error, match=text):
+        as_labels(values, "y", 2, allow_unlabelled=True)
+
+
+def test_unlabelled_rows_refused_outside_training():
+    with pytest.raises(ValueError, match="y_test holds -1 .unlabelled. 2 times; only training"):
+        as_labels([-1, -1, 0], "y_test", 3)
+
+
+def test_num_classes():
+    labels = {"y": torch.tensor([-1, 1]), "y_test": torch.tensor([2])}
+    assert as_num_classes(None, labels) == 3
+    assert as_num_classes(5, labels) == 5
+    assert as_num_classes(1, {"y": torch.tensor([-1])}) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "y", "error", "text"),
+    [
+        (None, [-1, -1], ValueError, "no label, which does not tell.*num_classes="),
+        (None, [-1, 0], ValueError, "class 0 alone"),
+        (2, [0, 2], ValueError, "y holds label 2, but num_classes=2 allows 0 to 1"),
+        (0, [-1], ValueError, "num_classes=0 is too small"),
+        (MAX_CLASSES + 1, [0], ValueError, "too large"),
+        (2.0, [0], TypeError, "num_classes=2.0 is of type float"),
+        (True, [0], TypeError, "num_classes=True is of type bool"),
+    ],
+)
+def test_num_classes_refused(num_classes, y, error, text):
+    with pytest.raises(error, match=text):
+        as_num_classes(num_classes, {"y": torch.tensor(y)})
+
+
+def test_counts_and_seeds():
+    assert as_count(np.int32(3), "n") == 3
+    assert as_seed(2**32 - 1) == 2**32 - 1
+    with pytest.raises(ValueError, match="seed=-1 is too small"):
+        as_seed(-1)
+    with pytest.raises(ValueError, match="too large"):
+        as_seed(2**32)
+    with pytest.raises(TypeError, match="seed=None is of type NoneType"):
+        as_seed(None)
+
+
+def test_scale():
+    assert as_scale(None, torch.zeros(1, dtype=torch.uint8)) == 255.0
+    assert as_scale(None, torch.zeros(1)) == 1.0
+    assert as_scale(16, torch.zeros(1)) == 16.0
+
+
+@pytest.mark.parametrize(
+    ("scale", "error"),
+    [(0, ValueError), (-1.0, ValueError), (np.inf, ValueError), (np.nan, ValueError), ("a", TypeError)],
+)
+def test_scale_refused(scale, error):
+    with pytest.raises(error, match="scale="):
+        as_scale(scale, torch.zeros(1))
