@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyro
 
-from pyro_ssvae import DDGM, EnergyObjective, fit
+from pyro_ssvae import DDGM, EnergyObjective, fit, report
 from pyro_ssvae.cli import (
     EXPECTED_ERRORS,
     check_images,
@@ -35,7 +35,7 @@ from pyro_ssvae.evaluation.reference_classifier import REFERENCE_STEPS, get_held
 from pyro_ssvae.plots import plot_class_shares
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES
-from pyro_ssvae.training import RunFolder, report
+from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.progress import ProgressReport
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: python {sys.argv[0]} --resume {args.out}"
             )
             return 130
-        result = report(objective, data, run, seed=args.seed)
+        result = report(objective, data, run)
         if known.num_labelled:
             print(f"Training a small classifier on {known.num_labelled} labelled rows, to judge what was generated")
         with ProgressReport(REFERENCE_STEPS, enabled=known.num_labelled > 0, words="judge") as bar:
@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     print(f"DDGM on {data.name}, {result['train_seconds']:.0f} s of training")
-    if result.get("test_error") is not None:
-        print(f"test error {result['test_error']:.2%} by class energies of {result['num_labels']} labels")
+    if result.get("test/error") is not None:
+        print(f"test error {result['test/error']:.2%} by class energies of {result['num_labels']} labels")
     if "frechet_distance" in found:
         for words, prefix in (("", ""), ("refined: ", "refined_")):
             distance, confidence = (found[f"{prefix}{name}"] for name in ("frechet_distance", "confidence"))

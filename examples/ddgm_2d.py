@@ -17,7 +17,7 @@ from typing import Any
 
 import pyro
 
-from pyro_ssvae import fit
+from pyro_ssvae import fit, report
 from pyro_ssvae.cli import EXPECTED_ERRORS, name_run, objective_options, parse_ddgm_2d, settings, training_config
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.evaluation import measure_toy_model
@@ -26,7 +26,7 @@ from pyro_ssvae.objectives import EnergyObjective
 from pyro_ssvae.plots import Movie, plot_landscape
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_TOY
-from pyro_ssvae.training import RunFolder, report
+from pyro_ssvae.training import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: python {sys.argv[0]} --resume {args.out}"
             )
             return 130
-        result = report(objective, data, run, seed=args.seed)
+        result = report(objective, data, run)
         found = measure_toy_model(
             model, args.data, num_samples=args.num_samples, langevin_steps=args.refine, seed=args.seed
         )

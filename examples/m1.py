@@ -16,10 +16,9 @@ import sys
 import pyro
 from torch import Tensor
 
-from pyro_ssvae import M1, UnsupervisedELBO, fit
+from pyro_ssvae import M1, UnsupervisedELBO, fit, report
 from pyro_ssvae.cli import EXPECTED_ERRORS, load_data, parse_m1, settings, training_config
 from pyro_ssvae.models import data_plate
-from pyro_ssvae.training import report
 
 
 class MyM1(M1):
@@ -74,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    print(f"M1 on {data.name}, {result['loss_terms']}, {result['train_seconds']:.0f} s of training")
-    if result["test_elbo"] is not None:
-        print(f"test rows: bound {result['test_elbo']:.2f} nats per datum, of it KL {result['kl_z']:.2f}", end="")
+    print(f"M1 on {data.name}, {result['loss']}, {result['train_seconds']:.0f} s of training")
+    if result["test/bound"] is not None:
+        print(f"test rows: bound {result['test/bound']:.2f} nats per datum, of it KL {result['kl_z']:.2f}", end="")
         print(f", {result['active_units']} of {model.latent_dim} latents in use")
-    if result["test_log_likelihood"] is not None:
-        error = result["test_log_likelihood_error"]  # none of a single sample
+    if result["test/log_likelihood"] is not None:
+        error = result["test/log_likelihood_error"]  # none of a single sample
         spread = "" if error is None else f" ± {error:.2f}"
-        print(f"log p(x) {result['test_log_likelihood']:.2f}{spread} nats by {args.num_samples} samples a row")
+        print(f"log p(x) {result['test/log_likelihood']:.2f}{spread} nats by {args.num_samples} samples a row")
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
 

@@ -24,10 +24,10 @@ from typing import Any
 import pyro
 
 import pyro_ssvae as ss
-from pyro_ssvae import M1, M1M2, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae import M1, M1M2, SemiSupervisedELBO, UnsupervisedELBO, report
 from pyro_ssvae.cli import EXPECTED_ERRORS, joint_config, load_data, m1_config, parse_m1_m2, settings, training_config
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.training import RunFolder, report
+from pyro_ssvae.training import RunFolder
 
 
 class Stopped(Exception):
@@ -82,7 +82,7 @@ def train_m1(args: Any, data: Any) -> M1:
     print(f"M1 on {len(rows.x)} rows")
     result = run_stage(args, objective, rows, m1_config(args, len(rows.x)), "m1")
     print(f"{result['train_seconds']:.0f} s of training", end="")
-    print("" if result["test_elbo"] is None else f", bound {result['test_elbo']:.1f} nats per datum on test rows")
+    print("" if result["test/bound"] is None else f", bound {result['test/bound']:.1f} nats per datum on test rows")
     return m1
 
 
@@ -161,11 +161,11 @@ def tell(name: str, result: dict[str, Any]) -> None:
     """Say in two lines how a stage went."""
     extra = " with " + " and ".join(result["regularisers"]) if result["regularisers"] else ", pure objective"
     print(f"{name}, {result['num_labels']} labels{extra}, {result['train_seconds']:.0f} s of training")
-    if result["test_error"] is not None:
-        print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")
-    if result.get("test_log_likelihood") is not None:
-        error = result["test_log_likelihood_error"]  # none of a single sample
-        print(f"log p(x) {result['test_log_likelihood']:.2f}{'' if error is None else f' ± {error:.2f}'} nats")
+    if result["test/error"] is not None:
+        print(f"test error {result['test/error']:.2%}, bound {result['test/bound']:.1f} nats per datum")
+    if result.get("test/log_likelihood") is not None:
+        error = result["test/log_likelihood_error"]  # none of a single sample
+        print(f"log p(x) {result['test/log_likelihood']:.2f}{'' if error is None else f' ± {error:.2f}'} nats")
 
 
 if __name__ == "__main__":

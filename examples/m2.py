@@ -16,10 +16,9 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_ssvae import M2, SemiSupervisedELBO, fit
+from pyro_ssvae import M2, SemiSupervisedELBO, fit, report
 from pyro_ssvae.cli import EXPECTED_ERRORS, load_data, parse_m2, settings, training_config
 from pyro_ssvae.models import data_plate
-from pyro_ssvae.training import report
 
 
 class MyM2(M2):
@@ -89,15 +88,15 @@ def main(argv: list[str] | None = None) -> int:
                 f"Stopped by {run.stopped_by} at step {run.steps}. Go on with: python {sys.argv[0]} --resume {args.out}"
             )
             return 130
-        result = report(objective, data, run, seed=args.seed)
+        result = report(objective, data, run)
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
     extra = " with " + " and ".join(result["regularisers"]) if result["regularisers"] else ", pure objective"
     print(f"M2 on {data.name}, {data.num_labelled} labels{extra}, {result['train_seconds']:.0f} s of training")
-    if result["test_error"] is not None:
-        print(f"test error {result['test_error']:.2%}, bound {result['test_elbo']:.1f} nats per datum")
+    if result["test/error"] is not None:
+        print(f"test error {result['test/error']:.2%}, bound {result['test/bound']:.1f} nats per datum")
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
 

@@ -16,7 +16,8 @@ from pyro_ssvae.objectives import (
     StaticEnumELBO,
     UnsupervisedELBO,
 )
-from pyro_ssvae.training import FitResult, TrainingConfig, fit, report
+from pyro_ssvae.results import report
+from pyro_ssvae.training import FitResult, TrainingConfig, fit
 
 __version__ = "0.1.0"
 

@@ -123,8 +123,8 @@ def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
     ]
     assert example.main(flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["num_labels"], result["regularisers"], result["validation_error"]) == (30, [], None)
-    assert 0.0 <= result["test_error"] <= 1.0
+    assert (result["num_labels"], result["regularisers"], result["val/error"]) == (30, [], None)
+    assert 0.0 <= result["test/error"] <= 1.0
 
 
 def test_rows_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

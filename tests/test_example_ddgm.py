@@ -150,7 +150,7 @@ def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert load_example("ddgm").main([*SHORT, "--data", "digits", "--num-labels", "100", "--out", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     assert result["num_labels"] == 100
-    assert 0.0 <= result["test_error"] <= 1.0
+    assert 0.0 <= result["test/error"] <= 1.0
     assert result["judge_error"] < 0.03
     assert result["frechet_distance"] > result["frechet_floor"] > 0.0
     figures = {path.name for path in (out / "figures").iterdir()}
@@ -179,7 +179,7 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "digits" in told
     assert "classifier" not in told
     assert "judge_error" not in result
-    assert "test_error" not in result
+    assert "test/error" not in result
     assert pyro_ssvae.load(out).event_shape == (3, 16, 16)
     assert {path.name for path in (out / "figures").iterdir()} == FIGURES
 

@@ -57,8 +57,8 @@ def test_m1_flags(m1_example: ModuleType, flags: list[str], tmp_path: Path, caps
     preset = M1_PRESETS[flags[1]]
     assert result["binarisation"] == preset.training["binarisation"]
     assert result["num_labels"] == 0
-    assert result["loss_terms"] in printed
-    assert ("importance-weighted" in result["loss_terms"]) == ("--importance-weighted" in flags)
+    assert result["loss"] in printed
+    assert ("importance-weighted" in result["loss"]) == ("--importance-weighted" in flags)
     with pytest.warns(UserWarning, match="MyM1"):
         model = pyro_ssvae.load(tmp_path)
     assert model.config()["arguments"]["activation"] == preset.model["activation"]
@@ -110,7 +110,7 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     assert stack_example.main(["--resume", str(first)]) == 0
     assert (first / "m1" / "result.json").read_text() == before
     again = json.loads((first / "stacked" / "result.json").read_text())
-    assert (again["test_elbo"], again["test_error"]) == (stacked["test_elbo"], stacked["test_error"])
+    assert (again["test/bound"], again["test/error"]) == (stacked["test/bound"], stacked["test/error"])
     for given in (first, first / "m1"):
         second = tmp_path / f"on-{given.name}"
         flags = [*ABOVE, "--pure", "--keep-inactive", "--m1", str(given), "--out", str(second)]
@@ -136,8 +136,8 @@ def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType,
     assert stack_example.main([*TINY, *flags, "--out", str(tmp_path)]) == 0
     for stage in ("m1", "stacked"):
         result = json.loads((tmp_path / stage / "result.json").read_text())
-        assert result["test_log_likelihood_samples"] == 20
-        assert result["test_elbo"] - 1 < result["test_log_likelihood"] < 0
+        assert result["test/log_likelihood_samples"] == 20
+        assert result["test/bound"] - 1 < result["test/log_likelihood"] < 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_seed
+from pyro_ssvae.data import SemiSupervisedData, iterate_batches
 from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform, make_likelihood, make_prior
 
 __all__ = [
@@ -72,6 +73,36 @@ class Model(nn.Module):
         self.prior = make_prior(prior, latent_dim)
         self._options = {"latent_dim": latent_dim, **options}
         self._own = {name: type(part).__name__ for name, part in modules.items() if isinstance(part, nn.Module)}
+
+    num_classes: int | None = None
+
+    def initialise(self, x: Tensor) -> None:
+        """Let the prior take starting values from training examples ``(B, *event_shape)``."""
+        if isinstance(self.prior, Prior):
+            self.prior.start_from(x)
+
+    def check_examples(self, x: Tensor) -> None:
+        """Raise ``ValueError`` where examples ``(B, *event_shape)`` hold values that the model cannot have drawn."""
+
+    def check_data(self, data: SemiSupervisedData) -> None:
+        """Check that the model fits a data set.
+
+        Raises:
+            ValueError: If the shape of examples, the number of classes or values do not fit.
+        """
+        if tuple(self.event_shape) != tuple(data.event_shape):
+            raise ValueError(
+                f"The model expects examples of shape {tuple(self.event_shape)}, the data has {data.event_shape}. "
+                "Build the model with event_shape=data.event_shape."
+            )
+        if self.num_classes is not None and self.num_classes < data.num_classes:
+            raise ValueError(
+                f"The model has {self.num_classes} classes, the data {data.num_classes}. Build the model with "
+                "num_classes=data.num_classes."
+            )
+        for examples in (data.x, data.x_validation, data.x_test):
+            for batch in iterate_batches(examples, scale=data.scale, batch_size=4096):
+                self.check_examples(batch)
 
     def _complete(self) -> None:
         """Let the prior see the finished model."""
@@ -148,6 +179,10 @@ class LatentVariableModel(Model):
         if isinstance(self.prior, Uniform):
             raise ValueError("prior='uniform' has no density where a Gaussian guide reaches; take another prior of z.")
         self.likelihood = make_likelihood(likelihood)
+
+    def check_examples(self, x: Tensor) -> None:
+        """Raise ``ValueError`` where examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""
+        self.likelihood.check(x)
 
     def _posterior(self, params: Tensor) -> dist.TorchDistribution:
         """Return a diagonal Gaussian over z, for location and log-scale ``(..., 2 * L)``."""

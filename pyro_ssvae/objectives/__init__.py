@@ -1,7 +1,6 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
-from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
-from pyro_ssvae.objectives.base import Objective
+from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
 from pyro_ssvae.objectives.differentiable_augmentation import shift_and_flip
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.energy_loss import EnergyLoss
@@ -25,7 +24,6 @@ from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 __all__ = [
     "ENTROPIES",
     "AffineAugmentation",
-    "AlternatingObjective",
     "BatchNormEntropy",
     "Consistency",
     "EnergyLoss",
@@ -33,7 +31,7 @@ __all__ = [
     "Entropy",
     "EnumerationError",
     "NegativeAugmentation",
-    "Group",
+    "Loss",
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",
     "Objective",
@@ -41,7 +39,9 @@ __all__ = [
     "SemiSupervisedELBO",
     "StaticELBOError",
     "StaticEnumELBO",
-    "Turn",
+    "ParameterGroup",
+    "Update",
+    "Validation",
     "UnsupervisedELBO",
     "perturb_samples",
     "normalise_importance_weights",

@@ -1,46 +1,99 @@
-"""What every objective shares: a module, the rows it stands for, the weight of the KL of z."""
+"""What every objective shares: losses with their terms, groups of parameters, validation, the bound of examples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch
+from pyro_ssvae.data import Batch, SemiSupervisedData, iterate_batches
+from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
-__all__ = ["Objective", "PyroFunction"]
+__all__ = ["Loss", "Objective", "ParameterGroup", "PyroFunction", "Update", "Validation"]
 
 PyroFunction = Callable[..., Any]
 
 
-class Objective(nn.Module):
-    """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per datum.
-
-    Args:
-        module: The module that owns the networks. Its methods ``model`` and ``guide`` are used unless functions
-            are given.
-        num_labelled: Number of labelled training rows.
-        num_unlabelled: Number of unlabelled training rows.
-        model: A function to use instead of ``module.model``.
-        guide: Likewise, instead of ``module.guide``.
-
-    Raises:
-        ValueError: For negative numbers of rows, or no rows at all.
+class Loss(NamedTuple):
+    """A loss and the terms it is made of.
 
     Attributes:
-        latest: The terms of the last call, detached, by name.
-        elbo: ``"static"``, or ``"stock"`` where steps must ask the device questions.
-        bound_weight: Factor of the bounds; without them there is nothing to say about densities.
-        peaks_kl: Whether the KL of z may be weighed above 1 by default, to press the class out of the latents.
+        total: What is minimised, a scalar in nats per example.
+        terms: Its terms by name, detached, before weighting; they are logged as ``train/NAME``.
     """
 
-    elbo: str = "static"
-    bound_weight: float = 1.0
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters with an optimiser of their own.
+
+    Attributes:
+        parameters: The parameters.
+        rate: Their learning rate, as a multiple of ``TrainingConfig.learning_rate``.
+        betas: β1 and β2 of Adam.
+        fraction: Fraction of the schedule over which their learning rate decays. After it the learning rate starts
+            again from its peak, and so does the moving average of the weights.
+    """
+
+    parameters: list[nn.Parameter]
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    fraction: float = 1.0
+
+
+class Update(NamedTuple):
+    """One optimiser step of one group of parameters: the name of the group, and the loss it minimises on a batch."""
+
+    group: str
+    loss: Callable[[Batch], Loss]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What an evaluation during training found.
+
+    Attributes:
+        metrics: By name; they are logged as ``val/NAME``.
+        score: By which weights are chosen, higher is better; with ``None`` the latest weights are chosen.
+        failure: Why training must stop, ``None`` if it should go on.
+        keep: Whether the weights are good enough to replace the saved checkpoint and model.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    failure: str | None = None
+    keep: bool = True
+
+
+class Objective(nn.Module):
+    """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per example.
+
+    A subclass defines :meth:`loss` and :meth:`config`; one with several groups of parameters that minimise losses of
+    their own defines :meth:`groups` and :meth:`updates` instead of :meth:`loss`.
+
+    Args:
+        module: The module that owns the networks, for example a :class:`pyro_ssvae.M2`. Its methods ``model`` and
+            ``guide`` are used unless functions are given.
+        num_labelled: Number of labelled training examples.
+        num_unlabelled: Number of unlabelled training examples.
+        model: A function to use instead of ``module.model``.
+        guide: A function to use instead of ``module.guide``.
+
+    Raises:
+        ValueError: For negative numbers of examples, or no examples at all.
+
+    Attributes:
+        peaks_kl: Whether the weight of the KL of z may exceed 1 by default (:attr:`TrainingConfig.kl_peak`).
+    """
+
     peaks_kl: bool = True
     _kl_weight: Tensor
 
@@ -61,12 +114,11 @@ class Objective(nn.Module):
         self.module = module
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled
-        self.latest: dict[str, Tensor] = {}
         self._functions = {"model": model, "guide": guide}
         self._validated = False
-        # A tensor, so that a recorded step follows it; without dimensions, so that it promotes nothing to float64.
+        # A tensor, so that a compiled step follows it; without dimensions, so that it promotes nothing to float64.
         self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
-        self._kl_weight_value = 1.0  # the same for Python, which must not ask the device
+        self._kl_weight_value = 1.0  # a copy in Python, which is read without synchronising with the device
 
     @property
     def kl_weight(self) -> float:
@@ -80,8 +132,8 @@ class Objective(nn.Module):
             self._kl_weight_value = float(value)
 
     @property
-    def num_rows(self) -> int:
-        """Number of training rows N."""
+    def num_examples(self) -> int:
+        """Number of training examples N."""
         return self.num_labelled + self.num_unlabelled
 
     @property
@@ -89,18 +141,33 @@ class Objective(nn.Module):
         """Names of the terms beyond the paper's objective, for results."""
         return []
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether the objective contains a bound of log p(x)."""
+        return True
+
+    @property
+    def compilable(self) -> bool:
+        """Whether a step can be traced once and run again: nothing in it depends on values on the device."""
+        return True
+
+    @property
+    def compile_after(self) -> int:
+        """Length of the schedule, in steps, from which compiling a step saves more time than it takes."""
+        return 10_000
+
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
         raise NotImplementedError(f"{type(self).__name__} must define config() -> dictionary.")
 
     @property
     def model(self) -> PyroFunction:
-        """The generative function in use."""
+        """The generative model in use, down to x."""
         return self._function("model")
 
     @property
     def guide(self) -> PyroFunction:
-        """The recognition function in use."""
+        """The guide in use."""
         return self._function("guide")
 
     def _function(self, name: str) -> PyroFunction:
@@ -108,61 +175,143 @@ class Objective(nn.Module):
         function: PyroFunction = getattr(self.module, name) if given is None else given
         return function
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the objective, to be minimised.
+    def describe(self) -> str | None:
+        """Return in words what the loss contains, for results, where published losses of one name differ in that."""
+        return None
+
+    # Losses.
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the loss of a batch and its terms.
 
         Args:
-            batch: Unlabelled rows ``(B_u, *event_shape)`` and labelled rows ``(B_l, *event_shape)`` with classes
+            batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
                 ``(B_l,)``; either side may be ``None``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define loss(batch) -> Loss.")
 
-        Returns:
-            A scalar in nats per datum, an unbiased estimate of its value on all rows.
+    def groups(self) -> dict[str, ParameterGroup]:
+        """Return the groups of parameters, by name."""
+        return {"all": ParameterGroup(list(self.parameters()))}
+
+    def updates(self, progress: float = 0.0) -> list[Update]:
+        """Return the updates of one training step, in order; each loss is computed after the update before it.
+
+        Args:
+            progress: Fraction of the schedule that is done, in [0, 1).
+        """
+        return [Update("all", self.loss)]
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """Return the loss of every group at the present weights, each an unbiased estimate of that of all examples.
+
+        Args:
+            batch: As for :meth:`loss`.
 
         Raises:
             ValueError: If the batch is empty.
         """
         batch = Batch(*batch)
         if batch.x_unlabelled is None and batch.x_labelled is None:
-            raise ValueError("The batch holds neither unlabelled nor labelled rows.")
-        # Pyro's checks of shapes and supports read tensors back to the host: once is enough.
+            raise ValueError("The batch holds neither unlabelled nor labelled examples.")
+        # Pyro's checks of shapes and supports read tensors back from the device: once is enough.
         with pyro.validation_enabled(not self._validated):
-            loss = self._loss(batch)
+            losses = {update.group: update.loss(batch) for update in self.updates()}
         self._validated = True
-        return loss
+        return losses
 
-    def _loss(self, batch: Batch) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must define _loss(batch) -> scalar.")
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a scalar in nats per example.
 
-    def problem(self, row: dict[str, Any]) -> str | None:
-        """Return why training should not go on, in words, judged by what an evaluation found; ``None`` if it should.
-
-        Args:
-            row: What ``metrics.csv`` says of the evaluation.
+        Raises:
+            ValueError: If the batch is empty, or if there are several groups with losses of their own.
         """
-        return None
+        losses = self.losses(batch)
+        if len(losses) > 1:
+            raise ValueError(
+                f"{type(self).__name__} has a loss for each of {', '.join(losses)}; call losses(batch), and step each "
+                "group by the gradient of its own loss, as pyro_ssvae.fit does."
+            )
+        return next(iter(losses.values())).total
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether the last evaluation found signs of trouble, so that neither checkpoint nor model is overwritten."""
-        return False
+    # Bounds.
 
-    def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *rows: Tensor | None, size: int) -> Tensor:
-        """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
+    def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *examples: Tensor | None, size: int) -> Tensor:
+        """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)
         model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
-        loss: Tensor = elbo.differentiable_loss(model, guide, *rows, size=size)
+        loss: Tensor = elbo.differentiable_loss(model, guide, *examples, size=size)
         return loss
 
     def unlabelled_bound(self, x: Tensor) -> float:
-        """Return the mean of the negative bound over rows, in nats: without labels and without global terms.
+        """Return the mean of the negative bound, in nats: without labels and without global terms.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
+            x: Examples with shape ``(B, *event_shape)``.
         """
         local = GlobalSites(score=False)
         total: float = self._evaluation_elbo().loss(local(self.model), local(self.guide), x)
         return total / x.shape[0]
 
+    def mean_bound(
+        self, x: Tensor, *, scale: float = 1.0, binarisation: str = "none", seed: int = 0, batch_size: int = 500
+    ) -> float:
+        """Return the mean bound of log p(x), in nats per example (higher is better), with one draw of z.
+
+        Classes, where the model has some, are summed: -U(x).
+
+        Args:
+            x: Examples with shape ``(N, *event_shape)``, as stored.
+            scale: Divides ``x``.
+            binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
+            seed: Of the binarisation and of the draws of z; the caller's random state is left as it was.
+            batch_size: Examples at a time.
+        """
+        like = next(self.parameters())
+        options: dict[str, Any] = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
+        total = 0.0
+        with fork_random_state(self, seed):
+            for batch in iterate_batches(x, device=like.device, **options):
+                total -= self.unlabelled_bound(batch.to(like)) * len(batch)
+        return total / len(x)
+
     def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        """Return the bound of rows under evaluation: exact, one draw."""
+        """Return the bound used for evaluation: exact, one draw."""
         raise NotImplementedError(f"{type(self).__name__} must define _evaluation_elbo().")
+
+    # Validation.
+
+    def check(self, data: SemiSupervisedData) -> None:
+        """Check that the objective, its module and data belong together.
+
+        Raises:
+            ValueError: If shapes, classes, values or numbers of examples disagree.
+        """
+        check = getattr(self.module, "check_data", None)
+        if check is not None:
+            check(data)
+        if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
+            raise ValueError(
+                f"The objective was built for {self.num_labelled} labelled and {self.num_unlabelled} unlabelled "
+                f"examples, the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
+                "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled; for a model without classes train "
+                "on data.without_labels()."
+            )
+
+    def validate(
+        self,
+        data: SemiSupervisedData,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        binarisation: str = "none",
+        seed: int = 0,
+    ) -> Validation:
+        """Evaluate the module on validation examples; nothing is changed.
+
+        Args:
+            data: The data.
+            history: What ``metrics.csv`` holds so far, the means of training terms since the last evaluation last.
+            binarisation: As in training.
+            seed: Of binarisation and draws.
+        """
+        return Validation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
-from pyro_ssvae.objectives.base import PyroFunction
+from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, energy_diagnostics
+from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunction, Update, Validation
 from pyro_ssvae.objectives.energy_loss import EnergyLoss
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
@@ -22,7 +23,7 @@ _LARGEST_GAP = 1e4  # nats between energies of data and samples
 _LARGEST_ENERGY = 1e6  # nats, of data: differences of such numbers are hardly numbers in single precision
 
 
-class EnergyObjective(AlternatingObjective):
+class EnergyObjective(Objective):
     """What :func:`pyro_ssvae.fit` trains a DDGM with: energy, generator and the entropy's critic step in turn.
 
     Args:
@@ -62,8 +63,6 @@ class EnergyObjective(AlternatingObjective):
             Of the generator's: the entropy, and the spread of samples (the root of their total variance).
     """
 
-    _narrow: Tensor
-
     def __init__(
         self,
         module: DDGM,
@@ -92,8 +91,6 @@ class EnergyObjective(AlternatingObjective):
                 f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
                 "on data.without_labels()."
             )
-        # Evaluations in a row that found next to no spread.
-        self.register_buffer("_narrow", torch.zeros((), dtype=torch.int64))
         if not (generator_rate > 0.0 and critic_rate > 0.0) or min(energy_steps, generator_steps) < 1:
             raise ValueError(
                 f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and energy_steps="
@@ -114,6 +111,21 @@ class EnergyObjective(AlternatingObjective):
         self.shared_draws = shared_draws
         self._drawn: tuple[Tensor, Tensor] | None = None  # for the turn after the energy's
 
+    @property
+    def has_bound(self) -> bool:
+        """There is no bound of log p(x)."""
+        return False
+
+    @property
+    def compile_after(self) -> int:
+        """Networks are small here, so most of an eager step is overhead of Python."""
+        return 5000
+
+    @property
+    def compilable(self) -> bool:
+        """Shared draws keep the graph of one update for the next, so the updates cannot be compiled one by one."""
+        return not self.shared_draws
+
     @classmethod
     def for_data(cls, module: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
         """Return the objective for a model and data; labels need a model with classes."""
@@ -125,76 +137,92 @@ class EnergyObjective(AlternatingObjective):
         found = {**self.energy_loss_fn.config(), **{name: getattr(self, name) for name in names}}
         return found | ({"shared_draws": True} if self.shared_draws else {})
 
-    def groups(self) -> dict[str, Group]:
+    def groups(self) -> dict[str, ParameterGroup]:
         """Return the parameters that step together, with the learning rate of each group relative to the energy's."""
         module: Any = self.module
         sides = module.groups() | {"critic": list(self.entropy.parameters())}
         rates = {"energy": 1.0, "generator": self.generator_rate, "critic": self.critic_rate}
         share = 1.0 - self.mle_fraction
-        return {name: Group(part, rates[name], self.betas, share) for name, part in sides.items() if part}
+        return {name: ParameterGroup(part, rates[name], self.betas, share) for name, part in sides.items() if part}
 
-    def problem(self, row: dict[str, Any]) -> str | None:
-        """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""
-        ratio, size = row.get("std_ratio", 1.0), abs(row.get("energy_gap", 0.0))
-        level = abs(row.get("energy_data", 0.0))
-        self._narrow.copy_(self._narrow + 1 if ratio < _LEAST_SPREAD else torch.zeros_like(self._narrow))
-        if self._narrow >= _PATIENCE:
-            return (
-                f"the generator has collapsed: its rows have {ratio:.2%} of the spread of the data. A larger "
-                "entropy_weight, another entropy, or a slower generator often helps"
-            )
-        if size > _LARGEST_GAP:
-            return (
-                f"energies diverge: data and samples are {size:.3g} nats apart. A lower learning rate, a larger "
-                "gradient_penalty or an energy_penalty often helps"
-            )
-        if level > _LARGEST_ENERGY:
-            return (
-                f"energies diverge: those of data are {level:.3g} nats away from 0. A small energy_penalty keeps them "
-                "where they are"
-            )
-        return None
+    def validate(
+        self,
+        data: SemiSupervisedData,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        binarisation: str = "none",
+        seed: int = 0,
+    ) -> Validation:
+        """Compare energies and standard deviations of data and samples; report collapse and divergence as failures."""
+        x = data.x_validation
+        model: Any = self.module
+        few = x[:NUM_DIAGNOSED]
+        if not len(x):
+            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))
+            few = data.x[order[:NUM_DIAGNOSED]]
+        metrics = energy_diagnostics(model, few, scale=data.scale, seed=seed)
+        if model.has_classes and len(x):
+            error = classification_error(model, x, data.y_validation, scale=data.scale)
+            metrics = {"error": error, **metrics} if error is not None else metrics
+        history = [*history[:-1], {**(history[-1] if history else {}), **{f"val/{k}": v for k, v in metrics.items()}}]
+        return Validation(metrics, failure=_find_failure(history), keep=_count_collapsed(history) == 0)
 
-    @property
-    def doubtful(self) -> bool:
-        """Whether the last evaluation found next to no spread among generated rows."""
-        return bool(self._narrow)
-
-    def turns(self, progress: float = 0.0) -> list[Turn]:
+    def updates(self, progress: float = 0.0) -> list[Update]:
         """Return the energy's steps, and then those of the generator, each with one of the entropy's networks."""
         if progress >= 1.0 - self.mle_fraction:
-            return self.energy_steps * [Turn("energy", self._settling_loss)]
-        after = [Turn("generator", self._generator_loss)]
+            return self.energy_steps * [Update("energy", self._mle_loss)]
+        after = [Update("generator", self._generator_loss)]
         if next(self.entropy.parameters(), None) is not None:
-            after.append(Turn("critic", self._critic_loss))
-        turns = [*(self.energy_steps * [Turn("energy", self._energy_loss)]), *(self.generator_steps * after)]
-        if self.shared_draws:
-            turns[self.energy_steps] = Turn("generator", self._generator_loss, continues=True)
-        return turns
+            after.append(Update("critic", self._critic_loss))
+        return [*(self.energy_steps * [Update("energy", self._energy_loss)]), *(self.generator_steps * after)]
 
-    def _energy_loss(self, batch: Batch) -> Tensor:
+    def _energy_loss(self, batch: Batch) -> Loss:
         if self.shared_draws:
             self._drawn = self.energy_loss_fn.draw(self.guide, _rows(batch))
         return self._loss_of_energy(self.energy_loss_fn, batch, self._drawn)
 
-    def _settling_loss(self, batch: Batch) -> Tensor:
+    def _mle_loss(self, batch: Batch) -> Loss:
         return self._loss_of_energy(self.energy_loss_fn.weighing(), batch, None)
 
-    def _loss_of_energy(self, elbo: EnergyLoss, batch: Batch, drawn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _loss_of_energy(self, elbo: EnergyLoss, batch: Batch, drawn: tuple[Tensor, Tensor] | None) -> Loss:
         labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)
-        loss, self.latest = elbo.energy_loss(self.model, self.guide, _rows(batch), *labelled, drawn=drawn)
-        return loss
+        return Loss(*elbo.energy_loss(self.model, self.guide, _rows(batch), *labelled, drawn=drawn))
 
-    def _generator_loss(self, batch: Batch) -> Tensor:
+    def _generator_loss(self, batch: Batch) -> Loss:
         drawn, self._drawn = self._drawn, None
-        loss, self.latest = self.energy_loss_fn.generator_loss(self.model, self.guide, _rows(batch), drawn=drawn)
-        return loss
+        return Loss(*self.energy_loss_fn.generator_loss(self.model, self.guide, _rows(batch), drawn=drawn))
 
-    def _critic_loss(self, batch: Batch) -> Tensor:
+    def _critic_loss(self, batch: Batch) -> Loss:
         loss = self.energy_loss_fn.critic_loss(self.guide, _rows(batch))
         assert loss is not None
-        self.latest = {"critic_loss": loss.detach()}
-        return loss
+        return Loss(loss, {"critic_loss": loss.detach()})
+
+
+def _count_collapsed(history: Sequence[dict[str, Any]]) -> int:
+    count = 0
+    for metrics in reversed(history):
+        if not metrics.get("val/std_ratio", 1.0) < _LEAST_SPREAD:
+            break
+        count += 1
+    return count
+
+
+def _find_failure(history: Sequence[dict[str, Any]]) -> str | None:
+    newest = history[-1]
+    gap, level = abs(newest.get("train/energy_gap", 0.0)), abs(newest.get("train/energy_data", 0.0))
+    if _count_collapsed(history) >= _PATIENCE:
+        return (
+            f"the generator has collapsed: its samples have {newest['val/std_ratio']:.2%} of the standard deviation of "
+            "the data. A larger entropy_weight, another entropy, or a slower generator often helps"
+        )
+    if gap > _LARGEST_GAP:
+        return (
+            f"energies diverge: data and samples are {gap:.3g} nats apart. A lower learning rate or a larger "
+            "gradient_penalty often helps"
+        )
+    if level > _LARGEST_ENERGY:
+        return f"energies diverge: those of data are {level:.3g} nats away from 0. A lower learning rate often helps"
+    return None
 
 
 def _rows(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ the argument ``alpha`` of this module is that c (0.1 in the paper).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models import SemiSupervisedModel
-from pyro_ssvae.objectives.base import Objective, PyroFunction
+from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, posterior_diagnostics
+from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
@@ -69,11 +71,6 @@ class SemiSupervisedELBO(Objective):
             several draws under the stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
         StaticELBOError: From a call, for a module that only the stock ELBO takes.
-
-    Attributes:
-        latest: The terms of the last call, detached: ``bound_unlabelled`` (-U, nats per unlabelled row),
-            ``bound_labelled`` (-L, nats per labelled row), ``classification_loss`` and ``consistency_loss`` (nats per
-            row, before weighting).
     """
 
     def __init__(
@@ -198,31 +195,56 @@ class SemiSupervisedELBO(Objective):
         """The auxiliary model in use."""
         return self._function("classify_model")
 
-    def _loss(self, batch: Batch) -> Tensor:
+    @property
+    def has_bound(self) -> bool:
+        """Whether the bounds have a weight."""
+        return self.bound_weight > 0.0
+
+    @property
+    def compilable(self) -> bool:
+        """Whether a step can be traced once: the stock ELBO asks how large tensors on the device are."""
+        return self.elbo != "stock"
+
+    @property
+    def compile_after(self) -> int:
+        """Length of the schedule from which compiling pays: a step that sums over many classes gains more by it."""
+        num_classes = getattr(self.module, "num_classes", None) or 10
+        return 10_000 if self.enumeration == "top-k" else min(10_000, 100_000 // num_classes)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return J^α of a batch, with the regularisers.
+
+        Args:
+            batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
+                ``(B_l,)``; either side may be ``None``.
+
+        Returns:
+            The loss, and its terms, before weighting: ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats per
+            unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss`` in nats per example.
+        """
         x_unlabelled, x_labelled, y_labelled = batch
-        terms: list[Tensor] = []
-        latest: dict[str, Tensor] = {}
+        parts: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
         shared = GlobalSites()
         if x_unlabelled is not None and self.bound_weight:
-            rows = x_unlabelled[: self.bound_batch_size]
-            total = self.bound(self._unlabelled_elbo, shared, rows, size=self.num_unlabelled)
-            latest["bound_unlabelled"] = -total.detach() / self.num_unlabelled
-            terms.append(self.bound_weight / self.num_rows * total)
+            examples = x_unlabelled[: self.bound_batch_size]
+            total = self.bound(self._unlabelled_elbo, shared, examples, size=self.num_unlabelled)
+            terms["bound_unlabelled"] = -total.detach() / self.num_unlabelled
+            parts.append(self.bound_weight / self.num_examples * total)
             shared.next_pass()
         if x_labelled is not None and self.bound_weight:
             total = self.bound(self._labelled_elbo, shared, x_labelled, y_labelled, size=self.num_labelled)
-            latest["bound_labelled"] = -total.detach() / self.num_labelled
-            terms.append(self.bound_weight / self.num_rows * total)
+            terms["bound_labelled"] = -total.detach() / self.num_labelled
+            parts.append(self.bound_weight / self.num_examples * total)
         if x_labelled is not None and y_labelled is not None:
             classification = self.classification(x_labelled, y_labelled)
-            latest["classification_loss"] = classification.detach()
-            terms.append(self.alpha * classification)
+            terms["classification_loss"] = classification.detach()
+            parts.append(self.alpha * classification)
         if self.consistency is not None and x_unlabelled is not None:
             consistency = self.consistency(self.module.classify, x_unlabelled)
-            latest["consistency_loss"] = consistency.detach()
-            terms.append(self.consistency.weight * consistency)
-        self.latest = latest
-        return torch.stack(terms).sum()
+            terms["consistency_loss"] = consistency.detach()
+            parts.append(self.consistency.weight * consistency)
+        return Loss(torch.stack(parts).sum(), terms)
 
     def classification(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean of -log q(y|x) over labelled rows, in nats, with augmentation where it is on."""
@@ -233,3 +255,21 @@ class SemiSupervisedELBO(Objective):
 
     def _evaluation_elbo(self) -> TraceEnum_ELBO:
         return self._exact_elbo
+
+    def validate(
+        self,
+        data: SemiSupervisedData,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        binarisation: str = "none",
+        seed: int = 0,
+    ) -> Validation:
+        """Evaluate on validation examples: the error, by which weights are chosen, and diagnostics of q(y|x) and z."""
+        model: Any = self.module
+        if not len(data.x_validation):
+            return Validation()
+        metrics = posterior_diagnostics(model, data.x_validation[:NUM_DIAGNOSED], scale=data.scale)
+        error = classification_error(model, data.x_validation, data.y_validation, scale=data.scale)
+        if error is None:  # no validation label is known
+            return Validation(metrics)
+        return Validation({"error": error, **metrics}, score=-error)

@@ -7,14 +7,17 @@ r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3), f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyro.infer import TraceEnum_ELBO
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.models import M1
 from pyro_ssvae.models.base import fork_random_state
-from pyro_ssvae.objectives.base import Objective, PyroFunction
+from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, latent_diagnostics
+from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites
 
@@ -38,9 +41,6 @@ class UnsupervisedELBO(Objective):
     Raises:
         ValueError: For non-positive sizes, or one draw to weigh.
         StaticELBOError: From a call, for a module with sites that are not reparameterised.
-
-    Attributes:
-        latest: ``bound`` of the last call, in nats per row (higher is better).
 
     Example:
         >>> import torch, pyro_ssvae
@@ -91,11 +91,8 @@ class UnsupervisedELBO(Objective):
             "analytic_kl": self._elbo.analytic_kl,
         }
 
-    def terms(self) -> str:
-        """Return in words which terms the loss contains; published losses differ in that.
-
-        Whether the KL is in closed form is asked of the distributions of the module, at one row of zeros.
-        """
+    def describe(self) -> str:
+        """Return in words which terms the loss contains."""
         elbo = self._elbo
         if elbo.importance_weighted:
             return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
@@ -110,13 +107,29 @@ class UnsupervisedELBO(Objective):
         with fork_random_state(self.module, 0):
             return all(closed_forms(self.model, self.guide, row).values())
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Loss:
+        """Return the negative bound of a batch, with the term ``bound`` in nats per example (higher is better)."""
         if batch.x_unlabelled is None:
-            raise ValueError("The batch holds labelled rows only; train on data.without_labels().")
-        total = self.bound(self._elbo, GlobalSites(), batch.x_unlabelled, size=self.num_rows)
-        loss = total / self.num_rows
-        self.latest = {"bound": -loss.detach()}
-        return loss
+            raise ValueError("The batch holds labelled examples only; train on data.without_labels().")
+        total = self.bound(self._elbo, GlobalSites(), batch.x_unlabelled, size=self.num_examples) / self.num_examples
+        return Loss(total, {"bound": -total.detach()})
 
     def _evaluation_elbo(self) -> TraceEnum_ELBO:
         return self._one_draw
+
+    def validate(
+        self,
+        data: SemiSupervisedData,
+        *,
+        history: Sequence[dict[str, Any]] = (),
+        binarisation: str = "none",
+        seed: int = 0,
+    ) -> Validation:
+        """Evaluate on validation examples: ``bound``, by which weights are chosen, and :func:`latent_diagnostics`."""
+        x = data.x_validation
+        if not len(x):
+            return Validation()
+        metrics = {"bound": self.mean_bound(x, scale=data.scale, binarisation=binarisation, seed=seed)}
+        if isinstance(self.module, M1):
+            metrics |= latent_diagnostics(self.module, x[:NUM_DIAGNOSED], scale=data.scale)
+        return Validation(metrics, score=metrics["bound"])

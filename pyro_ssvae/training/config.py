@@ -41,10 +41,10 @@ class TrainingConfig:
             ``"threshold"`` (above 0.5). With none, the Bernoulli likelihood of grey values is that of dynamic
             binarisation on average, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU replayed from a recording,
-            which Inductor compiles where the schedule has 10,000 steps or more (5,000 where groups step in turn) and a
-            C++ compiler is at hand; eagerly where none of this can be. Or name one: ``"graph"``, ``"replay"``,
-            ``"inductor"``, ``"eager"``.
+        compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU compiled by Inductor where
+            the schedule is long enough for that to pay (:attr:`Objective.compile_after`: 10,000 steps at ten classes,
+            fewer with more) and there is a C++ compiler; else eagerly. Or name one: ``"graph"``, ``"compiled"``,
+            ``"eager"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
         seed: Of every random number drawn during training.
 
@@ -89,7 +89,7 @@ class TrainingConfig:
         if self.kl_anneal_end < self.kl_warmup:
             raise ValueError(f"kl_anneal_end={self.kl_anneal_end} must not be less than kl_warmup={self.kl_warmup}.")
         _one_of("binarisation", self.binarisation, BINARISATIONS)
-        _one_of("compile", self.compile, ("auto", "eager", "replay", "inductor", "graph"))
+        _one_of("compile", self.compile, ("auto", "eager", "compiled", "graph"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 
     def _require(self, words: str, least: float, *names: str) -> None:
@@ -119,24 +119,24 @@ class TrainingConfig:
             self.final_learning_rate + (1.0 - self.final_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
         )
 
-    def kl_weight_at(self, step: int, total: int, num_rows: int, *, squeezes: bool = True) -> float:
+    def kl_weight_at(self, step: int, total: int, num_examples: int, *, peaks: bool = True) -> float:
         """Return the weight of the KL of z at a step of the schedule.
 
         Args:
             step: The step, from 0.
             total: Length of the schedule in steps.
-            num_rows: Number of training rows.
-            squeezes: Whether the weight may exceed 1 by default (:attr:`Objective.peaks_kl`).
+            num_examples: Number of training examples.
+            peaks: Whether the weight may exceed 1 by default (:attr:`Objective.peaks_kl`).
         """
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return progress / self.kl_warmup
-        squeeze = self.kl_peak
-        if squeeze is None:
-            squeeze = 8.0 if squeezes and num_rows >= 10_000 else 1.0
-        if progress >= self.kl_anneal_end or squeeze == 1.0:
+        peak = self.kl_peak
+        if peak is None:
+            peak = 8.0 if peaks and num_examples >= 10_000 else 1.0
+        if progress >= self.kl_anneal_end or peak == 1.0:
             return 1.0
-        return squeeze + (1.0 - squeeze) * (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
+        return peak + (1.0 - peak) * (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary."""

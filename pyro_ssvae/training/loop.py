@@ -1,4 +1,4 @@
-"""The one training loop, on Lightning Fabric."""
+"""The training loop, on Lightning Fabric."""
 
 from __future__ import annotations
 
@@ -7,54 +7,53 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
-from pyro_ssvae.data import BatchStream, SemiSupervisedData, iterate_batches, prepare
-from pyro_ssvae.distributions import Prior
+from pyro_ssvae.data import BatchStream, SemiSupervisedData, prepare
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
-from pyro_ssvae.evaluation import validation_metrics
-from pyro_ssvae.models import DDGM, LatentVariableModel, Model, save
-from pyro_ssvae.objectives import AlternatingObjective, Objective
-from pyro_ssvae.training.alternating import AlternatingStep
-from pyro_ssvae.training.base_step import BaseStep
+from pyro_ssvae.models import Model, save
+from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.device import make_fabric
-from pyro_ssvae.training.progress import ProgressReport
 from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.signals import SignalHandler
 from pyro_ssvae.training.step import TrainingStep
 from pyro_ssvae.training.tensorboard import TensorBoardLog
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from pyro_ssvae.training.progress import ProgressReport
+
 __all__ = ["FitResult", "fit"]
 
-_READ_EVERY = 50  # steps between looks at the device: the progress of the loss, and whether it is still finite
-_STARTING_ROWS = 2000  # training rows that a prior may take starting values from
-_VERIFIED = (3, 10)  # steps that are compared with the module itself early on, besides one at each evaluation
+_SYNCHRONISE_EVERY = 50  # steps between checks whether the loss is still finite, which wait for the device
+_INITIAL_EXAMPLES = 2000  # training examples from which a prior may take starting values
+_VERIFIED = (3, 10)  # early steps whose loss is computed eagerly too, besides one at each evaluation
 
 
 @dataclass
 class FitResult:
-    """What training leaves behind.
+    """The result of training.
 
     Attributes:
         stopped_by: ``"schedule"``, ``"max_minutes"``, ``"patience"``, ``"SIGINT"`` or ``"SIGTERM"``.
         steps: Steps done.
-        epochs: Passes over the unlabelled rows (over the labelled ones when there are no others).
-        train_seconds: Time in the loop, evaluations included, over all sittings of the run.
+        epochs: Passes over the unlabelled examples (over the labelled ones when there are no others).
+        train_seconds: Time in the loop, evaluations included, of the run and of those that it continues.
         config: Settings of the loop.
-        metrics: One row per evaluation, as in ``metrics.csv``.
-        best_step: Step of the evaluation with the least validation error (for a model without classes: the best
-            validation bound); without validation rows and for an energy model the last one, leaving out doubtful ones
-            (:attr:`Objective.doubtful`).
+        metrics: One dictionary per evaluation, a row of ``metrics.csv``.
+        best_step: Step of the evaluation whose weights were chosen: the best score (:class:`Validation`), or the last
+            evaluation where validation gives no score.
         last_weights: Weights of the module at the last step (averaged, where averaging is on); the module itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
-        step_mode: How steps ran at the end: ``"eager"``, ``"replay"``, ``"inductor"`` or ``"graph"``.
-        why_eager: Why they ran eagerly although something faster was wanted, else ``None``.
+        step_mode: How steps ran at the end: ``"eager"``, ``"compiled"`` or ``"graph"``.
+        why_eager: Why they ran eagerly although a faster mode was wanted, else ``None``.
     """
 
     stopped_by: str
@@ -88,40 +87,39 @@ def fit(
 ) -> FitResult:
     """Train an objective on data.
 
-    The module ends up with the weights of the evaluation that validation picked (the last, without validation rows),
-    averaged where averaging is on. The random state of the process is seeded by ``config.seed``.
+    Afterwards the module has the weights of the evaluation with the best validation score (the last evaluation, where
+    there is none), averaged where averaging is on. The random state of the process is seeded by ``config.seed``.
 
     Args:
         objective: The objective; its module is trained in place.
-        data: The rows. Test rows are never looked at.
+        data: The data. Test examples are not used.
         config: Settings of the loop; the defaults when ``None``.
         out: Folder of the run; nothing is written when ``None``.
-        resume: Continue the run in ``out`` from its checkpoint; on the CPU as if it had never stopped, to the last bit.
-        settings: What else ``config.yaml`` should say, for example how the model was made.
+        resume: Continue the run in ``out`` from its checkpoint; on the CPU the result equals that of an uninterrupted
+            run to the last bit.
+        settings: Further entries of ``config.yaml``, for example how the model was made.
         progress: Whether to show progress on standard error.
-        on_evaluation: Called at every evaluation with the module, holding its averaged weights, and with what the
-            evaluation found: for pictures of training, or for stopping it by an exception.
-
-    Returns:
-        What happened, and where it is.
+        on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
+            metrics: to draw pictures of training, or to stop it by an exception.
 
     Raises:
         ValueError: If data and objective do not fit, before anything is trained or written.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
-        StaticELBOError: Likewise, for a module that only the stock ELBO takes.
+        StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
-        TrainingFailedError: When an evaluation shows that training goes nowhere, as :meth:`Objective.problem` judges;
-            ``metrics.csv`` says what it found, and checkpoint and model are those of the last evaluation that was not
-            :attr:`Objective.doubtful`.
+        TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed.
+            ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
         RunFolderError: If the folder cannot be used, written or resumed.
 
     Warns:
-        UserWarning: If steps run eagerly though something faster was wanted, with the reason.
+        UserWarning: If steps run eagerly although a faster mode was wanted, with the reason.
     """
+    from pyro_ssvae.training.progress import ProgressReport
+
     config = config or TrainingConfig()
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
-    check_fit(objective, data)
+    objective.check(data)
     fabric = make_fabric(config)
     torch.manual_seed(config.seed)
     loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None, on_evaluation)
@@ -132,48 +130,21 @@ def fit(
             loop.folder.create({"training": config.to_dict(), **(settings or {})})
             if data.split is not None:
                 data.split.save(loop.folder.split)
-    with SignalHandler() as interrupts, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
+    with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
         with loop.logging():
-            stopped_by = loop.run(interrupts, report)
+            stopped_by = loop.run(signals, report)
     return loop.finish(stopped_by)
-
-
-def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
-    """Raise ``ValueError`` where an objective and data do not fit together."""
-    module = objective.module
-    if isinstance(module, Model):
-        if tuple(module.event_shape) != tuple(data.event_shape):
-            raise ValueError(
-                f"The model expects rows of shape {tuple(module.event_shape)}, the data has {tuple(data.event_shape)}. "
-                "Build the model with event_shape=data.event_shape."
-            )
-        if getattr(module, "num_classes", data.num_classes) < data.num_classes:
-            raise ValueError(
-                f"The model has {module.num_classes} classes, the data {data.num_classes}. Build the model with "
-                "num_classes=data.num_classes."
-            )
-    if isinstance(module, LatentVariableModel):
-        for rows in (data.x, data.x_validation, data.x_test):
-            for batch in iterate_batches(rows, scale=data.scale, batch_size=4096):
-                module.likelihood.check(batch)
-    if (objective.num_labelled, objective.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
-        raise ValueError(
-            f"The objective weighs {objective.num_labelled} labelled and {objective.num_unlabelled} unlabelled rows, "
-            f"the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
-            "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled; for a model without classes train on "
-            "data.without_labels()."
-        )
 
 
 @dataclass
 class _Best:
-    """The evaluation that validation picked so far."""
+    """The best evaluation so far."""
 
     score: float = float("-inf")
     step: int = 0
     evaluations_since: int = 0
     weights: dict[str, Tensor] = field(default_factory=dict)
-    doubtful: bool = True  # no evaluation yet without signs of trouble
+    keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
 class _Loop:
@@ -190,7 +161,6 @@ class _Loop:
     ) -> None:
         self.on_evaluation = on_evaluation
         self.objective = objective
-        self.module = objective.module
         self.data = data
         self.config = config
         self.fabric = fabric
@@ -205,22 +175,17 @@ class _Loop:
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        prior = getattr(self.module, "prior", None)
-        if isinstance(prior, Prior):
+        if isinstance(objective.module, Model):
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
-            prior.start_from(prepare(data.x[order[:_STARTING_ROWS]], scale=data.scale))
-        rest = (self.stream, config, fabric, self.total)
-        self.train_step: BaseStep = (
-            AlternatingStep(objective, *rest)
-            if isinstance(objective, AlternatingObjective)
-            else TrainingStep(objective, *rest)
-        )
+            objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
+        self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
         self.train_step.check()
         self.average = self.train_step.average
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
         self.best = _Best()
+        self.validation = Validation()  # of the last evaluation
         self.log: TensorBoardLog | None = None
 
     @contextmanager
@@ -234,20 +199,20 @@ class _Loop:
             if self.log is not None:
                 self.log.close()
 
-    def run(self, interrupts: SignalHandler, report: ProgressReport) -> str:
-        """Train until something says stop; return what did."""
+    def run(self, signals: SignalHandler, report: ProgressReport) -> str:
+        """Train until the schedule, a limit or a signal ends it; return which."""
         started, before, first = time.perf_counter(), self.seconds, self.step
-        while (stop := self._stop_reason(interrupts)) is None:
+        while (stop := self._stop_reason(signals)) is None:
             due = (self.step + 1) % self.interval == 0 or self.step + 1 == self.total
             self.train_step(self.step, verify=due or self.step in _VERIFIED)
             self.step += 1
             report.advance()
             self.seconds = before + time.perf_counter() - started
-            if self.step % _READ_EVERY == 0:
+            if self.step % _SYNCHRONISE_EVERY == 0:
                 self._check_finite()
             if due:
-                row = self._evaluate()
-                report.evaluated(row, (self.step - first) / max(self.seconds - before, 1e-9))
+                metrics = self._evaluate()
+                report.evaluated(metrics, (self.step - first) / max(self.seconds - before, 1e-9))
                 self.seconds = before + time.perf_counter() - started
                 self._write()
         self._check_finite()
@@ -256,9 +221,9 @@ class _Loop:
         self._write(needed=True)
         return stop
 
-    def _stop_reason(self, interrupts: SignalHandler) -> str | None:
-        if interrupts.received is not None:
-            return interrupts.received.name
+    def _stop_reason(self, signals: SignalHandler) -> str | None:
+        if signals.received is not None:
+            return signals.received.name
         if self.step >= self.total:
             return "schedule"
         if self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes:
@@ -278,64 +243,65 @@ class _Loop:
         return checkpoint if checkpoint is not None and checkpoint.is_file() else None
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the averaged weights, remember them if they are the best so far, and stop where they are no good."""
+        """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
         self._check_finite()
-        row: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step / self.stream.steps_per_epoch, 4),
             "seconds": round(self.seconds, 2),
-            **self.train_step.take_means(),
             "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
+            **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
         with self.average.applied():
-            score: float | None = None
-            if isinstance(self.module, DDGM) or (len(self.data.x_validation) and isinstance(self.module, Model)):
-                found, score = validation_metrics(
-                    self.objective, self.data, binarisation=self.config.binarisation, seed=self.config.seed
-                )
-                row |= found
-            why = self.objective.problem(row)
-            if why is None:
-                self._keep_if_best(score)
+            found = self.objective.validate(
+                self.data,
+                history=[*self.metrics, metrics],
+                binarisation=self.config.binarisation,
+                seed=self.config.seed,
+            )
+            metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
+            self.validation = found
+            if found.failure is None:
+                self._keep_if_best(found)
             if self.on_evaluation is not None:
-                self.on_evaluation(self.module, row)
-        self.metrics.append(row)
+                self.on_evaluation(self.objective.module, metrics)
+        self.metrics.append(metrics)
         if self.log is not None:
-            self.log.write(row)
-        if why is not None:
+            self.log.write(metrics)
+        if found.failure is not None:
             if self.folder is not None:
                 self.folder.write_metrics(self.metrics)
-            raise TrainingFailedError(self.step, why, self._checkpoint())
-        return row
+            raise TrainingFailedError(self.step, found.failure, self._checkpoint())
+        return metrics
 
-    def _keep_if_best(self, score: float | None) -> None:
-        # Without validation rows, and as long as the objective is not yet a bound, the latest weights count as the
-        # best: a classifier may be at its best while the generative model knows nothing. Among equals, the later.
-        # A doubtful evaluation counts only as long as there is no other, and never for the model that is saved.
-        doubtful = self.objective.doubtful
-        if doubtful and not self.best.doubtful:
+    def _keep_if_best(self, found: Validation) -> None:
+        # Without a score, and while the weight of the KL is not 1 so that the objective is no bound, the latest weights
+        # count as the best: a classifier may be at its best while the generative model is still poor. Among equals, the
+        # later. An evaluation that is not worth keeping counts only until there is one that is, and is not saved.
+        if self.best.keep and not found.keep:
             return
-        warming = self.objective.kl_weight != 1.0
-        if score is not None and not warming and score < self.best.score:
+        annealing = self.objective.kl_weight != 1.0
+        if found.score is not None and not annealing and found.score < self.best.score:
             self.best.evaluations_since += 1
             return
-        weights = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        self.best = _Best(float("-inf") if score is None or warming else score, self.step, 0, weights, doubtful)
-        if not doubtful:
+        weights = {name: tensor.detach().clone() for name, tensor in self.objective.module.state_dict().items()}
+        score = float("-inf") if found.score is None or annealing else found.score
+        self.best = _Best(score, self.step, 0, weights, found.keep)
+        if found.keep:
             self._save_model()
 
     def _save_model(self) -> None:
-        if self.folder is not None and isinstance(self.module, Model):
+        if self.folder is not None and isinstance(self.objective.module, Model):
             try:
-                save(self.module, self.folder.model)
-            except OSError as problem:
-                raise RunFolderError(f"Cannot write the model to {self.folder.model}: {problem}.") from problem
+                save(self.objective.module, self.folder.model)
+            except OSError as error:
+                raise RunFolderError(f"Cannot write the model to {self.folder.model}: {error}.") from error
 
     def _write(self, *, needed: bool = False) -> None:
-        """Write metrics and, unless the last evaluation was doubtful, the checkpoint; without one if one is needed."""
+        """Write metrics, and the checkpoint if it is worth keeping, or if there is none and one is needed."""
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
-            if not self.objective.doubtful or (needed and self._checkpoint() is None):
+            if self.validation.keep or (needed and self._checkpoint() is None):
                 self.folder.write_checkpoint(self.state())
 
     def state(self) -> dict[str, Any]:
@@ -350,6 +316,7 @@ class _Loop:
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "metrics": self.metrics,
             "best": vars(self.best),
+            "keep": self.validation.keep,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -364,18 +331,20 @@ class _Loop:
             if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.fabric.device)
             self.best = _Best(**state["best"])
+            self.validation = Validation(keep=state["keep"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise RunFolderError(f"The checkpoint does not fit this model and data: {error}") from error
         self.step, self.seconds = state["step"], state["seconds"]
         self.metrics = state["metrics"]
 
     def finish(self, stopped_by: str) -> FitResult:
-        """Put the chosen weights into the module and sum the run up."""
+        """Put the chosen weights into the module and return the result."""
+        module = self.objective.module
         with self.average.applied():
-            last = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+            last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         if self.best.weights:
-            self.module.load_state_dict(self.best.weights)
-            if self.best.doubtful:
+            module.load_state_dict(self.best.weights)
+            if not self.best.keep:
                 self._save_model()
         self.objective.kl_weight = 1.0
         self.objective.eval()

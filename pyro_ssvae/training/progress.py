@@ -19,6 +19,13 @@ from rich.text import Text
 
 __all__ = ["ProgressReport"]
 
+_SHOWN = {
+    "val/bound": "validation bound {:.1f} nats",
+    "val/error": "validation error {:.2%}",
+    "train/energy_gap": "energy of data minus samples {:.2f} nats",
+    "val/std_ratio": "standard deviation of samples {:.0%} of that of the data",
+}
+
 
 class _RateColumn(ProgressColumn):
     """Steps per second."""
@@ -77,26 +84,16 @@ class ProgressReport:
         """Count one step."""
         self._progress.advance(self._task)
 
-    def evaluated(self, row: dict[str, Any], steps_per_second: float) -> None:
+    def evaluated(self, metrics: dict[str, Any], steps_per_second: float) -> None:
         """Show the metrics of an evaluation."""
-        parts = []
-        bound = next((row[name] for name in ("bound", "bound_unlabelled", "bound_labelled") if name in row), None)
-        if bound is not None:
-            parts.append(f"bound {bound:.1f} nats")
-        if "validation_bound" in row:
-            parts.append(f"validation bound {row['validation_bound']:.1f} nats")
-        if "validation_error" in row:
-            parts.append(f"validation error {row['validation_error']:.2%}")
-        if "energy_gap" in row:
-            parts.append(f"energy of data minus samples {row['energy_gap']:.2f} nats")
-        if "std_ratio" in row:
-            parts.append(f"spread of samples {row['std_ratio']:.0%} of that of the data")
-        status = "  ".join(parts)
+        bounds = (name for name in ("train/bound", "train/bound_unlabelled", "train/bound_labelled") if name in metrics)
+        shown = {next(bounds, ""): "bound {:.1f} nats", **_SHOWN}
+        status = "  ".join(words.format(metrics[name]) for name, words in shown.items() if name in metrics)
         self._progress.update(self._task, status=status)
         if self._enabled and not self._console.is_terminal:
-            left = (self._total - row["step"]) / steps_per_second
+            left = (self._total - metrics["step"]) / steps_per_second
             self._console.print(
-                f"step {row['step']}/{self._total}  {steps_per_second:.1f} steps/s  {left:.0f} s left  {status}",
+                f"step {metrics['step']}/{self._total}  {steps_per_second:.1f} steps/s  {left:.0f} s left  {status}",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -13,9 +13,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 import pyro_ssvae
-from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
+from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit, report
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.training import report
 
 IMAGE = (1, 8, 8)
 
@@ -160,8 +159,8 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
     saved = json.loads((folder / "result.json").read_text())
     assert saved == result
     with (folder / "metrics.csv").open() as file:
-        bounds = [float(row["validation_bound"]) for row in csv.DictReader(file)]
-    assert result["test_elbo"] < result["test_log_likelihood"] < 0
+        bounds = [float(row["val/bound"]) for row in csv.DictReader(file)]
+    assert result["test/bound"] < result["test/log_likelihood"] < 0
     assert result["active_units"] == int(
         active_units(m1, SemiSupervisedData.from_name("digits").x_test, scale=16.0).sum()
     )
@@ -170,7 +169,7 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
     assert bounds[-1] > bounds[0]
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names >= {"samples.png", "reconstructions.png", "interpolations.png", "traversals.png", "latent_map.png"}
-    assert "class_control" not in result
+    assert "test/class_control" not in result
     assert pyro_ssvae.load(folder).latent_dim == 4
 
 

@@ -372,7 +372,7 @@ def test_labelled_rows_train_the_class_energies() -> None:
     torch.testing.assert_close(labelled - plain, by_hand, atol=1e-5, rtol=1e-5)
     config = TrainingConfig(max_steps=300, batch_size=100, learning_rate=5e-4, gradient_clip=10.0, device="cpu")
     run = fit(objective, data, config, progress=False)
-    assert run.metrics[-1]["validation_error"] < 0.05
+    assert run.metrics[-1]["val/error"] < 0.05
     assert ddgm.predict_proba(x).sum(-1).tolist() == pytest.approx([1.0] * 4)
     with pytest.raises(ValueError, match="num_classes=K"):
         EnergyObjective.for_data(make_ddgm(), data)

@@ -28,9 +28,10 @@ from pyro_ssvae import (
     TrainingConfig,
     UnsupervisedELBO,
     fit,
+    report,
 )
 from pyro_ssvae.data import BatchStream, Rows
-from pyro_ssvae.training import RunFolder, report
+from pyro_ssvae.training import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,14 +78,14 @@ def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device
     objective = make_objective(data)
     run = fit(objective, data, changed(SHORT, max_steps=150, device=str(device)), out=tmp_path / "run", progress=False)
     result = report(objective, data, run)
-    assert result["test_error"] <= 0.1
+    assert result["test/error"] <= 0.1
     assert run.stopped_by == "schedule"
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "model", "figures", "result.json"} <= names
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     wanted = {
-        "model", "data", "num_labels", "seed", "regularisers", "test_error", "validation_error", "test_elbo",
+        "model", "data", "num_labels", "seed", "regularisers", "test/error", "val/error", "test/bound",
         "train_seconds", "epochs", "steps", "device", "versions", "binarisation",
     }  # fmt: skip
     assert wanted <= set(json.loads((tmp_path / "run" / "result.json").read_text()))
@@ -97,9 +98,9 @@ def test_the_saved_model_is_the_one_validation_picked(tmp_path: Path) -> None:
     data = make_data()
     objective = make_objective(data)
     run = fit(objective, data, changed(SHORT, max_steps=100), out=tmp_path, progress=False)
-    bounds_only = [row["validation_error"] for row in run.metrics if row["step"] >= 100 * SHORT.kl_warmup]
+    bounds_only = [row["val/error"] for row in run.metrics if row["step"] >= 100 * SHORT.kl_warmup]
     picked = next(row for row in run.metrics if row["step"] == run.best_step)
-    assert picked["validation_error"] == min(bounds_only)
+    assert picked["val/error"] == min(bounds_only)
     error = (pyro_ssvae.load(tmp_path).predict(data.x_validation) != data.y_validation).double().mean()
     assert error == pytest.approx(min(bounds_only))
 
@@ -172,7 +173,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
     weights = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("killed", "straight")]
     assert weights[0] == weights[1]
     results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("killed", "straight")]
-    for name in ("test_error", "test_error_last", "validation_error", "test_elbo", "steps", "epochs"):
+    for name in ("test/error", "test/error_last", "val/error", "test/bound", "steps", "epochs"):
         assert results[0][name] == results[1][name], name
 
 
@@ -380,7 +381,7 @@ def test_bf16_trains_and_stays_close() -> None:
     for precision in ("32-true", "bf16-mixed"):
         objective = make_objective(data)
         run = fit(objective, data, changed(SHORT, max_steps=60, precision=precision), progress=False)
-        errors.append(run.metrics[-1]["train_loss"])
+        errors.append(run.metrics[-1]["train/loss"])
     assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 

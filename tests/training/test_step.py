@@ -1,4 +1,4 @@
-"""Every way of running a step trains the same model, and gives way to the eager one where it cannot."""
+"""Every mode of a step trains the same model, and falls back to eager steps where it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
 
 def make_data() -> SemiSupervisedData:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(70, 1, 8, 8, generator=generator)  # 60 unlabelled rows in batches of 16: the last one is short
+    x = torch.rand(70, 1, 8, 8, generator=generator)  # 60 unlabelled examples in batches of 16: the last one is short
     y = torch.cat([torch.arange(10) % 3, torch.full((60,), -1)])
     return SemiSupervisedData.from_arrays(x, y, x_validation=x[:20], y_validation=torch.arange(20) % 3)
 
@@ -44,78 +44,66 @@ def train(
     return run, run.last_weights
 
 
+PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "mlp"}}
+
+
 @pytest.mark.parametrize(
     ("objective", "model", "settings"),
     [
-        ({}, {}, {}),
-        ({"pure": True}, {"classifier": "mlp", "dropout": 0.2}, {"binarisation": "dynamic"}),
-        ({"enumeration": "top-k"}, {"class_prior": "dirichlet"}, {}),
-        ({"pure": True}, {"class_prior": "map", "likelihood": "gaussian", "batch_norm": True}, {"ema_decay": 0.0}),
-        ({"pure": True, "bound_weight": 0.0}, {}, {}),  # encoder and decoder get no gradient at all
-        ({}, {}, {"precision": "64-true"}),
+        ({"pure": True}, {"classifier": "mlp"}, {}),
+        (
+            {"pure": True, "enumeration": "top-k"},
+            {"classifier": "mlp", "class_prior": "dirichlet", "likelihood": "gaussian", "batch_norm": True},
+            {"precision": "64-true"},
+        ),
     ],
 )
-def test_a_replayed_step_is_the_eager_one_to_the_last_bit(
+def test_compiled_training_equals_eager_training_up_to_rounding(
     objective: dict[str, Any], model: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    (eager, expected), (replayed, found) = (
-        train(objective=objective, model=model, compile=mode, **settings) for mode in ("eager", "replay")
-    )
-    assert (eager.step_mode, replayed.step_mode, replayed.why_eager) == ("eager", "replay", None)
-    for name, value in expected.items():
-        assert torch.equal(value, found[name]), name
-    for one, other in zip(eager.metrics, replayed.metrics, strict=True):
-        other["train_loss"] = pytest.approx(other["train_loss"])  # Fabric rounds the loss to float32
-        assert one | {"seconds": 0} == other | {"seconds": 0}
-
-
-@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
-def test_a_replayed_bf16_step_is_close_to_the_eager_one() -> None:
-    """Not to the last bit: autograd sums gradients of a weight that two passes share in bf16, a recording in fp32."""
-    options: dict[str, Any] = {"objective": {"pure": True}, "precision": "bf16-mixed", "learning_rate": 1e-3}
-    (_, expected), (run, found) = (train(compile=mode, **options) for mode in ("eager", "replay"))
-    assert (run.step_mode, run.why_eager) == ("replay", None)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.01)
-
-
-def test_auto_replays_on_the_cpu_and_the_stock_elbo_runs_eagerly_without_a_word() -> None:
-    assert train()[0].step_mode == "replay"
-    run, _ = train(objective={"elbo": "stock"})
-    assert (run.step_mode, run.why_eager) == ("eager", None)
-
-
-def test_inductor_trains_the_same_up_to_rounding() -> None:
     assert has_compiler(), "this test compiles C++"
-    pure: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "mlp"}}
-    _, expected = train(**pure, compile="eager")
-    run, found = train(**pure, compile="inductor")
-    assert (run.step_mode, run.why_eager) == ("inductor", None)
+    options: dict[str, Any] = {"objective": objective, "model": model, **settings}
+    _, expected = train(**options, compile="eager")
+    run, found = train(**options, compile="compiled")
+    assert (run.step_mode, run.why_eager) == ("compiled", None)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_a_long_schedule_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_ssvae.training import step
+def test_auto_is_eager_on_a_cpu_for_short_schedules_and_for_the_stock_elbo() -> None:
+    for options in ({}, {"elbo": "stock"}):
+        run, _ = train(objective=options)
+        assert (run.step_mode, run.why_eager) == ("eager", None)
 
+
+def test_auto_compiles_long_schedules_and_earlier_with_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_data()
     config = TrainingConfig(**SETTINGS)
-    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, 3), data)
 
-    def mode(total: int) -> str:
+    def mode(total: int, num_classes: int = 3, **options: Any) -> str:
         stream = BatchStream(data, batch_size=16, labelled_batch_size=5)
+        objective = SemiSupervisedELBO.for_data(M2(data.event_shape, num_classes), data, **options)
         return TrainingStep(objective, stream, config, make_fabric(config), total).mode
 
-    assert mode(step._WORTH_COMPILING) == "inductor"
-    assert mode(step._WORTH_COMPILING - 1) == "replay"
-    monkeypatch.setattr(step, "has_compiler", lambda: False)
-    assert mode(step._WORTH_COMPILING) == "replay"
+    assert [mode(total) for total in (9_999, 10_000)] == ["eager", "compiled"]
+    assert [mode(total, 100) for total in (999, 1_000)] == ["eager", "compiled"]
+    assert mode(9_999, 100, enumeration="top-k") == "eager"
+    monkeypatch.setattr("pyro_ssvae.training.step.has_compiler", lambda: False)
+    assert mode(10_000) == "eager"
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler"):
-        train(compile="inductor")
+        train(compile="compiled")
 
 
-class _Asking(M2):
-    """Asks the device for a number at every step."""
+def test_loss_scaling_trains_on_a_cpu_and_runs_eagerly() -> None:
+    run, found = train(**PURE, precision="16-mixed", learning_rate=1e-3)
+    assert (run.step_mode, run.why_eager) == ("eager", None)
+    _, expected = train(**PURE, learning_rate=1e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.02)
+
+
+class _Reading(M2):
+    """Reads a number back from the device at every step."""
 
     def encode(self, x: Tensor, y: Tensor) -> Any:
         qz = super().encode(x, y)
@@ -124,7 +112,7 @@ class _Asking(M2):
 
 def test_a_model_that_reads_numbers_back_trains_eagerly_and_says_why() -> None:
     with pytest.warns(UserWarning, match="run eagerly.*RuntimeError.*_local_scalar_dense") as caught:
-        run, found = train(_Asking)
+        run, found = train(_Reading, compile="compiled")
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
     assert run.step_mode == "eager"
@@ -135,7 +123,7 @@ def test_a_model_that_reads_numbers_back_trains_eagerly_and_says_why() -> None:
 
 
 class _Annealed(M2):
-    """Changes with a Python number that counts its own calls, which no recording can follow."""
+    """Changes with a Python number that counts its own calls, which a compiled step cannot follow."""
 
     calls = 0
 
@@ -145,12 +133,12 @@ class _Annealed(M2):
 
 
 def test_a_model_with_python_state_is_found_out() -> None:
-    with pytest.warns(UserWarning, match="depends on Python values"):
-        run, _ = train(_Annealed)
+    with pytest.warns(UserWarning, match="depend on Python values"):
+        run, _ = train(_Annealed, **PURE, compile="compiled")
     assert run.step_mode == "eager"
 
 
-def test_a_pair_out_of_reach_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_guide_that_enumerates_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     from pyro_ssvae import EnumerationError
 
     class Forgetful(M2):
@@ -177,7 +165,7 @@ def test_graph_needs_cuda() -> None:
         train(compile="graph")
 
 
-class _NoWaiting(TorchDispatchMode):
+class _NoSynchronisation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket._qualified_op_name.split("::")[1]
         assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
@@ -185,16 +173,16 @@ class _NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
-def test_a_whole_step_asks_the_device_nothing(options: dict[str, Any]) -> None:
+def test_a_step_does_not_synchronise_with_the_device(options: dict[str, Any]) -> None:
     """What a CUDA graph may hold: gathering, loss, backward, clipping, Adam, average and sums."""
     data = make_data()
     config = TrainingConfig(**SETTINGS | {"compile": "eager", "binarisation": "dynamic"})
     stream = BatchStream(data, batch_size=16, labelled_batch_size=5, binarisation="dynamic")
     objective = SemiSupervisedELBO.for_data(M2(data.event_shape, 3), data, **options)
     step = TrainingStep(objective, stream, config, make_fabric(config), 10)
-    step.check()  # Pyro validates the first call, and that does ask
+    step.check()  # Pyro validates the first call, which synchronises
     step(0)
-    with _NoWaiting():
+    with _NoSynchronisation():
         step(1)
 
 
@@ -250,5 +238,5 @@ def test_a_captured_run_resumes(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_a_model_that_cannot_be_captured_trains_eagerly() -> None:
     with pytest.warns(UserWarning, match="run eagerly"):
-        run, _ = train(_Asking, device="cuda")
+        run, _ = train(_Reading, device="cuda")
     assert run.step_mode == "eager"

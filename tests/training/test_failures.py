@@ -1,4 +1,4 @@
-"""Evaluations that find trouble: what is kept of them, and what is not."""
+"""Training that fails: when it stops, and which checkpoint and model are kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import pyro_ssvae
 from pyro_ssvae import SemiSupervisedData, TrainingConfig, TrainingFailedError, fit
-from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.evaluation import energy_diagnostics, validation_metrics
+from pyro_ssvae.data import Batch, make_toy_data
+from pyro_ssvae.evaluation import energy_diagnostics
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyObjective
+from pyro_ssvae.objectives import EnergyObjective, Loss, Update
 from pyro_ssvae.training import RunFolder
 
 CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_decay=0.0, device="cpu")
@@ -66,14 +66,14 @@ def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
     assert caught.value.checkpoint == RunFolder(tmp_path).checkpoint
     state = state_of(tmp_path)
     assert state["step"] == state["best"]["step"] == 20
-    assert state["metrics"][-1]["std_ratio"] > 0.3
+    assert state["metrics"][-1]["val/std_ratio"] > 0.3
     assert (
         energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["std_ratio"] > 0.3
     )
     # What gave it away is told nevertheless.
     rows = rows_of(tmp_path)
     assert [int(row["step"]) for row in rows] == seen == [10, 20, 30, 40, 50, 60, 70]
-    assert [float(row["std_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
+    assert [float(row["val/std_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
 
 
 def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> None:
@@ -104,44 +104,59 @@ def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> Non
 
 
 def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
+    class Diverging(EnergyObjective):
+        """Reports a gap of a million nats from the 16th call on."""
+
+        calls = 0
+
+        def updates(self, progress: float = 0.0) -> list[Update]:
+            first, *rest = super().updates(progress)
+
+            def diverging(batch: Batch) -> Loss:
+                self.calls += 1
+                total, terms = first.loss(batch)
+                return Loss(total, terms | {"energy_gap": terms["energy_gap"] + 1e6 * (self.calls > 15)})
+
+            return [Update(first.group, diverging), *rest]
+
     data = make_toy_data("ring", num_rows=500, num_validation=200)
-    objective = make_objective(data, math.inf)
-    terms = objective.energy_loss_fn.energy_loss
-
-    def apart(*args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, found = terms(*args, **kwargs)
-        steps.append(0)
-        return loss, found | {"energy_gap": found["energy_gap"] + (1e6 if len(steps) > 15 else 0.0)}
-
-    steps: list[int] = []
-    objective.energy_loss_fn.energy_loss = apart  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    objective = Diverging.for_data(DDGM((2,), generator=Shrinking(math.inf)), data, generator_steps=1)
     eager = TrainingConfig.from_dict(CONFIG.to_dict() | {"compile": "eager"})
     with pytest.raises(TrainingFailedError, match=r"step 20: energies diverge.*last\.pt"):
         fit(objective, data, eager, out=tmp_path, progress=False)
     assert state_of(tmp_path)["step"] == 10
     assert [int(row["step"]) for row in rows_of(tmp_path)] == [10, 20]
-    assert float(rows_of(tmp_path)[-1]["energy_gap"]) > 1e4
+    assert float(rows_of(tmp_path)[-1]["train/energy_gap"]) > 1e4
 
 
-def test_training_rows_stand_in_for_validation_rows() -> None:
+def test_training_examples_replace_missing_validation_examples() -> None:
     data = make_toy_data("ring", num_rows=3000, num_validation=0, num_test=0)
     objective = make_objective(data, math.inf)
-    found, score = validation_metrics(objective, data, seed=3)
-    again, _ = validation_metrics(objective, data, seed=3)
-    other, _ = validation_metrics(objective, data, seed=4)
-    assert score is None
+    found, again, other = (objective.validate(data, seed=seed) for seed in (3, 3, 4))
+    assert found.score is None
     assert found == again
-    assert found["energy_of_data"] != other["energy_of_data"]
+    assert found.metrics["energy_data"] != other.metrics["energy_data"]
     chosen = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:1000]
-    assert found["energy_of_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
+    assert found.metrics["energy_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
     with pytest.raises(TrainingFailedError, match="step 70: the generator has collapsed"):
         fit(make_objective(data, LASTS), data, CONFIG, progress=False)
 
 
+def test_validating_changes_nothing() -> None:
+    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    objective = make_objective(data, 0.0)
+    history = [{"val/std_ratio": 0.01}] * 3
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    found = [objective.validate(data, history=[*history, {}]) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert (found[0].failure, found[0].keep) == (None, False)
+    assert "collapsed" in str(objective.validate(data, history=[*history, *history, {}]).failure)
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
 @pytest.mark.parametrize("x", [torch.ones(1, 2), torch.ones(5, 2)])
-def test_rows_without_spread_say_nothing_of_the_generators(x: Tensor) -> None:
-    objective = make_objective(make_toy_data("ring", num_rows=100), math.inf)
-    found = energy_diagnostics(objective.module, x)
+def test_data_without_variance_says_nothing_about_the_generator(x: Tensor) -> None:
+    found = energy_diagnostics(make_objective(make_toy_data("ring", num_rows=100), math.inf).module, x)
     assert "std_ratio" not in found
-    assert math.isfinite(found["energy_difference"])
-    assert (objective.problem(found), objective.doubtful) == (None, False)
+    assert math.isfinite(found["energy_gap"])
