@@ -62,7 +62,7 @@ class Row:
 def _settings(model: M1, objective: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Return every setting of a stage of training, defaults included."""
     return {
-        "objective": UnsupervisedELBO(model, num_rows=1, **objective).config(),
+        "objective": UnsupervisedELBO(model, num_examples=1, **objective).config(),
         "training": TrainingConfig(**training).to_dict(),
     }
 

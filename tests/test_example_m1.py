@@ -76,7 +76,7 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
     losses = []
     for model in (mine, library):
         torch.manual_seed(1)
-        losses.append(UnsupervisedELBO(model, num_rows=5)(Batch(torch.ones(5, 6), None, None)).item())
+        losses.append(UnsupervisedELBO(model, num_examples=5)(Batch(torch.ones(5, 6), None, None)).item())
     assert losses[0] == losses[1]
 
 

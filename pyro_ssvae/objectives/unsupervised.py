@@ -25,12 +25,12 @@ __all__ = ["UnsupervisedELBO"]
 
 
 class UnsupervisedELBO(Objective):
-    """The negative bound of rows whose labels, if any, play no part: what M1 is trained with.
+    """The negative bound of examples whose labels, if any, play no part: what M1 is trained with.
 
     Args:
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
             and ``guide(x, *, size)``.
-        num_rows: Number of training rows N.
+        num_examples: Number of training examples N.
         num_particles: Draws of z per row and step.
         importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`); it takes
             two draws or more.
@@ -45,7 +45,7 @@ class UnsupervisedELBO(Objective):
     Example:
         >>> import torch, pyro_ssvae
         >>> m1 = pyro_ssvae.M1((1, 8, 8), latent_dim=2, hidden_dims=(8,))
-        >>> objective = UnsupervisedELBO(m1, num_rows=1000, num_particles=5, importance_weighted=True)
+        >>> objective = UnsupervisedELBO(m1, num_examples=1000, num_particles=5, importance_weighted=True)
         >>> objective(Batch(torch.rand(7, 1, 8, 8).round(), None, None)).shape
         torch.Size([])
     """
@@ -56,14 +56,14 @@ class UnsupervisedELBO(Objective):
         self,
         module: nn.Module,
         *,
-        num_rows: int,
+        num_examples: int,
         num_particles: int = 1,
         importance_weighted: bool = False,
         analytic_kl: bool = True,
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
     ) -> None:
-        super().__init__(module, num_labelled=0, num_unlabelled=num_rows, model=model, guide=guide)
+        super().__init__(module, num_labelled=0, num_unlabelled=num_examples, model=model, guide=guide)
         check_draws(num_particles, importance_weighted)
         options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
         self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
@@ -81,7 +81,7 @@ class UnsupervisedELBO(Objective):
                 f"{data.num_labelled} training rows carry labels, which this objective does not use; hand in "
                 "data.without_labels(), to the objective and to fit alike."
             )
-        return cls(module, num_rows=data.num_unlabelled, **options)
+        return cls(module, num_examples=data.num_unlabelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""

@@ -166,7 +166,7 @@ def test_models_with_it_train_copy_and_save(name: str, tmp_path: Path) -> None:
         M2((6,), 3, latent_dim=2, hidden_dims=(8,), prior=name),
     )
     pairs = {
-        "m1": (m1, UnsupervisedELBO(m1, num_rows=30), Batch(x, None, None)),
+        "m1": (m1, UnsupervisedELBO(m1, num_examples=30), Batch(x, None, None)),
         "m2": (m2, SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30), Batch(x, x[:3], y)),
     }
     for where, (module, objective, batch) in pairs.items():

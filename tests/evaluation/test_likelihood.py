@@ -135,7 +135,7 @@ def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device:
     module = models()[name].to(device)
     x = torch.rand(200, 6).round()
     objective = (
-        UnsupervisedELBO(module, num_rows=200)
+        UnsupervisedELBO(module, num_examples=200)
         if name == "m1"
         else SemiSupervisedELBO(module, num_labelled=3, num_unlabelled=200)
     )

@@ -132,15 +132,15 @@ def test_swapping_by_argument_subclass_and_function() -> None:
     batch = pyro_ssvae.data.Batch(x, None, None)
     losses = []
     for objective in (
-        UnsupervisedELBO(half, num_rows=6),
-        UnsupervisedELBO(m1, num_rows=6, model=lambda x, *, size=None: _Half.model(m1, x, size=size)),
-        UnsupervisedELBO(m1, num_rows=6),
+        UnsupervisedELBO(half, num_examples=6),
+        UnsupervisedELBO(m1, num_examples=6, model=lambda x, *, size=None: _Half.model(m1, x, size=size)),
+        UnsupervisedELBO(m1, num_examples=6),
     ):
         torch.manual_seed(2)
         losses.append(objective(batch).item())
     assert losses[0] == losses[1] != losses[2]
     laplace = make_m1(likelihood="laplace")
-    assert UnsupervisedELBO(laplace, num_rows=6)(batch).isfinite()
+    assert UnsupervisedELBO(laplace, num_examples=6)(batch).isfinite()
 
 
 @pytest.fixture(scope="module")

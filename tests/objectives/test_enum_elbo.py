@@ -312,9 +312,9 @@ def test_networks_in_bf16_leave_the_bound_in_fp32_and_close(enumeration: str) ->
     for enabled in (False, True):
         torch.manual_seed(3)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = objective(batch)
+            loss, terms = objective.loss(batch)
         assert loss.dtype == torch.float32
-        assert all(value.dtype == torch.float32 for value in objective.latest.values())
+        assert all(value.dtype == torch.float32 for value in terms.values())
         losses.append(float(loss.detach()))
         gradients.append(flat_gradient(loss, m2))
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)

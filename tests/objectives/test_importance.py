@@ -185,7 +185,7 @@ def test_what_is_out_of_reach_says_so() -> None:
 
 def test_one_draw_cannot_be_weighed() -> None:
     for build in (
-        lambda: UnsupervisedELBO(make_m1(), num_rows=5, importance_weighted=True),
+        lambda: UnsupervisedELBO(make_m1(), num_examples=5, importance_weighted=True),
         lambda: SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=5, importance_weighted=True),
     ):
         with pytest.raises(ValueError, match="num_particles=5"):
@@ -215,8 +215,8 @@ class _OwnNormal(nn.Module):
 def test_terms_say_how_the_kl_is_computed(kind: type[M1], options: dict[str, object], words: str) -> None:
     m1 = kind((D,), latent_dim=L, hidden_dims=(8,), **options)
     state = torch.get_rng_state()
-    assert UnsupervisedELBO(m1, num_rows=5).terms().endswith(words)
-    assert UnsupervisedELBO(m1, num_rows=5, analytic_kl=False).terms().endswith("by samples")
+    assert UnsupervisedELBO(m1, num_examples=5).describe().endswith(words)
+    assert UnsupervisedELBO(m1, num_examples=5, analytic_kl=False).describe().endswith("by samples")
     assert torch.equal(torch.get_rng_state(), state)
     assert m1.training
 
@@ -227,8 +227,7 @@ def test_objectives_keep_the_classifier_term() -> None:
     objective = SemiSupervisedELBO(
         m2, num_labelled=5, num_unlabelled=50, num_particles=4, importance_weighted=True, alpha=3.0
     )
-    loss = objective(Batch(x, x, y))
-    parts = objective.latest
+    loss, parts = objective.losses(Batch(x, x, y))["all"]
     expected = -50 / 55 * parts["bound_unlabelled"] - 5 / 55 * parts["bound_labelled"]
     torch.testing.assert_close(loss, expected + 3.0 * parts["classification_loss"])
     torch.testing.assert_close(
@@ -240,21 +239,21 @@ def test_objectives_keep_the_classifier_term() -> None:
 
 def test_unsupervised_objective_is_the_bound_of_all_rows() -> None:
     m1, x = make_m1(), rows()
-    objective = UnsupervisedELBO(m1, num_rows=50)
+    objective = UnsupervisedELBO(m1, num_examples=50)
     torch.manual_seed(3)
-    loss = objective(Batch(x, None, None))
+    loss, terms = objective.loss(Batch(x, None, None))
     torch.manual_seed(3)
     qz = m1.encode(x)
     kl = torch.distributions.kl_divergence(qz, m1.prior().expand(qz.batch_shape))
     expected = (kl - m1.decode(qz.rsample()).log_prob(x)).mean()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(objective.latest["bound"], -expected.detach())
+    torch.testing.assert_close(terms["bound"], -expected.detach())
     objective.kl_weight = 0.0
     torch.manual_seed(3)
     without = objective(Batch(x, None, None))
     torch.testing.assert_close(without, expected - kl.mean())
-    assert "closed form" in objective.terms()
-    weighted = UnsupervisedELBO(m1, num_rows=50, num_particles=5, importance_weighted=True)
-    assert "importance-weighted bound of 5" in weighted.terms()
+    assert "closed form" in objective.describe()
+    weighted = UnsupervisedELBO(m1, num_examples=50, num_particles=5, importance_weighted=True)
+    assert "importance-weighted bound of 5" in weighted.describe()
     with pytest.raises(ValueError, match="without_labels"):
         objective(Batch(None, x, torch.zeros(5).long()))

@@ -179,7 +179,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "replay")
+    command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "eager")
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -247,7 +247,7 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     weights = [warm.kl_weight_at(step, 10, 50_000) for step in range(7)]
     assert weights == pytest.approx([0.5, 8.0, 6.25, 4.5, 2.75, 1.0, 1.0])
     assert TrainingConfig(kl_warmup=0.0, kl_peak=1.0).kl_weight_at(0, 8, 50_000) == 1.0
-    assert max(warm.kl_weight_at(step, 10, 50_000, squeezes=False) for step in range(10)) == 1.0
+    assert max(warm.kl_weight_at(step, 10, 50_000, peaks=False) for step in range(10)) == 1.0
     assert not UnsupervisedELBO.peaks_kl
 
 

@@ -56,7 +56,7 @@ class TwoLosses(Objective):
         return self._keep("second", self.module.b.square() * self.module.a)
 
     def _keep(self, name: str, loss: Tensor) -> Loss:
-        self.calls.append((name, float(self.module.a), float(self.module.b)))
+        self.calls.append((name, float(self.module.a.detach()), float(self.module.b.detach())))
         loss = loss * self.scale(len(self.calls))
         return Loss(loss, {f"{name}_loss": loss.detach()})
 
@@ -88,7 +88,7 @@ def test_each_update_follows_the_gradient_of_its_own_loss_at_the_weights_after_t
     assert (a0, b0, b1) == (3.0, 5.0, 5.0)
     assert a1 == pytest.approx(adam([a0], [2 * (a0 - b0)], 0.1), rel=1e-5)
     assert (a2, b2) == (a1, pytest.approx(adam([b1], [2 * b1 * a1], 0.2), rel=1e-5))
-    assert float(objective.module.b) == pytest.approx(adam([b1], [2 * b1 * a1, 2 * b2 * a1], 0.2), rel=1e-5)
+    assert float(objective.module.b.detach()) == pytest.approx(adam([b1], [2 * b1 * a1, 2 * b2 * a1], 0.2), rel=1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, 1e-3])
@@ -121,7 +121,10 @@ def test_a_loss_of_any_group_that_is_not_finite_stops_training() -> None:
 
 def test_several_losses_are_not_one_number() -> None:
     objective, batch = TwoLosses(), Batch(torch.zeros(2, 2), None, None)
-    assert {name: float(loss.total) for name, loss in objective.losses(batch).items()} == {"first": 4.0, "second": 75.0}
+    assert {name: float(loss.total.detach()) for name, loss in objective.losses(batch).items()} == {
+        "first": 4.0,
+        "second": 75.0,
+    }
     with pytest.raises(ValueError, match="a loss for each of first, second"):
         objective(batch)
 
@@ -150,7 +153,8 @@ def test_the_preset_for_points_is_compiled() -> None:
     objective, _ = make_energy_objective(**DDGM_TOY.objective | {"langevin_steps": 1})
     eager = fit(objective, data, TrainingConfig(compile="eager", **SETTINGS), progress=False)
     for name, value in eager.last_weights.items():
-        torch.testing.assert_close(run.last_weights[name], value, rtol=0.0, atol=2e-4, msg=name)
+        # Biases before batch norm have a gradient of zero up to rounding, which Adam scales up.
+        torch.testing.assert_close(run.last_weights[name], value, rtol=0.0, atol=2e-3, msg=name)
 
 
 def test_a_step_moves_every_weight_of_convolutions_along_its_own_gradient() -> None:
@@ -203,6 +207,8 @@ def test_shared_draws_give_the_generator_the_samples_of_the_energy_after_its_ste
     assert run.step_mode == "eager"
     assert len(drawn) == 2  # one draw of the check before training, one of the only step
     energies = [energy for x, energy in scored if torch.equal(x, drawn[1])]
-    assert len(energies) == 2  # in the update of the energy, and after it in that of the generator
-    torch.testing.assert_close(energies[1], ddgm.energy_net(drawn[1]))
-    assert not torch.allclose(energies[0], energies[1])
+    # The check restores the random state, so its samples are the same: its two energies come first.
+    _, before, in_energy_update, in_generator_update = energies
+    torch.testing.assert_close(in_energy_update, before)
+    torch.testing.assert_close(in_generator_update, ddgm.energy_net(drawn[1]))
+    assert not torch.allclose(in_energy_update, in_generator_update)

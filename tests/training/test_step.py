@@ -94,10 +94,11 @@ def test_auto_compiles_long_schedules_and_earlier_with_many_classes(monkeypatch:
         train(compile="compiled")
 
 
-def test_loss_scaling_trains_on_a_cpu_and_runs_eagerly() -> None:
-    run, found = train(**PURE, precision="16-mixed", learning_rate=1e-3)
+@pytest.mark.gpu
+def test_loss_scaling_runs_eagerly_and_trains_alike() -> None:
+    run, found = train(**PURE, device="cuda", precision="16-mixed", learning_rate=1e-3)
     assert (run.step_mode, run.why_eager) == ("eager", None)
-    _, expected = train(**PURE, learning_rate=1e-3)
+    _, expected = train(**PURE, device="cuda", learning_rate=1e-3)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.02)
 
