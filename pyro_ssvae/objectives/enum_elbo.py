@@ -1,15 +1,15 @@
-r"""The enumerated bound without a single question to the device, for pairs whose structure never changes.
+r"""The enumerated bound without host-device synchronisation, for models and guides whose structure never changes.
 
-For a guide :math:`q(y \mid x)\, q(z \mid x, y)` the negative bound of a row is
+For a guide :math:`q(y \mid x)\, q(z \mid x, y)` the negative bound of an example is
 
 .. math::
 
     U(x) = \mathrm{KL}\bigl(q(y \mid x) \,\|\, p(y)\bigr) + \sum_y q(y \mid x)\, f(x, y), \qquad
     f(x, y) = -\mathbb E_{q(z \mid x, y)}[\log p(x \mid y, z)] + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z)\bigr).
 
-Stock ``TraceEnum_ELBO`` computes the same number through dice factors, which asks the device how large tensors are
-going to be, at every step. Here the sum is taken as it is written, with shapes that depend on shapes alone, so a step
-can be recorded once and replayed.
+Pyro's ``TraceEnum_ELBO`` computes the same number through dice factors, which reads tensors back from the device at
+every step to learn the sizes of others. Here the sum is computed as it is written, with sizes that depend on the sizes
+of the inputs alone, so a step can be traced once and compiled, or captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     Values and gradients are those of stock ``TraceEnum_ELBO``; with ``analytic_kl`` they are so in expectation, with
     less noise. It drops into ``pyro.infer.SVI`` and into :class:`pyro_ssvae.SemiSupervisedELBO`.
 
-    With ``enumeration="top-k"`` the ``top_k`` likeliest classes :math:`C` of each row are summed exactly, one other
+    With ``enumeration="top-k"`` the ``top_k`` likeliest classes :math:`C` of each example are summed exactly, one other
     class u is drawn from what q(y|x) leaves, and stands for all of them:
 
     .. math::
@@ -55,7 +55,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     baseline; both are unbiased (Rao-Blackwellized Stochastic Gradients for Discrete Distributions, Liu, Regier,
     Tripuraneni, Jordan, McAuliffe, 2019, https://arxiv.org/abs/1810.04777, equation 8).
 
-    With ``importance_weighted`` the k draws of z of a class make one, tighter bound
+    With ``importance_weighted`` the k draws of z of a class give one tighter bound
     (Importance Weighted Autoencoders, Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, equation 8)
     inside the sum over classes:
 
@@ -79,7 +79,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     Raises:
         ValueError: For an unknown ``enumeration`` or non-positive counts.
         EnumerationError: From a call, if nothing is enumerated though it is required.
-        StaticELBOError: From a call, for a module out of reach; it says why and names the remedy.
+        StaticELBOError: From a call, for a model and guide that are not supported, with the reason and the remedy.
 
     Example:
         >>> import pyro_ssvae
@@ -108,7 +108,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
                 raise ValueError(f"{name}={count} must be at least 1.")
         if importance_weighted and max_plate_nesting > 1:
             raise ValueError(
-                f"importance_weighted=True weighs draws row by row, under one plate; max_plate_nesting="
+                f"importance_weighted=True weighs draws example by example, under one plate; max_plate_nesting="
                 f"{max_plate_nesting}. Declare inner dimensions with .to_event."
             )
         super().__init__(
@@ -125,7 +125,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return the negative bound in nats, summed over the rows that the plate stands for; differentiable."""
+        """Return the negative bound in nats, summed over the examples that the plate stands for; differentiable."""
         top_k = self.top_k if self.enumeration == "top-k" else None
         classes = EnumerateClass(self._class_dim, top_k, self._sample_dim)
         handled = classes(guide)
@@ -182,7 +182,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
-        scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over rows; 1 for global sites
+        scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
         if classes.name is None:
             return sum(outside, self._log_mean_exp(cost, scale).sum())
         kl = classes.kl(model_sites)
@@ -203,7 +203,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     def _log_mean_exp(self, cost: Tensor, scale: float) -> Tensor:
         """Return the negative bound of k draws from the costs of each, ``(..., k, *plates)`` to ``(..., 1, *plates)``.
 
-        Costs are scaled for the rows that a minibatch stands for; the weights of draws are those of a single row.
+        Costs are scaled for the examples that a minibatch stands for; the weights of draws are those of one example.
         """
         dim = self._sample_dim
         if dim is None or cost.dim() < -dim:
@@ -212,7 +212,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
         return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(self.num_particles))
 
     def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
-        """Yield what each site adds to the negative bound, by row and class: a KL or a single log-probability."""
+        """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability."""
         done = {classes.name}  # KL(q(y|x)||p(y)) is summed over all classes, apart from the others
         for name, site in guide_sites.items():
             if name in done:
@@ -242,7 +242,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
 
 
 def check_draws(num_particles: int, importance_weighted: bool) -> None:
-    """Raise ``ValueError`` where draws are to weigh each other and there is only one."""
+    """Raise ``ValueError`` for an importance-weighted bound of a single draw."""
     if importance_weighted and num_particles == 1:
         raise ValueError(
             "importance_weighted=True weighs several draws of z against each other, and num_particles=1 draws one, "
@@ -254,9 +254,9 @@ def closed_forms(model: Callable[..., Any], guide: Callable[..., Any], *args: An
     """Return which latent sites have a KL in closed form for ``analytic_kl``, by name, from one pass.
 
     Args:
-        model: The generative function.
-        guide: The recognition function.
-        *args: Their arguments; a single row will do.
+        model: The generative model.
+        guide: The guide.
+        *args: The arguments of both, for example one example.
     """
     with pyro.validation_enabled(False):
         guide_trace = poutine.trace(guide).get_trace(*args)
@@ -267,7 +267,7 @@ def closed_forms(model: Callable[..., Any], guide: Callable[..., Any], *args: An
 
 
 def _plate_scale(site: Any) -> float:
-    """Return the number of rows that each row of a site stands for."""
+    """Return the number of examples that each example of a minibatch stands for."""
     return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
@@ -297,8 +297,8 @@ def _check_reach(model_sites: Sites, guide_sites: Sites) -> None:
 def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | None:
     """Return KL(q‖p) of a site in closed form, or ``None`` where there is none or it would be another quantity.
 
-    p may depend only on what the guide draws before the site. A site that the model draws first and the guide
-    afterwards comes from this very draw: then the two distributions must be compared at the draw.
+    p may depend only on sites that the guide draws before this one. If it depends on a site that the guide draws later,
+    p is conditioned on a value that was itself drawn given this site, so log q - log p must be evaluated at the draw.
     """
     if name not in model_sites:
         return None
@@ -312,7 +312,7 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
         return None
     try:
         kl: Tensor = kl_divergence(ours["fn"], theirs["fn"])
-    except NotImplementedError:  # how kl_divergence says that it has no closed form for these two distributions
+    except NotImplementedError:  # raised where there is no closed form
         return None
     return scale_and_mask(kl, ours["scale"], ours["mask"])
 

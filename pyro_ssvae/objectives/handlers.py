@@ -1,4 +1,4 @@
-"""Pyro handlers behind the bounds: which classes are summed, global sites scored once, weights of single sites."""
+"""Pyro handlers used by the bounds: enumeration of classes, several draws, global sites, weights of single sites."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _REMEDY = (
 
 
 class EnumerationError(RuntimeError):
-    """A bound that should sum over the classes found nothing to sum over."""
+    """The guide enumerates no class, although the bound should sum over the classes."""
 
     def __init__(self, sites: list[str]) -> None:
         super().__init__(
-            "The bound of the unlabelled rows sums over the classes, but the guide enumerated no site (its sites: "
+            "The bound of the unlabelled examples sums over the classes, but the guide enumerated no site (its sites: "
             f"{', '.join(sites) or 'none'}). Mark the class in the guide: pyro.sample('y', "
             "dist.Categorical(logits=...), infer={'enumerate': 'parallel'}), or decorate the guide with "
             "config_enumerate."
@@ -41,7 +41,7 @@ class EnumerationError(RuntimeError):
 
 
 class StaticELBOError(NotImplementedError):
-    """A module is outside the reach of the static bound; stock ``TraceEnum_ELBO`` may still take it."""
+    """A model and guide are not supported by the static bound; Pyro's ``TraceEnum_ELBO`` may still support them."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{reason} {_REMEDY}")
@@ -78,7 +78,7 @@ class EnumerateClass(Messenger):
     r"""Give the one enumerated site of a guide several values at once, along a dimension of their own.
 
     One instance serves one pass. With ``top_k=None`` the values are the whole support, shape ``(K, 1)`` left of one
-    plate. Else they are the ``top_k`` likeliest values of each row and one drawn among the others, shape
+    plate. Else they are the ``top_k`` likeliest values of each example and one drawn among the others, shape
     ``(top_k + 1, B)``.
 
     Args:
@@ -93,7 +93,7 @@ class EnumerateClass(Messenger):
         top_k: Number of values summed exactly; ``None`` where that is all of them.
 
     Raises:
-        StaticELBOError: While the guide runs, if its enumeration is outside the reach of the static bound.
+        StaticELBOError: While the guide runs, if its enumeration is not supported by the static bound.
     """
 
     def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
@@ -131,10 +131,10 @@ class EnumerateClass(Messenger):
         msg["value"], msg["done"] = values, True
 
     def _support(self, fn: Any) -> Tensor:
-        """Return all values along the dimension of their own, ``(K, 1, *event)`` left of one plate."""
+        """Return all values along a dimension of their own, ``(K, 1, *event)`` left of one plate."""
         support = fn.enumerate_support(expand=False)
         values: Tensor = support.reshape(support.shape[:1] + (1,) * (-1 - self._dim) + fn.event_shape)
-        # Pyro's own mark on a plain tensor; it tells Categorical.log_prob to reshape its logits, not to gather them.
+        # An attribute Pyro sets on tensors: Categorical.log_prob then reshapes its logits instead of gathering them.
         if hasattr(support, "_pyro_categorical_support"):
             values._pyro_categorical_support = support._pyro_categorical_support  # type: ignore[attr-defined]
         return values
@@ -150,7 +150,7 @@ class EnumerateClass(Messenger):
         top = self.log_q.detach().topk(self._top_k, dim=0).indices
         self._others = self.log_q.exp().scatter(0, top, 0.0)  # q(y|x) of the classes that are not summed exactly
         with torch.no_grad():
-            # One uniform number a row, looked up in the cumulated mass of the other classes; in float64, so that
+            # One uniform number per example, looked up in the cumulative mass of the other classes; in float64, so that
             # rounding cannot carry it past the last of them.
             mass = self._others.cumsum(0, dtype=torch.float64)
             drawn = torch.rand_like(mass[:1]) * mass[-1:]
@@ -160,9 +160,9 @@ class EnumerateClass(Messenger):
         return values
 
     def kl(self, model_sites: dict[str, Any]) -> Tensor:
-        """Return KL(q(y|x) ‖ p(y)) by rows, in nats, scaled as the site is; summed over all classes.
+        """Return KL(q(y|x) ‖ p(y)) per example, in nats, scaled as the site is; summed over all classes.
 
-        A prior that depends on what the values lead to is left out; :meth:`prior` tells.
+        A prior of y that depends on other enumerated or drawn sites is left out (:meth:`prior`).
         """
         cost = scale_and_mask(self.log_q, self._scale, self._mask)
         prior = self.prior(model_sites)
@@ -195,7 +195,7 @@ class EnumerateClass(Messenger):
         return dim is not None and self.log_q.dim() >= -dim and self.log_q.shape[dim] > 1
 
     def expectation(self, cost: Tensor) -> Tensor:
-        r"""Return :math:`\sum_y q(y|x) f(x, y)` by rows, from f at the values, shape ``(values, *plates)``."""
+        r"""Return :math:`\sum_y q(y|x) f(x, y)` per example, from f at the values, shape ``(values, *plates)``."""
         if self.top_k is None:
             return (self.log_q.exp() * cost).sum(0)
         k = self.top_k
@@ -213,7 +213,7 @@ class DrawSamples(Messenger):
     """Draw several values at once of every continuous site of a guide that lies in a plate.
 
     A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
-    no density to weigh them by, which is no bound (z1 in the training of a stack).
+    no density to weigh them by, which is no bound (z1 in stacked training of M1M2).
 
     Args:
         number: How many.
@@ -250,7 +250,7 @@ class GlobalSites(Messenger):
         self._score = score
 
     def next_pass(self) -> None:
-        """Declare that what has been drawn so far is scored."""
+        """Start the next pass, in which the global sites are no longer scored."""
         self._score = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -267,7 +267,7 @@ class GlobalSites(Messenger):
 
 
 class ScaleSites(Messenger):
-    """Scale the log-probabilities of named sites, in model and guide alike; it warms up the KL of z.
+    """Scale the log-probabilities of named sites, in model and guide alike; used to anneal the KL of z.
 
     Args:
         names: Sites to scale.
@@ -282,7 +282,7 @@ class ScaleSites(Messenger):
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self._names:
-            # One product for model and guide: equal scales are told by identity, without reading them.
+            # One product for model and guide: scales are compared by identity, which needs no synchronisation.
             before = msg["scale"]
             if before not in self._products:
                 self._products[before] = before * self._scale

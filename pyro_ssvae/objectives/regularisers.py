@@ -1,4 +1,4 @@
-"""Add-ons beyond J^α: augmentation of the classifier's input and consistency of q(y|x) across augmentations."""
+"""Regularisers added to J^α: augmentation of the classifier's input, consistency of q(y|x) across augmentations."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ __all__ = ["AffineAugmentation", "Consistency"]
 class AffineAugmentation(nn.Module):
     """A random affine map for each image of a batch, by bilinear sampling with zero padding.
 
-    All ranges are standard deviations of normal draws and are multiplied by ``strength``.
-
     Args:
-        rotation: Of the angle, in radians.
-        log_scale: Of the logarithm of the zoom, one for each axis.
-        shear: Of the shear, as a slope.
-        shift: Of the translation, as a fraction of the image's size.
+        rotation: Standard deviation of the angle, in radians.
+        log_scale: Standard deviation of the logarithm of the zoom, drawn for each axis.
+        shear: Standard deviation of the shear, as a slope.
+        shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
 
     Example:
@@ -62,7 +60,7 @@ class AffineAugmentation(nn.Module):
         return F.grid_sample(x, grid, align_corners=False)
 
     def maps(self, x: Tensor) -> Tensor:
-        """Draw maps from output to input coordinates, each in [-1, 1], for rows ``(B, C, H, W)``: ``(B, 2, 3)``."""
+        """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
         draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
         angle = self.rotation * draws[0]
         zoom_x, zoom_y = (self.log_scale * draws[1:3]).exp()
@@ -76,15 +74,15 @@ class AffineAugmentation(nn.Module):
 
 
 class Consistency(nn.Module):
-    r"""Asks q(y|x) of a strongly augmented row to be what the classifier says, confidently, of the row itself.
+    r"""Cross-entropy of a strongly augmented example against the confident pseudo-label of the example itself.
 
-    For rows whose likeliest class ŷ has :math:`q(\hat y \mid x)` of at least ``threshold``, the loss is
-    :math:`-\log q(\hat y \mid \mathrm{strong}(x))`; other rows count as zero. No gradient flows through ŷ.
+    For examples whose likeliest class ŷ has :math:`q(\hat y \mid x)` of at least ``threshold``, the loss is
+    :math:`-\log q(\hat y \mid \mathrm{strong}(x))`; other examples count as zero. No gradient flows through ŷ.
     (FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence, Sohn et al., 2020,
     https://arxiv.org/abs/2001.07685, equation 4, without its weak augmentation.)
 
-    With ``align``, predictions are first multiplied by the ratio of the uniform distribution to their running mean, so that
-    confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
+    With ``align``, predictions are first multiplied by the ratio of the uniform distribution to their running mean, so
+    that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
     https://arxiv.org/abs/1911.09785, section 3.1).
 
     Args:
@@ -130,11 +128,11 @@ class Consistency(nn.Module):
         return {name: getattr(self, name) for name in names} | {"strong": self.strong.config()}
 
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the mean loss over rows, in nats.
+        """Return the mean loss over examples, in nats.
 
         Args:
-            classify: Maps rows ``(B, *event_shape)`` to logits ``(B, K)``.
-            x: Rows with shape ``(B, *event_shape)``.
+            classify: Maps examples ``(B, *event_shape)`` to logits ``(B, K)``.
+            x: Examples with shape ``(B, *event_shape)``.
         """
         with torch.no_grad():
             target = classify(x).softmax(-1)

@@ -1,13 +1,13 @@
-r"""The semi-supervised objective J^α of Kingma et al. (2014), equation 9, and its add-ons.
+r"""The semi-supervised objective J^α of Kingma et al. (2014), equation 9, with optional regularisers.
 
-With N = N_l + N_u rows, of which N_l are labelled, and dividing by N so that the unit is nats per datum:
+With N = N_l + N_u examples, of which N_l are labelled, and dividing by N so that the unit is nats per example:
 
 .. math::
 
     \tfrac{1}{N} J^\alpha = \tfrac{1}{N} \sum_{u} U(x_u) + \tfrac{1}{N} \sum_{l} L(x_l, y_l)
         + \tfrac{\alpha}{N} \cdot \tfrac{1}{N_l} \sum_{l} [-\log q(y_l \mid x_l)]
 
-The paper sets α = 0.1 N. Writing α = c N, the last term is c times the *mean* cross-entropy of the labelled rows;
+The paper sets α = 0.1 N. Writing α = c N, the last term is c times the *mean* cross-entropy of the labelled examples;
 the argument ``alpha`` of this module is that c (0.1 in the paper).
 """
 
@@ -36,41 +36,41 @@ def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
 
 
 class SemiSupervisedELBO(Objective):
-    """J^α as a module: call it with a batch, get nats per datum, drive it with any optimiser.
+    """J^α as a module: call it with a batch, get a loss in nats per example, minimise it with any optimiser.
 
-    Unlabelled rows go through the module with y enumerated in the guide, labelled rows through the same module with y
-    observed, and the classifier learns from labels through an auxiliary Pyro model with the observed site ``y_aux``.
+    For unlabelled examples y is enumerated in the guide, for labelled ones it is observed; the classifier also learns
+    from labels through an auxiliary Pyro model with the observed site ``y_aux``.
 
     Args:
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
             ``classify_model`` and ``classify`` are used unless functions are given.
-        num_labelled: Number of labelled training rows N_l.
-        num_unlabelled: Number of unlabelled training rows N_u.
-        alpha: Weight c of the mean cross-entropy of labelled rows, where the paper's α is c·N (0.1 there). The
+        num_labelled: Number of labelled training examples N_l.
+        num_unlabelled: Number of unlabelled training examples N_u.
+        alpha: Weight c of the mean cross-entropy of labelled examples, where the paper's α is c·N (0.1 there). The
             default is 100 times the paper's; the documentation shows why.
-        bound_weight: Factor of both bounds, 1 in J^α. Zero leaves the classifier terms alone, as a baseline that shows
-            what the generative model is worth.
-        bound_batch_size: Unlabelled rows of a batch that the bound is computed on, the first ones; ``None`` for all.
-            The bound sums over every class and costs far more per row than the consistency term, which uses all rows.
-        augmentation: Augments what the classifier sees of labelled rows; ``None`` for the pure objective.
-        consistency: Term that asks q(y|x) to agree across augmentations; ``None`` for the pure objective.
+        bound_weight: Factor of both bounds, 1 in J^α. With zero only the classifier's terms are left, a baseline that
+            shows what the generative model adds.
+        bound_batch_size: Number of unlabelled examples of a batch on which the bound is computed; ``None`` for all. The
+            bound sums over every class and costs far more per example than the consistency term, which uses all.
+        augmentation: Augmentation of labelled examples for the classifier; ``None`` for the pure objective.
+        consistency: Consistency of q(y|x) across augmentations; ``None`` for the pure objective.
         enumeration: ``"exact"`` sums over every class, ``"top-k"`` over the likeliest ones and one drawn among the
             rest: unbiased, and far cheaper with many classes (:class:`~pyro_ssvae.objectives.StaticEnumELBO`).
         top_k: Classes summed exactly under ``"top-k"``.
-        elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which takes more kinds of pairs.
+        elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which supports more models and guides.
         analytic_kl: Whether the static bound uses closed forms of the KL of z.
-        num_particles: Draws of z per row and class.
-        importance_weighted: Whether these weigh each other in one tighter bound within each class, as in the
-            importance-weighted autoencoder, rather than being averaged over; it takes two draws or more.
+        num_particles: Draws of z per example and class.
+        importance_weighted: Whether the draws are combined in one tighter bound within each class, as in the
+            importance-weighted autoencoder, rather than averaged; needs two draws or more.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``.
         guide: Likewise, instead of ``module.guide``.
         classify_model: Likewise, instead of ``module.classify_model``.
 
     Raises:
-        ValueError: For negative sizes or weights, no rows at all, unknown names, one draw to weigh, or top-k or
-            several draws under the stock ELBO.
-        EnumerationError: From a call, if the guide enumerates nothing for unlabelled rows.
-        StaticELBOError: From a call, for a module that only the stock ELBO takes.
+        ValueError: For negative sizes or weights, no examples at all, unknown names, an importance-weighted bound of one
+            draw, or top-k or several draws under the stock ELBO.
+        EnumerationError: From a call, if the guide enumerates nothing for unlabelled examples.
+        StaticELBOError: From a call, for a model and guide that only the stock ELBO supports.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SemiSupervisedELBO(Objective):
         if bound_weight < 0.0:
             raise ValueError(f"bound_weight={bound_weight} must be non-negative (1 in the paper).")
         if bound_batch_size is not None and bound_batch_size < 1:
-            raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all rows.")
+            raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all examples.")
         check_draws(num_particles, importance_weighted)
         self.alpha = float(alpha)
         self.bound_weight = float(bound_weight)
@@ -120,16 +120,16 @@ class SemiSupervisedELBO(Objective):
     def for_data(
         cls, module: SemiSupervisedModel, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
-        """Return the default objective for a model and data: J^α, and for images the add-ons.
+        """Return the default objective for a model and data: J^α, with both regularisers for images.
 
         Args:
             module: The model.
-            data: The rows, which say N_l and N_u.
-            pure: Whether to leave the add-ons out, so that nothing but J^α remains.
+            data: The data, which gives N_l and N_u.
+            pure: Whether to leave the regularisers out, so that only J^α remains.
             **options: Arguments of this class, which take precedence.
 
         Raises:
-            ValueError: If ``pure`` comes with an add-on.
+            ValueError: If ``pure`` comes with a regulariser.
 
         Example:
             >>> from pyro_ssvae import M2
@@ -139,7 +139,7 @@ class SemiSupervisedELBO(Objective):
         """
         arguments: dict[str, Any] = {"num_labelled": data.num_labelled, "num_unlabelled": data.num_unlabelled}
         if pure and (options.get("augmentation") is not None or options.get("consistency") is not None):
-            raise ValueError("pure=True leaves augmentation and consistency out; hand in neither, or pure=False.")
+            raise ValueError("pure=True leaves augmentation and consistency out; pass neither, or pure=False.")
         if not pure and len(data.event_shape) == 3:
             arguments |= {
                 "augmentation": AffineAugmentation(),
@@ -149,14 +149,14 @@ class SemiSupervisedELBO(Objective):
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
-        """Return the bounds of unlabelled rows, of labelled rows, and of rows under evaluation."""
+        """Return the bounds used for unlabelled examples, for labelled examples, and for evaluation."""
         if self.elbo == "stock":
             if self.enumeration != "exact" or self.num_particles > 1:
                 raise ValueError(
                     f"enumeration={self.enumeration!r} with num_particles={self.num_particles} needs elbo='static'; "
                     "the stock ELBO here is exact, with one draw."
                 )
-            # Nothing is enumerated where y is observed, and that is as it should be: here, and only here.
+            # Where y is observed nothing is enumerated, so it is not required.
             return StockELBO(), StockELBO(require_enumeration=False), StockELBO()
         if self.elbo != "static":
             raise ValueError(f"elbo={self.elbo!r} must be 'static' or 'stock'.")
@@ -174,7 +174,7 @@ class SemiSupervisedELBO(Objective):
         return [part.name for part in (self.augmentation, self.consistency) if part is not None]
 
     def config(self) -> dict[str, Any]:
-        """Return every weight and add-on, JSON-ready, for results; a single draw of z goes without saying."""
+        """Return every setting, JSON-ready, for results; settings of several draws only where there are several."""
         several = {"num_particles": self.num_particles, "importance_weighted": self.importance_weighted}
         draws = several if self.num_particles > 1 else {}
         return {
@@ -202,7 +202,7 @@ class SemiSupervisedELBO(Objective):
 
     @property
     def compilable(self) -> bool:
-        """Whether a step can be traced once: the stock ELBO asks how large tensors on the device are."""
+        """Whether a step can be traced once: the stock ELBO reads tensors back from the device."""
         return self.elbo != "stock"
 
     @property
@@ -212,15 +212,15 @@ class SemiSupervisedELBO(Objective):
         return 10_000 if self.enumeration == "top-k" else min(10_000, 100_000 // num_classes)
 
     def loss(self, batch: Batch) -> Loss:
-        """Return J^α of a batch, with the regularisers.
+        """Return J^α of a batch plus the regularisers.
 
         Args:
             batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
                 ``(B_l,)``; either side may be ``None``.
 
         Returns:
-            The loss, and its terms, before weighting: ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats per
-            unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss`` in nats per example.
+            The loss, and its terms, before weighting: ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats
+            per unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss`` in nats per example.
         """
         x_unlabelled, x_labelled, y_labelled = batch
         parts: list[Tensor] = []
@@ -247,7 +247,7 @@ class SemiSupervisedELBO(Objective):
         return Loss(torch.stack(parts).sum(), terms)
 
     def classification(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mean of -log q(y|x) over labelled rows, in nats, with augmentation where it is on."""
+        """Return the mean of -log q(y|x) over labelled examples, in nats, augmented where augmentation is on."""
         if self.augmentation is not None:
             x = self.augmentation(x)
         loss: Tensor = self._labelled_elbo.differentiable_loss(self.classify_model, _empty_guide, x, y)

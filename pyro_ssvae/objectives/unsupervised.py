@@ -1,4 +1,4 @@
-r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3), for all rows alike.
+r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3).
 
 .. math::
 
@@ -25,21 +25,21 @@ __all__ = ["UnsupervisedELBO"]
 
 
 class UnsupervisedELBO(Objective):
-    """The negative bound of examples whose labels, if any, play no part: what M1 is trained with.
+    """The negative bound of log p(x), with which M1 is trained; labels are not used.
 
     Args:
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
             and ``guide(x, *, size)``.
         num_examples: Number of training examples N.
-        num_particles: Draws of z per row and step.
-        importance_weighted: Whether these weigh each other in one tighter bound (:class:`StaticEnumELBO`); it takes
-            two draws or more.
+        num_particles: Draws of z per example and step.
+        importance_weighted: Whether the draws are combined in one tighter bound (:class:`StaticEnumELBO`) rather than
+            averaged; needs two draws or more.
         analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
         model: A function ``(x, *, size=None)`` to use instead of ``module.model``.
-        guide: Likewise, instead of ``module.guide``.
+        guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``.
 
     Raises:
-        ValueError: For non-positive sizes, or one draw to weigh.
+        ValueError: For non-positive sizes, or an importance-weighted bound of one draw.
         StaticELBOError: From a call, for a module with sites that are not reparameterised.
 
     Example:
@@ -71,15 +71,15 @@ class UnsupervisedELBO(Objective):
 
     @classmethod
     def for_data(cls, module: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
-        """Return the objective for a model and data that carries no labels, or whose labels were taken off.
+        """Return the objective for a model and data without training labels.
 
         Raises:
-            ValueError: If training rows carry labels: :meth:`SemiSupervisedData.without_labels` takes them off.
+            ValueError: If training examples carry labels; :meth:`SemiSupervisedData.without_labels` removes them.
         """
         if data.num_labelled:
             raise ValueError(
-                f"{data.num_labelled} training rows carry labels, which this objective does not use; hand in "
-                "data.without_labels(), to the objective and to fit alike."
+                f"{data.num_labelled} training examples carry labels, which this objective does not use; pass "
+                "data.without_labels() to the objective and to fit."
             )
         return cls(module, num_examples=data.num_unlabelled, **options)
 
@@ -102,10 +102,10 @@ class UnsupervisedELBO(Objective):
     def _has_closed_form(self) -> bool:
         shape = getattr(self.module, "event_shape", None)
         if shape is None:
-            return False  # a module of the caller's own that does not say what its rows look like
-        row = next(self.module.parameters()).new_zeros(1, *shape)
+            return False  # a module that does not state the shape of its examples
+        example = next(self.module.parameters()).new_zeros(1, *shape)
         with fork_random_state(self.module, 0):
-            return all(closed_forms(self.model, self.guide, row).values())
+            return all(closed_forms(self.model, self.guide, example).values())
 
     def loss(self, batch: Batch) -> Loss:
         """Return the negative bound of a batch, with the term ``bound`` in nats per example (higher is better)."""

@@ -17,39 +17,39 @@ class TrainingConfig:
 
     Args:
         max_steps: Length of the schedule in optimisation steps; ``None`` is 3,000, or 64 passes over the unlabelled
-            rows where that is less, but no less than 500.
-        max_epochs: Length in passes over the unlabelled rows; overrides ``max_steps``.
+            examples where that is less, but no less than 500.
+        max_epochs: Length in passes over the unlabelled examples; overrides ``max_steps``.
         max_minutes: Stop after this much training time; the schedule is not shortened to fit.
-        batch_size: Unlabelled rows a step.
-        labelled_batch_size: Labelled rows a step.
+        batch_size: Unlabelled examples per step.
+        labelled_batch_size: Labelled examples per step.
         learning_rate: Peak learning rate of Adam.
         warmup_steps: Steps over which the learning rate rises linearly.
-        decay_start: Share of the schedule after which the learning rate falls along a cosine.
-        final_learning_rate: Learning rate at the end, as a share of the peak.
+        decay_start: Fraction of the schedule after which the learning rate decays along a cosine.
+        final_learning_rate: Learning rate at the end, as a fraction of the peak.
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
-        kl_warmup: Share of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
-        kl_peak: Weight of that KL right after the warm-up, from which it falls to 1; 1 for none. It presses the
-            class out of the latents, so the decoder takes it from y. ``None`` is 8 from 10,000 rows up and 1 below, and
-            1 for models without classes.
-        kl_anneal_end: Share of the schedule after which the weight is 1 for good.
+        kl_warmup: Fraction of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
+        kl_peak: Weight of that KL right after the warm-up, from which it falls linearly to 1; 1 for no peak. A peak
+            keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 8 from 10,000
+            examples up and 1 below, and 1 for models without classes.
+        kl_anneal_end: Fraction of the schedule after which the weight stays 1.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
-        evaluate_every: Steps between evaluations, each of which also writes a checkpoint; ``None`` is 250, or what
-            makes 10 evaluations of a shorter schedule and 40 of a longer one.
-        binarisation: ``"none"``, ``"dynamic"`` (drawn afresh whenever a row comes up), ``"static"`` (drawn once) or
-            ``"threshold"`` (above 0.5). With none, the Bernoulli likelihood of grey values is that of dynamic
-            binarisation on average, without its noise.
+        evaluate_every: Steps between evaluations, each of which also writes a checkpoint; ``None`` is 250, or fewer, so
+            that a shorter schedule has 10 evaluations, or more, so that a longer one has 40.
+        binarisation: ``"none"``, ``"dynamic"`` (drawn anew each time an example is used), ``"static"`` (drawn once) or
+            ``"threshold"`` (above 0.5). With ``"none"``, the Bernoulli log-likelihood of
+            grey values is the mean of that under dynamic binarisation, without its noise.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         compile: How steps run. ``"auto"``: captured as a CUDA graph on a GPU; on the CPU compiled by Inductor where
             the schedule is long enough for that to pay (:attr:`Objective.compile_after`: 10,000 steps at ten classes,
             fewer with more) and there is a C++ compiler; else eagerly. Or name one: ``"graph"``, ``"compiled"``,
             ``"eager"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
-        seed: Of every random number drawn during training.
+        seed: Seed of every random number drawn during training.
 
     Raises:
-        ValueError: For a value outside its range, named with the range.
+        ValueError: For a value outside its range; the message names the range.
     """
 
     max_steps: int | None = None

@@ -1,18 +1,20 @@
-"""Devices by name, through Lightning Fabric."""
+"""Devices, precision and memory of training."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from pyro_ssvae.training.config import TrainingConfig
 
-__all__ = ["has_bf16", "keep_freed_memory", "make_fabric", "resolve_device"]
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-_LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc gives larger ones to the system as soon as they are freed
+__all__ = ["has_bf16", "raise_mmap_threshold", "make_fabric", "resolve_device"]
+
+_LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc returns larger ones to the system as soon as they are freed
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,13 +56,13 @@ def has_bf16() -> bool:
         return False
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what a step frees for the next step, instead of returning it to the system.
+def raise_mmap_threshold() -> None:
+    """Let the C library keep the memory that a step frees, instead of returning it to the system.
 
-    glibc learns from use: freeing one block of almost 32 MiB makes it take blocks up to that size from its heap, and
-    return the heap's free end to the system only from twice that size on (``M_MMAP_THRESHOLD`` in ``mallopt(3)``).
-    Without, every step asks the system for the same pages again, a tenth of its time on the CPU. Other C libraries
-    only see a block come and go.
+    glibc adapts its threshold: once a block of almost 32 MiB has been freed, blocks up to that size come from its heap,
+    and the free end of the heap is returned only from twice that size on (``M_MMAP_THRESHOLD`` in ``mallopt(3)``).
+    Otherwise every step requests the same pages from the system again, which takes a tenth of its time on a CPU. With
+    other C libraries this has no effect.
     """
     torch.empty(_LARGEST_HEAP_BLOCK, dtype=torch.uint8)
 
@@ -71,6 +73,8 @@ def make_fabric(config: TrainingConfig) -> Fabric:
     Warns:
         UserWarning: For bf16 on a CPU that has no arithmetic for it and so emulates it, ten times slower than float32.
     """
+    from lightning_fabric import Fabric  # takes seconds to import
+
     device = resolve_device(config.device)
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(
@@ -79,5 +83,5 @@ def make_fabric(config: TrainingConfig) -> Fabric:
             stacklevel=3,
         )
     devices = [device.index or 0] if device.type == "cuda" else 1
-    precision: Any = config.precision  # one of Fabric's own words; the settings have checked that
+    precision: Any = config.precision  # checked by TrainingConfig
     return Fabric(accelerator=device.type, devices=devices, precision=precision)

@@ -12,7 +12,7 @@ __all__ = ["MovingAverage"]
 
 
 class MovingAverage:
-    """Averages parameters and floating-point buffers, without reading anything back from the device.
+    """Averages parameters and floating-point buffers, without host-device synchronisation.
 
     Args:
         module: The module whose weights are averaged.
@@ -29,7 +29,7 @@ class MovingAverage:
         self._weight_on_device = torch.ones((), device=self._live[0].device)
 
     def set_step(self, step: int) -> None:
-        """Declare that the next update follows step ``step`` (from 0); early steps weigh more than the decay says."""
+        """Set the decay for the update after step ``step`` (from 0): at most (step + 1) / (step + 11)."""
         decay = min(self._decay, (step + 1) / (step + 11)) if self._decay else 0.0
         if self._weight != 1.0 - decay:
             self._weight = 1.0 - decay
@@ -37,7 +37,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the present weights."""
+        """Update the averages with the present weights."""
         live = [tensor.detach() for tensor in self._live]
         if self._captured:
             change = torch._foreach_sub(live, self._average)
@@ -48,7 +48,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averaged weights into the module, and the trained ones back afterwards."""
+        """Use the averaged weights within the context, and the trained ones again afterwards."""
         trained = [tensor.detach().clone() for tensor in self._live]
         self._copy(self._average)
         try:

@@ -104,7 +104,7 @@ def fit(
 
     Raises:
         ValueError: If data and objective do not fit, before anything is trained or written.
-        EnumerationError: Likewise, if the guide enumerates nothing for unlabelled rows.
+        EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed.

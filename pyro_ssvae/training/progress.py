@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, one line an evaluation elsewhere."""
+"""Progress of a run: a live bar on a terminal, elsewhere one line per evaluation."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class _RateColumn(ProgressColumn):
 
 
 class ProgressReport:
-    """Shows steps done, rate, remaining time, and the bound and validation error, or how an energy model fares.
+    """Shows steps done, rate, remaining time and the main metrics of the last evaluation.
 
     Args:
         total: Number of steps of the schedule.
-        done: Steps done before (a resumed run).
+        done: Steps done before, in a resumed run.
         enabled: Whether to show anything.
-        words: What is being done.
-        console: Where to; standard error by default.
+        words: Label of the bar.
+        console: Where to print; standard error by default.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ProgressReport:
 
     def __enter__(self) -> ProgressReport:
         if self._enabled and self._done >= self._total:
-            self._console.print(f"All {self._total} steps had been done before; nothing is left to train.")
+            self._console.print(f"All {self._total} steps were done before; there is nothing left to train.")
         self._progress.start()
         return self
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask the loop to stop after the step in hand."""
+"""Handling of Ctrl-C and SIGTERM: training stops after the current step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SignalHandler:
     Used as a context manager; outside the main thread, where signals cannot be caught, it does nothing.
 
     Attributes:
-        received: The signal that asked to stop, or ``None``.
+        received: The first signal received, or ``None``.
     """
 
     def __init__(self) -> None:

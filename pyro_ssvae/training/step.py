@@ -31,7 +31,7 @@ from pyro_ssvae.training.compilation import (
 )
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.cuda_graph import CapturedSteps
-from pyro_ssvae.training.device import keep_freed_memory
+from pyro_ssvae.training.device import raise_mmap_threshold
 from pyro_ssvae.training.ema import MovingAverage
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class TrainingStep:
             self.objective.double()
         self.stream, self.config, self.fabric, self.total = stream, config, fabric, total
         if fabric.device.type == "cpu":
-            keep_freed_memory()
+            raise_mmap_threshold()
         self._groups = objective.groups()
         self.optimizers = {name: self._new_optimizer(group) for name, group in self._groups.items()}
         self._scaler = torch.amp.GradScaler(fabric.device.type, enabled=config.precision == "16-mixed")
@@ -145,7 +145,7 @@ class TrainingStep:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a continued run needs of it."""
+        """Return the state that a resumed run needs."""
         return {
             "objective": self.objective.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

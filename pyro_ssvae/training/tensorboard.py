@@ -1,4 +1,4 @@
-"""TensorBoard curves, where TensorBoard is installed."""
+"""TensorBoard event files, where TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog:
-    """Writes the numbers of each evaluation for TensorBoard; does nothing where it is not installed.
+    """Writes the metrics of each evaluation for TensorBoard; does nothing where it is not installed.
 
     Args:
         folder: Where the event files go.
@@ -24,12 +24,12 @@ class TensorBoardLog:
 
             self._writer = SummaryWriter(folder, purge_step=from_step)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, metrics: dict[str, Any]) -> None:
         """Write one evaluation."""
         if self._writer is not None:
-            for name, value in row.items():
+            for name, value in metrics.items():
                 if name not in ("step", "epoch"):
-                    self._writer.add_scalar(name, value, row["step"])
+                    self._writer.add_scalar(name, value, metrics["step"])
 
     def close(self) -> None:
         """Write out what is buffered."""
