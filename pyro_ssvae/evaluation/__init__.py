@@ -1,20 +1,10 @@
-"""Evaluation: the numbers that runs report."""
+"""Evaluation of trained models: metrics, log-likelihood, and comparisons of samples with data."""
 
 from pyro_ssvae.evaluation.ais import annealed_log_normaliser
 from pyro_ssvae.evaluation.grid import Grid
 from pyro_ssvae.evaluation.image_metrics import corrupt_images, energy_auroc, find_nearest, measure_image_model
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
-from pyro_ssvae.evaluation.metrics import (
-    active_units,
-    class_control,
-    classification_error,
-    energy_diagnostics,
-    latent_diagnostics,
-    mean_bound,
-    posterior_diagnostics,
-    predict_batches,
-    validation_metrics,
-)
+from pyro_ssvae.evaluation.metrics import mean_bound, validation_metrics
 from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, measure_generated_images
 from pyro_ssvae.evaluation.toy_metrics import measure_toy_model
 from pyro_ssvae.evaluation.two_sample import (
@@ -23,6 +13,15 @@ from pyro_ssvae.evaluation.two_sample import (
     median_distance,
     mode_coverage,
     squared_mmd,
+)
+from pyro_ssvae.models.diagnostics import (
+    active_units,
+    class_control,
+    classification_error,
+    energy_diagnostics,
+    latent_diagnostics,
+    posterior_diagnostics,
+    predict_batches,
 )
 
 __all__ = [

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyro
 import torch
-import torchvision
 
 import pyro_ssvae
 from pyro_ssvae.data import SemiSupervisedData
@@ -25,7 +24,6 @@ from pyro_ssvae.evaluation import (
 from pyro_ssvae.models import DDGM, M1, Classifier, LatentVariableModel, Model, SemiSupervisedModel
 from pyro_ssvae.models.base import get_device
 from pyro_ssvae.objectives import Objective, UnsupervisedELBO
-from pyro_ssvae.plots import save_figures
 from pyro_ssvae.training.loop import FitResult
 from pyro_ssvae.training.run_folder import RunFolder
 
@@ -86,6 +84,8 @@ def report(
         folder = RunFolder(run.folder)
         folder.write_result(result)
         if figures:
+            from pyro_ssvae.plots import save_figures  # imports matplotlib
+
             save_figures(module, data, folder.metrics, folder.figures)
     return result
 
@@ -112,9 +112,7 @@ def _kl_weights(run: FitResult, num_rows: int, squeezes: bool) -> list[float]:
 
 def _errors(module: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
     rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
-    return {
-        name: classification_error(module, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
-    }
+    return {name: classification_error(module, x, y, scale=data.scale) for name, (x, y) in rows.items()}
 
 
 def _of_bound(
@@ -176,7 +174,7 @@ def _of_run(module: Model, run: FitResult) -> dict[str, Any]:
             "pyro_ssvae": pyro_ssvae.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "pyro": pyro.__version__,
             "lightning_fabric": version("lightning-fabric"),
         },

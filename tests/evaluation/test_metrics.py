@@ -37,8 +37,10 @@ def test_error_and_probabilities_of_stored_rows(device: torch.device) -> None:
     y = probabilities.argmax(-1)
     y[:3] = (y[:3] + 1) % K
     assert classification_error(m2, x, y, scale=16.0) == pytest.approx(3 / 11)
-    with pytest.raises(ValueError, match="zero rows"):
-        classification_error(m2, x[:0], y[:0])
+    y[3:5] = -1  # unknown
+    assert classification_error(m2, x, y, scale=16.0) == pytest.approx(3 / 9)
+    assert classification_error(m2, x, torch.full_like(y, -1), scale=16.0) is None
+    assert classification_error(m2, x[:0], y[:0]) is None
 
 
 def test_diagnostics_are_the_sums_they_claim(device: torch.device) -> None:

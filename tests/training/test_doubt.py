@@ -131,9 +131,9 @@ def test_training_rows_stand_in_for_validation_rows() -> None:
     other, _ = validation_metrics(objective, data, seed=4)
     assert score is None
     assert found == again
-    assert found["energy_of_data"] != other["energy_of_data"]
+    assert found["energy_data"] != other["energy_of_data"]
     chosen = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:1000]
-    assert found["energy_of_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
+    assert found["energy_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
     with pytest.raises(TrainingFailedError, match="step 70: the generator has collapsed"):
         fit(make_objective(data, LASTS), data, CONFIG, progress=False)
 
@@ -143,5 +143,5 @@ def test_rows_without_spread_say_nothing_of_the_generators(x: Tensor) -> None:
     objective = make_objective(make_toy_data("ring", num_rows=100), math.inf)
     found = energy_diagnostics(objective.module, x)
     assert "std_ratio" not in found
-    assert math.isfinite(found["energy_difference"])
+    assert math.isfinite(found["energy_gap"])
     assert (objective.problem(found), objective.doubtful) == (None, False)

@@ -1,0 +1,230 @@
+"""Diagnostics of a model on a data set: predictions, classification error, class control, KL of the latents, energies.
+
+All functions take examples as stored and divide them by ``scale``, work in batches, put the model in evaluation mode,
+and leave its mode and the caller's random state as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from pyro_ssvae.data import iterate_batches
+from pyro_ssvae.models.base import Model, evaluation_mode, fork_random_state, get_device
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.semi_supervised import Classifier, SemiSupervisedModel
+
+__all__ = [
+    "active_units",
+    "class_control",
+    "classification_error",
+    "energy_diagnostics",
+    "iterate_batches_for",
+    "latent_diagnostics",
+    "posterior_diagnostics",
+    "predict_batches",
+]
+
+_ACTIVE_VARIANCE = 0.01
+
+
+def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
+    """Yield examples in batches on the device of a module and in its precision.
+
+    Args:
+        module: A module with parameters.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        **options: Those of :func:`pyro_ssvae.data.iterate_batches`, except ``device``.
+    """
+    like = next(module.parameters())
+    return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
+
+
+def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+    """Return q(y|x) of many examples.
+
+    Args:
+        model: The model, with ``K`` classes.
+        x: Examples with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        scale: Divides ``x``.
+        batch_size: Examples per batch.
+
+    Returns:
+        Probabilities with shape ``(N, K)``, on the CPU.
+    """
+    batches = iterate_batches_for(model, x, scale=scale, batch_size=batch_size)
+    return torch.cat([model.predict_proba(batch).cpu() for batch in batches])
+
+
+def classification_error(model: Classifier, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float | None:
+    """Return the fraction of examples whose most probable class under q(y|x) is wrong.
+
+    Args:
+        model: The model.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        y: True classes with shape ``(N,)``; examples with -1 (unknown) are left out.
+        scale: Divides ``x``.
+
+    Returns:
+        The error between 0 and 1, or ``None`` where no label is known.
+    """
+    known = y.cpu() >= 0
+    if not known.any():
+        return None
+    predicted = predict_batches(model, x[known.to(x.device)], scale=scale).argmax(-1)
+    return float((predicted != y.cpu()[known]).double().mean())
+
+
+def class_control(model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+    """Return how often the model's own classifier assigns a generated example to the class it was generated from.
+
+    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class
+    controls what is generated, 1/K that the decoder ignores it.
+
+    Args:
+        model: The model, with ``K`` classes.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        seed: Seed of the draws of z.
+
+    Returns:
+        ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
+        the prior.
+    """
+    classes = torch.arange(model.num_classes, device=get_device(model)).unsqueeze(-1)  # (K, 1)
+    correct = {"analogies": 0, "samples": 0}
+    with fork_random_state(model, seed):
+        for batch in iterate_batches_for(model, x, scale=scale, batch_size=250):
+            y = model.classify(batch).argmax(-1)
+            latents = {
+                "analogies": model.encode(batch, y).mean.expand(model.num_classes, -1, -1),
+                "samples": model.prior().sample((model.num_classes, len(batch))),
+            }
+            for name, z in latents.items():
+                generated = model.decode(classes, z).mean.flatten(0, 1)
+                predicted = model.classify(generated).argmax(-1).view(model.num_classes, -1)
+                correct[name] += int((predicted == classes).sum())
+    return {name: count / (model.num_classes * len(x)) for name, count in correct.items()}
+
+
+@torch.no_grad()
+def posterior_diagnostics(
+    model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, batch_size: int = 500
+) -> dict[str, float]:
+    """Return how q(y|x) and q(z|x,y) behave, in nats.
+
+    Args:
+        model: The model, with ``K`` classes.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        batch_size: Examples per batch.
+
+    Returns:
+        ``entropy_y``, the mean of H(q(y|x)): log K where the class is ignored, 0 where every class is certain;
+        ``mutual_information``, H(mean of q(y|x)) minus ``entropy_y``: log K for a confident and balanced classifier;
+        ``kl_z``, the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): the information in the latents.
+    """
+    device = get_device(model)
+    classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
+    entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
+    with evaluation_mode(model):
+        for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
+            qy = dist.Categorical(logits=model.classify(batch))
+            kl_of_class = _kl_to_prior(model, model.encode(batch, classes))  # (K, B)
+            entropy += float(qy.entropy().sum())
+            kl += float((qy.probs.T * kl_of_class).sum())
+            mass += qy.probs.sum(0)
+    marginal = float(dist.Categorical(probs=mass / len(x)).entropy())
+    return {
+        "entropy_y": entropy / len(x),
+        "mutual_information": marginal - entropy / len(x),
+        "kl_z": kl / len(x),
+    }
+
+
+@torch.no_grad()
+def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
+    """Return how much information the latents of M1 carry.
+
+    Args:
+        model: The model.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        batch_size: Examples per batch.
+
+    Returns:
+        ``kl_z``, the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units``, the number of :func:`active_units`.
+    """
+    kl, means = 0.0, []
+    with evaluation_mode(model):
+        for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
+            qz = model.encode(batch)
+            kl += float(_kl_to_prior(model, qz).sum())
+            means.append(qz.mean.cpu())
+    return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
+
+
+def active_units(
+    model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE, batch_size: int = 1000
+) -> Tensor:
+    r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
+
+    Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
+    of M1+M2 keep the same latents: those whose posterior means have a standard deviation above 0.1.
+
+    Args:
+        model: The model, with ``L`` latents.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        threshold: Variance above which a latent is active.
+        batch_size: Examples per batch.
+
+    Returns:
+        A mask with shape ``(L,)``, on the CPU.
+    """
+    batches = iterate_batches_for(model, x, scale=scale, batch_size=batch_size)
+    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > threshold
+
+
+@torch.no_grad()
+def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+    """Compare data with an equal number of generated samples.
+
+    Args:
+        model: The model.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``.
+        seed: Seed of the samples.
+
+    Returns:
+        ``energy_data`` and ``energy_samples``, mean energies in nats; ``energy_gap``, the first minus the second; and
+        ``std_ratio``, the total standard deviation of the samples divided by that of the data: near 1 for a generator
+        that covers the data, near 0 for a collapsed one. ``std_ratio`` is left out where all examples are equal.
+    """
+    data = torch.cat(list(iterate_batches_for(model, x, scale=scale)))
+    with fork_random_state(model, seed):
+        samples = model.sample(len(data))
+    energy_data, energy_samples = model.energy(data).mean(), model.energy(samples).mean()
+    found = {
+        "energy_data": float(energy_data),
+        "energy_samples": float(energy_samples),
+        "energy_gap": float(energy_data - energy_samples),
+    }
+    std_samples, std_data = (float(part.flatten(1).var(0, unbiased=False).sum().sqrt()) for part in (samples, data))
+    return found | ({"std_ratio": std_samples / std_data} if std_data > 0.0 else {})
+
+
+def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:
+    """Return KL(q(z|x,y) ‖ p(z)) in closed form if registered, else a one-sample estimate, in the batch shape of q."""
+    prior = model.prior()
+    try:
+        return torch.distributions.kl_divergence(qz, prior.expand(qz.batch_shape))
+    except NotImplementedError:  # raised by kl_divergence where no closed form is registered
+        z = qz.sample()
+        difference: Tensor = qz.log_prob(z) - prior.log_prob(z)
+        return difference
