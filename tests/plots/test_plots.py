@@ -50,7 +50,7 @@ def texts(labels):
 
 
 FIGURES = {
-    "samples": lambda m, x, y: plot_samples(m, num_per_class=2, seed=3),
+    "samples": lambda m, x, y: plot_samples(m, num_columns=2, seed=3),
     "analogies": lambda m, x, y: plot_analogies(m, x),
     "reconstructions": lambda m, x, y: plot_reconstructions(m, x, y),
     "latent_map": lambda m, x, y: plot_latent_map(m, x, y, labelled=y == 0, seed=3),
@@ -92,13 +92,13 @@ def test_the_same_figure_is_the_same_png(name):
 
 def test_seeds_differ():
     model = make_model()
-    first, second = (mosaic(plot_samples(model, num_per_class=2, seed=seed)) for seed in (0, 1))
+    first, second = (mosaic(plot_samples(model, num_columns=2, seed=seed)) for seed in (0, 1))
     assert not np.array_equal(first, second)
 
 
 def test_samples_have_a_row_per_class_and_a_column_per_sample():
     model = make_model()
-    figure = plot_samples(model, num_per_class=4, class_names=["a", "b", "c"], seed=5)
+    figure = plot_samples(model, num_columns=4, class_names=["a", "b", "c"], seed=5)
     assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 4 * 64 + 3 * GAP, 3)
     assert texts(figure.axes[0].get_yticklabels()) == ["a", "b", "c"]
     torch.manual_seed(5)
@@ -109,7 +109,7 @@ def test_samples_have_a_row_per_class_and_a_column_per_sample():
 def test_analogies_show_the_source_and_every_class():
     model = make_model().eval()
     x, y = make_rows(model, 5)
-    figure = plot_analogies(model, x, y, num_rows=4)
+    figure = plot_analogies(model, x, y, num_images=4)
     assert mosaic(figure).shape == (4 * 64 + 3 * GAP, 4 * 64 + 3 * GAP + 4 * GAP, 3)
     assert texts(figure.axes[0].get_xticklabels()) == ["given", "0", "1", "2"]
     np.testing.assert_allclose(tile(figure, 2, 0, lead=1), x[2, 0], rtol=1e-6)
@@ -156,7 +156,7 @@ def test_image_shapes(event_shape, image_shape):
     model = make_model(event_shape)
     x, y = make_rows(model)
     plot_reconstructions(model, x, y, image_shape=image_shape)
-    figure = plot_samples(model, num_per_class=2, image_shape=image_shape)
+    figure = plot_samples(model, num_columns=2, image_shape=image_shape)
     assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 2 * 64 + GAP, 3)
 
 
@@ -183,9 +183,9 @@ def test_rows_that_are_no_images_are_refused(shape):
     model = make_model(shape)
     x, _ = make_rows(model)
     for draw in (plot_samples, plot_analogies, plot_reconstructions):
-        with pytest.raises(ValueError, match=r"are no images: .*are allowed.*image_shape="):
+        with pytest.raises(ValueError, match=r"are not images: .*are allowed.*image_shape="):
             draw(model) if draw is plot_samples else draw(model, x)
-    with pytest.raises(ValueError, match=r"image_shape=\(1, 8, 9\) are no images"):
+    with pytest.raises(ValueError, match=r"image_shape=\(1, 8, 9\) are not images"):
         plot_samples(model, image_shape=(1, 8, 9))
 
 
@@ -193,7 +193,7 @@ def test_rows_that_are_no_images_are_refused(shape):
 def test_wrong_rows_and_labels_are_refused(draw):
     model = make_model()
     x, y = make_rows(model)
-    with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes rows of shape"):
+    with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes examples of shape"):
         draw(model, x.reshape(7, 1, 4, 16), y)
     with pytest.raises(ValueError, match="at least 1"):
         draw(model, x[:0], y[:0])
@@ -210,10 +210,10 @@ def test_wrong_rows_and_labels_are_refused(draw):
 @pytest.mark.parametrize(("number", "error"), [(0, ValueError), (2.5, TypeError)])
 def test_numbers_of_images_are_checked(number, error):
     model = make_model()
-    with pytest.raises(error, match="num_per_class"):
-        plot_samples(model, num_per_class=number)
-    with pytest.raises(error, match="num_rows"):
-        plot_analogies(model, make_rows(model)[0], num_rows=number)
+    with pytest.raises(error, match="num_columns"):
+        plot_samples(model, num_columns=number)
+    with pytest.raises(error, match="num_images"):
+        plot_analogies(model, make_rows(model)[0], num_images=number)
 
 
 def test_two_latents_are_shown_as_they_are():
@@ -244,7 +244,7 @@ def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
     for offset, colour in zip(points.get_offsets(), points.get_facecolors(), strict=True):
         row = np.abs(z - offset).sum(1).argmin()
         np.testing.assert_allclose(colour[:3], expected[y[row]][:3])
-    assert "not known" in texts(figure.legends[0].get_texts())
+    assert "unknown" in texts(figure.legends[0].get_texts())
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
@@ -268,11 +268,11 @@ def test_latent_maps_refuse_what_they_cannot_draw():
     x, y = make_rows(model)
     with pytest.raises(ValueError, match="auto, pca, tsne"):
         plot_latent_map(model, x, y, method="umap")
-    with pytest.raises(ValueError, match="boolean for each of the 7 rows"):
+    with pytest.raises(ValueError, match="boolean for each of the 7 examples"):
         plot_latent_map(model, x, y, labelled=[True])
     with pytest.raises(ValueError, match="at least 2"):
         plot_latent_map(model, x[:1], y[:1])
-    with pytest.raises(ValueError, match="4 rows"):
+    with pytest.raises(ValueError, match="4 examples"):
         plot_latent_map(model, x[:3], y[:3], method="tsne")
 
 
@@ -292,8 +292,8 @@ def test_feature_means_are_in_standard_deviations_of_the_given_rows():
     y = y.clamp(max=1)  # no row of class 2
     names = ["u", "v", "w", "r", "constant"]
     figure = plot_feature_means(model, x, y, num_per_class=3, feature_names=names)
-    generated, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
-    assert generated.shape == given.shape == (3, 5)
+    samples, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert samples.shape == given.shape == (3, 5)
     means = torch.stack([x[y == k].mean(0) for k in (0, 1)])
     expected = (means - means.mean(0)) / x.std(0, correction=0)
     np.testing.assert_allclose(given[:2, :4], expected[:, :4], atol=1e-5)
@@ -304,7 +304,7 @@ def test_feature_means_are_in_standard_deviations_of_the_given_rows():
 
 def test_feature_means_need_no_rows():
     figure = plot_feature_means(make_model((5,)))
-    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["generated rows"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["samples"]
 
 
 def test_feature_means_check_their_arguments():
@@ -322,6 +322,6 @@ def test_feature_means_check_their_arguments():
 
 def test_figures_show_themselves_in_notebooks_and_belong_to_no_window():
     model = make_model()
-    figure = plot_samples(model, num_per_class=1)
+    figure = plot_samples(model, num_columns=1)
     assert figure.canvas.manager is None
-    assert figure._repr_png_() == to_png(plot_samples(model, num_per_class=1))
+    assert figure._repr_png_() == to_png(plot_samples(model, num_columns=1))

@@ -35,7 +35,7 @@ def make_model(data, **options):
     return M2(data.event_shape, data.num_classes, **options)
 
 
-def write_metrics(folder, text="step,train_loss\n1,2.0\n2,1.0\n"):
+def write_metrics(folder, text="step,train/loss\n1,2.0\n2,1.0\n"):
     path = folder / "metrics.csv"
     path.write_text(text, encoding="utf-8")
     return path
@@ -77,7 +77,7 @@ def test_without_test_rows(tmp_path):
 
 def test_curves_need_rows(tmp_path):
     data = make_data((5,), held_out=None)
-    for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train_loss\n")):
+    for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train/loss\n")):
         paths = save_figures(make_model(data), data, metrics, tmp_path / "f")
         assert stems(paths) == ["feature_means"]
 
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path):
     data, other = make_data(), make_data((1, 4, 4))
-    with pytest.raises(ValueError, match="Hand in the data that the model was trained on"):
+    with pytest.raises(ValueError, match="Pass the data that the model was trained on"):
         save_figures(make_model(other), data, None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +124,7 @@ def test_values_beyond_the_unit_interval_are_not_clipped(tmp_path, monkeypatch):
         ranges.append(options["value_range"])
         raise StopIteration
 
-    monkeypatch.setattr("pyro_ssvae.plots.run.plot_samples", record)
+    monkeypatch.setattr("pyro_ssvae.plots.m2.plot_samples", record)
     for low, high, expected in ((-2.0, 3.0, (-2.0, 3.0)), (0.2, 0.9, (0.0, 1.0))):
         x = torch.linspace(low, high, 4 * 16).reshape(4, 1, 4, 4)
         data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1])
@@ -184,7 +184,7 @@ def test_analogies_can_be_judged(tmp_path, monkeypatch):
         seen.append((x, note))
         raise StopIteration
 
-    monkeypatch.setattr("pyro_ssvae.plots.run.plot_arithmetic", record)
+    monkeypatch.setattr("pyro_ssvae.plots.ddgm.plot_arithmetic", record)
     x = torch.linspace(0.0, 1.0, 40).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     y = torch.tensor([0, 1, 2, 2]).repeat(10)
     for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
