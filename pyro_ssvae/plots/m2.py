@@ -62,7 +62,7 @@ def _figures(
     found: dict[str, Callable[[], Figure]] = {}
     options = get_image_options(data, image_shape)
     if options is None:
-        given = (x, y) if bool((y >= 0).any()) else (None, None)
+        given = (x, y) if len(x) else (None, None)
         found["feature_means"] = lambda: plot_feature_means(model, *given, class_names=names, seed=seed)
     else:
         options["class_names"] = names
@@ -147,7 +147,7 @@ def plot_feature_means(
     Args:
         model: The model, with ``K`` classes.
         x: Data with shape ``(N, *event_shape)``, scaled as in training, to compare with.
-        y: Their classes, with shape ``(N,)``; needed with ``x``. Examples with -1 (unknown) are left out.
+        y: Their classes, with shape ``(N,)``; needed with ``x``. Examples of -1 (unknown) are left out.
         num_per_class: Samples generated per class.
         class_names: ``K`` names.
         feature_names: ``D`` names, one for each element of an example.
@@ -183,8 +183,9 @@ def plot_feature_means(
     tables = {"samples": (_flatten(samples), classes.cpu().numpy())}
     if x is not None:
         x = check_examples(model, x)
-        known = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
-        tables["data"] = (_flatten(x)[known >= 0], known[known >= 0])
+        given = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
+        if (given >= 0).any():
+            tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
     means = {title: _class_means(*table, len(names)) for title, table in tables.items()}
     reference = list(tables)[-1]
     centre, std = np.nanmean(means[reference], 0), tables[reference][0].std(0)

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae import M2
+from pyro_ssvae import M1, M2
 from pyro_ssvae.plots import (
     plot_analogies,
     plot_feature_means,
+    plot_interpolations,
     plot_latent_map,
     plot_reconstructions,
     plot_samples,
+    plot_traversals,
 )
 from pyro_ssvae.plots.style import ALARM, INK, class_colours, to_png
 
@@ -318,6 +320,59 @@ def test_feature_means_check_their_arguments():
         plot_feature_means(model, feature_names=["a"])
     with pytest.raises(ValueError, match="6 labels for 7 rows"):
         plot_feature_means(model, x, y[:6])
+
+
+def test_feature_means_leave_unknown_classes_out():
+    model = make_model((5,), likelihood="gaussian")
+    x, y = make_rows(model, 6)
+    some = plot_feature_means(model, x, torch.where(torch.arange(6) < 4, y, -1)).axes[1].images[0].get_array()
+    np.testing.assert_array_equal(some, plot_feature_means(model, x[:4], y[:4]).axes[1].images[0].get_array())
+    plot_feature_means(model, x, torch.full((6,), -1))  # none known: samples alone
+
+
+def test_unknown_classes_are_predicted_and_not_called_wrong():
+    model = make_model().eval()
+    x, _ = make_rows(model)
+    predicted = model.predict(x)
+    known = torch.where(torch.arange(7) < 3, predicted, -1)
+    assert np.array_equal(mosaic(plot_analogies(model, x, known)), mosaic(plot_analogies(model, x, predicted)))
+    assert "at the true or predicted class" in plot_analogies(model, x, known).get_supxlabel()
+    captions = plot_reconstructions(model, x, known).axes[0].get_xticklabels()
+    assert {caption.get_color() for caption in captions} == {INK}
+
+
+def test_m1_images_are_decoded_means():
+    torch.manual_seed(1)
+    m1 = M1((1, 8, 8), latent_dim=3, hidden_dims=(6,)).eval()
+    x = torch.rand(12, 1, 8, 8)
+    decoded = m1.reconstruct(x)
+    assert mosaic(plot_samples(m1, num_columns=3, seed=5)).shape == (3 * 64 + 2 * GAP, 3 * 64 + 2 * GAP, 3)
+    torch.manual_seed(5)
+    np.testing.assert_allclose(tile(plot_samples(m1, num_columns=3, seed=5), 1, 1), m1.generate(9)[4, 0], rtol=1e-5)
+    pairs = plot_reconstructions(m1, x)
+    assert len(pairs.axes) == 2
+    np.testing.assert_allclose(tile(pairs, 0, 1, axes=1), x[11, 0], rtol=1e-6)
+    np.testing.assert_allclose(tile(pairs, 1, 1, axes=1), decoded[11, 0], rtol=1e-5)
+    paths = plot_interpolations(m1, x[:2], x[2:4], steps=5)
+    assert texts(paths.axes[0].get_yticklabels()) == ["straight", "arc"] * 2
+    for row, spherical in ((2, False), (3, True)):
+        expected = m1.interpolate(x[1], x[3], steps=5, spherical=spherical)
+        np.testing.assert_allclose(tile(paths, row, 0), x[1, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 6), x[3, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 3), expected[2, 0], rtol=1e-5)
+    figure = plot_traversals(m1, x, num_latents=2, values=(-1.0, 1.0))
+    chosen = m1.transform(x).std(0).argsort(descending=True)[1]
+    assert texts(figure.axes[0].get_yticklabels())[1].startswith(f"z[{chosen}] (")
+    np.testing.assert_allclose(tile(figure, 1, 1), m1.traverse(x[:1], int(chosen), [1.0])[0, 0, 0], rtol=1e-5)
+
+
+def test_latent_map_of_m1_has_its_own_note():
+    m1 = M1((1, 8, 8), latent_dim=2, hidden_dims=(6,))
+    x = torch.rand(4, 1, 8, 8)
+    figure = plot_latent_map(m1, x, [0, 1, -1, -1], class_names=["a", "b"])
+    assert figure.get_supxlabel() == "The classes were not used in training."
+    assert texts(figure.legends[0].get_texts()) == ["a", "b", "unknown"]
+    assert texts(plot_latent_map(m1, x, [-1] * 4).legends[0].get_texts()) == ["unknown"]
 
 
 def test_figures_show_themselves_in_notebooks_and_belong_to_no_window():

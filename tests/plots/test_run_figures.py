@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pyro_ssvae import DDGM, M2, RunFolderError, SemiSupervisedData
-from pyro_ssvae.plots import save_figures
+from pyro_ssvae import DDGM, M1, M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae.plots import figures, save_figures
+from pyro_ssvae.plots.style import new_figure
 
 IMAGES = ["samples", "analogies", "reconstructions"]
 ROWS = ["latent_map", "confusion_matrix", "reliability"]
@@ -202,3 +204,63 @@ def test_analogies_can_be_judged(tmp_path, monkeypatch):
     assert not torch.equal(seen[0][0], seen[2][0])
     assert seen[0][1] == "a and b are of one class, c of another: the answer should be c's class in b's style"
     assert (len(seen[3][0]), seen[3][1]) == (18, "")
+
+
+M1_FIGURES = ["samples", "reconstructions", "interpolations", "traversals", "latent_map"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "held_out", "expected"),
+    [((1, 8, 8), "test", M1_FIGURES), ((1, 8, 8), None, ["samples"]), ((5,), "validation", ["latent_map"])],
+)
+def test_a_run_of_m1(tmp_path, shape, held_out, expected):
+    data = make_data(shape, held_out).without_labels()
+    m1 = M1(data.event_shape, latent_dim=2, hidden_dims=(6,))
+    state = torch.get_rng_state()
+    assert stems(save_figures(m1, data, None, tmp_path)) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    assert m1.training
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
+@pytest.mark.parametrize("num_known", [0, 3])
+def test_held_out_examples_of_unknown_class(tmp_path, shape, num_known):
+    data = make_data(shape)
+    y_test = torch.full_like(data.y_test, -1)
+    y_test[:num_known] = data.y_test[:num_known]
+    data = dataclasses.replace(data, y_test=y_test)
+    needing_labels = ROWS[1:] if num_known else []
+    for make, expected in (
+        (make_model, [*(IMAGES if len(shape) == 3 else ["feature_means"]), "latent_map"]),
+        (lambda data: make_ddgm(data, num_classes=3), ENERGIES if len(shape) == 3 else ENERGIES[:1]),
+    ):
+        assert stems(save_figures(make(data), data, None, tmp_path)) == [*expected, *needing_labels]
+    m1 = M1(data.event_shape, latent_dim=2, hidden_dims=(6,))
+    assert stems(save_figures(m1, data, None, tmp_path))[-1] == "latent_map"
+
+
+def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
+    class Subclass(M2):
+        pass
+
+    class Mine(torch.nn.Module):
+        pass
+
+    data = make_data((5,), held_out=None)
+    options = {"image_shape": None, "max_points": 10, "seed": 3}
+    assert figures(Mine(), data, **options) == {}
+    assert stems(save_figures(Mine(), data, write_metrics(tmp_path), tmp_path)) == ["training_curves"]
+    m2 = Subclass(data.event_shape, data.num_classes, hidden_dims=(6,))
+    assert list(figures(m2, data, **options)) == ["feature_means"]  # inherited
+
+    @figures.register(Mine)
+    @figures.register(Subclass)
+    def _(model, data, *, image_shape, max_points, seed):
+        assert (image_shape, max_points, seed) == (None, 10, 3)
+        return {"mine": lambda: new_figure(2.0, 2.0)}
+
+    for model in (Mine(), m2):
+        assert stems(save_figures(model, data, write_metrics(tmp_path), tmp_path, **options)) == [
+            "mine",
+            "training_curves",
+        ]
