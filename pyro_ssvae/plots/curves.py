@@ -241,7 +241,7 @@ def _scale(axes: Axes, panel: _Panel, values: NDArray[np.float64]) -> None:
         if high - low > 3.0 * (high - later) > 0.0:
             margin = 0.05 * (high - later)
             axes.set_ylim(later - margin, high + margin)
-            axes.set_ylabel(f"{panel.unit} (start cut off)")
+            axes.set_ylabel("nats (start cut off)")
     elif panel.zero:
         axes.axhline(0.0, color=FAINT, linewidth=0.7)
 
@@ -254,5 +254,5 @@ def _describe(columns: _Columns, best: int | None) -> str:
     if "epoch" in columns:
         parts.append(f"{np.nanmax(columns['epoch']):,.0f} epochs")
     if best is not None:
-        parts.append("dotted: this evaluation")
+        parts.append("dotted: the evaluation named above")
     return " · ".join(parts)

@@ -109,9 +109,9 @@ def _has_rows(metrics: Path) -> bool:
 
 
 def get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
-    """Return what they are called, test examples scaled as in training, and their classes; else those of validation."""
+    """Return a name for the test data, else the validation data; its examples scaled as in training; and its classes."""
     part, x, y = get_held_out(data)
-    return f"{part} examples", prepare(x, scale=data.scale), y
+    return f"{part} data", prepare(x, scale=data.scale), y
 
 
 def get_class_names(model: Classifier, data: SemiSupervisedData) -> list[str]:

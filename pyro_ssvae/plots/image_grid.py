@@ -73,6 +73,7 @@ def new_image_grid(
     column_names: Sequence[str] = (),
     *,
     lead: int = 0,
+    rows_per_group: int = 1,
 ) -> Figure:
     """Return a figure of one grid of images; for the arguments see :func:`draw_image_grid`."""
     num_grid_rows, num_columns = tiles.shape[:2]
@@ -82,7 +83,7 @@ def new_image_grid(
     margin_left += width / 4 if lead else 0.0
     figure = new_figure(margin_left + width * num_columns, margin_top + height * num_grid_rows)
     axes = figure.subplots()
-    draw_image_grid(axes, tiles, row_names, column_names, lead=lead)
+    draw_image_grid(axes, tiles, row_names, column_names, lead=lead, rows_per_group=rows_per_group)
     axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
     axes.xaxis.tick_top()
     if max(map(len, column_names), default=0) > _MAX_UPRIGHT:
@@ -98,6 +99,7 @@ def draw_image_grid(
     column_names: Sequence[str],
     *,
     lead: int = 0,
+    rows_per_group: int = 1,
 ) -> None:
     """Draw images in rows and columns, as a single image: separate axes for each would take seconds.
 
@@ -107,12 +109,15 @@ def draw_image_grid(
         row_names: Names of the first rows.
         column_names: Names of the first columns.
         lead: Number of columns after which the gap is wider; 0 for none.
+        rows_per_group: Rows that belong together; the gap between groups of more than one row is wider.
     """
     num_grid_rows, num_columns, height, width, _ = tiles.shape
     zoom = math.ceil(_MIN_RESOLUTION / max(height, width))
     height, width = height * zoom, width * zoom
     gap = max(1, max(height, width) // 16)
     top = np.arange(num_grid_rows) * (height + gap)
+    if rows_per_group > 1:
+        top += np.arange(num_grid_rows) // rows_per_group * 3 * gap
     left = np.arange(num_columns) * (width + gap)
     left[lead:] += 4 * gap if lead else 0
     canvas = np.ones((top[-1] + height, left[-1] + width, 3))

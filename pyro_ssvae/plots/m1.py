@@ -86,7 +86,8 @@ def plot_interpolations(
         path = model.interpolate(start, end, steps=steps, spherical=spherical).cpu()  # (steps, N, *event)
         rows.append(torch.cat([start[None].cpu(), path, end[None].cpu()]).transpose(0, 1))
     x = torch.stack(rows, 1).flatten(0, 2)  # (N * 2 * (steps + 2), *event)
-    figure = new_image_grid(to_tiles(x, shape, value_range, steps + 2), ["straight", "arc"] * len(start))
+    tiles = to_tiles(x, shape, value_range, steps + 2)
+    figure = new_image_grid(tiles, ["straight", "arc"] * len(start), rows_per_group=2)
     set_title(figure, "Interpolations of z between two images", "left and right: given images; between: mean of p(x|z)")
     return figure
 

@@ -94,7 +94,7 @@ def test_a_low_start_of_the_bound_is_cut_off_and_said_so():
     rows = make_rows(30)
     rows[0]["train/bound_unlabelled"] = -600.0
     axes = panel(plot_training_curves(rows), "Bound on log p (higher is better)")
-    assert axes.get_ylabel() == "nats per example (start cut off)"
+    assert axes.get_ylabel() == "nats (start cut off)"
     assert axes.get_ylim()[0] > -110.0
 
 

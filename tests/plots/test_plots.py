@@ -40,9 +40,9 @@ def mosaic(figure, axes=0):
     return np.asarray(image.get_array())
 
 
-def tile(figure, row, column, *, lead=0, axes=0):
+def tile(figure, row, column, *, lead=0, axes=0, rows_per_group=None):
     """Cut the 8x8 image of a cell out of a mosaic."""
-    top = row * (64 + GAP)
+    top = row * (64 + GAP) + (row // rows_per_group * 3 * GAP if rows_per_group else 0)
     left = column * (64 + GAP) + (4 * GAP if lead and column >= lead else 0)
     return mosaic(figure, axes)[top : top + 64 : 8, left : left + 64 : 8, 0]
 
@@ -357,9 +357,9 @@ def test_m1_images_are_decoded_means():
     assert texts(paths.axes[0].get_yticklabels()) == ["straight", "arc"] * 2
     for row, spherical in ((2, False), (3, True)):
         expected = m1.interpolate(x[1], x[3], steps=5, spherical=spherical)
-        np.testing.assert_allclose(tile(paths, row, 0), x[1, 0], rtol=1e-6)
-        np.testing.assert_allclose(tile(paths, row, 6), x[3, 0], rtol=1e-6)
-        np.testing.assert_allclose(tile(paths, row, 3), expected[2, 0], rtol=1e-5)
+        np.testing.assert_allclose(tile(paths, row, 0, rows_per_group=2), x[1, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 6, rows_per_group=2), x[3, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 3, rows_per_group=2), expected[2, 0], rtol=1e-5)
     figure = plot_traversals(m1, x, num_latents=2, values=(-1.0, 1.0))
     chosen = m1.transform(x).std(0).argsort(descending=True)[1]
     assert texts(figure.axes[0].get_yticklabels())[1].startswith(f"z[{chosen}] (")
