@@ -61,6 +61,7 @@ def plot_latent_map(
         ValueError: If the method is unknown, or arguments do not fit each other or the model.
 
     Example:
+        >>> import torch
         >>> from pyro_ssvae import M2
         >>> m2 = M2((6,), num_classes=3, latent_dim=4, hidden_dims=(8,))
         >>> figure = plot_latent_map(m2, torch.rand(5, 6), [0, 1, 2, -1, -1])
