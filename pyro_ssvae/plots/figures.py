@@ -109,7 +109,7 @@ def _has_rows(metrics: Path) -> bool:
 
 
 def get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
-    """Return a name for the test data, else the validation data; its examples scaled as in training; and its classes."""
+    """Return what the held-out data is called, its examples scaled as in training, and its classes."""
     part, x, y = get_held_out(data)
     return f"{part} data", prepare(x, scale=data.scale), y
 
