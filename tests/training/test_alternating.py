@@ -77,7 +77,7 @@ def test_curves_show_every_group() -> None:
     objective, data = make_objective(entropy="mutual_information")
     run = fit(objective, data, TrainingConfig(compile="eager", **SETTINGS), progress=False)
     figure = plot_training_curves(run.metrics)
-    (norms,) = (axes for axes in figure.axes if axes.get_title(loc="left").startswith("Norm of the loss's gradient"))
+    (norms,) = (axes for axes in figure.axes if axes.get_title(loc="left").startswith("Gradient of the loss"))
     assert len(norms.lines) == 3
     assert len({line.get_color() for line in norms.lines}) == 3
     assert all(axes.get_title(loc="left") != "Training loss" for axes in figure.axes)

@@ -131,7 +131,7 @@ def test_training_rows_stand_in_for_validation_rows() -> None:
     other, _ = validation_metrics(objective, data, seed=4)
     assert score is None
     assert found == again
-    assert found["energy_data"] != other["energy_of_data"]
+    assert found["energy_data"] != other["energy_data"]
     chosen = torch.randperm(3000, generator=torch.Generator().manual_seed(3))[:1000]
     assert found["energy_data"] == pytest.approx(float(objective.module.energy(data.x[chosen]).mean()))
     with pytest.raises(TrainingFailedError, match="step 70: the generator has collapsed"):
