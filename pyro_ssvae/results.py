@@ -7,9 +7,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-import pyro
 import torch
-import torchvision
 
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
@@ -132,7 +130,6 @@ def _describe_run(model: Model, run: FitResult) -> dict[str, Any]:
     """Return how long training took, and on what."""
     device = get_device(model)
     is_cuda = device.type == "cuda"
-    packages = {"torch": torch, "torchvision": torchvision, "pyro": pyro}
     return {
         "train_seconds": round(run.train_seconds, 1),
         "epochs": round(run.epochs, 3),
@@ -142,8 +139,7 @@ def _describe_run(model: Model, run: FitResult) -> dict[str, Any]:
         "step_mode": run.step_mode,
         "device": torch.cuda.get_device_name(device) if is_cuda else f"cpu, {torch.get_num_threads()} threads",
         "versions": {
-            "pyro_ssvae": version("pyro-ssvae"),
             "python": platform.python_version(),
-            **{name: package.__version__ for name, package in packages.items()},
+            **{name: version(name) for name in ("pyro-ssvae", "pyro-ppl", "torch", "torchvision")},
         },
     }

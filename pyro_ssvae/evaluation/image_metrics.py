@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, get_held_out, measure_generated_images
@@ -123,6 +121,8 @@ def corrupt_images(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "blank":
         return torch.zeros_like(x)
     if kind == "blurred":
+        from torchvision.transforms.functional import gaussian_blur
+
         return gaussian_blur(x, kernel_size=[13, 13], sigma=[2.0, 2.0])
     raise ValueError(f"kind={kind!r} must be one of {', '.join(CORRUPTIONS)}.")
 
@@ -174,6 +174,8 @@ def energy_auroc(
 
 
 def _area(real: Tensor, other: Tensor) -> float:
+    from sklearn.metrics import roc_auc_score
+
     truth = torch.cat([torch.zeros(len(real)), torch.ones(len(other))])
     return float(roc_auc_score(truth.numpy(), torch.cat([real, other]).numpy()))
 

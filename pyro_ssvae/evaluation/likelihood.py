@@ -1,4 +1,4 @@
-r"""The log-likelihood that a bound only bounds, by importance sampling; and the class posterior by Bayes' rule.
+r"""Log-likelihood by importance sampling, and the class posterior by Bayes' rule.
 
 With draws :math:`z_i \sim q(z \mid x, y)` and weights :math:`w_{yi} = p(x, z_i \mid y) / q(z_i \mid x, y)`,
 
@@ -6,8 +6,9 @@ With draws :math:`z_i \sim q(z \mid x, y)` and weights :math:`w_{yi} = p(x, z_i 
 
     p(x) \approx \frac{1}{k} \sum_{i=1}^k W_i, \qquad W_i = \sum_y p(y)\, w_{yi},
 
-classes being summed exactly (Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, appendix D, for a
-model without classes). The estimate of p(x) is unbiased, that of log p(x) is below it on average and rises with k.
+where the sum over classes is exact (Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, appendix D,
+for a model without classes). The estimate of p(x) is unbiased; that of log p(x) is a lower bound on average, which
+rises with k.
 """
 
 from __future__ import annotations
@@ -23,32 +24,33 @@ import torch
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_ssvae.data import iterate_batches
 from pyro_ssvae.data.rows import to_unit
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import held
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]
 
-_ROWS_CHECKED_AT_A_TIME = 4096
-_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over rows, at -1
-_ELEMENTS_AT_A_TIME = 2_000_000  # of the widest layer: 8 MB, so that memory stays small whatever is asked for
+_CHECK_BATCH_SIZE = 4096
+_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
+_MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
 @dataclass(frozen=True)
 class LogLikelihood:
-    r"""Estimates of log p(x) by rows, in nats; on the CPU, in float64.
+    r"""Estimates of log p(x) per example, in nats; on the CPU, in float64.
 
     Attributes:
         log_px: log p(x), shape ``(N,)``.
-        standard_error: Its standard error, from the spread of the weights, shape ``(N,)``; NaN for a single draw.
-        effective_samples: :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``: of ``num_samples`` draws, how many count.
+        standard_error: Standard error of ``log_px``, from the variance of the weights, shape ``(N,)``; NaN for a single
+            draw.
+        effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
         log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes.
-        log_py: log p(y), shape ``(K,)``; ``None`` likewise.
-        num_samples: Draws per row and class.
+        log_py: log p(y), shape ``(K,)``; ``None`` for a model without classes.
+        num_samples: Draws per example and class.
     """
 
     log_px: Tensor
@@ -60,12 +62,12 @@ class LogLikelihood:
 
     @property
     def mean(self) -> float:
-        """Mean of log p(x) over rows."""
+        """Mean of log p(x) over the examples."""
         return float(self.log_px.mean())
 
     @property
     def mean_error(self) -> float:
-        """Standard error of :attr:`mean` that comes from sampling z; that of the choice of rows is not in it."""
+        """Standard error of :attr:`mean` due to sampling z; the choice of the examples is not included."""
         return float(self.standard_error.square().sum().sqrt()) / len(self.log_px)
 
     def class_posterior(self) -> Tensor:
@@ -90,49 +92,47 @@ def log_likelihood(
     samples_at_a_time: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
-    """Estimate log p(x) of rows by importance sampling from the guide, in constant memory.
+    """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Rows and draws come in portions, for which the widest layer of the decoder and what it hands the likelihood have
-    2 million elements or less.
+    Examples and draws are processed in batches for which the widest layer of the decoder and the parameters of the
+    likelihood have at most 2 million elements.
 
     Args:
-        module: A model with methods ``model`` and ``guide``; a class enumerated in the guide is summed over exactly. A
-            random class prior is held at its mean.
-        x: Rows with shape ``(N, *event_shape)``, as stored (8-bit allowed).
-        num_samples: Draws per row (and class).
+        module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
+            random class prior is fixed at its mean.
+        x: Examples with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        num_samples: Draws per example (and class).
         scale: Divides ``x``.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
-        seed: Of the binarisation and the draws; the caller's random state is left as it was.
-        samples_at_a_time: Draws decoded together; fewer where one row with so many is too wide already.
-        progress: Called with the number of rows done after each batch of them, if given.
+        seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
+        samples_at_a_time: Draws decoded together; fewer where a single example with so many is too large.
+        progress: Called with the number of examples done after each batch, if given.
 
     Returns:
         The estimates, on the CPU, in float64.
 
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
-        ValueError: If there are no rows, they have another shape than the model's or lie outside the domain of its
+        ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
     """
     if isinstance(module, DDGM):
         raise TypeError(
-            "log_likelihood weighs draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; log Z for"
-            " points in the plane comes from evaluation.annealed_log_normaliser(ddgm.energy_net, ...)."
+            "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
+            " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."
         )
     if len(x) == 0:
-        raise ValueError("The likelihood of zero rows is not defined; hand in rows.")
+        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
     if num_samples < 1 or samples_at_a_time < 1:
         raise ValueError(f"num_samples={num_samples} and samples_at_a_time={samples_at_a_time} must be positive.")
-    _check_rows(module, x, scale, binarisation)
-    like = next(module.parameters())
+    _check_examples(module, x, scale, binarisation)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
     with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
-        width = _width(module, next(iterate_batches(x[:1], device=like.device, **options)).to(like))
-    at_a_time = max(1, min(num_samples, samples_at_a_time, _ELEMENTS_AT_A_TIME // width))
-    rows_at_a_time = max(1, _ELEMENTS_AT_A_TIME // (width * at_a_time))
-    batches = iterate_batches(x, device=like.device, batch_size=rows_at_a_time, **options)
+        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
+    at_a_time = max(1, min(num_samples, samples_at_a_time, _MAX_ELEMENTS // width))
+    batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
     found: list[LogLikelihood] = []
-    # Everything is seeded a second time, so that looking at the width leaves no trace in the draws.
+    # Everything is seeded a second time, so that finding the width does not change the draws.
     with (
         fork_random_state(module, seed),
         torch.inference_mode(),
@@ -140,69 +140,64 @@ def log_likelihood(
         held(getattr(module, "prior", None)),
     ):
         for batch in batches:
-            found.append(_of_batch(module, batch.to(like), num_samples, at_a_time))
+            found.append(_estimate_batch(module, batch, num_samples, at_a_time))
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
-    def joined(name: str) -> Any:
+    def concatenate(name: str) -> Any:
         parts = [getattr(part, name) for part in found]
         return None if parts[0] is None else torch.cat(parts).cpu()
 
+    names = ("log_px", "standard_error", "effective_samples", "log_px_given_y")
     log_py = found[0].log_py  # the same in every batch
-    return LogLikelihood(
-        joined("log_px"),
-        joined("standard_error"),
-        joined("effective_samples"),
-        joined("log_px_given_y"),
-        None if log_py is None else log_py.cpu(),
-        num_samples,
-    )
+    log_py = None if log_py is None else log_py.cpu()
+    return LogLikelihood(log_py=log_py, num_samples=num_samples, **{name: concatenate(name) for name in names})
 
 
-def _check_rows(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
-    """Raise ``ValueError`` for rows that the model cannot have been trained on."""
+def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
+    """Raise ``ValueError`` for examples that the model cannot have been trained on."""
     shape = getattr(module, "event_shape", x.shape[1:])
     if x.shape[1:] != shape:
         raise ValueError(
-            f"x must be rows of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
+            f"x must be examples of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
         )
     likelihood = getattr(module, "likelihood", None)
     if binarisation != "none" or not isinstance(likelihood, Likelihood):
         return  # binarised values are zeros and ones, in the domain of every likelihood
-    for rows in x.split(_ROWS_CHECKED_AT_A_TIME):
+    for batch in x.split(_CHECK_BATCH_SIZE):
         try:
-            likelihood.check(to_unit(rows, scale))
+            likelihood.check(to_unit(batch, scale))
         except ValueError as error:
             raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
 
 
-def _width(module: nn.Module, row: Tensor) -> int:
-    """Return how many elements each draw of a row adds to the widest layer, all classes together.
+def _width(module: nn.Module, x: Tensor) -> int:
+    """Return how many elements each draw for one example adds to the widest layer, all classes together.
 
-    What a layer returns for two draws is compared with what it returns for one: those that see the row alone, such as
-    a classifier, are told apart from those that see every draw.
+    The outputs of each layer for two draws are compared with those for one, so that layers which see only the example,
+    such as a classifier, do not count.
     """
-    found: list[list[int]] = []
+    sizes: list[list[int]] = []
 
-    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+    def record(layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            found[-1].append(output.numel())
+            sizes[-1].append(output.numel())
 
-    hooks = [part.register_forward_hook(note) for part in module.modules()]
+    hooks = [part.register_forward_hook(record) for part in module.modules()]
     try:
-        for number in (1, 2):
-            found.append([])
-            importance_log_weights(module, row, number)
+        for num_samples in (1, 2):
+            sizes.append([])
+            importance_log_weights(module, x, num_samples)
     finally:
         for hook in hooks:
             hook.remove()
-    numbers = getattr(getattr(module, "likelihood", None), "num_params", 1)
-    least = getattr(module, "num_classes", 1) * max(1, numbers * row.numel())
-    return max(least, *(two - one for one, two in zip(*found, strict=False)), 1)
+    num_params = getattr(getattr(module, "likelihood", None), "num_params", 1)
+    observation = (getattr(module, "num_classes", None) or 1) * max(1, num_params * x.numel())
+    return max(observation, *(two - one for one, two in zip(*sizes, strict=False)), 1)
 
 
 class _RunningSum:
-    """log Σ w and log Σ w² over draws that come in portions, and are not kept."""
+    """log Σ w and log Σ w² over draws that are processed in batches and not kept."""
 
     def __init__(self) -> None:
         self.first = self.second = torch.tensor(-torch.inf, dtype=torch.float64)
@@ -213,7 +208,8 @@ class _RunningSum:
         self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
 
 
-def _of_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
+def _estimate_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
+    """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
     total, by_class = _RunningSum(), _RunningSum()
     log_py: Tensor | None = None
     for start in range(0, num_samples, at_a_time):
@@ -225,8 +221,8 @@ def _of_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: int) ->
             by_class.add(log_weights)  # (K, S, B)
             total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
     log_k = math.log(num_samples)
-    spread = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
-    variance = (spread - 1.0).clamp_min(0.0)  # of W / E[W], over the draws as they are
+    second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
     return LogLikelihood(
         total.first - log_k,
         (variance / (num_samples - 1)).sqrt() if num_samples > 1 else torch.full_like(variance, torch.nan),
@@ -242,7 +238,7 @@ def importance_log_weights(module: Any, x: Tensor, num_samples: int) -> tuple[Te
 
     Args:
         module: A model with methods ``model`` and ``guide``.
-        x: Rows ``(B, *event_shape)``, as the model sees them.
+        x: Examples ``(B, *event_shape)``, as the model sees them.
         num_samples: Number of draws ``S``.
 
     Returns:

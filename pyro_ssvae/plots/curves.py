@@ -19,26 +19,25 @@ from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_ti
 
 __all__ = ["plot_training_curves"]
 
-_SECOND, _THIRD = "#ffa90e", "#832db6"
-_PER_ROW = 3
-_WIDE = 5.0  # ratio of the largest to the smallest value at which a logarithmic axis begins
+_COLOURS = (ACCENT, "#ffa90e", "#832db6", FAINT)
+_PANELS_PER_ROW = 3
+_MIN_LOG_RATIO = 5.0  # of the largest to the smallest value on a logarithmic axis
 _CLOCK = ("step", "epoch", "seconds")
 
 _Columns = dict[str, NDArray[np.float64]]
 
 
 class _Panel(NamedTuple):
-    """What one small plot shows.
+    """One panel of the figure.
 
     Attributes:
-        title: What it is.
-        unit: Of the vertical axis.
+        title: What it shows.
+        unit: Unit of the vertical axis.
         lines: Columns of the metrics and their names in the legend.
-        log: Whether the axis is logarithmic where values are positive and far apart; otherwise it
-            is linear.
+        log: Whether the axis is logarithmic if all values are positive and the largest is at least five times the
+            smallest.
         zero: Whether a linear axis starts at zero.
-        cut: Whether the axis leaves out the first evaluations where they are far below all later
-            ones.
+        cut: Whether the axis leaves out the first evaluations if they are far below all later ones.
     """
 
     title: str
@@ -50,109 +49,101 @@ class _Panel(NamedTuple):
 
 
 _PANELS = (
-    _Panel("Validation error", "%", {"validation_error": ""}, log=True),
-    _Panel("Training loss", "nats per row", {"train_loss": ""}, log=True),
+    _Panel("Validation error", "%", {"val/error": ""}, log=True),
+    _Panel("Training loss", "nats per example", {"train/loss": ""}, log=True),
     _Panel(
         "Bound on log p (higher is better)",
-        "nats per row",
+        "nats per example",
         {
-            "bound_unlabelled": "unlabelled rows",
-            "bound_labelled": "labelled rows",
-            "bound": "training rows",
-            "validation_bound": "validation rows",
+            "train/bound_unlabelled": "unlabelled",
+            "train/bound_labelled": "labelled",
+            "train/bound": "training",
+            "val/bound": "validation",
         },
         cut=True,
     ),
+    _Panel("Classification loss", "nats per example", {"train/classification_loss": ""}, log=True),
+    _Panel("Consistency loss", "nats per example", {"train/consistency_loss": ""}, log=True),
+    _Panel("KL from posterior to prior of z", "nats per example", {"val/kl_z": ""}, zero=True),
+    _Panel("Active latents", "", {"val/active_units": ""}, zero=True),
     _Panel(
-        "Cross-entropy of labelled rows",
-        "nats per row",
-        {"classification_loss": ""},
-        log=True,
-    ),
-    _Panel("Consistency loss", "nats per row", {"consistency_loss": ""}, log=True),
-    _Panel("KL of q(z|·) to p(z)", "nats per row", {"kl_z": ""}, zero=True),
-    _Panel("Latents in use", "", {"active_units": ""}, zero=True),
-    _Panel(
-        "q(y|x) on validation rows",
+        "q(y|x) on validation data",
         "nats",
-        {"entropy_y": "mean entropy", "mutual_information": "mutual information"},
+        {"val/entropy_y": "mean entropy", "val/mutual_information": "mutual information"},
         zero=True,
     ),
-    _Panel("Mean energy", "nats per row", {"energy_of_data": "data", "energy_of_samples": "generated rows"}),
+    _Panel("Mean energy, training", "nats", {"train/energy_data": "data", "train/energy_samples": "samples"}),
+    _Panel("Mean energy, validation", "nats", {"val/energy_data": "data", "val/energy_samples": "samples"}),
+    _Panel("Energy of data minus samples", "nats", {"train/energy_gap": "training", "val/energy_gap": "validation"}),
+    _Panel("Gradient of the energy in x, norm", "nats per unit of x", {"train/energy_gradient_norm": ""}, log=True),
     _Panel(
-        "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "evaluation"}
-    ),
-    _Panel("Norm of the energy's gradient on data", "nats per unit", {"gradient_norm": ""}, log=True),
-    _Panel(
-        "Norm of the loss's gradient, unclipped",
-        "nats per unit",
+        "Gradient of the loss, norm before clipping",
+        "",
         {
-            "gradient_norm_energy": "energy",
-            "gradient_norm_generator": "generator",
-            "gradient_norm_critic": "entropy's networks",
+            "train/gradient_norm": "all parameters",
+            "train/gradient_norm_energy": "energy",
+            "train/gradient_norm_generator": "generator",
+            "train/gradient_norm_critic": "critic",
         },
         log=True,
     ),
-    _Panel("Contrast with images without content", "nats per row", {"contrast": ""}, log=True),
-    _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
-    _Panel("Spread of samples over that of data", "", {"std_ratio": ""}, zero=True),
+    _Panel("Loss of negative augmentation", "nats per example", {"train/negative_loss": ""}, log=True),
+    _Panel("Entropy of the generator (estimate)", "nats + constant", {"train/entropy": ""}),
+    _Panel("Loss of the critic", "nats", {"train/critic_loss": ""}),
+    _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, zero=True),
+    _Panel("Standard deviation, samples / data", "", {"val/std_ratio": ""}, zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
 )
+_KNOWN = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
 
 
 def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> Figure:
-    """Show how a run went, in a small plot for each measure, and mark its best evaluation.
+    """Draw the metrics of a run against the training step, a panel for each, and mark the best evaluation.
 
     Args:
-        metrics: The ``metrics.csv`` of a run folder, or its rows, for example
-            ``fit(...).metrics``. Needed is the column ``step``; other columns may be missing,
-            cells may be blank, and columns of other names are shown where they hold numbers.
+        metrics: Path of the ``metrics.csv`` of a run, or its rows, for example ``fit(...).metrics``. The column
+            ``step`` is required. Other columns may be missing, cells may be blank, and columns with unknown names get
+            a panel each if they hold numbers.
 
     Returns:
-        The curves against the step. The best evaluation is the one whose weights the run keeps:
-        the last of those with the least validation error.
+        The curves. The best evaluation is the last one with the smallest ``val/error`` or, without that column, the
+        largest ``val/bound``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is no row, no step, or a known column holds something else than
-            numbers.
+        ValueError: If there is no row or no step, or a known column holds anything but numbers.
 
     Example:
-        >>> rows = [{"step": 10, "validation_error": 0.3}, {"step": 20, "validation_error": 0.1}]
+        >>> rows = [{"step": 10, "val/error": 0.3}, {"step": 20, "val/error": 0.1}]
         >>> plot_training_curves(rows).get_suptitle()
-        'Training: best validation error 10.00% at step 20 of 20'
+        'Training: smallest validation error 10.00% at step 20 of 20'
     """
-    columns = _as_columns(metrics)
+    columns = _read_columns(metrics)
     steps = columns["step"]
-    best = _best_row(columns.get("validation_error"))
-    panels = [panel for panel in _panels(columns) if any(name in columns for name in panel.lines)]
+    best, title = _find_best(columns)
+    further = [_Panel(name, "", {name: ""}) for name in columns if name not in _KNOWN]
+    panels = [panel for panel in (*_PANELS, *further) if any(name in columns for name in panel.lines)]
     if not panels:
         raise ValueError(
-            f"The metrics hold {', '.join(columns)} and nothing to plot against the step; at "
-            "least one further column of numbers is needed, for example train_loss."
+            f"The metrics hold only {', '.join(columns)}; at least one more column of numbers is needed, for example "
+            "train/loss."
         )
-    num_columns = 2 if len(panels) in (2, 4) else min(_PER_ROW, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    figure = new_figure(3.1 * num_columns + 0.2, 2.1 * num_rows + 0.6)
-    panes = figure.subplots(num_rows, num_columns, sharex=True, squeeze=False).ravel()
+    num_columns = 2 if len(panels) in (2, 4) else min(_PANELS_PER_ROW, len(panels))
+    num_grid_rows = math.ceil(len(panels) / num_columns)
+    figure = new_figure(3.1 * num_columns + 0.2, 2.1 * num_grid_rows + 0.6)
+    panes = figure.subplots(num_grid_rows, num_columns, sharex=True, squeeze=False).ravel()
     for axes, panel in zip(panes, panels, strict=False):
         _draw(axes, panel, columns, best)
-        # On all of them, or rows of plots with nothing below would be spaced differently.
-        axes.tick_params(labelbottom=True)
+        axes.tick_params(labelbottom=True)  # on all panels, which are then spaced equally
     panes[0].set_xlim(0.0, 1.03 * np.nanmax(steps))
     for axes in panes[len(panels) :]:
         axes.remove()
-    title = "Training"
-    if best is not None:
-        error = columns["validation_error"][best]
-        title += f": best validation error {error:.2%} at step {steps[best]:,.0f}"
-        title += f" of {np.nanmax(steps):,.0f}"
-    set_title(figure, title, _note(columns, best))
+    set_title(figure, title, _describe(columns, best))
     return figure
 
 
-def _as_columns(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> _Columns:
-    """Return columns of numbers, NaN where a cell is blank, leaving out columns without any."""
+def _read_columns(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> _Columns:
+    """Return the columns that hold numbers, NaN where a cell is blank."""
     if isinstance(metrics, (str, os.PathLike)):
         source = str(Path(metrics))
         with open(metrics, newline="", encoding="utf-8") as file:
@@ -161,31 +152,29 @@ def _as_columns(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -
         source, rows = "metrics", list(metrics)
     if not rows:
         raise ValueError(
-            f"{source} holds no row; at least one evaluation is needed. Let the run get to its "
-            "first one, or evaluate more often (evaluate_every)."
+            f"{source} holds no row; at least one evaluation is needed. Train until the first one, or evaluate more "
+            "often (evaluate_every)."
         )
-    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
-    known = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
     columns: _Columns = {}
+    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
     for name in names:
         try:
             values = np.array([_as_number(row.get(name)) for row in rows])
         except (TypeError, ValueError) as error:
-            if name in known:
+            if name in _KNOWN:
                 raise ValueError(
-                    f"Column {name} of {source} must hold numbers or blanks: {error}. Hand "
-                    "in the metrics.csv of a run, or rows of numbers."
+                    f"Column {name} of {source} must hold numbers or blanks: {error}. Pass the metrics.csv of a run, "
+                    "or rows of numbers."
                 ) from error
             continue
-        if np.isfinite(values).any():
-            columns[name] = np.where(np.isfinite(values), values, np.nan)
-    if "step" not in columns:
+        columns[name] = np.where(np.isfinite(values), values, np.nan)
+    if not np.isfinite(columns.get("step", np.nan)).any():
         raise ValueError(
-            f"{source} holds {', '.join(names) or 'no column'}; a column of numbers 'step' is "
-            "needed, as in the metrics.csv that fit writes."
+            f"{source} holds {', '.join(names) or 'no column'}; a column of numbers 'step' is needed, as in the "
+            "metrics.csv that fit writes."
         )
-    timed = np.isfinite(columns["step"])
-    columns = {name: values[timed] for name, values in columns.items()}
+    has_step = np.isfinite(columns["step"])
+    columns = {name: values[has_step] for name, values in columns.items()}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
 
 
@@ -194,15 +183,20 @@ def _as_number(cell: Any) -> float:
     return math.nan if blank else float(cell)
 
 
-def _best_row(error: NDArray[np.float64] | None) -> int | None:
-    """Return the row of the least error, the last of equals."""
-    return None if error is None else int(np.flatnonzero(error == np.nanmin(error))[-1])
-
-
-def _panels(columns: _Columns) -> list[_Panel]:
-    """Return the known panels and one for each further column."""
-    known = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
-    return [*_PANELS, *(_Panel(name, "", {name: ""}) for name in columns if name not in known)]
+def _find_best(columns: _Columns) -> tuple[int | None, str]:
+    """Return the index of the best evaluation, the last of equals, if there is one, and the title of the figure."""
+    steps = columns["step"]
+    if "val/error" in columns:
+        error = columns["val/error"]
+        best = int(np.flatnonzero(error == np.nanmin(error))[-1])
+        title = f"Training: smallest validation error {error[best]:.2%}"
+    elif "val/bound" in columns:
+        bound = columns["val/bound"]
+        best = int(np.flatnonzero(bound == np.nanmax(bound))[-1])
+        title = f"Training: highest validation bound {bound[best]:,.2f} nats"
+    else:
+        return None, "Training"
+    return best, f"{title} at step {steps[best]:,.0f} of {np.nanmax(steps):,.0f}"
 
 
 def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> None:
@@ -210,20 +204,11 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
     shown = {name: columns[name] * factor for name in panel.lines if name in columns}
     if best is not None:
         axes.axvline(columns["step"][best], color=ALARM, linewidth=0.8, linestyle=":")
-    for (name, values), colour in zip(shown.items(), (ACCENT, _SECOND, _THIRD), strict=False):
-        # Blank cells are skipped: a measure may be taken more rarely than others.
-        taken = np.isfinite(values)
-        marker = "o" if taken.sum() < 12 else ""
-        axes.plot(
-            columns["step"][taken],
-            values[taken],
-            color=colour,
-            linewidth=1.3,
-            marker=marker,
-            markersize=3,
-            label=panel.lines[name],
-        )
-        if name == "validation_error" and best is not None:
+    for (name, values), colour in zip(shown.items(), _COLOURS, strict=False):
+        filled = np.isfinite(values)  # lines skip blank cells: a metric may be computed less often than others
+        line: dict[str, Any] = {"color": colour, "linewidth": 1.3, "markersize": 3, "label": panel.lines[name]}
+        axes.plot(columns["step"][filled], values[filled], marker="o" if filled.sum() < 12 else "", **line)
+        if name == "val/error" and best is not None:
             axes.plot(columns["step"][best], values[best], "o", color=ALARM, markersize=5)
     axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
     axes.set_ylabel(panel.unit)
@@ -238,9 +223,9 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
 
 
 def _scale(axes: Axes, panel: _Panel, values: NDArray[np.float64]) -> None:
-    """Choose the vertical axis, and name it where it is not linear or not whole."""
+    """Choose the vertical axis, and label it where it is logarithmic or cut off."""
     low, high = np.nanmin(values), np.nanmax(values)
-    if panel.log and low > 0.0 and high / low >= _WIDE:
+    if panel.log and low > 0.0 and high / low >= _MIN_LOG_RATIO:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(
             LogLocator(10.0, subs=(1.0,) if high / low > 300.0 else (1.0, 2.0, 5.0), numticks=8)
@@ -256,12 +241,12 @@ def _scale(axes: Axes, panel: _Panel, values: NDArray[np.float64]) -> None:
         if high - low > 3.0 * (high - later) > 0.0:
             margin = 0.05 * (high - later)
             axes.set_ylim(later - margin, high + margin)
-            axes.set_ylabel(f"{panel.unit} (start cut off)")
+            axes.set_ylabel("nats (start cut off)")
     elif panel.zero:
         axes.axhline(0.0, color=FAINT, linewidth=0.7)
 
 
-def _note(columns: _Columns, best: int | None) -> str:
+def _describe(columns: _Columns, best: int | None) -> str:
     parts = ["horizontal: training steps"]
     if "seconds" in columns:
         seconds = float(np.nanmax(columns["seconds"]))
@@ -269,5 +254,5 @@ def _note(columns: _Columns, best: int | None) -> str:
     if "epoch" in columns:
         parts.append(f"{np.nanmax(columns['epoch']):,.0f} epochs")
     if best is not None:
-        parts.append("dotted: the evaluation whose weights are kept")
+        parts.append("dotted: the evaluation named above")
     return " · ".join(parts)

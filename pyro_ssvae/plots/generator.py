@@ -21,7 +21,7 @@ from pyro_ssvae.evaluation.image_metrics import (
 )
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.plots.image_grid import new_image_grid, to_rgb
-from pyro_ssvae.plots.inputs import as_class_names, as_image_shape, check_rows
+from pyro_ssvae.plots.inputs import as_class_names, as_image_shape, check_examples
 from pyro_ssvae.plots.style import ACCENT, FAINT, INK, new_figure, set_title, style_axes
 
 __all__ = ["plot_class_shares", "plot_energies", "plot_generated", "plot_nearest"]
@@ -89,7 +89,7 @@ def plot_nearest(
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    x = check_rows(model, x)
+    x = check_examples(model, x)
     drawn = sample_images(model, num_rows * num_columns, seed)
     distance, place = find_nearest(drawn, x)
     size = (num_rows, num_columns, *shape[1:], 3)
@@ -114,7 +114,7 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
         TypeError: If ``x`` is no floating-point tensor.
         ValueError: If rows do not fit the model.
     """
-    x = check_rows(model, x)
+    x = check_examples(model, x)
     generator = torch.Generator().manual_seed(seed)
     groups = {"real": x, "generated": sample_images(model, len(x), seed)}
     groups |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}

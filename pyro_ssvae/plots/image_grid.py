@@ -1,4 +1,4 @@
-"""Many images in one: rows and columns of tiles, with names."""
+"""Grids of many images, drawn as one image, with names of rows and columns."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ from torch import Tensor
 
 from pyro_ssvae.plots.style import new_figure, style_axes
 
-__all__ = ["cell_size", "draw_image_grid", "new_image_grid", "to_rgb"]
+__all__ = ["cell_size", "draw_image_grid", "new_image_grid", "to_rgb", "to_tiles"]
 
 _CELL = 0.55  # inches
-_LONGEST_SIDE = 11.0  # inches
+_MAX_SIDE = 11.0  # inches
 _CHARACTER = 0.075  # inches, of a label
-_LONGEST_UPRIGHT = 6  # characters of a column's name that fit above a cell
+_MAX_UPRIGHT = 6  # characters of a column's name that fit above a cell
 _SLANT = 40.0  # degrees
-_RESOLUTION = 64  # pixels that a tile has at least, so that gaps are thin beside 8x8 images too
+_MIN_RESOLUTION = 64  # pixels of a tile, so that gaps are thin compared with 8x8 images too
 
 
-def to_rgb(
-    x: Tensor,
-    shape: tuple[int, int, int],
-    value_range: tuple[float, float],
-) -> NDArray[np.float64]:
-    """Return images as colours in [0, 1], with shape ``(N, H, W, 3)``, clipped where need be.
+def to_rgb(x: Tensor, shape: tuple[int, int, int], value_range: tuple[float, float]) -> NDArray[np.float64]:
+    """Return images as colours, clipped to [0, 1], with shape ``(N, H, W, 3)``.
 
     Args:
-        x: Rows with shape ``(N, *event)``.
-        shape: Channels (1 or 3), height and width of a row.
+        x: Examples with shape ``(N, *event)``.
+        shape: Channels (1 or 3), height and width of an example.
         value_range: Values of x shown as black and as white.
 
     Raises:
@@ -47,25 +43,28 @@ def to_rgb(
     return np.broadcast_to(colours, (*colours.shape[:3], 3))
 
 
+def to_tiles(
+    x: Tensor, shape: tuple[int, int, int], value_range: tuple[float, float], num_columns: int
+) -> NDArray[np.float64]:
+    """Return images as :func:`to_rgb`, arranged row by row, with shape ``(N / num_columns, num_columns, H, W, 3)``."""
+    return to_rgb(x, shape, value_range).reshape(-1, num_columns, *shape[1:], 3)
+
+
 def cell_size(
-    tiles: NDArray[np.float64],
-    num_rows: int,
-    num_columns: int,
-    *,
-    longest_label: int = 0,
+    tiles: NDArray[np.float64], num_grid_rows: int, num_columns: int, *, longest_label: int = 0
 ) -> tuple[float, float]:
-    """Return width and height of a cell in inches: readable, but less where there are many.
+    """Return width and height of a cell in inches, smaller where there are many cells.
 
     Args:
         tiles: Images with shape ``(..., H, W, 3)``.
-        num_rows: Cells below each other.
-        num_columns: Cells beside each other.
+        num_grid_rows: Rows of the grid.
+        num_columns: Columns of the grid.
         longest_label: Characters that must fit below a cell.
     """
     height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
     wanted = max(_CELL, longest_label * _CHARACTER / width)
-    most = _LONGEST_SIDE / max(num_rows * height, num_columns * width)
-    return width * min(wanted, most), height * min(wanted, most)
+    size = min(wanted, _MAX_SIDE / max(num_grid_rows * height, num_columns * width))
+    return width * size, height * size
 
 
 def new_image_grid(
@@ -74,19 +73,20 @@ def new_image_grid(
     column_names: Sequence[str] = (),
     *,
     lead: int = 0,
+    rows_per_group: int = 1,
 ) -> Figure:
-    """Return a figure of one mosaic; for the arguments see :func:`draw_image_grid`."""
-    num_rows, num_columns = tiles.shape[:2]
-    width, height = cell_size(tiles, num_rows, num_columns)
+    """Return a figure of one grid of images; for the arguments see :func:`draw_image_grid`."""
+    num_grid_rows, num_columns = tiles.shape[:2]
+    width, height = cell_size(tiles, num_grid_rows, num_columns)
     margin_left = 0.2 + _CHARACTER * max(map(len, row_names), default=0)
     margin_top = 0.6 + _CHARACTER * 0.6 * max(map(len, column_names), default=0)
     margin_left += width / 4 if lead else 0.0
-    figure = new_figure(margin_left + width * num_columns, margin_top + height * num_rows)
+    figure = new_figure(margin_left + width * num_columns, margin_top + height * num_grid_rows)
     axes = figure.subplots()
-    draw_image_grid(axes, tiles, row_names, column_names, lead=lead)
+    draw_image_grid(axes, tiles, row_names, column_names, lead=lead, rows_per_group=rows_per_group)
     axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
     axes.xaxis.tick_top()
-    if max(map(len, column_names), default=0) > _LONGEST_UPRIGHT:
+    if max(map(len, column_names), default=0) > _MAX_UPRIGHT:
         slant: dict[str, Any] = {"rotation": _SLANT, "ha": "left", "rotation_mode": "anchor"}
         axes.set_xticks(axes.get_xticks(), column_names, **slant)
     return figure
@@ -99,23 +99,25 @@ def draw_image_grid(
     column_names: Sequence[str],
     *,
     lead: int = 0,
+    rows_per_group: int = 1,
 ) -> None:
-    """Show images in rows and columns.
-
-    They are drawn as one image, in a moment; a hundred axes take seconds.
+    """Draw images in rows and columns, as a single image: separate axes for each would take seconds.
 
     Args:
-        axes: Where to.
+        axes: The axes to draw on.
         tiles: Colours in [0, 1], with shape ``(rows, columns, H, W, 3)``.
         row_names: Names of the first rows.
         column_names: Names of the first columns.
-        lead: Number of columns behind which there is a wider gap.
+        lead: Number of columns after which the gap is wider; 0 for none.
+        rows_per_group: Rows that belong together; the gap between groups of more than one row is wider.
     """
-    num_rows, num_columns, height, width, _ = tiles.shape
-    zoom = math.ceil(_RESOLUTION / max(height, width))
+    num_grid_rows, num_columns, height, width, _ = tiles.shape
+    zoom = math.ceil(_MIN_RESOLUTION / max(height, width))
     height, width = height * zoom, width * zoom
     gap = max(1, max(height, width) // 16)
-    top = np.arange(num_rows) * (height + gap)
+    top = np.arange(num_grid_rows) * (height + gap)
+    if rows_per_group > 1:
+        top += np.arange(num_grid_rows) // rows_per_group * 3 * gap
     left = np.arange(num_columns) * (width + gap)
     left[lead:] += 4 * gap if lead else 0
     canvas = np.ones((top[-1] + height, left[-1] + width, 3))

@@ -1,4 +1,4 @@
-"""What figures are made from: checks at the door, and a model's outputs on the CPU."""
+"""Validation of arguments of plot functions, and outputs of models in batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import as_labels
+from pyro_ssvae._checks import as_count, as_labels
 from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import evaluation_mode
 
@@ -17,41 +17,48 @@ __all__ = [
     "as_class_names",
     "as_classes",
     "as_image_shape",
-    "check_rows",
+    "check_examples",
+    "complete_classes",
     "decode_means",
     "encode_means",
-    "in_batches",
+    "map_batches",
+    "select_examples",
 ]
 
-_BATCH = 1000
+_BATCH_SIZE = 1000
 
 
-def in_batches(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Return ``function`` of equally many rows each, computed in batches, on the CPU."""
-    batches = zip(*(part.split(_BATCH) for part in rows), strict=True)
+def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Return ``function(*tensors)``, computed in batches along the first dimension, on the CPU."""
+    batches = zip(*(tensor.split(_BATCH_SIZE) for tensor in tensors), strict=True)
     return torch.cat([function(*batch).cpu() for batch in batches])
 
 
 def encode_means(model: SemiSupervisedModel, x: Tensor, y: Tensor) -> Tensor:
-    """Return the means of q(z|x,y), ``(N, L)``, on the CPU, of x ``(N, *event)``, y ``(N,)``."""
+    """Return the means of q(z|x,y), ``(N, L)``, on the CPU, for x ``(N, *event)`` and y ``(N,)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
-        return in_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
+        return map_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
 
 
 def decode_means(model: SemiSupervisedModel, y: Tensor, z: Tensor) -> Tensor:
-    """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, of y ``(N,)``, z ``(N, L)``."""
+    """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, for y ``(N,)`` and z ``(N, L)``."""
     like = next(model.parameters())
     with torch.no_grad(), evaluation_mode(model):
-        return in_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
+        return map_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
 
 
-def check_rows(model: Model, x: Any, name: str = "x") -> Tensor:
-    """Return rows that the model can take.
+def complete_classes(model: SemiSupervisedModel, x: Tensor, y: Tensor) -> Tensor:
+    """Return ``y``, shape ``(N,)``, with the predicted class in place of -1."""
+    return y if bool((y >= 0).all()) else torch.where(y < 0, map_batches(model.predict, x), y)
+
+
+def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
+    """Return examples that the model can take, detached.
 
     Raises:
-        TypeError: If they are no floating-point tensor.
-        ValueError: If their shape is not ``(N, *event_shape)`` with at least one row.
+        TypeError: If they are not a floating-point tensor.
+        ValueError: If their shape is not ``(N, *event_shape)`` with N of at least 1.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -62,39 +69,48 @@ def check_rows(model: Model, x: Any, name: str = "x") -> Tensor:
     event_shape = tuple(model.event_shape)
     if tuple(x.shape[1:]) != event_shape or len(x) == 0:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}; the model takes rows of shape {event_shape}, so "
-            f"(N, {', '.join(map(str, event_shape))}) with N of at least 1. For one row use "
-            f"{name}.unsqueeze(0)."
+            f"{name} has shape {tuple(x.shape)}; the model takes examples of shape {event_shape}, so "
+            f"(N, {', '.join(map(str, event_shape))}) with N of at least 1. For one example use {name}.unsqueeze(0)."
         )
     return x.detach()
 
 
+def select_examples(model: Model, x: Any, y: Any, num_images: int) -> tuple[Tensor, Tensor]:
+    """Return the first ``num_images`` examples and their classes, -1 where unknown or ``y`` is ``None``.
+
+    Raises:
+        TypeError: As :func:`check_examples` and :func:`as_classes`, or if ``num_images`` is not an integer.
+        ValueError: As :func:`check_examples` and :func:`as_classes`, or if ``num_images`` is not positive.
+    """
+    x = check_examples(model, x)
+    num_images = as_count(num_images, "num_images", least=1)
+    if y is None:
+        y = torch.full((len(x),), -1)
+    else:
+        y = as_classes(y, "y", len(x), getattr(model, "num_classes", None), allow_unlabelled=True)
+    return x[:num_images], y[:num_images]
+
+
 def as_classes(
-    values: Any,
-    name: str,
-    num_rows: int,
-    num_classes: int | None,
-    *,
-    allow_unlabelled: bool = False,
+    values: Any, name: str, num_examples: int, num_classes: int | None, *, allow_unlabelled: bool = False
 ) -> Tensor:
     """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known.
 
     Raises:
         TypeError: If the values are not numbers.
-        ValueError: If they are no class indices, one for each row.
+        ValueError: If they are not class indices, one for each example.
     """
-    y = as_labels(values, name, num_rows, allow_unlabelled=allow_unlabelled)
+    y = as_labels(values, name, num_examples, allow_unlabelled=allow_unlabelled)
     if num_classes is not None and len(y) and int(y.max()) >= num_classes:
         raise ValueError(
-            f"{name} holds class {int(y.max())}; there are {num_classes} classes, so 0 to "
-            f"{num_classes - 1} are allowed. Hand in labels that belong to this model, or all "
-            "class names."
+            f"{name} holds class {int(y.max())}; there are {num_classes} classes, so 0 to {num_classes - 1} are "
+            "allowed. Pass labels that belong to this model, or all class names."
         )
     return y
 
 
 def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Return a name for each class: as given, else "0", "1", ...
+    """Return a name for each class: those given, else "0", "1", ...
 
     Raises:
         ValueError: If there are fewer or more names than classes.
@@ -102,36 +118,32 @@ def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[
     names = [str(name) for name in (range(num_classes) if class_names is None else class_names)]
     if len(names) != num_classes:
         raise ValueError(
-            f"class_names holds {len(names)} names for {num_classes} classes; give one for "
-            "each class, as data.class_names does."
+            f"class_names holds {len(names)} names for {num_classes} classes; give one for each class, as "
+            "data.class_names does."
         )
     return names
 
 
-def as_image_shape(
-    event_shape: Sequence[int],
-    image_shape: Sequence[int] | None = None,
-) -> tuple[int, int, int]:
-    """Return channels, height and width of an event that is an image.
+def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None = None) -> tuple[int, int, int]:
+    """Return channels, height and width of examples that are images.
 
-    A flat event is never guessed to be one, whatever its length.
+    A flat example is never guessed to be an image, whatever its length.
 
     Args:
-        event_shape: Shape of a row: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)`` are images.
-        image_shape: One of these shapes with as many elements, for rows of any shape.
+        event_shape: Shape of an example: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)`` are images.
+        image_shape: One of these shapes with as many elements, for examples stored in another shape.
 
     Raises:
-        ValueError: If the event is no image.
+        ValueError: If the examples are not images.
     """
     event, shape = tuple(event_shape), tuple(event_shape if image_shape is None else image_shape)
     possible = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
     if not possible or min(shape) < 1 or math.prod(shape) != math.prod(event):
-        asked = "" if image_shape is None else f" with image_shape={shape}"
+        given = "" if image_shape is None else f" with image_shape={shape}"
         raise ValueError(
-            f"Rows of shape {event}{asked} are no images: (1, H, W), (3, H, W) and (H, W) are "
-            "allowed. Where rows hold pixels in another shape, hand in image_shape=(channels, "
-            "height, width) with as many elements; for tables there is "
-            "plot_feature_means."
+            f"Examples of shape {event}{given} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Where "
+            "pixels are stored in another shape, pass image_shape=(channels, height, width) with as many elements; "
+            "for tables use plot_feature_means."
         )
     channels, height, width = shape if len(shape) == 3 else (1, *shape)
     return channels, height, width

@@ -16,7 +16,7 @@ from pyro_ssvae.evaluation import Grid
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.plots.image_grid import new_image_grid, to_rgb
-from pyro_ssvae.plots.inputs import as_image_shape, check_rows
+from pyro_ssvae.plots.inputs import as_image_shape, check_examples
 from pyro_ssvae.plots.style import INK, class_colours, new_figure, set_title, style_axes
 
 __all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths", "plot_plane_paths"]
@@ -147,7 +147,7 @@ def plot_arithmetic(
         ValueError: If rows do not fit the model, are no images, or are not three for each analogy.
     """
     shape = as_image_shape(model.event_shape, image_shape)
-    x = check_rows(model, x)
+    x = check_examples(model, x)
     if not len(x) or len(x) % 3:
         raise ValueError(f"x holds {len(x)} rows; analogies take three each: a, b and c.")
     with fork_random_state(model, seed):

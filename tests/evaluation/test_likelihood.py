@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae import DDGM, M1, M1M2, M2
 from pyro_ssvae.distributions import FixedClassPrior, VampPrior
-from pyro_ssvae.evaluation import log_likelihood, mean_bound
+from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.likelihood import _width
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.objectives import SemiSupervisedELBO, UnsupervisedELBO
@@ -139,7 +139,7 @@ def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device:
         if name == "m1"
         else SemiSupervisedELBO(module, num_labelled=3, num_unlabelled=200)
     )
-    bound = mean_bound(objective.to(device), x)
+    bound = objective.to(device).mean_bound(x)
     few, more, many = (log_likelihood(module, x, num_samples=k) for k in (1, 10, 1000))
     assert few.mean < more.mean + 0.05
     assert bound < many.mean
@@ -221,7 +221,7 @@ class _Wide(nn.Module):
 @pytest.mark.parametrize(("limit", "largest"), [(60_000, 60_000), (1_200_000, 1_000_000), (1000, 10_000)])
 def test_memory_stays_within_its_limit(limit: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws of a row are cut where one row has too many, rows where several have; two find the width at first."""
-    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._ELEMENTS_AT_A_TIME", limit)
+    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._MAX_ELEMENTS", limit)
     m1 = M1((4,), latent_dim=3, hidden_dims=(8,), likelihood="gaussian", decoder=_Wide())
     log_likelihood(m1, torch.randn(5, 4), num_samples=100 if limit > 1000 else 3)
     assert max(m1.decoder.sizes) == largest
@@ -275,7 +275,7 @@ def test_bad_arguments() -> None:
     m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
     with pytest.raises(TypeError, match="a DDGM has none.*annealed_log_normaliser"):
         log_likelihood(DDGM((2,)), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="zero rows"):
+    with pytest.raises(ValueError, match="zero examples"):
         log_likelihood(m1, torch.zeros(0, 6))
     with pytest.raises(ValueError, match="num_samples=0"):
         log_likelihood(m1, torch.zeros(1, 6), num_samples=0)

@@ -13,7 +13,6 @@ from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.evaluation import (
     class_control,
     classification_error,
-    mean_bound,
     posterior_diagnostics,
     predict_batches,
 )
@@ -37,8 +36,10 @@ def test_error_and_probabilities_of_stored_rows(device: torch.device) -> None:
     y = probabilities.argmax(-1)
     y[:3] = (y[:3] + 1) % K
     assert classification_error(m2, x, y, scale=16.0) == pytest.approx(3 / 11)
-    with pytest.raises(ValueError, match="zero rows"):
-        classification_error(m2, x[:0], y[:0])
+    y[3:5] = -1  # unknown
+    assert classification_error(m2, x, y, scale=16.0) == pytest.approx(3 / 9)
+    assert classification_error(m2, x, torch.full_like(y, -1), scale=16.0) is None
+    assert classification_error(m2, x[:0], y[:0]) is None
 
 
 def test_diagnostics_are_the_sums_they_claim(device: torch.device) -> None:
@@ -73,13 +74,13 @@ def test_bound_is_fixed_by_the_seed_and_touches_nothing(device: torch.device) ->
     objective = SemiSupervisedELBO(m2, num_labelled=1, num_unlabelled=39).to(device)
     m2.train()
     before = torch.get_rng_state()
-    first, again, other = (mean_bound(objective, x, scale=16.0, binarisation="dynamic", seed=s) for s in (0, 0, 1))
+    first, again, other = (objective.mean_bound(x, scale=16.0, binarisation="dynamic", seed=s) for s in (0, 0, 1))
     assert first == again
     assert first != other
     assert torch.equal(before, torch.get_rng_state())
     assert m2.training
     # Binary pixels drawn with grey intensities: the bound of the grey values is the expectation.
-    grey = mean_bound(objective, x, scale=16.0, seed=0)
+    grey = objective.mean_bound(x, scale=16.0, seed=0)
     assert grey == pytest.approx(first, rel=0.02)
 
 

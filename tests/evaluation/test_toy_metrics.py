@@ -97,9 +97,9 @@ def test_energies_of_data_and_samples() -> None:
     found = energy_diagnostics(ddgm, x.repeat(50, 1), scale=20.0)
     assert torch.equal(torch.get_rng_state(), before)
     constant = 4 * math.log(2.0)
-    assert found["energy_of_data"] == pytest.approx(12.5 - constant, rel=1e-5)
-    assert found["energy_of_samples"] == pytest.approx(25.0 - constant, rel=1e-5)
-    assert found["energy_difference"] == pytest.approx(-12.5, rel=1e-5)
+    assert found["energy_data"] == pytest.approx(12.5 - constant, rel=1e-5)
+    assert found["energy_samples"] == pytest.approx(25.0 - constant, rel=1e-5)
+    assert found["energy_gap"] == pytest.approx(-12.5, rel=1e-5)
     assert found["std_ratio"] == pytest.approx(math.sqrt(25.0 / 12.5), rel=0.05)
     lone = DDGM((2,), generator=_Points(torch.ones(1, 2)))
     assert energy_diagnostics(lone, x, scale=20.0)["std_ratio"] == 0.0

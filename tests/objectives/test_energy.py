@@ -218,7 +218,7 @@ def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> No
     config = TrainingConfig(max_steps=300, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
     run = fit(objective, data, config, out=tmp_path / "run", progress=False)
     last = run.metrics[-1]
-    assert {"energy_gap", "entropy", "gradient_norm", "sample_std", "std_ratio", "energy_of_data"} <= set(last)
+    assert {"energy_gap", "entropy", "gradient_norm", "sample_std", "std_ratio", "energy_data"} <= set(last)
     assert run.metrics[0]["std_ratio"] != last["std_ratio"]
     twin = pyro_ssvae.load(tmp_path / "run")
     torch.testing.assert_close(twin.energy(data.x[:5]), ddgm.energy(data.x[:5]).cpu())

@@ -23,16 +23,16 @@ def test_confusion_counts_and_percentages():
     assert counts == {(0, 0): "3", (2, 0): "1", (0, 1): "1", (1, 1): "1", (2, 2): "1"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c", "d"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-    assert figure.get_suptitle() == "Confusion matrix: error 28.57% (2 of 7 rows)"
+    assert figure.get_suptitle() == "Confusion matrix: error 28.57% (2 of 7 examples)"
 
 
 @pytest.mark.parametrize("num_classes", [1, 20, 21, 90])
 def test_confusion_matrices_of_any_size(num_classes):
     y = np.arange(2 * num_classes) % num_classes
-    figure = plot_confusion_matrix(y, y, title="Test rows")
+    figure = plot_confusion_matrix(y, y, title="Test data")
     assert figure.axes[0].images[0].get_array().shape == (num_classes, num_classes)
     assert len(figure.axes[0].texts) == (num_classes if num_classes <= 20 else 0)
-    assert figure.get_suptitle().startswith("Test rows: error 0.00%")
+    assert figure.get_suptitle().startswith("Test data: error 0.00%")
     assert to_png(figure).startswith(b"\x89PNG")
 
 
@@ -64,7 +64,7 @@ def test_calibration_error_and_points():
     shares = [bar.get_height() for bar in figure.axes[1].patches]
     np.testing.assert_allclose(shares, [0, 0, 0, 0, 0, 0, 0.2, 0, 0, 0.8])
     assert figure.get_suptitle() == "Reliability: expected calibration error 43.0%"
-    assert figure.get_supxlabel() == "5 rows, accuracy 60.0%, mean confidence 89.0%"
+    assert figure.get_supxlabel() == "5 examples, accuracy 60.0%, mean confidence 89.0%"
 
 
 def _ends(figure):
@@ -91,7 +91,7 @@ def test_a_calibrated_classifier_is_near_the_diagonal():
     ("p", "y", "message"),
     [
         ([0.5, 0.5], [0], r"have shape \(2,\)"),
-        (np.empty((0, 2)), [], "at least one row"),
+        (np.empty((0, 2)), [], "at least one example"),
         ([[2.0, -1.0]], [0], r"must be non-negative and sum to 1.*softmax"),
         ([[0.2, 0.2]], [0], "sum to 1"),
         ([[np.nan, 1.0]], [0], "sum to 1"),

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae import M2
+from pyro_ssvae import M1, M2
 from pyro_ssvae.plots import (
     plot_analogies,
     plot_feature_means,
+    plot_interpolations,
     plot_latent_map,
     plot_reconstructions,
     plot_samples,
+    plot_traversals,
 )
 from pyro_ssvae.plots.style import ALARM, INK, class_colours, to_png
 
@@ -38,9 +40,9 @@ def mosaic(figure, axes=0):
     return np.asarray(image.get_array())
 
 
-def tile(figure, row, column, *, lead=0, axes=0):
+def tile(figure, row, column, *, lead=0, axes=0, rows_per_group=None):
     """Cut the 8x8 image of a cell out of a mosaic."""
-    top = row * (64 + GAP)
+    top = row * (64 + GAP) + (row // rows_per_group * 3 * GAP if rows_per_group else 0)
     left = column * (64 + GAP) + (4 * GAP if lead and column >= lead else 0)
     return mosaic(figure, axes)[top : top + 64 : 8, left : left + 64 : 8, 0]
 
@@ -50,7 +52,7 @@ def texts(labels):
 
 
 FIGURES = {
-    "samples": lambda m, x, y: plot_samples(m, num_per_class=2, seed=3),
+    "samples": lambda m, x, y: plot_samples(m, num_columns=2, seed=3),
     "analogies": lambda m, x, y: plot_analogies(m, x),
     "reconstructions": lambda m, x, y: plot_reconstructions(m, x, y),
     "latent_map": lambda m, x, y: plot_latent_map(m, x, y, labelled=y == 0, seed=3),
@@ -92,13 +94,13 @@ def test_the_same_figure_is_the_same_png(name):
 
 def test_seeds_differ():
     model = make_model()
-    first, second = (mosaic(plot_samples(model, num_per_class=2, seed=seed)) for seed in (0, 1))
+    first, second = (mosaic(plot_samples(model, num_columns=2, seed=seed)) for seed in (0, 1))
     assert not np.array_equal(first, second)
 
 
 def test_samples_have_a_row_per_class_and_a_column_per_sample():
     model = make_model()
-    figure = plot_samples(model, num_per_class=4, class_names=["a", "b", "c"], seed=5)
+    figure = plot_samples(model, num_columns=4, class_names=["a", "b", "c"], seed=5)
     assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 4 * 64 + 3 * GAP, 3)
     assert texts(figure.axes[0].get_yticklabels()) == ["a", "b", "c"]
     torch.manual_seed(5)
@@ -109,7 +111,7 @@ def test_samples_have_a_row_per_class_and_a_column_per_sample():
 def test_analogies_show_the_source_and_every_class():
     model = make_model().eval()
     x, y = make_rows(model, 5)
-    figure = plot_analogies(model, x, y, num_rows=4)
+    figure = plot_analogies(model, x, y, num_images=4)
     assert mosaic(figure).shape == (4 * 64 + 3 * GAP, 4 * 64 + 3 * GAP + 4 * GAP, 3)
     assert texts(figure.axes[0].get_xticklabels()) == ["given", "0", "1", "2"]
     np.testing.assert_allclose(tile(figure, 2, 0, lead=1), x[2, 0], rtol=1e-6)
@@ -156,7 +158,7 @@ def test_image_shapes(event_shape, image_shape):
     model = make_model(event_shape)
     x, y = make_rows(model)
     plot_reconstructions(model, x, y, image_shape=image_shape)
-    figure = plot_samples(model, num_per_class=2, image_shape=image_shape)
+    figure = plot_samples(model, num_columns=2, image_shape=image_shape)
     assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 2 * 64 + GAP, 3)
 
 
@@ -183,9 +185,9 @@ def test_rows_that_are_no_images_are_refused(shape):
     model = make_model(shape)
     x, _ = make_rows(model)
     for draw in (plot_samples, plot_analogies, plot_reconstructions):
-        with pytest.raises(ValueError, match=r"are no images: .*are allowed.*image_shape="):
+        with pytest.raises(ValueError, match=r"are not images: .*are allowed.*image_shape="):
             draw(model) if draw is plot_samples else draw(model, x)
-    with pytest.raises(ValueError, match=r"image_shape=\(1, 8, 9\) are no images"):
+    with pytest.raises(ValueError, match=r"image_shape=\(1, 8, 9\) are not images"):
         plot_samples(model, image_shape=(1, 8, 9))
 
 
@@ -193,7 +195,7 @@ def test_rows_that_are_no_images_are_refused(shape):
 def test_wrong_rows_and_labels_are_refused(draw):
     model = make_model()
     x, y = make_rows(model)
-    with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes rows of shape"):
+    with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes examples of shape"):
         draw(model, x.reshape(7, 1, 4, 16), y)
     with pytest.raises(ValueError, match="at least 1"):
         draw(model, x[:0], y[:0])
@@ -210,10 +212,10 @@ def test_wrong_rows_and_labels_are_refused(draw):
 @pytest.mark.parametrize(("number", "error"), [(0, ValueError), (2.5, TypeError)])
 def test_numbers_of_images_are_checked(number, error):
     model = make_model()
-    with pytest.raises(error, match="num_per_class"):
-        plot_samples(model, num_per_class=number)
-    with pytest.raises(error, match="num_rows"):
-        plot_analogies(model, make_rows(model)[0], num_rows=number)
+    with pytest.raises(error, match="num_columns"):
+        plot_samples(model, num_columns=number)
+    with pytest.raises(error, match="num_images"):
+        plot_analogies(model, make_rows(model)[0], num_images=number)
 
 
 def test_two_latents_are_shown_as_they_are():
@@ -244,7 +246,7 @@ def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
     for offset, colour in zip(points.get_offsets(), points.get_facecolors(), strict=True):
         row = np.abs(z - offset).sum(1).argmin()
         np.testing.assert_allclose(colour[:3], expected[y[row]][:3])
-    assert "not known" in texts(figure.legends[0].get_texts())
+    assert "unknown" in texts(figure.legends[0].get_texts())
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
@@ -268,11 +270,11 @@ def test_latent_maps_refuse_what_they_cannot_draw():
     x, y = make_rows(model)
     with pytest.raises(ValueError, match="auto, pca, tsne"):
         plot_latent_map(model, x, y, method="umap")
-    with pytest.raises(ValueError, match="boolean for each of the 7 rows"):
+    with pytest.raises(ValueError, match="boolean for each of the 7 examples"):
         plot_latent_map(model, x, y, labelled=[True])
     with pytest.raises(ValueError, match="at least 2"):
         plot_latent_map(model, x[:1], y[:1])
-    with pytest.raises(ValueError, match="4 rows"):
+    with pytest.raises(ValueError, match="4 examples"):
         plot_latent_map(model, x[:3], y[:3], method="tsne")
 
 
@@ -292,8 +294,8 @@ def test_feature_means_are_in_standard_deviations_of_the_given_rows():
     y = y.clamp(max=1)  # no row of class 2
     names = ["u", "v", "w", "r", "constant"]
     figure = plot_feature_means(model, x, y, num_per_class=3, feature_names=names)
-    generated, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
-    assert generated.shape == given.shape == (3, 5)
+    samples, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert samples.shape == given.shape == (3, 5)
     means = torch.stack([x[y == k].mean(0) for k in (0, 1)])
     expected = (means - means.mean(0)) / x.std(0, correction=0)
     np.testing.assert_allclose(given[:2, :4], expected[:, :4], atol=1e-5)
@@ -304,7 +306,7 @@ def test_feature_means_are_in_standard_deviations_of_the_given_rows():
 
 def test_feature_means_need_no_rows():
     figure = plot_feature_means(make_model((5,)))
-    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["generated rows"]
+    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["samples"]
 
 
 def test_feature_means_check_their_arguments():
@@ -320,8 +322,61 @@ def test_feature_means_check_their_arguments():
         plot_feature_means(model, x, y[:6])
 
 
+def test_feature_means_leave_unknown_classes_out():
+    model = make_model((5,), likelihood="gaussian")
+    x, y = make_rows(model, 6)
+    some = plot_feature_means(model, x, torch.where(torch.arange(6) < 4, y, -1)).axes[1].images[0].get_array()
+    np.testing.assert_array_equal(some, plot_feature_means(model, x[:4], y[:4]).axes[1].images[0].get_array())
+    plot_feature_means(model, x, torch.full((6,), -1))  # none known: samples alone
+
+
+def test_unknown_classes_are_predicted_and_not_called_wrong():
+    model = make_model().eval()
+    x, _ = make_rows(model)
+    predicted = model.predict(x)
+    known = torch.where(torch.arange(7) < 3, predicted, -1)
+    assert np.array_equal(mosaic(plot_analogies(model, x, known)), mosaic(plot_analogies(model, x, predicted)))
+    assert "at the true or predicted class" in plot_analogies(model, x, known).get_supxlabel()
+    captions = plot_reconstructions(model, x, known).axes[0].get_xticklabels()
+    assert {caption.get_color() for caption in captions} == {INK}
+
+
+def test_m1_images_are_decoded_means():
+    torch.manual_seed(1)
+    m1 = M1((1, 8, 8), latent_dim=3, hidden_dims=(6,)).eval()
+    x = torch.rand(12, 1, 8, 8)
+    decoded = m1.reconstruct(x)
+    assert mosaic(plot_samples(m1, num_columns=3, seed=5)).shape == (3 * 64 + 2 * GAP, 3 * 64 + 2 * GAP, 3)
+    torch.manual_seed(5)
+    np.testing.assert_allclose(tile(plot_samples(m1, num_columns=3, seed=5), 1, 1), m1.generate(9)[4, 0], rtol=1e-5)
+    pairs = plot_reconstructions(m1, x)
+    assert len(pairs.axes) == 2
+    np.testing.assert_allclose(tile(pairs, 0, 1, axes=1), x[11, 0], rtol=1e-6)
+    np.testing.assert_allclose(tile(pairs, 1, 1, axes=1), decoded[11, 0], rtol=1e-5)
+    paths = plot_interpolations(m1, x[:2], x[2:4], steps=5)
+    assert texts(paths.axes[0].get_yticklabels()) == ["straight", "arc"] * 2
+    for row, spherical in ((2, False), (3, True)):
+        expected = m1.interpolate(x[1], x[3], steps=5, spherical=spherical)
+        np.testing.assert_allclose(tile(paths, row, 0, rows_per_group=2), x[1, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 6, rows_per_group=2), x[3, 0], rtol=1e-6)
+        np.testing.assert_allclose(tile(paths, row, 3, rows_per_group=2), expected[2, 0], rtol=1e-5)
+    figure = plot_traversals(m1, x, num_latents=2, values=(-1.0, 1.0))
+    chosen = m1.transform(x).std(0).argsort(descending=True)[1]
+    assert texts(figure.axes[0].get_yticklabels())[1].startswith(f"z[{chosen}] (")
+    np.testing.assert_allclose(tile(figure, 1, 1), m1.traverse(x[:1], int(chosen), [1.0])[0, 0, 0], rtol=1e-5)
+
+
+def test_latent_map_of_m1_has_its_own_note():
+    m1 = M1((1, 8, 8), latent_dim=2, hidden_dims=(6,))
+    x = torch.rand(4, 1, 8, 8)
+    figure = plot_latent_map(m1, x, [0, 1, -1, -1], class_names=["a", "b"])
+    assert figure.get_supxlabel() == "The classes were not used in training."
+    assert texts(figure.legends[0].get_texts()) == ["a", "b", "unknown"]
+    assert texts(plot_latent_map(m1, x, [-1] * 4).legends[0].get_texts()) == ["unknown"]
+
+
 def test_figures_show_themselves_in_notebooks_and_belong_to_no_window():
     model = make_model()
-    figure = plot_samples(model, num_per_class=1)
+    figure = plot_samples(model, num_columns=1)
     assert figure.canvas.manager is None
-    assert figure._repr_png_() == to_png(plot_samples(model, num_per_class=1))
+    assert figure._repr_png_() == to_png(plot_samples(model, num_columns=1))

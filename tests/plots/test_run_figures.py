@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pyro_ssvae import DDGM, M2, RunFolderError, SemiSupervisedData
-from pyro_ssvae.plots import save_figures
+from pyro_ssvae import DDGM, M1, M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae.plots import figures, save_figures
+from pyro_ssvae.plots.style import new_figure
 
 IMAGES = ["samples", "analogies", "reconstructions"]
 ROWS = ["latent_map", "confusion_matrix", "reliability"]
@@ -35,7 +37,7 @@ def make_model(data, **options):
     return M2(data.event_shape, data.num_classes, **options)
 
 
-def write_metrics(folder, text="step,train_loss\n1,2.0\n2,1.0\n"):
+def write_metrics(folder, text="step,train/loss\n1,2.0\n2,1.0\n"):
     path = folder / "metrics.csv"
     path.write_text(text, encoding="utf-8")
     return path
@@ -77,7 +79,7 @@ def test_without_test_rows(tmp_path):
 
 def test_curves_need_rows(tmp_path):
     data = make_data((5,), held_out=None)
-    for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train_loss\n")):
+    for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train/loss\n")):
         paths = save_figures(make_model(data), data, metrics, tmp_path / "f")
         assert stems(paths) == ["feature_means"]
 
@@ -112,7 +114,7 @@ def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
 
 def test_a_model_that_does_not_fit_is_refused(tmp_path):
     data, other = make_data(), make_data((1, 4, 4))
-    with pytest.raises(ValueError, match="Hand in the data that the model was trained on"):
+    with pytest.raises(ValueError, match="Pass the data that the model was trained on"):
         save_figures(make_model(other), data, None, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +126,7 @@ def test_values_beyond_the_unit_interval_are_not_clipped(tmp_path, monkeypatch):
         ranges.append(options["value_range"])
         raise StopIteration
 
-    monkeypatch.setattr("pyro_ssvae.plots.run.plot_samples", record)
+    monkeypatch.setattr("pyro_ssvae.plots.m2.plot_samples", record)
     for low, high, expected in ((-2.0, 3.0, (-2.0, 3.0)), (0.2, 0.9, (0.0, 1.0))):
         x = torch.linspace(low, high, 4 * 16).reshape(4, 1, 4, 4)
         data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1])
@@ -184,7 +186,7 @@ def test_analogies_can_be_judged(tmp_path, monkeypatch):
         seen.append((x, note))
         raise StopIteration
 
-    monkeypatch.setattr("pyro_ssvae.plots.run.plot_arithmetic", record)
+    monkeypatch.setattr("pyro_ssvae.plots.ddgm.plot_arithmetic", record)
     x = torch.linspace(0.0, 1.0, 40).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     y = torch.tensor([0, 1, 2, 2]).repeat(10)
     for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
@@ -202,3 +204,63 @@ def test_analogies_can_be_judged(tmp_path, monkeypatch):
     assert not torch.equal(seen[0][0], seen[2][0])
     assert seen[0][1] == "a and b are of one class, c of another: the answer should be c's class in b's style"
     assert (len(seen[3][0]), seen[3][1]) == (18, "")
+
+
+M1_FIGURES = ["samples", "reconstructions", "interpolations", "traversals", "latent_map"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "held_out", "expected"),
+    [((1, 8, 8), "test", M1_FIGURES), ((1, 8, 8), None, ["samples"]), ((5,), "validation", ["latent_map"])],
+)
+def test_a_run_of_m1(tmp_path, shape, held_out, expected):
+    data = make_data(shape, held_out).without_labels()
+    m1 = M1(data.event_shape, latent_dim=2, hidden_dims=(6,))
+    state = torch.get_rng_state()
+    assert stems(save_figures(m1, data, None, tmp_path)) == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    assert m1.training
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
+@pytest.mark.parametrize("num_known", [0, 3])
+def test_held_out_examples_of_unknown_class(tmp_path, shape, num_known):
+    data = make_data(shape)
+    y_test = torch.full_like(data.y_test, -1)
+    y_test[:num_known] = data.y_test[:num_known]
+    data = dataclasses.replace(data, y_test=y_test)
+    needing_labels = ROWS[1:] if num_known else []
+    for make, expected in (
+        (make_model, [*(IMAGES if len(shape) == 3 else ["feature_means"]), "latent_map"]),
+        (lambda data: make_ddgm(data, num_classes=3), ENERGIES if len(shape) == 3 else ENERGIES[:1]),
+    ):
+        assert stems(save_figures(make(data), data, None, tmp_path)) == [*expected, *needing_labels]
+    m1 = M1(data.event_shape, latent_dim=2, hidden_dims=(6,))
+    assert stems(save_figures(m1, data, None, tmp_path))[-1] == "latent_map"
+
+
+def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
+    class Subclass(M2):
+        pass
+
+    class Mine(torch.nn.Module):
+        pass
+
+    data = make_data((5,), held_out=None)
+    options = {"image_shape": None, "max_points": 10, "seed": 3}
+    assert figures(Mine(), data, **options) == {}
+    assert stems(save_figures(Mine(), data, write_metrics(tmp_path), tmp_path)) == ["training_curves"]
+    m2 = Subclass(data.event_shape, data.num_classes, hidden_dims=(6,))
+    assert list(figures(m2, data, **options)) == ["feature_means"]  # inherited
+
+    @figures.register(Mine)
+    @figures.register(Subclass)
+    def _(model, data, *, image_shape, max_points, seed):
+        assert (image_shape, max_points, seed) == (None, 10, 3)
+        return {"mine": lambda: new_figure(2.0, 2.0)}
+
+    for model in (Mine(), m2):
+        assert stems(save_figures(model, data, write_metrics(tmp_path), tmp_path, **options)) == [
+            "mine",
+            "training_curves",
+        ]
