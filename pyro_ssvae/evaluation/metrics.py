@@ -256,13 +256,18 @@ def validation_metrics(
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))
             few = data.x[order[:_DIAGNOSED_ROWS]]
         energies = energy_diagnostics(module, few, scale=data.scale, seed=seed)
-        if not module.has_classes or not len(x):
+        known, y = data.known_validation
+        if not module.has_classes or not len(known):
             return energies, None
-        error = classification_error(module, x, data.y_validation, scale=data.scale)
+        error = classification_error(module, known, y, scale=data.scale)
         return {"validation_error": error, **energies}, None
     if isinstance(module, SemiSupervisedModel):
-        error = classification_error(module, x, data.y_validation, scale=data.scale)
-        return {"validation_error": error, **posterior_diagnostics(module, few, scale=data.scale)}, -error
+        found = posterior_diagnostics(module, few, scale=data.scale)
+        known, y = data.known_validation
+        if not len(known):
+            return found, None
+        error = classification_error(module, known, y, scale=data.scale)
+        return {"validation_error": error, **found}, -error
     bound = mean_bound(objective, x, scale=data.scale, binarisation=binarisation, seed=seed)
     found = {"validation_bound": bound}
     if isinstance(module, M1):

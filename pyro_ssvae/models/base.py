@@ -15,7 +15,8 @@ from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_seed
-from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform, make_likelihood, make_prior
+from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform
+from pyro_ssvae.distributions.factory import make_likelihood, make_prior
 
 __all__ = [
     "ENUMERATE",

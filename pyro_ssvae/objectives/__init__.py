@@ -15,7 +15,6 @@ from pyro_ssvae.objectives.entropy import (
     make_entropy,
 )
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.handlers import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.importance import normalise_importance_weights, perturb_samples
 from pyro_ssvae.objectives.negative_augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
@@ -31,7 +30,6 @@ __all__ = [
     "EnergyLoss",
     "EnergyObjective",
     "Entropy",
-    "EnumerationError",
     "NegativeAugmentation",
     "Group",
     "MutualInformationEntropy",
@@ -39,7 +37,6 @@ __all__ = [
     "Objective",
     "ScoreEntropy",
     "SemiSupervisedELBO",
-    "StaticELBOError",
     "StaticEnumELBO",
     "Turn",
     "UnsupervisedELBO",

@@ -86,10 +86,11 @@ def save_figures(
         ...     [path.name for path in save_figures(m2, data, None, folder)]
         ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
     """
-    if tuple(model.event_shape) != data.event_shape or getattr(model, "num_classes", math.inf) < data.num_classes:
+    fewest = data.num_classes or 0
+    if tuple(model.event_shape) != data.event_shape or getattr(model, "num_classes", math.inf) < fewest:
         raise ValueError(
             f"The model takes rows of shape {tuple(model.event_shape)} and "
-            f"{getattr(model, 'num_classes', 'no')} classes, the data has {data.event_shape} and {data.num_classes}. "
+            f"{getattr(model, 'num_classes', 'no')} classes, the data has {data.event_shape} and {fewest}. "
             "Hand in the data that the model was trained on."
         )
     max_points = as_count(max_points, "max_points", least=1)
@@ -121,7 +122,7 @@ def _of_classes(
     if _is_image(data.event_shape, image_shape):
         drawings |= _of_images(model, data, x, y, names, image_shape, seed)
     else:
-        given = (x, y) if len(x) else (None, None)
+        given = (x, y) if (y >= 0).any() else (None, None)
         drawings["feature_means"] = lambda: plot_feature_means(
             model,
             *given,
@@ -140,7 +141,9 @@ def _of_classes(
 def _of_predictions(
     model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], part: str
 ) -> dict[str, Callable[[], Figure]]:
-    """Return the drawings of a classifier."""
+    """Return the drawings of a classifier, none if labels are unknown."""
+    if not len(y) or int(y.min()) < 0:
+        return {}
     probabilities = in_batches(model.predict_proba, x)
     return {
         "confusion_matrix": lambda: plot_confusion_matrix(
@@ -175,7 +178,7 @@ def _of_autoencoder(
             model,
             x[:max_points],
             y[:max_points],
-            class_names=data.class_names,
+            class_names=data.class_names or None,
             note="M1 has not seen the classes that colour the points.",
             seed=seed,
         )
@@ -217,7 +220,7 @@ def _analogies(y: Tensor, seed: int) -> tuple[Tensor, str]:
     Where classes allow, a and b are of one class and c of another, so that the answer can be judged.
     """
     generator = torch.Generator().manual_seed(seed)
-    pairs = (torch.bincount(y) >= 2).nonzero().squeeze(-1)
+    pairs = (torch.bincount(y[y >= 0]) >= 2).nonzero().squeeze(-1)
     if len(pairs) == 0 or len(y.unique()) < 2:
         count = min(3 * _MOST_ANALOGIES, len(y) // 3 * 3)
         return torch.randperm(len(y), generator=generator)[:count], ""
@@ -235,7 +238,7 @@ def _analogies(y: Tensor, seed: int) -> tuple[Tensor, str]:
 
 def _names(model: Classifier, data: SemiSupervisedData) -> list[str]:
     """Return a name for each class of the model, which may have more than the data has names for."""
-    return [*data.class_names, *map(str, range(data.num_classes, model.num_classes))]
+    return [*data.class_names, *map(str, range(len(data.class_names), model.num_classes))]
 
 
 def _value_range(data: SemiSupervisedData) -> tuple[float, float]:
@@ -249,10 +252,12 @@ def _has_rows(metrics: Path) -> bool:
 
 
 def _held_out_rows(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
-    """Return test rows as the model sees them, in their absence validation rows, possibly none."""
-    if len(data.x_test):
-        return "test rows", prepare(data.x_test, scale=data.scale), data.y_test
-    return "validation rows", prepare(data.x_validation, scale=data.scale), data.y_validation
+    """Return test examples as the model sees them, or else validation examples: those with a label, if any has one."""
+    part = "test" if len(data.x_test) else "validation"
+    x, y = (data.x_test, data.y_test) if part == "test" else (data.x_validation, data.y_validation)
+    if (y >= 0).any():
+        x, y = data.known_test if part == "test" else data.known_validation
+    return f"{part} rows", prepare(x, scale=data.scale), y
 
 
 def _is_image(event_shape: Sequence[int], image_shape: Sequence[int] | None) -> bool:
@@ -290,7 +295,9 @@ def _of_images(
         if model.num_classes <= _MOST_CLASSES_OF_IMAGES:
             sources = _one_of_each_class(y)
             drawings["analogies"] = lambda: plot_analogies(model, x[sources], **options)
-        drawings["reconstructions"] = lambda: plot_reconstructions(model, x, y, **options)
+        drawings["reconstructions"] = lambda: plot_reconstructions(
+            model, x, y if int(y.min()) >= 0 else None, **options
+        )
     return drawings
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.training.compilation import shapes
 
 __all__ = ["CapturedSteps"]
@@ -38,9 +39,9 @@ class CapturedSteps:
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._pool: Any = None
 
-    def __call__(self, rows: Rows) -> None:
+    def __call__(self, rows: BatchIndices) -> None:
         """Do a step on the rows with these numbers."""
-        inputs: Rows | Batch = rows if self._stream.resident else self._stream.gather(rows)
+        inputs: BatchIndices | Batch = rows if self._stream.resident else self._stream.gather(rows)
         key = shapes(inputs)
         if key in self._captured:
             graph, static = self._captured[key]
@@ -58,10 +59,10 @@ class CapturedSteps:
             self._captured[key] = self._capture(inputs)
             self._captured[key][0].replay()
 
-    def _run(self, inputs: Rows | Batch) -> None:
+    def _run(self, inputs: BatchIndices | Batch) -> None:
         self._step(inputs if isinstance(inputs, Batch) else self._stream.gather(inputs))
 
-    def _capture(self, inputs: Rows | Batch) -> tuple[torch.cuda.CUDAGraph, Rows | Batch]:
+    def _capture(self, inputs: BatchIndices | Batch) -> tuple[torch.cuda.CUDAGraph, BatchIndices | Batch]:
         static = type(inputs)(*(part.clone() if isinstance(part, Tensor) else None for part in inputs))
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._stream.noise)

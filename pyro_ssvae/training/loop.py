@@ -147,9 +147,16 @@ def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
                 f"The model expects rows of shape {tuple(module.event_shape)}, the data has {tuple(data.event_shape)}. "
                 "Build the model with event_shape=data.event_shape."
             )
-        if getattr(module, "num_classes", data.num_classes) < data.num_classes:
+        num_classes = getattr(module, "num_classes", None)
+        if num_classes is not None and data.num_classes is None:
             raise ValueError(
-                f"The model has {module.num_classes} classes, the data {data.num_classes}. Build the model with "
+                f"The model has {num_classes} classes, and those of the data are unknown, as no label was given. Give "
+                f"labels, or num_classes={num_classes} to cluster without any; M1, and DDGM without num_classes, need "
+                "no classes."
+            )
+        if num_classes is not None and data.num_classes is not None and num_classes < data.num_classes:
+            raise ValueError(
+                f"The model has {num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."
             )
     if isinstance(module, LatentVariableModel):

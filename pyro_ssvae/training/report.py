@@ -111,7 +111,7 @@ def _kl_weights(run: FitResult, num_rows: int, squeezes: bool) -> list[float]:
 
 
 def _errors(module: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
-    rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
+    rows = {"test_error": data.known_test, "validation_error": data.known_validation}
     return {
         name: classification_error(module, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
     }

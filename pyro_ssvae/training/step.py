@@ -19,7 +19,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.training.base_step import BaseStep
 from pyro_ssvae.training.compilation import RecordedLoss, has_compiler, preserve_state, shapes
@@ -121,7 +122,7 @@ class TrainingStep(BaseStep):
         self._watch(loss)
         self._add({"train_loss": loss, **terms})
 
-    def _fast_step(self, rows: Rows, verify: bool) -> None:
+    def _fast_step(self, rows: BatchIndices, verify: bool) -> None:
         expected = self._eager_loss(rows) if verify else None
         try:
             if self.mode == "graph":
@@ -152,7 +153,7 @@ class TrainingStep(BaseStep):
             self._recorded = RecordedLoss(within, lambda: self.objective.latest, self.fabric.device, compiled)
         self._update(*self._recorded(batch))
 
-    def _eager_loss(self, rows: Rows) -> float:
+    def _eager_loss(self, rows: BatchIndices) -> float:
         noise = self.stream.noise.get_state()
         with preserve_state(self.wrapped, self.fabric.device):
             loss = float(self.wrapped(self.stream.gather(rows)).detach())

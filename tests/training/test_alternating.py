@@ -24,7 +24,7 @@ IMAGES = {"gradient_penalty": 0.1, "penalty_fraction": 0.25, "negative_weight": 
 
 
 def make_objective(**options: Any) -> tuple[EnergyObjective, Any]:
-    data = make_toy_data("ring", num_rows=300, num_validation=100)
+    data = make_toy_data("ring", num_train=300, num_validation=100)
     torch.manual_seed(0)
     return EnergyObjective.for_data(DDGM((2,)), data, **options), data
 
