@@ -37,7 +37,9 @@ from pyro_ssvae import (
     TrainingFailedError,
     fit,
 )
-from pyro_ssvae.data import TOY_DATASETS, images_like, make_toy_data, prepare
+from pyro_ssvae.data import make_toy_data, prepare
+from pyro_ssvae.data.preparation import convert_images
+from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
@@ -130,7 +132,7 @@ def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dic
     if row.data != "mnist":
         return {}
     others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
-    x = images_like(prepare(others.x_test, scale=others.scale), data.event_shape)
+    x = convert_images(prepare(others.x_test, scale=others.scale), data.event_shape)
     return {others.name: prepare(x, binarisation="threshold") if row.name == "mnist-source" else x}
 
 

@@ -20,11 +20,12 @@ import pyro
 import torch
 from results_page_m1 import write_page
 from runs import digest, make_all
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import LogLikelihood, log_likelihood
-from pyro_ssvae.networks import ConditionalMLP
+from pyro_ssvae.networks import ACTIVATIONS, MLP
 from pyro_ssvae.objectives import AffineAugmentation
 from pyro_ssvae.presets import PURE
 from pyro_ssvae.training import report
@@ -65,14 +66,34 @@ class Row:
         return RESULTS / f"m2-{self.name}-{digest(settings)}.json"
 
 
+class ClassDecoder(nn.Module):
+    """A multilayer perceptron of latents whose first layer, :math:`W_y z + b_y`, has its own weights for each class."""
+
+    def __init__(
+        self, latent_dim: int, num_classes: int, out_features: int, hidden_dims: list[int], activation: str
+    ) -> None:
+        super().__init__()
+        first, *rest = hidden_dims
+        bound = 1.0 / math.sqrt(latent_dim)  # of nn.Linear, for each class
+        self.weight = nn.Parameter(torch.empty(first, num_classes * latent_dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_classes, first).uniform_(-bound, bound))
+        self.rest = nn.Sequential(ACTIVATIONS[activation](), MLP((first,), out_features, rest, activation=activation))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Map ``z`` ``(*batch, L)`` and integer ``y`` ``(*batch')`` to ``(*broadcast, out_features)``."""
+        classes = torch.arange(len(self.bias), device=y.device)
+        chosen = (y.unsqueeze(-1) == classes).to(z)  # F.one_hot would synchronise host and device
+        by_class = (chosen.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)  # z in the columns of its class, else zero
+        output: Tensor = self.rest(F.linear(by_class, self.weight) + F.embedding(y, self.bias))
+        return output
+
+
 def build(row: Row, event_shape: tuple[int, ...], num_classes: int) -> M2:
     """Return the model of the row."""
     latent_dim = row.model.get("latent_dim", 50)
     sizes = row.model["hidden_dims"][::-1]
     activation = row.model["activation"]
-    decoder = ConditionalMLP(
-        (latent_dim,), num_classes, math.prod(event_shape), sizes, activation=activation, crossed=True
-    )
+    decoder = ClassDecoder(latent_dim, num_classes, math.prod(event_shape), sizes, activation)
     return M2(event_shape, num_classes, decoder=decoder, **row.model)
 
 

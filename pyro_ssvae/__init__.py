@@ -6,16 +6,17 @@ trains it and leaves a run folder; :func:`load` brings the model back.
 """
 
 from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.errors import DataUnavailableError, NonFiniteLossError, RunFolderError, TrainingFailedError
-from pyro_ssvae.models import DDGM, M1, M1M2, M2, load, pyro_view, save
-from pyro_ssvae.objectives import (
-    EnergyObjective,
+from pyro_ssvae.errors import (
+    DataUnavailableError,
     EnumerationError,
-    SemiSupervisedELBO,
+    NonFiniteLossError,
+    PyroSSVAEError,
+    RunFolderError,
     StaticELBOError,
-    StaticEnumELBO,
-    UnsupervisedELBO,
+    TrainingFailedError,
 )
+from pyro_ssvae.models import DDGM, M1, M1M2, M2, load, pyro_view, save
+from pyro_ssvae.objectives import EnergyObjective, SemiSupervisedELBO, StaticEnumELBO, UnsupervisedELBO
 from pyro_ssvae.results import report
 from pyro_ssvae.training import FitResult, TrainingConfig, fit
 
@@ -31,6 +32,7 @@ __all__ = [
     "EnumerationError",
     "FitResult",
     "NonFiniteLossError",
+    "PyroSSVAEError",
     "RunFolderError",
     "SemiSupervisedData",
     "SemiSupervisedELBO",

@@ -1,4 +1,4 @@
-"""Checks at the door: what a user hands in becomes tensors, or an error that says what to do."""
+"""Validation of arguments: arrays, labels, numbers and devices, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 __all__ = [
     "MAX_CLASSES",
     "as_count",
+    "as_device",
+    "as_examples",
     "as_labels",
     "as_num_classes",
-    "as_examples",
     "as_scale",
     "as_seed",
     "to_numpy",
@@ -32,80 +33,78 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
 
     Args:
         values: Array, tensor on any device, or nested lists.
-        name: What the caller's argument is called.
+        name: The caller's argument, for messages.
 
     Raises:
         TypeError: If the values are not real numbers.
-        ValueError: If the rows have different lengths.
+        ValueError: If nested lists have different lengths.
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         if values.layout != torch.strided:
-            raise TypeError(f"{name} is a sparse tensor; hand in a dense one: {name}.to_dense().")
+            raise TypeError(f"{name} is a sparse tensor; pass a dense one: {name}.to_dense().")
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # numpy has no bfloat16
         values = values.numpy()
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no rectangular array ({error}); all rows must have the same shape.") from error
+        raise ValueError(f"{name} is no rectangular array ({error}); all examples must have the same shape.") from error
     if array.dtype.kind not in _NUMBERS:
         raise TypeError(
-            f"{name} has dtype {array.dtype}; bool, integer and real dtypes are allowed. Convert "
-            f"it, for example by {name}.astype('float32') (classes by numpy.unique(y, "
-            "return_inverse=True)[1]), and mark missing labels by -1."
+            f"{name} has dtype {array.dtype}; bool, integer and real dtypes are allowed. Convert it, for example by "
+            f"{name}.astype('float32') (classes by numpy.unique(y, return_inverse=True)[1]), and mark missing labels "
+            "by -1."
         )
     return array
 
 
 def as_examples(values: Any, name: str = "x", *, allow_empty: bool = False) -> Tensor:
-    """Return rows as a CPU tensor that owns its memory.
+    """Return examples as a CPU tensor that owns its memory.
 
     Args:
-        values: Numbers with shape ``(N, *event)``, at least one event axis.
-        name: What the caller's argument is called.
+        values: Numbers with shape ``(N, *event_shape)``, with at least one event dimension.
+        name: The caller's argument, for messages.
         allow_empty: Whether N may be 0.
 
     Returns:
-        Rows with shape ``(N, *event)``: uint8 where they were uint8, float32 otherwise.
+        A tensor with shape ``(N, *event_shape)``: uint8 where the values were uint8, float32 otherwise.
 
     Raises:
         TypeError: If the values are not numbers.
-        ValueError: If there are no rows, rows without numbers, or values that are not finite.
+        ValueError: If there are no examples or no values in them, or values are not finite.
     """
     array = to_numpy(values, name)
     if array.ndim < 2:
         raise ValueError(
-            f"{name} has shape {array.shape}; rows are needed, (N, D) or (N, channels, height, "
-            f"width). Use {name}.reshape(-1, 1) for one number per row, {name}.reshape(1, -1) "
-            "for a single row."
+            f"{name} has shape {array.shape}; (N, D) or (N, channels, height, width) is needed. Use "
+            f"{name}.reshape(-1, 1) for one number per example, {name}.reshape(1, -1) for a single example."
         )
     if 0 in array.shape[1:] or (len(array) == 0 and not allow_empty):
         raise ValueError(
-            f"{name} has shape {array.shape} and thus no values; at least one row with at least "
-            "one number is needed. Check how it was loaded or sliced."
+            f"{name} has shape {array.shape} and thus no values; at least one example with at least one number is "
+            "needed. Check how it was loaded or sliced."
         )
     if array.dtype == np.uint8:
         return torch.from_numpy(np.array(array, order="C"))
-    with np.errstate(over="ignore"):  # what overflows is infinite, and found below
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
         numbers = np.array(array, dtype=np.float32, order="C")
     bad = ~np.isfinite(numbers)
     if bad.any():
-        row = int(np.argwhere(bad)[0, 0])
         raise ValueError(
-            f"{name} holds {int(bad.sum())} values that are NaN, infinite or beyond float32, the "
-            f"first in row {row}; all must be finite. Drop those rows or fill the values in."
+            f"{name} holds {int(bad.sum())} values that are NaN, infinite or beyond float32, the first in "
+            f"{name}[{int(np.argwhere(bad)[0, 0])}]; all must be finite. Drop those examples or fill the values in."
         )
     return torch.from_numpy(numbers)
 
 
-def as_labels(values: Any, name: str, num_rows: int, *, allow_unlabelled: bool = False) -> Tensor:
+def as_labels(values: Any, name: str, num_examples: int, *, allow_unlabelled: bool = False) -> Tensor:
     """Return class indices as a CPU tensor that owns its memory.
 
     Args:
         values: Whole numbers with shape ``(N,)``; floats are accepted where they are whole.
-        name: What the caller's argument is called.
-        num_rows: N, the number of rows that they belong to.
+        name: The caller's argument, for messages.
+        num_examples: N, the number of examples that the labels belong to.
         allow_unlabelled: Whether -1, meaning unlabelled, may occur.
 
     Returns:
@@ -118,63 +117,62 @@ def as_labels(values: Any, name: str, num_rows: int, *, allow_unlabelled: bool =
     array = to_numpy(values, name)
     if array.ndim != 1:
         raise ValueError(
-            f"{name} has shape {array.shape}; one class index per row is needed, shape "
-            f"({num_rows},). Use {name}.reshape(-1) for a column, {name}.argmax(-1) for one-hot "
-            "rows."
+            f"{name} has shape {array.shape}; one class index per example is needed, shape ({num_examples},). Use "
+            f"{name}.reshape(-1) for a column, {name}.argmax(-1) for one-hot labels."
         )
-    if len(array) != num_rows:
+    if len(array) != num_examples:
         raise ValueError(
-            f"{name} holds {len(array)} labels for {num_rows} rows; hand in one for each row"
+            f"{name} holds {len(array)} labels for {num_examples} examples; pass one for each"
             + (", -1 where it is unknown." if allow_unlabelled else ".")
         )
-    if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.floor(array))).all():
-        row = int(np.flatnonzero(~(np.isfinite(array) & (array == np.floor(array))))[0])
+    if array.dtype.kind == "f" and (wrong := ~(np.isfinite(array) & (array == np.floor(array)))).any():
+        first = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"{name}[{row}] is {array[row]}; labels are whole numbers, and -1 (not NaN) marks an "
-            "unlabelled row. Replace NaN by -1 and encode classes as 0, 1, 2, ..."
+            f"{name}[{first}] is {array[first]}; labels are whole numbers, and -1 (not NaN) marks an unlabelled "
+            "example. Replace NaN by -1 and encode classes as 0, 1, 2, ..."
         )
     least = -1 if allow_unlabelled else 0
-    if num_rows and (array.min() < least or array.max() >= MAX_CLASSES):
+    if num_examples and (array.min() < least or array.max() >= MAX_CLASSES):
         if array.min() == -1 and not allow_unlabelled:
             raise ValueError(
-                f"{name} holds -1 (unlabelled) {int((array == -1).sum())} times; only training "
-                "rows may be unlabelled. Drop those rows, or move them into x with y = -1."
+                f"{name} holds -1 (unlabelled) {int((array == -1).sum())} times; every label must be known here. "
+                "Leave those examples out."
             )
         raise ValueError(
-            f"{name} holds labels from {array.min()} to {array.max()}; classes are counted from 0 "
-            f"(at most {MAX_CLASSES}), and -1 marks an unlabelled training row. Encode classes as "
-            "0, 1, 2, ..., for example by numpy.unique(y, return_inverse=True)[1]."
+            f"{name} holds labels from {array.min()} to {array.max()}; classes are counted from 0 (at most "
+            f"{MAX_CLASSES}), and -1 marks an unlabelled example. Encode classes as 0, 1, 2, ..., for example by "
+            "numpy.unique(y, return_inverse=True)[1]."
         )
     return torch.from_numpy(np.array(array, dtype=np.int64))
 
 
-def as_num_classes(num_classes: int | None, labels: dict[str, Tensor]) -> int:
-    """Return the number of classes: as given, or one more than the largest label.
+def as_num_classes(num_classes: int | None, labels: dict[str, Tensor]) -> int | None:
+    """Return the number of classes: as given, else one more than the largest label, ``None`` if no label is known.
 
     Args:
-        num_classes: What the user said, if anything.
-        labels: Labels with shape ``(N,)`` each, by the names of the user's arguments.
+        num_classes: K, or ``None``.
+        labels: Labels with shape ``(N,)`` each, -1 where unknown, by the names of the caller's arguments.
 
     Raises:
         TypeError: If ``num_classes`` is not an integer.
-        ValueError: If it is too small for the labels, or cannot be told from them.
+        ValueError: If it is too small for the labels, or class 0 is the only one among them.
     """
-    largest = max((int(y.max()) for y in labels.values() if len(y)), default=-1)
+    largest = {name: int(y.max()) for name, y in labels.items() if len(y)}
     if num_classes is None:
-        if largest < 1:
-            found = "no label" if largest < 0 else "class 0 alone"
+        found = max(largest.values(), default=-1)
+        if found == 0:
             raise ValueError(
-                f"The labels hold {found}, which does not tell the number of classes; hand it in as num_classes=..."
+                "The labels hold class 0 alone, which does not determine the number of classes; pass num_classes=..."
             )
-        return largest + 1
+        return found + 1 if found > 0 else None
     num_classes = as_count(num_classes, "num_classes", least=1)
     if num_classes > MAX_CLASSES:
         raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
-    for name, y in labels.items():
-        if len(y) and int(y.max()) >= num_classes:
+    for name, label in largest.items():
+        if label >= num_classes:
             raise ValueError(
-                f"{name} holds label {int(y.max())}, but num_classes={num_classes} allows "
-                f"0 to {num_classes - 1}. Raise num_classes or encode the classes as 0, 1, 2, ..."
+                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
+                "num_classes or encode the classes as 0, 1, 2, ..."
             )
     return num_classes
 
@@ -192,8 +190,8 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name}={value!r} is of type {type(value).__name__}; an integer of at least {least} "
-            f"is needed, for example {name}={max(least, 100)}."
+            f"{name}={value!r} is of type {type(value).__name__}; an integer of at least {least} is needed, for "
+            f"example {name}={max(least, 100)}."
         ) from None
     if number < least:
         raise ValueError(f"{name}={number} is too small; it must be at least {least}.")
@@ -214,7 +212,7 @@ def as_seed(seed: Any) -> int:
 
 
 def as_scale(scale: Any, x: Tensor) -> float:
-    """Return the number that divides stored values: as given, else 255 for uint8 and 1 for floats.
+    """Return the divisor of stored values: as given, else 255 for uint8 and 1 for floats.
 
     Raises:
         TypeError: If it is not a number.
@@ -225,10 +223,43 @@ def as_scale(scale: Any, x: Tensor) -> float:
     try:
         number = float(scale)
     except (TypeError, ValueError):
-        raise TypeError(f"scale={scale!r} is no number; hand in what maps x to [0, 1], 255 for 8-bit images.") from None
+        raise TypeError(f"scale={scale!r} is no number; pass what maps x to [0, 1], 255 for 8-bit images.") from None
     if not (math.isfinite(number) and number > 0):
         raise ValueError(
-            f"scale={number} must be positive and finite: x / scale is what the model sees "
-            "(255 for 8-bit images, 1 for values that are ready)."
+            f"scale={number} must be positive and finite: the model sees x / scale (255 for 8-bit images, 1 for "
+            "values that need no scaling)."
         )
     return number
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return a device that exists, a CUDA device with its index.
+
+    Args:
+        device: A device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for CUDA where there is a GPU
+            and the CPU elsewhere.
+
+    Raises:
+        ValueError: For an unknown name, or a CUDA device that does not exist.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={str(device)!r} is unknown; use auto, cpu, cuda or cuda:INDEX.") from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r} needs CUDA, and PyTorch finds no CUDA device here (no GPU, no driver, or a "
+            "CPU-only build of PyTorch). Use the CPU (leave out --cuda), or install a CUDA build on a machine with a "
+            "GPU."
+        )
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={str(device)!r} does not exist; this machine has {torch.cuda.device_count()} CUDA device(s), "
+            "counted from 0."
+        )
+    return torch.device("cuda", index)

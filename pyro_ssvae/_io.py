@@ -1,4 +1,4 @@
-"""Reading and writing small files: atomically, and never by unpickling."""
+"""Reading and writing small files: atomically, and without unpickling."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["atomic_open", "read_json", "write_atomically", "write_json"]
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of ``path`` for writing and rename it to ``path`` when all went well.
+    """Open a temporary file beside ``path`` for writing, and rename it to ``path`` if no error occurs.
 
-    Readers see the old file or the new one, never half of one; on an error nothing is left behind.
+    Readers see the old file or the new one, never a part of one; after an error nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,13 +30,13 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes to ``path``, all or nothing."""
+    """Write bytes to ``path`` by :func:`atomic_open`."""
     with atomic_open(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, all or nothing."""
+    """Write a value as indented JSON by :func:`atomic_open`."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

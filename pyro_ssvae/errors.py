@@ -1,37 +1,93 @@
-"""Errors that callers may want to tell apart; bad arguments raise ``ValueError`` or ``TypeError``."""
+"""Errors of the package, under one base class; bad arguments raise ``ValueError`` or ``TypeError``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DataUnavailableError", "NonFiniteLossError", "RunFolderError", "TrainingFailedError"]
+__all__ = [
+    "DataUnavailableError",
+    "EnumerationError",
+    "NonFiniteLossError",
+    "PyroSSVAEError",
+    "RunFolderError",
+    "StaticELBOError",
+    "TrainingFailedError",
+]
 
 
-class DataUnavailableError(RuntimeError):
-    """A named data set is neither at hand nor downloadable."""
+class PyroSSVAEError(Exception):
+    """Base class of the errors below."""
 
 
-class RunFolderError(RuntimeError):
+class DataUnavailableError(PyroSSVAEError, RuntimeError):
+    """A named data set is neither on disk nor downloadable."""
+
+
+class RunFolderError(PyroSSVAEError, RuntimeError):
     """A run folder cannot be used, read or written."""
 
 
-class TrainingFailedError(RuntimeError):
-    """Training goes nowhere, though every loss is finite: a generator has collapsed, or energies diverge.
+class EnumerationError(PyroSSVAEError, RuntimeError):
+    """A bound that sums over the classes needs an enumerated site, and the guide has none.
 
     Args:
-        step: The step of the evaluation that told.
-        why: What is wrong, in words.
-        checkpoint: The last checkpoint written before it, or ``None``.
+        sites: Names of the guide's sites.
     """
 
-    def __init__(self, step: int, why: str, checkpoint: Path | None) -> None:
+    def __init__(self, sites: list[str]) -> None:
+        super().__init__(
+            "The bound of the unlabelled examples sums over the classes, but the guide enumerated no site (its sites: "
+            f"{', '.join(sites) or 'none'}). Mark the class in the guide: pyro.sample('y', "
+            "dist.Categorical(logits=...), infer={'enumerate': 'parallel'}), or decorate the guide with "
+            "config_enumerate."
+        )
+
+
+class StaticELBOError(PyroSSVAEError, NotImplementedError):
+    """:class:`~pyro_ssvae.StaticEnumELBO` does not support a module; Pyro's ``TraceEnum_ELBO`` may do so.
+
+    Args:
+        reason: What is not supported, as a sentence.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason} Stock Pyro covers more: build the objective with elbo='stock', or give SVI "
+            "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)."
+        )
+
+
+class _TrainingStoppedError(PyroSSVAEError, RuntimeError):
+    """Training cannot go on.
+
+    Args:
+        message: What happened.
+        step: At which step, counted from 1.
+        checkpoint: The last checkpoint written before it, or ``None``.
+        remedy: What to try.
+    """
+
+    def __init__(self, message: str, step: int, checkpoint: Path | None, remedy: str = "") -> None:
         kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written before."
-        super().__init__(f"Training stopped at step {step}: {why}. {kept}")
+        super().__init__(f"{message} {kept} {remedy}".rstrip())
         self.step = step
         self.checkpoint = checkpoint
 
 
-class NonFiniteLossError(RuntimeError):
+class TrainingFailedError(_TrainingStoppedError):
+    """Training failed although every loss is finite: a generator has collapsed, or energies diverge.
+
+    Args:
+        step: Step of the evaluation that found it.
+        why: What is wrong.
+        checkpoint: The last checkpoint written before it, or ``None``.
+    """
+
+    def __init__(self, step: int, why: str, checkpoint: Path | None) -> None:
+        super().__init__(f"Training stopped at step {step}: {why}.", step, checkpoint)
+
+
+class NonFiniteLossError(_TrainingStoppedError):
     """The loss became infinite or not a number.
 
     Args:
@@ -40,10 +96,5 @@ class NonFiniteLossError(RuntimeError):
     """
 
     def __init__(self, step: int, checkpoint: Path | None) -> None:
-        kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written before."
-        super().__init__(
-            f"The loss is not finite from step {step} on. {kept} Try a smaller learning rate or gradient clipping "
-            "(gradient_clip=10), and check the data's scale."
-        )
-        self.step = step
-        self.checkpoint = checkpoint
+        remedy = "Try a smaller learning rate or gradient clipping (gradient_clip=10), and check the data's scale."
+        super().__init__(f"The loss is not finite from step {step} on.", step, checkpoint, remedy)

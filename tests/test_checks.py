@@ -30,27 +30,27 @@ from pyro_ssvae._checks import (
         ([torch.zeros(2), torch.zeros(2), torch.zeros(2)], torch.float32),
     ],
 )
-def test_rows_of_any_numeric_dtype(values, dtype):
-    rows = as_examples(values)
-    assert rows.dtype == dtype
-    assert rows.shape == (3, 2)
-    assert not rows.requires_grad
+def test_examples_of_any_numeric_dtype(values, dtype):
+    examples = as_examples(values)
+    assert examples.dtype == dtype
+    assert examples.shape == (3, 2)
+    assert not examples.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_rows_are_a_copy(dtype):
+def test_examples_are_a_copy(dtype):
     values = np.zeros((3, 2), dtype=dtype)
-    rows = as_examples(values)
+    examples = as_examples(values)
     values[:] = 1
-    assert not rows.any()
+    assert not examples.any()
 
 
-def test_rows_of_read_only_and_strided_arrays():
+def test_examples_of_read_only_and_strided_arrays():
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)[:, ::2]
     values.setflags(write=False)
-    rows = as_examples(values)
-    assert rows.tolist() == values.tolist()
-    assert rows.is_contiguous()
+    examples = as_examples(values)
+    assert examples.tolist() == values.tolist()
+    assert examples.is_contiguous()
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_rows_of_read_only_and_strided_arrays():
         (np.array([[1j]]), TypeError, "dtype complex128"),
         (torch.eye(2).to_sparse(), TypeError, "sparse tensor.*to_dense"),
         ([[1, 2], [3]], ValueError, "no rectangular array.*same shape"),
-        (np.zeros(5), ValueError, r"shape \(5,\); rows are needed.*reshape\(-1, 1\)"),
-        (np.float64(3), ValueError, r"shape \(\); rows are needed"),
-        (np.zeros((0, 2)), ValueError, "no values; at least one row"),
-        (np.zeros((2, 0)), ValueError, "no values; at least one row"),
-        ([[0.0], [np.nan]], ValueError, "1 values that are NaN.*in row 1.*Drop"),
-        ([[np.inf], [0.0]], ValueError, "the first in row 0"),
+        (np.zeros(5), ValueError, r"shape \(5,\); \(N, D\) or .* is needed.*reshape\(-1, 1\)"),
+        (np.float64(3), ValueError, r"shape \(\); \(N, D\) or"),
+        (np.zeros((0, 2)), ValueError, "no values; at least one example"),
+        (np.zeros((2, 0)), ValueError, "no values; at least one example"),
+        ([[0.0], [np.nan]], ValueError, "1 values that are NaN.*in x\\[1\\].*Drop"),
+        ([[np.inf], [0.0]], ValueError, "the first in x\\[0\\]"),
         ([[1e300]], ValueError, "beyond float32"),
     ],
 )
-def test_rows_refused(values, error, text):
+def test_examples_refused(values, error, text):
     with pytest.raises(error, match=text):
         as_examples(values, "x")
 
@@ -90,7 +90,7 @@ def test_labels(values):
     assert labels.tolist() == [0, 1, -1]
 
 
-def test_labels_of_bool_and_of_no_rows():
+def test_labels_of_bool_and_of_no_examples():
     assert as_labels([True, False], "y", 2).tolist() == [1, 0]
     assert as_labels([], "y_test", 0).tolist() == []
 
@@ -100,7 +100,7 @@ def test_labels_of_bool_and_of_no_rows():
     [
         (["cat", "dog"], TypeError, "dtype <U3.*numpy.unique"),
         ([[0], [1]], ValueError, r"shape \(2, 1\).*reshape\(-1\)"),
-        ([0, 1, 1], ValueError, "3 labels for 2 rows.*-1 where it is unknown"),
+        ([0, 1, 1], ValueError, "3 labels for 2 examples.*-1 where it is unknown"),
         ([0, 0.5], ValueError, r"y\[1\] is 0.5; labels are whole numbers"),
         ([np.nan, 0], ValueError, r"y\[0\] is nan.*Replace NaN by -1"),
         ([0, np.inf], ValueError, r"y\[1\] is inf"),
@@ -113,8 +113,8 @@ def test_labels_refused(values, error, text):
         as_labels(values, "y", 2, allow_unlabelled=True)
 
 
-def test_unlabelled_rows_refused_outside_training():
-    with pytest.raises(ValueError, match="y_test holds -1 .unlabelled. 2 times; only training"):
+def test_unlabelled_examples_refused_where_labels_must_be_known():
+    with pytest.raises(ValueError, match="y_test holds -1 .unlabelled. 2 times; every label must be known"):
         as_labels([-1, -1, 0], "y_test", 3)
 
 
@@ -123,13 +123,14 @@ def test_num_classes():
     assert as_num_classes(None, labels) == 3
     assert as_num_classes(5, labels) == 5
     assert as_num_classes(1, {"y": torch.tensor([-1])}) == 1
+    assert as_num_classes(None, {"y": torch.tensor([-1, -1])}) is None
+    assert as_num_classes(None, {}) is None
 
 
 @pytest.mark.parametrize(
     ("num_classes", "y", "error", "text"),
     [
-        (None, [-1, -1], ValueError, "no label, which does not tell.*num_classes="),
-        (None, [-1, 0], ValueError, "class 0 alone"),
+        (None, [-1, 0], ValueError, "class 0 alone, which does not determine.*num_classes="),
         (2, [0, 2], ValueError, "y holds label 2, but num_classes=2 allows 0 to 1"),
         (0, [-1], ValueError, "num_classes=0 is too small"),
         (MAX_CLASSES + 1, [0], ValueError, "too large"),

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pyro_ssvae._math import softplus
-from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, CrossedLinear, FactoredLinear
+from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, FactoredLinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,15 +34,7 @@ def test_factored_linear_is_linear_over_the_concatenation() -> None:
     torch.testing.assert_close(layer(x, y), expected)
 
 
-def test_crossed_linear_has_weights_for_each_class() -> None:
-    layer = CrossedLinear(5, 3, 4)
-    x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 2, 1, 0])
-    weights = layer.weight.view(4, 3, 5)
-    expected = torch.stack([weights[:, k] @ row + layer.class_weight[k] for row, k in zip(x, y.tolist(), strict=True)])
-    torch.testing.assert_close(layer(x, y), expected)
-
-
-@pytest.mark.parametrize("options", [{}, {"activation": "softplus"}, {"dropout": 0.5}, {"crossed": True}])
+@pytest.mark.parametrize("options", [{}, {"activation": "softplus"}, {"dropout": 0.5}])
 def test_enumerated_classes_equal_a_loop(options: dict[str, object]) -> None:
     net = ConditionalMLP((2, 3), 4, 5, (8, 7), **options).eval()
     x = torch.randn(6, 2, 3)
@@ -51,7 +43,7 @@ def test_enumerated_classes_equal_a_loop(options: dict[str, object]) -> None:
         torch.testing.assert_close(enumerated[k], net(x, torch.full((6,), k)))
 
 
-def test_batch_norm_counts_enumerated_classes_as_rows() -> None:
+def test_batch_norm_is_over_examples_and_enumerated_classes() -> None:
     net = ConditionalMLP((3,), 4, 5, (8,), batch_norm=True)
     hidden = net.first(torch.randn(6, 3), torch.arange(4)[:, None])
     normalised = net.rest[0](hidden)
@@ -60,9 +52,9 @@ def test_batch_norm_counts_enumerated_classes_as_rows() -> None:
 
 @pytest.mark.parametrize("event_shape", [(1, 28, 28), (1, 8, 8), (3, 32, 32), (1, 6, 9)])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-def test_conv_classifier_rows_do_not_mix(event_shape: tuple[int, ...], norm: str) -> None:
+def test_conv_classifier_treats_images_independently(event_shape: tuple[int, ...], norm: str) -> None:
     net = ConvClassifier(event_shape, 7, norm=norm)
-    net.train(norm == "group")  # batch statistics would mix rows while training, and must not afterwards
+    net.train(norm == "group")  # batch statistics would mix images while training, and must not afterwards
     net.layers[1].p = 0.0
     x = torch.rand(5, *event_shape)
     torch.testing.assert_close(net(x)[2:3], net(x[2:3]), atol=1e-5, rtol=1e-5)

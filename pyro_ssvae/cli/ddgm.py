@@ -11,9 +11,11 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
-from pyro_ssvae.data import TOY_DATASETS, SemiSupervisedData, images_like, prepare
+from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.folders import has_colour
+from pyro_ssvae.data.preparation import convert_images
 from pyro_ssvae.data.readers import as_images, read_npz
+from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
 from pyro_ssvae.objectives import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
@@ -191,7 +193,7 @@ def load_others(args: Namespace, data: SemiSupervisedData) -> dict[str, Tensor]:
     rows = others.x_test if len(others.x_test) else others.x
     x = prepare(rows[: len(data.x_test) or 5000], scale=others.scale)
     name = f"other {others.name}" if others.name in CORRUPTIONS else others.name
-    return {name: images_like(x, data.event_shape)}
+    return {name: convert_images(x, data.event_shape)}
 
 
 def objective_options(args: Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, training_config
 from pyro_ssvae.cli.m1 import binarisation_for
 from pyro_ssvae.cli.m2 import add_objective
-from pyro_ssvae.data.rows import BINARISATIONS
+from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.distributions import PRIORS
 from pyro_ssvae.presets import M1_BELOW, STACK, STACK_PURE
 from pyro_ssvae.training import TrainingConfig

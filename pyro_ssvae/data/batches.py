@@ -1,4 +1,4 @@
-"""An endless stream of batches: unlabelled rows, labelled rows, their classes."""
+"""An endless stream of batches of unlabelled examples, labelled examples and their labels."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import as_count, as_seed
+from pyro_ssvae._checks import as_count, as_device, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.rows import as_device, at_threshold, binarise, check_binarisation, derived_seed, to_unit
+from pyro_ssvae.data.preparation import binarise, check_binarisation, derive_seed, rescale, threshold
 
-__all__ = ["Batch", "BatchStream", "Rows"]
+__all__ = ["Batch", "BatchIndices", "BatchStream"]
 
 
 class Batch(NamedTuple):
-    """Rows of one step, on the device.
+    """Examples of one step, on the device.
 
-    ``x_unlabelled`` is ``(U, *event)`` and ``x_labelled`` ``(L, *event)``, float32, divided by the
-    scale and binarised as asked; ``y_labelled`` is ``(L,)``, int64. ``None`` stands for rows of
-    which the data has none at all.
+    ``x_unlabelled`` has shape ``(U, *event_shape)`` and ``x_labelled`` ``(L, *event_shape)``; both are float32, divided
+    by the scale and binarised if asked. ``y_labelled`` has shape ``(L,)``, int64. A field is ``None`` where the data
+    has no such examples.
     """
 
     x_unlabelled: Tensor | None
@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     y_labelled: Tensor | None
 
 
-class Rows(NamedTuple):
-    """Numbers of the rows of one step, ``(U,)`` and ``(L,)``, int64, where the training set lies."""
+class BatchIndices(NamedTuple):
+    """Indices of the examples of one step, ``(U,)`` and ``(L,)``, int64, on the device of the training set."""
 
     unlabelled: Tensor | None
     labelled: Tensor | None
@@ -39,21 +39,19 @@ class Rows(NamedTuple):
 class BatchStream:
     """Endless iterator of :class:`Batch` over semi-supervised data.
 
-    Unlabelled and labelled rows go round independently, each in a fresh random order every time;
-    the last batch of a round is what is left, and a batch size beyond the number of rows means all
-    of them. The order is drawn on the CPU, so that every device sees the same rows.
+    Unlabelled and labelled examples are iterated independently, each set in a new random order on every pass. The last
+    batch of a pass may be smaller. The order is drawn on the CPU, so it is the same for every device.
 
     Args:
-        data: The rows.
-        batch_size: Unlabelled rows a step.
-        labelled_batch_size: Labelled rows a step.
-        device: Where batches are wanted.
-        binarisation: ``"none"``; ``"dynamic"`` draws every value from a Bernoulli distribution
-            whenever its row comes up; ``"static"`` draws it once, fixed by the seed; ``"threshold"``
-            asks whether it exceeds 0.5.
-        seed: Of order and binarisation.
-        resident: Whether the training set is moved to the device; ``"auto"`` does so where it
-            takes at most half of the free memory, and streams rows from pinned memory else.
+        data: The examples.
+        batch_size: Unlabelled examples per step, at most as many as there are.
+        labelled_batch_size: Labelled examples per step, at most as many as there are.
+        device: Device of the batches.
+        binarisation: ``"none"``; ``"dynamic"`` draws every value from a Bernoulli distribution each time that its
+            example is used; ``"static"`` draws it once, by the seed; ``"threshold"`` gives one where it exceeds 0.5.
+        seed: Seed of order and binarisation.
+        resident: Whether the training set is moved to the device; ``"auto"`` does so if it takes at most half of the
+            free memory, and otherwise copies each batch from pinned memory.
 
     Raises:
         TypeError: If sizes or seed are not integers.
@@ -89,23 +87,24 @@ class BatchStream:
         x, self._scale = data.x, data.scale
         if binarisation == "static":
             x, self._scale = binarise(x, scale=data.scale, seed=self.seed), 1.0
-        keep = _fits(x, self.device) if resident == "auto" else bool(resident)
-        self._home = self.device if keep else torch.device("cpu")
-        self._x, self._y = x.to(self._home), data.y.to(self._home)
-        self._unlabelled = _Round(data.unlabelled_index, batch_size, self._home, self.seed, 1)
-        self._labelled = _Round(data.labelled_index, labelled_batch_size, self._home, self.seed, 2)
-        self.noise = torch.Generator(self.device).manual_seed(derived_seed(self.seed, 3))
+        if resident == "auto":
+            resident = _fits_in_memory(x, self.device)
+        self._storage = self.device if resident else torch.device("cpu")
+        self._x, self._y = x.to(self._storage), data.y.to(self._storage)
+        self._unlabelled = _ShuffledIndices(data.unlabelled_index, batch_size, self._storage, self.seed, 1)
+        self._labelled = _ShuffledIndices(data.labelled_index, labelled_batch_size, self._storage, self.seed, 2)
+        self.noise = torch.Generator(self.device).manual_seed(derive_seed(self.seed, 3))
         self._step = 0
 
     @property
     def resident(self) -> bool:
-        """Whether the training rows lie on the device."""
-        return self._home == self.device
+        """Whether the training set is stored on the device."""
+        return self._storage == self.device
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every unlabelled row was seen; every labelled row, where all have labels."""
-        return self._unlabelled.length or self._labelled.length
+        """Steps of one pass over the unlabelled examples; over the labelled ones if there are no others."""
+        return self._unlabelled.num_batches or self._labelled.num_batches
 
     def __iter__(self) -> BatchStream:
         return self
@@ -113,24 +112,24 @@ class BatchStream:
     def __next__(self) -> Batch:
         return self.gather(self.next_indices())
 
-    def next_indices(self) -> Rows:
-        """Return the numbers of the next rows; the stream has then moved on."""
+    def next_indices(self) -> BatchIndices:
+        """Return the indices of the next batch and advance the stream."""
         self._step += 1
-        return Rows(self._unlabelled.next(), self._labelled.next())
+        return BatchIndices(self._unlabelled.next(), self._labelled.next())
 
-    def gather(self, rows: Rows) -> Batch:
-        """Return the rows with these numbers, scaled and binarised, on the device; without asking it anything."""
-        unlabelled, labelled = rows
+    def gather(self, indices: BatchIndices) -> Batch:
+        """Return the examples with these indices, scaled and binarised, without host-device synchronisation."""
+        unlabelled, labelled = indices
         return Batch(
-            None if unlabelled is None else self._rows(unlabelled),
-            None if labelled is None else self._rows(labelled),
+            None if unlabelled is None else self._prepare(unlabelled),
+            None if labelled is None else self._prepare(labelled),
             None if labelled is None else self._to_device(self._y.index_select(0, labelled)),
         )
 
-    def _rows(self, rows: Tensor) -> Tensor:
-        x = to_unit(self._to_device(self._x.index_select(0, rows)), self._scale)
+    def _prepare(self, index: Tensor) -> Tensor:
+        x = rescale(self._to_device(self._x.index_select(0, index)), self._scale)
         if self.binarisation == "threshold":
-            return at_threshold(x)
+            return threshold(x)
         if self.binarisation != "dynamic":
             return x
         noise = torch.rand(x.shape, generator=self.noise, device=self.device)
@@ -144,7 +143,7 @@ class BatchStream:
         return values.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rest of the stream depends on: CPU tensors, numbers and strings."""
+        """Return the state that determines all later batches: CPU tensors, numbers and strings."""
         return {
             "seed": self.seed,
             "binarisation": self.binarisation,
@@ -156,96 +155,91 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of a stream over the same data, with the batches it would have given.
+        """Continue from the state of a stream over the same data, with the batches that it would have returned.
 
         Args:
-            state: What :meth:`state_dict` returned, its tensors on any device.
+            state: A result of :meth:`state_dict`, its tensors on any device.
 
         Raises:
-            ValueError: If it belongs to other rows, another seed or another binarisation.
+            ValueError: If it belongs to other data, another seed or another binarisation.
 
         Warns:
-            UserWarning: If it comes from another kind of device and binarisation is dynamic: the
-                rows are the same, the noise is not.
+            UserWarning: If it comes from another type of device and binarisation is dynamic: the examples are the
+                same, their binarisation is not.
         """
         for name in ("seed", "binarisation"):
             if state[name] != getattr(self, name):
                 raise ValueError(
-                    f"The state has {name}={state[name]!r}, this stream {getattr(self, name)!r}; "
-                    f"build the stream with {name}={state[name]!r}."
+                    f"The state has {name}={state[name]!r}, this stream {getattr(self, name)!r}; build the stream with "
+                    f"{name}={state[name]!r}."
                 )
-        for name, cycle in (("unlabelled", self._unlabelled), ("labelled", self._labelled)):
-            cycle.check(state[name], name)
+        self._unlabelled.check_state(state["unlabelled"], "unlabelled")
+        self._labelled.check_state(state["labelled"], "labelled")
         self._unlabelled.load_state_dict(state["unlabelled"])
         self._labelled.load_state_dict(state["labelled"])
         self._step = int(state["step"])
         if state["noise_device"] == self.device.type:
             self.noise.set_state(state["noise"].cpu())
             return
-        self.noise.manual_seed(derived_seed(self.seed, 3, self._step))
+        self.noise.manual_seed(derive_seed(self.seed, 3, self._step))
         if self.binarisation == "dynamic":
             warnings.warn(
-                f"The state comes from {state['noise_device']}, this stream is on "
-                f"{self.device.type}: the same rows follow, but binarised with other noise.",
+                f"The state comes from {state['noise_device']}, this stream is on {self.device.type}: the same "
+                "examples follow, but their dynamic binarisation differs.",
                 UserWarning,
                 stacklevel=2,
             )
 
 
-class _Round:
-    """Rows in a random order, drawn anew whenever all were given out."""
+class _ShuffledIndices:
+    """Batches of indices in random order, shuffled anew for each pass."""
 
     order: Tensor  # (n,), on the CPU
-    order_at_home: Tensor  # the same, where the data lies
+    stored_order: Tensor  # the same, on the device of the training set
     position: int
 
-    def __init__(self, rows: Tensor, batch_size: int, home: torch.device, seed: int, number: int) -> None:
-        self.rows = rows  # (n,), on the CPU
+    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int, stream: int) -> None:
+        self.index = index  # (n,), on the CPU
         self.batch_size = batch_size
-        self.home = home
-        self.generator = torch.Generator().manual_seed(derived_seed(seed, number))
-        self._put(rows[:0], 0)
+        self.storage = storage
+        self.generator = torch.Generator().manual_seed(derive_seed(seed, stream))
+        self._set(index[:0], 0)
 
     @property
-    def length(self) -> int:
-        """Batches in a round."""
-        return math.ceil(len(self.rows) / self.batch_size)
+    def num_batches(self) -> int:
+        """Number of batches in a pass."""
+        return math.ceil(len(self.index) / self.batch_size)
 
     def next(self) -> Tensor | None:
-        """Return the next rows, shape ``(B,)``, or ``None`` if there are none at all."""
-        if len(self.rows) == 0:
+        """Return the next indices, shape ``(B,)``, or ``None`` if there are none at all."""
+        if len(self.index) == 0:
             return None
         if self.position >= len(self.order):
-            self._put(self.rows[torch.randperm(len(self.rows), generator=self.generator)], 0)
+            self._set(self.index[torch.randperm(len(self.index), generator=self.generator)], 0)
         start, self.position = self.position, self.position + self.batch_size
-        return self.order_at_home[start : self.position]
+        return self.stored_order[start : self.position]
 
-    def _put(self, order: Tensor, position: int) -> None:
+    def _set(self, order: Tensor, position: int) -> None:
         self.order, self.position = order, position
-        self.order_at_home = order.to(self.home)  # once a round, not once a batch
+        self.stored_order = order.to(self.storage)  # once per pass, not once per batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "order": self.order.clone(),
-            "position": self.position,
-            "generator": self.generator.get_state(),
-        }
+        return {"order": self.order.clone(), "position": self.position, "generator": self.generator.get_state()}
 
-    def check(self, state: dict[str, Any], name: str) -> None:
+    def check_state(self, state: dict[str, Any], name: str) -> None:
         order = state["order"].cpu()
-        if len(order) and not torch.equal(order.sort().values, self.rows):
+        if len(order) and not torch.equal(order.sort().values, self.index):
             raise ValueError(
-                f"The state goes through {len(order)} {name} rows that are not the "
-                f"{len(self.rows)} {name} rows of this data; use the data and label split that it "
-                "was saved with."
+                f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "
+                "of this data; use the data and label split that it was saved with."
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"].cpu())
-        self._put(state["order"].cpu(), int(state["position"]))
+        self._set(state["order"].cpu(), int(state["position"]))
 
 
-def _fits(x: Tensor, device: torch.device) -> bool:
+def _fits_in_memory(x: Tensor, device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)

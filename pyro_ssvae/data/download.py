@@ -1,4 +1,4 @@
-"""Downloads through torchvision that fail within seconds and never leave half a data set."""
+"""Downloads through torchvision, with time limits and without partial files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 __all__ = ["download"]
 
@@ -25,25 +24,26 @@ _STALL_SECONDS = 20.0  # without a byte, once a download is under way
 def download(class_name: str, subfolder: str, root: Path) -> Path:
     """Download a data set of torchvision into ``root / subfolder``.
 
-    The files arrive in a temporary folder, where torchvision checks their MD5 sums, and are moved
-    only then: a run that is killed half-way leaves nothing that a later run could take for data.
+    The files are downloaded to a temporary folder, where torchvision checks their MD5 sums, and are moved only then:
+    an interrupted download leaves nothing that a later run could take for data.
 
     Args:
         class_name: Name of the class in :mod:`torchvision.datasets`.
         subfolder: Where that class keeps its unpacked files, below its root.
-        root: The folder that holds data sets; made where it does not exist.
+        root: The folder of data sets, created if it does not exist.
 
     Returns:
         The folder of the files.
 
     Raises:
         OSError: If no server answers, the download breaks off or ``root`` cannot be written.
-        RuntimeError: If what arrived is not what was expected.
+        RuntimeError: If the files are not those expected.
     """
     import torchvision.datasets
 
     dataset = getattr(torchvision.datasets, class_name)
-    _probe(_addresses(dataset))
+    mirrors = getattr(dataset, "mirrors", None)
+    _probe([dataset.url] if mirrors is None else [mirror + dataset.resources[0][0] for mirror in mirrors])
     root.mkdir(parents=True, exist_ok=True)
     target = root / subfolder
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
@@ -59,22 +59,14 @@ def download(class_name: str, subfolder: str, root: Path) -> Path:
     return target
 
 
-def _addresses(dataset: Any) -> list[str]:
-    """Return one address per server that the class downloads from."""
-    if (mirrors := getattr(dataset, "mirrors", None)) is not None:
-        return [mirror + dataset.resources[0][0] for mirror in mirrors]
-    return [dataset.url]
-
-
 def _probe(addresses: Sequence[str]) -> None:
-    """Raise ``OSError`` unless a server answers in time.
+    """Raise ``OSError`` unless a server answers within ``_PROBE_SECONDS``.
 
-    Timeouts of sockets hold for each address of a name and not for the look-up of the name, so
-    that only a thread that may be abandoned bounds the wait.
+    A socket's timeout does not cover the look-up of the name, so each request runs in a thread that may be abandoned.
     """
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     for address in addresses:
-        threading.Thread(target=_ask, args=(address, answers), daemon=True).start()
+        threading.Thread(target=_request, args=(address, answers), daemon=True).start()
     deadline = time.monotonic() + _PROBE_SECONDS
     reasons: list[str] = []
     for _ in addresses:
@@ -89,8 +81,8 @@ def _probe(addresses: Sequence[str]) -> None:
     raise OSError("; ".join(dict.fromkeys(reasons)))
 
 
-def _ask(address: str, answers: queue.SimpleQueue[str]) -> None:
-    """Put the reason why a server does not answer into the queue; an empty one if it does."""
+def _request(address: str, answers: queue.SimpleQueue[str]) -> None:
+    """Put the reason why a server does not answer into the queue, or an empty string if it does."""
     request = urllib.request.Request(address, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):

@@ -1,4 +1,4 @@
-"""Folders of images, of one class each or with the class in their names."""
+"""Folders of images, with one subfolder per class or the class in the files' names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from PIL import Image, UnidentifiedImageError
 
 __all__ = ["LabelledImages", "has_colour", "read_folder"]
 
-_SIZE_OF_A_LOOK = 32
+_PREVIEW_SIZE = 32
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # others, such as EPS, would start external programs
+_WHITE = (255, 255, 255)
 
 
 class LabelledImages(NamedTuple):
-    """Images ``(N, C, S, S)``, uint8, with classes ``(N,)``, -1 where unknown, and the classes' names."""
+    """Images ``(N, C, S, S)``, uint8, their labels ``(N,)``, -1 where unknown, and the names of the classes."""
 
     x: NDArray[np.uint8]
     y: NDArray[np.int64]
@@ -25,14 +27,14 @@ class LabelledImages(NamedTuple):
 
 
 def read_folder(
-    path: str | os.PathLike[str], image_size: int, *, background: tuple[int, int, int] = (255, 255, 255)
+    path: str | os.PathLike[str], image_size: int, *, background: tuple[int, int, int] = _WHITE
 ) -> LabelledImages:
-    """Read every image below a folder, in the order of their names.
+    """Read every image below a folder, in the order of their paths.
 
-    The class of an image is the subfolder that it lies in; directly in the folder, what comes before the first ``_``
-    of its name, as in ``cat_017.png``; else it is unknown. Images are shrunk or enlarged to fill a square and what
-    stands over is cut off, alike on both sides. Transparent ones are laid over the background. Where all are grey,
-    there is one channel, else three.
+    The class of an image is the subfolder that it lies in; for an image directly in the folder, the part of its name
+    before the first ``_``, as in ``cat_017.png``; otherwise it is unknown. Images are resized to fill a square and
+    cropped at the centre. Transparent ones are drawn over the background. If all are grey, there is one channel,
+    otherwise three.
 
     Args:
         path: The folder.
@@ -46,17 +48,16 @@ def read_folder(
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1.")
     folder = Path(path).expanduser()
-    files = _files_below(folder)
-    x = np.stack([_read(file, image_size, background) for file in files])  # (N, S, S, 3)
-    grey = not _coloured(x)
-    names = [_class_of(file, folder) for file in files]
+    files = _list_images(folder)
+    x = np.stack([_read_image(file, image_size, background) for file in files])  # (N, S, S, 3)
+    names = [_get_class_name(file, folder) for file in files]
     class_names = tuple(sorted({name for name in names if name is not None}))
     y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
-    return LabelledImages(np.moveaxis(x[..., :1] if grey else x, -1, 1).copy(), y, class_names)
+    return LabelledImages(np.moveaxis(x if _is_coloured(x) else x[..., :1], -1, 1).copy(), y, class_names)
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
-    """Return whether an image below a folder is in colour; looks no further than the first that is.
+    """Return whether an image below a folder is in colour; reading stops at the first that is.
 
     Args:
         path: The folder.
@@ -65,12 +66,11 @@ def has_colour(path: str | os.PathLike[str]) -> bool:
         FileNotFoundError: If there is no such folder.
         ValueError: If it holds no image, or one is damaged.
     """
-    return any(
-        _coloured(_read(file, _SIZE_OF_A_LOOK, (255, 255, 255))) for file in _files_below(Path(path).expanduser())
-    )
+    files = _list_images(Path(path).expanduser())
+    return any(_is_coloured(_read_image(file, _PREVIEW_SIZE, _WHITE)) for file in files)
 
 
-def _files_below(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
@@ -79,24 +79,24 @@ def _files_below(folder: Path) -> list[Path]:
     return files
 
 
-def _coloured(x: NDArray[np.uint8]) -> bool:
+def _is_coloured(x: NDArray[np.uint8]) -> bool:
     """Return whether the channels, along the last axis, differ anywhere."""
     return bool((x != x[..., :1]).any())
 
 
-def _class_of(file: Path, folder: Path) -> str | None:
+def _get_class_name(file: Path, folder: Path) -> str | None:
     if file.parent != folder:
         return file.relative_to(folder).parts[0]
     label, separator, _ = file.stem.partition("_")
     return label if separator and label else None
 
 
-def _read(file: Path, size: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _read_image(file: Path, size: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             picture = image.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it.") from error
+        raise ValueError(f"{file} cannot be read as an image ({error}); repair or remove it.") from error
     opaque = Image.new("RGBA", picture.size, (*background, 255))
     picture = Image.alpha_composite(opaque, picture).convert("RGB")
     scale = size / min(picture.size)

@@ -1,4 +1,4 @@
-"""Data sets by name: found in a folder, else downloaded; ``digits`` needs neither."""
+"""Data sets by name: found in a folder, otherwise downloaded; ``digits`` comes with scikit-learn."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._checks import as_count, as_seed
+from pyro_ssvae._checks import as_count
 from pyro_ssvae.data.download import download
 from pyro_ssvae.data.readers import as_images, read_idx, read_npz
-from pyro_ssvae.data.splits import Rows, select_last
+from pyro_ssvae.data.sources import Source
+from pyro_ssvae.data.splits import select_last
 from pyro_ssvae.errors import DataUnavailableError
 
-__all__ = ["DATASET_NAMES", "Source", "data_folder", "load_named"]
+__all__ = ["DATASET_NAMES", "get_data_folder", "load_named"]
 
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
 _DIGITS = tuple("0123456789")
@@ -34,28 +35,9 @@ _DIGITS_VALIDATION = 147
 Arrays = dict[str, NDArray[Any]]
 
 
-class Source(NamedTuple):
-    """A training file, with the rows that will validate named, and test rows.
-
-    ``x`` is ``(N, *event)`` with labels ``y`` (N,), -1 where unknown, or none where rows have no classes; ``ids`` (N,)
-    are the rows' places in the original file and ``validation`` (V,) counts rows of ``x``.
-    """
-
-    x: NDArray[Any]
-    y: NDArray[Any] | None
-    x_test: NDArray[Any] | None
-    y_test: NDArray[Any] | None
-    ids: Rows
-    validation: Rows
-    name: str
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    scale: float | None = None
-
-
 @dataclass(frozen=True)
 class _Files:
-    """Where a data set's files are looked for, and what must be in them."""
+    """Where a data set's files are searched for, and what they must hold."""
 
     class_name: str  # in torchvision.datasets
     folders: tuple[str, ...]  # torchvision's own first
@@ -63,7 +45,7 @@ class _Files:
     event_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     num_validation: int
-    sought: str
+    description: str
 
 
 _FILES = {
@@ -111,39 +93,38 @@ def load_named(
     seed: int = 0,
     allow_download: bool = True,
 ) -> Source:
-    """Return a data set by name, its validation rows named.
+    """Return a data set by name.
 
     Args:
         name: One of :data:`DATASET_NAMES`.
-        data_dir: Where data sets are looked for and downloaded to; see :func:`data_folder`.
-        num_validation: Rows held out; ``None`` for the protocol's number.
-        seed: Of the stratified test and validation rows of ``digits``; of no use to the others.
+        data_dir: Where data sets are searched for and downloaded to; see :func:`get_data_folder`.
+        num_validation: Number of validation examples; ``None`` for the data set's own number.
+        seed: Seed of the stratified test and validation examples of ``digits``; the other data sets do not use it.
         allow_download: Whether to download what is not found.
 
     Raises:
-        DataUnavailableError: If it is neither at hand nor downloadable.
+        DataUnavailableError: If it is neither on disk nor downloadable.
         TypeError: If an argument has the wrong type.
-        ValueError: If the name is unknown, or more rows are held out than there are.
+        ValueError: If the name is unknown, or ``num_validation`` too large.
     """
     if name not in DATASET_NAMES:
         raise ValueError(
-            f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For "
-            "your own files use FILE.npz, a folder of images or, in Python, SemiSupervisedData.from_arrays."
+            f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For your own files use FILE.npz, "
+            "a folder of images or, in Python, SemiSupervisedData.from_arrays."
         )
     if name == "digits":
-        return _load_digits(num_validation, as_seed(seed))
+        return _load_digits(num_validation, seed)
     files = _FILES[name]
-    root = data_folder(data_dir)
-    arrays = _load_files(name, files, root, allow_download)
-    rows = np.arange(len(arrays["x_train"]))
-    wanted = files.num_validation if num_validation is None else num_validation
+    arrays = _load_files(name, files, get_data_folder(data_dir), allow_download)
+    indices = np.arange(len(arrays["x_train"]))
+    num_validation = files.num_validation if num_validation is None else num_validation
     return Source(
         arrays["x_train"],
         arrays["y_train"],
         arrays["x_test"],
         arrays["y_test"],
-        ids=rows,
-        validation=select_last(rows, wanted, len(rows)),
+        ids=indices,
+        validation=select_last(indices, num_validation, len(indices)),
         name=name,
         num_classes=10,
         class_names=files.class_names,
@@ -151,11 +132,11 @@ def load_named(
     )
 
 
-def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder that holds data sets.
+def get_data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of data sets.
 
     Args:
-        data_dir: The folder; else the environment variable ``PYRO_SSVAE_DATA``; else
+        data_dir: The folder; if ``None``, the environment variable ``PYRO_SSVAE_DATA``, or else
             ``~/.cache/pyro_ssvae``.
 
     Raises:
@@ -165,48 +146,47 @@ def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
     root = Path(chosen).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise ValueError(
-            f"data_dir={root} is a file; give the folder that holds the data sets (an .npz file "
-            "is read by SemiSupervisedData.from_npz)."
+            f"data_dir={root} is a file; give the folder that holds the data sets (an .npz file is read by "
+            "SemiSupervisedData.from_npz)."
         )
     return root
 
 
 def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> Arrays:
     problems: list[str] = []
-    for folder in _candidates(name, files, root):
+    for folder in _find_candidates(name, files, root):
         try:
-            if (arrays := _read_folder(name, folder)) is not None:
-                return _checked(arrays, files, folder)
+            if (arrays := _read_arrays(name, folder, files)) is not None:
+                return arrays
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(_one_line(error))
+            problems.append(_to_one_line(error))
     if not allow_download:
         problems.append("downloading was switched off")
     else:
         try:
             folder = download(files.class_name, files.subfolder, root)
-            if (arrays := _read_folder(name, folder)) is not None:
-                return _checked(arrays, files, folder)
+            if (arrays := _read_arrays(name, folder, files)) is not None:
+                return arrays
             problems.append(f"the download left no such files in {folder}")
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(f"the download failed ({_one_line(error)})")
+            problems.append(f"the download failed ({_to_one_line(error)})")
     raise DataUnavailableError(
-        f"{name} is not available: looked for {files.sought}, or {name}.npz, in {root} and one "
-        f"folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir "
-        "DIR (data_dir=) or the environment variable PYRO_SSVAE_DATA; the data set digits needs "
-        "no download."
+        f"{name} is not available: looked for {files.description}, or {name}.npz, in {root} and one folder deeper; "
+        f"{'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) or the environment "
+        "variable PYRO_SSVAE_DATA; the data set digits needs no download."
     )
 
 
-def _one_line(error: BaseException) -> str:
-    """Return an error's text on one line; torchvision's run over several."""
+def _to_one_line(error: BaseException) -> str:
+    """Return an error's text on one line; torchvision's errors have several."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:
-    """Yield the npz files and folders that may hold a data set and exist.
+def _find_candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:
+    """Yield the existing npz files and folders that may hold a data set.
 
-    MNIST and Fashion-MNIST share file names: a folder counts only by the data set's own name.
+    MNIST and Fashion-MNIST have the same file names, so a folder must have the data set's name.
     """
     try:
         bases = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
@@ -220,21 +200,31 @@ def _candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:
         yield from (path for path in (folder / "raw", folder) if path.is_dir())
 
 
-def _read_folder(name: str, path: Path) -> Arrays | None:
-    """Return the arrays of a file or folder, channels first; ``None`` if some are not there."""
+def _read_arrays(name: str, path: Path, files: _Files) -> Arrays | None:
+    """Return the checked arrays of a file or folder, channels first, labels int64; ``None`` if some are missing."""
     if path.suffix == ".npz":
         arrays = read_npz(path, _KEYS)
-        images = {key: as_images(arrays[key]) for key in ("x_train", "x_test")}
-        return images | {key: arrays[key].reshape(-1) for key in ("y_train", "y_test")}
-    if name == "cifar10":
-        return _read_cifar10(path)
-    found: dict[str, Path] = {}
-    for key, file in _IDX_FILES.items():
-        paths = [path / file, path / f"{file}.gz"]
-        if (first := next((p for p in paths if p.is_file()), None)) is None:
+    elif name == "cifar10":
+        arrays = _read_cifar10(path)
+    else:
+        found = {
+            key: [file for file in (path / stem, path / f"{stem}.gz") if file.is_file()]
+            for key, stem in _IDX_FILES.items()
+        }
+        if not all(found.values()):
             return None
-        found[key] = first
-    return {key: as_images(read_idx(file)) for key, file in found.items()}
+        arrays = {key: read_idx(paths[0]) for key, paths in found.items()}
+    for part in ("train", "test"):
+        x, y = as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]
+        y = y.reshape(-1) if path.suffix == ".npz" else y
+        whole = np.array_equal(y, np.clip(y, 0, 9)) and y.dtype.kind in "iu" and y.ndim == 1
+        if x.shape[1:] != files.event_shape or x.dtype != np.uint8 or len(x) != len(y) or not whole:
+            raise ValueError(
+                f"{path} holds {part} images {x.dtype} {x.shape} with labels {y.dtype} {y.shape}, not uint8 (N, "
+                f"{', '.join(map(str, files.event_shape))}) with labels 0 to 9 (N,)"
+            )
+        arrays |= {f"x_{part}": x, f"y_{part}": y.astype(np.int64)}
+    return arrays
 
 
 def _read_cifar10(folder: Path) -> Arrays:
@@ -244,26 +234,12 @@ def _read_cifar10(folder: Path) -> Arrays:
     arrays: Arrays = {}
     for key, train in (("train", True), ("test", False)):
         part = CIFAR10(str(folder.parent), train=train, download=False)
-        arrays[f"x_{key}"] = as_images(part.data)
-        arrays[f"y_{key}"] = np.asarray(part.targets)
-    return arrays
-
-
-def _checked(arrays: Arrays, files: _Files, path: Path) -> Arrays:
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        whole = np.array_equal(y, np.clip(y, 0, 9)) and y.dtype.kind in "iu" and y.ndim == 1
-        if x.shape[1:] != files.event_shape or x.dtype != np.uint8 or len(x) != len(y) or not whole:
-            raise ValueError(
-                f"{path} holds {part} images {x.dtype} {x.shape} with labels {y.dtype} "
-                f"{y.shape}, not uint8 (N, {', '.join(map(str, files.event_shape))}) with labels "
-                "0 to 9 (N,)"
-            )
+        arrays |= {f"x_{key}": part.data, f"y_{key}": np.asarray(part.targets)}
     return arrays
 
 
 def _load_digits(num_validation: int | None, seed: int) -> Source:
-    """Return scikit-learn's 1,797 digits; test and validation rows are stratified by seed."""
+    """Return scikit-learn's 1,797 digits; test and validation examples are stratified by seed."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -272,21 +248,18 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
     rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
     rest.sort()
     test.sort()
-    if num_validation is None:
-        num_validation = _DIGITS_VALIDATION
+    num_validation = _DIGITS_VALIDATION if num_validation is None else num_validation
     largest = len(rest) - len(_DIGITS)
     if as_count(num_validation, "num_validation") > largest:
         raise ValueError(
-            f"num_validation={num_validation} rows cannot be held out of {len(rest)} training "
-            f"rows of digits; at most {largest}."
+            f"num_validation={num_validation} examples cannot be held out of {len(rest)} training examples of digits; "
+            f"at most {largest}."
         )
     validation = np.empty(0, dtype=np.int64)
     if num_validation:
-        # Stratifying needs a row for every class.
-        strata = y[rest] if num_validation >= len(_DIGITS) else None
-        _, validation = train_test_split(
-            np.arange(len(rest)), test_size=num_validation, stratify=strata, random_state=seed
-        )
+        indices = np.arange(len(rest))
+        strata = y[rest] if num_validation >= len(_DIGITS) else None  # stratifying needs an example of every class
+        _, validation = train_test_split(indices, test_size=num_validation, stratify=strata, random_state=seed)
         validation.sort()
     return Source(
         x[rest],

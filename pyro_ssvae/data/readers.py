@@ -1,4 +1,4 @@
-"""Checked readers of array files: idx (MNIST's format, also gzipped) and npz; no unpickling."""
+"""Readers of array files: idx (the format of MNIST, also gzipped) and npz; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IDX_UINT8 = 0x08
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, as MNIST comes in; ``.gz`` is unpacked in memory.
+    """Read an idx file of unsigned bytes, the format of MNIST; ``.gz`` is unpacked in memory.
 
     Args:
         path: The file.
@@ -45,9 +45,8 @@ def _read_idx(file: gzip.GzipFile | BufferedReader, path: Path) -> NDArray[np.ui
     head = file.read(4)
     if len(head) < 4 or head[:3] != bytes((0, 0, _IDX_UINT8)) or not 1 <= head[3] <= 4:
         raise ValueError(
-            f"{path} is not an idx file of unsigned bytes (it starts with "
-            f"{head.hex() or 'nothing'}, "
-            "expected 00000801 to 00000804); delete it and fetch it again."
+            f"{path} is not an idx file of unsigned bytes (it starts with {head.hex() or 'nothing'}, expected 00000801 "
+            "to 00000804); delete it and fetch it again."
         )
     sizes = file.read(4 * head[3])
     if len(sizes) < 4 * head[3]:
@@ -55,10 +54,10 @@ def _read_idx(file: gzip.GzipFile | BufferedReader, path: Path) -> NDArray[np.ui
     shape = struct.unpack(f">{head[3]}I", sizes)
     content = file.read(math.prod(shape) + 1)
     if len(content) != math.prod(shape):
-        more = len(content) > math.prod(shape)
+        found = "more" if len(content) > math.prod(shape) else len(content)
         raise ValueError(
-            f"{path} is damaged: its header promises {math.prod(shape)} values, it holds "
-            f"{'more' if more else len(content)}; delete it and fetch it again."
+            f"{path} is damaged: its header promises {math.prod(shape)} values, it holds {found}; delete it and fetch "
+            "it again."
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
@@ -70,8 +69,8 @@ def read_npz(
 
     Args:
         path: The file.
-        required: Names of arrays that must be there.
-        optional: Names of arrays that are returned where they are there.
+        required: Names of arrays that the file must hold.
+        optional: Names of arrays that are returned if the file holds them.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -83,17 +82,15 @@ def read_npz(
         raise FileNotFoundError(f"{path} {what}; give the path of an .npz file.")
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is not an .npz file (a zip archive of arrays), or only half of one; write it "
-            f"by numpy.savez(path, {', '.join(f'{name}=...' for name in required)})."
+            f"{path} is not an .npz file (a zip archive of arrays), or an incomplete one; write it by "
+            f"numpy.savez(path, {', '.join(f'{name}=...' for name in required)})."
         )
     try:
         with np.load(path, allow_pickle=False) as file:
             if missing := [name for name in required if name not in file.files]:
                 raise ValueError(
-                    f"{path} lacks {', '.join(missing)}; it holds "
-                    f"{', '.join(file.files) or 'nothing'}. "
-                    f"Needed: {', '.join(required)}"
-                    + (f"; and, where there are any: {', '.join(optional)}." if optional else ".")
+                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}. Needed: "
+                    f"{', '.join(required)}" + (f"; optional: {', '.join(optional)}." if optional else ".")
                 )
             names = [name for name in (*required, *optional) if name in file.files]
             return {name: _read_member(file, name, path) for name in names}
@@ -106,8 +103,8 @@ def _read_member(file: Any, name: str, path: Path) -> NDArray[Any]:
         array = file[name]
     except ValueError as error:
         raise ValueError(
-            f"{name} in {path} cannot be read as plain numbers ({error}); object arrays would "
-            "have to be unpickled, which is refused. Save it with a numeric dtype."
+            f"{name} in {path} cannot be read as plain numbers ({error}); object arrays would have to be unpickled, "
+            "which is refused. Save it with a numeric dtype."
         ) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} in {path} is not an array; write the file by numpy.savez.")
@@ -115,11 +112,11 @@ def _read_member(file: Any, name: str, path: Path) -> NDArray[Any]:
 
 
 def as_images(x: NDArray[Any]) -> NDArray[Any]:
-    """Return rows with channels first.
+    """Return images with channels first.
 
     Args:
-        x: ``(N, H, W)`` gets a channel axis, ``(N, H, W, C)`` with C of 1, 3 or 4 is moved to
-            ``(N, C, H, W)``; other shapes are left alone.
+        x: ``(N, H, W)`` gets a channel axis, ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)``; arrays of
+            other shapes are returned unchanged.
     """
     if x.ndim == 3:
         return x[:, None]

@@ -1,14 +1,13 @@
-"""Distributions and heads: likelihoods of x, priors of z and of the classes."""
+"""Distributions: likelihoods of x, priors of z and of the classes."""
 
 from pyro_ssvae.distributions.class_priors import (
     ClassPrior,
     DirichletClassPrior,
     FixedClassPrior,
     MAPClassPrior,
-    make_class_prior,
 )
 from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
-from pyro_ssvae.distributions.factory import LIKELIHOODS, PRIORS, make_likelihood, make_prior
+from pyro_ssvae.distributions.factory import LIKELIHOODS, PRIORS
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
 from pyro_ssvae.distributions.priors import (
@@ -45,7 +44,4 @@ __all__ = [
     "StudentT",
     "Uniform",
     "VampPrior",
-    "make_class_prior",
-    "make_likelihood",
-    "make_prior",
 ]

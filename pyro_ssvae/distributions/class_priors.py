@@ -1,14 +1,12 @@
 r"""Class priors p(y|π)p(π): π fixed, learned by maximum a posteriori, or with a Dirichlet posterior.
 
-Each is a small model/guide pair over the one global site ``"pi"``. The two learned ones are the two derivations
-of the labelled bound in the source documents:
+Each has a model and a guide with the one global site ``"pi"``, which belongs to the whole data set and is scored once
+per objective. Two of them learn π:
 
-* :class:`MAPClassPrior`: a *point mass* on π, q(π) = δ(π - π̂). The bound gains log p(π̂); it is exact up to a
-  constant (the entropy of the point mass, which does not depend on π̂).
-* :class:`DirichletClassPrior`: a *Dirichlet* q(π), so the bound gains -KL(q(π) ‖ p(π)) and log p(y|π) is
-  averaged over q(π).
-
-The global term belongs to the whole data set and is scored once per objective, never once per pass.
+* :class:`MAPClassPrior`: a *point mass*, q(π) = δ(π - π̂). The bound gains log p(π̂); it is exact up to a constant
+  (the entropy of the point mass, which does not depend on π̂).
+* :class:`DirichletClassPrior`: a *Dirichlet* q(π). The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over
+  q(π).
 """
 
 from __future__ import annotations
@@ -21,7 +19,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior", "make_class_prior"]
+from pyro_ssvae._checks import as_count
+
+__all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior"]
 
 
 class ClassPrior(nn.Module):
@@ -29,30 +29,28 @@ class ClassPrior(nn.Module):
 
     Attributes:
         num_classes: Number of classes ``K``.
-        name: Short name that results and saved configurations carry.
+        name: Name in results and saved configurations.
     """
 
     name: str
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes} must be at least 2.")
-        self.num_classes = num_classes
+        self.num_classes = as_count(num_classes, "num_classes", least=2)
 
     def model(self) -> Tensor:
-        """Sample site ``"pi"`` where π is random; return log π with shape ``(K,)``, in nats."""
+        """Sample site ``"pi"`` if π is random; return log π with shape ``(K,)``."""
         raise NotImplementedError(f"{type(self).__name__} must define model() -> log pi.")
 
     def guide(self) -> None:
-        """Sample site ``"pi"`` from q(π) where π is random."""
+        """Sample site ``"pi"`` from q(π) if π is random."""
 
     def mean(self) -> Tensor:
         """Return the estimate of π, with shape ``(K,)``: the fixed value, the MAP or the posterior mean."""
         raise NotImplementedError(f"{type(self).__name__} must define mean() -> pi.")
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the prior, JSON-ready."""
+        """Return the arguments that rebuild the prior, JSON-serialisable."""
         return {}
 
 
@@ -61,7 +59,7 @@ class FixedClassPrior(ClassPrior):
 
     Args:
         num_classes: Number of classes ``K``.
-        probs: ``K`` positive probabilities; scaled to sum to one. Uniform when ``None``.
+        probs: ``K`` positive numbers, normalised to sum to one; uniform if ``None``.
 
     Raises:
         ValueError: If ``probs`` has another length than ``K`` or a value that is not positive and finite.
@@ -89,7 +87,7 @@ class FixedClassPrior(ClassPrior):
 
 
 class _LearnedClassPrior(ClassPrior):
-    """What the two Dirichlet priors share: p(π) = Dir(concentration, ..., concentration)."""
+    """Base class of the priors p(π) = Dir(concentration, ..., concentration)."""
 
     concentration: Tensor
 
@@ -103,11 +101,16 @@ class _LearnedClassPrior(ClassPrior):
                 + (": below one its density has no maximum." if least else ".")
             )
         self.register_buffer("concentration", torch.full((num_classes,), float(concentration)))
+        self.logits = nn.Parameter(torch.zeros(num_classes))
 
     def model(self) -> Tensor:
         """Sample ``"pi"`` from the symmetric Dirichlet prior and return log π, with shape ``(K,)``."""
         pi: Tensor = pyro.sample("pi", dist.Dirichlet(self.concentration))
         return pi.log()
+
+    def mean(self) -> Tensor:
+        """Return the point estimate or the posterior mean of π."""
+        return self.logits.softmax(-1)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -117,38 +120,33 @@ class _LearnedClassPrior(ClassPrior):
 class MAPClassPrior(_LearnedClassPrior):
     r"""π learned by maximum a posteriori: a point mass q(π) = δ(π - softmax(logits)).
 
-    Maximises :math:`\log p(\pi) + \sum_n (\text{bound of row } n)`.
+    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`.
 
     Args:
         num_classes: Number of classes ``K``.
-        concentration: Of the symmetric Dirichlet prior; at least one, where one is maximum likelihood.
+        concentration: Concentration of the symmetric Dirichlet prior, at least one; one is maximum likelihood.
     """
 
     name = "map"
 
     def __init__(self, num_classes: int, concentration: float = 2.0) -> None:
         super().__init__(num_classes, concentration, least=1.0)
-        self.logits = nn.Parameter(torch.zeros(num_classes))
 
     def guide(self) -> None:
         """Sample ``"pi"`` from the point mass."""
         pyro.sample("pi", dist.Delta(self.mean(), event_dim=1))
 
-    def mean(self) -> Tensor:
-        """Return the point estimate of π."""
-        return self.logits.softmax(-1)
-
 
 class DirichletClassPrior(_LearnedClassPrior):
     r"""π with a Dirichlet variational posterior, q(π) = Dir(a), :math:`a = \text{total} \cdot \mathrm{softmax}(l)`.
 
-    The mean and the total of ``a`` are separate parameters, because the mean is found within a few hundred
-    steps while the total grows to the order of the number of rows.
+    The mean and the total of ``a`` are separate parameters, because the mean converges within a few hundred steps while
+    the total grows to the order of the number of examples.
 
     Args:
         num_classes: Number of classes ``K``.
-        concentration: Of the symmetric Dirichlet prior; positive.
-        initial_total: Sum of ``a`` before training. A few hundred keeps the first draws of π near uniform.
+        concentration: Concentration of the symmetric Dirichlet prior; positive.
+        initial_total: Sum of ``a`` before training; with a few hundred the first draws of π are near uniform.
     """
 
     name = "dirichlet"
@@ -157,7 +155,6 @@ class DirichletClassPrior(_LearnedClassPrior):
         super().__init__(num_classes, concentration, least=0.0)
         if initial_total <= 0.0:
             raise ValueError(f"initial_total={initial_total} must be positive.")
-        self.logits = nn.Parameter(torch.zeros(num_classes))
         self.log_total = nn.Parameter(torch.tensor(float(initial_total)).log())
 
     def posterior(self) -> dist.Dirichlet:
@@ -167,45 +164,3 @@ class DirichletClassPrior(_LearnedClassPrior):
     def guide(self) -> None:
         """Sample ``"pi"`` from q(π), reparameterised."""
         pyro.sample("pi", self.posterior())
-
-    def mean(self) -> Tensor:
-        """Return the posterior mean of π."""
-        return self.logits.softmax(-1)
-
-
-_CLASS_PRIORS: dict[str, type[ClassPrior]] = {
-    "uniform": FixedClassPrior,
-    "fixed": FixedClassPrior,
-    "map": MAPClassPrior,
-    "dirichlet": DirichletClassPrior,
-}
-
-
-def make_class_prior(class_prior: str | ClassPrior, num_classes: int, **config: Any) -> ClassPrior:
-    """Return a class prior by name, or the given one after a check.
-
-    Args:
-        class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a :class:`ClassPrior`.
-        num_classes: Number of classes ``K``.
-        **config: Arguments of the named prior.
-
-    Raises:
-        ValueError: For an unknown name, or a prior over another number of classes.
-        TypeError: For anything that is neither a name nor a :class:`ClassPrior`.
-
-    Example:
-        >>> make_class_prior("uniform", 4).mean()
-        tensor([0.2500, 0.2500, 0.2500, 0.2500])
-    """
-    if isinstance(class_prior, ClassPrior):
-        if class_prior.num_classes != num_classes:
-            raise ValueError(f"class_prior is over {class_prior.num_classes} classes but the model has {num_classes}.")
-        return class_prior
-    if not isinstance(class_prior, str):
-        raise TypeError(
-            f"class_prior must be a name or a ClassPrior, not {type(class_prior).__name__}; for known "
-            "probabilities pass FixedClassPrior(num_classes, probs)."
-        )
-    if class_prior not in _CLASS_PRIORS:
-        raise ValueError(f"class_prior={class_prior!r} is unknown; choose uniform, map or dirichlet.")
-    return _CLASS_PRIORS[class_prior](num_classes, **config)

@@ -1,4 +1,4 @@
-"""Likelihoods of values on a grid and of counts."""
+"""Likelihoods of values on a grid, and of counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are 
 
 
 class GridDistribution(TorchDistribution):
-    """Values 0, 1, ..., ``levels - 1`` times ``spacing``, each with the probability that a table of logits gives.
+    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits.
 
     Args:
         logits: Unnormalised log-probabilities with shape ``(*batch, levels)``.
@@ -28,7 +28,7 @@ class GridDistribution(TorchDistribution):
     """
 
     arg_constraints = {"logits": constraints.real_vector}
-    support = constraints.real  # the grid; Likelihood.check guards it once, before training
+    support = constraints.real  # the grid, which Likelihood.check checks before training
 
     def __init__(self, logits: Tensor, spacing: float) -> None:
         self.logits = logits
@@ -63,12 +63,12 @@ class GridDistribution(TorchDistribution):
         return self.logits.softmax(-1) @ self._values().square() - self.mean.square()
 
     def _values(self) -> Tensor:
-        number = self.logits.shape[-1]
-        return torch.arange(number, dtype=self.logits.dtype, device=self.logits.device) * self.spacing
+        levels = self.logits.shape[-1]
+        return torch.arange(levels, dtype=self.logits.dtype, device=self.logits.device) * self.spacing
 
 
 class _Grid(Likelihood):
-    """What distributions on a grid share: its size, spacing and check."""
+    """Base class of likelihoods of values on a grid."""
 
     def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Grid(Likelihood):
         steps = x / self.spacing
         off = (steps - steps.round()).abs().max()
         low, high = float(x.min()), float(x.max())
-        # Written so that NaN and infinity fail as well.
+        # The negation is also true of NaN and infinity.
         if not (float(off) <= _TOLERANCE and low >= 0.0 and high / self.spacing < self.levels - 0.5):
             raise ValueError(
                 f"{type(self).__name__} needs values 0, {self.spacing:g}, ..., {self.spacing * (self.levels - 1):g} "
@@ -100,14 +100,14 @@ class _Grid(Likelihood):
 
 
 class Categorical(_Grid):
-    """A free probability for each of a few values: 8-bit pixels, or codes in a column of a table.
+    """A categorical distribution of 8-bit pixels, or of integer codes in a column of a table.
 
-    The decoder supplies ``levels`` numbers per element, 256 for 8-bit images.
+    The decoder returns ``levels`` numbers per element, 256 for 8-bit images.
 
     Args:
-        levels: Number of values, from 0 up.
-        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` puts them between 0 and 1.
-            For integer codes, 1.
+        levels: Number of values, counted from 0.
+        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1,
+            and 1 for integer codes.
 
     Raises:
         ValueError: For fewer than two levels or a spacing that is not positive.
@@ -125,19 +125,19 @@ class Categorical(_Grid):
 
 
 class DiscretisedLogistic(_Grid):
-    r"""A logistic density collected into the cells of a grid, which keeps neighbouring values alike.
+    r"""A logistic density integrated over the cells of a grid, so that neighbouring values have similar probability.
 
     .. math::
 
         P(x) = \sigma\!\left(\tfrac{x + \delta/2 - \mu}{s}\right) - \sigma\!\left(\tfrac{x - \delta/2 - \mu}{s}\right),
 
-    for spacing δ, with the outermost cells open (PixelCNN++, Salimans et al., 2017, https://arxiv.org/abs/1701.05517,
-    equation 2). The decoder supplies μ and the logarithm of s in tenths of the grid's span, so that an untrained one
-    starts out broad.
+    for spacing δ, with the outermost cells extending to infinity (PixelCNN++, Salimans et al., 2017,
+    https://arxiv.org/abs/1701.05517, equation 2). The decoder returns μ and the logarithm of s in tenths of the grid's
+    length, so that an untrained distribution is broad.
 
     Args:
-        levels: Number of values, from 0 up.
-        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` puts them between 0 and 1.
+        levels: Number of values, counted from 0.
+        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1.
 
     Raises:
         ValueError: For fewer than two levels or a spacing that is not positive.
@@ -154,7 +154,7 @@ class DiscretisedLogistic(_Grid):
 
 
 class _LogisticCells(TorchDistribution):
-    """The distribution of :class:`DiscretisedLogistic`; ``loc`` in units of x, ``log_scale`` in grid steps, both ``batch``."""
+    """The distribution of :class:`DiscretisedLogistic`, with ``loc`` in units of x and ``log_scale`` in grid steps."""
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}
     support = constraints.real
@@ -188,7 +188,7 @@ class _LogisticCells(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Return the location, kept on the grid's span: the mean up to what the ends cut off."""
+        """Return the location, clamped to the grid: the mean but for the truncation at both ends."""
         return self.loc.clamp(0.0, self.spacing * (self.levels - 1))
 
     @property
@@ -199,12 +199,12 @@ class _LogisticCells(TorchDistribution):
 
 
 class _Counts(Likelihood):
-    """What distributions of counts share: their check."""
+    """Base class of likelihoods of counts."""
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless every value is a whole number from 0 up."""
+        """Raise ``ValueError`` unless every value is a non-negative whole number."""
         low, off = float(x.min()), float((x - x.round()).abs().max())
-        if not (low >= 0.0 and off <= _TOLERANCE):  # which NaN and infinity fail as well
+        if not (low >= 0.0 and off <= _TOLERANCE):  # also true of NaN and infinity
             raise ValueError(
                 f"{type(self).__name__} needs counts 0, 1, 2, ...; the data has a minimum of {low:g} and values up "
                 f"to {off:.2g} away from whole numbers. Counts must not be rescaled: set scale=1."
@@ -212,21 +212,21 @@ class _Counts(Likelihood):
 
 
 class Poisson(_Counts):
-    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder supplies log λ."""
+    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder returns log λ."""
 
     name = "poisson"
     num_params = 1
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``Poisson(rate)`` over events, for log-rates with shape ``(*batch, 1, *event_shape)``."""
-        log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # a rate of 5e8: no data, but an early step
+        log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # an untrained decoder may return more
         return dist.Poisson(log_rate.exp(), validate_args=False).to_event(event_dim)
 
 
 class NegativeBinomial(_Counts):
-    r"""Counts that scatter more than Poisson's: mean m and variance :math:`m + m^2 / r`.
+    r"""Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
 
-    The decoder supplies log m and log r of each element.
+    The decoder returns log m and log r of each element.
     """
 
     name = "negative_binomial"

@@ -1,4 +1,4 @@
-"""Likelihoods and priors by name, for arguments, command lines and saved models."""
+"""Likelihoods, priors and class priors by name, for arguments, command lines and saved models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_ssvae.distributions.class_priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior
 from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
@@ -19,7 +20,7 @@ from pyro_ssvae.distributions.priors import (
     VampPrior,
 )
 
-__all__ = ["LIKELIHOODS", "PRIORS", "make_likelihood", "make_prior"]
+__all__ = ["LIKELIHOODS", "PRIORS", "make_class_prior", "make_likelihood", "make_prior"]
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
     kind.name: kind
@@ -34,12 +35,19 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
         NegativeBinomial,
     )
 }
-"""Likelihoods by name; :class:`Mixed` needs to be told its parts."""
+"""Likelihoods by name; not :class:`Mixed`, whose parts have no default."""
 
 PRIORS: dict[str, type[Prior]] = {
     kind.name: kind for kind in (StandardNormal, StudentT, MixtureOfGaussians, VampPrior, Flow)
 }
-"""Priors of inferred latents by name; :class:`Uniform`, ``"uniform"``, is for generators alone."""
+"""Priors of inferred latents by name; not :class:`Uniform`, ``"uniform"``, which is for generators alone."""
+
+_CLASS_PRIORS: dict[str, type[ClassPrior]] = {
+    "uniform": FixedClassPrior,
+    "fixed": FixedClassPrior,
+    "map": MAPClassPrior,
+    "dirichlet": DirichletClassPrior,
+}
 
 
 def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
@@ -69,7 +77,7 @@ def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
         return Mixed([(columns, make_likelihood(**dict(part))) for columns, part in config["parts"]])
     if likelihood == Mixed.name:
         raise ValueError(
-            "likelihood='mixed' must be told which columns follow which distribution: hand in "
+            "likelihood='mixed' does not say which columns follow which distribution: pass "
             "pyro_ssvae.distributions.Mixed([([0, 1], Gaussian()), ([2], Poisson())])."
         )
     if likelihood not in LIKELIHOODS:
@@ -81,13 +89,13 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
     """Return a prior of z by name, or the given module unchanged.
 
     Args:
-        prior: A name in ``PRIORS``, a module that returns a Pyro distribution with event shape
+        prior: A name in ``PRIORS``, ``"uniform"``, a module that returns a Pyro distribution with event shape
             ``(latent_dim,)`` when called, or ``None`` for the standard normal.
         latent_dim: Number of latents.
         **config: Arguments of the named prior.
 
     Raises:
-        ValueError: For an unknown name, or a prior of this package over another number of latents.
+        ValueError: For an unknown name, or a :class:`Prior` over another number of latents.
         TypeError: For anything else.
 
     Example:
@@ -107,3 +115,33 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
     if prior not in PRIORS:
         raise ValueError(f"prior={prior!r} is unknown; choose one of {', '.join(PRIORS)}.")
     return PRIORS[prior](latent_dim, **config)
+
+
+def make_class_prior(class_prior: str | ClassPrior, num_classes: int, **config: Any) -> ClassPrior:
+    """Return a class prior by name, or the given one unchanged.
+
+    Args:
+        class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a :class:`ClassPrior`.
+        num_classes: Number of classes ``K``.
+        **config: Arguments of the named prior.
+
+    Raises:
+        ValueError: For an unknown name, or a prior over another number of classes.
+        TypeError: For anything that is neither a name nor a :class:`ClassPrior`.
+
+    Example:
+        >>> make_class_prior("uniform", 4).mean()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    if isinstance(class_prior, ClassPrior):
+        if class_prior.num_classes != num_classes:
+            raise ValueError(f"class_prior is over {class_prior.num_classes} classes but the model has {num_classes}.")
+        return class_prior
+    if not isinstance(class_prior, str):
+        raise TypeError(
+            f"class_prior must be a name or a ClassPrior, not {type(class_prior).__name__}; for known "
+            "probabilities pass FixedClassPrior(num_classes, probs)."
+        )
+    if class_prior not in _CLASS_PRIORS:
+        raise ValueError(f"class_prior={class_prior!r} is unknown; choose uniform, map or dirichlet.")
+    return _CLASS_PRIORS[class_prior](num_classes, **config)

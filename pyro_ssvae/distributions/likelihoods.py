@@ -1,7 +1,7 @@
-"""Likelihoods p(x|y,z): how many numbers a pixel needs from the decoder, and the distribution they make.
+"""Likelihoods p(x|y,z): modules that turn the decoder's raw numbers into a Pyro distribution over x.
 
-A likelihood is a module. The decoder hands it raw numbers of shape ``(*batch, num_params, *event_shape)``; it
-returns a Pyro distribution with ``batch_shape == batch`` and ``event_shape == event_shape``.
+For raw numbers with shape ``(*batch, num_params, *event_shape)`` the distribution has batch shape ``batch`` and event
+shape ``event_shape``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _VARIANCES = ("learned", "shared", "fixed")
 
 
 class Likelihood(nn.Module):
-    """Base class: subclass it to give the model another distribution for ``x``.
+    """Base class of likelihoods; subclass it to use another distribution of ``x``.
 
     Attributes:
-        num_params: Raw numbers per element of ``x`` that the decoder must supply.
-        name: Short name that results and saved configurations carry.
-        unit_interval: Whether its values are those in [0, 1].
+        num_params: Raw numbers per element of ``x`` that the decoder must return.
+        name: Name in results and saved configurations.
+        unit_interval: Whether the support is [0, 1].
     """
 
     num_params: int
@@ -35,23 +35,22 @@ class Likelihood(nn.Module):
     unit_interval: bool = False
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Turn raw numbers ``(*batch, num_params, *event_shape)`` into a distribution over ``x``."""
+        """Return the distribution of ``x``, for raw numbers with shape ``(*batch, num_params, *event_shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(params, event_dim) -> Pyro distribution.")
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` where rows ``x`` lie outside the support; called once, before training."""
+        """Raise ``ValueError`` if ``x``, ``(N, *event_shape)``, leaves the support; called before training."""
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the likelihood, JSON-ready."""
+        """Return the arguments that rebuild the likelihood, JSON-serialisable."""
         return {}
 
 
 class Bernoulli(Likelihood):
     r"""Independent Bernoulli pixels, by logits: :math:`\log p(x) = x\,l - \mathrm{softplus}(l)`.
 
-    Grey values in [0, 1] are allowed. With them the expression is no longer the log-probability of the data
-    but its expectation over binary pixels drawn with those intensities, so bounds on grey and on binarised
-    data must not be compared; every result names its binarisation.
+    Grey values in [0, 1] are allowed. For them the expression is not a log-probability of the data but its expectation
+    over binary pixels drawn with those intensities, so bounds on grey and on binarised data must not be compared.
     """
 
     num_params = 1
@@ -68,7 +67,7 @@ class Bernoulli(Likelihood):
         Returns:
             A distribution with event shape ``event_shape``.
         """
-        # Validation would refuse grey values, which are meant to be possible here; `check` guards the range.
+        # Pyro's validation would refuse grey values; `check` checks the range.
         logits = params.squeeze(-1 - event_dim)
         return BernoulliByLogits(logits=logits, validate_args=False).to_event(event_dim)
 
@@ -80,8 +79,8 @@ class Bernoulli(Likelihood):
 class ContinuousBernoulli(Likelihood):
     r"""Continuous Bernoulli pixels, a density on [0, 1]: :math:`p(x) = C(l)\,e^{x\,l - \mathrm{softplus}(l)}`.
 
-    What a Bernoulli on grey values lacks is the constant C; with it, bounds are log-densities of the grey values
-    themselves (The continuous Bernoulli, Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845).
+    A Bernoulli likelihood of grey values lacks the constant C; with it, bounds are log-densities of the grey values
+    (The continuous Bernoulli, Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845).
     """
 
     num_params = 1
@@ -90,9 +89,8 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        distribution: dist.TorchDistribution = ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(
-            event_dim
-        )
+        logits = params.squeeze(-1 - event_dim)
+        distribution: dist.TorchDistribution = ContinuousBernoulliByLogits(logits).to_event(event_dim)
         return distribution
 
     def check(self, x: Tensor) -> None:
@@ -101,18 +99,7 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _LocationScale(Likelihood):
-    """What real-valued distributions share: a location, and a scale that is learned per element, shared, or fixed.
-
-    Args:
-        min_scale: Smallest scale, in units of ``x``. Elements that never change would otherwise drive a learned
-            scale to zero and the bound to infinity.
-        variance: ``"learned"``: the decoder gives each element of each row its scale; ``"shared"``: one learned scale
-            for all; ``"fixed"``: the given one.
-        scale: The fixed scale, or the first value of the shared one.
-
-    Raises:
-        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
-    """
+    """Base class of distributions with a location, and a scale that is learned per element, shared, or fixed."""
 
     def __init__(self, min_scale: float = 0.05, variance: str = "learned", scale: float = 1.0) -> None:
         super().__init__()
@@ -125,7 +112,7 @@ class _LocationScale(Likelihood):
         self.min_scale, self.variance, self.first_scale = float(min_scale), variance, float(scale)
         self.num_params = 2 if variance == "learned" else 1
         if variance == "shared":
-            # The inverse of softplus, so that training starts at the given scale.
+            # The inverse of softplus, so that the scale has the given value at first.
             self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(scale - min_scale))))
 
     def location_and_scale(self, params: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
@@ -148,11 +135,11 @@ class Gaussian(_LocationScale):
     r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
 
     Args:
-        min_scale: Smallest standard deviation, in units of ``x``. Pixels that never change would otherwise
-            drive a learned :math:`\sigma` to zero and the bound to infinity.
-        variance: ``"learned"``: the decoder gives each element of each row its σ; ``"shared"``: one learned σ for all;
-            ``"fixed"``: the given one.
-        scale: The fixed σ, or the first value of the shared one.
+        min_scale: Smallest σ, in units of ``x``. Pixels with a constant value would otherwise drive a learned σ to zero
+            and the bound to infinity.
+        variance: ``"learned"``: the decoder returns σ for each element of each example; ``"shared"``: one learned σ for
+            all; ``"fixed"``: the given one.
+        scale: The fixed σ, or the initial value of the shared one.
 
     Raises:
         ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
@@ -166,12 +153,12 @@ class Gaussian(_LocationScale):
 
 
 class Laplace(_LocationScale):
-    r"""Independent Laplace elements, :math:`\tfrac{1}{2b}\,e^{-|x - \mu| / b}`: heavier tails than a Gaussian's.
+    r"""Independent Laplace elements, :math:`\tfrac{1}{2b}\,e^{-|x - \mu| / b}`, with heavier tails than a Gaussian.
 
     Args:
         min_scale: Smallest b, in units of ``x``.
         variance: ``"learned"``, ``"shared"`` or ``"fixed"`` b, as for :class:`Gaussian`.
-        scale: The fixed b, or the first value of the shared one.
+        scale: The fixed b, or the initial value of the shared one.
 
     Raises:
         ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
@@ -186,7 +173,7 @@ class Laplace(_LocationScale):
 
 def _check_unit_interval(x: Tensor, who: str) -> None:
     low, high = float(x.min()), float(x.max())
-    if not (low >= 0.0 and high <= 1.0):  # which NaN fails as well
+    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
         raise ValueError(
             f"{who} needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
             "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."

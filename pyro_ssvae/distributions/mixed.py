@@ -16,10 +16,10 @@ __all__ = ["Mixed"]
 
 
 class Mixed(Likelihood):
-    """Different distributions for different columns of a table, independent given the latents.
+    """Different distributions for different columns of a table, conditionally independent given the latents.
 
     Args:
-        parts: Pairs of column numbers and their likelihood. Every column of the table belongs to exactly one.
+        parts: Pairs of column indices and their likelihood. Every column of the table belongs to exactly one.
 
     Raises:
         ValueError: If there are no parts, a part has no columns, or columns are not 0 to D - 1, each once.
@@ -49,20 +49,20 @@ class Mixed(Likelihood):
         self.num_params = max(likelihood.num_params for _, likelihood in parts)
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
-        """Return the joint distribution of a row.
+        """Return the joint distribution of a row of the table.
 
         Args:
-            params: Raw numbers with shape ``(*batch, P, D)``, P that of the most demanding part; the others use the
-                first few.
+            params: Raw numbers with shape ``(*batch, P, D)``, P the largest ``num_params`` of a part; the other parts
+                use the first ones.
             event_dim: 1.
 
         Raises:
-            ValueError: If rows are no vectors, or have another number of columns than the parts.
+            ValueError: If events are no vectors, or have another number of columns than the parts.
         """
         columns = sum(map(len, self.columns))
         if event_dim != 1 or params.shape[-1] != columns:
             raise ValueError(
-                f"Mixed is for rows of {columns} columns; got rows with {event_dim} dimension(s), the last of size "
+                f"Mixed is for rows of {columns} columns; got events with {event_dim} dimension(s), the last of size "
                 f"{params.shape[-1]}."
             )
         distributions = [
@@ -72,7 +72,7 @@ class Mixed(Likelihood):
         return _Joint(distributions, self.columns)
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError``, naming the columns, where a part's own check refuses its columns."""
+        """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
         for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True):
             if max(columns) >= x.shape[-1]:
                 raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
@@ -82,7 +82,7 @@ class Mixed(Likelihood):
                 raise ValueError(f"Columns {columns}: {error}") from error
 
     def config(self) -> dict[str, Any]:
-        """Return what :func:`make_likelihood` rebuilds the parts from."""
+        """Return names and arguments of the parts, JSON-serialisable."""
         return {
             "parts": [
                 [columns, {"likelihood": likelihood.name, **likelihood.config()}]
@@ -91,11 +91,11 @@ class Mixed(Likelihood):
         }
 
     def _likelihoods(self) -> list[Likelihood]:
-        return [cast(Likelihood, part) for part in self.parts]  # a ModuleList forgets what it was filled with
+        return [cast(Likelihood, part) for part in self.parts]  # the elements of a ModuleList are typed as Module
 
 
 class _Joint(TorchDistribution):
-    """Independent distributions of groups of columns, put back in the order of the table.
+    """Independent distributions of groups of columns, with values in the order of the table.
 
     Args:
         distributions: One per group, with equal batch shapes and event shape ``(len(columns),)``.
@@ -109,7 +109,7 @@ class _Joint(TorchDistribution):
         self.has_rsample = all(distribution.has_rsample for distribution in distributions)
         self.distributions, self.columns = list(distributions), [list(group) for group in columns]
         order = [column for group in self.columns for column in group]
-        self._place = sorted(range(len(order)), key=order.__getitem__)  # column -> position among the groups
+        self._positions = sorted(range(len(order)), key=order.__getitem__)  # column -> position among the groups
         super().__init__(self.distributions[0].batch_shape, torch.Size((len(order),)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
@@ -139,4 +139,4 @@ class _Joint(TorchDistribution):
         return self._join([distribution.variance for distribution in self.distributions])
 
     def _join(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, -1)[..., self._place]
+        return torch.cat(parts, -1)[..., self._positions]

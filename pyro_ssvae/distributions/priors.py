@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, as_independent_normal
 
-__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "held"]
+__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "cache_prior"]
 
 
 class Prior(nn.Module):
-    """Base class of the priors here. A model takes any module that returns a Pyro distribution over z when called.
+    """Base class of priors; a model accepts any module that returns a Pyro distribution over z when called.
 
     Args:
         latent_dim: Number of latents ``L``.
 
     Attributes:
-        name: Short name that results and saved configurations carry.
+        name: Name in results and saved configurations.
 
     Raises:
         ValueError: If ``latent_dim`` is not positive.
@@ -41,14 +41,14 @@ class Prior(nn.Module):
         """Return the prior, with event shape ``(L,)``."""
         raise NotImplementedError(f"{type(self).__name__} must define forward() -> Pyro distribution over z.")
 
-    def attach(self, pair: Any) -> None:
-        """Learn of the model that the prior belongs to; called once, when the model is built."""
+    def attach(self, model: Any) -> None:
+        """Use the model that the prior belongs to; called once, when the model is built."""
 
     def start_from(self, x: Tensor) -> None:
-        """Take starting values from some training rows ``(B, *event_shape)``; called once, before training."""
+        """Initialise parameters from training examples ``(B, *event_shape)``; called once, before training."""
 
     def config(self) -> dict[str, Any]:
-        """Arguments that rebuild the prior, besides ``latent_dim``, JSON-ready."""
+        """Return the arguments that rebuild the prior, besides ``latent_dim``, JSON-serialisable."""
         return {}
 
 
@@ -79,9 +79,9 @@ class StandardNormal(Prior):
 
 
 class Uniform(Prior):
-    """Latents uniform on [-1, 1], what the generator of a :class:`~pyro_ssvae.DDGM` may start from.
+    """Latents uniform on [-1, 1], for the generator of a :class:`~pyro_ssvae.DDGM`.
 
-    It is no prior for models that infer z: their Gaussian guides reach beyond it.
+    It is not for models that infer z, because the support of their Gaussian guides is larger.
 
     Args:
         latent_dim: Number of latents ``L``.
@@ -102,11 +102,11 @@ class Uniform(Prior):
 
 
 class StudentT(Prior):
-    """Independent Student-t latents: heavy tails, so that a few rows may lie far out at little cost.
+    """Independent Student-t latents, whose heavy tails allow outliers.
 
     Args:
         latent_dim: Number of latents ``L``.
-        df: Degrees of freedom; large ones approach the standard normal.
+        df: Degrees of freedom; the standard normal is the limit for large ones.
 
     Raises:
         ValueError: If ``df`` is not positive.
@@ -147,9 +147,9 @@ class MixtureOfGaussians(Prior):
 
     def __init__(self, latent_dim: int, num_components: int = 100) -> None:
         super().__init__(latent_dim)
-        self.num_components = _positive(num_components)
+        self.num_components = _check_num_components(num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
-        # Spread like draws of the standard normal, which the mixture starts out near.
+        # Drawn from the standard normal, so that the mixture is near it at first.
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
 
@@ -166,7 +166,7 @@ class VampPrior(Prior):
     r"""A mixture of the guide's own posteriors at learnable pseudo-inputs, :math:`p(z) = \sum_c w_c\, q(z \mid u_c)`.
 
     VAE with a VampPrior (Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120), equation 9, with learnable
-    weights. In a model with classes each pseudo-input has a class too, in turn.
+    weights. In a model with K classes the c-th pseudo-input has class c mod K.
 
     Args:
         latent_dim: Number of latents ``L``.
@@ -174,7 +174,7 @@ class VampPrior(Prior):
 
     Raises:
         ValueError: If ``num_components`` is not positive.
-        RuntimeError: From a call before the prior is part of a model.
+        RuntimeError: From a call, if the prior is not part of a model.
     """
 
     name = "vamp"
@@ -182,37 +182,35 @@ class VampPrior(Prior):
 
     def __init__(self, latent_dim: int, num_components: int = 500) -> None:
         super().__init__(latent_dim)
-        self.num_components = _positive(num_components)
+        self.num_components = _check_num_components(num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
-        self._owner: list[Any] = []  # in a list, because a module would count as a part of this one
-        self._squashed = False
+        self._owner: list[Any] = []  # in a list, because the model must not become a submodule
+        self._use_sigmoid = False
 
-    def attach(self, pair: Any) -> None:
-        """Make the pseudo-inputs, shaped as the model's rows."""
-        self._owner = [pair]
-        self._squashed = bool(pair.likelihood.unit_interval)
-        self.pseudo_inputs = nn.Parameter(torch.randn(self.num_components, *pair.event_shape))
-        if hasattr(pair, "num_classes"):
-            classes = torch.arange(self.num_components) % pair.num_classes
-            self.register_buffer("classes", classes, persistent=False)
+    def attach(self, model: Any) -> None:
+        """Create the pseudo-inputs, with the shape of the model's examples."""
+        self._owner = [model]
+        self._use_sigmoid = bool(model.likelihood.unit_interval)
+        self.pseudo_inputs = nn.Parameter(torch.randn(self.num_components, *model.event_shape))
+        num_classes = getattr(model, "num_classes", None)
+        if num_classes is not None:
+            self.register_buffer("classes", torch.arange(self.num_components) % num_classes, persistent=False)
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Start at training rows, cycled where there are fewer than pseudo-inputs."""
-        rows = x[torch.arange(self.num_components) % len(x)]
-        if self._squashed:
-            rows = torch.logit(rows.clamp(0.02, 0.98))  # a sigmoid away from where its gradient vanishes
-        self.pseudo_inputs.copy_(rows)
+        """Set the pseudo-inputs to training examples, repeated if there are too few."""
+        u = x[torch.arange(self.num_components) % len(x)]
+        if self._use_sigmoid:
+            u = torch.logit(u.clamp(0.02, 0.98))  # farther out the sigmoid's gradient vanishes
+        self.pseudo_inputs.copy_(u)
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         if not self._owner:
-            raise RuntimeError(
-                "A VampPrior needs the guide of a model: hand it to one, as prior=VampPrior(latent_dim)."
-            )
-        u = self.pseudo_inputs.sigmoid() if self._squashed else self.pseudo_inputs  # (C, *event_shape)
-        pair = self._owner[0]
-        qz = pair.encode(u, self.classes) if hasattr(self, "classes") else pair.encode(u)
+            raise RuntimeError("A VampPrior needs the guide of a model: build one with prior=VampPrior(latent_dim).")
+        u = self.pseudo_inputs.sigmoid() if self._use_sigmoid else self.pseudo_inputs  # (C, *event_shape)
+        model = self._owner[0]
+        qz = model.encode(u, self.classes) if hasattr(self, "classes") else model.encode(u)
         normal = as_independent_normal(qz)
         if normal is None:
             return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), qz)
@@ -224,13 +222,13 @@ class VampPrior(Prior):
 
 
 class Flow(Prior):
-    """A normalising flow: affine couplings (real NVP) over a standard normal, by Pyro's transforms.
+    """A normalising flow: affine couplings (real NVP) over a standard normal.
 
     Density estimation using Real NVP (Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803).
 
     Args:
-        latent_dim: Number of latents ``L``, at least 2: each coupling moves one half given the other.
-        num_layers: Number of couplings, between which the order of latents is reversed.
+        latent_dim: Number of latents ``L``, at least 2: each coupling transforms one half given the other.
+        num_layers: Number of couplings; the order of the latents is reversed between them.
         hidden_dim: Width of the two hidden layers of each coupling's network.
 
     Raises:
@@ -269,52 +267,47 @@ class Flow(Prior):
 
 
 class _Flow(dist.TransformedDistribution):
-    """A transformed distribution that keeps nothing of what it computed.
+    """A transformed distribution whose transforms cache nothing.
 
-    Pyro's couplings remember their last input and scale. As parts of a model they would carry the graph of an old
-    step about, which can be neither copied nor recorded.
+    Pyro's couplings keep their last input and scale, and with them the autograd graph of an earlier step, which can be
+    neither copied nor traced.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        result: Tensor = super().log_prob(value)
-        self._forget()
-        return result
+        return self._clear_caches(super().log_prob(value))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        result: Tensor = super().sample(sample_shape)
-        self._forget()
-        return result
+        return self._clear_caches(super().sample(sample_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        result: Tensor = super().rsample(sample_shape)
-        self._forget()
-        return result
+        return self._clear_caches(super().rsample(sample_shape))
 
-    def _forget(self) -> None:
+    def _clear_caches(self, result: Tensor) -> Tensor:
         for transform in self.transforms:
             transform._cached_x_y = None, None
             if hasattr(transform, "_cached_log_scale"):
                 transform._cached_log_scale = None
+        return result
 
 
-def _positive(num_components: int) -> int:
+def _check_num_components(num_components: int) -> int:
     if num_components < 1:
         raise ValueError(f"num_components={num_components} must be at least 1.")
     return int(num_components)
 
 
 @contextmanager
-def held(prior: Any) -> Iterator[None]:
-    """Build the distribution of a prior of this package once, for as long as nothing it depends on changes.
+def cache_prior(prior: Any) -> Iterator[None]:
+    """Build the distribution of a prior of this package once, for the duration of the context.
 
-    A VampPrior passes all its pseudo-inputs through the encoder whenever it is called. A prior of the caller's own,
-    which may draw something when called, is left alone.
+    A VampPrior passes all its pseudo-inputs through the encoder in every call. A prior of the caller's own class is not
+    cached, because it may be random.
     """
     if not (isinstance(prior, Prior) and type(prior).__module__.startswith("pyro_ssvae.")):
         yield
         return
     distribution = prior()
-    vars(prior)["forward"] = lambda: distribution  # of this instance, in front of its class's
+    vars(prior)["forward"] = lambda: distribution  # overrides the method of the class
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Pyro distributions behind likelihoods and priors, where stock ones are slow or lose accuracy."""
+"""Pyro distributions for likelihoods and priors, where those of Pyro are slow or inaccurate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyro_ssvae._math import softplus
 
 __all__ = ["BernoulliByLogits", "ContinuousBernoulliByLogits", "DiagonalMixture", "as_independent_normal"]
 
-_NEAR_ZERO = 0.3  # of a logit, below which series replace differences of nearly equal numbers
+_NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of nearly equal numbers
 
 
 def as_independent_normal(distribution: Any) -> torch.distributions.Normal | None:
-    """Return the normal distributions that a diagonal Gaussian over vectors is made of, ``None`` for any other distribution.
+    """Return the elementwise normal distribution of a diagonal Gaussian over vectors, ``None`` for other distributions.
 
-    A distribution that merely has a ``loc`` and a ``scale``, such as the log-normal one, is another distribution.
+    Other distributions with ``loc`` and ``scale``, such as the log-normal one, give ``None``.
     """
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
@@ -29,18 +29,18 @@ def as_independent_normal(distribution: Any) -> torch.distributions.Normal | Non
 
 
 class DiagonalMixture(TorchDistribution):
-    r"""A mixture of diagonal Gaussians, whose density is one matrix product.
+    r"""A mixture of diagonal Gaussians whose density takes one matrix product.
 
-    :class:`~pyro.distributions.MixtureSameFamily` forms :math:`(z - \mu_c)^2 / \sigma_c^2` for every point, component
-    and element. Written out,
+    :class:`~pyro.distributions.MixtureSameFamily` computes :math:`(z - \mu_c)^2 / \sigma_c^2` for every point,
+    component and element. Expanded,
 
     .. math::
 
         \log N(z;\, \mu_c, \sigma_c^2) = -\tfrac12 \sum_l \frac{z_l^2}{\sigma_{cl}^2}
             + \sum_l \frac{z_l\, \mu_{cl}}{\sigma_{cl}^2} + k_c,
 
-    it is a product of :math:`(z^2, z)` with a table of the components. The terms cancel where σ is small against μ, so
-    the product is taken in float64, which autocast leaves alone too.
+    the log-densities are a product of :math:`(z^2, z)` with a matrix of the components. The terms cancel if σ is small
+    relative to μ, so the product is taken in float64, also under autocast.
 
     Args:
         logits: Unnormalised log-weights, shape ``(C,)``.
@@ -72,7 +72,7 @@ class DiagonalMixture(TorchDistribution):
         return DiagonalMixture(self.logits, self.loc, self.scale, torch.Size(batch_shape))
 
     def _terms(self) -> tuple[Tensor, Tensor]:
-        """Return the table that ``(z^2, z)`` is multiplied with, ``(2L, C)``, and what is added, ``(C,)``."""
+        """Return the matrix that ``(z^2, z)`` is multiplied by, ``(2L, C)``, and the constants, ``(C,)``."""
         loc, scale = self.loc.double(), self.scale.double()
         precision = scale.square().reciprocal()  # (C, L)
         weighted = loc * precision
@@ -82,9 +82,9 @@ class DiagonalMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, in nats, of values with shape ``(..., L)``."""
-        table, constant = self._terms()
+        matrix, constant = self._terms()
         points = value.double()
-        by_component = torch.cat([points.square(), points], -1) @ table + constant  # (..., C)
+        by_component = torch.cat([points.square(), points], -1) @ matrix + constant  # (..., C)
         log_prob = by_component.logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
@@ -112,11 +112,11 @@ class DiagonalMixture(TorchDistribution):
 
 
 class BernoulliByLogits(dist.Bernoulli):
-    """The Bernoulli distribution by logits, whose log-probability is quicker where no gradient is taken."""
+    """The Bernoulli distribution by logits, with a faster log-probability where no gradient is taken."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x l - softplus(l), in nats."""
-        if torch.is_grad_enabled():  # in one pass, whose gradient is one pass too
+        if torch.is_grad_enabled():  # one pass, and another for its gradient
             log_prob: Tensor = super().log_prob(value)
             return log_prob
         return torch.addcmul(softplus(self.logits).neg_(), value, self.logits)
@@ -130,8 +130,8 @@ class ContinuousBernoulliByLogits(TorchDistribution):
         \log p(x) = x\,l - \mathrm{softplus}(l) + \log\frac{|l|}{\tanh(|l|/2)}
                   = (x - \tfrac12)\,l + \log\frac{|l|/2}{\sinh(|l|/2)}
 
-    PyTorch's own goes through probabilities, which it keeps away from 0 and 1: beyond :math:`|l| \approx 16` its
-    density is no longer normalised.
+    PyTorch's ``ContinuousBernoulli`` uses probabilities clamped away from 0 and 1: beyond :math:`|l| \approx 16` its
+    density is not normalised.
 
     Args:
         logits: l, of any shape, which is the batch shape.
@@ -150,7 +150,7 @@ class ContinuousBernoulliByLogits(TorchDistribution):
         return ContinuousBernoulliByLogits(self.logits.expand(batch_shape))
 
     def _size(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where logits are near zero, their sizes there and elsewhere; the unused ones are harmless."""
+        """Return whether each logit is near zero, and sizes for either formula, safe where the other one is used."""
         size = self.logits.abs()
         near = size < _NEAR_ZERO
         return near, torch.where(near, size, 0.0), torch.where(near, 1.0, size)
@@ -160,19 +160,17 @@ class ContinuousBernoulliByLogits(TorchDistribution):
         near, small, large = self._size()
         square = small.square()
         series = -square / 24 + square**2 / 2880 - square**3 / 181_440 + square**4 / 9_676_800
-        # log(a/2) - log sinh(a/2), with e^{a/2} taken out of sinh so that nothing overflows
+        # log(a/2) - log sinh(a/2), with e^{a/2} factored out of sinh to prevent overflow
         closed = large.log() - 0.5 * large - torch.log(-torch.expm1(-large))
         return (value - 0.5) * self.logits + torch.where(near, series, closed)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values by the inverse of the distribution function, reparameterised."""
+        """Draw reparameterised values by the inverse of the distribution function."""
         shape = torch.Size(sample_shape) + self.batch_shape
         uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        below = torch.where(
-            self.logits > 0, 1.0 - uniform, uniform
-        )  # of the mirrored distribution, whose logit is negative
+        below = torch.where(self.logits > 0, 1.0 - uniform, uniform)  # for the mirrored distribution, of logit -|l|
         size = self.logits.abs()
-        tiny = size < 1e-6  # next to the uniform distribution
+        tiny = size < 1e-6  # nearly the uniform distribution
         size = torch.where(tiny, 1.0, size)
         mirrored = torch.where(tiny, below, -torch.log1p(below * torch.expm1(-size)) / size).clamp(0.0, 1.0)
         return torch.where(self.logits > 0, 1.0 - mirrored, mirrored)

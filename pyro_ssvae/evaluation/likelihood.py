@@ -24,9 +24,9 @@ import torch
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_ssvae.data.rows import to_unit
+from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
-from pyro_ssvae.distributions.priors import held
+from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
@@ -137,7 +137,7 @@ def log_likelihood(
         fork_random_state(module, seed),
         torch.inference_mode(),
         pyro.validation_enabled(False),
-        held(getattr(module, "prior", None)),
+        cache_prior(getattr(module, "prior", None)),
     ):
         for batch in batches:
             found.append(_estimate_batch(module, batch, num_samples, at_a_time))
@@ -166,7 +166,7 @@ def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: st
         return  # binarised values are zeros and ones, in the domain of every likelihood
     for batch in x.split(_CHECK_BATCH_SIZE):
         try:
-            likelihood.check(to_unit(batch, scale))
+            likelihood.check(rescale(batch, scale))
         except ValueError as error:
             raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
 

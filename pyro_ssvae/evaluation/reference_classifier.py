@@ -79,7 +79,7 @@ class ReferenceClassifier(nn.Module):
             ValueError: If no training row carries a label.
         """
         known = data.labelled_index
-        if not len(known):
+        if not len(known) or data.num_classes is None:
             raise ValueError("A judge needs labelled training rows; hand in data with its labels.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -98,6 +98,7 @@ class ReferenceClassifier(nn.Module):
                     progress()
         reference.eval()
         _, x, y = get_held_out(data)
+        x, y = x[y >= 0], y[y >= 0]
         if not len(x):
             return reference, float("nan")
         _, probabilities = reference.evaluate(x, scale=data.scale)

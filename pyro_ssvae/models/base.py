@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_seed
 from pyro_ssvae.data import SemiSupervisedData, iterate_batches
-from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform, make_likelihood, make_prior
+from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform
+from pyro_ssvae.distributions.factory import make_likelihood, make_prior
 
 __all__ = [
     "ENUMERATE",
@@ -95,7 +96,12 @@ class Model(nn.Module):
                 f"The model expects examples of shape {tuple(self.event_shape)}, the data has {data.event_shape}. "
                 "Build the model with event_shape=data.event_shape."
             )
-        if self.num_classes is not None and self.num_classes < data.num_classes:
+        if self.num_classes is not None and data.num_classes is None:
+            raise ValueError(
+                f"The model has {self.num_classes} classes, and the data no labels. Give labels, or num_classes="
+                f"{self.num_classes} to cluster without any; M1, and DDGM without num_classes, need no classes."
+            )
+        if self.num_classes is not None and data.num_classes is not None and self.num_classes < data.num_classes:
             raise ValueError(
                 f"The model has {self.num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."

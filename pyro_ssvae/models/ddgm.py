@@ -25,8 +25,7 @@ from torch.distributions import constraints
 from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.models.semi_supervised import Classifier
-from pyro_ssvae.networks import EnergyNet, make_features, make_generator
-from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, check_module
+from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
 
 __all__ = ["DDGM", "langevin"]
 

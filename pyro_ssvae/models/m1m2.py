@@ -31,7 +31,8 @@ from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
-from pyro_ssvae.networks import ConditionalMLP, make_classifier
+from pyro_ssvae.networks import ConditionalMLP
+from pyro_ssvae.networks.variational import make_classifier
 
 __all__ = ["M1M2"]
 

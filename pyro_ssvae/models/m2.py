@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
-from pyro_ssvae.networks import ConditionalMLP, make_classifier
+from pyro_ssvae.networks import ConditionalMLP
+from pyro_ssvae.networks.variational import make_classifier
 
 __all__ = ["M2"]
 

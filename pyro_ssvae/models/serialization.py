@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pyro_ssvae._io import read_json, write_atomically, write_json
-from pyro_ssvae.distributions import make_class_prior, make_likelihood, make_prior
+from pyro_ssvae.distributions.factory import make_class_prior, make_likelihood, make_prior
 from pyro_ssvae.models.base import Model
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1

@@ -1,7 +1,7 @@
-"""Networks of the models: plain modules, replaceable by any of your own.
+"""Networks of the models: plain modules, which may be replaced by others.
 
-Every network here maps tensors to *raw numbers* (logits, locations, log-scales, features). Turning those into
-distributions and energies is the business of the models and of :mod:`pyro_ssvae.distributions`.
+Every network returns raw numbers (logits, locations, log-scales, features). Models and :mod:`pyro_ssvae.distributions`
+turn them into distributions and energies.
 """
 
 from pyro_ssvae.networks.energy import (
@@ -12,17 +12,13 @@ from pyro_ssvae.networks.energy import (
     MLPGenerator,
     SoftplusExperts,
     UpsampledConv2d,
-    make_features,
-    make_generator,
 )
 from pyro_ssvae.networks.variational import (
     ACTIVATIONS,
     MLP,
     ConditionalMLP,
     ConvClassifier,
-    CrossedLinear,
     FactoredLinear,
-    make_classifier,
 )
 
 __all__ = [
@@ -32,14 +28,10 @@ __all__ = [
     "ConvClassifier",
     "ConvFeatures",
     "ConvGenerator",
-    "CrossedLinear",
     "EnergyNet",
     "FactoredLinear",
     "MLPFeatures",
     "MLPGenerator",
     "SoftplusExperts",
     "UpsampledConv2d",
-    "make_classifier",
-    "make_features",
-    "make_generator",
 ]

@@ -1,4 +1,4 @@
-"""Networks of recognition models, of models that decode latents, and classifiers."""
+"""Encoders, decoders and classifiers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ __all__ = [
     "MLP",
     "ConditionalMLP",
     "ConvClassifier",
-    "CrossedLinear",
     "FactoredLinear",
-    "get_activation",
     "check_widths",
+    "get_activation",
     "make_classifier",
 ]
 
 
 class Softplus(nn.Softplus):
-    """The softplus unit, quicker where no gradient is taken."""
+    """The softplus activation, faster where no gradient is taken."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return log(1 + e^x) of every element."""
@@ -67,14 +66,14 @@ def _check_dropout(dropout: float) -> None:
 
 
 class _LastDimBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over every dimension but the last, so that enumerated classes may lead."""
+    """Batch normalisation over every dimension but the last, so that a dimension of classes may come first."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(0, -2)).view(input.shape)
 
 
-def _after_linear(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
-    """What follows a hidden layer's affine map: normalisation, activation, dropout."""
+def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
+    """Return the layers after a hidden affine map: normalisation, activation, dropout."""
     _check_dropout(dropout)
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
     layers.append(get_activation(activation))
@@ -84,12 +83,12 @@ def _after_linear(width: int, activation: str, batch_norm: bool, dropout: float)
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron over flattened rows.
+    """A multilayer perceptron over flattened examples.
 
     Args:
-        event_shape: Shape of one row, for example ``(1, 28, 28)`` or ``(30,)``.
+        event_shape: Shape of one example, such as ``(1, 28, 28)`` or ``(30,)``.
         out_features: Number of outputs.
-        hidden_dims: Widths of the hidden layers; empty for a linear map.
+        hidden_dims: Widths of the hidden layers; empty for an affine map.
         activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation.
         dropout: Probability of dropping a hidden unit.
@@ -117,7 +116,7 @@ class MLP(nn.Module):
         width = math.prod(event_shape)
         layers: list[nn.Module] = []
         for hidden in check_widths(hidden_dims):
-            layers += [nn.Linear(width, hidden), *_after_linear(hidden, activation, batch_norm, dropout)]
+            layers += [nn.Linear(width, hidden), *_make_activation_layers(hidden, activation, batch_norm, dropout)]
             width = hidden
         self.layers = nn.Sequential(*layers, nn.Linear(width, out_features))
 
@@ -128,10 +127,10 @@ class MLP(nn.Module):
 
 
 class FactoredLinear(nn.Module):
-    r"""An affine map of a row and a class, :math:`W_x x + W_y e_y + b`, that never repeats :math:`W_x x`.
+    r"""An affine map of a vector and a class, :math:`W_x x + W_y e_y + b`, that computes :math:`W_x x` once.
 
     Concatenating a one-hot class to ``x`` costs one full product per enumerated class. Written as a sum, the
-    product with ``x`` (shape ``(B, in)``) is computed once and the class enters as a looked-up row, which
+    product with ``x`` (shape ``(B, in)``) is computed once and the class enters as an embedding, which
     broadcasts: ``y`` of shape ``(K, 1)`` gives ``(K, B, out)``.
 
     Args:
@@ -154,51 +153,26 @@ class FactoredLinear(nn.Module):
         return output
 
 
-class CrossedLinear(nn.Module):
-    r"""An affine map of a row with weights of its own for each class, :math:`W_y x + b_y`.
-
-    Args:
-        in_features: Size of ``x``.
-        num_classes: Number of classes ``K``.
-        out_features: Size of the result.
-    """
-
-    def __init__(self, in_features: int, num_classes: int, out_features: int) -> None:
-        super().__init__()
-        bound = 1.0 / math.sqrt(in_features)  # of nn.Linear, for each class
-        self.weight = nn.Parameter(torch.empty(out_features, num_classes * in_features).uniform_(-bound, bound))
-        self.class_weight = nn.Parameter(torch.empty(num_classes, out_features).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Map ``x`` ``(*batch, in)`` and integer ``y`` ``(*batch')`` to ``(*broadcast, out)``."""
-        classes = torch.arange(len(self.class_weight), device=y.device)
-        chosen = (y.unsqueeze(-1) == classes).to(x)  # one_hot would read y back to the host
-        crossed = (chosen.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)  # x in the place of its class, else zero
-        return F.linear(crossed, self.weight) + F.embedding(y, self.class_weight)
-
-
 class ConditionalMLP(nn.Module):
-    """A multilayer perceptron over a row and a class, with the first layer factored.
+    """A multilayer perceptron of an example (or latent) and a class, whose first layer is a :class:`FactoredLinear`.
 
-    It serves as ``q(z|x,y)`` (rows are data) and as ``p(x|y,z)`` (rows are latents).
+    It serves for q(z|x,y), with data as input, and for p(x|y,z), with latents as input.
 
     Args:
-        event_shape: Shape of one row.
+        event_shape: Shape of one input.
         num_classes: Number of classes ``K``.
         out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers, at least one.
         activation: A name in ``ACTIVATIONS``.
-        batch_norm: Whether to normalise before each activation, over rows and enumerated classes alike.
+        batch_norm: Whether to normalise before each activation, over examples and enumerated classes.
         dropout: Probability of dropping a hidden unit.
-        crossed: Whether the first layer has weights of its own for each class, which suits small rows (latents): it
-            lets a decoder depend more on the class.
 
     Raises:
         ValueError: For no or non-positive widths, an unknown activation or a dropout outside [0, 1).
 
     Example:
         >>> net = ConditionalMLP((1, 8, 8), 10, 2 * 5)
-        >>> net(torch.zeros(7, 1, 8, 8), torch.arange(10)[:, None]).shape  # ten classes, seven rows
+        >>> net(torch.zeros(7, 1, 8, 8), torch.arange(10)[:, None]).shape  # ten classes, seven examples
         torch.Size([10, 7, 10])
     """
 
@@ -212,29 +186,21 @@ class ConditionalMLP(nn.Module):
         activation: str = "relu",
         batch_norm: bool = False,
         dropout: float = 0.0,
-        crossed: bool = False,
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
         first, *rest = check_widths(hidden_dims, least=1)
-        self.first = (CrossedLinear if crossed else FactoredLinear)(math.prod(event_shape), num_classes, first)
+        self.first = FactoredLinear(math.prod(event_shape), num_classes, first)
         self.rest = nn.Sequential(
-            *_after_linear(first, activation, batch_norm, dropout),
-            MLP(
-                (first,),
-                out_features,
-                rest,
-                activation=activation,
-                batch_norm=batch_norm,
-                dropout=dropout,
-            ),
+            *_make_activation_layers(first, activation, batch_norm, dropout),
+            MLP((first,), out_features, rest, activation=activation, batch_norm=batch_norm, dropout=dropout),
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Map rows and classes to outputs.
+        """Map inputs and classes to outputs.
 
         Args:
-            x: Rows with shape ``(*batch, *event_shape)``.
+            x: Inputs with shape ``(*batch, *event_shape)``.
             y: Integer classes whose shape broadcasts against ``batch``: ``(B,)``, or ``(K, 1)`` under enumeration.
 
         Returns:
@@ -244,8 +210,8 @@ class ConditionalMLP(nn.Module):
         return output
 
 
-def _after_conv(channels: int, norm: str) -> list[nn.Module]:
-    """What follows a convolution: normalisation, activation."""
+def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
+    """Return the layers after a convolution: normalisation, activation."""
     if norm == "batch":
         return [nn.BatchNorm2d(channels), nn.ReLU()]
     if norm == "group":
@@ -265,8 +231,8 @@ class ConvClassifier(nn.Module):
         num_classes: Number of classes ``K``.
         channels: Output channels of the three convolutions.
         dropout: Probability of dropping a feature before the linear map.
-        norm: ``"group"`` (statistics of single rows), ``"batch"`` or ``"none"``. Batch statistics
-            differ between clean and augmented rows, which pass through the network in separate calls.
+        norm: ``"group"`` (statistics of single images), ``"batch"`` or ``"none"``. Batch statistics differ between
+            clean and augmented images, which pass through the network in separate calls.
 
     Raises:
         ValueError: If the event is not an image of at least 6x6 pixels, or for an unknown ``norm``.
@@ -293,15 +259,15 @@ class ConvClassifier(nn.Module):
             )
         _check_dropout(dropout)
         first, second, third = channels
-        # Large images are halved at once, small ones not before the second layer: about 7x7 or 4x4 remain.
+        # The first layer halves large images only; about 7x7 or 4x4 remain.
         large = min(event_shape[1:]) >= 16
         features = nn.Sequential(
             nn.Conv2d(event_shape[0], first, 5 if large else 3, stride=2 if large else 1, padding=2 if large else 1),
-            *_after_conv(first, norm),
+            *_make_conv_activation(first, norm),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
-            *_after_conv(second, norm),
+            *_make_conv_activation(second, norm),
             nn.Conv2d(second, third, 3, padding=1),
-            *_after_conv(third, norm),
+            *_make_conv_activation(third, norm),
             nn.Flatten(),
         )
         with torch.no_grad():
@@ -329,7 +295,7 @@ def make_classifier(
 
     Args:
         classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"`` or a module.
-        event_shape: Shape of one row.
+        event_shape: Shape of one example.
         num_classes: Number of classes ``K``.
         hidden_dims: Hidden widths of an MLP.
         activation: Activation of an MLP.
@@ -337,7 +303,7 @@ def make_classifier(
         dropout: Probability of dropping a feature; ``None`` is 0.3 for a convolutional network, else 0.
 
     Raises:
-        ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
+        ValueError: For an unknown name, or ``"conv"`` for examples that are not images.
         TypeError: For anything that is neither a name nor a module.
     """
     if isinstance(classifier, nn.Module):

@@ -14,7 +14,6 @@ from pyro_ssvae.objectives.entropy import (
     make_entropy,
 )
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.handlers import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.importance import normalise_importance_weights, perturb_samples
 from pyro_ssvae.objectives.negative_augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
@@ -29,7 +28,6 @@ __all__ = [
     "EnergyLoss",
     "EnergyObjective",
     "Entropy",
-    "EnumerationError",
     "NegativeAugmentation",
     "Loss",
     "MutualInformationEntropy",
@@ -37,7 +35,6 @@ __all__ = [
     "Objective",
     "ScoreEntropy",
     "SemiSupervisedELBO",
-    "StaticELBOError",
     "StaticEnumELBO",
     "ParameterGroup",
     "Update",

@@ -30,7 +30,8 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, EnumerationError, StaticELBOError
+from pyro_ssvae.errors import EnumerationError, StaticELBOError
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["StaticEnumELBO", "check_draws", "closed_forms"]
 

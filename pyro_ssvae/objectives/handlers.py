@@ -12,39 +12,15 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_ssvae.errors import EnumerationError, StaticELBOError
+
 __all__ = [
     "DrawSamples",
     "EnumerateClass",
-    "EnumerationError",
     "GlobalSites",
     "ScaleSites",
-    "StaticELBOError",
     "StockELBO",
 ]
-
-_REMEDY = (
-    "Stock Pyro covers more: build the objective with elbo='stock', or give SVI pyro.infer.TraceEnum_ELBO"
-    "(max_plate_nesting=1)."
-)
-
-
-class EnumerationError(RuntimeError):
-    """The guide enumerates no class, although the bound should sum over the classes."""
-
-    def __init__(self, sites: list[str]) -> None:
-        super().__init__(
-            "The bound of the unlabelled examples sums over the classes, but the guide enumerated no site (its sites: "
-            f"{', '.join(sites) or 'none'}). Mark the class in the guide: pyro.sample('y', "
-            "dist.Categorical(logits=...), infer={'enumerate': 'parallel'}), or decorate the guide with "
-            "config_enumerate."
-        )
-
-
-class StaticELBOError(NotImplementedError):
-    """A model and guide are not supported by the static bound; Pyro's ``TraceEnum_ELBO`` may still support them."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason} {_REMEDY}")
 
 
 class StockELBO(TraceEnum_ELBO):

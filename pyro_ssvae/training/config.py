@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pyro_ssvae.data.rows import BINARISATIONS
+from pyro_ssvae.data.preparation import BINARISATIONS
 
 __all__ = ["TrainingConfig"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.training.compilation import shapes_of
 
 __all__ = ["CapturedSteps"]
@@ -39,7 +40,7 @@ class CapturedSteps:
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._pool: Any = None
 
-    def __call__(self, indices: Rows, variant: tuple[Any, ...] = ()) -> list[str]:
+    def __call__(self, indices: BatchIndices, variant: tuple[Any, ...] = ()) -> list[str]:
         """Do a step on the examples with these indices.
 
         Args:
@@ -49,7 +50,7 @@ class CapturedSteps:
         Returns:
             What the step returned when it was captured.
         """
-        inputs: Rows | Batch = indices if self._stream.resident else self._stream.gather(indices)
+        inputs: BatchIndices | Batch = indices if self._stream.resident else self._stream.gather(indices)
         key = (variant, shapes_of(inputs))
         if key not in self._captured:
             if self._seen[key] < _WARM_UP:
@@ -63,7 +64,7 @@ class CapturedSteps:
         graph.replay()
         return names
 
-    def _run_beside(self, inputs: Rows | Batch) -> list[str]:
+    def _run_beside(self, inputs: BatchIndices | Batch) -> list[str]:
         """Run eagerly on the side stream, as CUDA's libraries want it before a capture."""
         self._side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._side):
@@ -71,10 +72,10 @@ class CapturedSteps:
         torch.cuda.current_stream().wait_stream(self._side)
         return names
 
-    def _run(self, inputs: Rows | Batch) -> list[str]:
+    def _run(self, inputs: BatchIndices | Batch) -> list[str]:
         return self._step(inputs if isinstance(inputs, Batch) else self._stream.gather(inputs))
 
-    def _capture(self, inputs: Rows | Batch) -> tuple[torch.cuda.CUDAGraph, Rows | Batch, list[str]]:
+    def _capture(self, inputs: BatchIndices | Batch) -> tuple[torch.cuda.CUDAGraph, BatchIndices | Batch, list[str]]:
         static = type(inputs)(*(part.clone() if isinstance(part, Tensor) else None for part in inputs))
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._stream.noise)

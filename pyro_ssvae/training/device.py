@@ -7,45 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyro_ssvae._checks import as_device
 from pyro_ssvae.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["has_bf16", "raise_mmap_threshold", "make_fabric", "resolve_device"]
+__all__ = ["has_bf16", "raise_mmap_threshold", "make_fabric"]
 
 _LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc returns larger ones to the system as soon as they are freed
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return a device that exists.
-
-    Args:
-        name: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-
-    Raises:
-        ValueError: For another name, or CUDA where there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:INDEX.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r} is not supported; use auto, cpu, cuda or cuda:INDEX.")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(
-                "CUDA was asked for, but PyTorch finds no CUDA device here (no GPU, no driver, or a CPU-only build of "
-                "PyTorch). Leave out --cuda to run on the CPU, or install a CUDA build on a machine with a GPU."
-            )
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"device={name!r} does not exist; this machine has {torch.cuda.device_count()} CUDA device(s), "
-                "counted from 0."
-            )
-    return device
 
 
 def has_bf16() -> bool:
@@ -70,12 +40,17 @@ def raise_mmap_threshold() -> None:
 def make_fabric(config: TrainingConfig) -> Fabric:
     """Return a Fabric for one device and the chosen precision.
 
+    Raises:
+        ValueError: For a device that does not exist, or is neither CPU nor CUDA.
+
     Warns:
         UserWarning: For bf16 on a CPU that has no arithmetic for it and so emulates it, ten times slower than float32.
     """
     from lightning_fabric import Fabric  # takes seconds to import
 
-    device = resolve_device(config.device)
+    device = as_device(config.device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={config.device!r} is not supported; use auto, cpu, cuda or cuda:INDEX.")
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(
             "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "

@@ -20,7 +20,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch, BatchStream, Rows
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
 from pyro_ssvae.training.compilation import (
     CompiledLoss,
@@ -281,7 +282,7 @@ class TrainingStep:
             return None
         return self._compiled[key]
 
-    def _run_captured(self, indices: Rows) -> list[str]:
+    def _run_captured(self, indices: BatchIndices) -> list[str]:
         self._captured = self._captured or CapturedSteps(self._step, self.stream, self.fabric.device)
         updates = tuple((update.group, getattr(update.loss, "__name__", "")) for update in self._updates)
         try:
@@ -292,7 +293,7 @@ class TrainingStep:
             self._go_eager(_one_line(error))
             return self._step(self.stream.gather(indices))
 
-    def _eager_loss(self, indices: Rows) -> float:
+    def _eager_loss(self, indices: BatchIndices) -> float:
         """Return the loss of the step's first update, computed eagerly from the same random state."""
         noise = self.stream.noise.get_state()
         with preserve_state(self.objective, self.fabric.device):

@@ -8,14 +8,14 @@ from pyro_ssvae.data import BatchStream, SemiSupervisedData, batches
 
 
 def make(num_unlabelled=23, num_labelled=6, seed=0):
-    """Rows whose first value is their number; labelled rows lie scattered."""
+    """Examples whose first value is their index over N; labelled ones are scattered."""
     generator = torch.Generator().manual_seed(seed)
     n = num_unlabelled + num_labelled
     x = torch.rand(n, 4, generator=generator)
     x[:, 0] = torch.arange(n) / n
     y = torch.full((n,), -1)
-    rows = torch.randperm(n, generator=generator)[:num_labelled]
-    y[rows] = torch.arange(num_labelled) % 3
+    labelled = torch.randperm(n, generator=generator)[:num_labelled]
+    y[labelled] = torch.arange(num_labelled) % 3
     return SemiSupervisedData.from_arrays(x, y, num_classes=3)
 
 
@@ -31,7 +31,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 10, 23, 1000])
-def test_every_round_gives_every_row_once(device, batch_size):
+def test_every_pass_gives_every_example_once(device, batch_size):
     data = make()
     stream = BatchStream(data, batch_size=batch_size, labelled_batch_size=4, device=device)
     steps = -(-23 // min(batch_size, 23))
@@ -41,38 +41,38 @@ def test_every_round_gives_every_row_once(device, batch_size):
         batches = list(itertools.islice(stream, steps))
         sizes = [len(batch.x_unlabelled) for batch in batches]
         assert sizes == [min(batch_size, 23)] * (steps - 1) + [23 - min(batch_size, 23) * (steps - 1)]
-        orders.append([row for batch in batches for row in ids(batch.x_unlabelled, data)])
+        orders.append([index for batch in batches for index in ids(batch.x_unlabelled, data)])
         assert sorted(orders[-1]) == data.unlabelled_index.tolist()
     assert orders[0] != orders[1] != orders[2]
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 2]), (6, [6]), (50, [6])])
-def test_labelled_rows_go_round_on_their_own(batch_size, sizes):
+def test_labelled_examples_are_iterated_independently(batch_size, sizes):
     data = make()
     stream = BatchStream(data, batch_size=3, labelled_batch_size=batch_size)
     for _ in range(4):
         batches = list(itertools.islice(stream, len(sizes)))
         assert [len(batch.x_labelled) for batch in batches] == sizes
-        seen = [row for batch in batches for row in ids(batch.x_labelled, data)]
+        seen = [index for batch in batches for index in ids(batch.x_labelled, data)]
         assert sorted(seen) == data.labelled_index.tolist()
         labels = [y for batch in batches for y in batch.y_labelled.tolist()]
         assert labels == data.y[seen].tolist()
 
 
-def test_order_of_unlabelled_rows_does_not_depend_on_labelled_ones():
+def test_order_of_unlabelled_examples_does_not_depend_on_labelled_ones():
     data = make()
     small, large = (BatchStream(data, batch_size=5, labelled_batch_size=n) for n in (1, 6))
     for a, b in itertools.islice(zip(small, large, strict=True), 12):
         assert torch.equal(a.x_unlabelled, b.x_unlabelled)
 
 
-def test_one_labelled_row_per_class():
+def test_one_labelled_example_per_class():
     data = make(num_labelled=3)
     for batch in itertools.islice(BatchStream(data, labelled_batch_size=3), 3):
         assert sorted(batch.y_labelled.tolist()) == [0, 1, 2]
 
 
-def test_no_labelled_rows():
+def test_no_labelled_examples():
     with pytest.warns(UserWarning, match="clustering"):
         data = make(num_labelled=0)
     batch = next(BatchStream(data))
@@ -81,21 +81,21 @@ def test_no_labelled_rows():
     assert batch.x_unlabelled.shape == (23, 4)
 
 
-def test_no_unlabelled_rows():
+def test_no_unlabelled_examples():
     stream = BatchStream(make(num_unlabelled=0), labelled_batch_size=4)
     assert stream.steps_per_epoch == 2
     assert next(stream).x_unlabelled is None
 
 
 @pytest.mark.parametrize("num_labelled", [3, 6])
-def test_labels_of_unlabelled_rows_never_come_out(num_labelled):
+def test_labels_of_unlabelled_examples_never_come_out(num_labelled):
     data = make(num_labelled=num_labelled)
     for batch in itertools.islice(BatchStream(data, batch_size=4), 20):
         assert (batch.y_labelled >= 0).all()
         assert not set(ids(batch.x_labelled, data)) & set(ids(batch.x_unlabelled, data))
 
 
-def test_eight_bit_rows_are_divided_by_the_scale(device):
+def test_eight_bit_examples_are_divided_by_the_scale(device):
     x = torch.arange(16, dtype=torch.uint8).reshape(8, 1, 2, 1)
     data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1, -1, -1, -1, -1], scale=16)
     batch = next(BatchStream(data, device=device))
@@ -107,7 +107,7 @@ def test_eight_bit_rows_are_divided_by_the_scale(device):
 
 @pytest.mark.parametrize("resident", [True, False, "auto"])
 @pytest.mark.parametrize("binarisation", ["none", "static"])
-def test_rows_are_the_same_on_every_device(device, resident, binarisation):
+def test_batches_are_the_same_on_every_device(device, resident, binarisation):
     data = make()
     options = {"batch_size": 5, "labelled_batch_size": 4, "binarisation": binarisation, "seed": 2}
     here = BatchStream(data, **options)
@@ -118,10 +118,10 @@ def test_rows_are_the_same_on_every_device(device, resident, binarisation):
 
 
 @pytest.mark.parametrize(("free", "fits"), [(799, False), (800, True)])
-def test_training_rows_take_at_most_half_of_the_free_memory(monkeypatch, free, fits):
+def test_training_examples_take_at_most_half_of_the_free_memory(monkeypatch, free, fits):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**9))
-    assert batches._fits(torch.zeros(100), torch.device("cuda:0")) == fits
-    assert batches._fits(torch.zeros(100), torch.device("cpu"))
+    assert batches._fits_in_memory(torch.zeros(100), torch.device("cuda:0")) == fits
+    assert batches._fits_in_memory(torch.zeros(100), torch.device("cpu"))
 
 
 def test_dynamic_binarisation_is_drawn_afresh(device):
@@ -191,9 +191,9 @@ def test_streams_do_not_touch_global_generators():
     [
         ({"seed": 1}, make(), "The state has seed=0, this stream 1; build"),
         ({"binarisation": "static"}, make(), "state has binarisation='none', this stream 'static'"),
-        ({}, make(num_unlabelled=24), "23 unlabelled rows that are not the 24 unlabelled rows"),
-        ({}, make(seed=1), "rows that are not"),
-        ({}, make(num_labelled=5), "rows that are not"),
+        ({}, make(num_unlabelled=24), "23 unlabelled examples that are not the 24 unlabelled examples"),
+        ({}, make(seed=1), "examples that are not"),
+        ({}, make(num_labelled=5), "examples that are not"),
     ],
 )
 def test_states_of_other_streams_refused(options, data, text):
@@ -207,7 +207,7 @@ def test_states_of_other_streams_refused(options, data, text):
 
 
 @pytest.mark.parametrize("binarisation", ["none", "dynamic"])
-def test_a_state_of_another_device_keeps_the_rows(recwarn, binarisation):
+def test_a_state_of_another_device_keeps_the_examples(recwarn, binarisation):
     stream = BatchStream(make(), batch_size=5, binarisation=binarisation)
     next(stream)
     state = stream.state_dict() | {"noise_device": "cuda"}
@@ -217,7 +217,7 @@ def test_a_state_of_another_device_keeps_the_rows(recwarn, binarisation):
     assert equal(expected, batch) == (binarisation == "none")
     messages = [str(w.message) for w in recwarn.list]
     assert len(messages) == (binarisation == "dynamic")
-    assert all("same rows follow, but binarised with other noise" in m for m in messages)
+    assert all("same examples follow, but their dynamic binarisation differs" in m for m in messages)
 
 
 @pytest.mark.parametrize(

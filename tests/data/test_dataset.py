@@ -40,10 +40,10 @@ def test_from_arrays():
     assert (data.scale, data.name, data.class_names) == (255.0, "mine", ("0", "1", "2"))
     assert data.split is None
     assert data.y_test.dtype == data.y.dtype == torch.int64
-    assert "3 labelled + 3 unlabelled rows of shape (2,)" in repr(data)
+    assert "3 labelled + 3 unlabelled examples of shape (2,), 3 classes" in repr(data)
 
 
-def test_from_arrays_without_held_out_rows():
+def test_from_arrays_without_held_out_examples():
     data = SemiSupervisedData.from_arrays(X.tolist(), Y.tolist())
     assert data.x.dtype == torch.float32
     assert data.scale == 1.0
@@ -52,13 +52,13 @@ def test_from_arrays_without_held_out_rows():
     assert data.y_test.dtype == torch.int64
 
 
-def test_given_but_empty_held_out_rows():
+def test_given_but_empty_held_out_examples():
     data = SemiSupervisedData.from_arrays(X, Y, x_test=X[:0], y_test=[])
     assert data.x_test.shape == (0, 2)
     assert data.x_test.dtype == torch.uint8
 
 
-def test_all_rows_labelled_is_fine():
+def test_all_examples_labelled():
     data = SemiSupervisedData.from_arrays(X, [0, 1, 0, 1, 0, 1])
     assert data.num_unlabelled == 0
 
@@ -92,36 +92,35 @@ def test_frozen():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); rows are needed"),
+        ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); \(N, D\) or"),
         ({"x": np.full((6, 2), np.nan)}, ValueError, "12 values that are NaN"),
         ({"x": X.astype(str)}, TypeError, "x has dtype <U3"),
         ({"x": X[:0], "y": []}, ValueError, "no values"),
-        ({"y": Y[:4]}, ValueError, "y holds 4 labels for 6 rows"),
+        ({"y": Y[:4]}, ValueError, "y holds 4 labels for 6 examples"),
         ({"y": Y - 1}, ValueError, "labels from -2 to 1"),
         ({"y": Y + 0.5}, ValueError, "whole numbers"),
         ({"num_classes": 2}, ValueError, "y holds label 2, but num_classes=2"),
         ({"y_test": [5], "x_test": X[:1], "num_classes": 3}, ValueError, "y_test holds label 5"),
-        ({"y_test": [-1], "x_test": X[:1]}, ValueError, "y_test holds -1"),
-        ({"y_validation": [-1], "x_validation": X[:1]}, ValueError, "y_validation holds -1"),
-        ({"x_test": X[:1]}, ValueError, "x_test was given without y_test"),
+        ({"y_test": [-2], "x_test": X[:1]}, ValueError, "y_test holds labels from -2"),
+        ({"y_validation": [float("nan")], "x_validation": X[:1]}, ValueError, r"y_validation\[0\] is nan"),
         ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
         (
             {"x_test": X[:1, :1], "y_test": [0]},
             ValueError,
-            r"x_test has rows of shape \(1,\) .* x has \(2,\)",
+            r"x_test has examples of shape \(1,\) .* x has \(2,\)",
         ),
         (
             {"x_validation": X[:1] / 255, "y_validation": [0]},
             ValueError,
             "dtype torch.float32, x has .* torch.uint8; both must be alike",
         ),
-        ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 rows"),
+        ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 examples"),
         ({"scale": 0}, ValueError, "scale=0.0 must be positive"),
         ({"class_names": ["a"]}, ValueError, "class_names holds 1 names for 3 classes"),
         (
             {"split": LabelSplit([0], [], seed=0, balanced=True)},
             ValueError,
-            "split names 1 labelled rows, y has 3",
+            "split has 1 labelled examples, y has 3",
         ),
     ],
 )
@@ -160,7 +159,7 @@ def test_from_npz_keeps_every_label(write, images):
     assert len(data.split.labelled) == 60
 
 
-def test_from_npz_draws_labels_and_holds_the_last_rows_out(write, images):
+def test_from_npz_draws_labels_and_holds_the_last_examples_out(write, images):
     data = SemiSupervisedData.from_npz(write(images), num_labels=6, num_validation=15, seed=1)
     assert (data.num_labelled, data.num_unlabelled) == (6, 39)
     assert torch.equal(data.x_validation.squeeze(1), torch.from_numpy(images["x_train"][45:]))
@@ -179,7 +178,7 @@ def test_from_npz_takes_minus_one_as_unlabelled(write, images):
     assert data.split.labelled.tolist() == list(range(7))
 
 
-def test_from_npz_draws_among_the_rows_with_labels(write, images):
+def test_from_npz_draws_among_the_examples_with_labels(write, images):
     images["y_train"][10:] = -1
     data = SemiSupervisedData.from_npz(write(images), num_labels=3)
     assert data.num_labelled == 3
@@ -196,7 +195,7 @@ def test_from_npz_moves_channels_first(write, images, channels):
     assert torch.equal(data.x[:, -1], torch.from_numpy(images["x_train"][..., 0]))
 
 
-def test_from_npz_of_a_table_without_test_rows(write):
+def test_from_npz_of_a_table_without_test_examples(write):
     arrays = {"x_train": np.zeros((4, 7)), "y_train": np.array([[0], [1], [0], [1]])}
     data = SemiSupervisedData.from_npz(write(arrays), num_classes=2, scale=2)
     assert data.event_shape == (7,)
@@ -215,6 +214,7 @@ def test_from_npz_without_any_label(write, images):
 def test_from_npz_without_classes(write, images):
     data = SemiSupervisedData.from_npz(write({"x_train": images["x_train"], "x_test": images["x_test"]}), num_labels=6)
     assert (data.num_labelled, data.num_unlabelled, len(data.x_test)) == (0, 60, 9)
+    assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 9)
     alone = SemiSupervisedData.from_npz(write({"x_train": images["x_train"]}), num_validation=7)
     assert (alone.num_unlabelled, len(alone.x_validation), len(alone.x_test)) == (53, 7, 0)
 
@@ -223,10 +223,56 @@ def test_from_npz_without_classes(write, images):
 def test_from_arrays_without_classes(images):
     data = SemiSupervisedData.from_arrays(images["x_train"], x_test=images["x_test"])
     assert (data.num_labelled, data.num_unlabelled, len(data.x_test), data.split) == (0, 60, 9, None)
+    assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 9)
+    assert "no classes" in repr(data)
+    assert data.known_test[0].shape == (0, 4, 5)
+    assert same_tensors(data.without_labels(), data)
+    empty = SemiSupervisedData.from_arrays(images["x_train"], np.full(60, -1), x_test=images["x_test"])
+    assert same_tensors(empty, data)
+    assert empty.num_classes is None
     with pytest.raises(ValueError, match="y_test was given without x_test"):
         SemiSupervisedData.from_arrays(images["x_train"], images["y_train"], y_test=images["y_test"])
-    with pytest.raises(TypeError, match="y "):
-        SemiSupervisedData.from_arrays(images["x_train"], x_test=images["x_test"], y_test=images["y_test"])
+    with pytest.raises(ValueError, match="class_names holds 2 names for None classes"):
+        SemiSupervisedData.from_arrays(images["x_train"], class_names=["a", "b"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_classes_may_be_stated_without_labels():
+    data = SemiSupervisedData.from_arrays(X, num_classes=3, x_test=X[:2])
+    assert (data.num_classes, data.class_names) == (3, ("0", "1", "2"))
+    assert data.y.tolist() == [-1] * 6
+    assert data.y_test.tolist() == [-1, -1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_held_out_labels_alone_make_the_classes_known():
+    data = SemiSupervisedData.from_arrays(X, x_test=X[:2], y_test=[0, 2])
+    assert (data.num_classes, data.num_labelled, data.y_test.tolist()) == (3, 0, [0, 2])
+    assert data.without_labels().num_classes == 3
+
+
+def test_held_out_examples_may_be_unlabelled():
+    data = SemiSupervisedData.from_arrays(X, Y, x_validation=X[:3], y_validation=[1, -1, 0], x_test=X[:2])
+    assert data.y_validation.tolist() == [1, -1, 0]
+    assert data.y_test.tolist() == [-1, -1]
+    x, y = data.known_validation
+    assert x.tolist() == X[[0, 2]].tolist()
+    assert y.tolist() == [1, 0]
+    assert [len(part) for part in data.known_test] == [0, 0]
+    assert data.without_labels().y_validation.tolist() == [1, -1, 0]
+    known = SemiSupervisedData.from_arrays(X, Y, x_test=X[:2], y_test=[0, 1])
+    assert known.known_test[0] is known.x_test
+
+
+@pytest.mark.filterwarnings("error")
+def test_from_npz_with_some_labels_missing(write, images):
+    images["y_test"][:4] = -1
+    data = SemiSupervisedData.from_npz(write(images), num_labels=6)
+    assert data.y_test.tolist() == images["y_test"].tolist()
+    del images["y_test"]
+    assert SemiSupervisedData.from_npz(write(images)).y_test.tolist() == [-1] * 9
+    images["y_train"][:] = -1
+    assert SemiSupervisedData.from_npz(write(images)).num_classes is None
 
 
 def test_hidden_labels_leave_no_trace(write, images):
@@ -275,17 +321,15 @@ def test_from_npz_of_a_damaged_file(tmp_path, write, images):
     ("change", "error", "text"),
     [
         ({"x_train": None}, ValueError, "lacks x_train; it holds y_train, x_test, y_test"),
-        ({"y_test": None}, ValueError, "holds x_train, y_train, x_test; every x needs a y beside it, or none has one"),
-        ({"y_train": None}, ValueError, "holds x_train, x_test, y_test; every x needs a y"),
-        ({"x_test": None}, ValueError, "holds x_train, y_train, y_test; every x needs a y"),
+        ({"x_test": None}, ValueError, "y_test was given without x_test"),
         ({"x_train": np.array([[{}]] * 60)}, ValueError, "x_train .* object arrays would have to"),
-        ({"y_train": np.array(["a"] * 60)}, TypeError, "y has dtype <U1"),
+        ({"y_train": np.array(["a"] * 60)}, TypeError, "y_train has dtype <U1"),
         ({"y_train": np.zeros((60, 2))}, ValueError, r"y_train has shape \(60, 2\)"),
-        ({"y_train": np.zeros(59)}, ValueError, "59 labels for 60 rows"),
-        ({"x_train": np.zeros(60)}, ValueError, "rows are needed"),
+        ({"y_train": np.zeros(59)}, ValueError, "59 labels for 60 examples"),
+        ({"x_train": np.zeros(60)}, ValueError, r"x_train has shape \(60,\)"),
         ({"x_train": np.zeros((0, 4, 5)), "y_train": np.zeros(0)}, ValueError, "no values"),
-        ({"x_test": np.zeros((9, 5, 5), np.uint8)}, ValueError, "x_test has rows of shape"),
-        ({"y_test": np.full(9, -1)}, ValueError, "y_test holds -1"),
+        ({"x_test": np.zeros((9, 5, 5), np.uint8)}, ValueError, "x_test has examples of shape"),
+        ({"y_test": np.full(9, -2)}, ValueError, "y_test holds labels from -2"),
     ],
 )
 def test_from_npz_refused(write, images, change, error, text):

@@ -60,13 +60,13 @@ def test_splits(tmp_path: Path) -> None:
     assert (len(data.x), len(data.x_validation), len(data.x_test)) == (32, 4, 4)
     assert (data.num_labelled, data.num_classes, data.class_names) == (6, 2, ("c0", "c1"))
     assert data.event_shape == (3, 5, 5)
-    seen = [int(row[0, 0, 0]) for part in (data.x, data.x_validation, data.x_test) for row in part]
+    seen = [int(image[0, 0, 0]) for part in (data.x, data.x_validation, data.x_test) for image in part]
     assert sorted(seen) == list(range(40))
     again = SemiSupervisedData.from_folder(tmp_path, image_size=5, num_labels=6, seed=1)
     assert again.x.equal(data.x)
     assert again.y.equal(data.y)
     labelled = data.labelled_index
-    assert data.y[labelled].tolist() == [int(row[0, 0, 0]) % 2 for row in data.x[labelled]]
+    assert data.y[labelled].tolist() == [int(image[0, 0, 0]) % 2 for image in data.x[labelled]]
 
 
 def test_images_without_classes_are_data_without_labels(tmp_path: Path) -> None:
@@ -74,6 +74,13 @@ def test_images_without_classes_are_data_without_labels(tmp_path: Path) -> None:
         write(tmp_path / f"{number:02}.png", (number, 2 * number, 3 * number))
     data = SemiSupervisedData.from_folder(tmp_path, image_size=5, num_test=3)
     assert (data.num_labelled, len(data.x_test), len(data.x)) == (0, 3, 15)
+    assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 3)
+
+
+def test_other_formats_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read"):
+        read_folder(tmp_path, 8)
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10, MNIST
 
 from pyro_ssvae.data import DATASET_NAMES, SemiSupervisedData, named
 from pyro_ssvae.data import download as download_module
-from pyro_ssvae.data.named import data_folder, load_named
+from pyro_ssvae.data.named import get_data_folder, load_named
 from pyro_ssvae.errors import DataUnavailableError
 
 N_TRAIN, N_TEST = 60, 20
@@ -116,15 +116,15 @@ def test_compressed_files_are_read_in_place(tmp_path, write):
 
 
 def test_data_folder(tmp_path, monkeypatch):
-    assert data_folder() == tmp_path / "home" / ".cache" / "pyro_ssvae"
+    assert get_data_folder() == tmp_path / "home" / ".cache" / "pyro_ssvae"
     monkeypatch.setenv("PYRO_SSVAE_DATA", "")
-    assert data_folder() == tmp_path / "home" / ".cache" / "pyro_ssvae"
+    assert get_data_folder() == tmp_path / "home" / ".cache" / "pyro_ssvae"
     monkeypatch.setenv("PYRO_SSVAE_DATA", "~/data")
-    assert data_folder() == tmp_path / "home" / "data"
-    assert data_folder(tmp_path) == tmp_path
+    assert get_data_folder() == tmp_path / "home" / "data"
+    assert get_data_folder(tmp_path) == tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file; give the folder"):
-        data_folder(tmp_path / "file")
+        get_data_folder(tmp_path / "file")
 
 
 def test_environment_variable(tmp_path, monkeypatch, write):
@@ -323,7 +323,7 @@ def test_files_with_other_content(tmp_path, arrays, change):
     ("arguments", "error", "text"),
     [
         ({"name": "svhn"}, ValueError, "no data set named 'svhn'; known: mnist.*from_arrays"),
-        ({"num_validation": None}, ValueError, "num_validation=10000 rows cannot be held out of 60"),
+        ({"num_validation": None}, ValueError, "num_validation=10000 examples cannot be held out of 60"),
         ({"num_validation": 1.0}, TypeError, "num_validation=1.0"),
         ({"num_labels": "some"}, ValueError, "num_labels='some'"),
         ({"seed": -1}, ValueError, "seed=-1"),
@@ -340,7 +340,7 @@ def test_leaving_out_one_label_of_a_class_at_random(tmp_path, write):
     assert load(data_dir=tmp_path, num_labels=49).num_labelled == 49
 
 
-def test_protocol_of_held_out_rows():
+def test_protocol_of_held_out_examples():
     numbers = {name: files.num_validation for name, files in named._FILES.items()}
     assert numbers == {"mnist": 10_000, "fashion_mnist": 10_000, "cifar10": 5_000}
     assert set(DATASET_NAMES) == {*numbers, "digits"}
@@ -358,7 +358,7 @@ def test_digits(seed):
     assert (share - 0.1).abs().max() < 0.01
 
 
-def test_rows_of_digits_are_named_by_their_place_in_the_file():
+def test_split_of_digits_holds_indices_into_the_file():
     from sklearn.datasets import load_digits
 
     target = load_digits().target
@@ -376,7 +376,7 @@ def test_digits_draw_by_seed():
 
 
 @pytest.mark.parametrize("num_validation", [0, 3, 10, 1337])
-def test_digits_with_other_validation_rows(num_validation):
+def test_digits_with_other_numbers_of_validation_examples(num_validation):
     source = load_named("digits", num_validation=num_validation)
     assert len(source.validation) == num_validation
     assert (len(source.x), len(source.x_test)) == (1347, 450)
@@ -384,7 +384,7 @@ def test_digits_with_other_validation_rows(num_validation):
     assert np.array_equal(source.x_test, test)
 
 
-def test_digits_with_too_many_validation_rows():
+def test_digits_with_too_many_validation_examples():
     with pytest.raises(ValueError, match="num_validation=1338 .* at most 1337"):
         load_named("digits", num_validation=1338)
 

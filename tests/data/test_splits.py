@@ -15,14 +15,14 @@ def y():
 
 @pytest.mark.parametrize("num_labels", [10, 100, 200])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_balanced_draw_is_the_first_rows_of_a_permutation_per_class(y, num_labels, seed):
+def test_balanced_draw_is_the_first_of_a_permutation_per_class(y, num_labels, seed):
     rng = np.random.default_rng(seed)
     expected = [rng.permutation(np.flatnonzero(y == c))[: num_labels // 10] for c in range(10)]
     drawn = draw_label_split(y, num_labels, 10, seed)
     assert drawn.tolist() == sorted(np.concatenate(expected).tolist())
 
 
-def test_remainder_adds_one_row_to_some_classes_and_changes_no_other_row(y):
+def test_remainder_adds_one_example_to_some_classes_and_changes_no_other(y):
     even, odd = draw_label_split(y, 100, 10, seed=3), draw_label_split(y, 107, 10, seed=3)
     assert set(even) < set(odd)
     counts = np.bincount(y[odd], minlength=10)
@@ -33,7 +33,7 @@ def test_fewer_labels_than_classes(y):
     assert sorted(np.bincount(y[draw_label_split(y, 4, 10)], minlength=10)) == [0] * 6 + [1] * 4
 
 
-def test_unbalanced_draw_is_a_permutation_of_all_rows(y):
+def test_unbalanced_draw_is_a_permutation_of_all_examples(y):
     drawn = draw_label_split(y, 50, 10, seed=2, balanced=False)
     expected = np.random.default_rng(2).permutation(len(y))[:50]
     assert drawn.tolist() == sorted(expected.tolist())
@@ -53,7 +53,7 @@ def test_unbalanced_draw_sees_no_label(y, balanced):
 @pytest.mark.parametrize("balanced", [True, False])
 def test_all_labels(y, num_labels, balanced):
     assert draw_label_split(y, num_labels, 10, balanced=balanced).tolist() == list(range(600))
-    with pytest.warns(UserWarning, match="num_labels=10000: only 600 rows"):
+    with pytest.warns(UserWarning, match="num_labels=10000: only 600 examples"):
         assert len(draw_label_split(y, 10_000, 10, balanced=balanced)) == 600
 
 
@@ -62,13 +62,13 @@ def test_no_labels(y):
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-def test_rows_without_label_are_never_drawn(y, balanced):
+def test_unlabelled_examples_are_never_drawn(y, balanced):
     y[::2] = -1
     for num_labels in (30, "all"):
         assert (y[draw_label_split(y, num_labels, 10, balanced=balanced)] >= 0).all()
 
 
-def test_one_row_per_class():
+def test_one_example_per_class():
     assert draw_label_split(torch.tensor([2, 0, 1]), 3, 3).tolist() == [0, 1, 2]
 
 
@@ -81,16 +81,16 @@ def test_the_largest_possible_number_is_possible_and_more_is_not(num_labels):
 
 def test_too_many_balanced_labels():
     y = np.repeat([0, 1, 2], [3, 50, 40])
-    with pytest.raises(ValueError, match=r"class 0 has 3 rows. Largest possible: num_labels=11"):
+    with pytest.raises(ValueError, match=r"class 0 has 3 examples. Largest possible: num_labels=11"):
         draw_label_split(y, 12, 3)
     assert len(draw_label_split(y, 11, 3)) == 11
     assert len(draw_label_split(y, 12, 3, balanced=False)) == 12
 
 
-def test_a_class_without_rows():
+def test_a_class_without_examples():
     y = np.repeat([0, 2], 20)
     assert sorted(y[draw_label_split(y, 2, 3)]) == [0, 2]
-    with pytest.raises(ValueError, match=r"class 1 has 0 rows. Largest possible: num_labels=2;"):
+    with pytest.raises(ValueError, match=r"class 1 has 0 examples. Largest possible: num_labels=2;"):
         draw_label_split(y, 3, 3)
 
 
@@ -119,14 +119,14 @@ def test_hide_labels_shares_no_memory(y):
     assert (np.delete(hidden, [1, 3]) == -1).all()
 
 
-def test_last_rows():
-    rows = np.array([0, 2, 4])
-    assert select_last(rows, 2, 5).tolist() == [2, 4]
-    assert select_last(rows, 0, 5).tolist() == []
+def test_select_last():
+    indices = np.array([0, 2, 4])
+    assert select_last(indices, 2, 5).tolist() == [2, 4]
+    assert select_last(indices, 0, 5).tolist() == []
     with pytest.raises(ValueError, match="num_validation=4 .* 3 of them with labels; at most 3"):
-        select_last(rows, 4, 5)
+        select_last(indices, 4, 5)
     with pytest.raises(ValueError, match="at most 2"):
-        select_last(rows, 3, 3)
+        select_last(indices, 3, 3)
 
 
 def test_split_round_trip(tmp_path):
@@ -178,10 +178,10 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("labelled", "validation", "error", "text"),
     [
-        ([1, 1], [], ValueError, "labelled holds negative or repeated rows"),
+        ([1, 1], [], ValueError, "labelled holds negative or repeated indices"),
         ([1], [-1], ValueError, "validation holds negative"),
-        ([1, 2], [2], ValueError, "Row 2 is both labelled and held out"),
-        ([0.5], [], TypeError, "row numbers are needed"),
+        ([1, 2], [2], ValueError, "Example 2 is both labelled and held out"),
+        ([0.5], [], TypeError, "indices are needed"),
         ([[1]], [], TypeError, r"labelled has shape \(1, 1\)"),
         (["a"], [], TypeError, "dtype <U1"),
     ],

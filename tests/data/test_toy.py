@@ -10,7 +10,7 @@ import torch
 from pyro_ssvae.data.toy import draw_ring, draw_spiral, make_toy_data, ring_distribution
 
 
-def test_ring_has_the_moments_of_its_law() -> None:
+def test_ring_has_the_moments_of_its_distribution() -> None:
     x, arm = draw_ring(200_000, torch.Generator().manual_seed(0))
     for k in range(10):
         angle = 2.0 * math.pi * k / 10
@@ -18,15 +18,15 @@ def test_ring_has_the_moments_of_its_law() -> None:
             torch.tensor([math.cos(angle), math.sin(angle)]),
             torch.tensor([-math.sin(angle), math.cos(angle)]),
         )
-        rows = x[arm == k]
-        assert len(rows) == pytest.approx(20_000, abs=600)
-        assert float((rows @ along).mean()) == pytest.approx(1.4, abs=0.02)
-        assert float((rows @ along).std()) == pytest.approx(0.5, abs=0.01)
-        assert float((rows @ across).mean()) == pytest.approx(0.0, abs=0.002)
-        assert float((rows @ across).std()) == pytest.approx(0.05, abs=0.001)
+        points = x[arm == k]
+        assert len(points) == pytest.approx(20_000, abs=600)
+        assert float((points @ along).mean()) == pytest.approx(1.4, abs=0.02)
+        assert float((points @ along).std()) == pytest.approx(0.5, abs=0.01)
+        assert float((points @ across).mean()) == pytest.approx(0.0, abs=0.002)
+        assert float((points @ across).std()) == pytest.approx(0.05, abs=0.001)
 
 
-def test_ring_distribution_is_the_law_that_is_drawn_from() -> None:
+def test_ring_distribution_is_what_is_drawn_from() -> None:
     distribution = ring_distribution()
     x, _ = draw_ring(50_000, torch.Generator().manual_seed(1))
     drawn = distribution.sample((50_000,))
@@ -54,10 +54,10 @@ def test_spiral_lies_on_its_curve() -> None:
 
 
 def test_data_keep_no_label_in_training() -> None:
-    data = make_toy_data("spiral", num_rows=300, num_validation=20, num_test=30, seed=3)
+    data = make_toy_data("spiral", num_train=300, num_validation=20, num_test=30, seed=3)
     assert (data.num_labelled, data.num_unlabelled, data.event_shape) == (0, 300, (2,))
     assert len(data.x_validation) == 20
     assert data.y_test.unique().tolist() != [-1]
-    assert torch.equal(data.x, make_toy_data("spiral", num_rows=300, num_validation=20, num_test=30, seed=3).x)
+    assert torch.equal(data.x, make_toy_data("spiral", num_train=300, num_validation=20, num_test=30, seed=3).x)
     with pytest.raises(ValueError, match="ring, spiral"):
         make_toy_data("circle")

@@ -66,7 +66,7 @@ def test_class_prior_errors() -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("class_prior", ["map", "dirichlet"])
 def test_class_prior_recovers_imbalance(class_prior: str, seed: int) -> None:
-    """Rows of three well-separated classes, 70/20/10, six labels: π is found within four standard errors."""
+    """Examples of three well-separated classes, 70/20/10, six labels: π is found within four standard errors."""
     torch.manual_seed(seed)
     pi = torch.tensor([0.7, 0.2, 0.1])
     n, width = 600, 12
@@ -87,5 +87,5 @@ def test_class_prior_recovers_imbalance(class_prior: str, seed: int) -> None:
     deviation = (m2.class_prior.mean().detach() - pi) / standard_error
     assert deviation.abs().max() < 4, deviation
     if class_prior == "dirichlet":
-        # The posterior knows how much it knows: its total is of the order of the number of rows.
+        # The posterior has the right precision: its total is of the order of the number of examples.
         assert n / 3 < m2.class_prior.log_total.exp() < 3 * n

@@ -26,8 +26,8 @@ from pyro_ssvae.distributions import (
     Mixed,
     NegativeBinomial,
     Poisson,
-    make_likelihood,
 )
+from pyro_ssvae.distributions.factory import make_likelihood
 
 
 def numbers(*values: float) -> Tensor:
@@ -170,7 +170,7 @@ def mixed() -> Mixed:
     return Mixed([([0, 3], Gaussian()), ([1], Poisson()), ([2], Categorical(levels=4, spacing=1))])
 
 
-def test_mixed_gives_each_column_its_law() -> None:
+def test_mixed_gives_each_column_its_distribution() -> None:
     params = torch.randn(5, 4, 4).double()
     distribution = mixed()(params, 1)
     x = torch.stack([torch.randn(5), torch.arange(5.0), torch.arange(5.0) % 4, torch.randn(5)], -1).double()
@@ -200,7 +200,7 @@ def test_mixed_refuses_what_does_not_fit() -> None:
         mixed()(torch.zeros(2, 4, 1, 4), 2)
     with pytest.raises(ValueError, match="the data has 3 columns"):
         mixed().check(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="must be told which columns"):
+    with pytest.raises(ValueError, match="does not say which columns"):
         make_likelihood("mixed")
 
 
@@ -249,7 +249,7 @@ def test_every_named_likelihood_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", list(LIKELIHOODS))
-def test_fitting_finds_the_law_that_data_was_drawn_from(name: str) -> None:
+def test_fitting_finds_the_distribution_that_data_was_drawn_from(name: str) -> None:
     likelihood, truth = distributions()[name]
     x = likelihood(truth, 1).sample((20_000,))
     likelihood.check(x)
@@ -266,15 +266,15 @@ def test_fitting_finds_the_law_that_data_was_drawn_from(name: str) -> None:
     with torch.no_grad():
         at_truth = likelihood(truth, 1).log_prob(x)
         at_fit = likelihood(params, 1).log_prob(x)
-        # The fit beats the truth on the sample by about (number of parameters) / 2N nats a row, and no more.
+        # The fit beats the truth on the sample by about (number of parameters) / 2N nats per example, and no more.
         gain = float((at_fit - at_truth).mean())
         assert -1e-5 < gain < 10 * truth.numel() / len(x)
         found, wanted = likelihood(params, 1), likelihood(truth, 1)
         assert float(found.mean) == pytest.approx(float(wanted.mean), abs=4.5 * float(x.std()) / math.sqrt(len(x)))
 
 
-def fit_law(likelihood: Likelihood, params: Tensor, x: Tensor) -> None:
-    """Maximise the likelihood of rows, by raw numbers and by what the likelihood itself learns."""
+def fit_params(likelihood: Likelihood, params: Tensor, x: Tensor) -> None:
+    """Maximise the likelihood of ``x`` over raw numbers and the parameters of the likelihood."""
     learned = [params, *likelihood.parameters()]
     optimizer = torch.optim.LBFGS(learned, lr=0.5, max_iter=200, line_search_fn="strong_wolfe")
 
@@ -293,7 +293,7 @@ def test_a_shared_scale_finds_that_of_the_data(kind: type, distribution: Any) ->
     likelihood = kind(variance="shared", scale=1.0)
     x = torch.as_tensor(distribution.rvs([0.5, -2.0], 0.3, size=(4000, 2), random_state=0), dtype=torch.float32)
     params = torch.zeros(1, 2, requires_grad=True)
-    fit_law(likelihood, params, x)
+    fit_params(likelihood, params, x)
     found = likelihood(params, 1).base_dist
     centre = x.mean(0) if kind is Gaussian else x.median(0).values
     off = x - centre
@@ -303,12 +303,12 @@ def test_a_shared_scale_finds_that_of_the_data(kind: type, distribution: Any) ->
     assert float(scale) == pytest.approx(0.3, rel=0.05)
 
 
-def test_mixed_finds_the_laws_that_its_columns_were_drawn_from() -> None:
+def test_mixed_finds_the_distributions_that_its_columns_were_drawn_from() -> None:
     likelihood = mixed()
     truth = torch.tensor([[0.5, 1.2, 1.0, -2.0], [0.4, 0.0, 0.0, -1.0], [0.0, 0.0, -1.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
     x = likelihood(truth, 1).sample((20_000,))
     params = torch.zeros_like(truth, requires_grad=True)
-    fit_law(likelihood, params, x)
+    fit_params(likelihood, params, x)
     with torch.no_grad():
         found, wanted = likelihood(params, 1), likelihood(truth, 1)
         gain = float((found.log_prob(x) - wanted.log_prob(x)).mean())

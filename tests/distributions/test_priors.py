@@ -24,8 +24,8 @@ from pyro_ssvae.distributions import (
     StandardNormal,
     StudentT,
     VampPrior,
-    make_prior,
 )
+from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
 
 NAMES = list(PRIORS)
@@ -124,11 +124,11 @@ def test_mixture_serves_in_stock_pyro() -> None:
     loc = torch.zeros(7, 4, requires_grad=True)
 
     def model() -> None:
-        with pyro.plate("rows", 7):
+        with pyro.plate("data", 7):
             pyro.sample("z", distribution)
 
     def guide() -> None:
-        with pyro.plate("rows", 7):
+        with pyro.plate("data", 7):
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
     torch.manual_seed(0)
@@ -147,7 +147,7 @@ class _Positive(M1):
         return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
 
 
-def test_vamp_is_of_the_posteriors_whatever_their_law() -> None:
+def test_vamp_is_of_posteriors_of_any_distribution() -> None:
     m1 = _Positive((4,), latent_dim=2, hidden_dims=(8,), prior=VampPrior(2, num_components=5))
     qz = torch.distributions.LogNormal
     z = torch.rand(7, 2) + 0.5

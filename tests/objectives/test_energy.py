@@ -86,7 +86,7 @@ def test_stock_svi_trains_the_pair() -> None:
     elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.01)
     before = {name: tensor.clone() for name, tensor in [*ddgm.named_parameters(), *entropy.named_parameters()]}
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3, "betas": (0.5, 0.999)}), elbo)
-    x = make_toy_data("ring", num_rows=2000).x
+    x = make_toy_data("ring", num_train=2000).x
     for step in range(150):
         svi.step(x[100 * (step % 20) :][:100])
     assert all(not torch.equal(tensor, before[name]) for name, tensor in ddgm.named_parameters())
@@ -115,7 +115,7 @@ def test_sides_may_have_optimisers_of_their_own() -> None:
 
 
 def test_one_object_serves_svi_and_fit() -> None:
-    data = make_toy_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_train=500)
     ddgm = make_ddgm(num_classes=10)
     elbo = EnergyLoss(NearestNeighbourEntropy(dim=2), ddgm.generator, gradient_penalty=0.003, alpha=2.0)
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3}), elbo)
@@ -162,7 +162,7 @@ def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
 
 
 def test_the_energy_settles_at_the_end() -> None:
-    data = make_toy_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_train=500)
     ddgm = make_ddgm()
     objective = EnergyObjective.for_data(ddgm, data, mle_fraction=0.5, generator_steps=2, gradient_penalty=0.5)
     assert [turn.group for turn in objective.turns(0.4)] == ["energy", "generator", "generator"]
@@ -210,7 +210,7 @@ def test_the_ratio_of_steps_is_free() -> None:
 
 
 def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> None:
-    data = make_toy_data("ring", num_rows=2000)
+    data = make_toy_data("ring", num_train=2000)
     ddgm = make_ddgm()
     objective = EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.003)
     losses = objective(Batch(data.x[:50], None, None))
@@ -225,7 +225,7 @@ def test_fit_steps_the_sides_in_turn(tmp_path: Path, device: torch.device) -> No
 
 
 def test_resuming_changes_nothing(tmp_path: Path) -> None:
-    data = make_toy_data("spiral", num_rows=1000)
+    data = make_toy_data("spiral", num_train=1000)
     settings = {"batch_size": 64, "learning_rate": 5e-4, "evaluate_every": 20, "device": "cpu"}
 
     def objective() -> EnergyObjective:
@@ -272,7 +272,7 @@ class _Constant(nn.Module):
 
 
 def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
-    data = make_toy_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_train=500)
     ddgm = make_ddgm(generator=_Constant())
     objective = EnergyObjective.for_data(ddgm, data)
     with pytest.raises(TrainingFailedError, match=r"step 50: the generator has collapsed.*No checkpoint"):
@@ -281,7 +281,7 @@ def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
 
 def test_functions_in_place_of_the_pair_s() -> None:
     """A model that adds x1 to the energy, and a guide with z of half the width, written as plain functions."""
-    data, module = make_toy_data("ring", num_rows=500), make_ddgm()
+    data, module = make_toy_data("ring", num_train=500), make_ddgm()
 
     def model(x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         with data_plate(x, size):
@@ -325,14 +325,14 @@ def test_settings_are_told_in_full() -> None:
 
 
 def test_modes_of_stepping_that_do_not_apply_are_refused() -> None:
-    data = make_toy_data("ring", num_rows=500)
+    data = make_toy_data("ring", num_train=500)
     with pytest.raises(ValueError, match="auto, inductor, replay, eager"):
         fit(EnergyObjective.for_data(make_ddgm(), data), data, TrainingConfig(compile="graph"), progress=False)
 
 
 @pytest.mark.parametrize("entropy", ["batch_norm", "mutual_information", "nearest_neighbour"])
 def test_replayed_steps_are_the_same_steps(entropy: str) -> None:
-    data = make_toy_data("ring", num_rows=1000)
+    data = make_toy_data("ring", num_train=1000)
     found = []
     for mode in ("eager", "replay"):
         ddgm = make_ddgm()

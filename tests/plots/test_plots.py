@@ -201,7 +201,7 @@ def test_wrong_rows_and_labels_are_refused(draw):
         draw(model, x[:0], y[:0])
     with pytest.raises(TypeError, match=r"uint8.*/ 255"):
         draw(model, (x * 255).to(torch.uint8), y)
-    with pytest.raises(ValueError, match="6 labels for 7 rows"):
+    with pytest.raises(ValueError, match="6 labels for 7 examples"):
         draw(model, x, y[:6])
     with pytest.raises(ValueError, match="0 to 2 are allowed"):
         draw(model, x, y + 1)
@@ -318,7 +318,7 @@ def test_feature_means_check_their_arguments():
         plot_feature_means(model, y=y)
     with pytest.raises(ValueError, match="1 names for 5 features"):
         plot_feature_means(model, feature_names=["a"])
-    with pytest.raises(ValueError, match="6 labels for 7 rows"):
+    with pytest.raises(ValueError, match="6 labels for 7 examples"):
         plot_feature_means(model, x, y[:6])
 
 

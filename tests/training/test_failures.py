@@ -56,7 +56,7 @@ LASTS = 50.0  # two rows are asked for at every step: from step 25 on the genera
 
 
 def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
-    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_train=500, num_validation=200)
     objective = make_objective(data, LASTS)
     seen: list[int] = []
     with pytest.raises(TrainingFailedError, match=r"step 70: the generator has collapsed.*last\.pt") as caught:
@@ -77,7 +77,7 @@ def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
 
 
 def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> None:
-    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_train=500, num_validation=200)
 
     def interrupt(_: Any, row: dict[str, Any]) -> None:
         if row["step"] == 40:
@@ -93,7 +93,7 @@ def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> No
 
 
 def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> None:
-    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_train=500, num_validation=200)
     short = TrainingConfig.from_dict(CONFIG.to_dict() | {"max_steps": 30})
     run = fit(make_objective(data, 0.0), data, short, out=tmp_path, progress=False)
     assert (run.stopped_by, run.best_step) == ("schedule", 30)
@@ -119,7 +119,7 @@ def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
 
             return [Update(first.group, diverging), *rest]
 
-    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_train=500, num_validation=200)
     torch.manual_seed(0)
     objective = Diverging.for_data(DDGM((2,), generator=Shrinking(math.inf)), data, generator_steps=1)
     eager = TrainingConfig.from_dict(CONFIG.to_dict() | {"compile": "eager"})
@@ -131,7 +131,7 @@ def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
 
 
 def test_training_examples_replace_missing_validation_examples() -> None:
-    data = make_toy_data("ring", num_rows=3000, num_validation=0, num_test=0)
+    data = make_toy_data("ring", num_train=3000, num_validation=0, num_test=0)
     objective = make_objective(data, math.inf)
     found, again, other = (objective.validate(data, seed=seed) for seed in (3, 3, 4))
     assert found.score is None
@@ -144,7 +144,7 @@ def test_training_examples_replace_missing_validation_examples() -> None:
 
 
 def test_validating_changes_nothing() -> None:
-    data = make_toy_data("ring", num_rows=500, num_validation=200)
+    data = make_toy_data("ring", num_train=500, num_validation=200)
     objective = make_objective(data, 0.0)
     history = [{"val/std_ratio": 0.01}] * 3
     before = {name: value.clone() for name, value in objective.state_dict().items()}
@@ -157,6 +157,6 @@ def test_validating_changes_nothing() -> None:
 
 @pytest.mark.parametrize("x", [torch.ones(1, 2), torch.ones(5, 2)])
 def test_data_without_variance_says_nothing_about_the_generator(x: Tensor) -> None:
-    found = energy_diagnostics(make_objective(make_toy_data("ring", num_rows=100), math.inf).module, x)
+    found = energy_diagnostics(make_objective(make_toy_data("ring", num_train=100), math.inf).module, x)
     assert "std_ratio" not in found
     assert math.isfinite(found["energy_gap"])

@@ -30,7 +30,8 @@ from pyro_ssvae import (
     fit,
     report,
 )
-from pyro_ssvae.data import BatchStream, Rows
+from pyro_ssvae.data import BatchStream
+from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.training import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def test_resuming_equals_never_having_stopped(
     steps = iter(range(1000))
     next_indices = BatchStream.next_indices
 
-    def stop_at_23(self: BatchStream) -> Rows:
+    def stop_at_23(self: BatchStream) -> BatchIndices:
         if next(steps) == 23:  # the first batch is looked at before training
             os.kill(os.getpid(), signal.SIGINT)
         return next_indices(self)

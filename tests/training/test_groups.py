@@ -130,7 +130,7 @@ def test_several_losses_are_not_one_number() -> None:
 
 
 def make_energy_objective(**options: Any) -> tuple[EnergyObjective, SemiSupervisedData]:
-    data = make_toy_data("ring", num_rows=300, num_validation=100)
+    data = make_toy_data("ring", num_train=300, num_validation=100)
     torch.manual_seed(0)
     return EnergyObjective.for_data(DDGM((2,)), data, **options), data
 
@@ -190,7 +190,7 @@ def test_a_step_moves_every_weight_of_convolutions_along_its_own_gradient() -> N
 
 def test_shared_draws_give_the_generator_the_samples_of_the_energy_after_its_step() -> None:
     drawn: list[Tensor] = []
-    data = make_toy_data("ring", num_rows=300, num_validation=100)
+    data = make_toy_data("ring", num_train=300, num_validation=100)
     torch.manual_seed(0)
     ddgm = DDGM((2,))
 

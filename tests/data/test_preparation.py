@@ -10,29 +10,29 @@ def grey():
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 100])
-def test_rows_come_in_order(device, batch_size):
+def test_examples_come_in_order(device, batch_size):
     x = torch.arange(40, dtype=torch.uint8).reshape(20, 2)
     batches = list(iterate_batches(x, scale=40.0, batch_size=batch_size, device=device))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    rows = torch.cat(batches)
-    assert rows.dtype == torch.float32
-    assert rows.device.type == device.type
-    torch.testing.assert_close(rows.cpu(), x / 40)
+    prepared = torch.cat(batches)
+    assert prepared.dtype == torch.float32
+    assert prepared.device.type == device.type
+    torch.testing.assert_close(prepared.cpu(), x / 40)
 
 
-def test_no_rows():
+def test_no_examples():
     assert list(iterate_batches(torch.zeros(0, 3), binarisation="static")) == []
     assert prepare(torch.zeros(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("binarisation", ["static", "dynamic"])
-def test_binarised_rows_are_the_same_for_every_batch_size_and_device(device, binarisation, grey):
+def test_binarisation_is_the_same_for_every_batch_size_and_device(device, binarisation, grey):
     options = {"scale": 255.0, "binarisation": binarisation, "seed": 3}
-    rows = prepare(grey, **options)
+    prepared = prepare(grey, **options)
     for batch_size in (999, 5000):
         batches = list(iterate_batches(grey, batch_size=batch_size, device=device, **options))
-        assert torch.equal(torch.cat(batches).cpu(), rows)
-    assert torch.equal(binarise(grey, scale=255.0, seed=3).float(), rows)
+        assert torch.equal(torch.cat(batches).cpu(), prepared)
+    assert torch.equal(binarise(grey, scale=255.0, seed=3).float(), prepared)
 
 
 def test_binarisation_has_the_right_mean_and_depends_on_the_seed(grey):
@@ -88,5 +88,5 @@ def test_arguments_refused_before_the_first_batch(arguments, error, text):
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="needs CUDA.*use 'cpu'"):
+    with pytest.raises(ValueError, match="needs CUDA.*Use the CPU"):
         prepare(torch.zeros(2, 2), device="cuda")

@@ -1,0 +1,43 @@
+"""One base class of errors."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from pyro_ssvae import PyroSSVAEError, errors
+
+
+@pytest.mark.parametrize(
+    ("error", "other_base"),
+    [
+        (errors.DataUnavailableError("no data"), RuntimeError),
+        (errors.EnumerationError(["z"]), RuntimeError),
+        (errors.NonFiniteLossError(3, Path("last.pt")), RuntimeError),
+        (errors.RunFolderError("no folder"), RuntimeError),
+        (errors.StaticELBOError("Two sites."), NotImplementedError),
+        (errors.TrainingFailedError(3, "the generator has collapsed", None), RuntimeError),
+    ],
+)
+def test_every_error_has_the_base_class(error: Exception, other_base: type[Exception]) -> None:
+    for base in (PyroSSVAEError, other_base):
+        with pytest.raises(base):
+            raise error
+
+
+def test_no_error_is_left_out() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert {name for name in defined if not name.startswith("_")} == set(errors.__all__)
+    assert all(issubclass(getattr(errors, name), PyroSSVAEError) for name in errors.__all__)
+
+
+def test_errors_of_training_hold_step_and_checkpoint() -> None:
+    error = errors.NonFiniteLossError(3, Path("last.pt"))
+    assert (error.step, error.checkpoint) == (3, Path("last.pt"))
+    assert "from step 3 on. The last good checkpoint is last.pt. Try" in str(error)
+    failed = str(errors.TrainingFailedError(7, "energies diverge", None))
+    assert failed == "Training stopped at step 7: energies diverge. No checkpoint was written before."
