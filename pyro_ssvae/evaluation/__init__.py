@@ -1,8 +1,13 @@
 """Evaluation: the numbers that runs report."""
 
-from pyro_ssvae.evaluation.ais import annealed_log_normaliser
-from pyro_ssvae.evaluation.grid import Grid
-from pyro_ssvae.evaluation.image_metrics import corrupt_images, energy_auroc, find_nearest, measure_image_model
+from pyro_ssvae._samplers import annealed_log_normaliser
+from pyro_ssvae.evaluation.image_metrics import (
+    corrupt_images,
+    energy_auroc,
+    find_nearest,
+    measure_generated_images,
+    measure_image_model,
+)
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import (
     active_units,
@@ -15,8 +20,8 @@ from pyro_ssvae.evaluation.metrics import (
     predict_batches,
     validation_metrics,
 )
-from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, measure_generated_images
-from pyro_ssvae.evaluation.toy_metrics import measure_toy_model
+from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier
+from pyro_ssvae.evaluation.toy_metrics import Grid, measure_toy_model
 from pyro_ssvae.evaluation.two_sample import (
     energy_distance,
     frechet_distance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -13,9 +13,21 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
-__all__ = ["Objective", "PyroFunction"]
+__all__ = ["Loss", "Objective", "PyroFunction"]
 
 PyroFunction = Callable[..., Any]
+
+
+class Loss(NamedTuple):
+    """A loss to minimise, and its terms for the log.
+
+    Attributes:
+        total: The loss, a scalar in nats per example.
+        terms: Its detached terms by name.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
 
 
 class Objective(nn.Module):

@@ -1,68 +1,70 @@
-"""Training an energy model and a generator in :func:`pyro_ssvae.fit`, which steps them in turn."""
+"""Training an energy model and a generator in :func:`pyro_ssvae.fit`, by alternating updates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.objectives.alternating import AlternatingObjective, Group, Turn
 from pyro_ssvae.objectives.base import PyroFunction
-from pyro_ssvae.objectives.energy_loss import EnergyLoss
+from pyro_ssvae.objectives.energy_losses import EnergyLoss
 from pyro_ssvae.objectives.entropy import Entropy, make_entropy
 
-__all__ = ["EnergyObjective"]
+__all__ = ["EnergyObjective", "collapsing", "failure"]
 
-_LEAST_SPREAD = 0.05  # of samples, as a share of that of the data
-_PATIENCE = 5  # evaluations in a row with less; a generator may start out narrow
-_LARGEST_GAP = 1e4  # nats between energies of data and samples
-_LARGEST_ENERGY = 1e6  # nats, of data: differences of such numbers are hardly numbers in single precision
+_ADAM_BETAS = (0.5, 0.999)
+_MIN_STD_RATIO = 0.05  # standard deviation of samples over that of the data
+_PATIENCE = 5  # consecutive evaluations below it; at the start of training a generator may have few modes
+_MAX_ENERGY_GAP = 1e4  # nats between mean energies of data and samples
+_MAX_ENERGY = 1e6  # nats, of data: float32 does not resolve differences between such numbers
 
 
 class EnergyObjective(AlternatingObjective):
-    """What :func:`pyro_ssvae.fit` trains a DDGM with: energy, generator and the entropy's critic step in turn.
+    """The objective with which :func:`pyro_ssvae.fit` trains a DDGM: energy, generator and critic, in alternation.
+
+    Each step is one update of the energy, and then ``generator_steps`` updates of the generator, each followed by one
+    of the entropy's own networks, the critic, if it has any.
+
+    Training stops with :class:`~pyro_ssvae.TrainingFailedError` for the reasons that :func:`failure` names.
 
     Args:
         module: The model, a :class:`pyro_ssvae.DDGM`.
-        num_unlabelled: Number of training rows without a label.
-        num_labelled: Number of those with one, which need a model with classes. They train the energies of classes, and
-            are data for L_E too where every row has a label.
-        elbo: The objective itself, for example one that has been used with ``pyro.infer.SVI``; built from ``entropy``
-            and ``options`` when ``None``.
-        entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an estimate.
-        generator_rate: Learning rate of the generator, as a multiple of that of the energy; it should be the faster.
-        energy_steps: Steps of the energy for each batch.
-        generator_steps: Steps of the generator after these.
-        critic_rate: Learning rate of the entropy's own networks, as a multiple of that of the energy.
-        shared_draws: Whether the generator's first step takes the rows on which the energy was raised just before it,
-            instead of draws of its own: one pass of the generator less.
-        mle_fraction: Share of the schedule, at its end, in which only the energy steps, by the gradient of the likelihood
-            (:meth:`EnergyLoss.weighing`), at a learning rate that begins anew; for rows of few numbers.
-        betas: Of Adam, for all.
-        model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``: it scores rows at the site
-            ``"energy"``.
-        guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``: it draws z at the site ``"z"`` and
-            returns generated rows.
-        **options: Of :class:`EnergyLoss`.
+        num_unlabelled: Number of unlabelled training examples.
+        num_labelled: Number of labelled ones, which need a model with classes. They train p(y|x), and are the data of
+            L_E too if every example is labelled.
+        entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an :class:`~pyro_ssvae.objectives.Entropy`.
+        generator_rate: Learning rate of the generator, as a multiple of the energy's.
+        generator_steps: Updates of the generator for each update of the energy.
+        shared_draws: Whether the first update of the generator reuses the samples of the energy's update, which saves
+            one pass through the generator.
+        mle_fraction: Fraction of the schedule, at its end, in which only the energy is trained, by the
+            importance-weighted gradient of the likelihood, with a learning rate schedule of its own; for data of few
+            dimensions.
+        alpha: As for :class:`~pyro_ssvae.objectives.EnergyLoss`, like all arguments down to ``max_shift``.
+        entropy_weight: Factor of the entropy.
+        gradient_penalty: Weight of the squared gradient norm on data.
+        penalty_fraction: Fraction of the batch on which it is computed.
+        langevin_steps: Langevin steps of generated samples before L_E is computed on them.
+        negative_weight: Weight of the negative data augmentation.
+        max_shift: Largest shift of the differentiable augmentation.
+        model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``, with a site ``"energy"``.
+        guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``, with a site ``"z"``; it returns
+            samples.
 
     Raises:
-        ValueError: For negative weights, numbers that are not positive, or settings of an ``elbo`` that is given.
+        ValueError: For numbers out of range, or labelled examples for a model without classes.
         TypeError: If the module is no :class:`pyro_ssvae.DDGM`.
 
-    Training stops with :class:`~pyro_ssvae.TrainingFailedError` where the spread of generated rows stays below 5 % of
-    that of the data for five evaluations, and where energies of data and samples lie more than 10,000 nats apart, or
-    from 0 by a million: by :meth:`problem`, which a subclass may define anew.
-
     Attributes:
-        latest: Terms of the last loss, detached, in nats. Of the energy's: mean energies of data and samples and their
-            gap, and with their weights the norm of the energy's gradient on data, the contrast and the cross-entropy.
-            Of the generator's: the entropy, and the spread of samples (the root of their total variance).
+        latest: Terms of the last loss, detached. Of the energy's: ``energy_data``, ``energy_samples`` and their
+            difference ``energy_gap``, and if their weights are positive ``energy_gradient_norm``, ``negative_loss`` and
+            ``classification_loss``. Of the generator's: ``entropy`` and ``sample_std``, the square root of the total
+            variance of samples. Of the critic's: ``critic_loss``.
     """
-
-    _narrow: Tensor
 
     def __init__(
         self,
@@ -70,18 +72,20 @@ class EnergyObjective(AlternatingObjective):
         *,
         num_unlabelled: int,
         num_labelled: int = 0,
-        elbo: EnergyLoss | None = None,
-        entropy: str | Entropy | None = None,
+        entropy: str | Entropy = "nearest_neighbour",
         generator_rate: float = 3.0,
-        energy_steps: int = 1,
         generator_steps: int = 2,
-        critic_rate: float = 1.0,
         shared_draws: bool = False,
         mle_fraction: float = 0.0,
-        betas: tuple[float, float] = (0.5, 0.999),
+        alpha: float = 1.0,
+        entropy_weight: float = 1.0,
+        gradient_penalty: float = 0.0,
+        penalty_fraction: float = 1.0,
+        langevin_steps: int = 0,
+        negative_weight: float = 0.0,
+        max_shift: float = 0.0,
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
-        **options: Any,
     ) -> None:
         if not isinstance(module, DDGM):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
@@ -89,115 +93,143 @@ class EnergyObjective(AlternatingObjective):
         super().__init__(module, **counts, model=model, guide=guide)
         if num_labelled and not module.has_classes:
             raise ValueError(
-                f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
-                "on data.without_labels()."
+                f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
+                "or train on data.without_labels()."
             )
-        # Evaluations in a row that found next to no spread.
-        self.register_buffer("_narrow", torch.zeros((), dtype=torch.int64))
-        if not (generator_rate > 0.0 and critic_rate > 0.0) or min(energy_steps, generator_steps) < 1:
+        if not generator_rate > 0.0 or generator_steps < 1:
             raise ValueError(
-                f"generator_rate={generator_rate} and critic_rate={critic_rate} must be positive, and energy_steps="
-                f"{energy_steps} and generator_steps={generator_steps} at least 1."
+                f"generator_rate={generator_rate} must be positive, and generator_steps={generator_steps} at least 1."
             )
         if not 0.0 <= mle_fraction < 1.0:
             raise ValueError(f"mle_fraction={mle_fraction} must lie in [0, 1).")
-        if elbo is None:
-            made = make_entropy(
-                "nearest_neighbour" if entropy is None else entropy, module.latent_dim, module.event_shape
-            )
-            elbo = EnergyLoss(made, module.generator, **options)
-        elif entropy is not None or options:
-            raise ValueError(f"elbo= is given, so {', '.join(['entropy', *options])} must be set there, not here.")
-        self.entropy, self.energy_loss_fn, self.mle_fraction = elbo.entropy, elbo, mle_fraction
-        self.energy_steps, self.generator_steps = energy_steps, generator_steps
-        self.generator_rate, self.critic_rate, self.betas = generator_rate, critic_rate, betas
-        self.shared_draws = shared_draws
-        self._drawn: tuple[Tensor, Tensor] | None = None  # for the turn after the energy's
+        self.entropy = make_entropy(entropy, module.latent_dim, module.event_shape)
+        self.energy_loss_fn = EnergyLoss(
+            self.entropy,
+            module.generator,
+            alpha=alpha,
+            entropy_weight=entropy_weight,
+            gradient_penalty=gradient_penalty,
+            penalty_fraction=penalty_fraction,
+            langevin_steps=langevin_steps,
+            negative_weight=negative_weight,
+            max_shift=max_shift,
+        )
+        self.generator_rate, self.generator_steps = generator_rate, generator_steps
+        self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
+        self._drawn: tuple[Tensor, Tensor] | None = None  # from the energy's update to the generator's
+        self._history: list[dict[str, float]] = []
 
     @classmethod
     def for_data(cls, module: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
-        """Return the objective for a model and data; labels need a model with classes."""
+        """Return the objective for a model and data; labelled examples need a model with classes."""
         return cls(module, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        names = ("energy_steps", "generator_rate", "generator_steps", "critic_rate", "mle_fraction", "betas")
-        found = {**self.energy_loss_fn.config(), **{name: getattr(self, name) for name in names}}
-        return found | ({"shared_draws": True} if self.shared_draws else {})
+        names = ("generator_rate", "generator_steps", "shared_draws", "mle_fraction")
+        return {**self.energy_loss_fn.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, Group]:
-        """Return the parameters that step together, with the learning rate of each group relative to the energy's."""
+        """Return the parameters of energy, generator and critic, with the settings of their optimisers."""
         module: Any = self.module
-        sides = module.groups() | {"critic": list(self.entropy.parameters())}
-        rates = {"energy": 1.0, "generator": self.generator_rate, "critic": self.critic_rate}
+        parameters = module.groups() | {"critic": list(self.entropy.parameters())}
+        rates = {"energy": 1.0, "generator": self.generator_rate, "critic": 1.0}
         share = 1.0 - self.mle_fraction
-        return {name: Group(part, rates[name], self.betas, share) for name, part in sides.items() if part}
-
-    def problem(self, row: dict[str, Any]) -> str | None:
-        """Return whether the generator has collapsed or energies diverge; ``None`` if neither."""
-        ratio, size = row.get("std_ratio", 1.0), abs(row.get("energy_gap", 0.0))
-        level = abs(row.get("energy_data", 0.0))
-        self._narrow.copy_(self._narrow + 1 if ratio < _LEAST_SPREAD else torch.zeros_like(self._narrow))
-        if self._narrow >= _PATIENCE:
-            return (
-                f"the generator has collapsed: its rows have {ratio:.2%} of the spread of the data. A larger "
-                "entropy_weight, another entropy, or a slower generator often helps"
-            )
-        if size > _LARGEST_GAP:
-            return (
-                f"energies diverge: data and samples are {size:.3g} nats apart. A lower learning rate, a larger "
-                "gradient_penalty or an energy_penalty often helps"
-            )
-        if level > _LARGEST_ENERGY:
-            return (
-                f"energies diverge: those of data are {level:.3g} nats away from 0. A small energy_penalty keeps them "
-                "where they are"
-            )
-        return None
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the last evaluation found next to no spread among generated rows."""
-        return bool(self._narrow)
+        return {name: Group(group, rates[name], _ADAM_BETAS, share) for name, group in parameters.items() if group}
 
     def turns(self, progress: float = 0.0) -> list[Turn]:
-        """Return the energy's steps, and then those of the generator, each with one of the entropy's networks."""
+        """Return the updates of one step, in their order.
+
+        Args:
+            progress: Fraction of the schedule that is done, in [0, 1).
+        """
         if progress >= 1.0 - self.mle_fraction:
-            return self.energy_steps * [Turn("energy", self._settling_loss)]
-        after = [Turn("generator", self._generator_loss)]
+            return [Turn("energy", self._mle_loss)]
+        updates = [Turn("generator", self._generator_loss)]
         if next(self.entropy.parameters(), None) is not None:
-            after.append(Turn("critic", self._critic_loss))
-        turns = [*(self.energy_steps * [Turn("energy", self._energy_loss)]), *(self.generator_steps * after)]
-        if self.shared_draws:
-            turns[self.energy_steps] = Turn("generator", self._generator_loss, continues=True)
-        return turns
+            updates.append(Turn("critic", self._critic_loss))
+        updates = self.generator_steps * updates
+        updates[0] = updates[0]._replace(continues=self.shared_draws)
+        return [Turn("energy", self._energy_loss), *updates]
 
-    def _energy_loss(self, batch: Batch) -> Tensor:
-        if self.shared_draws:
-            self._drawn = self.energy_loss_fn.draw(self.guide, _rows(batch))
-        return self._loss_of_energy(self.energy_loss_fn, batch, self._drawn)
-
-    def _settling_loss(self, batch: Batch) -> Tensor:
-        return self._loss_of_energy(self.energy_loss_fn.weighing(), batch, None)
-
-    def _loss_of_energy(self, elbo: EnergyLoss, batch: Batch, drawn: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _energy_loss(self, batch: Batch, importance_weighted: bool = False) -> Tensor:
+        x = _examples(batch)
         labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)
-        loss, self.latest = elbo.energy_loss(self.model, self.guide, _rows(batch), *labelled, drawn=drawn)
+        shared = self.shared_draws and not importance_weighted
+        self._drawn = self.energy_loss_fn.draw(self.guide, x) if shared else None
+        loss, self.latest = self.energy_loss_fn.energy_loss(
+            self.model, self.guide, x, *labelled, drawn=self._drawn, importance_weighted=importance_weighted
+        )
         return loss
+
+    def _mle_loss(self, batch: Batch) -> Tensor:
+        return self._energy_loss(batch, importance_weighted=True)
 
     def _generator_loss(self, batch: Batch) -> Tensor:
         drawn, self._drawn = self._drawn, None
-        loss, self.latest = self.energy_loss_fn.generator_loss(self.model, self.guide, _rows(batch), drawn=drawn)
+        loss, self.latest = self.energy_loss_fn.generator_loss(self.model, self.guide, _examples(batch), drawn=drawn)
         return loss
 
     def _critic_loss(self, batch: Batch) -> Tensor:
-        loss = self.energy_loss_fn.critic_loss(self.guide, _rows(batch))
-        assert loss is not None
-        self.latest = {"critic_loss": loss.detach()}
+        found = self.energy_loss_fn.critic_loss(self.guide, _examples(batch))
+        assert found is not None  # there is such an update only if the entropy has networks
+        loss, self.latest = found
         return loss
 
+    def problem(self, row: dict[str, Any]) -> str | None:
+        """Return why training must stop, or ``None``, after an evaluation with the values ``row``."""
+        prefixes = {"std_ratio": "val", "energy_gap": "train", "energy_data": "train"}
+        self._history.append({f"{prefix}/{name}": row[name] for name, prefix in prefixes.items() if name in row})
+        return failure(self._history)
 
-def _rows(batch: Batch) -> Tensor:
-    rows = batch.x_labelled if batch.x_unlabelled is None else batch.x_unlabelled
-    assert rows is not None  # a batch is never empty
-    return rows
+    @property
+    def doubtful(self) -> bool:
+        """Whether the samples of the last evaluation had next to no standard deviation."""
+        return collapsing(self._history)
+
+
+def failure(history: Sequence[dict[str, float]]) -> str | None:
+    """Return why the training of an energy model must stop, or ``None`` if it may go on.
+
+    Training has failed if the standard deviation of samples was below 5 % of that of the data in five consecutive
+    evaluations, if the mean energies of data and samples differ by more than 10,000 nats, or if the mean energy of data
+    is beyond a million nats.
+
+    Args:
+        history: Values of the evaluations so far, the newest last, by the names ``"val/std_ratio"``,
+            ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
+    """
+    recent = history[-_PATIENCE:]
+    if len(recent) == _PATIENCE and all(collapsing([values]) for values in recent):
+        return (
+            f"the generator has collapsed: its samples have {recent[-1]['val/std_ratio']:.2%} of the standard "
+            "deviation of the data. A larger entropy_weight, another entropy, or a slower generator often helps"
+        )
+    newest = history[-1] if history else {}
+    gap, energy = abs(newest.get("train/energy_gap", 0.0)), abs(newest.get("train/energy_data", 0.0))
+    if gap > _MAX_ENERGY_GAP:
+        return (
+            f"energies diverge: data and samples are {gap:.3g} nats apart. A lower learning rate or a larger "
+            "gradient_penalty often helps"
+        )
+    if energy > _MAX_ENERGY:
+        return (
+            f"energies diverge: those of data are {energy:.3g} nats away from 0. A lower learning rate or a larger "
+            "gradient_penalty often helps"
+        )
+    return None
+
+
+def collapsing(history: Sequence[dict[str, float]]) -> bool:
+    """Return whether the samples of the newest evaluation have less than 5 % of the standard deviation of the data.
+
+    Args:
+        history: As for :func:`failure`.
+    """
+    return bool(history) and history[-1].get("val/std_ratio", 1.0) < _MIN_STD_RATIO
+
+
+def _examples(batch: Batch) -> Tensor:
+    x = batch.x_labelled if batch.x_unlabelled is None else batch.x_unlabelled
+    assert x is not None  # a batch is never empty
+    return x

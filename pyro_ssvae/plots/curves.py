@@ -82,7 +82,7 @@ _PANELS = (
     _Panel(
         "Energy of data minus samples", "nats per row", {"energy_gap": "training", "energy_difference": "evaluation"}
     ),
-    _Panel("Norm of the energy's gradient on data", "nats per unit", {"gradient_norm": ""}, log=True),
+    _Panel("Norm of the energy's gradient on data", "nats per unit", {"energy_gradient_norm": ""}, log=True),
     _Panel(
         "Norm of the loss's gradient, unclipped",
         "nats per unit",
@@ -93,7 +93,7 @@ _PANELS = (
         },
         log=True,
     ),
-    _Panel("Contrast with images without content", "nats per row", {"contrast": ""}, log=True),
+    _Panel("Loss of negative augmentation", "nats per row", {"negative_loss": ""}, log=True),
     _Panel("Entropy estimate of the generator", "nats, up to a constant", {"entropy": ""}),
     _Panel("Spread of samples over that of data", "", {"std_ratio": ""}, zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),

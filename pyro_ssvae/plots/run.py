@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_ssvae._checks import as_count
 from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
 from pyro_ssvae.models import DDGM, M1, Classifier, Model, SemiSupervisedModel
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
@@ -195,7 +194,6 @@ def _of_generator(
         train = prepare(data.x, scale=data.scale)
         drawings |= {
             "samples": lambda: plot_generated(model, **options),
-            "samples_refined": lambda: plot_generated(model, latent_steps=REFINING_STEPS, **options),
             "nearest": lambda: plot_nearest(model, train, **options),
             "paths": lambda: plot_paths(model, **options),
         }
