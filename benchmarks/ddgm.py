@@ -41,7 +41,6 @@ from pyro_ssvae.data import make_toy_data, prepare
 from pyro_ssvae.data.preparation import convert_images
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
-from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
@@ -163,7 +162,6 @@ def draw(model: DDGM, data: SemiSupervisedData, row: Row) -> None:
         return
     sheets = {
         "samples": lambda: plot_generated(model),
-        "refined": lambda: plot_generated(model, latent_steps=REFINING_STEPS),
         "nearest": lambda: plot_nearest(model, prepare(data.x, scale=data.scale)),
     }
     for kind in SHEETS.get(row.name, {}):

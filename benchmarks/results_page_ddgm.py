@@ -21,7 +21,6 @@ _WORDS = {"default": "the default recipe", "source": "the source document's reci
 SHEETS = {
     "mnist-default": {
         "samples": "Digits as drawn",
-        "refined": "Digits, refined",
         "nearest": "Digits above the training image nearest to each",
     },
     "mnist-source": {"samples": "Digits of the source document's recipe"},

@@ -94,9 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     if result.get("test/error") is not None:
         print(f"test error {result['test/error']:.2%} by class energies of {result['num_labels']} labels")
     if "frechet_distance" in found:
-        for words, prefix in (("", ""), ("refined: ", "refined_")):
-            distance, confidence = (found[f"{prefix}{name}"] for name in ("frechet_distance", "confidence"))
-            print(f"{words}Fréchet distance {distance:.2f}, confidence {confidence:.3f}")
+        print(f"Fréchet distance {found['frechet_distance']:.2f}, confidence {found['confidence']:.3f}")
         if "frechet_floor" in found:
             print(f"of held-out images {found['frechet_floor']:.2f}, {found['real_confidence']:.3f}")
         shares = zip(known.class_names, found["class_shares"], strict=True)

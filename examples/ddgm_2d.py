@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.data == "ring":
         print(
             f"{found['modes']} of 10 modes; of high quality {found['high_quality']:.1%} as drawn, "
-            f"{found['refined_high_quality']:.1%} after {args.refine} Langevin steps"
+            f"{found['langevin_high_quality']:.1%} after {args.refine} Langevin steps"
         )
     for words, name, floor in (
         ("energy distance", "energy_distance", "floor"),

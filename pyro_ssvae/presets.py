@@ -181,10 +181,8 @@ DDGM_TOY = Preset(
 )
 """DDGM of points in the plane.
 
-The energy learns five times as fast as in the source, and the generator takes two faster steps for each of the energy's
-to keep up. Entropy from nearest neighbours takes thin arms for curves unless a batch is large: 512 rows gave a better
-energy than 256. At the end the energy settles on importance-weighted rows of a generator that stands still. Chosen on
-ring and spiral with seed 10; a form without mle_fraction had been run on the ring with the seeds 0 and 1."""
+The nearest-neighbour entropy of thin structures needs large batches. In the last tenth of the schedule only the energy
+is trained, by its importance-weighted likelihood."""
 
 _IMAGES: dict[str, Any] = {
     "gradient_penalty": 0.07,
@@ -200,32 +198,16 @@ DDGM_IMAGES = Preset(
     objective={**_IMAGES, "shared_draws": True},
     training={**_DDGM, "max_steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "decay_start": 0.5},
 )
-"""DDGM of images.
-
-One step of the generator for each of the energy's, at twice the rate: with fully connected layers before its
-convolutions it keeps up, and goes on from the rows on which the energy was just raised, which costs no quality. What
-brings digits nearer to the data is rows seen, and larger batches more than many steps: 8,000 steps of 128 rows came
-nearer than 12,000 of 64. The gradient penalty lies between 0.1 and 0.05, which gave slightly better
-digits and an energy that notices flipped ones less. All of it was chosen on MNIST with seed 10, by validation rows.
-Earlier forms had been measured on test rows with the published seeds: with half the features, two layers and a penalty
-of 0.1 (digits further from the data), without scrambled copies (permuted pixels noticed less), and with 12,000 steps of
-64 rows, whose Fréchet distance lay 0.17 above that of test digits in the mean; that miss is why larger batches were
-tried.
-"""
+"""DDGM of grey images up to 32x32 pixels: one update of the generator, at twice the learning rate, for each of the
+energy's, on the same samples."""
 
 DDGM_PHOTOS = Preset(
     model={},
     objective={**_IMAGES, "gradient_penalty": 0.1, "max_shift": 0.0625},
     training={**DDGM_IMAGES.training, "max_steps": 6000, "batch_size": 64, "learning_rate": 5e-4},
 )
-"""DDGM of images in colour, or larger than 32x32.
-
-Where the background is white, units see the same large numbers in every image, and at the learning rate of digits the
-features are driven to their bounds within fifty steps. So few images are learnt by heart pixel by pixel, and generated
-ones fill with specks, unless the energy sees them moved. Learning rate and penalty were chosen on 64x64 icons with seed
-10, by how training began; moves, and pixels repeated before convolutions, by sheets of 1,200 steps at 32x32 with seed
-10, and by the sheet of the published seed after 1,750 steps. It keeps the smaller batches, and draws of their own for
-either side, of which its published sheet was made."""
+"""DDGM of images in colour, or larger than 32x32 pixels, and of few examples: with a lower learning rate, against
+saturated features where the background is white, and random shifts and flips, against memorised images."""
 
 DDGM_SOURCE = Preset(
     model={},
@@ -239,4 +221,5 @@ DDGM_SOURCE = Preset(
         "ema_decay": 0.0,
     },
 )
-"""DDGM as the source document (musyoku) trains it, with its networks to be handed in: to compare with."""
+"""DDGM with the settings of the reference implementation (musyoku), for comparison; its networks are given to the model
+separately."""

@@ -29,14 +29,10 @@ _OBJECTIVE = (
     "entropy_weight",
     "gradient_penalty",
     "penalty_fraction",
-    "energy_penalty",
     "langevin_steps",
-    "langevin_step_size",
     "generator_rate",
-    "energy_steps",
     "generator_steps",
     "shared_draws",
-    "critic_rate",
     "mle_fraction",
     "negative_weight",
     "max_shift",
@@ -63,9 +59,9 @@ def ddgm_parser(description: str) -> ArgumentParser:
     add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
     _add_objective(parser)
     words = "weight of faded, blurred, stitched and scrambled images"
-    add("--contrast-weight", type=float, default=0.0, metavar="W", help=words)
+    add("--negative-weight", type=float, default=0.0, metavar="W", help=words)
     words = "largest move of images before the energy sees them, a share of their sides; for few images"
-    add("--jitter", type=float, default=0.0, metavar="J", help=words)
+    add("--max-shift", type=float, default=0.0, metavar="J", help=words)
     add("--num-samples", type=int, default=5000, metavar="S", help="images of each of up to ten sets that are measured")
     words = "other images, brought to the size of these, which the energy should tell from them"
     add("--other-data", type=str, metavar="NAME|FILE.npz|FOLDER", help=words)
@@ -78,11 +74,9 @@ def _add_objective(parser: ArgumentParser) -> None:
     add("--entropy", choices=list(ENTROPIES), default="nearest_neighbour", help="estimate of the generator's entropy")
     add("--entropy-weight", type=float, default=1.0, metavar="W", help="factor of the entropy")
     add("--gradient-penalty", type=float, default=0.0, metavar="G", help="weight of G/2 |dE/dx|^2 on data")
-    add("--penalty-share", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
-    add("--energy-penalty", type=float, default=0.0, metavar="W", help="weight of the mean square of energies")
+    add("--penalty-fraction", type=float, default=1.0, metavar="S", help="share of a batch on which that is taken")
     words = "steps of generated rows before the energy rises on them"
     add("--langevin-steps", type=int, default=0, metavar="L", help=words)
-    add("--langevin-step-size", type=float, default=0.001, metavar="H", help="size of these steps")
     add(
         "--generator-rate",
         type=float,
@@ -90,13 +84,11 @@ def _add_objective(parser: ArgumentParser) -> None:
         metavar="R",
         help="its learning rate over the energy's",
     )
-    add("--energy-steps", type=int, default=1, metavar="S", help="steps of the energy for each batch")
-    add("--generator-steps", type=int, default=2, metavar="S", help="steps of the generator after these")
+    add("--generator-steps", type=int, default=2, metavar="S", help="updates of the generator for each of the energy")
     words = "whether the generator's first step takes the rows on which the energy was just raised, which saves time"
     add("--shared-draws", type=bool, default=False, metavar="true|false", help=words)
     words = "share of the schedule, at its end, in which only the energy steps, on weighed rows; for points"
-    add("--settling", type=float, default=0.0, metavar="S", help=words)
-    add("--critic-rate", type=float, default=1.0, metavar="R", help="learning rate of the entropy's networks, likewise")
+    add("--mle-fraction", type=float, default=0.0, metavar="S", help=words)
 
 
 def parse_ddgm_2d(description: str, argv: Sequence[str] | None = None) -> Namespace:
@@ -161,7 +153,7 @@ def check_images(data: SemiSupervisedData) -> None:
         raise ValueError(
             f"The rows of {data.name} have shape {shape}; images (C, H, W) of at least {_LEAST_SIDE}x{_LEAST_SIDE} "
             "pixels are needed. Folders of small images are enlarged by --image-size 32. For rows that are no images "
-            "write a few lines of Python, as in examples/ddgm_2d.py, with negative_weight=0 (--contrast-weight 0)."
+            "write a few lines of Python, as in examples/ddgm_2d.py, with negative_weight=0 (--negative-weight 0)."
         )
     low, high = (float(value) / data.scale for value in (data.x.min(), data.x.max()))
     if low < 0.0 or high > 1.0:

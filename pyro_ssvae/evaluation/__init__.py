@@ -1,12 +1,17 @@
 """Evaluation of trained models: metrics, log-likelihood, and comparisons of samples with data."""
 
-from pyro_ssvae.evaluation.ais import annealed_log_normaliser
-from pyro_ssvae.evaluation.grid import Grid
-from pyro_ssvae.evaluation.image_metrics import corrupt_images, energy_auroc, find_nearest, measure_image_model
+from pyro_ssvae._samplers import annealed_log_normaliser
+from pyro_ssvae.evaluation.image_metrics import (
+    corrupt_images,
+    energy_auroc,
+    find_nearest,
+    measure_generated_images,
+    measure_image_model,
+)
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
-from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, measure_generated_images
-from pyro_ssvae.evaluation.toy_metrics import measure_toy_model
+from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier
+from pyro_ssvae.evaluation.toy_metrics import Grid, measure_toy_model
 from pyro_ssvae.evaluation.two_sample import (
     energy_distance,
     frechet_distance,

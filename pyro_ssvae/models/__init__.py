@@ -1,7 +1,8 @@
 """Models of the papers, as Pyro model/guide pairs: one file each."""
 
+from pyro_ssvae._samplers import langevin
 from pyro_ssvae.models.base import LatentVariableModel, Model, data_plate, pyro_view
-from pyro_ssvae.models.ddgm import DDGM, langevin
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2

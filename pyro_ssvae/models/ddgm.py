@@ -1,11 +1,11 @@
-r"""DDGM: an energy model and a generator that learn from each other (Kim & Bengio 2016).
+r"""DDGM: an energy model and a generator of samples from it (Kim & Bengio 2016).
 
-The energy model says how likely rows are, up to a factor:
+The energy model defines a density up to its normalising constant:
 
 .. math:: p_\theta(x) = \frac{e^{-E_\theta(x)}}{Z_\theta}, \qquad
     E_\theta(x) = \frac{\|x\|^2}{\sigma^2} - b^\top x - \sum_i \mathrm{softplus}\bigl(W_i^\top f(x) + c_i\bigr)
 
-The generator draws rows like it, without Markov chains: :math:`z \sim p(z), \; x = G_\phi(z)`.
+The generator approximates it, without Markov chains: :math:`z \sim p(z), \; x = G_\phi(z)`.
 
 Reference: Deep Directed Generative Models with Energy-Based Probability Estimation (Kim & Bengio, 2016),
 https://arxiv.org/abs/1606.03439.
@@ -22,38 +22,38 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_ssvae._samplers import langevin
 from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.models.semi_supervised import Classifier
-from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
+from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
 
-__all__ = ["DDGM", "langevin"]
+__all__ = ["DDGM"]
 
 
 class DDGM(Classifier):
-    """The DDGM model/guide module: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
+    """The DDGM: ``model`` scores data by their energy, ``guide`` draws samples from the generator.
 
-    Shapes in the comments: ``B`` rows, ``L`` latents, ``F`` features.
+    Shapes in the comments: ``B`` examples, ``L`` latents, ``F`` features.
 
     Args:
-        event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(2,)`` for points.
-        latent_dim: Number of latents ``L`` of the generator; ``None`` is 4 for up to 16 numbers a row, else 32.
-        num_experts: Experts of the energy; ``None`` is 4 for up to 16 numbers a row, else 64.
-        experts: A module of your own instead of them; maps features ``(B, F)`` to what each expert adds to −E(x), with
-            shape ``(B, M)``.
-        sigma: σ of the energy's quadratic term; ``None`` is 1 for up to 16 numbers a row, √10 for up to 784,
-            and √(10 D / 784) for D beyond.
-        features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps rows ``(B, *event_shape)`` to features
-            ``(B, F)``, best bounded ones.
-        generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to rows ``(B, *event_shape)``.
+        event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(2,)`` for points.
+        latent_dim: Number of latents ``L`` of the generator; ``None``: 4 for up to 16 elements of x, else 32.
+        num_experts: Number of experts of the energy; ``None``: 4 for up to 16 elements of x, else 64.
+        experts: A module instead of them; maps features ``(B, F)`` to the terms of the sum in −E(x), ``(B, M)``.
+        sigma: σ of the energy's quadratic term; ``None``: 1 for up to 16 elements of x, √10 for up to 784, and
+            √(10 D / 784) for D beyond.
+        features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps x ``(B, *event_shape)`` to features
+            ``(B, F)``, preferably bounded.
+        generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to x ``(B, *event_shape)``.
         prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS``, or a
-            module that returns a distribution when called; ``None`` is uniform for up to 16 numbers a row, else normal.
-        output: What bounds the generator's rows: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None`` is the identity
-            for up to 16 numbers a row, else sigmoid.
-        num_classes: Number of classes ``K`` for a head E(x, y); ``None`` for none.
+            module that returns a distribution when called; ``None``: uniform for up to 16 elements of x, else normal.
+        output: Last layer of the generator: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None``: the identity for up
+            to 16 elements of x, else sigmoid.
+        num_classes: Number of classes ``K`` of E(x, y); ``None`` for none.
 
     Raises:
-        ValueError: For an empty event shape, sizes that are not positive, unknown names, or parts that do not fit.
+        ValueError: For an empty event shape, sizes that are not positive, unknown names, or modules that do not fit.
         TypeError: For parts of the wrong type.
 
     Example:
@@ -77,11 +77,11 @@ class DDGM(Classifier):
         num_classes: int | None = None,
     ) -> None:
         small = math.prod(event_shape) <= 16
-        larger = max(1.0, math.prod(event_shape) / DIGIT_SIZE)  # than digits: |x|² / σ² stays as large
+        relative_size = max(1.0, math.prod(event_shape) / MNIST_SIZE)  # keeps |x|² / σ² of the same size
         latent_dim = (4 if small else 32) if latent_dim is None else latent_dim
         options: dict[str, Any] = {
             "num_experts": (4 if small else 64) if num_experts is None else num_experts,
-            "sigma": (1.0 if small else math.sqrt(10.0 * larger)) if sigma is None else sigma,
+            "sigma": (1.0 if small else math.sqrt(10.0 * relative_size)) if sigma is None else sigma,
             "output": ("identity" if small else "sigmoid") if output is None else output,
             "num_classes": num_classes,
         }
@@ -105,15 +105,15 @@ class DDGM(Classifier):
         self._range = RANGES[options["output"]] if isinstance(generator, str) else None
         self._complete()
 
-    # The energy, and the generator that draws like it.
+    # Model and guide.
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Score rows, observed or generated, by −E(x), or −E(x, y): log p(x), or log p(x, y), up to log Z.
+        """Score data or samples by −E(x), or −E(x, y): log p(x), or log p(x, y), up to log Z.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, for a model with classes; ``None`` where they are not known.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, for a model with classes; ``None`` where they are unknown.
+            size: Number of examples that the minibatch stands for; ``None`` is ``B``.
         """
         with data_plate(x, size):
             if y is None:
@@ -122,22 +122,22 @@ class DDGM(Classifier):
                 pyro.factor("energy", self.classify(x).gather(-1, y.unsqueeze(-1)).squeeze(-1))  # (B,)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
-        """Draw as many rows as ``x`` has, by the generator.
+        """Draw as many samples from the generator as there are examples in ``x``.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``, of which only the number counts.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``; their values do not matter.
+            size: Number of examples that the minibatch stands for; ``None`` is ``B``.
 
         Returns:
-            Generated rows with shape ``(B, *event_shape)``.
+            Samples with shape ``(B, *event_shape)``.
         """
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L)
-        generated: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
-        return generated
+        samples: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
+        return samples
 
     def _parts(self) -> dict[str, Any]:
-        return {"prior": self.prior}  # a normal one too: the default depends on the rows
+        return {"prior": self.prior}  # a normal one too: the default depends on the event shape
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
@@ -145,106 +145,78 @@ class DDGM(Classifier):
 
     @property
     def has_classes(self) -> bool:
-        """Whether the energy knows classes."""
+        """Whether the model was built with classes."""
         return self.energy_net.classes is not None
 
     # Use.
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return −E(x, y), the logits of p(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``.
+        """Return −E(x, y), the logits of p(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
 
         Raises:
             ValueError: For a model without classes.
         """
         if not self.has_classes:
-            raise ValueError("This DDGM knows no classes; build it with num_classes=K and train it with labelled rows.")
+            raise ValueError("This DDGM has no classes; build it with num_classes=K and train it with labelled data.")
         logits: Tensor = -self.energy_net.by_class(x)
         return logits
 
     def energy(self, x: Tensor) -> Tensor:
-        """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely rows.
+        """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely examples.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
+            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
 
         Raises:
-            ValueError: If rows have another shape than the model's.
+            ValueError: If ``x`` does not have the model's event shape.
         """
-        self._check_rows(x)
-        with torch.no_grad(), evaluation_mode(self):
-            energy: Tensor = self.energy_net(x.to(next(self.parameters())))
-            return energy
+        return self._evaluate(self.energy_net, x)
 
     def score_samples(self, x: Tensor) -> Tensor:
-        """Return −E(x), with shape ``(B,)``: log p(x) up to a constant, as scikit-learn's density models name it."""
+        """Return −E(x), log p(x) up to a constant, with shape ``(B,)``; named as in scikit-learn's density models."""
         return -self.energy(x)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the features f(x) of rows, with shape ``(B, F)``, in evaluation mode.
+        """Return the features f(x), with shape ``(B, F)``, in evaluation mode.
 
         Raises:
-            ValueError: If rows have another shape than the model's.
+            ValueError: If ``x`` does not have the model's event shape.
         """
+        return self._evaluate(self.energy_net.features, x)
+
+    def _evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
         self._check_rows(x)
         with torch.no_grad(), evaluation_mode(self):
-            features: Tensor = self.energy_net.features(x.to(next(self.parameters())))
-            return features
+            output: Tensor = module(x.to(next(self.parameters())))
+            return output
 
-    def sample(
-        self,
-        num_samples: int,
-        *,
-        latent_steps: int = 0,
-        latent_step_size: float = 0.025,
-        tilt: float = 0.3,
-        langevin_steps: int = 0,
-        step_size: float = 0.0005,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        r"""Draw rows by the generator, and optionally move them along the energy, in z or in x.
+    def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.0005) -> Tensor:
+        """Draw samples from the generator, optionally followed by Langevin dynamics in x under the energy.
 
-        In z, Langevin dynamics under :math:`p(z)\, e^{-\lambda E(G(z))}` leave the malformed rows of a generator, and
-        keep to what it can draw. Where :math:`P_G = e^{-E} / Z`, rows are then of :math:`e^{-(1 + \lambda) E}`, the
-        energy's distribution at the temperature 1 / (1 + λ): of higher quality, and less varied (after Your GAN is Secretly an
-        Energy-based Model, Che et al., 2020, https://arxiv.org/abs/2003.06060).
+        Langevin steps bring points nearer to the energy's distribution, and add noise to images.
 
         Args:
-            num_samples: Number of rows.
-            latent_steps: Steps of z.
-            latent_step_size: Of these.
-            tilt: λ of these.
-            langevin_steps: Steps of rows afterwards (:func:`~pyro_ssvae.models.langevin`); those of a generator that
-                bounds them are kept within its bounds. For points.
-            step_size: Of these.
-            temperature: Of these; 1 is that of :math:`e^{-E}`.
+            num_samples: Number of samples.
+            langevin_steps: Number of Langevin steps (:func:`~pyro_ssvae.models.langevin`), which stay in the range of
+                the generator's last layer.
+            step_size: Size of the Langevin steps.
 
         Returns:
-            Rows with shape ``(num_samples, *event_shape)``.
+            Samples with shape ``(num_samples, *event_shape)``.
 
         Raises:
-            ValueError: For a non-positive number of samples or step size, or a negative number of steps, tilt or
-                temperature.
+            ValueError: For a non-positive number of samples or step size, or a negative number of steps.
         """
-        counts = {"latent_steps": latent_steps, "tilt": tilt, "langevin_steps": langevin_steps}
-        if num_samples < 1 or any(not value >= 0 for value in counts.values()):
-            given = ", ".join(f"{name}={value}" for name, value in counts.items())
-            raise ValueError(f"num_samples={num_samples} must be at least 1, and {given} not negative.")
-        if not latent_step_size > 0.0:
-            raise ValueError(f"latent_step_size={latent_step_size} must be positive.")
+        if num_samples < 1 or langevin_steps < 0:
+            raise ValueError(
+                f"num_samples={num_samples} must be at least 1, and langevin_steps={langevin_steps} not negative."
+            )
         with torch.no_grad(), evaluation_mode(self):
-            prior = self.prior()
-            z = prior.sample((num_samples,))
-
-            def tilted(z: Tensor) -> Tensor:
-                energy: Tensor = tilt * self.energy_net(self.generator(z)) - prior.log_prob(z)
-                return energy
-
-            z = langevin(tilted, z, latent_steps, latent_step_size, bounds=_bounds_of(prior))
-            options: dict[str, Any] = {"temperature": temperature, "bounds": self._range}
-            return langevin(self.energy_net, self.generate_from(z), langevin_steps, step_size, **options)
+            x = self.generator(self.prior().sample((num_samples,)))
+            return langevin(self.energy_net, x, langevin_steps, step_size, bounds=self._range)
 
     def generate_from(self, z: Tensor) -> Tensor:
-        """Return G(z), with shape ``(B, *event_shape)``, for latents ``(B, L)``, in evaluation mode.
+        """Return G(z), with shape ``(B, *event_shape)``, in evaluation mode.
 
         Args:
             z: Latents with shape ``(B, L)``.
@@ -254,95 +226,91 @@ class DDGM(Classifier):
         """
         self._check_latents(z)
         with torch.no_grad(), evaluation_mode(self):
-            rows: Tensor = self.generator(z)
-            return rows
+            x: Tensor = self.generator(z)
+            return x
 
-    def invert(self, x: Tensor, *, space: str = "features", num_starts: int = 64, steps: int = 200) -> Tensor:
-        r"""Return latents whose generated rows lie nearest to given ones: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
+    def invert(self, x: Tensor, *, space: str = "features", steps: int = 200) -> Tensor:
+        r"""Return the latents of the samples nearest to x: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
-            space: Where distances are taken: ``"features"`` (h = f) or ``"rows"`` (h is the identity).
-            num_starts: Draws of z, the best of which is the start.
-            steps: Steps of Adam from there.
+            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            space: Where distances are taken: ``"features"`` (h = f) or ``"x"`` (h is the identity).
+            steps: Steps of Adam.
 
         Returns:
             Latents with shape ``(B, L)``.
 
         Raises:
-            ValueError: If rows have another shape than the model's, for an unknown space, or fewer than one start or
-                no steps.
+            ValueError: If ``x`` does not have the model's event shape, for an unknown space, or a negative number of
+                steps.
         """
-        _one_of(space, ("features", "rows"))
-        if num_starts < 1 or steps < 0:
-            raise ValueError(f"num_starts={num_starts} must be at least 1, and steps={steps} not negative.")
-        self._check_rows(x)
+        _check_space(space, ("features", "x"))
+        if steps < 0:
+            raise ValueError(f"steps={steps} must not be negative.")
         embed = self.energy_net.features if space == "features" else nn.Flatten()
-        x = x.to(next(self.parameters()))
-        with torch.no_grad(), evaluation_mode(self):
-            target: Tensor = embed(x)
-        return self._nearest(target, embed, num_starts=num_starts, steps=steps)
+        return self._nearest(self._evaluate(embed, x), embed, steps=steps)
 
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
-        """Generate from points on the line between latents, or between the features of what they generate.
+        """Generate samples from points on the line between latents, or between the features of their samples.
 
         Args:
-            start: Latents with shape ``(B, L)``; of given rows by :meth:`invert`.
-            end: As many.
-            steps: Points, both ends included; at least 2.
-            space: ``"z"``, or ``"features"``: points on the line of features, each brought back to a z
-                (:meth:`invert`), starting from the point on the line of z.
+            start: Latents with shape ``(B, L)``; :meth:`invert` returns those of examples.
+            end: Latents with the shape of ``start``.
+            steps: Number of points, both ends included; at least 2.
+            space: ``"z"``, or ``"features"``: each point on the line of features is mapped back to latents as in
+                :meth:`invert`, starting from the point on the line of latents.
 
         Returns:
-            Rows with shape ``(steps, B, *event_shape)``.
+            Samples with shape ``(steps, B, *event_shape)``.
 
         Raises:
-            ValueError: For fewer than two steps, latents of other or different shapes, or an unknown space.
+            ValueError: For fewer than two steps, latents of wrong or different shapes, or an unknown space.
         """
         if steps < 2 or start.shape != end.shape:
             raise ValueError(
                 f"steps={steps} must be at least 2, and start {tuple(start.shape)} and end {tuple(end.shape)} alike."
             )
         t = torch.linspace(0.0, 1.0, steps, device=start.device).view(-1, 1, 1)
-        return self._combined(lambda a, b: a + t * (b - a), (start, end), space)
+        return self._combine(lambda a, b: a + t * (b - a), (start, end), space)
 
     def analogy(self, a: Tensor, b: Tensor, c: Tensor, *, space: str = "z") -> Tensor:
-        """Generate what is to ``c`` as ``b`` is to ``a``: from c + b − a, of latents or of features.
+        """Generate what is to ``c`` as ``b`` is to ``a``, from c + b − a in the space of latents or of features.
 
         Args:
-            a: Latents with shape ``(B, L)``; of given rows by :meth:`invert`.
-            b: As many.
-            c: As many.
+            a: Latents with shape ``(B, L)``; :meth:`invert` returns those of examples.
+            b: Latents with the shape of ``a``.
+            c: Latents with the shape of ``a``.
             space: ``"z"`` or ``"features"``, as in :meth:`interpolate`.
 
         Returns:
-            Rows with shape ``(B, *event_shape)``.
+            Samples with shape ``(B, *event_shape)``.
 
         Raises:
-            ValueError: For latents of other or different shapes, or an unknown space.
+            ValueError: For latents of wrong or different shapes, or an unknown space.
         """
         if not a.shape == b.shape == c.shape:
             raise ValueError(
                 f"a, b and c must have one shape; got {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}."
             )
-        return self._combined(lambda a, b, c: (c + b - a).unsqueeze(0), (a, b, c), space)[0]
+        return self._combine(lambda a, b, c: (c + b - a).unsqueeze(0), (a, b, c), space)[0]
 
     def _check_latents(self, z: Tensor) -> None:
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"Latents must have shape (B, {self.latent_dim}); got {tuple(z.shape)}.")
 
-    def _combined(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
-        """Return rows ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of their features."""
-        _one_of(space, ("z", "features"))
+    def _combine(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
+        """Return samples ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of features."""
+        _check_space(space, ("z", "features"))
         for part in latents:
             self._check_latents(part)
         z = combine(*latents)
-        bounds = _bounds_of(self.prior())
-        z = z if bounds is None else z.clamp(*bounds)  # c + b - a may leave them
+        support = getattr(self.prior().support, "base_constraint", None)
+        if isinstance(support, constraints.interval):  # c + b - a may lie outside of it
+            z = z.clamp(support.lower_bound, support.upper_bound)
         shape = z.shape[:2]
         if space == "features":
-            wanted = combine(*(self.features(self.generate_from(part)) for part in latents))
-            z = self._nearest(wanted.flatten(0, 1), self.energy_net.features, start=z.flatten(0, 1))
+            target = combine(*(self.features(self.generate_from(part)) for part in latents))
+            z = self._nearest(target.flatten(0, 1), self.energy_net.features, start=z.flatten(0, 1))
         return self.generate_from(z.view(-1, self.latent_dim)).view(*shape, *self.event_shape)
 
     def _nearest(self, target: Tensor, embed: nn.Module, **options: Any) -> Tensor:
@@ -350,53 +318,6 @@ class DDGM(Classifier):
             return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
 
 
-def langevin(
-    energy: Callable[[Tensor], Tensor],
-    x: Tensor,
-    steps: int,
-    step_size: float,
-    *,
-    temperature: float = 1.0,
-    clip: float = 50.0,
-    bounds: tuple[Any, Any] | None = None,
-) -> Tensor:
-    r"""Return rows after some steps of Langevin dynamics, detached.
-
-    .. math:: x \leftarrow x - \eta\,\nabla E(x) + \sqrt{2 \eta T}\,\epsilon, \qquad \epsilon \sim N(0, I)
-
-    Args:
-        energy: Maps rows ``(B, *event_shape)`` to energies ``(B,)``.
-        x: Rows with shape ``(B, *event_shape)``.
-        steps: Number of steps.
-        step_size: η.
-        temperature: T.
-        clip: Largest size of an element of the gradient.
-        bounds: Least and largest element of a row, to which rows are brought back after each step; ``None`` for none.
-
-    Raises:
-        ValueError: For a step size that is not positive, or a negative temperature or number of steps.
-    """
-    if not (step_size > 0.0 and temperature >= 0.0 and steps >= 0):
-        raise ValueError(
-            f"step_size={step_size} must be positive, and temperature={temperature} and steps={steps} not negative."
-        )
-    noise_scale = math.sqrt(2.0 * step_size * temperature)
-    x = x.detach()
-    for _ in range(steps):
-        with torch.enable_grad():
-            x = x.requires_grad_()
-            (slope,) = torch.autograd.grad(energy(x).sum(), x)
-        x = x.detach() - step_size * slope.clamp(-clip, clip) + noise_scale * torch.randn_like(x)
-        x = x if bounds is None else x.clamp(*bounds)
-    return x
-
-
-def _bounds_of(distribution: Any) -> tuple[Any, Any] | None:
-    """Return the least and the largest latent that a prior allows, ``None`` where it allows all."""
-    support = getattr(distribution.support, "base_constraint", None)
-    return (support.lower_bound, support.upper_bound) if isinstance(support, constraints.interval) else None
-
-
-def _one_of(space: str, allowed: Sequence[str]) -> None:
+def _check_space(space: str, allowed: Sequence[str]) -> None:
     if space not in allowed:
         raise ValueError(f"space={space!r} must be one of {', '.join(allowed)}.")

@@ -1,4 +1,4 @@
-"""The way back through a generator: latents of given rows or features, which ancestral sampling never needs."""
+"""Latents whose image under a generator is nearest to a target."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from torch.distributions import biject_to
 
 __all__ = ["nearest_latents"]
 
+_NUM_STARTS = 64
+_LEARNING_RATE = 0.05  # of the unconstrained latents
+
 
 def nearest_latents(
     target: Tensor,
-    image_of: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], Tensor],
     prior: TorchDistribution,
     *,
     start: Tensor | None = None,
-    num_starts: int = 64,
     steps: int = 200,
-    learning_rate: float = 0.05,
 ) -> Tensor:
-    r"""Return the latents whose image lies nearest to a target, within the support of the prior.
+    r"""Return the latents whose image is nearest to a target, within the support of the prior.
 
     .. math:: \hat z = \arg\min_z \|h(z) - t\|^2
 
-    From the best of several draws of the prior, by Adam. Like every descent, it may end beside the nearest one.
+    Adam starts from the best of 64 draws from the prior, and may end in a local minimum.
 
     Args:
         target: t, with shape ``(B, D)``.
-        image_of: h, which maps latents ``(B, L)`` to ``(B, D)``, row by row.
+        function: h, which maps each latent of ``(B, L)`` to an image, ``(B, D)``.
         prior: p(z), with event shape ``(L,)``.
-        start: Latents ``(B, L)`` to start from; the best of ``num_starts`` draws where ``None``.
-        num_starts: Draws for each row.
+        start: Latents ``(B, L)`` to start from instead.
         steps: Steps of Adam.
-        learning_rate: Its learning rate, in the space in which z is without bounds.
 
     Returns:
-        Latents with shape ``(B, L)``, detached.
+        The best latents found, with shape ``(B, L)``, detached.
     """
     if start is None:
         with torch.no_grad():
-            draws = prior.sample((num_starts,))  # (S, L)
-            start = draws[torch.cdist(target, image_of(draws)).argmin(-1)]
-    bounds = biject_to(prior.support)
-    free = bounds.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()  # not where a bound stops all gradients
-    optimizer = torch.optim.Adam([free], lr=learning_rate)
+            draws = prior.sample((_NUM_STARTS,))  # (S, L)
+            start = draws[torch.cdist(target, function(draws)).argmin(-1)]
+    bijection = biject_to(prior.support)
+    # At the bounds of the support gradients with respect to the unconstrained latents vanish.
+    free = bijection.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=_LEARNING_RATE)
     best, least = start.detach().clone(), torch.full((len(target),), torch.inf, device=target.device)
     for step in range(steps + 1):
         with torch.enable_grad():
-            z = bounds(free)
-            distance = (image_of(z) - target).square().sum(-1)
+            z = bijection(free)
+            distance = (function(z) - target).square().sum(-1)
             (free.grad,) = torch.autograd.grad(distance.sum(), free)
         nearer = distance.detach() < least
         best[nearer], least = z.detach()[nearer], torch.where(nearer, distance.detach(), least)

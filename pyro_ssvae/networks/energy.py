@@ -1,4 +1,4 @@
-r"""Networks of energy models and of their generators (Deep Directed Generative Models, Kim & Bengio, 2016)."""
+"""Networks of energy models and of their generators (Deep Directed Generative Models, Kim & Bengio, 2016)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae.networks.variational import check_widths, get_activation
+from pyro_ssvae.networks.variational import check_widths
 
 __all__ = [
     "ConvFeatures",
@@ -26,22 +26,19 @@ __all__ = [
 ]
 
 OUTPUTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-"""What bounds a generator's rows."""
+"""Last layers of a generator by name."""
 
 RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
-"""And between which values."""
+"""Ranges of the samples by the name of the last layer; ``None`` for unbounded ones."""
 
-
-DIGIT_SIZE = 28 * 28
-"""Pixels of the images on which σ and the steps of b were chosen."""
+MNIST_SIZE = 28 * 28
+"""Pixels of the images for which the defaults of σ and of the scale of b were chosen."""
 
 
 class SoftplusExperts(nn.Linear):
     r"""Experts :math:`\mathrm{softplus}(W_i^\top f + c_i)` of features f, in nats.
 
-    Args:
-        in_features: Number of features ``F``.
-        out_features: Number of experts ``M``.
+    The arguments are those of :class:`torch.nn.Linear`: the numbers of features ``F`` and of experts ``M``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -50,27 +47,26 @@ class SoftplusExperts(nn.Linear):
 
 
 class EnergyNet(nn.Module):
-    r"""A product of experts over the features of a row (Kim & Bengio, 2016, equation 6).
+    r"""A product of experts over features of x (Kim & Bengio, 2016, equation 6).
 
     .. math:: E(x) = \frac{\|x\|^2}{\sigma^2} - b^\top x - \sum_i \mathrm{softplus}\bigl(W_i^\top f(x) + c_i\bigr)
 
-    The first term makes :math:`e^{-E}` integrable whatever the bounded features say. For rows of D > 784 numbers, b is
-    784/D times the parameter ``bias``, whose steps then move E as far as on digits. With classes,
+    With bounded features, the first term makes :math:`e^{-E}` integrable. For x of D > 784 elements, b is 784/D times
+    the parameter ``bias``, so that a step of the optimiser changes E as much as for MNIST. With classes,
 
     .. math:: E(x, y) = E(x) \text{ as above } - u_y^\top f(x) - a_y, \qquad
         E(x) = -\log \textstyle\sum_y e^{-E(x, y)}
 
     Args:
-        event_shape: Shape of one row.
-        features: Maps rows ``(B, *event_shape)`` to features ``(B, F)``, best bounded ones.
-        experts: Number of experts, or a module of your own that maps features ``(B, F)`` to what each adds to −E(x),
-            with shape ``(B, M)``.
-        sigma: σ, in the units of the rows.
+        event_shape: Shape of x.
+        features: Maps x ``(B, *event_shape)`` to features ``(B, F)``, preferably bounded.
+        experts: Number of experts, or a module that maps features ``(B, F)`` to the terms of the sum, ``(B, M)``.
+        sigma: σ, in the units of x.
         num_classes: Number of classes ``K``; ``None`` for none.
 
     Raises:
-        ValueError: For no expert, a non-positive σ, or parts that do not fit the rows or each other.
-        TypeError: For parts that are no modules.
+        ValueError: For no expert, a non-positive σ, or modules that do not fit ``event_shape`` or each other.
+        TypeError: For features or experts that are no modules.
     """
 
     def __init__(
@@ -88,10 +84,10 @@ class EnergyNet(nn.Module):
         self.features = features
         self.sigma = float(sigma)
         width = int(check_module(features, event_shape, (None,), "features")[-1])
-        numbers = math.prod(event_shape)
-        self.bias = nn.Parameter(torch.zeros(numbers))
-        # A step of Adam moves every number of b alike, and the rows' common brightness makes these add up.
-        self._bias_scale = min(1.0, DIGIT_SIZE / numbers)
+        size = math.prod(event_shape)
+        self.bias = nn.Parameter(torch.zeros(size))
+        # Adam changes every element of b by the same amount, and with a common brightness of images these add up.
+        self._bias_scale = min(1.0, MNIST_SIZE / size)
         self.experts = SoftplusExperts(width, experts) if isinstance(experts, int) else experts
         check_module(self.experts, (width,), (None,), "experts")
         self.classes = None if num_classes is None else nn.Linear(width, num_classes)
@@ -111,49 +107,41 @@ class EnergyNet(nn.Module):
 
 
 class MLPFeatures(nn.Module):
-    """Bounded features of flattened rows: weight-normalised layers, a tanh at the end, no batch normalisation.
+    """Features in [-1, 1] of flattened inputs, by weight-normalised layers.
 
-    Statistics of a batch would make the energy of a row depend on the rows beside it.
+    There is no batch normalisation, with which the energy of an example would depend on the rest of the batch.
 
     Args:
-        event_shape: Shape of one row.
+        event_shape: Shape of x.
         hidden_dims: Widths of the hidden layers.
         feature_dim: Number of features.
-        activation: A name in ``ACTIVATIONS``; one that passes gradients on everywhere.
 
     Raises:
-        ValueError: For non-positive widths or an unknown activation.
+        ValueError: For non-positive widths.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        hidden_dims: Sequence[int] = (128,),
-        feature_dim: int = 128,
-        *,
-        activation: str = "elu",
-    ) -> None:
+    def __init__(self, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128,), feature_dim: int = 128) -> None:
         super().__init__()
         width = math.prod(event_shape)
         layers: list[nn.Module] = [nn.Flatten()]
         for hidden in check_widths(hidden_dims):
-            layers += [weight_norm(nn.Linear(width, hidden)), get_activation(activation)]
+            layers += [weight_norm(nn.Linear(width, hidden)), nn.ELU()]
             width = hidden
         self.layers = nn.Sequential(*layers, weight_norm(nn.Linear(width, feature_dim)), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map rows ``(B, *event_shape)`` to features ``(B, F)`` in [-1, 1]."""
+        """Map x ``(B, *event_shape)`` to features ``(B, F)`` in [-1, 1]."""
         output: Tensor = self.layers(x)
         return output
 
 
 class ConvFeatures(nn.Module):
-    """Bounded features of images: convolutions that halve them down to about 7x7 or 4x4, and a tanh at the end.
+    """Features in [-1, 1] of images, by convolutions of stride 2 down to about 7x7 or 4x4 pixels.
 
     Args:
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels of the first convolution; they double with each. ``None`` for 32 up to 32x32 pixels, else 16.
-        feature_dim: Number of features. ``None`` for 128 up to 32x32 pixels, else 64.
+        channels: Channels of the first convolution, doubled by each further one; ``None``: 32 up to 32x32, else 16.
+        feature_dim: Number of features; ``None``: 128 up to 32x32, else 64.
 
     Raises:
         ValueError: If the event is not such an image.
@@ -162,8 +150,9 @@ class ConvFeatures(nn.Module):
     def __init__(self, event_shape: Sequence[int], channels: int | None = None, feature_dim: int | None = None) -> None:
         super().__init__()
         _check_image(event_shape)
-        channels = (32 if _is_small(event_shape) else 16) if channels is None else channels
-        feature_dim = (128 if _is_small(event_shape) else 64) if feature_dim is None else feature_dim
+        small = max(event_shape[1:]) <= 32
+        channels = (32 if small else 16) if channels is None else channels
+        feature_dim = (128 if small else 64) if feature_dim is None else feature_dim
         width, size = event_shape[0], tuple(event_shape[1:])
         layers: list[nn.Module] = []
         for number in range(_halvings(size)):
@@ -184,9 +173,9 @@ class MLPGenerator(nn.Module):
 
     Args:
         latent_dim: Number of latents ``L``.
-        event_shape: Shape of one row.
+        event_shape: Shape of a sample.
         hidden_dims: Widths of the hidden layers.
-        output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the rows.
+        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
 
     Raises:
         ValueError: For non-positive widths or an unknown ``output``.
@@ -206,21 +195,17 @@ class MLPGenerator(nn.Module):
         self.event_shape = torch.Size(event_shape)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Map latents ``(B, L)`` to rows ``(B, *event_shape)``."""
+        """Map latents ``(B, L)`` to samples ``(B, *event_shape)``."""
         output: Tensor = self.layers(z).view(-1, *self.event_shape)
         return output
 
 
 class UpsampledConv2d(nn.Conv2d):
-    """Repeats every pixel, 2x2, and convolves with 3x3 weights, in four ninths of the multiplications.
+    """Upsample by a factor of 2 to the nearest pixel and convolve with a 3x3 kernel.
 
-    A transposed convolution with a stride gives neighbouring pixels different weights, and images a grid of dots
-    (Deconvolution and Checkerboard Artifacts, Odena et al., 2016, https://doi.org/10.23915/distill.00003). Pixels are
-    repeated by spacing them out and then summing 2x2 of them. That sum is linear, so it is taken over weights.
-
-    Args:
-        in_channels: Channels of what is given.
-        out_channels: Channels of what is returned.
+    Unlike a transposed convolution with a stride, this leaves no checkerboard artefacts (Odena et al., 2016,
+    https://doi.org/10.23915/distill.00003). It is computed as a transposed convolution whose 4x4 kernel holds sums of
+    2x2 weights, in four ninths of the multiplications.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -233,19 +218,19 @@ class UpsampledConv2d(nn.Conv2d):
 
 
 class ConvGenerator(nn.Module):
-    """x = G(z) by fully connected layers and transposed convolutions, with batch normalisation and ReLU.
+    """x = G(z) by fully connected layers and upsampling convolutions, with batch normalisation and ReLU.
 
-    Kinds of images lie apart, and z does not: the fully connected layers are where it can be pulled apart. Beyond 32x32
-    pixels a transposed convolution, which leaves a grid of dots there, gives way to repeating pixels before an ordinary
-    one, an :class:`UpsampledConv2d`.
+    The fully connected layers help to map the continuous distribution of z to separate clusters of images. The
+    convolutions are transposed up to 32x32 pixels; beyond, where these leave checkerboard artefacts, they are
+    :class:`UpsampledConv2d`.
 
     Args:
         latent_dim: Number of latents ``L``.
         event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels before the last convolution; they double with each layer towards z. ``None`` for 64 up to
-            32x32 pixels, else 32.
-        hidden_dims: Widths of the fully connected layers. ``None`` for three of 256 up to 32x32 pixels, else two.
-        output: ``"identity"``, ``"sigmoid"`` or ``"tanh"``, which bounds the pixels.
+        channels: Channels before the last convolution, doubled for each one before it; ``None``: 64 up to 32x32 pixels,
+            else 32.
+        hidden_dims: Widths of the fully connected layers; ``None``: three of 256 up to 32x32 pixels, else two.
+        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
 
     Raises:
         ValueError: If the event is not such an image, for non-positive widths or an unknown ``output``.
@@ -262,31 +247,29 @@ class ConvGenerator(nn.Module):
     ) -> None:
         super().__init__()
         _check_image(event_shape)
-        channels = (64 if _is_small(event_shape) else 32) if channels is None else channels
-        hidden_dims = (256,) * (3 if _is_small(event_shape) else 2) if hidden_dims is None else hidden_dims
+        small = max(event_shape[1:]) <= 32
+        channels = (64 if small else 32) if channels is None else channels
+        hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
         sizes = [tuple(event_shape[1:])]
         for _ in range(_halvings(sizes[0])):
             sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
         sizes.reverse()  # from the smallest
         count = len(sizes) - 1
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
-        doubling = transposed if _is_small(event_shape) else UpsampledConv2d
+        upsample = transposed if small else UpsampledConv2d
         widths = [channels * 2 ** (count - 1 - number) for number in range(count)]
-        first, (layers, width) = widths[0] * math.prod(sizes[0]), _normalised(latent_dim, hidden_dims)
-        layers += [
-            _he(nn.Linear(width, first)),
-            nn.Unflatten(-1, (widths[0], *sizes[0])),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
-        ]
+        layers, width = _normalised(latent_dim, hidden_dims)
+        layers += [_he(nn.Linear(width, widths[0] * math.prod(sizes[0]))), nn.Unflatten(-1, (widths[0], *sizes[0]))]
+        layers += [nn.BatchNorm2d(widths[0]), nn.ReLU()]
         for number in range(count):
-            small, large = sizes[number], sizes[number + 1]
             last = number == count - 1
             out = event_shape[0] if last else widths[number + 1]
-            more = tuple(side - 2 * half for side, half in zip(large, small, strict=True))  # 0, or -1 for odd sides
-            layers.append(doubling(widths[number], out))
-            if any(more):
-                layers.append(nn.ZeroPad2d((0, more[1], 0, more[0])))  # negative padding: cuts the last line off
+            excess = tuple(
+                side - 2 * half for side, half in zip(sizes[number + 1], sizes[number], strict=True)
+            )  # 0, or -1 for odd sides
+            layers.append(upsample(widths[number], out))
+            if any(excess):
+                layers.append(nn.ZeroPad2d((0, excess[1], 0, excess[0])))  # negative padding removes the last line
             if not last:
                 layers += [nn.BatchNorm2d(out), nn.ReLU()]
         self.layers = nn.Sequential(*layers, _output(output))
@@ -302,10 +285,10 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
 
     Args:
         features: ``"auto"`` (convolutional for images of at least 8x8, else an MLP), ``"conv"``, ``"mlp"`` or a module.
-        event_shape: Shape of one row.
+        event_shape: Shape of x.
 
     Raises:
-        ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
+        ValueError: For an unknown name, or ``"conv"`` for an event that is no image.
         TypeError: For anything that is neither a name nor a module.
     """
     name = _kind(features, event_shape, "features")
@@ -323,13 +306,13 @@ def make_generator(
     """Return a generator by name, or the given module unchanged.
 
     Args:
-        generator: As in :func:`make_features`.
+        generator: ``"auto"``, ``"conv"``, ``"mlp"`` or a module, as in :func:`make_features`.
         latent_dim: Number of latents ``L``.
-        event_shape: Shape of one row.
-        output: What bounds the rows.
+        event_shape: Shape of a sample.
+        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
 
     Raises:
-        ValueError: For an unknown name, or ``"conv"`` on rows that are not images.
+        ValueError: For an unknown name, or ``"conv"`` for an event that is no image.
         TypeError: For anything that is neither a name nor a module.
     """
     name = _kind(generator, event_shape, "generator")
@@ -354,7 +337,7 @@ def _kind(part: str | nn.Module, event_shape: Sequence[int], role: str) -> str |
 
 
 def _halvings(size: Sequence[int]) -> int:
-    """Return how often an image is halved: until its shorter side is below 8."""
+    """Return how many halvings bring the shorter side of an image below 8 pixels."""
     return max(1, math.ceil(math.log2((min(size) + 1) / 8)))
 
 
@@ -366,15 +349,11 @@ def _check_image(event_shape: Sequence[int]) -> None:
         )
 
 
-def _is_small(event_shape: Sequence[int]) -> bool:
-    return max(event_shape[1:]) <= 32
-
-
 def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
-    """Return the shape of what a module makes of a row of shape ``given``; ``None`` in ``wanted`` is any number.
+    """Return the event shape of a module's output, tried on two inputs of event shape ``given``.
 
     Raises:
-        ValueError: If it takes no such rows, or makes others than wanted.
+        ValueError: If it does not accept them, or its output has not shape ``wanted``, in which ``None`` is any size.
         TypeError: If it is no module.
     """
     if not isinstance(module, nn.Module):
@@ -383,17 +362,17 @@ def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int |
     like = next(module.parameters(), torch.zeros(()))
     try:
         with torch.no_grad():
-            found: Tensor = module.eval()(torch.zeros(2, *given).to(like))
+            output: Tensor = module.eval()(torch.zeros(2, *given).to(like))
     except RuntimeError as error:
-        raise ValueError(f"{role} takes no rows of shape {tuple(given)}: {error}") from error
+        raise ValueError(f"{role} does not accept inputs of event shape {tuple(given)}: {error}") from error
     finally:
         module.train(training)
-    shape = tuple(found.shape)
+    shape = tuple(output.shape)
     fits = len(shape) == len(wanted) + 1 and shape[0] == 2
     if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
-        numbers = ", ".join("F" if number is None else str(number) for number in wanted)
-        raise ValueError(f"{role} must map (B, {', '.join(map(str, given))}) to (B, {numbers}); two rows gave {shape}.")
-    return found.shape[1:]
+        sizes = ", ".join("F" if size is None else str(size) for size in wanted)
+        raise ValueError(f"{role} must map (B, {', '.join(map(str, given))}) to (B, {sizes}); for B=2 it gave {shape}.")
+    return output.shape[1:]
 
 
 def _normalised(width: int, hidden_dims: Sequence[int]) -> tuple[list[nn.Module], int]:

@@ -1,21 +1,18 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
+from pyro_ssvae.objectives.augmentation import NegativeAugmentation, shift_and_flip
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
-from pyro_ssvae.objectives.differentiable_augmentation import shift_and_flip
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.objectives.energy_loss import EnergyLoss
+from pyro_ssvae.objectives.energy_losses import EnergyLoss
 from pyro_ssvae.objectives.entropy import (
     ENTROPIES,
     BatchNormEntropy,
     Entropy,
     MutualInformationEntropy,
     NearestNeighbourEntropy,
-    ScoreEntropy,
     make_entropy,
 )
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.importance import normalise_importance_weights, perturb_samples
-from pyro_ssvae.objectives.negative_augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -33,15 +30,12 @@ __all__ = [
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",
     "Objective",
-    "ScoreEntropy",
     "SemiSupervisedELBO",
     "StaticEnumELBO",
     "ParameterGroup",
     "Update",
     "Validation",
     "UnsupervisedELBO",
-    "perturb_samples",
-    "normalise_importance_weights",
     "shift_and_flip",
     "make_entropy",
 ]

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
 from pyro_ssvae.models import DDGM
 from pyro_ssvae.plots.figures import (
     figures,
@@ -39,7 +38,6 @@ def _figures(
         train = prepare(data.x, scale=data.scale)
         found |= {
             "samples": lambda: plot_generated(model, **options),
-            "samples_refined": lambda: plot_generated(model, latent_steps=REFINING_STEPS, **options),
             "nearest": lambda: plot_nearest(model, train, **options),
             "paths": lambda: plot_paths(model, **options),
         }
@@ -50,7 +48,7 @@ def _figures(
             found["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
     elif data.event_shape == (2,):
         found["paths"] = lambda: plot_plane_paths(model, seed=seed)
-    if len(x) and model.has_classes:
+    if len(x) and model.num_classes is not None:
         found |= get_classifier_figures(model, x, y, get_class_names(model, data), part)
     return found
 

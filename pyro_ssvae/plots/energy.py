@@ -1,4 +1,4 @@
-"""Pictures of an energy model in the plane, and the movie of its training."""
+"""Figures of an energy model of points in the plane, and a movie of its training."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ _COLOURS = 128  # of a movie's palette
 def plot_landscape(
     model: DDGM, x: Tensor, *, num_samples: int = 2000, extent: float = 4.5, title: str = "", seed: int = 0
 ) -> Figure:
-    """Draw data, generated points over the density of the energy, and the energy itself.
+    """Show data, generated points over the model's density, and the energy.
 
     Args:
         model: A model of points in the plane.
-        x: Data with shape ``(N, 2)``, as the model sees them.
-        num_samples: Generated points.
-        extent: The square [-extent, extent]² is shown, and the density normalised there.
-        title: Above the figure.
-        seed: Of the points; the caller's random state is left as it was.
+        x: Data with shape ``(N, 2)``, scaled as in training.
+        num_samples: Number of generated points.
+        extent: The square [-extent, extent]² is shown, and the density normalised on it.
+        title: Title of the figure.
+        seed: Seed of the points; the caller's random state is left as it was.
 
     Raises:
         ValueError: If the model is not one of points in the plane.
     """
     if tuple(model.event_shape) != (2,):
-        raise ValueError(f"A landscape needs rows of shape (2,); the model's have {tuple(model.event_shape)}.")
+        raise ValueError(f"A landscape needs a model with event shape (2,), not {tuple(model.event_shape)}.")
     with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
     grid = Grid(extent=extent, size=181)
@@ -54,22 +54,22 @@ def plot_landscape(
     first.scatter(*x[:num_samples].cpu().T.numpy(), s=2.0, color=INK, linewidths=0.0)
     first.set_title("Data", fontsize=9, color=INK)
     side = (-extent, extent, -extent, extent)
-    shown = second.imshow(density.sqrt().numpy(), origin="lower", extent=side, cmap="Greys")
+    image = second.imshow(density.sqrt().numpy(), origin="lower", extent=side, cmap="Greys")
     second.scatter(*samples.T.numpy(), s=2.0, color=ACCENT, alpha=0.6, linewidths=0.0)
     second.set_title("Generated points over exp(−E)/Z (root scale)", fontsize=9, color=INK)
-    shown.set_clim(0.0, float(density.sqrt().max()))
+    image.set_clim(0.0, float(density.sqrt().max()))
     least = float(energy.min())
     levels = third.imshow((energy - least).numpy(), origin="lower", extent=side, cmap="viridis", vmin=0.0, vmax=12.0)
     third.set_title("Energy above its least, nats", fontsize=9, color=INK)
     figure.colorbar(levels, ax=third, extend="max", shrink=0.85)
     for axes in (first, second, third):
-        _as_square(axes, extent)
+        _set_square(axes, extent)
     if title:
         set_title(figure, title)
     return figure
 
 
-def _as_square(axes: Axes, extent: float) -> None:
+def _set_square(axes: Axes, extent: float) -> None:
     style_axes(axes, frame=False)
     axes.set_xlim(-extent, extent)
     axes.set_ylim(-extent, extent)
@@ -79,16 +79,16 @@ def _as_square(axes: Axes, extent: float) -> None:
 
 
 class Movie:
-    """Frames of a film, written as an animated GIF.
+    """A movie of training, written as an animated GIF.
 
     Args:
-        frame_seconds: How long each frame is shown; the last one stays for two seconds.
+        frame_seconds: Duration of each frame but the last one, which is shown for two seconds.
 
     Raises:
         ValueError: For a duration that is not positive.
 
     Attributes:
-        steps: The step of training that each frame shows.
+        steps: Training step of each frame.
     """
 
     def __init__(self, frame_seconds: float = 0.15) -> None:
@@ -100,18 +100,18 @@ class Movie:
 
     @classmethod
     def load(cls, path: str | Path, frame_seconds: float = 0.15) -> Movie:
-        """Return a film that :meth:`save` wrote, to go on with.
+        """Return a movie that :meth:`save` wrote, to continue it.
 
         Raises:
-            ValueError: If the file is none of those.
+            ValueError: If the file is no such movie.
         """
         movie = cls(frame_seconds)
         try:
-            with Image.open(path) as film:
-                movie.steps = [int(step) for step in film.info["comment"].split()]
-                movie._frames = [_frame(frame) for frame in ImageSequence.Iterator(film)]
+            with Image.open(path) as file:
+                movie.steps = [int(step) for step in file.info["comment"].split()]
+                movie._frames = [_frame(frame) for frame in ImageSequence.Iterator(file)]
         except (KeyError, ValueError, OSError, SyntaxError) as error:
-            raise ValueError(f"{path} is no film of training ({type(error).__name__}); remove it.") from error
+            raise ValueError(f"{path} is no movie of training ({type(error).__name__}); remove it.") from error
         if len(movie.steps) != len(movie):
             raise ValueError(f"{path} holds {len(movie)} frames of {len(movie.steps)} steps; remove it.")
         return movie
@@ -120,11 +120,11 @@ class Movie:
         return len(self._frames)
 
     def add(self, figure: Figure, step: int | None = None) -> None:
-        """Take a figure as the next frame.
+        """Add a figure as the next frame.
 
         Args:
             figure: The figure.
-            step: The step of training that it shows; one more than that of the frame before when ``None``.
+            step: Training step that it shows; ``None`` for one more than the frame before.
         """
         figure.set_dpi(_DOTS_PER_INCH)
         canvas = FigureCanvasAgg(figure)
@@ -134,12 +134,12 @@ class Movie:
         self.steps.append(self.steps[-1] + 1 if step is None and self.steps else step or 0)
 
     def cut(self, step: int) -> None:
-        """Drop the frames of a step and of all later ones, for a run that is taken up before them."""
+        """Remove the frames of a step and of all later ones, for a run that is resumed from an earlier checkpoint."""
         kept = sum(known < step for known in self.steps)
         del self.steps[kept:], self._frames[kept:]
 
     def save(self, path: str | Path) -> Path:
-        """Write the film, all or nothing.
+        """Write the movie atomically.
 
         Raises:
             ValueError: If there is no frame.
@@ -151,8 +151,8 @@ class Movie:
         durations = [round(1000 * self.frame_seconds)] * (len(self._frames) - 1) + [2000]
         buffer = io.BytesIO()
         first, *rest = self._frames
-        told = " ".join(map(str, self.steps)).encode()
-        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=told)
+        comment = " ".join(map(str, self.steps)).encode()
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=comment)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Figures of an energy model of images: what is generated and of which classes, how it differs from data, energies."""
+"""Figures of an energy model of images: samples, their nearest training images and classes, and energies."""
 
 from __future__ import annotations
 
@@ -34,31 +34,28 @@ def plot_generated(
     num_columns: int = 10,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
-    latent_steps: int = 0,
     seed: int = 0,
 ) -> Figure:
-    """Draw generated images, those of least energy first.
+    """Show generated images in the order of their energies, the smallest first.
 
     Args:
         model: The model.
         num_rows: Rows of images.
         num_columns: Images in a row.
-        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        image_shape: Shape of the images that examples of another shape hold, for example ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
-        latent_steps: Steps by which z follows the energy (:meth:`pyro_ssvae.DDGM.sample`).
-        seed: Of the draws of z; the caller's random state is left as it was.
+        seed: Seed of the draws of z; the caller's random state is left as it was.
 
     Raises:
         TypeError: If a number is no integer.
-        ValueError: If rows are no images.
+        ValueError: If the model is not one of images.
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
-    x = sample_images(model, num_rows * num_columns, seed, latent_steps=latent_steps)
+    x = sample_images(model, num_rows * num_columns, seed)
     x = x[model.energy(x).cpu().argsort()]
     figure = new_image_grid(to_rgb(x, shape, value_range).reshape(num_rows, num_columns, *shape[1:], 3))
-    words = f", z after {latent_steps} steps along the energy" if latent_steps else ""
-    set_title(figure, "Generated images", f"x = G(z){words}; those of least energy first")
+    set_title(figure, "Generated images", "x = G(z), those of least energy first")
     return figure
 
 
@@ -72,20 +69,20 @@ def plot_nearest(
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
-    """Show generated images above the training image nearest to each: what was learnt by heart would be seen twice.
+    """Show generated images above the nearest training image, to reveal memorised ones.
 
     Args:
         model: The model.
-        x: Training rows with shape ``(N, *event_shape)``, as the model sees them.
+        x: Training images with shape ``(N, *event_shape)``, scaled as in training.
         num_rows: Rows of pairs.
         num_columns: Pairs in a row.
-        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        image_shape: Shape of the images that examples of another shape hold, for example ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
-        seed: Of the draws of z; the caller's random state is left as it was.
+        seed: Seed of the draws of z; the caller's random state is left as it was.
 
     Raises:
         TypeError: If a number is no integer, or ``x`` no floating-point tensor.
-        ValueError: If rows are no images, or do not fit the model.
+        ValueError: If ``x`` does not hold images, or does not have the model's event shape.
     """
     num_rows, num_columns = as_count(num_rows, "num_rows", least=1), as_count(num_columns, "num_columns", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
@@ -103,22 +100,22 @@ def plot_nearest(
 
 
 def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
-    """Show how the energies of real, generated and corrupted images are spread.
+    """Show quantiles of the energies of real, generated and corrupted images.
 
     Args:
         model: The model.
-        x: Images with shape ``(N, C, H, W)``, as the model sees them, best ones that it was not trained on.
-        seed: Of all draws; the caller's random state is left as it was.
+        x: Images with shape ``(N, C, H, W)``, scaled as in training, preferably held-out ones.
+        seed: Seed of all draws; the caller's random state is left as it was.
 
     Raises:
         TypeError: If ``x`` is no floating-point tensor.
-        ValueError: If rows do not fit the model.
+        ValueError: If ``x`` does not have the model's event shape.
     """
     x = check_examples(model, x)
     generator = torch.Generator().manual_seed(seed)
     groups = {"real": x, "generated": sample_images(model, len(x), seed)}
     groups |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
-    energies = {name: compute_energies(model, rows) for name, rows in groups.items()}
+    energies = {name: compute_energies(model, images) for name, images in groups.items()}
     figure = new_figure(6.4, 0.45 * len(groups) + 1.0)
     axes = figure.subplots()
     for height, (name, values) in enumerate(reversed(energies.items())):
@@ -137,18 +134,18 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
 def plot_class_shares(
     shares: Any, class_names: Sequence[str] | None = None, real_shares: Any = None, *, title: str = "Generated classes"
 ) -> Figure:
-    """Show how often each class is generated, as a classifier sees it, beside real images.
+    """Show the share of each class among generated and real images.
 
     Args:
-        shares: Share of each class among generated images, shape ``(K,)``, as ``class_shares`` of
-            :func:`pyro_ssvae.evaluation.measure_generated_images`; arrays, tensors or lists.
-        class_names: ``K`` names; "0", "1", ... where not given.
-        real_shares: The same of real images, ``real_class_shares`` there; none where ``None``.
-        title: Above the figure.
+        shares: Share of each class among generated images, with shape ``(K,)``: ``class_shares`` of
+            :func:`pyro_ssvae.evaluation.measure_generated_images`.
+        class_names: ``K`` names; ``None`` for "0", "1", ...
+        real_shares: The same of real images, ``real_class_shares`` there; ``None`` to show none.
+        title: Title of the figure.
 
     Raises:
         TypeError: If shares are not numbers.
-        ValueError: If they are no shares of at least two classes, or do not fit each other or the names.
+        ValueError: If they are no shares of at least two classes, or differ in number from each other or the names.
 
     Example:
         >>> figure = plot_class_shares([0.4, 0.6], ["cat", "dog"], real_shares=[0.5, 0.5])

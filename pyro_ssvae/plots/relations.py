@@ -1,4 +1,4 @@
-"""Figures of how a generator's latents and an energy's features relate: paths, arithmetic, and who knows of whom."""
+"""Figures of latents and features of a DDGM: interpolations, analogies, and how features depend on latents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_ssvae.plots.style import INK, class_colours, new_figure, set_title, st
 __all__ = ["plot_arithmetic", "plot_features_and_latents", "plot_paths", "plot_plane_paths"]
 
 _BINS = 10
-_MOST_FEATURES = 64
+_MAX_FEATURES = 64
 
 
 def plot_paths(
@@ -34,19 +34,19 @@ def plot_paths(
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
-    """Show what is generated on the way from one draw to another, along lines of z and along lines of features.
+    """Show samples between pairs of draws, along lines in the space of z and of features.
 
     Args:
         model: The model.
-        num_rows: Pairs of draws; each has two rows of images.
-        steps: Images of each way, both ends included.
-        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        num_rows: Number of pairs of draws; each has two rows of images.
+        steps: Number of images of each path, both ends included.
+        image_shape: Shape of the images that examples of another shape hold, for example ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
-        seed: Of the draws of z; the caller's random state is left as it was.
+        seed: Seed of the draws of z; the caller's random state is left as it was.
 
     Raises:
         TypeError: If a number is no integer.
-        ValueError: If rows are no images, or for fewer than two steps.
+        ValueError: If the model is not one of images, or for fewer than two steps.
     """
     num_rows = as_count(num_rows, "num_rows", least=1)
     shape = as_image_shape(model.event_shape, image_shape)
@@ -61,24 +61,25 @@ def plot_paths(
 
 
 def plot_plane_paths(model: DDGM, *, num_paths: int = 6, steps: int = 25, extent: float = 4.5, seed: int = 0) -> Figure:
-    """Draw what is generated between draws, along lines of z and of features, and an analogy, over the density.
+    """Show points generated between draws, along lines of z and of features, and an analogy, over the density.
 
     Args:
         model: A model of points in the plane.
-        num_paths: Pairs of draws.
-        steps: Points of each way, both ends included.
-        extent: The square [-extent, extent]² is shown, and the density normalised there.
-        seed: Of the draws of z; the caller's random state is left as it was.
+        num_paths: Number of pairs of draws.
+        steps: Number of points of each path, both ends included.
+        extent: The square [-extent, extent]² is shown, and the density normalised on it.
+        seed: Seed of the draws of z; the caller's random state is left as it was.
 
     Returns:
-        Paths by z and by features, each from a ring to a dot, and three draws a, b, c with what is to c as b is to a.
+        A figure of paths in z and in features, each from a ring to a dot, and of three draws a, b, c with the
+        analogies.
 
     Raises:
         TypeError: If a number is no integer.
         ValueError: If the model is not one of points in the plane, or for fewer than two steps.
     """
     if tuple(model.event_shape) != (2,):
-        raise ValueError(f"Paths in the plane need rows of shape (2,); the model's have {tuple(model.event_shape)}.")
+        raise ValueError(f"Paths in the plane need a model with event shape (2,), not {tuple(model.event_shape)}.")
     num_paths = as_count(num_paths, "num_paths", least=1)
     with fork_random_state(model, seed):
         start, end = model.prior().sample((2, num_paths))
@@ -92,9 +93,9 @@ def plot_plane_paths(model: DDGM, *, num_paths: int = 6, steps: int = 25, extent
     panels = figure.subplots(1, 3)
     for axes in panels:
         axes.imshow(density, origin="lower", extent=(-extent, extent, -extent, extent), cmap="Greys")
-    for axes, rows, words in zip(panels, paths, ("Lines of z", "Lines of features f(x)"), strict=False):
-        axes.set_title(words, fontsize=9, color=INK)
-        for colour, path in zip(class_colours(num_paths), rows.transpose(0, 1).numpy(), strict=True):
+    for axes, x, title in zip(panels, paths, ("Lines of z", "Lines of features f(x)"), strict=False):
+        axes.set_title(title, fontsize=9, color=INK)
+        for colour, path in zip(class_colours(num_paths), x.transpose(0, 1).numpy(), strict=True):
             axes.plot(*path.T, color=colour, linewidth=1.4)
             axes.plot(*path[0], "o", color=colour, markersize=5.0, markerfacecolor="white")
             axes.plot(*path[-1], "o", color=colour, markersize=5.0)
@@ -108,7 +109,7 @@ def plot_plane_paths(model: DDGM, *, num_paths: int = 6, steps: int = 25, extent
 
 
 def _draw_analogy(axes: Axes, *points: Sequence[float]) -> None:
-    """Draw arrows from a to b, and from c to the answers by z and by features; points are all five, in that order."""
+    """Draw arrows between five points: from a to b, and from c to the answers by z and by features."""
     axes.set_title("a is to b as c is to …", fontsize=9, color=INK)
     a, b, c, by_z, by_features = ((x, y) for x, y in points)
     first, second = class_colours(2)
@@ -129,55 +130,55 @@ def plot_arithmetic(
     note: str = "",
     seed: int = 0,
 ) -> Figure:
-    """Show analogies: given a, b and c, what is to c as b is to a, by arithmetic of z and of features.
+    """Show analogies, what is to c as b is to a, by arithmetic on latents and on features.
 
-    Given images are first brought into the generator's reach (:meth:`pyro_ssvae.DDGM.invert`); what it makes of them
-    is shown beside them.
+    The latents of given images are found by :meth:`pyro_ssvae.DDGM.invert`; samples from these latents are shown beside
+    the images.
 
     Args:
         model: The model.
-        x: Images ``(3 N, *event_shape)``, as the model sees them: N times a, b and c.
-        image_shape: Shape of the image that a row of another shape holds, as ``(1, 28, 28)``.
+        x: Images with shape ``(3 N, *event_shape)``, scaled as in training: N times a, b and c.
+        image_shape: Shape of the images that examples of another shape hold, for example ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
-        note: What to expect of the answers, below the figure.
-        seed: Of the starting points; the caller's random state is left as it was.
+        note: Further text below the figure.
+        seed: Seed of the starting points; the caller's random state is left as it was.
 
     Raises:
         TypeError: If ``x`` is no floating-point tensor.
-        ValueError: If rows do not fit the model, are no images, or are not three for each analogy.
+        ValueError: If ``x`` does not hold images of the model's event shape, or not three for each analogy.
     """
     shape = as_image_shape(model.event_shape, image_shape)
     x = check_examples(model, x)
     if not len(x) or len(x) % 3:
-        raise ValueError(f"x holds {len(x)} rows; analogies take three each: a, b and c.")
+        raise ValueError(f"x holds {len(x)} images; analogies take three each: a, b and c.")
     with fork_random_state(model, seed):
         z = model.invert(x)
         a, b, c = z.view(-1, 3, model.latent_dim).unbind(1)
         found = [model.analogy(a, b, c, space=space) for space in ("z", "features")]
         again = model.generate_from(z)
-    thrice = [rows.cpu().view(-1, 3, *model.event_shape) for rows in (x, again)]
+    triples = [images.cpu().view(-1, 3, *model.event_shape) for images in (x, again)]
     answers = torch.stack(found, 1).cpu()
-    images = torch.cat([torch.stack(thrice, 2).flatten(1, 2), answers], 1)  # (N, 8, *event)
+    images = torch.cat([torch.stack(triples, 2).flatten(1, 2), answers], 1)  # (N, 8, *event)
     tiles = to_rgb(images.flatten(0, 1), shape, value_range).reshape(*images.shape[:2], *shape[1:], 3)
     figure = new_image_grid(tiles, (), ["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
-    words = "G: the generator's nearest image"
-    set_title(figure, "a is to b as c is to …", f"{words}\n{note}" if note else words)
+    legend = "G: the generator's nearest image"
+    set_title(figure, "a is to b as c is to …", f"{legend}\n{note}" if note else legend)
     return figure
 
 
 def plot_features_and_latents(model: DDGM, *, num_samples: int = 2000, seed: int = 0) -> Figure:
-    r"""Show how much each feature of generated rows depends on each latent.
+    r"""Show how much each feature of samples depends on each latent.
 
     .. math:: \eta^2_{ij} = \frac{\mathrm{Var}_{z_j}\, \mathbb E[f_i(G(z)) \mid z_j]}{\mathrm{Var}\, f_i(G(z))}
 
     the share of a feature's variance that one latent explains alone (the correlation ratio; a first-order Sobol
-    index), from means in ten bins of equal numbers, less what chance alone gives (Kelley's ε²). What no latent
-    explains alone, several do together.
+    index), estimated from means in ten bins of equal counts and corrected for chance (Kelley's ε²). The rest is due to
+    interactions of latents.
 
     Args:
-        model: The model; at most 64 features are shown, those that vary most.
-        num_samples: Draws of z.
-        seed: Of the draws; the caller's random state is left as it was.
+        model: The model; at most 64 features, those of the largest variance, are shown.
+        num_samples: Number of draws of z.
+        seed: Seed of the draws; the caller's random state is left as it was.
 
     Raises:
         TypeError: If a number is no integer.
@@ -187,7 +188,7 @@ def plot_features_and_latents(model: DDGM, *, num_samples: int = 2000, seed: int
     with fork_random_state(model, seed):
         z = model.prior().sample((num_samples,))
         features = torch.cat([model.features(model.generate_from(part)) for part in z.split(500)])
-    features = features[:, features.var(0).argsort(descending=True)[:_MOST_FEATURES]]
+    features = features[:, features.var(0).argsort(descending=True)[:_MAX_FEATURES]]
     shares = _correlation_ratios(z.double().cpu().numpy(), features.double().cpu().numpy())  # (L, F)
     shares = shares[:, np.lexsort((-shares.max(0), shares.argmax(0)))]
     width = float(np.clip(1.6 + 0.14 * shares.shape[1], 5.0, 11.0))
@@ -207,7 +208,7 @@ def plot_features_and_latents(model: DDGM, *, num_samples: int = 2000, seed: int
 
 
 def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return shares with shape ``(L, F)``, about zero where there is no relation."""
+    """Return the corrected shares, with shape ``(L, F)``."""
     order = z.argsort(0)
     variance = features.var(0)
     between = np.zeros((z.shape[1], features.shape[1]))

@@ -142,7 +142,7 @@ def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
     assert next(model.parameters()).device.type == device.type
 
 
-ENERGIES = ["features_and_latents", "samples", "samples_refined", "nearest", "paths", "arithmetic", "energies"]
+ENERGIES = ["features_and_latents", "samples", "nearest", "paths", "arithmetic", "energies"]
 
 
 def make_ddgm(data, **options):

@@ -53,9 +53,9 @@ def test_energies_in_the_plane(name: str, least_distance: float) -> None:
     mean, spread = found["floor"]
     assert found["energy_distance"] <= mean + 3.0 * spread
     if name == "ring":
-        assert (found["modes"], found["refined_modes"]) == (10, 10)
+        assert (found["modes"], found["langevin_modes"]) == (10, 10)
         assert found["high_quality"] >= 0.9
-        assert found["refined_high_quality"] >= 0.95
+        assert found["langevin_high_quality"] >= 0.95
 
 
 @pytest.mark.slow
