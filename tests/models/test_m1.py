@@ -161,10 +161,10 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
     with (folder / "metrics.csv").open() as file:
         bounds = [float(row["val/bound"]) for row in csv.DictReader(file)]
     assert result["test/bound"] < result["test/log_likelihood"] < 0
-    assert result["active_units"] == int(
+    assert result["test/active_units"] == int(
         active_units(m1, SemiSupervisedData.from_name("digits").x_test, scale=16.0).sum()
     )
-    assert result["active_units"] >= 2
+    assert result["test/active_units"] >= 2
     assert len(bounds) == 4
     assert bounds[-1] > bounds[0]
     names = {path.name for path in (folder / "figures").iterdir()}
@@ -212,7 +212,7 @@ def test_collapse_is_reported(tmp_path: Path) -> None:
     objective = UnsupervisedELBO.for_data(m1, data)
     run = fit(objective, data, TrainingConfig(max_steps=5, kl_warmup=0.0, kl_peak=1.0), progress=False)
     with pytest.warns(UserWarning, match="Posterior collapse: none of the 3 latents"):
-        assert report(objective, data, run)["active_units"] == 0
+        assert report(objective, data, run)["test/active_units"] == 0
 
 
 def test_labels_must_be_taken_off() -> None:

@@ -40,8 +40,8 @@ def test_confusion_matrices_of_any_size(num_classes):
     ("true", "predicted", "names", "message"),
     [
         ([], [], None, "at least one"),
-        ([0, 1], [0], None, "1 labels for 2 rows"),
-        ([[0, 1]], [0, 1], None, "one class index per row"),
+        ([0, 1], [0], None, "1 labels for 2 examples"),
+        ([[0, 1]], [0, 1], None, "one class index per example"),
         ([0, -1], [0, 1], None, "-1"),
         ([0, 2], [0, 1], ["a", "b"], "0 to 1 are allowed"),
         ([0, 1], [0.5, 1], None, "whole numbers"),
@@ -96,7 +96,7 @@ def test_a_calibrated_classifier_is_near_the_diagonal():
         ([[0.2, 0.2]], [0], "sum to 1"),
         ([[np.nan, 1.0]], [0], "sum to 1"),
         ([[0.5, 0.5]], [2], "0 to 1 are allowed"),
-        ([[0.5, 0.5]], [0, 1], "2 labels for 1 rows"),
+        ([[0.5, 0.5]], [0, 1], "2 labels for 1 examples"),
     ],
 )
 def test_reliability_refuses_wrong_values(p, y, message):
