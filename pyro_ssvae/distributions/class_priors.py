@@ -21,10 +21,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._configurable import Configurable
+
 __all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior", "make_class_prior"]
 
 
-class ClassPrior(nn.Module):
+class ClassPrior(Configurable):
     """Base class of class priors.
 
     Attributes:

@@ -11,12 +11,13 @@ import torch
 from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
+from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, as_independent_normal
 
 __all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "held"]
 
 
-class Prior(nn.Module):
+class Prior(Configurable):
     """Base class of the priors here. A model takes any module that returns a Pyro distribution over z when called.
 
     Args:
@@ -192,7 +193,7 @@ class VampPrior(Prior):
         self._owner = [pair]
         self._squashed = bool(pair.likelihood.unit_interval)
         self.pseudo_inputs = nn.Parameter(torch.randn(self.num_components, *pair.event_shape))
-        if hasattr(pair, "num_classes"):
+        if pair.num_classes is not None:
             classes = torch.arange(self.num_components) % pair.num_classes
             self.register_buffer("classes", classes, persistent=False)
 

@@ -197,7 +197,7 @@ def _width(module: nn.Module, row: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     numbers = getattr(getattr(module, "likelihood", None), "num_params", 1)
-    least = getattr(module, "num_classes", 1) * max(1, numbers * row.numel())
+    least = (getattr(module, "num_classes", None) or 1) * max(1, numbers * row.numel())
     return max(least, *(two - one for one, two in zip(*found, strict=False)), 1)
 
 

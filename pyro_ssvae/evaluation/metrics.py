@@ -10,7 +10,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_ssvae.data import SemiSupervisedData, iterate_batches
-from pyro_ssvae.models import DDGM, M1, Classifier, Model, SemiSupervisedModel
+from pyro_ssvae.models import DDGM, M1, Model, SemiSupervisedModel
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
 from pyro_ssvae.objectives import Objective
 
@@ -30,7 +30,7 @@ _DIAGNOSED_ROWS = 1000  # validation rows behind the curves of KL and entropy
 _ACTIVE_VARIANCE = 0.01  # of posterior means, from which a latent counts as in use
 
 
-def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many rows, in batches, on the CPU.
 
     Args:
@@ -46,7 +46,7 @@ def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_s
     return torch.cat([model.predict_proba(batch).cpu() for batch in rows])
 
 
-def classification_error(model: Classifier, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
+def classification_error(model: Model, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float:
     """Return the share of rows whose likeliest class under q(y|x) is not ``y``, as a fraction.
 
     Args:
@@ -256,7 +256,7 @@ def validation_metrics(
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))
             few = data.x[order[:_DIAGNOSED_ROWS]]
         energies = energy_diagnostics(module, few, scale=data.scale, seed=seed)
-        if not module.has_classes or not len(x):
+        if module.num_classes is None or not len(x):
             return energies, None
         error = classification_error(module, x, data.y_validation, scale=data.scale)
         return {"validation_error": error, **energies}, None

@@ -22,16 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ssvae.models.base import data_plate, evaluation_mode
+from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
-from pyro_ssvae.models.semi_supervised import Classifier
 from pyro_ssvae.networks import EnergyNet, make_features, make_generator
 from pyro_ssvae.networks.energy import DIGIT_SIZE, RANGES, check_module
 
 __all__ = ["DDGM", "langevin"]
 
 
-class DDGM(Classifier):
+class DDGM(Model):
     """The DDGM model/guide module: ``model`` scores rows by their energy, ``guide`` draws rows by the generator.
 
     Shapes in the comments: ``B`` rows, ``L`` latents, ``F`` features.
@@ -80,31 +79,22 @@ class DDGM(Classifier):
         small = math.prod(event_shape) <= 16
         larger = max(1.0, math.prod(event_shape) / DIGIT_SIZE)  # than digits: |x|² / σ² stays as large
         latent_dim = (4 if small else 32) if latent_dim is None else latent_dim
-        options: dict[str, Any] = {
-            "num_experts": (4 if small else 64) if num_experts is None else num_experts,
-            "sigma": (1.0 if small else math.sqrt(10.0 * larger)) if sigma is None else sigma,
-            "output": ("identity" if small else "sigmoid") if output is None else output,
-            "num_classes": num_classes,
-        }
-        parts: dict[str, Any] = {"features": features, "generator": generator, "experts": experts}
-        named = {name: part for name, part in parts.items() if isinstance(part, str)}
+        num_experts = (4 if small else 64) if num_experts is None else num_experts
+        sigma = (1.0 if small else math.sqrt(10.0 * larger)) if sigma is None else sigma
+        output = ("identity" if small else "sigmoid") if output is None else output
         prior = ("uniform" if small else None) if prior is None else prior
-        super().__init__(event_shape, latent_dim, prior, {**options, **named}, parts)
-        if num_classes is not None:
-            if num_classes < 2:
-                raise ValueError(f"num_classes={num_classes} must be at least 2, or None for no classes.")
-            self.num_classes = int(num_classes)
+        super().__init__(event_shape, latent_dim, prior, num_classes)
         self.energy_net = EnergyNet(
             self.event_shape,
             make_features(features, self.event_shape),
-            options["num_experts"] if experts is None else experts,
-            sigma=options["sigma"],
+            num_experts if experts is None else experts,
+            sigma=sigma,
             num_classes=num_classes,
         )
-        self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
+        self.generator = make_generator(generator, latent_dim, self.event_shape, output=output)
         check_module(self.generator, (latent_dim,), self.event_shape, "generator")
-        self._range = RANGES[options["output"]] if isinstance(generator, str) else None
-        self._complete()
+        self._range = RANGES[output] if isinstance(generator, str) else None
+        self._attach_prior()
 
     # The energy, and the generator that draws like it.
 
@@ -137,17 +127,9 @@ class DDGM(Classifier):
         generated: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
         return generated
 
-    def _parts(self) -> dict[str, Any]:
-        return {"prior": self.prior}  # a normal one too: the default depends on the rows
-
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
         return {"energy": list(self.energy_net.parameters()), "generator": list(self.generator.parameters())}
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether the energy knows classes."""
-        return self.energy_net.classes is not None
 
     # Use.
 
@@ -157,7 +139,7 @@ class DDGM(Classifier):
         Raises:
             ValueError: For a model without classes.
         """
-        if not self.has_classes:
+        if self.num_classes is None:
             raise ValueError("This DDGM knows no classes; build it with num_classes=K and train it with labelled rows.")
         logits: Tensor = -self.energy_net.by_class(x)
         return logits
@@ -171,7 +153,7 @@ class DDGM(Classifier):
         Raises:
             ValueError: If rows have another shape than the model's.
         """
-        self._check_rows(x)
+        self._check_input(x)
         with torch.no_grad(), evaluation_mode(self):
             energy: Tensor = self.energy_net(x.to(next(self.parameters())))
             return energy
@@ -186,7 +168,7 @@ class DDGM(Classifier):
         Raises:
             ValueError: If rows have another shape than the model's.
         """
-        self._check_rows(x)
+        self._check_input(x)
         with torch.no_grad(), evaluation_mode(self):
             features: Tensor = self.energy_net.features(x.to(next(self.parameters())))
             return features
@@ -277,7 +259,7 @@ class DDGM(Classifier):
         _one_of(space, ("features", "rows"))
         if num_starts < 1 or steps < 0:
             raise ValueError(f"num_starts={num_starts} must be at least 1, and steps={steps} not negative.")
-        self._check_rows(x)
+        self._check_input(x)
         embed = self.energy_net.features if space == "features" else nn.Flatten()
         x = x.to(next(self.parameters()))
         with torch.no_grad(), evaluation_mode(self):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._configurable import Configurable
 from pyro_ssvae._math import softplus
 
 __all__ = [
@@ -83,7 +84,7 @@ def _after_linear(width: int, activation: str, batch_norm: bool, dropout: float)
     return layers
 
 
-class MLP(nn.Module):
+class MLP(Configurable):
     """A multilayer perceptron over flattened rows.
 
     Args:
@@ -255,7 +256,7 @@ def _after_conv(channels: int, norm: str) -> list[nn.Module]:
     raise ValueError(f"norm={norm!r} must be one of batch, group, none.")
 
 
-class ConvClassifier(nn.Module):
+class ConvClassifier(Configurable):
     """A small convolutional classifier for images, from 8x8 upwards.
 
     Three convolutions, each normalised, and a linear map to logits.

@@ -22,8 +22,9 @@ class Objective(nn.Module):
     """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per datum.
 
     Args:
-        module: The module that owns the networks. Its methods ``model`` and ``guide`` are used unless functions
-            are given.
+        module: The module that owns the networks. Unless functions are given, the loss uses what its
+            ``training_functions()`` returns, if it has this method, and else its ``model`` and ``guide``, which
+            evaluation always uses.
         num_labelled: Number of labelled training rows.
         num_unlabelled: Number of unlabelled training rows.
         model: A function to use instead of ``module.model``.
@@ -108,6 +109,13 @@ class Objective(nn.Module):
         function: PyroFunction = getattr(self.module, name) if given is None else given
         return function
 
+    def training_functions(self) -> tuple[PyroFunction, PyroFunction]:
+        """Return the model and guide functions of the loss."""
+        own = getattr(self.module, "training_functions", None)
+        given = any(self._functions[name] is not None for name in ("model", "guide"))
+        model, guide = (self.model, self.guide) if given or own is None else own()
+        return model, guide
+
     def forward(self, batch: Batch) -> Tensor:
         """Return the objective, to be minimised.
 
@@ -149,7 +157,7 @@ class Objective(nn.Module):
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *rows: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` rows, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)
-        model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
+        model, guide = (shared(weigh(function)) for function in self.training_functions())
         loss: Tensor = elbo.differentiable_loss(model, guide, *rows, size=size)
         return loss
 

@@ -87,7 +87,7 @@ class EnergyObjective(AlternatingObjective):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
         counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
         super().__init__(module, **counts, model=model, guide=guide)
-        if num_labelled and not module.has_classes:
+        if num_labelled and module.num_classes is None:
             raise ValueError(
                 f"{num_labelled} rows carry labels, and the model has no classes: DDGM(..., num_classes=K), or train "
                 "on data.without_labels()."

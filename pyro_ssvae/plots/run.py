@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from pyro_ssvae._checks import as_count
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.reference_classifier import REFINING_STEPS
-from pyro_ssvae.models import DDGM, M1, Classifier, Model, SemiSupervisedModel
+from pyro_ssvae.models import DDGM, M1, Model, SemiSupervisedModel
 from pyro_ssvae.plots.autoencoder import (
     plot_autoencoding,
     plot_interpolations,
@@ -86,10 +85,11 @@ def save_figures(
         ...     [path.name for path in save_figures(m2, data, None, folder)]
         ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
     """
-    if tuple(model.event_shape) != data.event_shape or getattr(model, "num_classes", math.inf) < data.num_classes:
+    too_few = model.num_classes is not None and model.num_classes < data.num_classes
+    if tuple(model.event_shape) != data.event_shape or too_few:
         raise ValueError(
             f"The model takes rows of shape {tuple(model.event_shape)} and "
-            f"{getattr(model, 'num_classes', 'no')} classes, the data has {data.event_shape} and {data.num_classes}. "
+            f"{model.num_classes} classes, the data has {data.event_shape} and {data.num_classes}. "
             "Hand in the data that the model was trained on."
         )
     max_points = as_count(max_points, "max_points", least=1)
@@ -115,7 +115,7 @@ def _of_classes(
     seed: int,
 ) -> dict[str, Callable[[], Figure]]:
     """Return the drawings of a model with classes."""
-    names = _names(model, data)
+    names = _names(model.num_classes, data)
     part, x, y = _held_out_rows(data)
     drawings: dict[str, Callable[[], Figure]] = {}
     if _is_image(data.event_shape, image_shape):
@@ -138,7 +138,7 @@ def _of_classes(
 
 
 def _of_predictions(
-    model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], part: str
+    model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str
 ) -> dict[str, Callable[[], Figure]]:
     """Return the drawings of a classifier."""
     probabilities = in_batches(model.predict_proba, x)
@@ -206,8 +206,8 @@ def _of_generator(
             drawings["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
     elif data.event_shape == (2,):
         drawings["paths"] = lambda: plot_plane_paths(model, seed=seed)
-    if len(x) and model.has_classes:
-        drawings |= _of_predictions(model, x, y, _names(model, data), part)
+    if len(x) and model.num_classes is not None:
+        drawings |= _of_predictions(model, x, y, _names(model.num_classes, data), part)
     return drawings
 
 
@@ -233,9 +233,9 @@ def _analogies(y: Tensor, seed: int) -> tuple[Tensor, str]:
     return torch.cat(chosen), "a and b are of one class, c of another: the answer should be c's class in b's style"
 
 
-def _names(model: Classifier, data: SemiSupervisedData) -> list[str]:
+def _names(num_classes: int, data: SemiSupervisedData) -> list[str]:
     """Return a name for each class of the model, which may have more than the data has names for."""
-    return [*data.class_names, *map(str, range(data.num_classes, model.num_classes))]
+    return [*data.class_names, *map(str, range(data.num_classes, num_classes))]
 
 
 def _value_range(data: SemiSupervisedData) -> tuple[float, float]:

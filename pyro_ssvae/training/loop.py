@@ -147,7 +147,7 @@ def check_fit(objective: Objective, data: SemiSupervisedData) -> None:
                 f"The model expects rows of shape {tuple(module.event_shape)}, the data has {tuple(data.event_shape)}. "
                 "Build the model with event_shape=data.event_shape."
             )
-        if getattr(module, "num_classes", data.num_classes) < data.num_classes:
+        if module.num_classes is not None and module.num_classes < data.num_classes:
             raise ValueError(
                 f"The model has {module.num_classes} classes, the data {data.num_classes}. Build the model with "
                 "num_classes=data.num_classes."

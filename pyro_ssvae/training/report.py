@@ -22,7 +22,7 @@ from pyro_ssvae.evaluation import (
     log_likelihood,
     mean_bound,
 )
-from pyro_ssvae.models import DDGM, M1, Classifier, LatentVariableModel, Model, SemiSupervisedModel
+from pyro_ssvae.models import DDGM, M1, LatentVariableModel, Model, SemiSupervisedModel
 from pyro_ssvae.models.base import get_device
 from pyro_ssvae.objectives import Objective, UnsupervisedELBO
 from pyro_ssvae.plots import save_figures
@@ -64,7 +64,7 @@ def report(
         UserWarning: If the latents of a model without classes carry next to nothing (posterior collapse).
     """
     module: Model = objective.module  # type: ignore[assignment]
-    classes = _of_classes(module, data, run) if isinstance(module, Classifier) and module.has_classes else {}
+    classes = _of_classes(module, data, run) if isinstance(module, Model) and module.num_classes is not None else {}
     result: dict[str, Any] = {
         "model": type(module).__name__,
         "data": data.name,
@@ -90,7 +90,7 @@ def report(
     return result
 
 
-def _of_classes(module: Classifier, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+def _of_classes(module: Model, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
     """Return what is said of classes: the prior, errors at the picked evaluation and at the last step."""
     chosen = _errors(module, data)
     picked = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -110,7 +110,7 @@ def _kl_weights(run: FitResult, num_rows: int, squeezes: bool) -> list[float]:
     return [weight(int(tenth * run.steps / 10), run.steps, num_rows, squeezes=squeezes) for tenth in range(10)]
 
 
-def _errors(module: Classifier, data: SemiSupervisedData) -> dict[str, float | None]:
+def _errors(module: Model, data: SemiSupervisedData) -> dict[str, float | None]:
     rows = {"test_error": (data.x_test, data.y_test), "validation_error": (data.x_validation, data.y_validation)}
     return {
         name: classification_error(module, x, y, scale=data.scale) if len(x) else None for name, (x, y) in rows.items()
