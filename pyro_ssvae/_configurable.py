@@ -46,25 +46,15 @@ def _record_arguments(cls: type, init: Callable[..., None]) -> Callable[..., Non
         bound.apply_defaults()
         arguments: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:  # without self
-            if parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:  # handed on to the next constructor
-                arguments |= dict(zip(_positional_parameters(cls), value, strict=False))
-            elif parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 arguments |= value
-            else:
+            elif parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
                 arguments[name] = value
+            elif value:
+                arguments["*"] = value  # build passes what stands before by position too
         self.__dict__.setdefault("_arguments", {})[cls] = arguments
 
     return recorded
-
-
-def _positional_parameters(cls: type) -> list[str]:
-    """Return the names of the positional parameters of the next constructor above ``cls`` that names them all."""
-    for base in cls.__mro__[1:]:
-        if "__init__" in vars(base):
-            parameters = list(inspect.signature(base).parameters.values())
-            if all(parameter.kind is not inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
-                return [parameter.name for parameter in parameters]
-    return []
 
 
 def is_library_class(cls: type) -> bool:
@@ -84,8 +74,9 @@ def describe(module: Configurable, cls: type | None = None) -> dict[str, Any]:
         cls: The class whose arguments are described: the module's class (``None``) or a base class of it.
 
     Returns:
-        ``"class"``, its name; ``"arguments"`` of the constructor, where modules of this package are described in turn;
-        and ``"custom"``, the arguments that only the caller can supply, by name, with their class.
+        The name of the class under ``"class"``; under ``"arguments"`` those of its constructor, in which modules of
+        this package are described in turn and ``"*"`` holds further positional ones; and under ``"custom"`` the
+        arguments that only the caller can supply, by name, with their class.
     """
     cls = type(module) if cls is None else cls
     recorded: dict[type, dict[str, Any]] = getattr(module, "_arguments", {})
@@ -130,8 +121,11 @@ def build(config: Mapping[str, Any], cls: type | None = None, **given: Any) -> A
     Raises:
         KeyError: For an entry that is missing or a class that is not registered.
     """
-    arguments = {name: _decode(value) for name, value in config["arguments"].items() if name not in given}
-    return (REGISTRY[config["class"]] if cls is None else cls)(**arguments, **given)
+    arguments = {name: _decode(value) for name, value in config["arguments"].items()} | given
+    names = list(arguments)
+    before = names[: names.index("*")] if "*" in arguments else []
+    positional = [arguments.pop(name) for name in before] + arguments.pop("*", [])
+    return (REGISTRY[config["class"]] if cls is None else cls)(*positional, **arguments)
 
 
 def _decode(value: Any) -> Any:
