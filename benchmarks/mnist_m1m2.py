@@ -48,7 +48,7 @@ class Row:
     def path(self) -> Path:
         """Where its result is kept: the name holds a hash of every setting, those of the M1 below included."""
         below = mnist_m1.row_named(self.below)
-        model = M1M2(M1((1, 28, 28), **below.model), 10, **self.model)
+        model = M1M2.from_m1(M1((1, 28, 28), **below.model), 10, **self.model)
         sizes: Any = SimpleNamespace(event_shape=(1, 28, 28), num_labelled=1, num_unlabelled=1)
         settings = {
             **asdict(self),
@@ -88,7 +88,7 @@ def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dic
     data = SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir)
     active = active_units(m1, data.x, scale=data.scale)
     pyro.set_rng_seed(row.seed)
-    model = M1M2(m1, data.num_classes, active=active, **row.model)
+    model = M1M2.from_m1(m1, data.num_classes, active=active, **row.model)
     objective = SemiSupervisedELBO.for_data(model, data, pure=row.pure, **row.objective)
     run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training))
     result = report(objective, data, run, seed=row.seed)

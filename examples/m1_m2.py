@@ -88,7 +88,7 @@ def train_m1(args: Any, data: Any) -> M1:
 
 def make_stack(args: Any, m1: M1, active: Any, data: Any) -> tuple[M1M2, SemiSupervisedELBO]:
     """Return M1+M2 on the active latents of M1, and J^alpha."""
-    model = M1M2(
+    model = M1M2.from_m1(
         m1,
         data.num_classes,
         active=active,
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         model, objective = make_stack(args, m1, active, data)
         tell("stacked", run_stage(args, objective, data, training_config(args), "stacked"))
         if args.joint_epochs:
-            model.join()
+            model.unfreeze_m1()
             tell("joint", run_stage(args, objective, data, joint_config(args), "joint"))
     except Stopped as stopped:
         print(f"Stopped by {stopped}. Go on with: python {sys.argv[0]} --resume {args.out}")

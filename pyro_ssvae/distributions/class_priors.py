@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_count
+from pyro_ssvae._configurable import Configurable
 
 __all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior"]
 
 
-class ClassPrior(nn.Module):
+class ClassPrior(Configurable):
     """Base class of class priors.
 
     Attributes:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import BernoulliByLogits, ContinuousBernoulliByLogits
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
@@ -21,7 +22,7 @@ __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihoo
 _VARIANCES = ("learned", "shared", "fixed")
 
 
-class Likelihood(nn.Module):
+class Likelihood(Configurable):
     """Base class of likelihoods; subclass it to use another distribution of ``x``.
 
     Attributes:

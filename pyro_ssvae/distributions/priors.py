@@ -11,12 +11,13 @@ import torch
 from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
+from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, as_independent_normal
 
 __all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "cache_prior"]
 
 
-class Prior(nn.Module):
+class Prior(Configurable):
     """Base class of priors; a model accepts any module that returns a Pyro distribution over z when called.
 
     Args:

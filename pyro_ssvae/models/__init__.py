@@ -1,4 +1,4 @@
-"""Models of the papers, as Pyro model/guide pairs: one file each."""
+"""The models: modules whose methods ``model`` and ``guide`` are Pyro programs."""
 
 from pyro_ssvae._samplers import langevin
 from pyro_ssvae.models.base import LatentVariableModel, Model, data_plate, pyro_view
@@ -6,7 +6,7 @@ from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.semi_supervised import Classifier, SemiSupervisedModel
+from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 from pyro_ssvae.models.serialization import load, save
 
 __all__ = [
@@ -14,10 +14,9 @@ __all__ = [
     "M1",
     "M1M2",
     "M2",
-    "Classifier",
-    "SemiSupervisedModel",
-    "Model",
     "LatentVariableModel",
+    "Model",
+    "SemiSupervisedModel",
     "data_plate",
     "langevin",
     "load",

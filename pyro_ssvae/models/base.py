@@ -1,4 +1,4 @@
-"""What every model/guide module shares: rows, latents, the data plate, and the view for stock Pyro."""
+"""Base classes of the models, the plate over examples, and the view of a model for stock Pyro."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_seed
+from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data import SemiSupervisedData, iterate_batches
-from pyro_ssvae.distributions import Likelihood, Prior, StandardNormal, Uniform
+from pyro_ssvae.distributions import Likelihood, Prior, Uniform
 from pyro_ssvae.distributions.factory import make_likelihood, make_prior
 
 __all__ = [
     "ENUMERATE",
-    "Model",
     "LatentVariableModel",
+    "Model",
     "data_plate",
     "declare_parameters",
-    "get_device",
     "evaluation_mode",
-    "full_precision",
     "fork_random_state",
+    "full_precision",
+    "get_device",
     "pyro_view",
 ]
 
@@ -36,31 +37,39 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 """The ``infer`` argument of a site that is summed over. ``expand=False`` keeps y at shape ``(K, 1)``, so that what
 depends on y alone is computed K times and not K x batch times."""
 
+FORMAT = 1
+"""Version of the format of saved configurations."""
 
-class Model(nn.Module):
-    """Base class of the models here: rows of some shape, and latents under a prior.
 
-    A subclass makes its networks, calls :meth:`_complete`, and defines ``model`` and ``guide``.
+class Model(Configurable, abstract=True):
+    """Base class of the models: examples of some shape, latents under a prior, and possibly classes.
+
+    A subclass builds its networks, calls :meth:`_attach_prior` at the end of its constructor, and defines ``model`` and
+    ``guide``. Its constructor's arguments are recorded, so that :func:`pyro_ssvae.save` and :func:`pyro_ssvae.load`
+    work for it.
 
     Args:
-        event_shape: Shape of one row.
+        event_shape: Shape of one example.
         latent_dim: Number of latents ``L``.
-        prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
-        options: The constructor's other arguments, JSON-ready, for :meth:`config`.
-        modules: Those arguments that may hold modules of the caller's own, by name.
+        prior: A name in ``pyro_ssvae.distributions.PRIORS``, a module that returns p(z) when called, or ``None`` for
+            the standard normal.
+        num_classes: Number of classes ``K``, at least 2; ``None`` for a model without classes.
 
     Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names.
         TypeError: For a prior of the wrong type.
     """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    num_classes: int | None
 
     def __init__(
         self,
         event_shape: Sequence[int],
         latent_dim: int,
         prior: str | nn.Module | None,
-        options: dict[str, Any],
-        modules: dict[str, Any],
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if not event_shape or any(size < 1 for size in event_shape):
@@ -69,21 +78,12 @@ class Model(nn.Module):
             )
         if latent_dim < 1:
             raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(f"num_classes={num_classes} must be at least 2.")
         self.event_shape = torch.Size(event_shape)
         self.latent_dim = int(latent_dim)
+        self.num_classes = None if num_classes is None else int(num_classes)
         self.prior = make_prior(prior, latent_dim)
-        self._options = {"latent_dim": latent_dim, **options}
-        self._own = {name: type(part).__name__ for name, part in modules.items() if isinstance(part, nn.Module)}
-
-    num_classes: int | None = None
-
-    def initialise(self, x: Tensor) -> None:
-        """Let the prior take starting values from training examples ``(B, *event_shape)``."""
-        if isinstance(self.prior, Prior):
-            self.prior.start_from(x)
-
-    def check_examples(self, x: Tensor) -> None:
-        """Raise ``ValueError`` where examples ``(B, *event_shape)`` hold values that the model cannot have drawn."""
 
     def check_data(self, data: SemiSupervisedData) -> None:
         """Check that the model fits a data set.
@@ -110,65 +110,102 @@ class Model(nn.Module):
             for batch in iterate_batches(examples, scale=data.scale, batch_size=4096):
                 self.check_examples(batch)
 
-    def _complete(self) -> None:
-        """Let the prior see the finished model."""
+    def _attach_prior(self) -> None:
+        """Hand the finished model to its prior, which may depend on the networks (a VampPrior)."""
         if isinstance(self.prior, Prior):
             self.prior.attach(self)
 
     @property
     def event_size(self) -> int:
-        """Number of elements of a row."""
+        """Number of elements of an example."""
         return math.prod(self.event_shape)
 
-    def _parts(self) -> dict[str, Any]:
-        """Return the parts that a saved configuration can name; a standard normal goes without saying."""
-        return {} if isinstance(self.prior, StandardNormal) else {"prior": self.prior}
+    # Training.
+
+    def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the model and guide functions whose bound is the training loss: ``self.model`` and ``self.guide``."""
+        return self.model, self.guide
+
+    def check_examples(self, x: Tensor) -> None:
+        """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the model."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""
+        if isinstance(self.prior, Prior):
+            self.prior.start_from(x)
+
+    # Classification.
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Return the logits of q(y|x) or p(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For a model without classes.
+        """
+        if self.num_classes is None:
+            raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")
+        raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the most probable class of each example, with shape ``(B,)``; errors as :meth:`predict_proba`."""
+        return self.predict_proba(x).argmax(-1)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Return the probabilities of the classes, with shape ``(B, K)``, in evaluation mode.
+
+        Args:
+            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+
+        Raises:
+            ValueError: For a model without classes, or examples of another shape than the model's.
+            TypeError: For examples that are not floating point.
+        """
+        self._check_input(x)
+        with torch.no_grad(), evaluation_mode(self):
+            return self.classify(x.to(next(self.parameters()))).softmax(-1)
+
+    # Saving.
 
     def config(self) -> dict[str, Any]:
-        """Return what :func:`pyro_ssvae.load` needs to rebuild the model, JSON-ready."""
-        parts = self._parts()
-        library = {
-            name: {name: part.name, **part.config()}
-            for name, part in parts.items()
-            if type(part).__module__.startswith("pyro_ssvae.")
-        }
-        own = {name: type(part).__name__ for name, part in parts.items() if name not in library}
-        base = next(kind for kind in type(self).__mro__ if kind.__module__.startswith("pyro_ssvae."))
-        return {
-            "format": 1,
-            "base": base.__name__,
-            "class": type(self).__name__,
-            "arguments": {"event_shape": list(self.event_shape), **self._options},
-            "parts": library,
-            "custom": self._own | own,
-        }
+        """Return what :func:`pyro_ssvae.load` needs to rebuild the model, JSON-ready.
 
-    def _check_rows(self, x: Tensor) -> None:
+        The entries are those of the constructor's arguments, and for a subclass of a model of this package, under
+        ``"base"``, those in which that model differs.
+        """
+        config = {"format": FORMAT, **describe(self)}
+        library = (cls for cls in type(self).__mro__ if is_library_class(cls) and REGISTRY.get(cls.__name__) is cls)
+        base = next(library, type(self))
+        if base is not type(self):
+            config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}
+        return config
+
+    def _check_input(self, x: Tensor) -> None:
+        """Raise an error unless ``x`` holds floating-point examples of the model's shape."""
         if x.shape[1:] != self.event_shape:
             raise ValueError(
-                f"Rows must have shape {tuple(self.event_shape)}, so x must be (B, "
+                f"Examples must have shape {tuple(self.event_shape)}, so x must be (B, "
                 f"{', '.join(map(str, self.event_shape))}); got {tuple(x.shape)}."
             )
         if not x.is_floating_point():
             raise TypeError(
-                f"Rows must be floating point, scaled as in training; got {x.dtype}. Give x.float() / data.scale, "
+                f"Examples must be floating point, scaled as in training; got {x.dtype}. Give x.float() / data.scale, "
                 "where the scale is 255 for 8-bit pixels."
             )
 
 
-class LatentVariableModel(Model):
-    """Base class of models whose rows follow a likelihood given latents, and whose latents are inferred.
+class LatentVariableModel(Model, abstract=True):
+    """Base class of models whose examples follow a likelihood given latents, and whose latents are inferred.
 
     Args:
-        event_shape: Shape of one row.
+        event_shape: Shape of one example.
         latent_dim: Number of latents ``L``.
-        likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
+        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
+            :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
-        options: As for :class:`Model`.
-        modules: Likewise.
+        num_classes: Number of classes ``K``, at least 2; ``None`` for a model without classes.
 
     Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names.
         TypeError: For a likelihood or prior of the wrong type.
     """
 
@@ -178,47 +215,44 @@ class LatentVariableModel(Model):
         latent_dim: int,
         likelihood: str | Likelihood,
         prior: str | nn.Module | None,
-        options: dict[str, Any],
-        modules: dict[str, Any],
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__(event_shape, latent_dim, prior, options, modules)
+        super().__init__(event_shape, latent_dim, prior, num_classes)
         if isinstance(self.prior, Uniform):
             raise ValueError("prior='uniform' has no density where a Gaussian guide reaches; take another prior of z.")
         self.likelihood = make_likelihood(likelihood)
 
     def check_examples(self, x: Tensor) -> None:
-        """Raise ``ValueError`` where examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""
+        """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""
         self.likelihood.check(x)
 
-    def _posterior(self, params: Tensor) -> dist.TorchDistribution:
-        """Return a diagonal Gaussian over z, for location and log-scale ``(..., 2 * L)``."""
+    def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
+        """Return the diagonal Gaussian over z with location and log-scale ``(..., 2 * L)``."""
         loc, log_scale = full_precision(params).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
-    def _observation(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
-        """Return the likelihood's distribution of rows, for the decoder's raw numbers ``(*batch_shape, P * D)``."""
+    def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
+        """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
         return distribution
 
-    def _parts(self) -> dict[str, Any]:
-        return {"likelihood": self.likelihood, **super()._parts()}
-
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
-    """Return the plate over rows, at dimension -1.
+    """Return the plate over the examples of a minibatch, at dimension -1.
 
     Args:
-        x: Rows of a minibatch, with shape ``(B, *event_shape)``.
-        size: Number of rows ``N`` the minibatch stands for; log-probabilities are scaled by N/B. ``None`` is B.
+        x: A minibatch with shape ``(B, *event_shape)``.
+        size: Number of examples ``N`` that the minibatch represents; log-probabilities are scaled by N/B. ``None``
+            is B.
 
     Returns:
-        ``pyro.plate("data", size, subsample_size=B)``. The indices are handed in, because Pyro would otherwise
-        draw a permutation of all N rows at every step only to drop it.
+        ``pyro.plate("data", size, subsample_size=B)``. The indices are passed explicitly, because Pyro would otherwise
+        draw a permutation of all N examples at every step and discard it.
     """
     batch = x.shape[0]
-    rows = torch.arange(batch, device=x.device)
-    return pyro.plate("data", batch if size is None else size, subsample=rows, dim=-1)
+    indices = torch.arange(batch, device=x.device)
+    return pyro.plate("data", batch if size is None else size, subsample=indices, dim=-1)
 
 
 def get_device(module: nn.Module) -> torch.device:
@@ -233,7 +267,7 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode and restore, afterwards, the mode of every part of it."""
+    """Put a module in evaluation mode, and restore the mode of each of its submodules afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -245,17 +279,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fork_random_state(model: nn.Module, seed: int) -> Iterator[None]:
-    """Draw by ``seed``, with the model in evaluation mode; then restore everything.
-
-    ``torch.manual_seed`` would also reseed devices that are not restored here.
-    """
+    """Seed the random state, without gradients and with the model in evaluation mode; restore all of it afterwards."""
     seed = as_seed(seed)
     device = get_device(model)
     cuda = [device] if device.type == "cuda" else []
     with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(devices=cuda):
+        # Not torch.manual_seed, which would also reseed devices that are not restored.
         torch.default_generator.manual_seed(seed)
-        for found in cuda:
-            with torch.cuda.device(found):
+        for cuda_device in cuda:
+            with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)
         yield
 
@@ -263,12 +295,12 @@ def fork_random_state(model: nn.Module, seed: int) -> Iterator[None]:
 def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
     """Present functions of a module to stock ``pyro.infer.SVI``.
 
-    ``SVI`` trains what appears as a ``param`` site, and plain modules produce none. Each view declares the module's
-    parameters as such sites and then calls the module. The tensors are the module's own, and Pyro's global parameter
-    store stays empty, so models cannot meet there.
+    ``SVI`` trains what appears as a ``param`` site, and plain modules produce none. Each returned function declares the
+    module's parameters as such sites and then calls the method. The tensors are the module's own, and Pyro's global
+    parameter store stays empty, so that models cannot interfere with each other there.
 
     Args:
-        module: A model/guide module, for example :class:`pyro_ssvae.M2`.
+        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
         *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
 
     Returns:
@@ -294,9 +326,9 @@ def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], .
 
 
 def declare_parameters(module: nn.Module) -> None:
-    """Emit ``param`` sites whose values lead to a module's parameters, as ``pyro.param`` does without its store."""
+    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
     for name, parameter in module.named_parameters():
         alias = parameter.detach()
-        # The attribute that Pyro puts on the tensors of its store, and SVI reads; torch's types know nothing of it.
+        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
         alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
         effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

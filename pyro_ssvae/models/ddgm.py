@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ssvae._samplers import langevin
-from pyro_ssvae.models.base import data_plate, evaluation_mode
+from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
-from pyro_ssvae.models.semi_supervised import Classifier
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
 
 __all__ = ["DDGM"]
 
 
-class DDGM(Classifier):
+class DDGM(Model):
     """The DDGM: ``model`` scores data by their energy, ``guide`` draws samples from the generator.
 
     Shapes in the comments: ``B`` examples, ``L`` latents, ``F`` features.
@@ -79,31 +78,22 @@ class DDGM(Classifier):
         small = math.prod(event_shape) <= 16
         relative_size = max(1.0, math.prod(event_shape) / MNIST_SIZE)  # keeps |x|² / σ² of the same size
         latent_dim = (4 if small else 32) if latent_dim is None else latent_dim
-        options: dict[str, Any] = {
-            "num_experts": (4 if small else 64) if num_experts is None else num_experts,
-            "sigma": (1.0 if small else math.sqrt(10.0 * relative_size)) if sigma is None else sigma,
-            "output": ("identity" if small else "sigmoid") if output is None else output,
-            "num_classes": num_classes,
-        }
-        parts: dict[str, Any] = {"features": features, "generator": generator, "experts": experts}
-        named = {name: part for name, part in parts.items() if isinstance(part, str)}
+        num_experts = (4 if small else 64) if num_experts is None else num_experts
+        sigma = (1.0 if small else math.sqrt(10.0 * relative_size)) if sigma is None else sigma
+        output = ("identity" if small else "sigmoid") if output is None else output
         prior = ("uniform" if small else None) if prior is None else prior
-        super().__init__(event_shape, latent_dim, prior, {**options, **named}, parts)
-        if num_classes is not None:
-            if num_classes < 2:
-                raise ValueError(f"num_classes={num_classes} must be at least 2, or None for no classes.")
-            self.num_classes = int(num_classes)
+        super().__init__(event_shape, latent_dim, prior, num_classes)
         self.energy_net = EnergyNet(
             self.event_shape,
             make_features(features, self.event_shape),
-            options["num_experts"] if experts is None else experts,
-            sigma=options["sigma"],
+            num_experts if experts is None else experts,
+            sigma=sigma,
             num_classes=num_classes,
         )
-        self.generator = make_generator(generator, latent_dim, self.event_shape, output=options["output"])
+        self.generator = make_generator(generator, latent_dim, self.event_shape, output=output)
         check_module(self.generator, (latent_dim,), self.event_shape, "generator")
-        self._range = RANGES[options["output"]] if isinstance(generator, str) else None
-        self._complete()
+        self._range = RANGES[output] if isinstance(generator, str) else None
+        self._attach_prior()
 
     # Model and guide.
 
@@ -136,17 +126,9 @@ class DDGM(Classifier):
         samples: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
         return samples
 
-    def _parts(self) -> dict[str, Any]:
-        return {"prior": self.prior}  # a normal one too: the default depends on the event shape
-
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
         return {"energy": list(self.energy_net.parameters()), "generator": list(self.generator.parameters())}
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether the model was built with classes."""
-        return self.energy_net.classes is not None
 
     # Use.
 
@@ -156,7 +138,7 @@ class DDGM(Classifier):
         Raises:
             ValueError: For a model without classes.
         """
-        if not self.has_classes:
+        if self.num_classes is None:
             raise ValueError("This DDGM has no classes; build it with num_classes=K and train it with labelled data.")
         logits: Tensor = -self.energy_net.by_class(x)
         return logits
@@ -185,7 +167,7 @@ class DDGM(Classifier):
         return self._evaluate(self.energy_net.features, x)
 
     def _evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
-        self._check_rows(x)
+        self._check_input(x)
         with torch.no_grad(), evaluation_mode(self):
             output: Tensor = module(x.to(next(self.parameters())))
             return output

@@ -17,7 +17,7 @@ from pyro_ssvae.data import iterate_batches
 from pyro_ssvae.models.base import Model, evaluation_mode, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.models.semi_supervised import Classifier, SemiSupervisedModel
+from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = [
     "NUM_DIAGNOSED",
@@ -49,7 +49,7 @@ def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterato
     return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
 
 
-def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
+def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many examples.
 
     Args:
@@ -65,7 +65,7 @@ def predict_batches(model: Classifier, x: Tensor, *, scale: float = 1.0, batch_s
     return torch.cat([model.predict_proba(batch).cpu() for batch in batches])
 
 
-def classification_error(model: Classifier, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float | None:
+def classification_error(model: Model, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float | None:
     """Return the fraction of examples whose most probable class under q(y|x) is wrong.
 
     Args:

@@ -1,10 +1,10 @@
 r"""M1: a variational autoencoder (Kingma & Welling 2013; Kingma et al. 2014, section 2).
 
-Generative story, for each row:
+Generative model of an example:
 
 .. math:: z \sim p(z), \qquad x \sim p_\theta(x \mid z)
 
-Recognition story:
+Inference model:
 
 .. math:: z \sim q_\phi(z \mid x) = N(\mu_\phi(x), \mathrm{diag}\,\sigma^2_\phi(x))
 
@@ -30,12 +30,12 @@ __all__ = ["M1"]
 
 
 class M1(LatentVariableModel):
-    """The M1 model/guide module, for rows of any shape. It knows no classes; its latents serve a classifier above.
+    """The M1 model and guide, for examples of any shape. It has no classes; its latents are features for a classifier.
 
-    Shapes in the comments: ``B`` rows, ``L`` latents.
+    Shapes in the comments: ``B`` examples, ``L`` latents.
 
     Args:
-        event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
+        event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
         latent_dim: Number of latents ``L``.
         hidden_dims: Hidden widths of the encoder; the decoder has them in reverse. 600-600 in the paper.
         activation: Activation of both, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
@@ -46,8 +46,8 @@ class M1(LatentVariableModel):
             normal when ``None``.
         encoder: A module that maps x ``(B, *event_shape)`` to ``(B, 2 * latent_dim)``, the location and log-scale of
             q(z|x); an :class:`~pyro_ssvae.networks.MLP` when ``None``.
-        decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's raw numbers, ``(..., P * D)`` for
-            ``P = likelihood.num_params`` and ``D`` elements of a row; an ``MLP`` when ``None``.
+        decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
+            ``P = likelihood.num_params`` and ``D`` elements of an example; an ``MLP`` when ``None``.
 
     Raises:
         ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
@@ -73,9 +73,8 @@ class M1(LatentVariableModel):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
+        super().__init__(event_shape, latent_dim, likelihood, prior)
         mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        options = {"hidden_dims": list(hidden_dims), **mlp}
-        super().__init__(event_shape, latent_dim, likelihood, prior, options, {"encoder": encoder, "decoder": decoder})
         if encoder is None:
             encoder = MLP(self.event_shape, 2 * latent_dim, hidden_dims, **mlp)
         if decoder is None:
@@ -83,57 +82,57 @@ class M1(LatentVariableModel):
             decoder = MLP((latent_dim,), outputs, tuple(hidden_dims)[::-1], **mlp)
         self.encoder = encoder
         self.decoder = decoder
-        self._complete()
+        self._attach_prior()
 
-    # The generative story p(z) p(x|z) and the recognition story q(z|x).
+    # The generative model p(z) p(x|z) and the inference model q(z|x).
 
     def model(self, x: Tensor, *, size: int | None = None) -> None:
-        """The generative story of a minibatch.
+        """Sample a minibatch from the generative model, with x observed.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L)
             pyro.sample("x", self.decode(z), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> None:
-        """The recognition story of a minibatch.
+        """Sample the latents of a minibatch from the inference model.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         with data_plate(x, size):
             pyro.sample("z", self.encode(x))  # (B, L)
 
-    # The parts, as distributions.
+    # The conditional distributions.
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), with event shape ``(L,)``, for x ``(B, *event_shape)``."""
-        return self._posterior(self.encoder(x))
+        return self._make_posterior(self.encoder(x))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
-        return self._observation(self.decoder(z), z.shape[:-1])
+        return self._make_likelihood(self.decoder(z), z.shape[:-1])
 
-    # Use.
+    # Use of a trained model.
 
     def transform(self, x: Tensor, num_samples: int | None = None) -> Tensor:
-        """Return the latents of rows, in evaluation mode: what a classifier on top of M1 takes.
+        """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
-            num_samples: Draws of z per row; ``None`` for the mean of q(z|x).
+            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            num_samples: Draws of z per example; ``None`` for the mean of q(z|x).
 
         Returns:
             Means ``(B, L)``, or draws ``(num_samples, B, L)``.
 
         Raises:
-            ValueError: If rows have another shape than the model's, or ``num_samples`` is not positive.
+            ValueError: If examples have another shape than the model's, or ``num_samples`` is not positive.
         """
-        self._check_rows(x)
+        self._check_input(x)
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean.")
         with torch.no_grad(), evaluation_mode(self):
@@ -145,7 +144,7 @@ class M1(LatentVariableModel):
         """Return the means of p(x|z) at the means of q(z|x), with the shape of ``x``.
 
         Raises:
-            ValueError: If rows have another shape than the model's.
+            ValueError: If examples have another shape than the model's.
         """
         return self._means(self.transform(x))
 
@@ -161,21 +160,21 @@ class M1(LatentVariableModel):
             return self._means(self.prior().sample((num_samples,)))
 
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, spherical: bool = False) -> Tensor:
-        r"""Decode points on the way from one row to another in the space of latents.
+        r"""Decode points on the line between the latents of two examples.
 
         Args:
-            start: One row, ``event_shape``, or several, ``(B, *event_shape)``.
-            end: As many.
-            steps: Points, both ends included; at least 2.
-            spherical: Go along the arc between both latents, which keeps the typical length of a draw from a normal
-                prior on the way, rather than along the straight line
+            start: One example, ``event_shape``, or several, ``(B, *event_shape)``.
+            end: The other ends, with the shape of ``start``.
+            steps: Number of points, both ends included; at least 2.
+            spherical: Whether to follow the arc between both latents, which keeps the norm that draws from a normal
+                prior typically have, instead of the straight line
                 (Sampling Generative Networks, White, 2016, https://arxiv.org/abs/1609.04468).
 
         Returns:
             Means of p(x|z), with shape ``(steps, *event_shape)``, or ``(steps, B, *event_shape)`` for several.
 
         Raises:
-            ValueError: For fewer than two steps, or rows that do not fit the model or each other.
+            ValueError: For fewer than two steps, or examples that do not fit the model or each other.
         """
         if steps < 2:
             raise ValueError(f"steps={steps} must be at least 2, for both ends.")
@@ -189,18 +188,18 @@ class M1(LatentVariableModel):
         return path.squeeze(1) if single else path
 
     def traverse(self, x: Tensor, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)) -> Tensor:
-        """Decode rows with one latent set to given values and the others left at the mean of q(z|x).
+        """Decode examples with one latent set to given values and the others at the mean of q(z|x).
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            dim: Which latent, from 0.
-            values: ``V`` values of it.
+            x: Examples with shape ``(B, *event_shape)``.
+            dim: Index of the latent, from 0.
+            values: The ``V`` values that it is set to.
 
         Returns:
             Means of p(x|z), with shape ``(V, B, *event_shape)``.
 
         Raises:
-            ValueError: If there is no such latent, or rows do not fit the model.
+            ValueError: If there is no such latent, or examples do not fit the model.
         """
         if not -self.latent_dim <= dim < self.latent_dim:
             raise ValueError(f"dim={dim} must lie between 0 and {self.latent_dim - 1}.")
@@ -217,10 +216,10 @@ class M1(LatentVariableModel):
 
 
 def _on_arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """Return points between ``a`` and ``b`` ``(B, L)`` along the arc that joins them, for ``t`` ``(S, 1, 1)``."""
+    """Return points between ``a`` and ``b`` ``(B, L)`` along the arc between them, at fractions ``t`` ``(S, 1, 1)``."""
     cosine = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1.0, 1.0)
     angle = cosine.acos().unsqueeze(-1)  # (B, 1)
     straight = a + t * (b - a)
     sine = angle.sin()
     arc = ((1.0 - t) * angle).sin() / sine * a + (t * angle).sin() / sine * b
-    return torch.where(sine.abs() < 1e-4, straight, arc)  # parallel or opposite: no arc to tell
+    return torch.where(sine.abs() < 1e-4, straight, arc)  # the arc is not unique

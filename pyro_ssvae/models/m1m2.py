@@ -1,13 +1,13 @@
-r"""M1+M2: a semi-supervised model of the latents of an M1 (Kingma et al. 2014, section 2, "Stacked model").
+r"""M1+M2: an M2 of the latents of an M1 (Kingma et al. 2014, section 2, "Stacked generative semi-supervised model").
 
-Generative story, for each row; ``z`` is the paper's z2:
+Generative model of an example; ``z`` is the paper's z2:
 
 .. math::
 
     z \sim p(z), \qquad y \sim \mathrm{Cat}(\pi), \qquad z_1 \sim p_\theta(z_1 \mid y, z), \qquad
     x \sim p_\theta(x \mid z_1)
 
-Recognition story:
+Inference model:
 
 .. math:: z_1 \sim q_\phi(z_1 \mid x), \qquad y \sim q_\phi(y \mid z_1), \qquad z \sim q_\phi(z \mid z_1, y)
 
@@ -17,7 +17,7 @@ https://arxiv.org/abs/1406.5298.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -27,195 +27,213 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Gaussian
+from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
 from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
-from pyro_ssvae.networks import ConditionalMLP
 from pyro_ssvae.networks.variational import make_classifier
 
 __all__ = ["M1M2"]
 
-_CLASSIFIED = ("z1", "x")
-
 
 class M1M2(SemiSupervisedModel):
-    """The M1+M2 model/guide module: M2 on the latents of an M1, down to x.
+    """The M1+M2 model and guide: an M1 of the examples x, and an M2 of its latents z1.
 
-    It is trained in two ways. *Stacked* (the paper's): M1 was trained before and stays as it is, so p(x|z1) and
-    q(z1|x) are constants; z1 is drawn afresh at every step, and only the part above it is computed. *Joint*: all
-    parameters follow the bound of x. :meth:`stack` and :meth:`join` choose; a new one is stacked. Evaluation mode
-    always tells the whole story, down to x, with z1 at its mean where a single value is wanted. A stacked M1 stays in
-    evaluation mode.
+    While M1 is frozen, as it is at first, p(x|z1) and q(z1|x) are constants of the bound: stacked training (the
+    paper's) uses :meth:`latent_model` and :meth:`latent_guide`, which leave them out, with a new draw of z1 at every
+    step. After :meth:`unfreeze_m1`, joint training uses :meth:`model` and :meth:`guide`, as evaluation always does.
 
-    Shapes in the comments: ``B`` rows, ``K`` classes, ``L`` latents z, ``L1`` latents z1.
+    Shapes in the comments: ``B`` examples, ``K`` classes, ``L`` latents z, ``L1`` latents z1.
 
     Args:
         m1: A trained M1.
-        num_classes: Number of classes ``K``, at least 2.
+        m2: An M2 of its (active) latents: event shape ``(L1,)`` and a likelihood of real numbers, usually Gaussian.
+            Its distributions are used, but not its methods ``model`` and ``guide``.
         active: Which latents of M1 are modelled, as a mask with shape ``(m1.latent_dim,)``; all where ``None``. The
-            others, which carry nothing, are zero on the way down.
-            :func:`pyro_ssvae.evaluation.active_units` finds them.
-        latent_dim: Number of latents z, ``L``.
-        hidden_dims: Hidden widths of the networks above z1.
-        activation: Activation of those networks, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
-        batch_norm: Whether those networks normalise before each activation.
-        dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
-        min_scale: Smallest standard deviation of p(z1|y,z).
-        prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called.
-        class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a :class:`~pyro_ssvae.distributions.ClassPrior`.
-        classify_from: ``"z1"`` for the paper's q(y|z1), ``"x"`` for a classifier q(y|x) of the rows themselves.
-        classifier: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps what it is given to logits ``(..., K)``.
+            others, which carry no information (:func:`pyro_ssvae.evaluation.active_units`), are zero in p(x|z1).
+        classifier: A module that maps x ``(B, *event_shape)`` to logits ``(B, K)``: q(y|x) instead of q(y|z1), for an
+            ``m2`` that was built with ``classifier=None``.
 
     Raises:
-        ValueError: For a mask of another shape or without a latent, fewer than two classes, or unknown names.
-        TypeError: If ``m1`` is no M1.
+        ValueError: For a mask of another shape or without a latent, an ``m2`` that does not fit the latents, or a
+            number of classifiers other than one.
+        TypeError: If ``m1`` is no M1 or ``m2`` no M2.
 
     Example:
         >>> m1 = M1((1, 8, 8), latent_dim=4, hidden_dims=(16,))
-        >>> stack = M1M2(m1, num_classes=10, latent_dim=3, hidden_dims=(16,))
-        >>> stack.predict(torch.rand(5, 1, 8, 8)).shape, stack.generate(2, y=7)[0].shape
+        >>> m2 = M2((4,), num_classes=10, latent_dim=3, hidden_dims=(16,), likelihood="gaussian")
+        >>> m1m2 = M1M2(m1, m2)
+        >>> m1m2.predict(torch.rand(5, 1, 8, 8)).shape, m1m2.generate(2, y=7)[0].shape
         (torch.Size([5]), torch.Size([2, 1, 8, 8]))
     """
 
     active: Tensor
     placing: Tensor
+    m1_frozen = False
 
     def __init__(
         self,
         m1: M1,
+        m2: M2,
+        *,
+        active: Tensor | Sequence[bool] | None = None,
+        classifier: nn.Module | None = None,
+    ) -> None:
+        mask = _as_mask(active, m1)
+        _check_m2(m2, int(mask.sum()), classifier)
+        super().__init__(m1.event_shape, m2.num_classes, m2.latent_dim, m1.likelihood, m2.prior, m2.class_prior)
+        self.m1 = m1
+        self.m2 = m2
+        self.classifier = classifier
+        self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
+        # Puts z1 back among the latents of M1, with zeros for the rest.
+        self.register_buffer("placing", torch.eye(m1.latent_dim)[mask], persistent=False)  # (L1, m1.latent_dim)
+        self.freeze_m1()
+
+    @classmethod
+    def from_m1(
+        cls,
+        m1: M1,
         num_classes: int,
         *,
         active: Tensor | Sequence[bool] | None = None,
+        classify_from: str = "z1",
+        min_scale: float = 0.05,
         latent_dim: int = 50,
         hidden_dims: Sequence[int] = (500,),
         activation: str = "relu",
         batch_norm: bool = False,
         dropout: float | None = None,
-        min_scale: float = 0.05,
         prior: str | nn.Module | None = None,
         class_prior: str | ClassPrior = "uniform",
-        classify_from: str = "z1",
         classifier: str | nn.Module = "auto",
-    ) -> None:
-        if not isinstance(m1, M1):
-            raise TypeError(f"m1 must be an M1, trained before; got {type(m1).__name__}.")
-        if classify_from not in _CLASSIFIED:
-            raise ValueError(f"classify_from={classify_from!r} must be one of {', '.join(_CLASSIFIED)}.")
-        mask = torch.ones(m1.latent_dim) if active is None else torch.as_tensor(active)
-        mask = mask.bool().cpu()
-        if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
-            raise ValueError(
-                f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "
-                f"{tuple(mask.shape)} with {int(mask.sum())} kept."
-            )
-        options: dict[str, Any] = {
-            "active": mask.tolist(),
-            "hidden_dims": list(hidden_dims),
-            "activation": activation,
-            "batch_norm": batch_norm,
-            "dropout": dropout,
-            "min_scale": min_scale,
-            "classify_from": classify_from,
-        }
-        if isinstance(classifier, str):
-            options["classifier"] = classifier
-        super().__init__(
-            m1.event_shape,
+    ) -> M1M2:
+        """Build the usual M2 on an M1, and return both as an M1M2.
+
+        Args:
+            m1: A trained M1.
+            num_classes: Number of classes ``K``, at least 2.
+            active: Which latents of M1 are modelled.
+            classify_from: ``"z1"`` for the paper's q(y|z1), ``"x"`` for a classifier q(y|x) of the examples.
+            min_scale: Smallest standard deviation of p(z1|y,z).
+            latent_dim: Argument of :class:`M2`, as all that follow.
+            hidden_dims: Hidden widths of the networks.
+            activation: Activation of the networks.
+            batch_norm: Whether the networks normalise before each activation.
+            dropout: Probability of dropping a feature of the classifier.
+            prior: p(z).
+            class_prior: p(π).
+            classifier: Name or module of q(y|z1) or q(y|x).
+
+        Raises:
+            ValueError: For a mask that does not fit, or unknown names.
+        """
+        if classify_from not in ("z1", "x"):
+            raise ValueError(f"classify_from={classify_from!r} must be one of z1, x.")
+        width = int(_as_mask(active, m1).sum())
+        mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
+        prior = make_prior(prior, latent_dim)  # first, as in M2: the order fixes which random numbers a network gets
+        of_x = None
+        if classify_from == "x":
+            of_x = make_classifier(classifier, m1.event_shape, num_classes, dropout=dropout, **mlp)
+        m2 = M2(
+            (width,),
             num_classes,
-            latent_dim,
-            m1.likelihood,
-            prior,
-            class_prior,
-            options,
-            {"classifier": classifier},
+            latent_dim=latent_dim,
+            dropout=dropout,
+            likelihood=Gaussian(min_scale=min_scale),
+            prior=prior,
+            class_prior=class_prior,
+            classifier=classifier if of_x is None else None,
+            **mlp,
         )
-        self.m1 = m1
-        self.classify_from = classify_from
-        width = int(mask.sum())
-        self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
-        # Puts z1 back among the latents of M1, with zeros for the rest.
-        self.register_buffer("placing", torch.eye(m1.latent_dim)[mask], persistent=False)  # (L1, m1.latent_dim)
-        mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        classified = self.event_shape if classify_from == "x" else torch.Size((width,))
-        self.classifier = make_classifier(
-            classifier, classified, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
-        )
-        self.encoder = ConditionalMLP((width,), num_classes, 2 * latent_dim, hidden_dims, **mlp)
-        self.z1_likelihood = Gaussian(min_scale=min_scale)
-        self.decoder = ConditionalMLP((latent_dim,), num_classes, 2 * width, tuple(hidden_dims)[::-1], **mlp)
-        self._complete()
-        self.stack()
+        return cls(m1, m2, active=active, classifier=of_x)
 
-    # Two ways of training.
+    # Stacked and joint training.
 
-    def stack(self) -> M1M2:
-        """Keep M1 as it is, in evaluation mode; in training mode, only what lies above z1 is computed."""
-        self.stacked = True
-        self.m1.requires_grad_(False)
-        self.m1.eval()
+    def freeze_m1(self) -> M1M2:
+        """Keep M1 as it is, in evaluation mode, and train only what lies above z1."""
+        self.m1_frozen = True
+        self.m1.requires_grad_(False).eval()
         return self
 
-    def join(self) -> M1M2:
-        """Train everything, M1 included, on the bound of x."""
-        self.stacked = False
-        self.m1.requires_grad_(True)
-        self.m1.train(self.training)
+    def unfreeze_m1(self) -> M1M2:
+        """Train all parameters, those of M1 included."""
+        self.m1_frozen = False
+        self.m1.requires_grad_(True).train(self.training)
         return self
 
     def train(self, mode: bool = True) -> M1M2:
-        """Set training or evaluation mode; a stacked M1 stays in evaluation mode, running statistics and all."""
+        """Set training or evaluation mode; a frozen M1 stays in evaluation mode, and so do its batch statistics."""
         super().train(mode)
-        if self.stacked:
+        if self.m1_frozen:
             self.m1.eval()
         return self
 
-    @property
-    def only_above(self) -> bool:
-        """Whether only what lies above z1 is computed, as in stacked training: a story of your own asks it too.
+    def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return the latent model and guide if M1 is frozen, else model and guide."""
+        return (self.latent_model, self.latent_guide) if self.m1_frozen else (self.model, self.guide)
 
-        The density of z1 under the guide and the site ``x`` are constants then. At evaluation the story must reach
-        down to ``x``, or its bound is not of rows.
-        """
-        return self.stacked and self.training
+    def initialise(self, x: Tensor) -> None:
+        """Set starting values of M2 from the means of q(z1|x) of training examples ``(B, *event_shape)``."""
+        with torch.no_grad(), evaluation_mode(self):
+            self.m2.initialise(self.encode_z1(x).mean)
 
-    # The generative story p(z) p(y|π) p(z1|y,z) p(x|z1) and the recognition story q(z1|x) q(y|z1) q(z|z1,y).
+    # The generative model p(z) p(y|π) p(z1|y,z) p(x|z1) and the inference model q(z1|x) q(y|z1) q(z|z1,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """The generative story of a minibatch.
+        """Sample a minibatch from the generative model, with x and the known classes observed.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are not known.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         log_pi = self.class_prior.model()  # (K,)
         with data_plate(x, size):
-            z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
-            y = pyro.sample("y", dist.Categorical(logits=log_pi), obs=y)  # (B,), or (K, 1)
-            z1 = pyro.sample("z1", self.decode_z1(y, z))  # (B, L1)
-            if not self.only_above:
-                pyro.sample("x", self.decode_x(z1), obs=x)  # (B, *event_shape)
+            z1 = self.sample_z1(log_pi, y)  # (B, L1)
+            pyro.sample("x", self.decode_x(z1), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """The recognition story of a minibatch; where y is not known it is enumerated, exactly.
-
-        Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are not known.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
-        """
+        """Sample the latents of a minibatch from the inference model; arguments as for :meth:`model`."""
         self.class_prior.guide()
         with data_plate(x, size):
-            # A stacked q(z1|x) is a constant of the bound: z1 is drawn from it, and its density left out.
-            with poutine.mask(mask=not self.only_above):
-                z1 = pyro.sample("z1", self.encode_z1(x))  # (B, L1)
-            if y is None:
-                logits = self._logits(x, z1)
-                y = pyro.sample("y", dist.Categorical(logits=logits), infer=ENUMERATE)  # (K, 1)
-            pyro.sample("z", self.encode_z(z1, y))  # (B, L), or (K, B, L)
+            z1 = pyro.sample("z1", self.encode_z1(x))  # (B, L1)
+            self.sample_y_and_z(x, z1, y)
 
-    # The parts, as logits and distributions.
+    def latent_model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        """Sample from the generative model down to z1: the loss while M1 is frozen; evaluation uses :meth:`model`.
+
+        Override :meth:`sample_z1` to change both of them.
+        """
+        log_pi = self.class_prior.model()
+        with data_plate(x, size):
+            self.sample_z1(log_pi, y)
+
+    def latent_guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        """Sample from the inference model, without the density of z1, which is constant while M1 is frozen."""
+        self.class_prior.guide()
+        with data_plate(x, size):
+            with poutine.mask(mask=False):
+                z1 = pyro.sample("z1", self.encode_z1(x))
+            self.sample_y_and_z(x, z1, y)
+
+    def sample_z1(self, log_pi: Tensor, y: Tensor | None) -> Tensor:
+        """Sample z, y (if unknown) and z1 of the generative model, inside the plate; return z1 ``(B, L1)``."""
+        z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
+        y = pyro.sample("y", dist.Categorical(logits=log_pi), obs=y)  # (B,), or (K, 1)
+        z1: Tensor = pyro.sample("z1", self.decode_z1(y, z))
+        return z1
+
+    def sample_y_and_z(self, x: Tensor, z1: Tensor, y: Tensor | None) -> None:
+        """Sample y (if unknown, enumerated) and z of the inference model, inside the plate."""
+        if y is None:
+            y = pyro.sample("y", dist.Categorical(logits=self._classify(x, z1)), infer=ENUMERATE)  # (K, 1)
+        pyro.sample("z", self.encode_z(z1, y))  # (B, L), or (K, B, L)
+
+    # The conditional distributions; that of y as logits.
 
     def encode_z1(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``.
@@ -226,21 +244,18 @@ class M1M2(SemiSupervisedModel):
         qz = as_independent_normal(self.m1.encode(x))
         if qz is None:
             raise TypeError(
-                f"M1M2 takes z1 from a diagonal Gaussian q(z1|x), and {type(self.m1).__name__}.encode returns another "
-                "distribution. Return dist.Normal(loc, scale).to_event(1) there, or override encode_z1 and decode_z1 of M1M2."
+                f"M1M2 needs a diagonal Gaussian q(z1|x), and {type(self.m1).__name__}.encode returns another "
+                "distribution. Return dist.Normal(loc, scale).to_event(1) there, or override encode_z1 and decode_z1."
             )
         return dist.Normal(qz.loc.index_select(-1, self.active), qz.scale.index_select(-1, self.active)).to_event(1)
 
     def encode_z(self, z1: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|z1,y), with event shape ``(L,)``, for z1 ``(B, L1)`` and y ``(B,)`` or ``(K, 1)``."""
-        return self._posterior(self.encoder(z1, y))
+        return self.m2.encode(z1, y)
 
     def decode_z1(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(z1|y,z), with event shape ``(L1,)``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        params = full_precision(self.decoder(z, y))
-        shape = torch.broadcast_shapes(z.shape[:-1], y.shape)
-        distribution: dist.TorchDistribution = self.z1_likelihood(params.reshape(*shape, 2, -1), 1)
-        return distribution
+        return self.m2.decode(y, z)
 
     def decode_x(self, z1: Tensor) -> dist.TorchDistribution:
         """Return p(x|z1), with event shape ``event_shape``, for z1 ``(..., L1)``."""
@@ -248,10 +263,10 @@ class M1M2(SemiSupervisedModel):
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of q(y|x), with shape ``(B, K)``: q(y|z1) at a draw of z1 in training, else at its mean."""
-        if self.classify_from == "x":
+        if self.classifier is not None:
             return full_precision(self.classifier(x))
         q_z1 = self.encode_z1(x)
-        return self._logits(x, q_z1.rsample() if self.training else q_z1.mean)
+        return self.m2.classify(q_z1.rsample() if self.training else q_z1.mean)
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|z1,y) at the mean of q(z1|x), for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
@@ -262,36 +277,45 @@ class M1M2(SemiSupervisedModel):
         return self.decode_x(self.decode_z1(y, z).mean)
 
     def predict_proba(self, x: Tensor, num_samples: int | None = None) -> Tensor:
-        """Return q(y|x), with shape ``(B, K)``, in evaluation mode.
-
-        Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
-            num_samples: Draws of z1 to average q(y|z1) over; ``None`` for its value at the mean of q(z1|x).
-
-        Raises:
-            ValueError: If rows have another shape than the model's, or ``num_samples`` is not positive.
-        """
+        """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|z1) over ``num_samples`` draws of z1."""
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean of q(z1|x).")
-        if num_samples is None or self.classify_from == "x":
+        if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
-        self._check_rows(x)
+        self._check_input(x)
         with torch.no_grad(), evaluation_mode(self):
-            x = x.to(next(self.parameters()))
-            z1 = self.encode_z1(x).sample((num_samples,))
-            return self._logits(x, z1).softmax(-1).mean(0)
+            z1 = self.encode_z1(x.to(next(self.parameters()))).sample((num_samples,))
+            return self.m2.classify(z1).softmax(-1).mean(0)
 
-    def _logits(self, x: Tensor, z1: Tensor) -> Tensor:
-        return full_precision(self.classifier(x if self.classify_from == "x" else z1))
+    def _classify(self, x: Tensor, z1: Tensor) -> Tensor:
+        return self.m2.classify(z1) if self.classifier is None else full_precision(self.classifier(x))
 
-    def _parts(self) -> dict[str, Any]:
-        parts = super()._parts()
-        del parts["likelihood"]  # M1's own
-        return parts
 
-    def config(self) -> dict[str, Any]:
-        """Return what :func:`pyro_ssvae.load` needs to rebuild the model and the M1 below it, JSON-ready."""
-        config = super().config()
-        del config["arguments"]["event_shape"]
-        config["parts"]["m1"] = self.m1.config()
-        return config
+def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
+    """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
+    if not isinstance(m1, M1):
+        raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
+    mask = torch.ones(m1.latent_dim) if active is None else torch.as_tensor(active)
+    mask = mask.bool().cpu()
+    if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
+        raise ValueError(
+            f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "
+            f"{tuple(mask.shape)} with {int(mask.sum())} kept."
+        )
+    return mask
+
+
+def _check_m2(m2: M2, width: int, classifier: nn.Module | None) -> None:
+    """Raise an error unless ``m2`` models ``width`` real numbers by the model and guide of M2."""
+    if not isinstance(m2, M2):
+        raise TypeError(f"m2 must be an M2; got {type(m2).__name__}. M1M2.from_m1(m1, num_classes) builds one.")
+    if m2.event_shape != (width,):
+        raise ValueError(f"m2 must have event_shape=({width},), the active latents of m1; got {tuple(m2.event_shape)}.")
+    if type(m2).model is not M2.model or type(m2).guide is not M2.guide:
+        raise ValueError(f"{type(m2).__name__} overrides model or guide, which M1M2 does not use; subclass that.")
+    if (classifier is None) == (m2.classifier is None):
+        raise ValueError("For q(y|z1), give an m2 with a classifier; for q(y|x), classifier= and an m2 without one.")
+    try:
+        m2.check_examples(torch.full((1, width), -0.5))
+    except ValueError as error:
+        raise ValueError(f"m2 must have a likelihood of real numbers, such as 'gaussian'. {error}") from error

@@ -1,10 +1,10 @@
 r"""M2: a semi-supervised generative model with a class and a style (Kingma et al. 2014, section 2).
 
-Generative story, for each row:
+Generative model of an example:
 
 .. math:: z \sim N(0, I), \qquad y \sim \mathrm{Cat}(\pi), \qquad x \sim p_\theta(x \mid y, z)
 
-Recognition story:
+Inference model:
 
 .. math:: y \sim q_\phi(y \mid x), \qquad z \sim q_\phi(z \mid x, y)
 
@@ -32,13 +32,13 @@ __all__ = ["M2"]
 
 
 class M2(SemiSupervisedModel):
-    """The M2 model/guide module, for rows of any shape.
+    """The M2 model and guide, for examples of any shape.
 
-    Shapes in the comments: ``B`` rows, ``K`` classes, ``L`` latents. Under enumeration y has shape ``(K, 1)`` and
+    Shapes in the comments: ``B`` examples, ``K`` classes, ``L`` latents. Under enumeration y has shape ``(K, 1)`` and
     everything that depends on it gains a leading ``K``.
 
     Args:
-        event_shape: Shape of one row, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
+        event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
         num_classes: Number of classes ``K``, at least 2.
         latent_dim: Number of latents ``L``.
         hidden_dims: Hidden widths of encoder, decoder and an ``"mlp"`` classifier.
@@ -52,11 +52,12 @@ class M2(SemiSupervisedModel):
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
         classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, or a module that maps
-            x ``(B, *event_shape)`` to logits ``(B, K)``.
+            x ``(B, *event_shape)`` to logits ``(B, K)``. ``None`` builds none, for an :class:`~pyro_ssvae.M1M2` with
+            a classifier of its own.
         encoder: A module that maps x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``,
             the location and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
-        decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's raw numbers, ``(..., P * D)``
-            for ``P = likelihood.num_params`` and ``D`` elements of an event; a ``ConditionalMLP`` when ``None``.
+        decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
+            for ``P = likelihood.num_params`` and ``D`` elements of an example; a ``ConditionalMLP`` when ``None``.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -84,24 +85,17 @@ class M2(SemiSupervisedModel):
         likelihood: str | Likelihood = "bernoulli",
         prior: str | nn.Module | None = None,
         class_prior: str | ClassPrior = "uniform",
-        classifier: str | nn.Module = "auto",
+        classifier: str | nn.Module | None = "auto",
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        options: dict[str, Any] = {
-            "hidden_dims": list(hidden_dims),
-            "activation": activation,
-            "batch_norm": batch_norm,
-            "dropout": dropout,
-        }
-        if isinstance(classifier, str):
-            options["classifier"] = classifier
-        networks = {"classifier": classifier, "encoder": encoder, "decoder": decoder}
-        super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, options, networks)
+        super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior)
         mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        self.classifier = make_classifier(
-            classifier, self.event_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
-        )
+        self.classifier = None
+        if classifier is not None:
+            self.classifier = make_classifier(
+                classifier, self.event_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
+            )
         if encoder is None:
             encoder = ConditionalMLP(self.event_shape, num_classes, 2 * latent_dim, hidden_dims, **mlp)
         if decoder is None:
@@ -109,17 +103,17 @@ class M2(SemiSupervisedModel):
             decoder = ConditionalMLP((latent_dim,), num_classes, outputs, tuple(hidden_dims)[::-1], **mlp)
         self.encoder = encoder
         self.decoder = decoder
-        self._complete()
+        self._attach_prior()
 
-    # The generative story p(z) p(y|π) p(x|y,z) and the recognition story q(y|x) q(z|x,y).
+    # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """The generative story of a minibatch.
+        """Sample a minibatch from the generative model, with x and the known classes observed.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are not known.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         log_pi = self.class_prior.model()  # (K,)
         with data_plate(x, size):
@@ -128,12 +122,12 @@ class M2(SemiSupervisedModel):
             pyro.sample("x", self.decode(y, z), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """The recognition story of a minibatch; where y is not known it is enumerated, exactly.
+        """Sample the latents of a minibatch from the inference model; an unknown y is enumerated.
 
         Args:
-            x: Rows with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are not known.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            x: Examples with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         self.class_prior.guide()
         with data_plate(x, size):
@@ -141,16 +135,22 @@ class M2(SemiSupervisedModel):
                 y = pyro.sample("y", dist.Categorical(logits=self.classify(x)), infer=ENUMERATE)  # (K, 1)
             pyro.sample("z", self.encode(x, y))  # (B, L), or (K, B, L)
 
-    # The parts, as logits and distributions.
+    # The conditional distributions; that of y as logits.
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of q(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``."""
+        """Return the logits of q(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For an M2 without a classifier.
+        """
+        if self.classifier is None:
+            raise ValueError("This M2 was built with classifier=None, so it has no q(y|x).")
         return full_precision(self.classifier(x))
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
-        return self._posterior(self.encoder(x, y))
+        return self._make_posterior(self.encoder(x, y))
 
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        return self._observation(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))
+        return self._make_likelihood(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))

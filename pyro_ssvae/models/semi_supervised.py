@@ -1,9 +1,8 @@
-"""What models with classes share: predicting; and for generative ones class prior, auxiliary model, generating."""
+"""Base class of generative models with classes: class prior, auxiliary classification model, generating by class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,64 +11,28 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
-from pyro_ssvae.models.base import LatentVariableModel, Model, data_plate, evaluation_mode, get_device
+from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode, get_device
 
-__all__ = ["Classifier", "SemiSupervisedModel"]
-
-
-class Classifier(Model):
-    """What models share that say which class a row is of, by :meth:`classify`.
-
-    Attributes:
-        num_classes: Number of classes ``K``.
-    """
-
-    num_classes: int
-
-    @property
-    def has_classes(self) -> bool:
-        """Whether the model was built with classes."""
-        return True
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of p(y|x) or q(y|x), with shape ``(B, K)``, for rows ``(B, *event_shape)``."""
-        raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return the likeliest class of each row, with shape ``(B,)``."""
-        return self.predict_proba(x).argmax(-1)
-
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Return the probabilities of classes, with shape ``(B, K)``, in evaluation mode.
-
-        Args:
-            x: Rows with shape ``(B, *event_shape)``, scaled as in training.
-
-        Raises:
-            ValueError: If rows have another shape than the model's.
-        """
-        self._check_rows(x)
-        with torch.no_grad(), evaluation_mode(self):
-            return self.classify(x.to(next(self.parameters()))).softmax(-1)
+__all__ = ["SemiSupervisedModel"]
 
 
-class SemiSupervisedModel(Classifier, LatentVariableModel):
-    """Base class of the models that know classes. A subclass defines ``classify``, ``encode`` and ``decode`` too.
+class SemiSupervisedModel(LatentVariableModel, abstract=True):
+    """Base class of models with a generative p(x|y,z); a subclass also defines ``classify``, ``encode`` and ``decode``.
 
     Args:
-        event_shape: Shape of one row.
+        event_shape: Shape of one example.
         num_classes: Number of classes ``K``, at least 2.
         latent_dim: Number of latents ``L``.
         likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
         class_prior: A name or a :class:`~pyro_ssvae.distributions.ClassPrior`.
-        options: The constructor's other arguments, JSON-ready, for ``config``.
-        modules: Those arguments that may hold modules of the caller's own, by name.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
         TypeError: For a likelihood or prior of the wrong type.
     """
+
+    num_classes: int
 
     def __init__(
         self,
@@ -79,12 +42,8 @@ class SemiSupervisedModel(Classifier, LatentVariableModel):
         likelihood: str | Likelihood,
         prior: str | nn.Module | None,
         class_prior: str | ClassPrior,
-        options: dict[str, Any],
-        modules: dict[str, Any],
     ) -> None:
-        options = {"num_classes": int(num_classes), **options}
-        super().__init__(event_shape, latent_dim, likelihood, prior, options, modules)
-        self.num_classes = int(num_classes)
+        super().__init__(event_shape, latent_dim, likelihood, prior, num_classes)
         self.class_prior = make_class_prior(class_prior, num_classes)
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
@@ -96,12 +55,12 @@ class SemiSupervisedModel(Classifier, LatentVariableModel):
         raise NotImplementedError(f"{type(self).__name__} must define decode(y, z) -> distribution over x.")
 
     def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
-        """The auxiliary model of eq. 9: an observed site ``"y_aux"`` under q(y|x), which learns from labels alone.
+        """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of eq. 9.
 
         Args:
-            x: Labelled rows with shape ``(B, *event_shape)``.
+            x: Labelled examples with shape ``(B, *event_shape)``.
             y: Their classes, with shape ``(B,)``.
-            size: Number of rows the minibatch stands for; ``None`` is ``B``.
+            size: Number of examples that the minibatch represents; ``None`` is ``B``.
         """
         with data_plate(x, size):
             pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
@@ -110,8 +69,8 @@ class SemiSupervisedModel(Classifier, LatentVariableModel):
         """Draw z from its prior and decode it.
 
         Args:
-            num_samples: Number of rows to draw.
-            y: A class for all rows, classes with shape ``(num_samples,)``, or ``None`` to draw them from π.
+            num_samples: Number of samples.
+            y: A class for all samples, classes with shape ``(num_samples,)``, or ``None`` to draw them from π.
 
         Returns:
             The means of p(x|y,z), with shape ``(num_samples, *event_shape)``, and the classes, ``(num_samples,)``.
@@ -134,6 +93,3 @@ class SemiSupervisedModel(Classifier, LatentVariableModel):
             z = self.prior().sample((num_samples,))
             mean: Tensor = self.decode(y, z).mean
             return mean, y
-
-    def _parts(self) -> dict[str, Any]:
-        return {**super()._parts(), "class_prior": self.class_prior}

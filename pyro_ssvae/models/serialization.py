@@ -1,4 +1,4 @@
-"""A model is a folder: ``config.json`` (how to build it) and ``model.safetensors`` (its weights). No pickle."""
+"""Saved models: a folder with ``config.json`` (how to build it) and ``model.safetensors`` (its weights). No pickle."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from pyro_ssvae._configurable import REGISTRY, build
 from pyro_ssvae._io import read_json, write_atomically, write_json
-from pyro_ssvae.distributions.factory import make_class_prior, make_likelihood, make_prior
-from pyro_ssvae.models.base import Model
-from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.models.m1m2 import M1M2
-from pyro_ssvae.models.m2 import M2
+from pyro_ssvae.models.base import FORMAT, Model
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
-_MODELS: dict[str, type[Model]] = {"DDGM": DDGM, "M1": M1, "M2": M2, "M1M2": M1M2}
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
@@ -31,18 +25,18 @@ def save(model: Model, folder: str | Path) -> Path:
     """Write a model to a folder, each file atomically.
 
     Args:
-        model: The model; any training or evaluation mode, any device.
-        folder: Where to; made if missing.
+        model: The model, in training or evaluation mode, on any device.
+        folder: The folder, created if it does not exist.
 
     Returns:
         The folder.
 
     Raises:
-        OSError: If the folder cannot be written, for example on a full disk; nothing half-written is left.
+        OSError: If the folder cannot be written, for example on a full disk; no incomplete file is left.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies, because a stack and the model below it share a likelihood, and the format refuses shared memory.
+    # Copies, because the parts of an M1M2 share modules, and the format refuses shared memory.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     write_atomically(folder / WEIGHTS, save_tensors(state))
     write_json(folder / CONFIG, model.config())
@@ -52,30 +46,31 @@ def save(model: Model, folder: str | Path) -> Path:
 def load(
     folder: str | Path, *, device: str | torch.device = "cpu", cls: type[Model] | None = None, **modules: Any
 ) -> Any:
-    """Bring a saved model back, in evaluation mode.
+    """Load a saved model, in evaluation mode.
 
     Args:
         folder: A model folder, or the folder of a run, which holds one as ``model/``.
-        device: Where to put it; a model trained on CUDA loads on the CPU and the other way round.
-        cls: Your subclass, if the model was an instance of one; the library's class otherwise.
-        **modules: The modules of your own that the model was built with (``classifier=``, ``encoder=``, ``decoder=``,
-            ``prior=``, ``likelihood=``, ``class_prior=``; ``features=``, ``experts=``, ``generator=``), which a
-            configuration cannot rebuild. Their weights are loaded. ``m1=`` hands in the M1 of a stack, where that has
-            such modules.
+        device: Where to put the model; it may have been saved from another device.
+        cls: The class to build. By default a model of this package is built as its class, a subclass of one as that
+            model (with a warning), and any other class by its name, for which it must have been imported.
+        **modules: Arguments that the configuration cannot rebuild, because the model was built with modules of your
+            own: ``encoder=``, ``prior=`` and so on, or ``m1=`` and ``m2=`` if those of an M1M2 have such modules. Their
+            weights are loaded too.
 
     Returns:
         The model.
 
     Raises:
         FileNotFoundError: If there is no model in the folder.
-        ValueError: For a damaged file, another format, a missing module of your own, or weights that do not fit.
+        ValueError: For a damaged file, another format, an unknown class, a missing module of your own, or weights that
+            do not fit.
 
     Example:
         >>> import tempfile, torch, pyro_ssvae
         >>> m2 = pyro_ssvae.M2((1, 8, 8), 10, latent_dim=2, hidden_dims=(8,)).eval()
-        >>> twin = pyro_ssvae.load(pyro_ssvae.save(m2, tempfile.mkdtemp()))
+        >>> loaded = pyro_ssvae.load(pyro_ssvae.save(m2, tempfile.mkdtemp()))
         >>> x = torch.rand(3, 1, 8, 8)
-        >>> torch.equal(twin.classify(x), m2.classify(x))
+        >>> torch.equal(loaded.classify(x), m2.classify(x))
         True
     """
     folder = Path(folder)
@@ -101,43 +96,33 @@ def load(
 
 
 def _build(config: dict[str, Any], cls: type[Model] | None, modules: dict[str, Any]) -> Any:
-    kind: Any = cls or _class_of(config)
-    return kind(**_arguments(_MODELS[config["base"]], config, modules))
-
-
-def _class_of(config: dict[str, Any]) -> type[Model]:
-    base = config["base"]
-    if base not in _MODELS:
-        raise ValueError(f"Unknown model {base!r}; this version knows {', '.join(_MODELS)}.")
-    if config["class"] != base:
-        warnings.warn(
-            f"The model was saved from {config['class']}, a subclass of {base}; it is loaded as {base}, which "
-            f"shares its networks. Pass cls={config['class']} to get the subclass.",
-            stacklevel=3,
-        )
-    return _MODELS[base]
-
-
-def _arguments(kind: type[Model], config: dict[str, Any], modules: dict[str, Any]) -> dict[str, Any]:
-    """Return constructor arguments: what the configuration says, completed by the caller's modules."""
-    arguments = dict(config["arguments"])
-    unknown = set(modules) - set(inspect.signature(kind).parameters)
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {kind.__name__}.")
-    missing = {name: whose for name, whose in config["custom"].items() if name not in modules}
-    below = config["parts"].get("m1")
-    if below is not None and below["custom"] and "m1" not in modules:
-        missing["m1"] = f"M1 with its {', '.join(below['custom'])}"
-    if missing:
-        given = ", ".join(f"{name}=<your {whose}>" for name, whose in missing.items())
+    config, cls = _select(config, cls)
+    known = {*inspect.signature(cls).parameters, *config["arguments"], *config["custom"]}
+    if unknown := modules.keys() - known:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {cls.__name__}.")
+    if missing := config["custom"].keys() - modules.keys():
+        given = ", ".join(f"{name}=<your {config['custom'][name]}>" for name in sorted(missing))
         raise ValueError(f"The model was built with modules of your own; hand them in again: load(folder, {given}).")
-    if below is not None and "m1" not in modules:
-        arguments["m1"] = _build(below, None, {})
-    if "likelihood" not in modules and "likelihood" in config["parts"]:
-        arguments["likelihood"] = make_likelihood(**config["parts"]["likelihood"])
-    if "prior" not in modules and "prior" in config["parts"]:
-        arguments["prior"] = make_prior(latent_dim=arguments["latent_dim"], **config["parts"]["prior"])
-    if "class_prior" not in modules and "class_prior" in config["parts"]:
-        part = config["parts"]["class_prior"]
-        arguments["class_prior"] = make_class_prior(num_classes=arguments["num_classes"], **part)
-    return arguments | modules
+    return build(config, cls, **modules)
+
+
+def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, Any], type[Model]]:
+    """Return the class to build and the configuration with its arguments."""
+    base = {**config, **config.get("base", {})}  # of the model of this package, where the class is a subclass of one
+    if cls is not None:
+        return (base if cls.__name__ == base["class"] else config), cls
+    name = base["class"]
+    registered = REGISTRY.get(name)
+    if registered is None or not issubclass(registered, Model):
+        models = sorted(name for name, kind in REGISTRY.items() if issubclass(kind, Model))
+        raise ValueError(
+            f"Unknown model {name!r}. Import the module that defines it, or pass cls={name}; known are "
+            f"{', '.join(models)}."
+        )
+    if config["class"] != name:
+        warnings.warn(
+            f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
+            f"the subclass changes. Pass cls={config['class']} to get the subclass.",
+            stacklevel=4,
+        )
+    return base, registered

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._configurable import Configurable
 from pyro_ssvae._math import softplus
 
 __all__ = [
@@ -82,7 +83,7 @@ def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropo
     return layers
 
 
-class MLP(nn.Module):
+class MLP(Configurable):
     """A multilayer perceptron over flattened examples.
 
     Args:
@@ -221,7 +222,7 @@ def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
     raise ValueError(f"norm={norm!r} must be one of batch, group, none.")
 
 
-class ConvClassifier(nn.Module):
+class ConvClassifier(Configurable):
     """A small convolutional classifier for images, from 8x8 upwards.
 
     Three convolutions, each normalised, and a linear map to logits.

@@ -80,8 +80,9 @@ class Objective(nn.Module):
     their own defines :meth:`groups` and :meth:`updates` instead of :meth:`loss`.
 
     Args:
-        module: The module that owns the networks, for example a :class:`pyro_ssvae.M2`. Its methods ``model`` and
-            ``guide`` are used unless functions are given.
+        module: The module that owns the networks, for example a :class:`pyro_ssvae.M2`. Unless functions are given, the
+            loss uses what its method ``training_functions`` returns, where it has one, else its ``model`` and ``guide``;
+            evaluation always uses the latter.
         num_labelled: Number of labelled training examples.
         num_unlabelled: Number of unlabelled training examples.
         model: A function to use instead of ``module.model``.
@@ -179,6 +180,13 @@ class Objective(nn.Module):
         """Return in words what the loss contains, for results, where published losses of one name differ in that."""
         return None
 
+    def training_functions(self) -> tuple[PyroFunction, PyroFunction]:
+        """Return the model and the guide of the loss, which may leave out what training does not change."""
+        own = getattr(self.module, "training_functions", None)
+        given = any(self._functions[name] is not None for name in ("model", "guide"))
+        model, guide = (self.model, self.guide) if given or own is None else own()
+        return model, guide
+
     # Losses.
 
     def loss(self, batch: Batch) -> Loss:
@@ -239,7 +247,7 @@ class Objective(nn.Module):
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *examples: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)
-        model, guide = shared(weigh(self.model)), shared(weigh(self.guide))
+        model, guide = (shared(weigh(function)) for function in self.training_functions())
         loss: Tensor = elbo.differentiable_loss(model, guide, *examples, size=size)
         return loss
 

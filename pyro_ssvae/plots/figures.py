@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_ssvae._checks import as_count
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.reference_classifier import get_held_out
-from pyro_ssvae.models import Classifier
+from pyro_ssvae.models import Model
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.inputs import as_image_shape, map_batches
@@ -114,9 +114,9 @@ def get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor
     return f"{part} data", prepare(x, scale=data.scale), y
 
 
-def get_class_names(model: Classifier, data: SemiSupervisedData) -> list[str]:
+def get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
     """Return a name for each class of the model, which may have more classes than the data."""
-    return [*data.class_names, *map(str, range(len(data.class_names), model.num_classes))]
+    return [*data.class_names, *map(str, range(len(data.class_names), model.num_classes or 0))]
 
 
 def get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | None) -> dict[str, Any] | None:
@@ -135,7 +135,7 @@ def get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | Non
 
 
 def get_classifier_figures(
-    model: Classifier, x: Tensor, y: Tensor, names: Sequence[str], part: str
+    model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str
 ) -> dict[str, Callable[[], Figure]]:
     """Return the figures of predictions for examples of known class; none if no class is known."""
     known = y >= 0

@@ -125,7 +125,7 @@ def models() -> dict[str, nn.Module]:
     return {
         "m1": m1,
         "m2": M2((6,), K, latent_dim=2, hidden_dims=(8,)),
-        "m1m2": M1M2(M1((6,), latent_dim=3, hidden_dims=(8,)), K, latent_dim=2, hidden_dims=(8,)),
+        "m1m2": M1M2.from_m1(M1((6,), latent_dim=3, hidden_dims=(8,)), K, latent_dim=2, hidden_dims=(8,)),
         "dirichlet": M2((6,), K, latent_dim=2, hidden_dims=(8,), class_prior="dirichlet"),
     }
 
@@ -184,12 +184,12 @@ def test_a_stack_agrees_with_ancestral_sampling() -> None:
     torch.manual_seed(4)
     prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
     m1 = M1((D,), latent_dim=3, hidden_dims=(8,))
-    stack = M1M2(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,), class_prior=prior)
+    stack = M1M2.from_m1(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,), class_prior=prior)
     with torch.no_grad():
         for parameter in m1.decoder.parameters():  # a story with contrast
             parameter.mul_(3.0)
-        stack.decoder.first.class_weight.mul_(5.0)
-        for parameter in stack.encoder.parameters():  # and a guide with tails: q(z|z1,y) is the prior, q(z1|x) broad
+        stack.m2.decoder.first.class_weight.mul_(5.0)
+        for parameter in stack.m2.encoder.parameters():  # and a guide with tails: q(z|z1,y) is the prior, q(z1|x) broad
             parameter.zero_()
         m1.encoder.layers[-1].bias[3:] += 0.5
         x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)

@@ -103,10 +103,10 @@ class _Half(M1):
 def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
     m1 = make_m1(**options).to(device).eval()
     x = torch.rand(4, *IMAGE)
-    twin = pyro_ssvae.load(pyro_ssvae.save(m1, tmp_path))
-    assert type(twin) is M1
-    torch.testing.assert_close(twin.transform(x), m1.transform(x).cpu())
-    assert twin.config() == m1.config()
+    loaded = pyro_ssvae.load(pyro_ssvae.save(m1, tmp_path))
+    assert type(loaded) is M1
+    torch.testing.assert_close(loaded.transform(x), m1.transform(x).cpu())
+    assert loaded.config() == m1.config()
     mine = _Half(IMAGE, latent_dim=3, hidden_dims=(16,))
     folder = pyro_ssvae.save(mine, tmp_path / "half")
     assert type(pyro_ssvae.load(folder, cls=_Half)) is _Half

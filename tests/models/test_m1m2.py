@@ -28,7 +28,7 @@ def make_m1(**options: object) -> M1:
 def make_stack(m1: M1 | None = None, **options: object) -> M1M2:
     m1 = make_m1() if m1 is None else m1
     torch.manual_seed(1)
-    return M1M2(m1, **{"num_classes": K, "latent_dim": 3, "hidden_dims": (12,)} | options)
+    return M1M2.from_m1(m1, **{"num_classes": K, "latent_dim": 3, "hidden_dims": (12,)} | options)
 
 
 ACTIVE = [True, False, True, True, False]
@@ -50,10 +50,10 @@ def test_shapes(device: torch.device) -> None:
 
 
 def by_hand(stack: M1M2, x: Tensor, below: bool) -> Tensor:
-    """The negative bound of unlabelled rows from the draws that the generator gives next, KLs by samples."""
+    """The negative bound of unlabelled examples from the draws that the generator gives next, KLs by samples."""
     q_z1 = stack.encode_z1(x)
     z1 = q_z1.rsample()
-    log_q = stack.classifier(z1).log_softmax(-1).T  # (K, B)
+    log_q = stack.m2.classifier(z1).log_softmax(-1).T  # (K, B)
     y = torch.arange(K).unsqueeze(-1)
     qz = stack.encode_z(z1, y)
     z = qz.rsample()
@@ -68,10 +68,10 @@ def by_hand(stack: M1M2, x: Tensor, below: bool) -> Tensor:
 def test_bound_by_hand(joint: bool) -> None:
     stack = make_stack(active=ACTIVE).double().train()
     if joint:
-        stack.join()
+        stack.unfreeze_m1()
     x = torch.rand(6, *IMAGE).round().double()
     torch.manual_seed(3)
-    loss = StaticEnumELBO(analytic_kl=False).differentiable_loss(stack.model, stack.guide, x)
+    loss = StaticEnumELBO(analytic_kl=False).differentiable_loss(*stack.training_functions(), x)
     torch.manual_seed(3)
     expected = by_hand(stack, x, below=joint)
     torch.testing.assert_close(loss, expected)
@@ -85,16 +85,16 @@ def test_bound_by_hand(joint: bool) -> None:
 def test_equals_stock_trace_enum_elbo(joint: bool) -> None:
     stack = make_stack().double().train()
     if joint:
-        stack.join()
+        stack.unfreeze_m1()
     x = torch.rand(6, *IMAGE).round().double()
     values = []
     for elbo in (TraceEnum_ELBO(max_plate_nesting=1), StaticEnumELBO(analytic_kl=False)):
         torch.manual_seed(3)
-        values.append(elbo.differentiable_loss(stack.model, stack.guide, x, size=30))
+        values.append(elbo.differentiable_loss(*stack.training_functions(), x, size=30))
     torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-10)
 
 
-def test_stacked_training_leaves_m1_alone_and_evaluation_tells_the_whole_story() -> None:
+def test_stacked_training_leaves_m1_alone_and_evaluation_reaches_x() -> None:
     stack = make_stack()
     objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20)
     before = {name: tensor.clone() for name, tensor in stack.m1.state_dict().items()}
@@ -109,17 +109,16 @@ def test_stacked_training_leaves_m1_alone_and_evaluation_tells_the_whole_story()
         optimizer.step()
     assert loss.item() < first
     assert all(torch.equal(tensor, before[name]) for name, tensor in stack.m1.state_dict().items())
-    objective.eval()
-    whole = objective.unlabelled_bound(x)
-    objective.train()
-    assert whole > objective.unlabelled_bound(x) + 20  # the pixels are in it
-    stack.join()
+    latents_alone = StaticEnumELBO().loss(stack.latent_model, stack.latent_guide, x) / len(x)
+    for mode in (True, False):
+        assert objective.train(mode).unlabelled_bound(x) > latents_alone + 20  # the pixels are in it
+    stack.unfreeze_m1()
     objective(Batch(x, x[:4], y)).backward()
     assert all(parameter.grad is not None for parameter in stack.m1.decoder.parameters())
     assert all(parameter.grad is not None for parameter in stack.m1.encoder.parameters())
 
 
-def test_a_stacked_m1_with_batch_norm_is_frozen_too() -> None:
+def test_a_frozen_m1_with_batch_norm_is_frozen_too() -> None:
     stack = make_stack(make_m1(batch_norm=True)).train()
     objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20).train()
     before = {name: tensor.clone() for name, tensor in stack.m1.state_dict().items()}
@@ -127,8 +126,9 @@ def test_a_stacked_m1_with_batch_norm_is_frozen_too() -> None:
     objective(Batch(x, x[:4], y))
     assert all(torch.equal(tensor, before[name]) for name, tensor in stack.m1.state_dict().items())
     assert not any(part.training for part in stack.m1.modules())
-    assert stack.encoder.training
-    stack.join()
+    assert stack.m2.training
+    assert stack.m2.encoder.training
+    stack.unfreeze_m1()
     objective(Batch(x, x[:4], y))
     moved = {name for name, tensor in stack.m1.state_dict().items() if not torch.equal(tensor, before[name])}
     assert any(name.endswith("running_mean") for name in moved)
@@ -153,8 +153,10 @@ def test_a_posterior_that_is_not_normal_is_refused() -> None:
 def test_priors_of_a_stack_are_trained(options: dict[str, object]) -> None:
     stack = make_stack(**options)
     x = torch.rand(12, *IMAGE).round()
+    stack.initialise(x)
     if options.get("prior") == "vamp":
-        stack.prior.start_from(x)
+        pseudo_inputs = stack.prior.pseudo_inputs[:12].detach()
+        torch.testing.assert_close(pseudo_inputs, stack.encode_z1(x).mean.detach())
     objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20)
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
     losses = []
@@ -190,7 +192,7 @@ def test_z1_is_drawn_in_training_and_its_mean_taken_after() -> None:
     assert torch.equal(stack.classify(x), stack.classify(x))
     averaged = stack.predict_proba(x, num_samples=20_000)
     z1 = stack.encode_z1(x).sample((20_000,))
-    torch.testing.assert_close(averaged, stack.classifier(z1).softmax(-1).mean(0), atol=5e-3, rtol=0.0)
+    torch.testing.assert_close(averaged, stack.m2.classify(z1).softmax(-1).mean(0), atol=5e-3, rtol=0.0)
 
 
 @pytest.mark.parametrize(
@@ -199,21 +201,29 @@ def test_z1_is_drawn_in_training_and_its_mean_taken_after() -> None:
 def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
     stack = make_stack(make_m1(likelihood="gaussian", batch_norm=True), **options).to(device).eval()
     x = torch.rand(4, *IMAGE)
-    twin = pyro_ssvae.load(pyro_ssvae.save(stack, tmp_path))
-    assert type(twin) is M1M2
-    torch.testing.assert_close(twin.predict_proba(x), stack.predict_proba(x).cpu())
-    torch.testing.assert_close(twin.m1.reconstruct(x), stack.m1.reconstruct(x).cpu())
-    assert twin.config() == stack.config()
+    loaded = pyro_ssvae.load(pyro_ssvae.save(stack, tmp_path))
+    assert type(loaded) is M1M2
+    torch.testing.assert_close(loaded.predict_proba(x), stack.predict_proba(x).cpu())
+    torch.testing.assert_close(loaded.m1.reconstruct(x), stack.m1.reconstruct(x).cpu())
+    assert loaded.config() == stack.config()
 
 
-def test_a_stack_on_modules_of_ones_own_asks_for_its_m1(tmp_path: Path) -> None:
+def test_a_stack_on_modules_of_ones_own_asks_for_them(tmp_path: Path) -> None:
+    own = M1M2(make_m1(), make_latent_m2(classifier=None), classifier=torch.nn.Sequential(torch.nn.Flatten()))
+    pyro_ssvae.save(own, tmp_path)
+    with pytest.raises(ValueError, match=r"folder, classifier=<your Sequential>\)"):
+        pyro_ssvae.load(tmp_path)
+    own = M1M2(make_m1(), make_latent_m2(classifier=torch.nn.Linear(5, K)))
+    pyro_ssvae.save(own, tmp_path)
+    with pytest.raises(ValueError, match="m2=<your M2 with its classifier>"):
+        pyro_ssvae.load(tmp_path)
     stack = make_stack(make_m1(decoder=torch.nn.Linear(5, 64))).eval()
     pyro_ssvae.save(stack, tmp_path)
     with pytest.raises(ValueError, match="m1=<your M1 with its decoder>"):
         pyro_ssvae.load(tmp_path)
-    twin = pyro_ssvae.load(tmp_path, m1=make_m1(decoder=torch.nn.Linear(5, 64)))
+    loaded = pyro_ssvae.load(tmp_path, m1=make_m1(decoder=torch.nn.Linear(5, 64)))
     x = torch.rand(4, *IMAGE)
-    torch.testing.assert_close(twin.m1.reconstruct(x), stack.m1.reconstruct(x))
+    torch.testing.assert_close(loaded.m1.reconstruct(x), stack.m1.reconstruct(x))
 
 
 @pytest.mark.parametrize(
@@ -237,13 +247,19 @@ def test_stock_svi_trains_the_pair() -> None:
     pyro.clear_param_store()
     stack = make_stack()
     x = torch.rand(40, *IMAGE).round()
-    svi = SVI(*pyro_ssvae.pyro_view(stack), pyro.optim.Adam({"lr": 3e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+    svi = SVI(
+        *pyro_ssvae.pyro_view(stack, "latent_model", "latent_guide"),
+        pyro.optim.Adam({"lr": 3e-3}),
+        TraceEnum_ELBO(max_plate_nesting=1),
+    )
     losses = [svi.step(x) for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
 class _Wide(M1M2):
-    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+    """A wider p(z) in stacked training alone."""
+
+    def latent_model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         log_pi = self.class_prior.model()
         with data_plate(x, size):
             z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 2.0).to_event(1))
@@ -251,23 +267,123 @@ class _Wide(M1M2):
             pyro.sample("z1", self.decode_z1(y, z))
 
 
+class _WideEverywhere(M1M2):
+    """A wider p(z) in training and evaluation."""
+
+    def sample_z1(self, log_pi: Tensor, y: Tensor | None) -> Tensor:
+        z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(3), 2.0).to_event(1))
+        y = pyro.sample("y", pyro.distributions.Categorical(logits=log_pi), obs=y)
+        return pyro.sample("z1", self.decode_z1(y, z))
+
+
+def seeded(call: object, *args: object) -> float:
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return float(call(*args))
+
+
 def test_swapping_by_argument_subclass_and_function() -> None:
     x = torch.rand(6, *IMAGE).round()
+    batch = Batch(x, None, None)
     stack = make_stack()
-    wide = _Wide(stack.m1, K, latent_dim=3, hidden_dims=(12,))
+    wide, everywhere = (kind.from_m1(stack.m1, K, latent_dim=3, hidden_dims=(12,)) for kind in (_Wide, _WideEverywhere))
     wide.load_state_dict(stack.state_dict())
+    everywhere.load_state_dict(stack.state_dict())
     sizes = {"num_labelled": 0, "num_unlabelled": 6}
-    losses = []
-    for objective in (
-        SemiSupervisedELBO(wide, **sizes),
-        SemiSupervisedELBO(stack, **sizes, model=lambda x, y=None, *, size=None: _Wide.model(stack, x, y, size=size)),
-        SemiSupervisedELBO(stack, **sizes),
-    ):
-        torch.manual_seed(2)
-        losses.append(objective(Batch(x, None, None)).item())
-    assert losses[0] == losses[1] != losses[2]
+    plain, by_subclass, by_hook = (SemiSupervisedELBO(model, **sizes) for model in (stack, wide, everywhere))
+    by_function = SemiSupervisedELBO(
+        stack,
+        **sizes,
+        model=lambda x, y=None, *, size=None: _Wide.latent_model(stack, x, y, size=size),
+        guide=stack.latent_guide,
+    )
+    losses = [seeded(objective, batch) for objective in (by_subclass, by_function, by_hook, plain)]
+    assert losses[0] == losses[1] == losses[2] != losses[3]
+    # Evaluation is of the whole model, which latent_model is no part of and sample_z1 is.
+    bounds = [seeded(objective.eval().unlabelled_bound, x) for objective in (by_subclass, plain, by_hook)]
+    assert bounds[0] == bounds[1] != bounds[2]
     student = make_stack(prior="student_t")
-    assert SemiSupervisedELBO(student, **sizes)(Batch(x, None, None)).isfinite()
+    assert SemiSupervisedELBO(student, **sizes)(batch).isfinite()
+
+
+def test_a_function_is_used_for_training_and_evaluation() -> None:
+    """With a model of x handed in, the frozen M1 adds a constant to the loss; the gradients are those of M2 alone."""
+    stack, x = make_stack(), torch.rand(6, *IMAGE).round()
+    whole = SemiSupervisedELBO(stack, num_labelled=0, num_unlabelled=6, model=stack.model)
+    latent = SemiSupervisedELBO(stack, num_labelled=0, num_unlabelled=6)
+    found = []
+    for objective in (whole, latent):
+        torch.manual_seed(2)
+        loss = objective(Batch(x, None, None))
+        found.append((loss, torch.autograd.grad(loss, list(stack.m2.parameters()))))
+    assert found[0][0].item() > found[1][0].item() + 20
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_module_without_training_functions_trains_on_its_model() -> None:
+    stack = make_stack().unfreeze_m1()
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = stack
+            self.model, self.guide, self.classify_model = stack.model, stack.guide, stack.classify_model
+
+    batch = Batch(torch.rand(6, *IMAGE).round(), None, None)
+    plain, own = (SemiSupervisedELBO(part, num_labelled=0, num_unlabelled=6) for part in (Plain(), stack))
+    assert seeded(plain, batch) == seeded(own, batch)
+
+
+@pytest.mark.parametrize("classify_from", ["z1", "x"])
+def test_from_m1_composes_m1_and_m2(classify_from: str) -> None:
+    m1 = make_m1()
+    stack = make_stack(m1, active=ACTIVE, classify_from=classify_from)
+    m2 = M2(
+        (3,),
+        K,
+        latent_dim=3,
+        hidden_dims=(12,),
+        likelihood="gaussian",
+        classifier=None if classify_from == "x" else "mlp",
+    )
+    assert (stack.m1 is m1, type(stack.m2), stack.m2.event_shape) == (True, M2, m2.event_shape)
+    composed = M1M2(m1, m2, active=ACTIVE, classifier=stack.classifier)
+    composed.load_state_dict(stack.state_dict())
+    x = torch.rand(6, *IMAGE).round()
+    batch = Batch(x, x[:4], torch.arange(4))
+    losses = [seeded(SemiSupervisedELBO(part, num_labelled=4, num_unlabelled=20), batch) for part in (stack, composed)]
+    assert losses[0] == losses[1]
+    assert torch.equal(stack.predict(x), composed.predict(x))
+    assert (stack.prior, stack.class_prior, stack.likelihood) == (stack.m2.prior, stack.m2.class_prior, m1.likelihood)
+
+
+def make_latent_m2(width: int = 5, **options: object) -> M2:
+    return M2((width,), K, **{"latent_dim": 3, "hidden_dims": (12,), "likelihood": "gaussian"} | options)
+
+
+class _OwnModel(M2):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: M1M2(make_m1(), make_m1()), TypeError, r"M1M2\.from_m1"),
+        (lambda: M1M2(make_latent_m2(), make_latent_m2()), TypeError, "must be an M1"),
+        (lambda: M1M2(make_m1(), make_latent_m2(), active=ACTIVE), ValueError, r"event_shape=\(3,\)"),
+        (lambda: M1M2(make_m1(), make_latent_m2(likelihood="bernoulli")), ValueError, "real numbers"),
+        (lambda: M1M2(make_m1(), make_latent_m2(likelihood="poisson")), ValueError, "real numbers"),
+        (lambda: M1M2(make_m1(), make_latent_m2(classifier=None)), ValueError, "with a classifier"),
+        (lambda: M1M2(make_m1(), make_latent_m2(), classifier=torch.nn.Linear(64, K)), ValueError, "without one"),
+        (lambda: M1M2(make_m1(), _OwnModel((5,), K, likelihood="gaussian")), ValueError, "_OwnModel overrides"),
+        (lambda: make_latent_m2(classifier=None).classify(torch.rand(2, 5)), ValueError, "no q"),
+    ],
+)
+def test_parts_that_do_not_fit(call: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        call()
 
 
 def test_fit_on_digits(tmp_path: Path) -> None:

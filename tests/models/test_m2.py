@@ -170,12 +170,12 @@ def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch
     x = torch.rand(4, *m2.event_shape)
     folder = pyro_ssvae.save(m2, tmp_path / "run" / "model")
     for place in (folder, folder.parent):
-        twin = pyro_ssvae.load(place)
-        assert type(twin) is M2
-        assert not twin.training
-        torch.testing.assert_close(twin.predict_proba(x), m2.predict_proba(x).cpu())
-        torch.testing.assert_close(twin.class_prior.mean(), m2.class_prior.mean().cpu())
-        assert twin.config() == m2.config()
+        loaded = pyro_ssvae.load(place)
+        assert type(loaded) is M2
+        assert not loaded.training
+        torch.testing.assert_close(loaded.predict_proba(x), m2.predict_proba(x).cpu())
+        torch.testing.assert_close(loaded.class_prior.mean(), m2.class_prior.mean().cpu())
+        assert loaded.config() == m2.config()
     assert pyro_ssvae.load(folder, device=device).predict_proba(x).device.type == device.type
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -188,10 +188,10 @@ def test_load_subclass_and_own_modules(tmp_path: Path) -> None:
         pyro_ssvae.load(folder, cls=_SubM2)
     with pytest.warns(UserWarning, match="pass cls=_SubM2|Pass cls=_SubM2"):
         pyro_ssvae.load(folder, classifier=_Mine(), likelihood=_MyLikelihood())
-    twin = pyro_ssvae.load(folder, cls=_SubM2, classifier=_Mine(), likelihood=_MyLikelihood())
-    assert type(twin) is _SubM2
+    loaded = pyro_ssvae.load(folder, cls=_SubM2, classifier=_Mine(), likelihood=_MyLikelihood())
+    assert type(loaded) is _SubM2
     x = torch.rand(4, *IMAGE)
-    torch.testing.assert_close(twin.predict_proba(x), m2.predict_proba(x))
+    torch.testing.assert_close(loaded.predict_proba(x), m2.predict_proba(x))
 
 
 def test_load_errors(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_load_errors(tmp_path: Path) -> None:
     config.write_text(text.replace('"format": 1', '"format": 99'))
     with pytest.raises(ValueError, match="format 99"):
         pyro_ssvae.load(folder)
-    config.write_text(text.replace('"base": "M2"', '"base": "M9"'))
+    config.write_text(text.replace('"class": "M2"', '"class": "M9"'))
     with pytest.raises(ValueError, match="M9"):
         pyro_ssvae.load(folder)
     config.write_text(text)

@@ -75,7 +75,7 @@ def make_m2(**options: Any) -> M2:
 def make_stack() -> M1M2:
     torch.manual_seed(1)
     m1 = M1((D,), latent_dim=L, hidden_dims=(8,))
-    return M1M2(m1, K, latent_dim=2, hidden_dims=(8,)).double().join()
+    return M1M2.from_m1(m1, K, latent_dim=2, hidden_dims=(8,)).double().unfreeze_m1()
 
 
 PAIRS: dict[str, Callable[[], nn.Module]] = {

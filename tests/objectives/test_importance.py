@@ -34,8 +34,8 @@ def make_m2(**options: object) -> M2:
 def make_stack() -> M1M2:
     torch.manual_seed(1)
     m1 = M1((D,), latent_dim=L, hidden_dims=(8,))
-    stack = M1M2(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,))
-    return stack.double().join()
+    stack = M1M2.from_m1(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,))
+    return stack.double().unfreeze_m1()
 
 
 def log_weights_by_hand(m2: M2, x: Tensor, k: int) -> Tensor:
@@ -122,7 +122,7 @@ def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
 
 def stacked_and_its_limit() -> tuple[M1M2, Tensor, float]:
     """A stack in stacked training, rows, and the mean of log p(z1) under q(z1|x): what no bound may pass."""
-    stack, x = make_stack().stack().train(), rows(10)
+    stack, x = make_stack().freeze_m1().train(), rows(10)
     with torch.no_grad():
         z1 = stack.encode_z1(x).sample((200,))  # (200, B, L1)
         y = torch.arange(K).view(-1, 1, 1, 1)
@@ -138,7 +138,9 @@ def test_the_stacked_bound_rises_with_draws_and_stays_below_its_limit() -> None:
     for k in (1, 5, 50):
         elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False)
         with torch.no_grad():
-            losses = torch.stack([elbo.differentiable_loss(stack.model, stack.guide, x) / len(x) for _ in range(300)])
+            losses = torch.stack(
+                [elbo.differentiable_loss(*stack.training_functions(), x) / len(x) for _ in range(300)]
+            )
         means.append(float(-losses.mean()))
         errors.append(float(losses.std()) / math.sqrt(300))
     assert means[0] < means[1] - 2 * math.hypot(*errors[:2])
@@ -147,12 +149,12 @@ def test_the_stacked_bound_rises_with_draws_and_stays_below_its_limit() -> None:
 
 
 def test_top_k_inside_the_weighted_bound_of_a_stack_is_unbiased() -> None:
-    stack, x = make_stack().stack().train(), rows()
+    stack, x = make_stack().freeze_m1().train(), rows()
     options = {"num_particles": 3, "importance_weighted": True}
     exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
     with torch.no_grad():
         values = [
-            torch.stack([elbo.differentiable_loss(stack.model, stack.guide, x) for _ in range(1000)])
+            torch.stack([elbo.differentiable_loss(*stack.training_functions(), x) for _ in range(1000)])
             for elbo in (exact, top_k)
         ]
     error = math.hypot(*(float(v.std()) / math.sqrt(1000) for v in values))
