@@ -216,7 +216,7 @@ def test_any_batch_sizes_and_numbers_of_labels(num_labels: int, batch_sizes: tup
 
 
 def test_no_labels_at_all_warns_and_trains() -> None:
-    with pytest.warns(UserWarning, match="No training row has a label"):
+    with pytest.warns(UserWarning, match="No training example has a label"):
         data = make_data(num_labels=0)
     assert fit(make_objective(data), data, changed(SHORT, max_steps=5), progress=False).steps == 5
 
