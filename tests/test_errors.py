@@ -28,10 +28,8 @@ def test_every_error_has_the_base_class(error: Exception, other_base: type[Excep
 
 
 def test_no_error_is_left_out() -> None:
-    defined = {
-        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
-    }
-    assert {name for name in defined if not name.startswith("_")} == set(errors.__all__)
+    classes = inspect.getmembers(errors, lambda value: inspect.isclass(value) and issubclass(value, Exception))
+    assert {name for name, _ in classes if not name.startswith("_")} == set(errors.__all__)
     assert all(issubclass(getattr(errors, name), PyroSSVAEError) for name in errors.__all__)
 
 

@@ -80,7 +80,7 @@ def test_without_a_network_the_run_is_named_after_what_it_trains_on(
     assert args.out.startswith(str(Path("runs") / "m2-digits-100-seed0-"))
 
 
-@pytest.mark.filterwarnings("ignore:No training row has a label")
+@pytest.mark.filterwarnings("ignore:No training example has a label")
 @pytest.mark.parametrize(("flags", "kept"), [(["--num-labels", "0"], 0), (["--num-labels", "20"], 20), ([], 100)])
 def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> None:
     from pyro_ssvae.cli import load_data, parse_m2
