@@ -40,6 +40,7 @@ class SemiSupervisedData:
         class_names: K names; empty if no classes are known.
         scale: Divides ``x``: the model sees ``x / scale``; 255 for 8-bit images, 16 for digits.
         split: Which examples of the original file are labelled and which validate, if drawn.
+        seed: Seed of that draw; :meth:`pyro_ssvae.models.Model.for_data` and :func:`pyro_ssvae.fit` use it too.
 
     Example:
         >>> data = SemiSupervisedData.from_arrays([[0.0], [0.2], [0.9], [1.0]], [0, -1, -1, 1])
@@ -58,6 +59,7 @@ class SemiSupervisedData:
     class_names: tuple[str, ...]
     scale: float
     split: LabelSplit | None = None
+    seed: int = 0
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -124,6 +126,7 @@ class SemiSupervisedData:
         name: str = "arrays",
         class_names: Sequence[str] | None = None,
         split: LabelSplit | None = None,
+        seed: int = 0,
     ) -> SemiSupervisedData:
         """Build from arrays, tensors or nested lists, which are copied.
 
@@ -142,6 +145,7 @@ class SemiSupervisedData:
             name: Name of the data set in results.
             class_names: K names; if ``None``, "0", "1", ...
             split: How the labels were drawn, saved with runs.
+            seed: Seed of the initial weights (:meth:`pyro_ssvae.models.Model.for_data`) and of training.
 
         Raises:
             TypeError: If an argument is not numeric, or not an integer where one is needed.
@@ -178,6 +182,7 @@ class SemiSupervisedData:
             names,
             as_scale(scale, examples),
             split,
+            as_seed(seed),
         )
 
     @classmethod
@@ -316,6 +321,7 @@ class SemiSupervisedData:
             name=source.name,
             class_names=source.class_names,
             split=split,
+            seed=seed,
         )
 
 

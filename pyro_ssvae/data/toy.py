@@ -91,5 +91,6 @@ def make_toy_data(
         x_test=x_test,
         y_test=y_test,
         num_classes=_COMPONENTS,
+        seed=seed,
         name=name,
     )

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +19,9 @@ from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_librar
 from pyro_ssvae.data import SemiSupervisedData, iterate_batches
 from pyro_ssvae.distributions import Likelihood, Prior, Uniform
 from pyro_ssvae.distributions.factory import make_likelihood, make_prior
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "ENUMERATE",
@@ -128,6 +131,35 @@ class Model(Configurable, abstract=True):
 
     def check_examples(self, x: Tensor) -> None:
         """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the model."""
+
+    @classmethod
+    def for_data(cls, data: SemiSupervisedData, **options: Any) -> Self:
+        """Build the model for a data set, with initial weights drawn by the seed of the data.
+
+        Args:
+            data: Gives the shape of examples and, if the model needs them, the number of classes.
+            **options: Arguments of the class, which take precedence.
+
+        Returns:
+            The model. The caller's random state is left as it was.
+
+        Raises:
+            ValueError: If the model needs classes, and none are known.
+
+        Example:
+            >>> from pyro_ssvae import M2, SemiSupervisedData
+            >>> M2.for_data(SemiSupervisedData.from_name("digits"), latent_dim=5).num_classes
+            10
+        """
+        arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data), **options}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(data.seed)
+            return cls(**arguments)
+
+    @classmethod
+    def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
+        """Return the arguments of the constructor that say how many classes there are."""
+        return {}
 
     def initialise(self, x: Tensor) -> None:
         """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""

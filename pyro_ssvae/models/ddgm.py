@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ssvae._samplers import langevin
+from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
@@ -94,6 +95,10 @@ class DDGM(Model):
         check_module(self.generator, (latent_dim,), self.event_shape, "generator")
         self._range = RANGES[output] if isinstance(generator, str) else None
         self._attach_prior()
+
+    @classmethod
+    def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
+        return {"num_classes": data.num_classes} if data.num_labelled else {}
 
     # Model and guide.
 

@@ -26,6 +26,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Gaussian
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
@@ -91,6 +92,18 @@ class M1M2(SemiSupervisedModel):
         # Puts z1 back among the latents of M1, with zeros for the rest.
         self.register_buffer("placing", torch.eye(m1.latent_dim)[mask], persistent=False)  # (L1, m1.latent_dim)
         self.freeze_m1()
+
+    @classmethod
+    def for_data(cls, data: SemiSupervisedData, **options: Any) -> M1M2:
+        """Build the usual M2 on an M1, with initial weights drawn by the seed of the data.
+
+        Args:
+            data: Gives the number of classes.
+            **options: Arguments of :meth:`from_m1`, ``m1`` among them.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(data.seed)
+            return cls.from_m1(**{**cls._class_arguments(data), **options})
 
     @classmethod
     def from_m1(

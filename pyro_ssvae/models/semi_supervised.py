@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode, get_device
@@ -53,6 +55,15 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(y, z) -> distribution over x.")
+
+    @classmethod
+    def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
+        if data.num_classes is None:
+            raise ValueError(
+                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or "
+                "num_classes=K to cluster without any; M1 and DDGM need no classes."
+            )
+        return {"num_classes": data.num_classes}
 
     def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
         """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of eq. 9.

@@ -46,7 +46,7 @@ class TrainingConfig:
             fewer with more) and there is a C++ compiler; else eagerly. Or name one: ``"graph"``, ``"compiled"``,
             ``"eager"``.
         precision: A precision of Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"`` or ``"64-true"``.
-        seed: Seed of every random number drawn during training.
+        seed: Seed of every random number drawn during training; ``None`` is that of the data.
 
     Raises:
         ValueError: For a value outside its range; the message names the range.
@@ -73,7 +73,7 @@ class TrainingConfig:
     device: str = "auto"
     compile: str = "auto"
     precision: str = "32-true"
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,8 @@ def fit(
     """Train an objective on data.
 
     Afterwards the module has the weights of the evaluation with the best validation score (the last evaluation, where
-    there is none), averaged where averaging is on. The random state of the process is seeded by ``config.seed``.
+    there is none), averaged where averaging is on. The random state of the process is seeded by ``config.seed``
+    or, where that is ``None``, by ``data.seed``.
 
     Args:
         objective: The objective; its module is trained in place.
@@ -117,11 +118,13 @@ def fit(
     from pyro_ssvae.training.progress import ProgressReport
 
     config = config or TrainingConfig()
+    seed = data.seed if config.seed is None else config.seed
+    config = replace(config, seed=seed)
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     objective.check(data)
     fabric = make_fabric(config)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed)
     loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None, on_evaluation)
     if loop.folder is not None:
         if resume:
@@ -165,18 +168,19 @@ class _Loop:
         self.config = config
         self.fabric = fabric
         self.folder = folder
+        self.seed = config.seed or 0
         self.stream = BatchStream(
             data,
             batch_size=config.batch_size,
             labelled_batch_size=config.labelled_batch_size,
             device=fabric.device,
             binarisation=config.binarisation,
-            seed=config.seed,
+            seed=self.seed,
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
         if isinstance(objective.module, Model):
-            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(config.seed))
+            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
             objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
         self.train_step.check()
@@ -257,7 +261,7 @@ class _Loop:
                 self.data,
                 history=[*self.metrics, metrics],
                 binarisation=self.config.binarisation,
-                seed=self.config.seed,
+                seed=self.seed,
             )
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
             self.validation = found
