@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.distributions import ClassPrior, Gaussian
+from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
@@ -37,6 +37,8 @@ from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 from pyro_ssvae.networks.variational import make_classifier
 
 __all__ = ["M1M2"]
+
+_CLASSIFIER_OPTIONS = ("hidden_dims", "activation", "batch_norm", "dropout")  # of M2 and make_classifier
 
 
 class M1M2(SemiSupervisedModel):
@@ -113,15 +115,11 @@ class M1M2(SemiSupervisedModel):
         *,
         active: Tensor | Sequence[bool] | None = None,
         classify_from: str = "z1",
+        classifier: str | nn.Module = "auto",
         min_scale: float = 0.05,
         latent_dim: int = 50,
-        hidden_dims: Sequence[int] = (500,),
-        activation: str = "relu",
-        batch_norm: bool = False,
-        dropout: float | None = None,
         prior: str | nn.Module | None = None,
-        class_prior: str | ClassPrior = "uniform",
-        classifier: str | nn.Module = "auto",
+        **options: Any,
     ) -> M1M2:
         """Build the usual M2 on an M1, and return both as an M1M2.
 
@@ -130,15 +128,11 @@ class M1M2(SemiSupervisedModel):
             num_classes: Number of classes ``K``, at least 2.
             active: Which latents of M1 are modelled.
             classify_from: ``"z1"`` for the paper's q(y|z1), ``"x"`` for a classifier q(y|x) of the examples.
+            classifier: Name or module of that classifier, as for :class:`M2`.
             min_scale: Smallest standard deviation of p(z1|y,z).
-            latent_dim: Argument of :class:`M2`, as all that follow.
-            hidden_dims: Hidden widths of the networks.
-            activation: Activation of the networks.
-            batch_norm: Whether the networks normalise before each activation.
-            dropout: Probability of dropping a feature of the classifier.
-            prior: p(z).
-            class_prior: p(π).
-            classifier: Name or module of q(y|z1) or q(y|x).
+            latent_dim: Number of latents z, ``L``.
+            prior: p(z), as for :class:`M2`.
+            **options: Other arguments of :class:`M2`, such as ``hidden_dims`` and ``class_prior``.
 
         Raises:
             ValueError: For a mask that does not fit, or unknown names.
@@ -146,22 +140,13 @@ class M1M2(SemiSupervisedModel):
         if classify_from not in ("z1", "x"):
             raise ValueError(f"classify_from={classify_from!r} must be one of z1, x.")
         width = int(_as_mask(active, m1).sum())
-        mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
-        prior = make_prior(prior, latent_dim)  # first, as in M2: the order fixes which random numbers a network gets
+        prior = make_prior(prior, latent_dim)  # before every classifier, so that a seed gives the same prior for both
         of_x = None
         if classify_from == "x":
-            of_x = make_classifier(classifier, m1.event_shape, num_classes, dropout=dropout, **mlp)
-        m2 = M2(
-            (width,),
-            num_classes,
-            latent_dim=latent_dim,
-            dropout=dropout,
-            likelihood=Gaussian(min_scale=min_scale),
-            prior=prior,
-            class_prior=class_prior,
-            classifier=classifier if of_x is None else None,
-            **mlp,
-        )
+            shared = {name: options[name] for name in _CLASSIFIER_OPTIONS if name in options}
+            of_x = make_classifier(classifier, m1.event_shape, num_classes, **shared)
+        options |= {"latent_dim": latent_dim, "prior": prior, "likelihood": Gaussian(min_scale=min_scale)}
+        m2 = M2((width,), num_classes, classifier=classifier if of_x is None else None, **options)
         return cls(m1, m2, active=active, classifier=of_x)
 
     # Stacked and joint training.

@@ -50,7 +50,7 @@ def test_interpolation_starts_and_ends_at_the_reconstructions() -> None:
         torch.testing.assert_close(path[-1], ends[2:], atol=1e-4, rtol=1e-4)
     a, b = m1.transform(x[:1]), m1.transform(x[1:2])
     torch.testing.assert_close(m1.interpolate(x[0], x[1], steps=3)[1:2], m1.decode((a + b) / 2).mean)
-    same = m1.interpolate(x[0], x[0], steps=3, spherical=True)  # no angle between equal rows
+    same = m1.interpolate(x[0], x[0], steps=3, spherical=True)  # no angle between equal examples
     torch.testing.assert_close(same, ends[:1].expand_as(same), atol=1e-5, rtol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceMeanField_ELBO()])
-def test_stock_svi_trains_the_pair(elbo: object) -> None:
+def test_stock_svi_trains_model_and_guide(elbo: object) -> None:
     pyro.clear_param_store()
     m1 = make_m1()
     x = torch.rand(40, *IMAGE).round()
@@ -183,7 +183,7 @@ def test_latents_carry_the_classes(run_folder: tuple[Path, M1, dict]) -> None:
     assert KNeighborsClassifier(5).fit(known, data.y).score(test, data.y_test) > 0.8
 
 
-def test_units_in_use_are_those_whose_mean_varies_from_row_to_row() -> None:
+def test_units_in_use_are_those_whose_mean_varies() -> None:
     class Encoder(torch.nn.Module):
         """Means 0.05 x, 0.2 x and a constant; log-scales of any kind."""
 
@@ -215,7 +215,7 @@ def test_collapse_is_reported(tmp_path: Path) -> None:
         assert report(objective, data, run)["test/active_units"] == 0
 
 
-def test_labels_must_be_taken_off() -> None:
+def test_labelled_data_is_refused() -> None:
     data = SemiSupervisedData.from_name("digits", num_labels=100)
     with pytest.raises(ValueError, match="data.without_labels"):
         UnsupervisedELBO.for_data(make_m1(), data)

@@ -243,7 +243,7 @@ def test_errors(call: object, error: type[Exception], words: str) -> None:
         call()
 
 
-def test_stock_svi_trains_the_pair() -> None:
+def test_stock_svi_trains_model_and_guide() -> None:
     pyro.clear_param_store()
     stack = make_stack()
     x = torch.rand(40, *IMAGE).round()

@@ -238,7 +238,7 @@ def test_two_models_never_interfere() -> None:
 
 
 @pytest.mark.parametrize("class_prior", ["uniform", "map", "dirichlet"])
-def test_stock_svi_trains_the_pair(class_prior: str) -> None:
+def test_stock_svi_trains_model_and_guide(class_prior: str) -> None:
     """Pyro's own SVI, optimiser and ELBOs on the untouched module: what Pyro users will try first."""
     pyro.clear_param_store()
     m2 = make_m2(class_prior=class_prior)
