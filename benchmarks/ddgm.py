@@ -1,26 +1,24 @@
 """Train DDGM on points, digits and icons by the package's presets and by the settings of its source, and measure both.
 
-    python benchmarks/ddgm.py --jobs 2                           # ring, spiral, MNIST, energies of classes: hours
+    python benchmarks/ddgm.py --jobs 2                              # ring, spiral, MNIST, energies of classes: hours
     python benchmarks/ddgm.py --only ring-default --only ring-source
-    python benchmarks/ddgm.py --icons DIR --only icons-default   # a folder of pictures, at 64x64
+    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the pictures
 
 Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not made again.
-With --keep DIR, models and figures are kept under DIR/NAME-seedSEED; an interrupted run continues from there, and one whose
-result is missing is measured again without training. The result of a run that fails says how it failed.
+With --keep DIR, models and figures are kept below DIR; an interrupted run continues from there, and one whose result is
+missing is measured again without training. The result of a run that fails says how it failed.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from ddgm_source import initialise, source_networks
-from runs import RESULTS, Result, Run, make_parser, make_runs
+from runs import RESULTS, Result, Run, main
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,9 +71,9 @@ def build_model(run: Run, event_shape: tuple[int, ...]) -> DDGM:
     return DDGM(event_shape, **options)
 
 
-def train(icons: str | None, run: Run, data_dir: str | None, keep: str | None) -> Result:
+def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """Train one run and return its result."""
-    data, with_labels = load_data(run, icons, data_dir)
+    data, with_labels = load_data(run, data_dir)
     pyro.set_rng_seed(run.seed)
     model = build_model(run, data.event_shape)
     if run.options["source_networks"]:
@@ -110,15 +108,13 @@ def load_others(run: Run, data: SemiSupervisedData, data_dir: str | None) -> dic
     return {others.name: prepare(x, binarisation="threshold") if run.name == "mnist-source" else x}
 
 
-def load_data(
-    run: Run, icons: str | None, data_dir: str | None
-) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
+def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
     """Return the data of a run, and for digits the same data with all labels, for the reference classifier."""
     if run.data in TOY_DATASETS:
         return make_toy_data(run.data, seed=run.seed), None
     if run.data == "icons":
-        assert icons is not None  # the run is not offered without it
-        return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
+        assert data_dir is not None, "icons-default needs --data-dir with a folder of pictures"
+        return SemiSupervisedData.from_folder(data_dir, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
     if run.name == "mnist-source":  # trained and measured on binary pixels
         known = replace(known, **{name: _binarise(getattr(known, name)) for name in ("x", "x_validation", "x_test")})
@@ -165,13 +161,5 @@ def _error(model: DDGM, x: Tensor, y: Tensor, scale: float) -> float:
     return float((model.predict(prepare(x, scale=scale)).cpu() != y).double().mean())
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--icons", metavar="DIR", help="folder of pictures for the configuration icons-default")
-    args = parser.parse_args()
-    offered = [run for run in configurations(args.seeds) if args.icons or run.data != "icons"]
-    make_runs(parser, args, offered, partial(train, args.icons))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from step_tables import CONTENDERS, find_median, format_milliseconds
-from table_format import Results, load_json, load_results
+from table_format import Results, load_results
 
 from pyro_ssvae.plots.style import ACCENT, FAINT, new_figure, save_figure, set_title, style_axes
 
@@ -15,7 +14,6 @@ def draw_figures(docs: Path) -> None:
     results = load_results(docs / "results")
     draw_failures(results, docs / "_static" / "pure-m2.png")
     draw_class_energies(results, docs / "results" / "ddgm-classes.png")
-    draw_steps(docs / "benchmarks" / "step-cpu.json", docs / "_static" / "step-cpu.png")
 
 
 def draw_failures(results: Results, path: Path) -> None:
@@ -67,34 +65,4 @@ def draw_class_energies(results: Results, path: Path) -> None:
     style_axes(axes, grid=True)
     axes.legend(frameon=False, fontsize=8)
     set_title(figure, "Energies of classes from 100 labels", "A line for each seed; logarithmic axis.")
-    save_figure(figure, path)
-
-
-def draw_steps(stored: Path, path: Path) -> None:
-    """Draw the milliseconds of a training step on one thread, a panel for each number of classes."""
-    results = (load_json(stored) or {"results": []})["results"]
-    classes = sorted({one["classes"] for one in results})
-    if not classes:
-        return
-    figure = new_figure(1.6 + 2.9 * len(classes), 3.4)
-    panels = figure.subplots(1, len(classes), sharey=True, squeeze=False)[0]
-    for axes, number in zip(panels, classes, strict=True):
-        for place, name in enumerate(CONTENDERS):
-            if (time := find_median(results, name, number, 1)) is not None:
-                axes.barh(place, time, 0.7, color=ACCENT if name.startswith("ours") else FAINT)
-                axes.annotate(
-                    format_milliseconds(time),
-                    (time, place),
-                    (2, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=7,
-                )
-        axes.set(xscale="log", xlabel="ms", xlim=(5, 20_000))
-        axes.set_title(f"{number:,} classes", fontsize=9, loc="left")
-        style_axes(axes)
-    panels[0].set_yticks(range(len(CONTENDERS)), list(CONTENDERS.values()))
-    panels[0].invert_yaxis()
-    note = "200 unlabelled examples, one thread, medians; logarithmic axis. No bar: not measured, over 10 s."
-    set_title(figure, "Milliseconds of one training step of M2", note)
     save_figure(figure, path)

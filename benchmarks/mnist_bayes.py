@@ -10,14 +10,13 @@ docs/results/NAME-HASH.json and is not made again.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
-from runs import Result, Run, make_parser, make_runs
+from runs import Result, Run, main
 from torch import Tensor
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
@@ -28,7 +27,7 @@ from pyro_ssvae.presets import PURE
 from pyro_ssvae.training import report
 
 
-def configurations() -> list[Run]:
+def configurations(seeds: int | None = None) -> list[Run]:
     """Return both runs: the published one, and a shorter one with fewer copies that came before it.
 
     Their options are the numbers of importance samples per class, for test and for validation examples, the number of
@@ -99,10 +98,5 @@ def _error(found: LogLikelihood, y: Tensor) -> float:
     return float((found.class_posterior().argmax(-1) != y).double().mean())
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    make_runs(parser, parser.parse_args(), configurations(), train)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

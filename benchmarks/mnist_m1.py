@@ -10,12 +10,11 @@ DIR/NAME-seed0, where benchmarks/mnist_m1m2.py and benchmarks/mnist_svm.py find 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pyro
-from runs import Result, Run, make_parser, make_runs
+from runs import Result, Run, main
 
 import pyro_ssvae
 from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit
@@ -99,13 +98,7 @@ def train_again(name: str, data_dir: str | None, keep: str) -> None:
         print(f"{name}, trained again: bound {result['test/bound']:.2f} nats")
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    args = parser.parse_args()
-    make_runs(parser, args, configurations(args.seeds), train)
+if __name__ == "__main__":
+    args = main(__doc__, configurations, train)
     for name in (args.only or ()) if args.keep else ():
         train_again(name, args.data_dir, args.keep)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,12 +9,11 @@ Each finished run is kept as docs/results/NAME-HASH.json and is not made again. 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pyro
 from mnist_m1 import BASE, find_configuration, load_model
-from runs import Result, Run, make_parser, make_runs
+from runs import Result, Run, main
 
 from pyro_ssvae import M1M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import active_units
@@ -58,11 +57,5 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     return {**result, "m1_active_units": int(active.sum()), "curves": trained.metrics}
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    args = parser.parse_args()
-    make_runs(parser, args, configurations(args.seeds), train)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

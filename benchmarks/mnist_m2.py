@@ -9,17 +9,15 @@ Settings are the package's defaults unless the configuration says otherwise.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
 import pyro
-from runs import Result, Run, make_parser, make_runs
+from runs import Result, Run, main
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.presets import PURE
 from pyro_ssvae.training import report
-from pyro_ssvae.training.device import has_bf16
 
 _PURE: dict[str, Any] = {
     "model": PURE.model,
@@ -50,8 +48,6 @@ _LARGE_ALPHA: dict[str, Any] = {
     "options": {"pure": True},
 }
 
-_EQUAL_STEPS: dict[str, Any] = {"max_epochs": None, "max_steps": 20_000}
-
 
 def configurations(seeds: int | None = None) -> list[Run]:
     """Return every run; ``seeds`` label splits (3 by default) where a configuration has several."""
@@ -67,13 +63,10 @@ def configurations(seeds: int | None = None) -> list[Run]:
     found += [Run("m2", "pure-100", seed, **_PURE) for seed in splits]
     found += [Run("m2", "pure-3000", num_labels=3000, **_PURE)]
     found += [_change(Run("m2", "pure-constant-kl-100", **_PURE), training={"kl_warmup": 0.0, "kl_peak": 1.0})]
-    for seed in splits:
-        for sums in ("exact", "top-k"):
-            run = Run("m2", f"equal-steps-{sums}", seed, **_PURE)
-            run = _change(run, objective={"enumeration": sums}, training=_EQUAL_STEPS)
-            found.append(run)
-            if has_bf16():
-                found.append(_change(replace(run, name=f"{run.name}-bf16"), training={"precision": "bf16-mixed"}))
+    equal_steps = {"max_epochs": None, "max_steps": 20_000}
+    for sums in ("exact", "top-k"):
+        runs = [Run("m2", f"equal-steps-{sums}", seed, **_PURE) for seed in splits]
+        found += [_change(run, objective={"enumeration": sums}, training=equal_steps) for run in runs]
     return found
 
 
@@ -110,11 +103,5 @@ def measure_label_spreading(data: Any) -> float:
     return max(float(method.fit(x, y).score(x_test, data.y_test.numpy())) for method in methods)
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    args = parser.parse_args()
-    make_runs(parser, args, configurations(args.seeds), train)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

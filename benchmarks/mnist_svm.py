@@ -8,18 +8,17 @@ The result is kept as docs/results/NAME-HASH.json and is not made again.
 
 from __future__ import annotations
 
-import sys
 import time
 
 import torch
 from mnist_m1 import BASE, find_configuration, load_model
-from runs import Result, Run, make_parser, make_runs
+from runs import Result, Run, main
 
 from pyro_ssvae import M1, SemiSupervisedData
 from pyro_ssvae.data import draw_label_split
 
 
-def configurations() -> list[Run]:
+def configurations(seeds: int | None = None) -> list[Run]:
     """Return the only run."""
     options = {"m1": BASE, "m1_result": find_configuration(BASE).path.stem}
     return [Run("m1", "svm", num_labels="all", options=options)]
@@ -59,10 +58,5 @@ def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str
     return accuracies
 
 
-def main() -> None:
-    parser = make_parser(__doc__)
-    make_runs(parser, parser.parse_args(), configurations(), train)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

@@ -77,21 +77,33 @@ def write_result(path: Path, result: Result) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of the flags that all benchmarks with training runs share."""
+def main(
+    description: str | None,
+    configurations: Callable[[int | None], list[Run]],
+    train: Train,
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """Make the runs that the command line asks for and that have no result yet, then write all tables.
+
+    Args:
+        description: What ``--help`` says.
+        configurations: Returns the runs, with this many seeds where a configuration has several (``None``: default).
+        train: Trains one run.
+        argv: The command line.
+
+    Returns:
+        The parsed command line.
+    """
+    from tables import write_tables
+
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST (else PYRO_SSVAE_DATA, else a cache)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
     parser.add_argument("--only", action="append", metavar="NAME", help="make only this configuration; repeatable")
     parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where a configuration has several")
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of cores")
     parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
-    return parser
-
-
-def make_runs(parser: argparse.ArgumentParser, args: argparse.Namespace, runs: Sequence[Run], train: Train) -> None:
-    """Make the runs that the flags ask for and that have no result yet, then write all tables."""
-    from tables import write_tables
-
+    args = parser.parse_args(argv)
+    runs = configurations(args.seeds)
     wanted = [run for run in runs if not args.only or run.name in args.only]
     if not wanted:
         parser.error(f"no such configuration; names: {', '.join(sorted({run.name for run in runs}))}")
@@ -100,8 +112,10 @@ def make_runs(parser: argparse.ArgumentParser, args: argparse.Namespace, runs: S
     with ThreadPoolExecutor(args.jobs) as workers:
         results = workers.map(lambda run: _make_in_process(train, run, args.data_dir, args.keep, threads), missing)
         for run, result in zip(missing, results, strict=True):
-            print(f"{run.name}, seed {run.seed}: {summarise(result)}", flush=True)
+            keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
+            print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
     write_tables(DOCS)
+    return args
 
 
 def _make_in_process(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
@@ -119,14 +133,3 @@ def _train_with_peak(
     torch.set_num_threads(threads)
     result = train(run, data_dir, keep)
     return result, round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def summarise(result: Result) -> str:
-    """Return the main number of a result as text."""
-    if result.get("test/error") is not None:
-        return f"test error {result['test/error']:.2%}"
-    if result.get("test/log_likelihood") is not None:
-        return f"log p(x) {result['test/log_likelihood']:.2f} nats"
-    if result.get("test/bound") is not None:
-        return f"bound {result['test/bound']:.2f} nats"
-    return f"{result['train_seconds']:.0f} s of training"

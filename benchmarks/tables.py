@@ -342,16 +342,14 @@ def m1_times(docs: Path) -> str:
     return format_table(["what", "time", "test error", "device"], rows)
 
 
-def time_to_error(docs: Path) -> str:
-    stored = load_json(docs / "benchmarks" / "time-to-error.json") or {"results": []}
-    words = {"ours": "this package, `--pure`", "tutorial": "stock Pyro, as in its tutorial"}
+def time_to_error(results: Results) -> str:
     rows = []
-    for one in sorted(stored["results"], key=lambda one: (one["contender"], one["seed"])):
-        reached = next((seconds for seconds, error in one["curve"] if error <= 0.05), None)
-        seconds = f"more than {60 * one['minutes']:.0f}" if reached is None else f"{reached:.0f}"
-        at, least = min(one["curve"], key=lambda point: point[1])
-        cells = [seconds, f"{one['steps']:,}", f"{100 * least:.2f}", f"{at:.0f}"]
-        rows.append([words[one["contender"]], str(one["seed"]), *cells])
+    for name, words in (("time-ours", "this package, `--pure`"), ("time-tutorial", "stock Pyro, as in its tutorial")):
+        for one in results.get(name, []):
+            reached = next((seconds for seconds, error in one["curve"] if error <= 0.05), None)
+            at, least = min(one["curve"], key=lambda point: point[1])
+            cells = ["–" if reached is None else f"{reached:.0f}", f"{one['steps']:,}", f"{100 * least:.2f}"]
+            rows.append([words, str(one["configuration"]["seed"]), *cells, f"{at:.0f}"])
     return format_table(["", "seed", "seconds to 5 % error", "steps", "least error, %", "after seconds"], rows)
 
 
@@ -391,6 +389,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         _CLASSES,
     ),
     "ddgm_icons": ddgm_icons,
+    "time_to_error": time_to_error,
     "ddgm_icons_energies": _table(
         "energy less that of generated icons, nats",
         {"ddgm-icons-default": "preset"},
@@ -407,7 +406,7 @@ def write_tables(docs: Path) -> None:
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
-    tables |= {table.__name__: table(docs) for table in (ddgm_times, m1_times, time_to_error)}
+    tables |= {table.__name__: table(docs) for table in (ddgm_times, m1_times)}
     tables |= make_step_tables(docs / "benchmarks")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
