@@ -4,8 +4,8 @@
 
 This package is ``examples/m2.py --pure --num-labels 3000``. Stock Pyro has the model and settings of the tutorial
 (batches of 200, Adam at 4.2e-4, the auxiliary loss times 46, labelled batches spread over the unlabelled ones) and
-stops at 5 % error or after 45 minutes. Its clock stops while it is evaluated; this package's runs on through evaluations and
-compilation.
+stops at 5 % error or after 45 minutes. Its clock stops while it is evaluated; the clock of this package includes
+evaluations and compilation.
 """
 
 from __future__ import annotations
