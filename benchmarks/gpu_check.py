@@ -61,7 +61,8 @@ class Options:
             x = torch.randint(0, 256, (60_000, 1, 28, 28), generator=generator, dtype=torch.uint8)
             y = torch.arange(60_000) % 10
             kept = y[:50_000].clone()
-            kept[0 if num_labels == "all" else int(num_labels) :] = -1 if num_labels != "all" else kept
+            if num_labels != "all":
+                kept[int(num_labels) :] = -1
             test = {"x_test": x[50_000:], "y_test": y[50_000:]}
             data = SemiSupervisedData.from_arrays(
                 x[:50_000], kept, x_validation=x[:1000], y_validation=y[:1000], **test
