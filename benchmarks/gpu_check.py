@@ -47,6 +47,16 @@ class Options:
     tiny: bool
     data_dir: str | None
 
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device == "cuda"
+
+    def synchronise(self) -> None:
+        """Wait until the device has done its work."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
     def choose(self, full: Any, tiny: Any) -> Any:
         """Return the value for a measurement, or the one for a rehearsal."""
         return tiny if self.tiny else full

@@ -42,12 +42,6 @@ EAGER: dict[str, Any] = {"compile": "eager"}  # arguments of TrainingConfig and 
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "tf32": {}, "bf16": {"precision": "bf16"}}
 
 
-def synchronise(options: Options) -> None:
-    """Wait for the device."""
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _train_m2(options: Options, data: SemiSupervisedData, steps: int, out: Path | None = None, **settings: Any) -> Any:
     """Train pure M2 for a number of steps and return the model and what ``fit`` returned."""
     resume = settings.pop("resume", False)
@@ -71,13 +65,10 @@ def _compare_weights(first: Any, second: Any) -> float:
 def check_everything(report: Report, options: Options) -> None:
     """Compare captured with eager steps and CUDA with the CPU; save, load, resume; watch memory; run pytest."""
     data = options.load()
-    report.try_part("bound, CPU against device", lambda: _check_bound(report, options, data))
-    report.try_part("captured step equals eager", lambda: _check_capture(report, options, data))
-    report.try_part("a model trained here loads on a CPU", lambda: _check_load(report, options, data))
-    report.try_part("resume", lambda: _check_resume(report, options, data))
-    report.try_part("memory over many steps", lambda: _check_memory(report, options))
-    report.try_part("pytest -m gpu", lambda: _check_pytest(report, options))
-    report.try_part("examples/m2.py", lambda: _check_example(report, options))
+    for check in (_check_bound, _check_capture, _check_load, _check_resume):
+        report.try_part(check.__name__, partial(check, report, options, data))
+    for check in (_check_memory, _check_pytest, _check_example):
+        report.try_part(check.__name__, partial(check, report, options))
 
 
 def _check_bound(report: Report, options: Options, data: SemiSupervisedData) -> None:
@@ -142,8 +133,8 @@ def _check_memory(report: Report, options: Options) -> None:
     for number in range(total):
         contender.step(*batches[number % len(batches)])
         if number in (total // 5, total - 1):
-            synchronise(options)
-            sizes.append(torch.cuda.memory_allocated() if options.device == "cuda" else get_resident_memory())
+            options.synchronise()
+            sizes.append(torch.cuda.memory_allocated() if options.cuda else get_resident_memory())
     growth = (sizes[1] - sizes[0]) / 2**20
     report.add(f"growth of memory over {total:,} steps, MiB", growth, "≤ 1", growth <= options.choose(1.0, 50.0))
 
@@ -157,7 +148,7 @@ def _check_pytest(report: Report, options: Options) -> None:
 def _check_example(report: Report, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "examples/m2.py", "--out", f"{folder}/run"]
-        command += ["--cuda"] if options.device == "cuda" else ["--device", "cpu"]
+        command += ["--cuda"] if options.cuda else ["--device", "cpu"]
         command += options.choose(["--data", "mnist"], ["--data", "digits", "--max-minutes", "0.05"])
         place = ["--data-dir", options.data_dir] if options.data_dir and not options.tiny else []
         _run_command(report, "examples/m2.py", command + place)
@@ -186,11 +177,11 @@ def time_step(contender: Contender, batches: list[tuple[Tensor, ...]], options: 
     times: list[float] = []
     ends = time.perf_counter() + options.choose(2.0, 0.2)
     while len(times) < 3 or time.perf_counter() < ends:
-        synchronise(options)
+        options.synchronise()
         started = time.perf_counter()
         for batch in batches:
             contender.step(*batch)
-        synchronise(options)
+        options.synchronise()
         times.append(1000.0 * (time.perf_counter() - started) / len(batches))
     return statistics.median(times)
 
@@ -212,7 +203,7 @@ def _compare_steps(report: Report, options: Options, classes: int, batch: int, p
     given: dict[str, Any] = {"num_classes": classes, "device": options.device, **PRECISIONS[precision]}
     ours = {**given, **(EAGER if options.tiny and precision == "bf16" else {})}  # compilation takes a minute on a CPU
     makers: dict[str, Callable[[], Contender]] = {
-        "PyTorch by hand in a CUDA graph": partial(HandWritten, graph=options.device == "cuda", **given),
+        "PyTorch by hand in a CUDA graph": partial(HandWritten, graph=options.cuda, **given),
         "stock Pyro, as in its tutorial (fp32)": partial(TutorialPyro, **{**given, "precision": "fp32"}),
         "ours, exact": partial(Ours, **ours),
         "ours, top-k": partial(Ours, enumeration="top-k", **ours),
@@ -252,12 +243,12 @@ def _profile_step(report: Report, options: Options, enumeration: str) -> None:
     contender = Ours(num_classes=10, device=options.device, enumeration=enumeration)
     for _ in range(contender.warm_up + 3):
         contender.step(*batch)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if options.device == "cuda" else [])]
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if options.cuda else [])]
     with profile(activities=activities) as profiler:
         for _ in range(10):
             contender.step(*batch)
-        synchronise(options)
-    key = "self_device_time_total" if options.device == "cuda" else "self_cpu_time_total"
+        options.synchronise()
+    key = "self_device_time_total" if options.cuda else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
     for event in events[: options.choose(12, 3)]:
         name = f"profile, {enumeration}: {event.key[:80].replace('|', '/')}"
@@ -316,7 +307,7 @@ def _train_one_m1(report: Report, options: Options, data: SemiSupervisedData, pr
     report.add(f"M1, {prior} prior: seconds of training", run.train_seconds, steps=run.steps, step_mode=run.step_mode)
     samples = options.choose(5000, 20)
     drawn: dict[str, Any] = {"num_samples": samples, "scale": data.scale, "binarisation": "dynamic"}
-    synchronise(options)
+    options.synchronise()
     started = time.perf_counter()
     found = log_likelihood(model, data.x_test, **drawn)
     seconds = time.perf_counter() - started
@@ -368,11 +359,11 @@ def measure_scale(report: Report, options: Options) -> None:
 
 
 def _measure_size(report: Report, options: Options, name: str, enumeration: str, classes: int, batch: int) -> None:
-    if options.device == "cuda":
+    if options.cuda:
         torch.cuda.reset_peak_memory_stats()
     contender = Ours(num_classes=classes, device=options.device, enumeration=enumeration)
     milliseconds = time_step(contender, make_batches(batch, 0, classes, device=options.device, number=4), options)
-    peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else get_resident_memory()
+    peak = torch.cuda.max_memory_allocated() if options.cuda else get_resident_memory()
     text = f"{milliseconds:.3f} ms, {1000 * batch / milliseconds:,.0f} examples/s, {peak / 2**20:,.0f} MiB"
     report.add(name, text, milliseconds=milliseconds, peak_mib=round(peak / 2**20))
 

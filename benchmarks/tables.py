@@ -26,7 +26,6 @@ from table_format import (
     format_table,
     get_values,
     last,
-    load_json,
     load_results,
     lookup,
     mean,
@@ -320,26 +319,15 @@ def ddgm_icons(results: Results) -> str:
 
 # Times
 
-
-def ddgm_times(docs: Path) -> str:
-    found = [load_json(docs / "results" / f"time-ddgm-{name}.json") for name in ("ring", "spiral", "mnist")]
-    minutes = {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)}
-    results: Results = {one["command"]: [one] for one in found if one}
-    columns: dict[str, Column] = {**minutes, "device": lambda group: group[0]["device"]}
-    return build_table(results, "command", {name: f"`{name}`" for name in results}, columns)
-
-
-def m1_times(docs: Path) -> str:
-    likelihood, stack = (load_json(docs / "results" / f"time-{name}.json") for name in ("likelihood", "stack"))
-    rows = []
-    if likelihood:
-        words = f"log p(x) of {likelihood['num_examples']:,} examples by {likelihood['samples']:,} samples each"
-        rows.append([words, f"{likelihood['seconds'] / 60:.1f} minutes", "–", likelihood["device"]])
-    for name, words in (("pure-100", "`--pure`"), ("default-100", "default")) if stack else ():
-        one = stack[name]
-        cells = [f"{one['train_seconds']:.0f} s", f"{100 * one['test/error']:.2f} %", stack["device"]]
-        rows.append([f"training M1+M2 with 100 labels, {words}", *cells])
-    return format_table(["what", "time", "test error", "device"], rows)
+_EXAMPLES = {
+    f"time-{name}": f"`python examples/{file}.py --data {name}`"
+    for name, file in (("ring", "ddgm_2d"), ("spiral", "ddgm_2d"), ("mnist", "ddgm"))
+}
+_M1_TIMES = {
+    "time-likelihood": "log p(x) of 10,000 examples by 5,000 samples each",
+    "time-stack-pure": "training M1+M2 with 100 labels, `--pure`",
+    "time-stack-default": "training M1+M2 with 100 labels, default",
+}
 
 
 def time_to_error(results: Results) -> str:
@@ -390,6 +378,12 @@ TABLES: dict[str, Callable[[Results], str]] = {
     ),
     "ddgm_icons": ddgm_icons,
     "time_to_error": time_to_error,
+    "ddgm_times": _table(
+        "command",
+        _EXAMPLES,
+        {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)},
+    ),
+    "m1_times": _table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),
     "ddgm_icons_energies": _table(
         "energy less that of generated icons, nats",
         {"ddgm-icons-default": "preset"},
@@ -406,7 +400,6 @@ def write_tables(docs: Path) -> None:
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
-    tables |= {table.__name__: table(docs) for table in (ddgm_times, m1_times)}
     tables |= make_step_tables(docs / "benchmarks")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
