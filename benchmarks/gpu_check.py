@@ -138,7 +138,9 @@ class Report:
 
     def write(self) -> None:
         """Write the file."""
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial.replace(self.path)
 
     def finish(self) -> None:
         """Mark the file as complete."""
