@@ -83,9 +83,7 @@ def test_real_images_pass_and_a_single_one_does_not(
         DDGM((1, 8, 8), generator=_Replay(x)), digits, reference[0], num_samples=50, latent_steps=0
     )
     assert not any(name.startswith("refined") for name in drawn)
-    lone = measure_generated_images(
-        DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500
-    )
+    lone = measure_generated_images(DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500)
     assert lone["frechet_distance"] > 5 * real["frechet_floor"]
     assert lone["least_share"] == 0.0
 
