@@ -1,4 +1,4 @@
-"""What every contender of the step benchmark shares: its face, its sizes, its constants."""
+"""What all contenders of the step benchmark share: interface, sizes and constants."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from torch import Tensor
 
 __all__ = ["ALPHA", "LEARNING_RATE", "MNIST", "NUM_LABELLED", "NUM_UNLABELLED", "Contender", "Sizes", "Unavailable"]
 
-
 LEARNING_RATE = 1e-3
-NUM_LABELLED = 100  # rows that the minibatches stand for: MNIST with 100 labels
+NUM_LABELLED = 100  # training examples that minibatches stand for: MNIST with 100 labels
 NUM_UNLABELLED = 49_900
-ALPHA = 10.0  # weight of the labelled rows' mean cross-entropy
+ALPHA = 10.0  # weight of the mean cross-entropy of labelled examples
 
 
 class Unavailable(Exception):
-    """A contender cannot be run here, and why; the reason goes into the table."""
+    """A contender cannot run here, for the reason that the message gives."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths of every network: features of a row, hidden units, latents."""
+    """Widths of every network: pixels of an example, hidden units, latents."""
 
     features: int = 784
     hidden: int = 500
@@ -34,36 +33,43 @@ MNIST = Sizes()
 
 
 class Contender:
-    """One implementation of a training step.
+    """One implementation of a training step of M2.
 
     Args:
         num_classes: Number of classes ``K``.
-        labelled_rows: Labelled rows handed in at each step, 0 for none.
-        device: Where parameters and rows live.
+        device: Device of parameters and batches.
         precision: ``"fp32"``, or ``"bf16"`` for networks under autocast and the bound in float32.
-        seed: Of initial weights and draws.
+        seed: Seed of initial weights and draws.
+        sizes: Widths of the networks.
 
     Raises:
         Unavailable: If it cannot run here.
     """
 
-    any_batch_size = True
-    """Whether steps may differ in their number of rows; not so where a step is recorded."""
-
     warm_up = 1
-    """Steps until a step takes what it will always take."""
+    """Steps before a step takes its usual time."""
 
-    def __init__(self, *, num_classes: int, labelled_rows: int, device: str, precision: str, seed: int) -> None:
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    """Precisions that it is written for."""
+
+    def __init__(
+        self, *, num_classes: int, device: str = "cpu", precision: str = "fp32", seed: int = 0, sizes: Sizes = MNIST
+    ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision!r} must be 'fp32' or 'bf16'.")
+        if precision not in self.precisions:
+            raise Unavailable(f"{type(self).__name__} is written for {', '.join(self.precisions)}")
         pyro.set_rng_seed(seed)
-        self.num_classes = num_classes
-        self.labelled_rows = labelled_rows
+        self.num_classes, self.precision, self.sizes = num_classes, precision, sizes
         self.device = torch.device(device)
-        self.precision = precision
 
     def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take one optimisation step on rows ``(B, features)`` and, where given, labelled rows and classes ``(B_l,)``.
+        """Take one optimisation step.
+
+        Args:
+            x_unlabelled: Unlabelled examples, ``(B, features)``.
+            x_labelled: Labelled examples, ``(B_l, features)``, if any.
+            y_labelled: Their classes, ``(B_l,)``.
 
         Raises:
             NotImplementedError: From this base class.
@@ -72,6 +78,6 @@ class Contender:
 
     def autocast(self) -> torch.autocast:
         """Return the context that networks run in."""
-        # A recorded step must not keep casts of weights beyond the step, so none are kept anywhere.
+        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

@@ -1,30 +1,24 @@
-"""Train DDGM on points, digits and icons, by the default recipe and by that of the source document, and measure both.
+"""Train DDGM on points, digits and icons by the package's presets and by the settings of its source, and measure both.
 
-    python benchmarks/ddgm.py --jobs 2                       # every row: ring, spiral, MNIST, class energies; hours
+    python benchmarks/ddgm.py --jobs 2                              # ring, spiral, MNIST, energies of classes: hours
     python benchmarks/ddgm.py --only ring-default --only ring-source
-    python benchmarks/ddgm.py --icons DIR --only icons-default   # a folder of pictures, at 64x64
-    python benchmarks/ddgm.py --table                        # only rewrite docs/results_ddgm.md
+    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the pictures
 
-Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not run again.
-With --keep DIR, models and figures are kept under DIR/NAME-SEED; an interrupted run goes on from there, and one whose
-result is missing is measured again without training. A run that collapses or diverges is kept too, and says so.
+Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not made again.
+With --keep DIR, models and figures are kept below DIR; an interrupted run continues from there, and one whose result is
+missing is measured again without training. The result of a run that fails says how it failed.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
-from ddgm_source import source_parts, start
-from results_page_ddgm import SHEETS, write_page
-from runs import add_flags, digest, make
+from ddgm_source import initialise, source_networks
+from runs import RESULTS, Result, Run, main
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,6 +30,7 @@ from pyro_ssvae import (
     TrainingConfig,
     TrainingFailedError,
     fit,
+    report,
 )
 from pyro_ssvae.data import make_toy_data, prepare
 from pyro_ssvae.data.preparation import convert_images
@@ -44,134 +39,109 @@ from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
-from pyro_ssvae.training import report
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-IMAGE = (1, 28, 28)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the page, for one seed."""
-
-    name: str
-    seed: int
-    data: str
-    recipe: Preset
-    num_labels: int = 0
-
-    @property
-    def path(self) -> Path:
-        """Where its result is kept: the name holds a hash of every setting, defaults included."""
-        model = build(self, (2,) if self.data in TOY_DATASETS else (3, 64, 64) if self.data == "icons" else IMAGE)
-        objective = EnergyObjective(model, num_unlabelled=1, num_labelled=self.num_labels, **self.recipe.objective)
-        settings = {
-            **asdict(self),
-            "model": [str(model), model.energy_net.sigma],
-            "objective": objective.config(),
-            "training": TrainingConfig(**self.recipe.training).to_dict(),
-        }
-        return RESULTS / f"ddgm-{self.name}-seed{self.seed}-{digest(settings)}.json"
+FIGURES = {"mnist-default": ("samples", "nearest"), "mnist-source": ("samples",), "icons-default": ("nearest",)}
+"""Figures of images that the page shows, by configuration."""
 
 
-def rows(seeds: int) -> list[Row]:
-    """Return every row, the most wanted first; ``seeds`` of points in the plane, three of images at most."""
-    source_of_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
-    some = min(seeds, 3)
+def configurations(seeds: int | None = None) -> list[Run]:
+    """Return every run; ``seeds`` (5 by default) for points in the plane, three at most for images."""
+    all_seeds = range(5 if seeds is None else seeds)
+    few = all_seeds[:3]
+    source_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
     return [
-        *(Row(f"{data}-default", seed, data, DDGM_TOY) for data in TOY_DATASETS for seed in range(seeds)),
-        *(Row("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in range(some)),
-        *(Row(f"{data}-source", seed, data, DDGM_SOURCE) for data in TOY_DATASETS for seed in range(seeds)),
-        *(Row("mnist-source", seed, "mnist", source_of_images) for seed in range(some)),
-        *(Row("classes", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
-        *(Row("classes-labels-alone", seed, "mnist", DDGM_IMAGES, num_labels=100) for seed in range(some)),
-        Row("icons-default", 0, "icons", DDGM_PHOTOS),
+        *(_configure(f"{data}-default", seed, data, DDGM_TOY) for data in TOY_DATASETS for seed in all_seeds),
+        *(_configure("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in few),
+        *(_configure(f"{data}-source", seed, data, DDGM_SOURCE) for data in TOY_DATASETS for seed in all_seeds),
+        *(_configure("mnist-source", seed, "mnist", source_images) for seed in few),
+        *(_configure("classes", seed, "mnist", DDGM_IMAGES, 100) for seed in few),
+        *(_configure("classes-labels-alone", seed, "mnist", DDGM_IMAGES, 100) for seed in few),
+        _configure("icons-default", 0, "icons", DDGM_PHOTOS),
     ]
 
 
-def build(row: Row, event_shape: tuple[int, ...]) -> DDGM:
-    """Return the model of a row."""
-    options: dict[str, Any] = {**row.recipe.model, "num_classes": 10 if row.num_labels else None}
-    if row.name.endswith("-source"):
-        options |= source_parts(event_shape)
+def _configure(name: str, seed: int, data: str, preset: Preset, num_labels: int = 0) -> Run:
+    options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
+    return Run("ddgm", name, seed, data, num_labels, preset.model, preset.objective, preset.training, options)
+
+
+def build_model(run: Run, event_shape: tuple[int, ...]) -> DDGM:
+    """Return the model of a run."""
+    options: dict[str, Any] = {**run.model, "num_classes": 10 if run.num_labels else None}
+    if run.options["source_networks"]:
+        options |= source_networks(event_shape)
     return DDGM(event_shape, **options)
 
 
-def train(icons: str | None, row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
-    """Train one row and return its result."""
-    torch.set_num_threads(threads)
-    data, known = load(row, icons, data_dir)
-    pyro.set_rng_seed(row.seed)
-    model = build(row, data.event_shape)
-    if row.name.endswith("-source"):
-        start(model, prepare(data.x[:1000], scale=data.scale))
-    described = {"row": asdict(row)}
-    if row.name.endswith("labels-alone"):
-        return described | train_on_labels(model, data, TrainingConfig(**row.recipe.training))
-    objective = EnergyObjective.for_data(model, data, **row.recipe.objective)
-    out = Path(keep) / f"{row.name}-{row.seed}" if keep else None
-    config, started = TrainingConfig(seed=row.seed, **row.recipe.training), time.perf_counter()
+def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    """Train one run and return its result."""
+    data, with_labels = load_data(run, data_dir)
+    pyro.set_rng_seed(run.seed)
+    model = build_model(run, data.event_shape)
+    if run.options["source_networks"]:
+        initialise(model, prepare(data.x[:1000], scale=data.scale))
+    if run.options["labels_only"]:
+        return train_on_labels(model, data, TrainingConfig(**run.training))
+    objective = EnergyObjective.for_data(model, data, **run.objective)
+    out, started = run.folder(keep), time.perf_counter()
+    config = TrainingConfig(seed=run.seed, **run.training)
     try:
-        run = fit(objective, data, config, out=out, resume=out is not None and out.exists())
-        described |= {**report(objective, data, run, seed=row.seed), "curves": run.metrics}
+        trained = fit(objective, data, config, out=out, resume=out is not None and out.exists())
+        result = {**report(objective, data, trained), "curves": trained.metrics}
     except (TrainingFailedError, NonFiniteLossError) as problem:
         seconds = round(time.perf_counter() - started, 1)
-        described |= {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
+        result = {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
     if not all(bool(part.isfinite().all()) for part in model.parameters()):
-        return described
-    if row.seed == 0:  # those that the page shows
-        draw(model, data, row)
-    if row.data in TOY_DATASETS:
-        return described | measure_toy_model(model, row.data, seed=row.seed)
-    return described | measure_image_model(model, data, known, others=load_others(row, data, data_dir), seed=row.seed)
+        return result
+    if run.seed == 0:  # the page shows figures of this seed
+        draw_figures(model, data, run)
+    if run.data in TOY_DATASETS:
+        return result | measure_toy_model(model, run.data, seed=run.seed)
+    others = load_others(run, data, data_dir)
+    return result | measure_image_model(model, data, with_labels, others=others, seed=run.seed)
 
 
-def load_others(row: Row, data: SemiSupervisedData, data_dir: str | None) -> dict[str, Tensor]:
-    """Return images that are no digits, as a model of digits would see them."""
-    if row.data != "mnist":
+def load_others(run: Run, data: SemiSupervisedData, data_dir: str | None) -> dict[str, Tensor]:
+    """Return images of another data set, in the shape and pixel values of the training images."""
+    if run.data != "mnist":
         return {}
     others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
     x = convert_images(prepare(others.x_test, scale=others.scale), data.event_shape)
-    return {others.name: prepare(x, binarisation="threshold") if row.name == "mnist-source" else x}
+    return {others.name: prepare(x, binarisation="threshold") if run.name == "mnist-source" else x}
 
 
-def load(row: Row, icons: str | None, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
-    """Return the data of a row, and the same with all its labels for the judge of digits."""
-    if row.data in TOY_DATASETS:
-        return make_toy_data(row.data, seed=row.seed), None
-    if row.data == "icons":
-        assert icons is not None  # else there is no such row
-        return SemiSupervisedData.from_folder(icons, image_size=64).without_labels(), None
+def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
+    """Return the data of a run, and for digits the same data with all labels, for the reference classifier."""
+    if run.data in TOY_DATASETS:
+        return make_toy_data(run.data, seed=run.seed), None
+    if run.data == "icons":
+        assert data_dir is not None, "icons-default needs --data-dir with a folder of pictures"
+        return SemiSupervisedData.from_folder(data_dir, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
-    if row.name == "mnist-source":  # trained, and judged, on pixels that are on or off
-        known = replace(known, **{name: _on_or_off(getattr(known, name)) for name in ("x", "x_validation", "x_test")})
-    if row.num_labels:
-        return SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir), known
+    if run.name == "mnist-source":  # trained and measured on binary pixels
+        known = replace(known, **{name: _binarise(getattr(known, name)) for name in ("x", "x_validation", "x_test")})
+    if run.num_labels:
+        return SemiSupervisedData.from_name("mnist", num_labels=run.num_labels, seed=run.seed, data_dir=data_dir), known
     return known.without_labels(), known
 
 
-def _on_or_off(x: Tensor) -> Tensor:
+def _binarise(x: Tensor) -> Tensor:
     return torch.where(x > 127, 255, 0).to(x)
 
 
-def draw(model: DDGM, data: SemiSupervisedData, row: Row) -> None:
-    """Draw what the page shows of a row: points over the energy, or sheets of images."""
-    stem = f"ddgm-{row.name}-seed{row.seed}"
-    if row.data in TOY_DATASETS:
-        save_figure(plot_landscape(model, data.x_test), RESULTS / f"{stem}-landscape.png")
-        return
-    sheets = {
-        "samples": lambda: plot_generated(model),
-        "nearest": lambda: plot_nearest(model, prepare(data.x, scale=data.scale)),
-    }
-    for kind in SHEETS.get(row.name, {}):
-        save_figure(sheets[kind](), RESULTS / f"{stem}-{kind}.png")
+def draw_figures(model: DDGM, data: SemiSupervisedData, run: Run) -> None:
+    """Draw what the page shows of a run: points over the energy, or generated images."""
+    if run.data in TOY_DATASETS:
+        save_figure(plot_landscape(model, data.x_test), RESULTS / f"{run.stem}-landscape.png")
+    for kind in FIGURES.get(run.name, ()):
+        nearest = kind == "nearest"
+        figure = plot_nearest(model, prepare(data.x, scale=data.scale)) if nearest else plot_generated(model)
+        save_figure(figure, RESULTS / f"{run.stem}-{kind}.png")
 
 
-def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfig, steps: int = 3000) -> dict[str, Any]:
-    """Train the same network on the labelled rows alone, all of them at every step; the best step by validation."""
-    x = prepare(data.x[data.labelled_index], scale=data.scale)
-    y = data.y[data.labelled_index]
+def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfig, steps: int = 3000) -> Result:
+    """Train the same network on the labelled examples alone, all of them in every step; validation picks the step."""
+    x, y = prepare(data.x[data.labelled_index], scale=data.scale), data.y[data.labelled_index]
     optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=config.learning_rate)
     best, chosen, started = 1.0, 1.0, time.perf_counter()
     curves: list[dict[str, float]] = []
@@ -181,28 +151,17 @@ def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfi
         loss.backward()
         optimizer.step()
         if (step + 1) % 100 == 0:
-            validation = _error(model, data.x_validation, data.y_validation, data.scale)
-            curves.append({"step": step + 1, "validation_error": validation})
-            if validation < best:
-                best, chosen = validation, _error(model, data.x_test, data.y_test, data.scale)
+            error = _error(model, data.x_validation, data.y_validation, data.scale)
+            curves.append({"step": step + 1, "val/error": error})
+            if error < best:
+                best, chosen = error, _error(model, data.x_test, data.y_test, data.scale)
     seconds = round(time.perf_counter() - started, 1)
-    return {"validation_error": best, "test_error": chosen, "train_seconds": seconds, "curves": curves}
+    return {"val/error": best, "test/error": chosen, "train_seconds": seconds, "curves": curves}
 
 
 def _error(model: DDGM, x: Tensor, y: Tensor, scale: float) -> float:
     return float((model.predict(prepare(x, scale=scale)).cpu() != y).double().mean())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, metavar="K", help="seeds 0 to K-1 of each row")
-    parser.add_argument("--icons", metavar="DIR", help="a folder of pictures for the row of icons")
-    add_flags(parser)
-    args = parser.parse_args()
-    wanted = [row for row in rows(args.seeds) if args.icons or row.data != "icons"]
-    make(parser, args, wanted, partial(train, args.icons))
-    write_page(RESULTS)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

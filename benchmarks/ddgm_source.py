@@ -1,9 +1,8 @@
-"""Networks of the source document's DDGM (musyoku, in Chainer), and the weights they start from.
+"""Networks of the DDGM of the source document (musyoku, in Chainer), and their initial weights.
 
-The start decides: from the usual one of linear layers, the same recipe follows the ring from mode to mode, and covers
-some of them. Energies here are weight-normalised, with small directions, which therefore turn fast, and scales and
-shifts by which every unit has mean 0 and variance 1 over a first batch (Salimans & Kingma, Weight Normalization, 2016,
-https://arxiv.org/abs/1602.07868, section 3).
+The initialisation matters: with the default one of linear layers, the same settings cover only some modes of the ring.
+The energy networks are weight-normalised; each unit's scale and shift are set so that it has mean 0 and variance 1 on a
+first batch (Salimans & Kingma, Weight Normalization, 2016, https://arxiv.org/abs/1602.07868, section 3).
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from torch.nn.utils.parametrize import is_parametrized
 from pyro_ssvae import DDGM
 from pyro_ssvae.networks import MLPFeatures, MLPGenerator, SoftplusExperts
 
-_STD = 0.05  # of every weight
+_STD = 0.05  # of the initial weights
 
 
-class _Noisy(nn.Module):
-    """Adds noise to what an energy sees in training, as the source document does for digits."""
+class _InputNoise(nn.Module):
+    """Add Gaussian noise to the input in training mode, as the source does for digits."""
 
     def __init__(self, noise: float) -> None:
         super().__init__()
         self.noise = noise
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return noisy rows in training mode, and rows as they are otherwise."""
+        """Return noisy inputs in training mode, and the inputs themselves otherwise."""
         return x + self.noise * torch.randn_like(x) if self.training else x
 
 
-def source_parts(event_shape: Sequence[int]) -> dict[str, Any]:
-    """Return arguments of DDGM: for points in the plane, or for images."""
+def source_networks(event_shape: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments of DDGM for points in the plane or for images."""
     if len(event_shape) == 1:
         return {
             "features": MLPFeatures(event_shape, (128,), 128),
@@ -46,39 +45,39 @@ def source_parts(event_shape: Sequence[int]) -> dict[str, Any]:
     return {
         "latent_dim": 10,
         "prior": "uniform",
-        "features": nn.Sequential(_Noisy(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128)),
+        "features": nn.Sequential(_InputNoise(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128)),
         "experts": weight_norm(SoftplusExperts(128, 128)),
         "generator": MLPGenerator(10, event_shape, (500, 500), output="sigmoid"),
     }
 
 
 @torch.no_grad()
-def start(model: DDGM, x: Tensor) -> None:
-    """Give a model with :func:`source_parts` the weights that the source starts from.
+def initialise(model: DDGM, x: Tensor) -> None:
+    """Set the initial weights of a model with :func:`source_networks`.
 
     Args:
-        model: The model.
+        model: The model, changed in place.
         x: A first batch of data, ``(B, *event_shape)``, scaled as in training.
     """
-    for part in model.generator.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=_STD)
-            nn.init.zeros_(part.bias)
+    for layer in model.generator.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=_STD)
+            nn.init.zeros_(layer.bias)
     net = model.train().energy_net
-    for layer in net.modules():
+    for layer in net.modules():  # in order: a layer's input depends on the layers before it
         if isinstance(layer, nn.Linear) and is_parametrized(layer):
             _normalise(layer, net, x)
 
 
 def _normalise(layer: Any, net: nn.Module, x: Tensor) -> None:
-    """Give the units of a weight-normalised layer mean 0 and variance 1 on ``x``; those before it have theirs."""
+    """Set scales and shifts of a weight-normalised layer so that its units have mean 0 and variance 1 on ``x``."""
     scale, direction = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
     nn.init.normal_(direction, std=_STD)
     scale.fill_(1.0)
-    seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     net(x)
     handle.remove()
-    units = F.linear(seen[0], layer.weight)
+    units = F.linear(inputs[0], layer.weight)
     scale.div_(units.std(0).unsqueeze(-1))
     layer.bias.copy_(-units.mean(0) / units.std(0))

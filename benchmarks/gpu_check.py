@@ -1,187 +1,173 @@
-"""Run the whole GPU side in one go and print a table for docs/benchmarks.md.
+"""Measure everything that a GPU is for, in six pieces of at most 8 minutes each; most important first.
 
-    python benchmarks/gpu_check.py [--data-dir DIR]
-    python benchmarks/gpu_check.py --m1      # M1 alone: log p(x) of every row of benchmarks/mnist_m1.py that has one
-    python benchmarks/gpu_check.py --ddgm    # DDGM alone: ring and MNIST, the default rows of benchmarks/ddgm.py
+    python benchmarks/gpu_check.py --only tests --data-dir DIR    # captured steps, CPU, resume, memory
+    python benchmarks/gpu_check.py --only step --data-dir DIR     # a training step against stock Pyro and by hand
+    python benchmarks/gpu_check.py --only train --data-dir DIR    # pure M2, 500 epochs of MNIST: seconds and error
+    python benchmarks/gpu_check.py --only m1 --data-dir DIR       # M1, and log p(x) of 10,000 examples by 5,000 samples
+    python benchmarks/gpu_check.py --only ddgm --data-dir DIR     # DDGM on MNIST and on the ring
+    python benchmarks/gpu_check.py --only scale --data-dir DIR    # classes and batch sizes: speed and memory
 
-It runs the tests marked ``gpu``; trains one epoch of M2 by the default recipe and 500 epochs of pure M2 in batches of
-200 on MNIST (on random pixels where MNIST is not at hand, which costs the same); and reports milliseconds per eager
-step, memory, host synchronisations per step, how steps ran, and by how much the bound on CUDA differs from the bound on
-the CPU (it must agree to 1e-4 relative). At last it runs ``benchmarks/step.py --device cuda``, which writes its own
-table: stock Pyro, PyTorch by hand with and without a CUDA graph, and ours. Exits with status 1 where a check fails.
-Under --m1 and --ddgm the rows train by the schedules that they have on the CPU; under --m1 10,000 test rows are
-estimated with 5,000 samples each.
+Without --only, all pieces run in this order. Each prints its table line by line and writes it to OUT/PIECE.json after
+every line, so that nothing measured is lost when the piece is interrupted or a later part fails. A part that fails is a
+line of the table; the exit status is 1 if a part failed or missed its target. ``--device cpu --tiny`` rehearses a piece
+on a CPU within two minutes.
+
+Needs this checkout, the dependencies of the package (on a machine without a network: their wheels, installed with
+``pip install --no-index --no-deps --target`` into a folder on PYTHONPATH), pytest for one part of ``tests``, and MNIST
+as four gzipped idx files, 11.6 MB in all, in DIR/MNIST/raw: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and
+their t10k companions. Without MNIST the pieces run on random pixels, which cost the same, and errors mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import json
 import sys
 import time
-import warnings
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import pyro
 import torch
+from machine import describe
 
-from pyro_ssvae import M2, DataUnavailableError, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.data import BatchStream
-from pyro_ssvae.presets import PURE
+from pyro_ssvae import DataUnavailableError, SemiSupervisedData
 
 ROOT = Path(__file__).parents[1]
+MINUTES = 8.0  # per piece; parts that would start later are left out
 
 
-def load(data_dir: str | None) -> SemiSupervisedData:
-    try:
-        return SemiSupervisedData.from_name("mnist", data_dir=data_dir)
-    except DataUnavailableError as error:
-        print(f"{error} Using random pixels instead.", file=sys.stderr)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randint(0, 256, (50_000, 1, 28, 28), generator=generator, dtype=torch.uint8)
-        y = torch.full((50_000,), -1)
-        y[:100] = torch.arange(100) % 10
-        return SemiSupervisedData.from_arrays(x, y, x_validation=x[:1000], y_validation=torch.arange(1000) % 10)
+@dataclass(frozen=True)
+class Options:
+    """Where and how large the pieces run."""
 
+    device: str
+    tiny: bool
+    data_dir: str | None
 
-def agreement(data: SemiSupervisedData) -> float:
-    """Return the relative difference of the bound between CPU and CUDA, with the same draws of z."""
-    pyro.set_rng_seed(0)
-    model = M2(data.event_shape, data.num_classes)
-    x = data.x[:200].float() / data.scale
-    noise = torch.randn(model.num_classes, 200, model.latent_dim)
-    bounds = []
-    for device in ("cpu", "cuda"):
-        twin = model.to(device)
-        rows, eps = x.to(device), noise.to(device)
-        classes = torch.arange(model.num_classes, device=device)[:, None]
-        with torch.no_grad():
-            qz = twin.encode(rows, classes)
-            z = qz.base_dist.loc + qz.base_dist.scale * eps
-            bound = twin.decode(classes, z).log_prob(rows) + twin.prior().log_prob(z) - qz.log_prob(z)
-            qy = twin.classify(rows).softmax(-1).T
-            bounds.append(float((qy * (bound - qy.log())).sum(0).mean()))
-    return abs(bounds[0] - bounds[1]) / abs(bounds[0])
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device == "cuda"
 
+    def synchronise(self) -> None:
+        """Wait until the device has done its work."""
+        if self.cuda:
+            torch.cuda.synchronize()
 
-def step_time(data: SemiSupervisedData, steps: int = 200) -> tuple[float, int]:
-    """Return milliseconds per training step on CUDA and the number of host synchronisations in one step."""
-    pyro.set_rng_seed(0)
-    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data).to("cuda")
-    optimizer = torch.optim.AdamW(objective.parameters(), fused=True)
-    stream = BatchStream(data, device="cuda")
+    def choose(self, full: Any, tiny: Any) -> Any:
+        """Return the value for a measurement, or the one for a rehearsal."""
+        return tiny if self.tiny else full
 
-    def step() -> None:
-        objective(next(stream)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    for _ in range(20):
-        step()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    torch.cuda.synchronize()
-    milliseconds = 1000 * (time.perf_counter() - started) / steps
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        step()
-        torch.cuda.set_sync_debug_mode("default")
-    return milliseconds, sum("synchroniz" in str(warning.message) for warning in caught)
-
-
-def one_epoch(data: SemiSupervisedData) -> tuple[float, float]:
-    """Return seconds of one epoch of training, evaluation included, and the peak of allocated memory in MiB."""
-    torch.cuda.reset_peak_memory_stats()
-    pyro.set_rng_seed(0)
-    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, data.num_classes), data)
-    run = fit(objective, data, TrainingConfig(device="cuda", max_epochs=1), progress=False)
-    return run.train_seconds, torch.cuda.max_memory_allocated() / 2**20
-
-
-def many_epochs(data: SemiSupervisedData, epochs: int = 500) -> tuple[float, str]:
-    """Return seconds of many epochs of pure M2 with a few evaluations, and how its steps ran."""
-    pyro.set_rng_seed(0)
-    model = M2(data.event_shape, data.num_classes, **PURE.model)
-    objective = SemiSupervisedELBO.for_data(model, data, pure=True, **PURE.objective)
-    changes = {"device": "cuda", "max_epochs": epochs, "batch_size": 200, "evaluate_every": 25_000}
-    run = fit(objective, data, TrainingConfig(**PURE.training | changes), progress=False)
-    return run.train_seconds, run.step_mode if run.why_eager is None else f"eager: {run.why_eager}"
-
-
-def print_table(rows: dict[str, str]) -> None:
-    print("\n| check | value |\n| --- | --- |")
-    for name, value in rows.items():
-        print(f"| {name} | {value} |")
-
-
-def m1_rows(data_dir: str | None) -> dict[str, str]:
-    """Train the rows of M1 that are measured by log p(x), and return what they reach and how long that takes."""
-    import mnist_m1
-
-    found = {}
-    for row in mnist_m1.rows():
-        if row.samples == mnist_m1.SAMPLES:
-            result = mnist_m1.train(row, data_dir, None, torch.get_num_threads())
-            found[f"M1, {row.words}: -log p(x), nats"] = (
-                f"{-result['test_log_likelihood']:.2f} ± {result['test_log_likelihood_error']:.2f} after "
-                f"{result['train_seconds']:.0f} s of training, {result['likelihood_seconds']:.0f} s of estimating"
+    def load(self, num_labels: int | str = 100) -> SemiSupervisedData:
+        """Return MNIST, or random pixels if it is not there; 2,000 examples of it in a rehearsal."""
+        try:
+            data = SemiSupervisedData.from_name("mnist", num_labels=num_labels, data_dir=self.data_dir)
+        except DataUnavailableError as error:
+            print(f"{error} Using random pixels instead.", file=sys.stderr)
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randint(0, 256, (60_000, 1, 28, 28), generator=generator, dtype=torch.uint8)
+            y = torch.arange(60_000) % 10
+            kept = y[:50_000].clone()
+            if num_labels != "all":
+                kept[int(num_labels) :] = -1
+            test = {"x_test": x[50_000:], "y_test": y[50_000:]}
+            data = SemiSupervisedData.from_arrays(
+                x[:50_000], kept, x_validation=x[:1000], y_validation=y[:1000], **test
             )
-    return found
+        if not self.tiny:
+            return data
+        order = torch.cat([data.labelled_index[:500], (data.y < 0).nonzero()[:, 0]])[:2000]
+        held_out = {name: getattr(data, name)[:100] for name in ("x_validation", "y_validation", "x_test", "y_test")}
+        return replace(data, x=data.x[order], y=data.y[order], split=None, **held_out)
 
 
-def ddgm_rows(data_dir: str | None) -> dict[str, str]:
-    """Train the ring and MNIST, and return what they reach and how long that takes."""
-    import ddgm
+class Report:
+    """The table of a piece, printed and written to a file line by line.
 
-    measures = ("high_quality", "total_variation", "energy_distance", "frechet_distance", "frechet_floor", "confidence")
-    found = {}
-    for row in ddgm.rows(2):
-        if row.name in ("ring-default", "mnist-default") and row.seed == 1:  # seed 0 would draw the page's figures anew
-            result = ddgm.train(None, row, data_dir, None, torch.get_num_threads())
-            values = ", ".join(f"{name} {result[name]:.3f}" for name in measures if name in result)
-            found[f"DDGM, {row.name}"] = f"{values}; {result['train_seconds']:.0f} s, steps as {result['step_mode']}"
-    return found
+    Args:
+        piece: Name of the piece.
+        folder: Folder of ``PIECE.json``.
+        options: Where the piece runs.
+    """
+
+    def __init__(self, piece: str, folder: Path, options: Options) -> None:
+        self.path, self.started = folder / f"{piece}.json", time.perf_counter()
+        self.content: dict[str, Any] = {"piece": piece, "tiny": options.tiny, "machine": describe(options.device)}
+        self.lines: list[dict[str, Any]] = []
+        self.content |= {"finished": False, "lines": self.lines}
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"\n## {piece}: {self.content['machine']}\n\n| what | value | target |\n| --- | --- | --- |", flush=True)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part failed or missed its target."""
+        return any(line["passed"] is False for line in self.lines)
+
+    def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
+        """Add a line.
+
+        Args:
+            what: What was measured.
+            value: The value, as text or number; numbers are printed with four digits.
+            target: What it should be.
+            passed: Whether it is, or ``None`` if there is no target.
+            **more: Further entries of the line in the file, JSON-ready.
+        """
+        line = {"what": what, "value": value, "target": target, "passed": passed}
+        self.lines.append({**line, "at_second": round(time.perf_counter() - self.started, 1), **more})
+        verdict = "" if passed is None else " (met)" if passed else " (**missed**)"
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        print(f"| {what} | {text} | {target}{verdict} |", flush=True)
+        self.write()
+
+    def try_part(self, name: str, part: Callable[[], None]) -> None:
+        """Run a part of the piece; an exception becomes a line, and no part starts after the time of the piece."""
+        if time.perf_counter() - self.started > 60.0 * MINUTES:
+            self.add(name, f"not run: {MINUTES:g} minutes are over")
+            return
+        try:
+            part()
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.add(name, text, "runs", False, traceback=traceback.format_exc())
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def write(self) -> None:
+        """Write the file."""
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial.replace(self.path)
+
+    def finish(self) -> None:
+        """Mark the file as complete."""
+        self.content["finished"] = True
+        self.write()
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    from gpu_pieces import PIECES
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument("--m1", action="store_true", help="train and estimate M1 instead")
-    parser.add_argument("--ddgm", action="store_true", help="train DDGM instead")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("error: PyTorch finds no CUDA device here; this check needs one.", file=sys.stderr)
-        return 2
-    if args.m1:
-        print_table({"device": torch.cuda.get_device_name(), **m1_rows(args.data_dir)})
-        return 0
-    if args.ddgm:
-        print_table({"device": torch.cuda.get_device_name(), **ddgm_rows(args.data_dir)})
-        return 0
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu"], cwd=ROOT)
-    data = load(args.data_dir)
-    difference = agreement(data)
-    milliseconds, synchronisations = step_time(data)
-    seconds, memory = one_epoch(data)
-    long_seconds, mode = many_epochs(data)
-    rows = {
-        "device": torch.cuda.get_device_name(),
-        "PyTorch": torch.__version__,
-        "tests marked gpu": "passed" if tests.returncode == 0 else f"failed (status {tests.returncode})",
-        "bound, CPU against CUDA, relative": f"{difference:.1e}",
-        "milliseconds per step, eager": f"{milliseconds:.2f}",
-        "host synchronisations per step": str(synchronisations),
-        "one epoch with evaluations, seconds": f"{seconds:.1f}",
-        "peak of allocated memory, MiB": f"{memory:.0f}",
-        "500 epochs of pure M2, seconds": f"{long_seconds:.1f}",
-        "steps ran as": mode,
-    }
-    print_table(rows)
-    steps = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "step.py"), "--device", "cuda"])
-    return 0 if tests.returncode == steps.returncode == 0 and difference < 1e-4 else 1
+    parser.add_argument("--only", action="append", choices=PIECES, help="run this piece alone; repeatable")
+    parser.add_argument("--out", type=Path, default=Path("gpu_results"), metavar="DIR", help="folder of the results")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of MNIST (else PYRO_SSVAE_DATA, else a cache)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="rehearse: few steps, small models")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device here; rehearse with --device cpu --tiny.")
+    options = Options(args.device, args.tiny, args.data_dir)
+    failed = False
+    for name in args.only or PIECES:
+        report = Report(name, args.out, options)
+        PIECES[name](report, options)
+        report.finish()
+        failed |= report.failed
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,30 @@
-"""Train M2 on MNIST with every label, and classify test rows by Bayes' rule, p(y|x) ∝ p(y) p(x|y), beside q(y|x).
+"""Train M2 on MNIST with every label; classify test examples by Bayes' rule, p(y|x) ∝ p(y) p(x|y), and by q(y|x).
 
-    python benchmarks/mnist_bayes.py            # three quarters of an hour on one core
-    python benchmarks/mnist_bayes.py --table    # only rewrite docs/results_m1.md
+    python benchmarks/mnist_bayes.py            # 50 minutes on one core
 
-log p(x|y) is estimated by importance sampling from q(z|x,y). The first layer of the decoder has weights of its own for
-each class, and the training rows are joined by copies under small affine maps. The finished run is kept as
-docs/results/NAME-HASH.json and is not run again.
+log p(x|y) is estimated by importance sampling from q(z|x,y). The first layer of the decoder has separate weights for
+each class, and the training set is extended by copies of its examples under small affine maps. The result is kept as
+docs/results/NAME-HASH.json and is not made again.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
-from results_page_m1 import write_page
-from runs import digest, make_all
+from runs import Result, Run, main
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit, report
 from pyro_ssvae.evaluation import LogLikelihood, log_likelihood
 from pyro_ssvae.networks import ACTIVATIONS, MLP
 from pyro_ssvae.objectives import AffineAugmentation
 from pyro_ssvae.presets import PURE
-from pyro_ssvae.training import report
-
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
-
-
-@dataclass(frozen=True)
-class Row:
-    """The row."""
-
-    name: str = "bayes"
-    seed: int = 0
-    samples: int = 500
-    validation_samples: int = 50
-    validation_rows: int = 2500
-    copies: int = 9  # of each training row, augmented, beside itself
-    strength: float = 0.4  # of their affine maps
-    model: dict[str, Any] = field(default_factory=lambda: PURE.model | {"hidden_dims": [500, 500]})
-    training: dict[str, Any] = field(
-        default_factory=lambda: (
-            PURE.training
-            | {"max_epochs": 13, "labelled_batch_size": 100, "learning_rate": 2e-3}
-            | {"kl_warmup": 0.0, "kl_peak": 1.0, "binarisation": "none"}
-        )
-    )
-
-    @property
-    def path(self) -> Path:
-        """Where its result is kept: the name holds a hash of every setting, defaults included."""
-        model = build(self, (1, 28, 28), 10)
-        settings = {
-            **asdict(self),
-            "model": model.config(),
-            "objective": SemiSupervisedELBO(model, num_labelled=1, num_unlabelled=0).config(),
-            "training": TrainingConfig(**self.training).to_dict(),
-        }
-        return RESULTS / f"m2-{self.name}-{digest(settings)}.json"
 
 
 class ClassDecoder(nn.Module):
@@ -88,17 +49,34 @@ class ClassDecoder(nn.Module):
         return output
 
 
-def build(row: Row, event_shape: tuple[int, ...], num_classes: int) -> M2:
-    """Return the model of the row."""
-    latent_dim = row.model.get("latent_dim", 50)
-    sizes = row.model["hidden_dims"][::-1]
-    activation = row.model["activation"]
+def configurations(seeds: int | None = None) -> list[Run]:
+    """Return both runs: the published one, and a shorter one with fewer copies that came before it.
+
+    Their options are the numbers of importance samples per class, for test and for validation examples, the number of
+    validation examples, and how many copies of each training example are added, by affine maps of which strength.
+    """
+    options = {"samples": 500, "validation_samples": 50, "num_validation": 2500, "strength": 0.4}
+    changes = {"labelled_batch_size": 100, "learning_rate": 2e-3, "binarisation": "none"}
+    training = PURE.training | changes | {"kl_warmup": 0.0, "kl_peak": 1.0}
+    model = PURE.model | {"hidden_dims": [500, 500]}
+
+    def configure(name: str, copies: int, epochs: int) -> Run:
+        settings = {"training": training | {"max_epochs": epochs}, "options": options | {"copies": copies}}
+        return Run("m2", name, num_labels="all", model=model, **settings)
+
+    return [configure("bayes", 9, 13), configure("bayes-earlier", 4, 11)]
+
+
+def build_model(run: Run, event_shape: tuple[int, ...], num_classes: int) -> M2:
+    """Return the model of the run."""
+    latent_dim = run.model.get("latent_dim", 50)
+    sizes, activation = run.model["hidden_dims"][::-1], run.model["activation"]
     decoder = ClassDecoder(latent_dim, num_classes, math.prod(event_shape), sizes, activation)
-    return M2(event_shape, num_classes, decoder=decoder, **row.model)
+    return M2(event_shape, num_classes, decoder=decoder, **run.model)
 
 
-def with_copies(data: SemiSupervisedData, copies: int, strength: float, seed: int) -> SemiSupervisedData:
-    """Return the data with augmented copies of each training row, which carry its label."""
+def add_copies(data: SemiSupervisedData, copies: int, strength: float, seed: int) -> SemiSupervisedData:
+    """Return the data with augmented copies of each training example, which carry its label."""
     augment = AffineAugmentation(strength=strength)
     found = [data.x]
     with torch.random.fork_rng(devices=[]):
@@ -109,33 +87,30 @@ def with_copies(data: SemiSupervisedData, copies: int, strength: float, seed: in
     return replace(data, x=torch.cat(found), y=data.y.repeat(copies + 1), split=None)
 
 
-def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
-    """Train the row and return its result."""
-    torch.set_num_threads(threads)
+def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    """Train the run and return its result."""
+    options = run.options
     data = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
-    data = with_copies(data, row.copies, row.strength, row.seed)
-    pyro.set_rng_seed(row.seed)
-    model = build(row, data.event_shape, data.num_classes)
+    data = add_copies(data, options["copies"], options["strength"], run.seed)
+    pyro.set_rng_seed(run.seed)
+    model = build_model(run, data.event_shape, data.num_classes)
     objective = SemiSupervisedELBO.for_data(model, data, pure=True)
-    out = Path(keep) / row.name if keep else None
-    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training), out=out)
-    result = report(objective, data, run, seed=row.seed)
-    options: dict[str, Any] = {"scale": data.scale, "binarisation": run.config.binarisation, "seed": row.seed}
-    x, y = data.x_validation[: row.validation_rows], data.y_validation[: row.validation_rows]
-    on_validation = log_likelihood(model, x, num_samples=row.validation_samples, **options)
+    trained = fit(objective, data, TrainingConfig(seed=run.seed, **run.training), out=run.folder(keep))
+    result = report(objective, data, trained)
+    drawn: dict[str, Any] = {"scale": data.scale, "binarisation": trained.config.binarisation, "seed": run.seed}
+    x, y = data.x_validation[: options["num_validation"]], data.y_validation[: options["num_validation"]]
+    on_validation = log_likelihood(model, x, num_samples=options["validation_samples"], **drawn)
     started = time.perf_counter()
-    found = log_likelihood(model, data.x_test, num_samples=row.samples, **options)
-    seconds = time.perf_counter() - started
+    on_test = log_likelihood(model, data.x_test, num_samples=options["samples"], **drawn)
     return {
-        "row": asdict(row),
         **result,
-        "bayes_error": _error(found, data.y_test),
-        "validation_bayes_error": _error(on_validation, y),
-        "test_log_likelihood": found.mean,
-        "test_log_likelihood_error": found.mean_error,
-        "likelihood_samples_a_class": row.samples,
-        "likelihood_seconds": round(seconds, 1),
-        "curves": run.metrics,
+        "test/bayes_error": _error(on_test, data.y_test),
+        "val/bayes_error": _error(on_validation, y),
+        "test/log_likelihood": on_test.mean,
+        "test/log_likelihood_error": on_test.mean_error,
+        "test/log_likelihood_samples": options["samples"],
+        "likelihood_seconds": round(time.perf_counter() - started, 1),
+        "curves": trained.metrics,
     }
 
 
@@ -144,4 +119,4 @@ def _error(found: LogLikelihood, y: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    make_all(__doc__, [Row()], train, lambda: write_page(RESULTS))
+    main(__doc__, configurations, train)

@@ -1,108 +1,60 @@
-"""Train M1+M2 on MNIST by the published protocol, over an M1 that was trained once.
+"""Train M1+M2 on MNIST by the published protocol, on an M1 that was trained once.
 
-    python benchmarks/mnist_m1.py --only flow --keep models     # first, the M1 below
-    python benchmarks/mnist_m1m2.py --keep models --jobs 2      # then 100 labels x 3 splits, 600, 1000 and 3000
-    python benchmarks/mnist_m1m2.py --table                     # only rewrite docs/results_m1.md
+    python benchmarks/mnist_m1.py --only flow --keep models     # first, the M1
+    python benchmarks/mnist_m1m2.py --keep models --jobs 2      # 100 labels on 3 label splits; 600, 1000 and 3000
 
-Each finished run is kept as docs/results/NAME-HASH.json and is not run again. The M1 is read from DIR/flow of --keep,
-and from DIR/elbo for the rows that compare it with one under a normal prior.
+Each finished run is kept as docs/results/NAME-HASH.json and is not made again. The M1 is read from DIR/flow-seed0 of
+--keep, and from DIR/elbo-seed0 for the runs that compare it with one under a normal prior.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import mnist_m1
 import pyro
-import torch
-from results_page_m1 import write_page
-from runs import add_flags, digest, make
+from mnist_m1 import BASE, find_configuration, load_model
+from runs import Result, Run, main
 
-from pyro_ssvae import M1, M1M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import M1M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit, report
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.presets import STACK, STACK_PURE
-from pyro_ssvae.training import report
-
-RESULTS = mnist_m1.RESULTS
+from pyro_ssvae.presets import STACK, STACK_PURE, Preset
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of the page, for one label split."""
-
-    name: str
-    seed: int
-    num_labels: int = 100
-    pure: bool = False
-    below: str = mnist_m1.BELOW  # the M1, by its name in benchmarks/mnist_m1.py
-    model: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        """Where its result is kept: the name holds a hash of every setting, those of the M1 below included."""
-        below = mnist_m1.row_named(self.below)
-        model = M1M2.from_m1(M1((1, 28, 28), **below.model), 10, **self.model)
-        sizes: Any = SimpleNamespace(event_shape=(1, 28, 28), num_labelled=1, num_unlabelled=1)
-        settings = {
-            **asdict(self),
-            "model": model.config(),
-            "objective": SemiSupervisedELBO.for_data(model, sizes, pure=self.pure, **self.objective).config(),
-            "training": TrainingConfig(**self.training).to_dict(),
-            "below": below.path.name,
-        }
-        return RESULTS / f"m1m2-{self.name}-seed{self.seed}-{digest(settings)}.json"
-
-
-def rows(splits: int) -> list[Row]:
-    """Return every row, the most wanted first."""
+def configurations(seeds: int | None = None) -> list[Run]:
+    """Return every run; ``seeds`` label splits (3 by default) at 100 labels."""
+    splits = range(3 if seeds is None else seeds)
+    full_bound = {key: value for key, value in STACK.objective.items() if key != "bound_weight"}
     found = []
-    for name, recipe, pure in (("pure", STACK_PURE, True), ("default", STACK, False)):
-        options = {
-            "pure": pure,
-            "model": recipe.model,
-            "objective": recipe.objective,
-            "training": recipe.training,
-        }
-        found += [Row(f"{name}-100", seed, **options) for seed in range(splits)]
-        found += [Row(f"{name}-{n}", 0, num_labels=n, **options) for n in (600, 1000, 3000)]
-        if pure:  # what the prior of the M1 below is worth
-            found += [Row(f"{name}-normal-100", seed, below="elbo", **options) for seed in range(splits)]
-        else:  # what it does that the bounds weigh less than in J^α
-            options["objective"] = {key: value for key, value in recipe.objective.items() if key != "bound_weight"}
-            found += [Row("full-bound-100", seed, **options) for seed in range(splits)]
-            found += [Row(f"full-bound-{n}", 0, num_labels=n, **options) for n in (600, 1000, 3000)]
+    for name, preset, objective in (
+        ("pure", STACK_PURE, STACK_PURE.objective),
+        ("default", STACK, STACK.objective),
+        ("full-bound", STACK, full_bound),
+    ):
+        for num_labels, seed in [*((100, seed) for seed in splits), (600, 0), (1000, 0), (3000, 0)]:
+            found.append(_configure(f"{name}-{num_labels}", seed, num_labels, preset, objective))
+    for seed in splits:
+        found.append(_configure("pure-normal-100", seed, 100, STACK_PURE, STACK_PURE.objective, "elbo"))
     return found
 
 
-def train(row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
-    """Train one row and return its result."""
-    torch.set_num_threads(threads)
-    m1 = mnist_m1.read_below(keep, row.below)
-    data = SemiSupervisedData.from_name("mnist", num_labels=row.num_labels, seed=row.seed, data_dir=data_dir)
+def _configure(name: str, seed: int, num_labels: int, preset: Preset, objective: dict[str, Any], m1: str = BASE) -> Run:
+    """Return a run; the settings of the M1 that it builds on enter through the name of that M1's result file."""
+    options = {"pure": preset is STACK_PURE, "m1": m1, "m1_result": find_configuration(m1).path.stem}
+    return Run("m1m2", name, seed, "mnist", num_labels, preset.model, objective, preset.training, options)
+
+
+def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    """Train one run and return its result."""
+    m1 = load_model(keep, run.options["m1"])
+    data = SemiSupervisedData.from_name("mnist", num_labels=run.num_labels, seed=run.seed, data_dir=data_dir)
     active = active_units(m1, data.x, scale=data.scale)
-    pyro.set_rng_seed(row.seed)
-    model = M1M2.from_m1(m1, data.num_classes, active=active, **row.model)
-    objective = SemiSupervisedELBO.for_data(model, data, pure=row.pure, **row.objective)
-    run = fit(objective, data, TrainingConfig(seed=row.seed, **row.training))
-    result = report(objective, data, run, seed=row.seed)
-    return {"row": asdict(row), **result, "active_units": int(active.sum()), "curves": run.metrics}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--splits", type=int, default=3, metavar="K", help="label splits at 100 labels, seeds 0 to K-1")
-    add_flags(parser)
-    args = parser.parse_args()
-    make(parser, args, rows(args.splits), train)
-    write_page(RESULTS)
+    pyro.set_rng_seed(run.seed)
+    model = M1M2.from_m1(m1, data.num_classes, active=active, **run.model)
+    objective = SemiSupervisedELBO.for_data(model, data, pure=run.options["pure"], **run.objective)
+    trained = fit(objective, data, TrainingConfig(seed=run.seed, **run.training))
+    result = report(objective, data, trained)
+    return {**result, "m1_active_units": int(active.sum()), "curves": trained.metrics}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, configurations, train)

@@ -1,4 +1,4 @@
-"""Runs that are made once: the flags, processes and result files that the benchmarks of MNIST share."""
+"""Training runs behind the tables of the documentation: each is made once, and its result is kept in a file."""
 
 from __future__ import annotations
 
@@ -10,88 +10,126 @@ import os
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results"
+
+Result = dict[str, Any]
 
 
-class Row(Protocol):
-    """What a row of a page must have."""
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the result of one training run, as it is written in the benchmarks and presets.
+
+    Args:
+        family: What is trained: ``"m2"``, ``"m1"``, ``"m1m2"`` or ``"ddgm"``.
+        name: Name of the configuration, for ``--only``.
+        seed: Seed of the label split, the weights and all draws.
+        data: Name of the data set.
+        num_labels: Number of training examples that keep their label; ``"all"`` for every one.
+        model: Arguments of the model that differ from its defaults.
+        objective: Arguments of the objective that differ from its defaults.
+        training: Arguments of :class:`pyro_ssvae.TrainingConfig` that differ from its defaults.
+        options: What else decides the result, JSON-ready.
+    """
+
+    family: str
+    name: str
+    seed: int = 0
+    data: str = "mnist"
+    num_labels: int | str = 100
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        """Its name, for --only."""
-
-    @property
-    def seed(self) -> int:
-        """Its seed."""
+    def stem(self) -> str:
+        """Name of the result without the hash."""
+        return f"{self.family}-{self.name}-seed{self.seed}"
 
     @property
     def path(self) -> Path:
-        """Where its result is kept."""
+        """File of the result; its name ends in a hash over every field, so that other settings have another file.
+
+        The hash covers the settings as written here and in the presets. Defaults of the package are not part of it.
+        """
+        settings = json.dumps(asdict(self), sort_keys=True)
+        return RESULTS / f"{self.stem}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}.json"
+
+    def folder(self, keep: str | None) -> Path | None:
+        """Return the run folder below ``keep``, or ``None`` without ``keep``."""
+        return Path(keep) / f"{self.name}-seed{self.seed}" if keep else None
 
 
-Train = Callable[[Any, "str | None", "str | None", int], dict[str, Any]]
+Train = Callable[[Run, "str | None", "str | None"], Result]
+"""Trains ``(run, data_dir, keep)`` and returns the result."""
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Return ten letters that stand for all settings of a run."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+def write_result(path: Path, result: Result) -> None:
+    """Write a result as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which runs are made, and how."""
-    parser.add_argument("--data-dir", metavar="DIR", help="where MNIST lies (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="only rows of this name; may be repeated")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of the cores"
-    )
-    parser.add_argument("--keep", metavar="DIR", help="keep the run folders, with models and figures, under DIR")
-    parser.add_argument("--table", action="store_true", help="train nothing, only rewrite the page")
+def main(
+    description: str | None,
+    configurations: Callable[[int | None], list[Run]],
+    train: Train,
+    argv: Sequence[str] | None = None,
+) -> argparse.Namespace:
+    """Make the runs that the command line asks for and that have no result yet, then write all tables.
 
+    Args:
+        description: What ``--help`` says.
+        configurations: Returns the runs, with this many seeds where a configuration has several (``None``: default).
+        train: Trains one run.
+        argv: The command line.
 
-def make(parser: argparse.ArgumentParser, args: argparse.Namespace, rows: Sequence[Row], train: Train) -> None:
-    """Make the runs that the flags ask for and that have no result yet."""
-    wanted = [row for row in rows if not args.only or row.name in args.only]
+    Returns:
+        The parsed command line.
+    """
+    from tables import write_tables
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="make only this configuration; repeatable")
+    parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where a configuration has several")
+    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of cores")
+    parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
+    args = parser.parse_args(argv)
+    runs = configurations(args.seeds)
+    wanted = [run for run in runs if not args.only or run.name in args.only]
     if not wanted:
-        parser.error(f"no such row; names: {', '.join(sorted({row.name for row in rows}))}")
-    missing = [] if args.table else [row for row in wanted if not row.path.exists()]
+        parser.error(f"no such configuration; names: {', '.join(sorted({run.name for run in runs}))}")
+    missing = [run for run in wanted if not run.path.exists()]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as workers:
-        results = workers.map(lambda row: _alone(train, row, args.data_dir, args.keep, threads), missing)
-        for row, result in zip(missing, results, strict=True):
-            print(f"{row.name}, seed {row.seed}: {_summary(result)}", flush=True)
+        results = workers.map(lambda run: _make_in_process(train, run, args.data_dir, args.keep, threads), missing)
+        for run, result in zip(missing, results, strict=True):
+            keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
+            print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
+    write_tables(DOCS)
+    return args
 
 
-def make_all(description: str | None, rows: Sequence[Row], train: Train, write_page: Callable[[], None]) -> None:
-    """Be the command line of a benchmark without flags of its own: make its runs, and write the page."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser)
-    make(parser, parser.parse_args(), rows, train)
-    write_page()
-
-
-def _alone(train: Train, row: Row, data_dir: str | None, keep: str | None, threads: int) -> dict[str, Any]:
-    """Make one run in a process of its own, so that its peak memory is its own, and keep the result."""
+def _make_in_process(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
+    """Make one run in a process of its own, which gives its peak memory, and write its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        result, peak = pool.submit(_with_peak, train, row, data_dir, keep, threads).result()
-    result = {**result, "peak_memory_mib": peak}
-    row.path.parent.mkdir(parents=True, exist_ok=True)
-    row.path.write_text(json.dumps(result, indent=1) + "\n")
+        result, peak = pool.submit(_train_with_peak, train, run, data_dir, keep, threads).result()
+    result = {"configuration": asdict(run), **result, "peak_memory_mib": peak}
+    write_result(run.path, result)
     return result
 
 
-def _with_peak(
-    train: Train, row: Row, data_dir: str | None, keep: str | None, threads: int
-) -> tuple[dict[str, Any], int]:
-    result = train(row, data_dir, keep, threads)
+def _train_with_peak(
+    train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int
+) -> tuple[Result, int]:
+    torch.set_num_threads(threads)
+    result = train(run, data_dir, keep)
     return result, round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def _summary(result: dict[str, Any]) -> str:
-    if result.get("test_error") is not None:
-        return f"test error {result['test_error']:.2%}"
-    if result.get("test_log_likelihood") is not None:
-        return f"log p(x) {result['test_log_likelihood']:.2f} nats"
-    if result.get("test_elbo") is not None:
-        return f"bound {result['test_elbo']:.2f} nats"
-    return f"{result['train_seconds']:.0f} s of training"

@@ -1,4 +1,4 @@
-"""Stock Pyro, as its tutorial on semi-supervised VAEs does it."""
+"""Stock Pyro, as in its tutorial on semi-supervised VAEs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from contender import ALPHA, LEARNING_RATE, MNIST, Contender, Sizes, Unavailable
+from contender import ALPHA, LEARNING_RATE, Contender, Sizes
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["TutorialPyro", "only_fp32"]
+__all__ = ["TutorialPyro"]
 
 
 class _TutorialNets(nn.Module):
-    """Networks as in the tutorial: the one-hot class is concatenated to the row, and all of it runs for every class."""
+    """Networks of the tutorial: the one-hot class is concatenated to the input, and all runs for every class."""
 
     def __init__(self, num_classes: int, sizes: Sizes) -> None:
         super().__init__()
@@ -48,34 +48,26 @@ def _concatenate(*parts: Tensor) -> Tensor:
 
 
 class TutorialPyro(Contender):
-    """Stock Pyro in the way of https://pyro.ai/examples/ss-vae.html, with today's Pyro and nothing tuned.
+    """Stock Pyro as in https://pyro.ai/examples/ss-vae.html, with today's Pyro and nothing tuned.
 
     Two ``SVI`` objects share one optimiser: ``TraceEnum_ELBO`` with the classes enumerated in parallel, and
-    ``Trace_ELBO`` for the classifier's auxiliary loss. Both are stepped on every batch, labelled or not, as there; on
-    unlabelled rows the second one finds no loss, yet Adam moves the weights by its momentum. Losses are sums over the
-    rows of a batch.
+    ``Trace_ELBO`` for the auxiliary loss of the classifier. As in the tutorial, both are stepped on every batch,
+    labelled or not; on unlabelled examples the second one has no loss, yet Adam moves the weights by its momentum.
+    Losses are sums over the batch.
 
     Args:
-        sizes: Of the networks.
-        learning_rate: Of Adam.
-        multiplier: Of the auxiliary loss.
-        **settings: Those of :class:`Contender`.
+        learning_rate: Learning rate of Adam.
+        multiplier: Weight of the auxiliary loss.
+        **settings: Arguments of :class:`Contender`.
     """
 
-    def __init__(
-        self,
-        *,
-        sizes: Sizes = MNIST,
-        learning_rate: float = LEARNING_RATE,
-        multiplier: float = ALPHA,
-        **settings: Any,
-    ) -> None:
+    precisions = ("fp32",)
+
+    def __init__(self, *, learning_rate: float = LEARNING_RATE, multiplier: float = ALPHA, **settings: Any) -> None:
         super().__init__(**settings)
-        only_fp32(self)
         pyro.clear_param_store()
-        self.sizes = sizes
         self.multiplier = multiplier
-        self.nets = _TutorialNets(self.num_classes, sizes).to(self.device)
+        self.nets = _TutorialNets(self.num_classes, self.sizes).to(self.device)
         optimizer = pyro.optim.Adam({"lr": learning_rate})
         guide = config_enumerate(self.guide, "parallel", expand=True)
         elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
@@ -83,7 +75,7 @@ class TutorialPyro(Contender):
         self.auxiliary = SVI(self.model_classify, self.guide_classify, optimizer, loss=Trace_ELBO())
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """p(z) p(y) p(x|y,z), with classes ``(..., K)`` as one-hot rows."""
+        """p(z) p(y) p(x|y,z), with one-hot classes ``(..., K)``."""
         pyro.module("ss_vae", self.nets)
         shape = (x.shape[0], self.sizes.latent)
         with pyro.plate("data"):
@@ -108,22 +100,16 @@ class TutorialPyro(Contender):
                     pyro.sample("y_aux", dist.OneHotCategorical(self.nets.encoder_y(x)), obs=y)
 
     def guide_classify(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Nothing is latent in the auxiliary model."""
+        """Empty, since the auxiliary model has no latent variables."""
 
     def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take a step on the unlabelled rows, and then one on the labelled rows."""
+        """Take a step on the unlabelled examples, then one on the labelled ones."""
         self.step_on(x_unlabelled)
         if x_labelled is not None and y_labelled is not None:
             self.step_on(x_labelled, y_labelled)
 
     def step_on(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Step both ``SVI`` objects on a batch of either kind; ``SVI`` reads each loss."""
-        hot = () if y is None else (F.one_hot(y, self.num_classes).to(x),)
-        self.svi.step(x, *hot)
-        self.auxiliary.step(x, *hot)
-
-
-def only_fp32(contender: Contender) -> None:
-    """Raise ``Unavailable`` for a contender that was asked for another precision."""
-    if contender.precision != "fp32":
-        raise Unavailable(f"{type(contender).__name__} is written for fp32")
+        """Step both ``SVI`` objects on a batch of either kind; ``SVI`` reads each loss on the host."""
+        one_hot = () if y is None else (F.one_hot(y, self.num_classes).to(x),)
+        self.svi.step(x, *one_hot)
+        self.auxiliary.step(x, *one_hot)

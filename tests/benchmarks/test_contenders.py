@@ -1,4 +1,4 @@
-"""What is timed against the package computes the same thing as the package, or the timings would say nothing."""
+"""All contenders of the step benchmark compute the same bound as the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ CONTENDERS = [TutorialPyro, HandWritten, Ours]
 def settings(**changes: object) -> dict[str, object]:
     return {
         "num_classes": K,
-        "labelled_rows": 5,
         "device": "cpu",
         "precision": "fp32",
         "seed": 1,
@@ -27,7 +26,7 @@ def settings(**changes: object) -> dict[str, object]:
     } | changes
 
 
-def rows(n: int) -> tuple[Tensor, Tensor]:
+def examples(n: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
     x = torch.rand(n, SIZES.features, generator=generator).round()
     return x, torch.arange(n) % K
@@ -39,14 +38,14 @@ def parameters(contender: Contender) -> list[Tensor]:
 
 
 @torch.no_grad()
-def spread(contender: Contender) -> None:
-    """Make weights large, so that classes and latents matter and the bounds differ from row to row."""
+def enlarge_weights(contender: Contender) -> None:
+    """Make weights large, so that classes and latents matter and the bounds differ between examples."""
     for parameter in parameters(contender):
         parameter.copy_(0.7 * torch.randn_like(parameter))
 
 
 @torch.no_grad()
-def like_ours(ours: Ours) -> HandWritten:
+def copy_ours(ours: Ours) -> HandWritten:
     """HandWritten with the weights of an M2."""
     hand = HandWritten(**settings())
     state = ours.module.state_dict()
@@ -56,7 +55,7 @@ def like_ours(ours: Ours) -> HandWritten:
         "encode_x": "encoder.first.linear",
         "decode_z": "decoder.first.linear",
     }
-    for prefix in ("encoder.rest", "decoder.rest"):  # where the output layer sits is the package's affair
+    for prefix in ("encoder.rest", "decoder.rest"):  # the index of the output layer may differ
         (last,) = {key.rsplit(".", 1)[0] for key in state if key.startswith(prefix)}
         names["encode_out" if prefix.startswith("encoder") else "decode_out"] = last
     for mine, theirs in names.items():
@@ -68,7 +67,7 @@ def like_ours(ours: Ours) -> HandWritten:
 
 
 @torch.no_grad()
-def as_tutorial(hand: HandWritten) -> TutorialPyro:
+def copy_to_tutorial(hand: HandWritten) -> TutorialPyro:
     """TutorialPyro with the same weights: those of a concatenation are the factored ones side by side."""
     tutorial = TutorialPyro(**settings())
     mine, theirs = tutorial.nets, hand.nets
@@ -104,12 +103,12 @@ def assert_same_mean(first, second, draws: int = 100) -> None:
 @pytest.fixture
 def ours() -> Ours:
     contender = Ours(**settings())
-    spread(contender)
+    enlarge_weights(contender)
     return contender
 
 
 def test_hand_written_deterministic_parts_are_exactly_those_of_our_m2(ours):
-    hand, (x, y) = like_ours(ours), rows(7)
+    hand, (x, y) = copy_ours(ours), examples(7)
     classes = torch.arange(K)[:, None]
     z = torch.randn(K, 7, SIZES.latent)
     torch.testing.assert_close(hand.nets.classify(x), ours.module.classify(x))
@@ -123,15 +122,15 @@ def test_hand_written_deterministic_parts_are_exactly_those_of_our_m2(ours):
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_hand_written_loss_is_ours_in_expectation(ours, labelled):
-    hand, (x, y) = like_ours(ours), rows(6)
+    hand, (x, y) = copy_ours(ours), examples(6)
     batch = (x.repeat(50, 1), *((x, y) if labelled else (None, None)))
     assert_same_mean(lambda: ours.loss(*batch), lambda: hand.loss(*batch))
 
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_tutorial_loss_is_hand_written_in_expectation(ours, labelled):
-    hand, (x, y) = like_ours(ours), rows(6)
-    tutorial = as_tutorial(hand)
+    hand, (x, y) = copy_ours(ours), examples(6)
+    tutorial = copy_to_tutorial(hand)
     x, y = x.repeat(50, 1), y.repeat(50)
     if labelled:
         one_hot = F.one_hot(y, K).float()
@@ -150,7 +149,7 @@ def test_tutorial_loss_is_hand_written_in_expectation(ours, labelled):
 def test_a_step_moves_every_network(kind, labelled):
     contender = kind(**settings())
     before = [parameter.detach().clone() for parameter in parameters(contender)]
-    x, y = rows(10)
+    x, y = examples(10)
     contender.step(x, *((x[:5], y[:5]) if labelled else ()))
     for old, new in zip(before, parameters(contender), strict=True):
         assert new.isfinite().all()
@@ -160,7 +159,7 @@ def test_a_step_moves_every_network(kind, labelled):
 @pytest.mark.parametrize("kind", CONTENDERS)
 def test_steps_lower_the_bound(kind):
     contender = kind(**settings())
-    x, _ = rows(20)
+    x, _ = examples(20)
 
     def bound() -> float:
         if isinstance(contender, TutorialPyro):
@@ -175,9 +174,9 @@ def test_steps_lower_the_bound(kind):
 
 
 def test_hand_written_bound_is_float32_under_bf16(ours):
-    exact, half = like_ours(ours), HandWritten(**settings(precision="bf16"))
+    exact, half = copy_ours(ours), HandWritten(**settings(precision="bf16"))
     half.nets.load_state_dict(exact.nets.state_dict())
-    x, y = rows(100)
+    x, y = examples(100)
     with half.autocast():
         loss = half.loss(x, x, y)
     assert loss.dtype == torch.float32
@@ -190,11 +189,11 @@ def test_our_step_leaves_the_parameter_store_alone_and_the_tutorial_starts_with_
     TutorialPyro(**settings())
     assert len(pyro.get_param_store()) == 0
     contender = Ours(**settings())
-    contender.step(rows(5)[0])
+    contender.step(examples(5)[0])
     assert len(pyro.get_param_store()) == 0
 
 
-def test_what_cannot_run_says_why(monkeypatch):
+def test_an_unavailable_contender_gives_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroved", None)
     with pytest.raises(Unavailable, match="not installed: pip install pyroved"):
         Pyroved(**settings())
@@ -207,8 +206,8 @@ def test_what_cannot_run_says_why(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_replayed_graph_takes_the_steps_that_it_recorded():
-    x, y = (part.cuda() for part in rows(40))
+def test_a_replayed_graph_takes_the_captured_steps():
+    x, y = (part.cuda() for part in examples(40))
     graph = HandWritten(graph=True, **settings(device="cuda"))
     graph.step(x, x, y)
     eager = HandWritten(**settings(device="cuda"))
@@ -218,7 +217,7 @@ def test_a_replayed_graph_takes_the_steps_that_it_recorded():
             graph.step(x, x, y)
         after = torch.stack([graph.loss(x, x, y) for _ in range(20)]).mean()
         start = torch.stack([eager.loss(x, x, y) for _ in range(20)]).mean()
-    for _ in range(204):  # the three steps of warming up and the first replay are steps too
+    for _ in range(204):  # the graph took three steps before the capture and one replay
         eager.step(x, x, y)
     with torch.no_grad():
         reached = torch.stack([eager.loss(x, x, y) for _ in range(20)]).mean()

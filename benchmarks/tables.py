@@ -1,0 +1,422 @@
+"""Write the tables of the result pages from result files: docs/_generated/NAME.md, which the pages include.
+
+    python benchmarks/tables.py              # every table
+    python benchmarks/tables.py --figures    # and the figures
+
+A configuration without a result is left out of its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from table_format import (
+    Column,
+    Result,
+    Results,
+    average,
+    build_table,
+    count_seeds,
+    each,
+    format_mean,
+    format_table,
+    get_values,
+    last,
+    load_results,
+    lookup,
+    mean,
+    percent,
+)
+
+# Published numbers. Kingma et al. (2014), Table 1: test errors by number of labels, %.
+M2_PAPER = {100: "11.97 ± 1.71", 600: "4.94 ± 0.13", 1000: "3.60 ± 0.56", 3000: "3.92 ± 0.63"}
+M1M2_PAPER = {100: "3.33 ± 0.14", 600: "2.59 ± 0.05", 1000: "2.40 ± 0.02", 3000: "2.18 ± 0.04"}
+TSVM_PAPER = {100: "11.82 ± 0.25", 600: "5.72 ± 0.05", 1000: "4.24 ± 0.07", 3000: "3.49 ± 0.04"}
+BURDA = {"elbo": "86.76 (VAE, k = 1)", "iwae": "85.54 (IWAE, k = 5)"}  # Burda et al. (2015), Table 1
+BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3}  # bjlkeng's M1 + SVM, accuracy, %
+
+
+ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent("test/error_last")}
+BOUND = {"test bound, nats": average("test/bound")}
+RUNS: dict[str, Column] = {
+    "test error by seed, %": each("test/error"),
+    "at the last step, %": each("test/error_last"),
+    "steps": average("steps", 0),
+    "seconds of training": each("train_seconds", 0, 1.0),
+    "peak memory, MiB": lambda group: f"{max(get_values(group, 'peak_memory_mib')):,}",
+}
+
+# M2
+
+_BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
+_PURE = {
+    "m2-pure-100": "`--pure`, 100 labels",
+    "m2-pure-constant-kl-100": "without KL annealing, 100 labels",
+    "m2-pure-3000": "`--pure`, 3,000 labels",
+}
+
+
+def m2_default(results: Results) -> str:
+    def control(group: list[Result]) -> str:
+        return format_mean([one["test/class_control"]["analogies"] for one in group], 2, 100.0)
+
+    columns = {"label splits": count_seeds, **ERROR, **BOUND, "class control, %": control}
+    return build_table(results, "labels", _BY_LABELS, columns | {"published M2, %": lookup(M2_PAPER)})
+
+
+def m2_ablation(results: Results) -> str:
+    default = get_values(results.get("m2-default-100", []), "test/error")
+
+    def exceed(group: list[Result]) -> str:
+        errors = get_values(group, "test/error")
+        return "" if errors == default else format_mean([a - b for a, b in zip(errors, default, strict=False)], 2, 100)
+
+    rows = {
+        "m2-default-100": "labels, the two extra losses, the bound of every example",
+        "m2-regularisers-alone-100": "the same without the bound",
+        "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
+    }
+    columns = {**ERROR, "by split, %": each("test/error"), "more than the first line, points": exceed}
+    return build_table(results, "trained on", rows, columns)
+
+
+def m2_enumeration(results: Results) -> str:
+    names = ("exact", "top-k", "exact-bf16", "top-k-bf16")
+    columns = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
+    columns |= {"seconds of training": each("train_seconds", 0, 1.0)}
+    return build_table(results, "sum over classes", {f"m2-equal-steps-{name}": name for name in names}, columns)
+
+
+def m2_digits(results: Results) -> str:
+    group = results.get("m2-digits-100", [])
+    methods = {
+        "M2": [1.0 - error for error in get_values(group, "test/error")],
+        "M2, at the last step": [1.0 - error for error in get_values(group, "test/error_last")],
+        "`LabelSpreading`, the better of its two kernels": get_values(group, "label_spreading"),
+    }
+    rows = [
+        [words, format_mean(values, 2, 100.0), " / ".join(f"{100.0 * value:.1f}" for value in values)]
+        for words, values in methods.items()
+        if values
+    ]
+    return format_table(["method", "test accuracy, %", "by split, %"], rows)
+
+
+def m2_failures(results: Results) -> str:
+    names = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large", "default-100": "default"}
+    columns: dict[str, Column] = {
+        "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
+        "validation error, %": last("val/error", 1, 100.0),
+        "H(q(y\\|x)), nats": last("val/entropy_y", 2),
+        "mutual information, nats": last("val/mutual_information", 2),
+        "KL of z, nats": last("val/kl_z", 1),
+    }
+    return build_table(results, "run", {f"m2-{name}": words for name, words in names.items()}, columns)
+
+
+# M1 and M1+M2
+
+_M1 = {
+    "m1-elbo": "bound, one sample",
+    "m1-flow": "bound, flow prior",
+    "m1-vamp": "bound, VampPrior",
+    "m1-iwae": "bound, then importance-weighted, k = 5",
+}
+
+
+def _log_px(group: list[Result]) -> str:
+    return f"{-group[0]['test/log_likelihood']:.2f} ± {group[0]['test/log_likelihood_error']:.3f}"
+
+
+def _steps_of_schedule(group: list[Result]) -> str:
+    used = group[0]["configuration"]
+    stages = [used, *([used["options"]["second_stage"]] if "second_stage" in used["options"] else [])]
+    return f"{group[0]['steps']:,} of {sum(stage['training']['max_steps'] for stage in stages):,}"
+
+
+_NEGATIVE_BOUND = {"negative bound, nats": average("test/bound", 2, -1.0)}
+_MINUTES = {"minutes of training": average("train_seconds", 0, 1 / 60)}
+_M1_COLUMNS: dict[str, Column] = {
+    "−log p(x), nats": _log_px,
+    **_NEGATIVE_BOUND,
+    "active latents": average("test/active_units", 0),
+    **_MINUTES,
+    "Burda et al. (2015), −log p(x)": lambda group: BURDA.get(group[0]["configuration"]["name"], "–"),
+}
+_M1_DETAILS: dict[str, Column] = {
+    "epochs": average("epochs", 0),
+    "steps": _steps_of_schedule,
+    "effective samples, median": average("test/effective_samples", 0),
+    "minutes of estimating log p(x)": average("likelihood_seconds", 1, 1 / 60),
+}
+_M1_PRESETS: dict[str, Column] = {
+    "binarisation": lambda group: group[0]["binarisation"],
+    **_NEGATIVE_BOUND,
+    "of it KL": average("test/kl_z", 2),
+    "of it −E[log p(x\\|z)]": lambda group: f"{-group[0]['test/bound'] - group[0]['test/kl_z']:.2f}",
+    "−log p(x), nats": _log_px,
+    **_MINUTES,
+}
+_M1M2_RUNS = {
+    "test error by split, %": each("test/error"),
+    "at the last step, %": percent("test/error_last"),
+    **BOUND,
+    "steps": RUNS["steps"],
+    "seconds of training": RUNS["seconds of training"],
+}
+
+
+def m1_svm(results: Results) -> str:
+    rows = [
+        [number, f"{100 * both['svm']:.1f}", f"{100 * both['logistic']:.1f}", f"{BLOG_SVM[number]:.1f}"]
+        for result in results.get("m1-svm", [])
+        for number, both in result["svm"].items()
+    ]
+    return format_table(["labels", "SVM, %", "logistic regression, %", "M1 + SVM of the blog, %"], rows)
+
+
+def m1m2(results: Results) -> str:
+    rows = []
+    for n in M1M2_PAPER:
+        groups = [results.get(f"m1m2-{name}-{n}", []) for name in ("pure", "default", "full-bound")]
+        if any(groups):
+            rows.append([str(n), *(percent("test/error")(group) for group in groups), M1M2_PAPER[n], TSVM_PAPER[n]])
+    ours = ["`--pure`, %", "default, %", "default with the full bound, %"]
+    return format_table(["labels", *ours, "published M1+M2, %", "published M1 + TSVM, %"], rows)
+
+
+def m1m2_runs(name: str, results: Results) -> str:
+    rows = {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER}
+    rows |= {f"m1m2-{name}-normal-{n}": f"{n}, M1 with a normal prior" for n in M1M2_PAPER}
+    return build_table(results, "labels", rows, _M1M2_RUNS)
+
+
+_BAYES: dict[str, Column] = {
+    "copies of each example": lambda group: str(group[0]["configuration"]["options"]["copies"]),
+    "Bayes' rule: test error, %": percent("test/bayes_error"),
+    "validation error, %": percent("val/bayes_error"),
+    "q(y\\|x): test error, %": percent("test/error"),
+    **_MINUTES,
+    "minutes of estimating": average("likelihood_seconds", 1, 1 / 60),
+}
+
+# DDGM
+
+
+def _in_deviations(key: str) -> Column:
+    """How far the worst seed lies above two real samples, in standard deviations of their distance."""
+
+    def column(group: list[Result]) -> str:
+        known = [one for one in group if one.get("floor") and one.get(key) is not None]
+        return f"{max((one[key] - one['floor'][0]) / one['floor'][1] for one in known):.1f}" if known else "–"
+
+    return column
+
+
+def _floor(key: str) -> Column:
+    """The mean of the means and the root mean square of the standard deviations of real samples."""
+
+    def column(group: list[Result]) -> str:
+        floors = get_values(group, key)
+        if not floors:
+            return "–"
+        deviation = statistics.mean(deviation**2 for _, deviation in floors) ** 0.5
+        return f"{statistics.mean(floor for floor, _ in floors):.2f} ± {deviation:.2f}"
+
+    return column
+
+
+def _share(key: str, number: int) -> Column:
+    return lambda group: format_mean([shares[number] for shares in get_values(group, key)], 1, 100.0)
+
+
+def _log_z_gap(group: list[Result]) -> list[float]:
+    return [abs(one["log_z_ais"] - one["log_z_grid"]) for one in group if "log_z_ais" in one]
+
+
+def _log_z_errors(group: list[Result]) -> str:
+    errors = get_values(group, "log_z_ais_error")
+    return f"{max(gap / error for gap, error in zip(_log_z_gap(group), errors, strict=True)):.1f}"
+
+
+SECONDS = {"seconds": mean("train_seconds", 0)}
+_RING: dict[str, Column] = {
+    "modes of 10": each("modes", 0, 1.0),
+    "high quality, %": percent("high_quality", 1, min),
+    "after Langevin steps, %": percent("langevin_high_quality", 1, min),
+}
+_TOY: dict[str, Column] = {
+    "energy distance ×1,000": mean("energy_distance"),
+    "two real samples": _floor("floor"),
+    "total variation": mean("total_variation", 3, 1.0, max),
+    "KL, nats": mean("kl_divergence", 3, 1.0, max),
+    **SECONDS,
+}
+_TOY_DETAILS: dict[str, Column] = {
+    "least mode, %": percent("least_share", 1, min),
+    "worst energy distance, in s": _in_deviations("energy_distance"),
+    "after Langevin steps: energy distance ×1,000": mean("langevin_energy_distance"),
+    "worst, in s": _in_deviations("langevin_energy_distance"),
+    "MMD² ×1,000": mean("squared_mmd"),
+    "two real samples": _floor("mmd_floor"),
+}
+_LOG_Z: dict[str, Column] = {
+    "on a grid": mean("log_z_grid"),
+    "by annealing": mean("log_z_ais"),
+    "largest difference": lambda group: f"{max(_log_z_gap(group)):.3f}",
+    "in standard errors": _log_z_errors,
+}
+_DIGITS: dict[str, Column] = {
+    "seeds": count_seeds,
+    "Fréchet distance": mean("frechet_distance", 2, 1.0, max),
+    "rarest class, %": percent("least_share", 1, min),
+    "confidence": mean("confidence", 3, 1.0, min),
+    "test images: Fréchet distance": mean("frechet_floor"),
+    "their confidence": mean("real_confidence", 3),
+    **SECONDS,
+}
+_CLASSES: dict[str, Column] = {"seeds": count_seeds, "test error, %": percent("test/error", 2, max), **SECONDS}
+
+
+def _settings(*names: str) -> dict[str, str]:
+    """Return the configurations of DDGM on these data sets, and what their rows are called."""
+    words = {"default": "preset", "source": "settings of the source"}
+    return {
+        f"ddgm-{data}-{kind}": f"{data}, {text}" if len(names) > 1 else text
+        for data in names
+        for kind, text in words.items()
+    }
+
+
+def ddgm_digits_classes(results: Results) -> str:
+    results = {**results, "test images": results.get("ddgm-mnist-default", [])[:1]}
+    shares = [build_table(results, "share of each class, %", _settings("mnist"), _shares("class_shares"))]
+    real = build_table(results, "", {"test images": "test images"}, _shares("real_class_shares"))
+    return "\n".join([*shares, *real.splitlines()[2:]])
+
+
+def _shares(key: str) -> dict[str, Column]:
+    return {str(number): _share(key, number) for number in range(10)}
+
+
+def ddgm_auroc(data: str, results: Results) -> str:
+    areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
+    kinds = list({kind: None for found in areas.values() for one in found for kind in one})
+    return build_table(areas, "", _settings(data), {kind: mean(kind, 3) for kind in kinds})
+
+
+def ddgm_icons(results: Results) -> str:
+    found = [one["nearest_training_image"] for one in results.get("ddgm-icons-default", [])]
+    distances: Results = {kind: get_values(found, kind) for kind in ("generated", "test")}
+    columns = {"least": mean("least"), "5 % quantile": mean("low"), "median": mean("median")}
+    rows = {"generated": "generated icons", "test": "held-out icons"}
+    return build_table(distances, "distance to the nearest training icon", rows, columns)
+
+
+# Times
+
+_EXAMPLES = {
+    f"time-{name}": f"`python examples/{file}.py --data {name}`"
+    for name, file in (("ring", "ddgm_2d"), ("spiral", "ddgm_2d"), ("mnist", "ddgm"))
+}
+_M1_TIMES = {
+    "time-likelihood": "log p(x) of 10,000 examples by 5,000 samples each",
+    "time-stack-pure": "training M1+M2 with 100 labels, `--pure`",
+    "time-stack-default": "training M1+M2 with 100 labels, default",
+}
+
+
+def time_to_error(results: Results) -> str:
+    rows = []
+    for name, words in (("time-ours", "this package, `--pure`"), ("time-tutorial", "stock Pyro, as in its tutorial")):
+        for one in results.get(name, []):
+            reached = next((seconds for seconds, error in one["curve"] if error <= 0.05), None)
+            at, least = min(one["curve"], key=lambda point: point[1])
+            cells = ["–" if reached is None else f"{reached:.0f}", f"{one['steps']:,}", f"{100 * least:.2f}"]
+            rows.append([words, str(one["configuration"]["seed"]), *cells, f"{at:.0f}"])
+    return format_table(["", "seed", "seconds to 5 % error", "steps", "least error, %", "after seconds"], rows)
+
+
+def _table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Callable[[Results], str]:
+    return lambda results: build_table(results, first, rows, columns)
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "m2_default": m2_default,
+    "m2_default_runs": _table("labels", _BY_LABELS, RUNS),
+    "m2_ablation": m2_ablation,
+    "m2_pure": _table("run", _PURE, {**ERROR, **BOUND, "published M2, %": lookup(M2_PAPER)}),
+    "m2_pure_runs": _table("run", _PURE, RUNS),
+    "m2_enumeration": m2_enumeration,
+    "m2_digits": m2_digits,
+    "m2_failures": m2_failures,
+    "m1_likelihood": _table("trained by", _M1, _M1_COLUMNS),
+    "m1_likelihood_runs": _table("trained by", _M1, _M1_DETAILS),
+    "m1_presets": _table(
+        "preset", {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}, _M1_PRESETS
+    ),
+    "m1_svm": m1_svm,
+    "m1m2": m1m2,
+    **{f"m1m2_{name.replace('-', '_')}_runs": partial(m1m2_runs, name) for name in ("pure", "default", "full-bound")},
+    "m1_bayes": _table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
+    "ddgm_ring": _table("", _settings("ring"), {"seeds": count_seeds, **_RING, **_TOY}),
+    "ddgm_spiral": _table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
+    "ddgm_toy_details": _table("", _settings("ring", "spiral"), _TOY_DETAILS),
+    "ddgm_ring_modes": _table("share of each mode, %", _settings("ring"), _shares("shares")),
+    "ddgm_log_z": _table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
+    "ddgm_digits": _table("", _settings("mnist"), _DIGITS),
+    "ddgm_digits_classes": ddgm_digits_classes,
+    "ddgm_digits_auroc": partial(ddgm_auroc, "mnist"),
+    "ddgm_classes": _table(
+        "trained on",
+        {"ddgm-classes": "100 labels and every other example", "ddgm-classes-labels-alone": "the 100 labels alone"},
+        _CLASSES,
+    ),
+    "ddgm_icons": ddgm_icons,
+    "time_to_error": time_to_error,
+    "ddgm_times": _table(
+        "command",
+        _EXAMPLES,
+        {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)},
+    ),
+    "m1_times": _table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),
+    "ddgm_icons_energies": _table(
+        "energy less that of generated icons, nats",
+        {"ddgm-icons-default": "preset"},
+        {"training icons": last("train/energy_gap", 0), "held-out icons": mean("test/energy_gap", 0)},
+    ),
+    "ddgm_icons_auroc": partial(ddgm_auroc, "icons"),
+}
+"""Tables of training runs by the name of their file."""
+
+
+def write_tables(docs: Path) -> None:
+    """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
+    from step_tables import make_step_tables
+
+    results = load_results(docs / "results")
+    tables = {name: table(results) for name, table in TABLES.items()}
+    tables |= make_step_tables(docs / "benchmarks")
+    (docs / "_generated").mkdir(exist_ok=True)
+    for name, content in tables.items():
+        (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--figures", action="store_true", help="draw the figures too")
+    args = parser.parse_args()
+    docs = Path(__file__).parents[1] / "docs"
+    write_tables(docs)
+    if args.figures:
+        from figures import draw_figures
+
+        draw_figures(docs)
+
+
+if __name__ == "__main__":
+    main()

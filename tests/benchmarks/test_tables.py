@@ -1,0 +1,130 @@
+"""Tables of the result pages, from made-up results."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tables
+from step_tables import make_step_tables
+from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def lines_of(table: str) -> list[list[str]]:
+    """Return the cells of a table without its header."""
+    rows = [re.split(r"(?<!\\)\|", line) for line in table.splitlines()[2:]]
+    return [[cell.strip() for cell in row[1:-1]] for row in rows]
+
+
+def write(folder: Path, stem: str, result: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}-0123456789.json").write_text(json.dumps(result))
+
+
+def test_results_are_grouped_by_configuration_in_the_order_of_seeds(tmp_path: Path) -> None:
+    for seed in (10, 2, 0):
+        write(tmp_path, f"m2-a-100-seed{seed}", {"seed": seed})
+    write(tmp_path, "m2-a-seed0", {"seed": 0})
+    (tmp_path / "time-a.json").write_text("{}")
+    found = load_results(tmp_path)
+    assert {name: [result["seed"] for result in group] for name, group in found.items()} == {
+        "m2-a-100": [0, 2, 10],
+        "m2-a": [0],
+    }
+
+
+def test_means_and_standard_deviations() -> None:
+    values = [0.01, 0.02, 0.06]
+    found = re.findall(r"[\d.]+", format_mean(values, 2, 100.0, max))
+    expected = [100 * statistics.mean(values), 100 * statistics.stdev(values), 6.0]
+    assert [float(one) for one in found] == pytest.approx(expected, abs=0.005)
+    assert format_mean([0.5], 1) == "0.5"
+    assert re.search(r"\d", format_mean([])) is None
+
+
+def test_a_table_has_a_line_for_each_configuration_that_has_a_result() -> None:
+    results = {"a": [{"error": 0.1}, {"error": 0.3}], "b": [{"other": 1.0}], "empty": []}
+    rows = {"a": "first", "missing": "second", "empty": "third", "b": "fourth"}
+    table = build_table(results, "", rows, {"mean": percent("error", 0), "each": each("error", 0), "x": mean("other")})
+    lines = lines_of(table)
+    assert [line[0] for line in lines] == ["first", "fourth"]
+    assert lines[0][1:3] == ["20 ± 14", "10 / 30"]
+    assert not any(char.isdigit() for char in lines[1][1])
+    assert float(lines[1][3]) == 1.0
+    assert format_table(["x"], []) == ""
+
+
+def test_every_table_is_empty_without_results_and_has_cells_for_its_header_with_them() -> None:
+    results = load_results(DOCS / "results")
+    for name, table in tables.TABLES.items():
+        assert table({}) == "", name
+        header, rule, *lines = table(results).splitlines()
+        cells = {len(re.split(r"(?<!\\)\|", line)) for line in (header, rule, *lines)}
+        assert len(cells) == 1, name
+        assert 1 <= len(lines) <= 10, name
+
+
+def test_the_ablation_compares_the_same_label_splits() -> None:
+    errors = {"default": (0.01, 0.03), "regularisers-alone": (0.02, 0.05), "labels-alone": (0.2, 0.2)}
+    results = {
+        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in pair]
+        for name, pair in errors.items()
+    }
+    first, second, third = (line[-1] for line in lines_of(tables.m2_ablation(results)))
+    assert first == ""
+    assert [float(one) for one in second.split(" ± ")] == pytest.approx([1.5, 0.71])
+    assert [float(one) for one in third.split(" ± ")] == pytest.approx([18.0, 1.41])
+
+
+def test_real_samples_and_failed_seeds_are_shown() -> None:
+    common = {"energy_distance": 0.5, "floor": [0.1, 0.2], "train_seconds": 1.0}
+    results = {"ddgm-spiral-default": [common, {**common, "energy_distance": 0.9, "failed": "TrainingFailedError"}]}
+    (line,) = lines_of(tables.TABLES["ddgm_spiral"](results))
+    assert line[1].startswith("2, 1 ")
+    (line,) = lines_of(tables.TABLES["ddgm_toy_details"](results))
+    assert float(line[2]) == pytest.approx((0.9 - 0.1) / 0.2)
+
+
+def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
+    def result(contender: str, threads: int, times: list[float], **more: Any) -> dict[str, Any]:
+        setting = {"contender": contender, "classes": 10, "threads": threads, "labelled": 0, "reason": None}
+        return {**setting, "visits": [times[:1], times[1:]], "base_mib": 100, "peak_mib": 150, **more}
+
+    stored = [
+        result("tutorial", 1, [10.0, 20.0, 90.0]),
+        result("tutorial", 2, [], reason="too slow"),
+        result("ours", 1, [5.0, 5.0, 5.0]),
+        result("ours", 2, [2.0, 3.0, 4.0]),
+    ]
+    (tmp_path / "step-cpu.json").write_text(json.dumps({"results": stored}))
+    found = make_step_tables(tmp_path)
+    tutorial, ours = lines_of(found["step_10"])
+    assert tutorial[3] == "too slow"
+    assert [float(cell) for cell in (ours[1], ours[2], ours[3], ours[5])] == [5.0, 4.0, 3.0, 50.0]
+    assert ours[4] == "–"
+    assert found["step_100"] == found["floor"] == ""
+
+
+def test_pages_include_every_table_and_no_other(tmp_path: Path) -> None:
+    pages = "\n".join(path.read_text() for path in DOCS.glob("*.md"))
+    included = set(re.findall(r"\{include\} _generated/(\w+)\.md", pages))
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "results").mkdir()
+    tables.write_tables(tmp_path)
+    written = {path.stem: path.read_text() for path in (tmp_path / "_generated").glob("*.md")}
+    assert included == set(written)
+    assert len(set(written.values())) == 1  # nothing has been measured there
+
+
+def test_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> None:
+    for folder in ("results", "benchmarks"):
+        (tmp_path / folder).symlink_to(DOCS / folder)
+    tables.write_tables(tmp_path)
+    for path in sorted((tmp_path / "_generated").glob("*.md")):
+        assert path.read_text() == (DOCS / "_generated" / path.name).read_text(), path.name
