@@ -64,7 +64,7 @@ def measure_image_model(
 
     Returns:
         ``held_out``: ``"test"``, ``"validation"`` or ``None``. With a classifier, the results of
-        :func:`measure_generated_images` and its error on held-out images, ``judge_error``. With held-out images,
+        :func:`measure_generated_images` and its error on held-out images, ``reference_error``. With held-out images,
         ``auroc`` from :func:`energy_auroc`. ``nearest_training_image``: distances to the nearest training image
         (:func:`find_nearest`) of up to 200 ``generated`` images and as many held-out ones, ``test`` or ``validation``:
         for each the minimum ``least``, the 5 % quantile ``low`` and the ``median``.
@@ -79,7 +79,7 @@ def measure_image_model(
     found: dict[str, Any] = {"held_out": part}
     if known is not None and known.num_labelled:
         reference, error = ReferenceClassifier.train_on(known, seed=seed, progress=progress)
-        found |= {} if math.isnan(error) else {"judge_error": error}
+        found |= {} if math.isnan(error) else {"reference_error": error}
         found |= measure_generated_images(model, data, reference, num_samples=num_samples, seed=seed)
     x, train = prepare(x, scale=data.scale), prepare(data.x, scale=data.scale)
     if part is not None:

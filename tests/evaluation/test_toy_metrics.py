@@ -59,7 +59,7 @@ def test_a_perfect_model_of_the_ring() -> None:
     assert found["log_z_grid"] == pytest.approx(-2.5, abs=1e-3)
     assert 0.0 < found["log_z_ais_error"] < 0.3
     assert abs(found["log_z_ais"] + 2.5) < 4 * found["log_z_ais_error"]
-    assert {f"refined_{name}" for name in ("modes", "shares", "high_quality", "energy_distance")} < set(found)
+    assert {f"langevin_{name}" for name in ("modes", "shares", "high_quality", "energy_distance")} < set(found)
 
 
 def test_a_poor_model_of_the_spiral() -> None:

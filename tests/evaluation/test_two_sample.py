@@ -31,7 +31,7 @@ def test_the_median_distance_is_the_bandwidth() -> None:
     x, y = torch.randn(50, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
     assert median_distance(y) == pytest.approx(math.sqrt(18.0))  # of 1, √18 and 5
     assert squared_mmd(x, y) == squared_mmd(x, y, bandwidth=math.sqrt(18.0))
-    with pytest.raises(ValueError, match="two rows"):
+    with pytest.raises(ValueError, match="two examples"):
         median_distance(y[:1])
 
 
@@ -74,7 +74,7 @@ def test_mode_coverage() -> None:
     lone = mode_coverage(modes.loc[3].expand(10, 2), modes)
     assert (lone["modes"], lone["high_quality"], lone["shares"].argmax().item()) == (1, 1.0, 3)
     assert mode_coverage(torch.full((5, 2), 9.0), modes)["high_quality"] == 0.0
-    with pytest.raises(ValueError, match="one sample at least"):
+    with pytest.raises(ValueError, match="at least one point"):
         mode_coverage(torch.zeros(0, 2), modes)
 
 
@@ -91,7 +91,7 @@ def test_noise_covers_no_mode() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="at least two rows"):
+    with pytest.raises(ValueError, match="at least two examples"):
         energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
     with pytest.raises(ValueError, match="one shape"):
         frechet_distance(torch.zeros(3, 2), torch.zeros(5, 3))

@@ -26,7 +26,7 @@ def test_latents_stay_in_the_support() -> None:
     assert bool((found.abs() <= 1.0).all())
 
 
-@pytest.mark.parametrize("space", ["features", "rows"])
+@pytest.mark.parametrize("space", ["features", "x"])
 def test_descent_comes_nearer_than_the_best_draw(space: str) -> None:
     torch.manual_seed(0)
     ddgm = DDGM((2,))
@@ -73,10 +73,10 @@ def test_analogies_of_a_bounded_prior_stay_inside() -> None:
 def test_errors() -> None:
     ddgm = DDGM((2,))
     z = ddgm.prior().sample((3,))
-    with pytest.raises(ValueError, match="space='pixels' must be one of features, rows"):
+    with pytest.raises(ValueError, match="space='pixels' must be one of features, x"):
         ddgm.invert(torch.zeros(1, 2), space="pixels")
     with pytest.raises(ValueError, match="must be one of z, features"):
-        ddgm.interpolate(z, z, space="rows")
+        ddgm.interpolate(z, z, space="x")
     with pytest.raises(ValueError, match="one shape"):
         ddgm.analogy(z, z, z[:2])
     with pytest.raises(ValueError, match="shape"):

@@ -1,4 +1,4 @@
-"""The contrast with faded, blurred, stitched and scrambled images."""
+"""Negative data augmentation and differentiable augmentation of images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy, NegativeAugmentation
-from pyro_ssvae.objectives.negative_augmentation import _blurred, _scrambled, _stitched
+from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy, NegativeAugmentation, shift_and_flip
+from pyro_ssvae.objectives.augmentation import _blur, _cut_mix, _shuffle_patches
 
 
 def _trained(x: Tensor, weight: float) -> DDGM:
@@ -32,11 +32,11 @@ def _trained(x: Tensor, weight: float) -> DDGM:
     return ddgm
 
 
-def test_contrast_asks_for_no_more_than_its_margin() -> None:
+def test_negative_augmentation_raises_energies_up_to_the_margin() -> None:
     torch.manual_seed(0)
-    contrast = NegativeAugmentation(margin=10.0, spread=2.0)
+    augmentation = NegativeAugmentation(margin=10.0, std=2.0)
     x = torch.rand(2000, 1, 8, 8)
-    copies, margin = contrast(x)
+    copies, margin = augmentation(x)
     distance = (copies - x).square().flatten(1).sum(-1)
     assert torch.allclose(margin, (distance / 8.0).clamp(max=10.0))
     assert float(margin.min()) < 0.1 < 1.0 < float(margin.max()) <= 10.0  # from next to no change up to none left
@@ -46,7 +46,7 @@ def test_contrast_asks_for_no_more_than_its_margin() -> None:
     assert 0.2 < float(same.double().mean()) < 0.3  # a quarter of the copies are scrambled
     energy = torch.tensor([1.0, 2.0], requires_grad=True)
     of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
-    loss = contrast.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
+    loss = augmentation.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
     assert float(loss.detach()) == pytest.approx((0.0 + 107.0) / 2)
     loss.backward()
     assert energy.grad is not None
@@ -58,16 +58,16 @@ def test_contrast_asks_for_no_more_than_its_margin() -> None:
 def test_blurring_is_a_gaussian_convolution() -> None:
     torch.manual_seed(0)
     x = nn.functional.pad(torch.rand(3, 2, 12, 12), (10, 10, 10, 10))
-    blurred, expected = _blurred(x, torch.tensor(1.5)), gaussian_blur(x, kernel_size=[17, 17], sigma=[1.5, 1.5])
+    blurred, expected = _blur(x, torch.tensor(1.5)), gaussian_blur(x, kernel_size=[17, 17], sigma=[1.5, 1.5])
     assert blurred.shape == x.shape
     assert torch.allclose(blurred, expected, atol=1e-6)  # the edges, where both differ, are black
-    assert torch.allclose(_blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
+    assert torch.allclose(_blur(torch.full((1, 1, 9, 9), 0.3), torch.tensor(2.0)), torch.tensor(0.3), atol=1e-6)
 
 
-def test_stitching_joins_two_rows_along_a_line() -> None:
+def test_cut_mix_joins_two_images_along_a_line() -> None:
     x = torch.arange(1.0, 4.0).view(3, 1, 1, 1).expand(3, 2, 11, 6)
     across = torch.tensor([True, False, True]).view(3, 1, 1, 1)
-    copies = _stitched(x, torch.tensor(0.45).expand(3, 1, 1, 1), across)
+    copies = _cut_mix(x, torch.tensor(0.45).expand(3, 1, 1, 1), across)
     assert copies.shape == x.shape
     for row, before, part in ((0, 3.0, slice(0, 5)), (2, 2.0, slice(0, 5))):  # 0, 0.1, ..., 0.4 of 11 lines
         assert copies[row, :, part].unique().item() == row + 1.0
@@ -83,7 +83,7 @@ def test_tiles_change_places(count: int, size: tuple[int, int]) -> None:
     rows = min(count, *size)
     height, width = (side // rows for side in size)
     x = torch.arange(3 * 2 * size[0] * size[1]).view(3, 2, *size).float()
-    copies = _scrambled(x, count)
+    copies = _shuffle_patches(x, count)
     assert torch.equal(copies[:, 1] - copies[:, 0], x[:, 1] - x[:, 0])
     assert torch.equal(copies[..., rows * height :, :], x[..., rows * height :, :])
     assert torch.equal(copies[..., rows * width :], x[..., rows * width :])
@@ -103,7 +103,7 @@ def test_tiles_change_places(count: int, size: tuple[int, int]) -> None:
     assert orders[0] != orders[1]
 
 
-def test_what_is_stitched_is_raised() -> None:
+def test_what_is_cut_mix_is_raised() -> None:
     """Two halves of data that are never seen together."""
     torch.manual_seed(0)
     x = torch.zeros(256, 1, 8, 8)
@@ -134,8 +134,71 @@ def test_a_blank_image_is_raised() -> None:
     assert above[0.0] < 0.0 < 2.5 < above[1.0]
 
 
-def test_contrast_is_for_images() -> None:
+def test_negative_augmentation_refuses_what_is_no_image() -> None:
     with pytest.raises(ValueError, match="negative_weight=0"):
         NegativeAugmentation()(torch.rand(3, 2))
     with pytest.raises(ValueError, match="must be positive"):
         NegativeAugmentation(margin=0.0)
+
+
+def test_moves_are_shifts_around_the_edges_and_turns() -> None:
+    torch.manual_seed(0)
+    height, width, share = 12, 20, 0.16  # up to 2 rows and 3 columns
+    image = torch.rand(3, height, width)
+    possible = torch.stack(
+        [
+            torch.roll(picture, (down, along), (-2, -1))
+            for picture in (image, image.flip(-1))
+            for down in range(-2, 3)
+            for along in range(-3, 4)
+        ]
+    )
+    moved = shift_and_flip(image.expand(4000, -1, -1, -1), share)
+    which = (moved[:, None, 0, :2] == possible[None, :, 0, :2]).flatten(2).all(-1)
+    assert (which.sum(-1) == 1).all()  # each is one of them
+    torch.testing.assert_close(moved, possible[which.int().argmax(-1)], rtol=0.0, atol=0.0)
+    shares = which.double().mean(0)  # and all of them are as likely
+    expected = 1.0 / len(possible)
+    assert ((shares - expected).abs() < 5.0 * (expected / len(moved)) ** 0.5).all()
+
+
+def test_gradients_go_back_to_where_pixels_came_from() -> None:
+    torch.manual_seed(0)
+    x, weights = torch.rand(5, 1, 8, 8, requires_grad=True), torch.rand(5, 1, 8, 8)
+    torch.manual_seed(1)
+    (slope,) = torch.autograd.grad((weights * shift_and_flip(x, 0.25)).sum(), x)
+    torch.manual_seed(1)
+    place = shift_and_flip(torch.arange(64.0).view(1, 1, 8, 8).expand(5, -1, -1, -1), 0.25).long()
+    expected = torch.zeros(5, 64).scatter(1, place.flatten(1), weights.flatten(1))
+    torch.testing.assert_close(slope.flatten(1), expected, rtol=0.0, atol=0.0)
+
+
+def test_losses_of_what_the_energy_sees() -> None:
+    """Data and samples are moved before the energy sees them, and the entropy is that of samples as they are."""
+    torch.manual_seed(0)
+    ddgm = DDGM((1, 8, 8)).eval()
+    elbo = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, max_shift=0.25)
+    x = torch.rand(16, 1, 8, 8)
+    torch.manual_seed(2)
+    found, _ = elbo.energy_loss(ddgm.model, ddgm.guide, x)
+    torch.manual_seed(2)
+    data = shift_and_flip(x, 0.25)
+    generated = ddgm.generator(ddgm.prior().expand((16,)).sample())
+    torch.testing.assert_close(found, (ddgm.energy_net(data) - ddgm.energy_net(shift_and_flip(generated, 0.25))).mean())
+    torch.manual_seed(2)
+    found, terms = elbo.generator_loss(ddgm.model, ddgm.guide, x)
+    torch.manual_seed(2)
+    z = ddgm.prior().expand((16,)).sample()
+    generated = ddgm.generator(z)
+    entropy = elbo.entropy(z, generated, ddgm.generator)
+    torch.testing.assert_close(terms["entropy"], entropy)
+    torch.testing.assert_close(found, ddgm.energy_net(shift_and_flip(generated, 0.25)).mean() - entropy)
+    assert elbo.config()["max_shift"] == 0.25
+
+
+def test_shift_and_flip_refuses_what_is_no_image() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\); set max_shift=0"):
+        shift_and_flip(torch.rand(4, 3), 0.1)
+    ddgm = DDGM((2,))
+    with pytest.raises(ValueError, match=r"max_shift=0.6 must lie in \[0, 0.5\]"):
+        EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, max_shift=0.6)
