@@ -13,8 +13,8 @@ import yaml
 
 import pyro_ssvae
 from pyro_ssvae import M1, M1M2, EnumerationError, StaticELBOError
-from pyro_ssvae.cli import m1_config, parse_m1_m2
 from pyro_ssvae.cli.m1 import parse_m1
+from pyro_ssvae.cli.m1m2 import m1_config, parse_m1_m2
 from pyro_ssvae.presets import M1_PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,30 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data
+from pyro_ssvae.cli.common import as_defaults, new_parser, parse, read_data, training_config
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import convert_images
 from pyro_ssvae.data.readers import as_images, read_npz
 from pyro_ssvae.data.toy import TOY_DATASETS
+from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
+from pyro_ssvae.evaluation.reference_classifier import REFERENCE_STEPS
+from pyro_ssvae.models import DDGM
 from pyro_ssvae.objectives import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
+from pyro_ssvae.training import RunFolder
 
-__all__ = ["check_images", "load_others", "objective_options", "parse_ddgm", "parse_ddgm_2d"]
+__all__ = [
+    "check_images",
+    "energy_options",
+    "load_others",
+    "parse_ddgm",
+    "parse_ddgm_2d",
+    "report_images",
+    "report_points",
+    "start_movie",
+]
 
 _LEAST_SIDE = 8  # of images, in pixels
 
@@ -188,6 +203,105 @@ def load_others(args: Namespace, data: SemiSupervisedData) -> dict[str, Tensor]:
     return {name: convert_images(x, data.event_shape)}
 
 
-def objective_options(args: Namespace) -> dict[str, Any]:
+def energy_options(args: Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`pyro_ssvae.objectives.EnergyObjective` that the flags ask for."""
     return {name: args[name] for name in _OBJECTIVE if name in args}
+
+
+@contextmanager
+def start_movie(
+    args: Namespace, model: DDGM, data: SemiSupervisedData
+) -> Iterator[Callable[[Any, dict[str, Any]], None]]:
+    """Record a movie of training on points in the plane, and write it to the folder of the run at the end.
+
+    Args:
+        args: The flags.
+        model: The model, before training.
+        data: Points, whose validation points are shown.
+
+    Yields:
+        The function for ``on_evaluation`` of :func:`pyro_ssvae.fit`.
+    """
+    from pyro_ssvae.plots import Movie, plot_landscape
+
+    path, resumed = Path(args.out) / "training.gif", args.resume is not None
+    movie = Movie.load(path) if resumed and args.frames and path.is_file() else Movie()
+    if args.frames > 1 and not resumed:
+        movie.add(plot_landscape(model, data.x_validation, title="Step 0"), 0)
+    recorded = list(movie.steps)
+    config, later = training_config(args), max(1, args.frames - 1)
+    total = config.total_steps(math.ceil(len(data.x) / config.batch_size))
+
+    def add_frame(module: DDGM, metrics: dict[str, Any]) -> None:
+        step = metrics["step"]
+        movie.cut(step)  # a run may continue from before its last frame
+        last = movie.steps[-1] if movie.steps else 0
+        if args.frames and step * later // total > last * later // total:
+            movie.add(plot_landscape(module, data.x_validation, title=f"Step {step:,}"), step)
+
+    try:
+        yield add_frame
+    finally:
+        if movie.steps != recorded:
+            movie.save(path)
+
+
+def report_points(args: Namespace, model: DDGM, data: SemiSupervisedData, result: dict[str, Any]) -> None:
+    """Compare a model of points with the distribution of the data; add the metrics to the result, and print them."""
+    from pyro_ssvae.plots import plot_landscape
+    from pyro_ssvae.plots.style import save_figure
+
+    options = {"num_samples": args.num_samples, "langevin_steps": args.refine, "seed": args.seed}
+    found = measure_toy_model(model, args.data, **options)
+    save_figure(plot_landscape(model, data.x_test), Path(args.out) / "figures" / "landscape.png")
+    RunFolder(args.out).write_result({**result, **found})
+    if args.data == "ring":
+        print(
+            f"{found['modes']} of 10 modes; {found['high_quality']:.1%} of samples near a mode, "
+            f"{found['langevin_high_quality']:.1%} after {args.refine} Langevin steps"
+        )
+    for words, name, floor in (
+        ("energy distance", "energy_distance", "floor"),
+        ("squared MMD", "squared_mmd", "mmd_floor"),
+    ):
+        mean, std = found[floor]
+        print(f"{words} {found[name]:.2f}, between two real samples {mean:.2f} ± {std:.2f}, all times 1,000")
+    print(f"total variation between exp(-E)/Z and the true density {found['total_variation']:.2f}")
+    print(
+        f"log Z {found['log_z_grid']:.2f} on a grid, {found['log_z_ais']:.2f} ± {found['log_z_ais_error']:.2f} by AIS"
+    )
+
+
+def report_images(
+    args: Namespace, model: DDGM, data: SemiSupervisedData, known: SemiSupervisedData, result: dict[str, Any]
+) -> None:
+    """Measure generated images by a reference classifier and by energies; add the metrics to the result, and print them.
+
+    Args:
+        args: The flags.
+        model: The trained model.
+        data: What it was trained on.
+        known: The same data with all its labels, for the reference classifier.
+        result: From :func:`pyro_ssvae.report`.
+    """
+    from pyro_ssvae.plots import plot_class_shares
+    from pyro_ssvae.plots.style import save_figure
+    from pyro_ssvae.training.progress import ProgressReport
+
+    if known.num_labelled:
+        print(f"Training a reference classifier on {known.num_labelled} labelled images")
+    with ProgressReport(REFERENCE_STEPS, enabled=known.num_labelled > 0, words="reference classifier") as bar:
+        options = {"num_samples": args.num_samples, "seed": args.seed, "progress": bar.advance}
+        found = measure_image_model(model, data, known, others=load_others(args, data), **options)
+    if "class_shares" in found:
+        shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))
+        save_figure(shares, Path(args.out) / "figures" / "class_shares.png")
+    RunFolder(args.out).write_result({**result, **found})
+    if "frechet_distance" in found:
+        print(f"Fréchet distance {found['frechet_distance']:.2f}, confidence {found['confidence']:.3f}")
+        if "frechet_floor" in found:
+            print(f"the same of held-out images {found['frechet_floor']:.2f}, {found['real_confidence']:.3f}")
+        named = zip(known.class_names, found["class_shares"], strict=True)
+        print("classes generated: " + ", ".join(f"{name} {share:.1%}" for name, share in named))
+    if "auroc" in found:
+        print("area under the ROC curve of E: " + ", ".join(f"{name} {a:.2f}" for name, a in found["auroc"].items()))

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
-from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, training_config
+from pyro_ssvae.cli.commands import objective_options, run_stage
+from pyro_ssvae.cli.common import add_parts, as_defaults, new_parser, parse, settings, training_config
 from pyro_ssvae.cli.m1 import binarisation_for
 from pyro_ssvae.cli.m2 import add_objective
+from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.distributions import PRIORS
+from pyro_ssvae.evaluation import active_units
+from pyro_ssvae.models import M1, M1M2, load
+from pyro_ssvae.objectives import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK, STACK_PURE
-from pyro_ssvae.training import TrainingConfig
+from pyro_ssvae.training import RunFolder, TrainingConfig
 
-__all__ = ["joint_config", "m1_config", "parse_m1_m2"]
+__all__ = ["joint_config", "m1_config", "parse_m1_m2", "select_latents", "start_stages", "train_m1", "train_stages"]
 
 _LEAST_STEPS = 3000  # of M1, unless passes are asked for
+_OF_STACK = ("latent_dim", "hidden_dims", "activation", "prior", "class_prior", "classify_from")
 _OF_M1 = ("likelihood", "m1_epochs", "m1_hidden_dims", "m1_latent_dim", "m1_prior", "m1_binarisation")
 
 
@@ -103,3 +112,80 @@ def joint_config(args: Namespace) -> TrainingConfig:
     """
     config = training_config(args)
     return replace(config, max_steps=None, max_epochs=args.joint_epochs, learning_rate=config.learning_rate / 10)
+
+
+def start_stages(args: Namespace, data: SemiSupervisedData) -> None:
+    """Build every part once, so that mistakes are reported before training, and create the folder of the run.
+
+    Raises:
+        ValueError: For flags that do not fit each other or the data.
+    """
+    m1 = _make_m1(args, data)
+    model = M1M2.for_data(data, m1=m1, **{name: args[name] for name in _OF_STACK})
+    SemiSupervisedELBO.for_data(model, data, **objective_options(args))
+    m1_config(args, len(data.x))
+    if args.joint_epochs:
+        joint_config(args)
+    if args.resume is None:
+        RunFolder(args.out).create(settings(args))
+
+
+def train_stages(args: Namespace, data: SemiSupervisedData) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train M1 and then M2 on its latents, stacked and, if asked for, jointly; yield each stage and its result."""
+    start_stages(args, data)
+    m1 = train_m1(args, data)
+    options = {name: args[name] for name in _OF_STACK}
+    model = M1M2.for_data(data, m1=m1, active=select_latents(args, m1, data), **options)
+    objective = SemiSupervisedELBO.for_data(model, data, **objective_options(args))
+    yield "stacked", run_stage(args, "stacked", objective, data, training_config(args), num_samples=args.num_samples)
+    if args.joint_epochs:
+        model.unfreeze_m1()
+        yield "joint", run_stage(args, "joint", objective, data, joint_config(args), num_samples=args.num_samples)
+
+
+def train_m1(args: Namespace, data: SemiSupervisedData) -> M1:
+    """Return M1, trained on all examples without their labels, or the one that ``--m1`` names."""
+    m1 = _make_m1(args, data)
+    if args.m1 is None:
+        unlabelled = data.without_labels()
+        objective = UnsupervisedELBO.for_data(m1, unlabelled)
+        result = run_stage(args, "m1", objective, unlabelled, m1_config(args, len(data.x)))
+        bound = "" if result["test/bound"] is None else f", bound {result['test/bound']:.1f} nats per test example"
+        print(f"M1: {result['train_seconds']:.0f} s of training{bound}")
+    return m1
+
+
+def select_latents(args: Namespace, m1: M1, data: SemiSupervisedData) -> Tensor:
+    """Return a mask of the latents of M1 that are modelled: the active ones, unless ``--keep-inactive``."""
+    active = active_units(m1, data.x, scale=data.scale)
+    if not active.any():
+        print(
+            "No latent of M1 varies between examples (posterior collapse), so M2 on top of it learns next to nothing."
+        )
+        print("Another --likelihood, a slower --training.kl_warmup, or a longer training of M1 often help.")
+    if args.keep_inactive or not active.any():
+        active[:] = True
+    print(f"M2 on {int(active.sum())} of {m1.latent_dim} latents of M1")
+    return active
+
+
+def _make_m1(args: Namespace, data: SemiSupervisedData) -> M1:
+    """Return the M1 that ``--m1`` names, or a new one."""
+    if args.m1 is None:
+        names = {"latent_dim": "m1_latent_dim", "hidden_dims": "m1_hidden_dims", "prior": "m1_prior"}
+        options = {name: args[flag] for name, flag in names.items()}
+        return M1.for_data(data, likelihood=args.likelihood, **options)
+    folder = Path(args.m1) / "m1"  # of an earlier run of this command
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        m1 = load(folder if folder.is_dir() else args.m1)
+    for warning in caught:  # a subclass, as in examples/m1.py, is loaded as M1
+        print(warning.message)
+    if not isinstance(m1, M1):
+        raise ValueError(f"--m1 {args.m1} holds a {type(m1).__name__}, and an M1 is needed.")
+    if tuple(m1.event_shape) != data.event_shape:
+        raise ValueError(
+            f"--m1 {args.m1} is a model of examples of shape {tuple(m1.event_shape)}, and those of {data.name} have "
+            f"{data.event_shape}."
+        )
+    return m1

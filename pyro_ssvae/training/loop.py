@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class FitResult:
     """The result of training.
 
     Attributes:
-        stopped_by: ``"schedule"``, ``"max_minutes"``, ``"patience"``, ``"SIGINT"`` or ``"SIGTERM"``.
+        stopped_by: ``"schedule"``, ``"max_minutes"`` or ``"patience"``.
         steps: Steps done.
         epochs: Passes over the unlabelled examples (over the labelled ones when there are no others).
         train_seconds: Time in the loop, evaluations included, of the run and of those that it continues.
@@ -67,11 +68,6 @@ class FitResult:
     folder: Path | None
     step_mode: str = "eager"
     why_eager: str | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether training ended by itself, and not by a signal."""
-        return not self.stopped_by.startswith("SIG")
 
 
 def fit(
@@ -111,6 +107,8 @@ def fit(
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed.
             ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
         RunFolderError: If the folder cannot be used, written or resumed.
+        KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
+        SystemExit: After SIGTERM, likewise, with status 143.
 
     Warns:
         UserWarning: If steps run eagerly although a faster mode was wanted, with the reason.
@@ -136,7 +134,12 @@ def fit(
     with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
         with loop.logging():
             stopped_by = loop.run(signals, report)
-    return loop.finish(stopped_by)
+    result = loop.finish(stopped_by)
+    if stopped_by in ("SIGINT", "SIGTERM"):
+        saved = "" if out is None else f" The state is saved; continue with resume=True, out={str(out)!r}."
+        print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
+        raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
+    return result
 
 
 @dataclass

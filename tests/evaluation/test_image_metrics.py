@@ -78,9 +78,6 @@ def test_real_images_pass_and_a_single_one_does_not(
     counts = torch.bincount(digits.y_test).double() / 450
     assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the judge errs now and then
     assert (real["frechet_rows"], real["frechet_sets"]) == (450, len(digits.x) // 450)  # test rows are fewest
-    drawn = measure_generated_images(
-        DDGM((1, 8, 8), generator=_Replay(x)), digits, reference[0], num_samples=50
-    )
     lone = measure_generated_images(
         DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500
     )

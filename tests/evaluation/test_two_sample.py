@@ -93,7 +93,7 @@ def test_noise_covers_no_mode() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="at least two examples"):
         energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="one event shape"):
         frechet_distance(torch.zeros(3, 2), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="bandwidth=0.0"):
         squared_mmd(torch.zeros(3, 2), torch.zeros(5, 2))

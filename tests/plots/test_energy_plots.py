@@ -69,5 +69,5 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "training.gif").write_bytes(b"nonsense")
     Image.new("L", (8, 8)).save(tmp_path / "other.gif")
     for name in ("training.gif", "other.gif"):
-        with pytest.raises(ValueError, match=f"{name} is no film of training"):
+        with pytest.raises(ValueError, match=f"{name} is no movie of training"):
             Movie.load(tmp_path / name)
