@@ -35,8 +35,8 @@ def train(args: Any) -> None:
     """Train M1 on all examples, then M2 on its latents, and report each stage."""
     data = load_data(args, "m1m2")
     print(data)
-    start_stages(args, data)  # builds every part once, so that mistakes are reported before anything is trained
-    m1 = train_m1(args, data)  # p(z1) p(x|z1), q(z1|x)
+    m1 = start_stages(args, data)  # p(z1) p(x|z1), q(z1|x); every part is built once before anything is trained
+    train_m1(args, m1, data)
     active = select_latents(args, m1, data)  # latents that vary between examples
     model = M1M2.for_data(
         data,

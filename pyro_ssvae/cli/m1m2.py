@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -114,26 +115,30 @@ def joint_config(args: Namespace) -> TrainingConfig:
     return replace(config, max_steps=None, max_epochs=args.joint_epochs, learning_rate=config.learning_rate / 10)
 
 
-def start_stages(args: Namespace, data: SemiSupervisedData) -> None:
+def start_stages(args: Namespace, data: SemiSupervisedData) -> M1:
     """Build every part once, so that mistakes are reported before training, and create the folder of the run.
+
+    Returns:
+        A new M1, or the trained one that ``--m1`` names.
 
     Raises:
         ValueError: For flags that do not fit each other or the data.
     """
     m1 = _make_m1(args, data)
-    model = M1M2.for_data(data, m1=m1, **{name: args[name] for name in _OF_STACK})
-    SemiSupervisedELBO.for_data(model, data, **objective_options(args))
+    stack = M1M2.for_data(data, m1=copy.deepcopy(m1), **{name: args[name] for name in _OF_STACK})  # freezes its M1
+    SemiSupervisedELBO.for_data(stack, data, **objective_options(args))
     m1_config(args, len(data.x))
     if args.joint_epochs:
         joint_config(args)
     if args.resume is None:
         RunFolder(args.out).create(settings(args))
+    return m1
 
 
 def train_stages(args: Namespace, data: SemiSupervisedData) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train M1 and then M2 on its latents, stacked and, if asked for, jointly; yield each stage and its result."""
-    start_stages(args, data)
-    m1 = train_m1(args, data)
+    m1 = start_stages(args, data)
+    train_m1(args, m1, data)
     options = {name: args[name] for name in _OF_STACK}
     model = M1M2.for_data(data, m1=m1, active=select_latents(args, m1, data), **options)
     objective = SemiSupervisedELBO.for_data(model, data, **objective_options(args))
@@ -143,16 +148,15 @@ def train_stages(args: Namespace, data: SemiSupervisedData) -> Iterator[tuple[st
         yield "joint", run_stage(args, "joint", objective, data, joint_config(args), num_samples=args.num_samples)
 
 
-def train_m1(args: Namespace, data: SemiSupervisedData) -> M1:
-    """Return M1, trained on all examples without their labels, or the one that ``--m1`` names."""
-    m1 = _make_m1(args, data)
+def train_m1(args: Namespace, m1: M1, data: SemiSupervisedData) -> None:
+    """Train M1 on all examples without their labels, unless ``--m1`` names a trained one."""
     if args.m1 is None:
         unlabelled = data.without_labels()
         objective = UnsupervisedELBO.for_data(m1, unlabelled)
-        result = run_stage(args, "m1", objective, unlabelled, m1_config(args, len(data.x)))
+        config = m1_config(args, len(data.x))
+        result = run_stage(args, "m1", objective, unlabelled, config, num_samples=args.num_samples)
         bound = "" if result["test/bound"] is None else f", bound {result['test/bound']:.1f} nats per test example"
         print(f"M1: {result['train_seconds']:.0f} s of training{bound}")
-    return m1
 
 
 def select_latents(args: Namespace, m1: M1, data: SemiSupervisedData) -> Tensor:
