@@ -22,6 +22,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "pyro-ssvae"
 html_static_path = ["_static"]
+html_extra_path = ["llms.txt"]
 
 # Pages. Code cells run at build time, in a temporary folder; an exception in one fails the build.
 myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
