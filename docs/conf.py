@@ -17,7 +17,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_generated"]
 
 html_theme = "furo"
 html_title = "pyro-ssvae"
@@ -33,7 +33,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
-# Interface. Docstrings inherited from torch.nn.Module are not written for this builder.
+# API. Docstrings inherited from torch.nn.Module are not written for this builder.
 autoclass_content = "class"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
