@@ -22,6 +22,7 @@ exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = "pyro-ssvae"
 html_static_path = ["_static"]
+html_extra_path = ["llms.txt"]
 
 # Pages. Code cells run at build time, in a temporary folder; an exception in one fails the build.
 myst_enable_extensions = ["amsmath", "attrs_block", "colon_fence", "deflist", "dollarmath"]
@@ -32,7 +33,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
-# Interface. Docstrings inherited from torch.nn.Module are not written for this builder.
+# API. Docstrings inherited from torch.nn.Module are not written for this builder.
 autoclass_content = "class"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False

@@ -158,7 +158,7 @@ def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert pyro_ssvae.load(out).num_classes is not None
     told = capsys.readouterr().out
     assert "energies of classes, from 100 labels" in told
-    assert told.index("rows of shape (1, 8, 8) to train") < told.index("Training a small classifier on 1200 labelled")
+    assert told.index("examples of shape (1, 8, 8)") < told.index("Training a reference classifier on 1200 labelled")
     assert all(f" {k} {share:.1%}" in told for k, share in enumerate(result["class_shares"]))
 
 
