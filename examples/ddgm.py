@@ -15,9 +15,12 @@ have settings of their own, for fewer rows at a gentler rate: `--data photos/ --
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyro
+from matplotlib.figure import Figure
 
 from pyro_ssvae import DDGM, EnergyObjective, fit, report
 from pyro_ssvae.cli import (
@@ -32,8 +35,7 @@ from pyro_ssvae.cli import (
 )
 from pyro_ssvae.evaluation import measure_image_model
 from pyro_ssvae.evaluation.reference_classifier import REFERENCE_STEPS, get_held_out
-from pyro_ssvae.plots import plot_class_shares
-from pyro_ssvae.plots.style import save_figure
+from pyro_ssvae.plots.style import ACCENT, INK, name_ticks, new_figure, save_figure, set_title, style_axes
 from pyro_ssvae.presets import DDGM_IMAGES
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.progress import ProgressReport
@@ -84,8 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         RunFolder(Path(args.out)).write_result({**result, **found})
         if "class_shares" in found:
-            shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))
-            save_figure(shares, Path(args.out) / "figures" / "class_shares.png")
+            save_figure(plot_class_shares(found, known.class_names), Path(args.out) / "figures" / "class_shares.png")
     except EXPECTED_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -103,6 +104,21 @@ def main(argv: list[str] | None = None) -> int:
         print("area under the curve of E: " + ", ".join(f"{name} {area:.2f}" for name, area in found["auroc"].items()))
     print(f"figures in {args.out}/figures, numbers in {args.out}/result.json")
     return 0
+
+
+def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
+    """Draw the share of each class among generated images and, where there are any, among held-out ones."""
+    figure = new_figure(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
+    axes = figure.subplots()
+    shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=ACCENT)
+    axes.bar_label(shares, fmt="%.1f", fontsize=8)
+    if "real_class_shares" in found:
+        axes.plot([100.0 * share for share in found["real_class_shares"]], "_", color=INK, markersize=16.0)
+    name_ticks(axes, class_names)
+    axes.set_ylabel("share, %")
+    style_axes(axes)
+    set_title(figure, "Classes of generated images", "line: share among held-out images")
+    return figure
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
@@ -94,8 +93,7 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Examples and draws are processed in batches for which the widest layer of the decoder and the parameters of the
-    likelihood have at most 2 million elements.
+    Examples and draws are processed in batches, so that the widest layer has at most 2 million elements.
 
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
@@ -116,7 +114,7 @@ def log_likelihood(
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
     """
-    if isinstance(module, DDGM):
+    if hasattr(module, "energy"):
         raise TypeError(
             "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
             " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."

@@ -23,7 +23,6 @@ from pyro_ssvae.plots.inputs import (
     check_examples,
     complete_classes,
     encode_means,
-    map_batches,
 )
 from pyro_ssvae.plots.style import INK, add_colour_bar, class_colours, new_figure, set_title, style_axes
 
@@ -71,19 +70,16 @@ def plot_latent_map(
     x = check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
-    if isinstance(model, M1):
-        classes = completed = as_classes(y, "y", len(x), None, allow_unlabelled=True)
+    classes = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    if model.num_classes is None:
         num_classes = max(int(classes.max()) + 1, len(class_names or ()))
-        z = map_batches(model.transform, x).double().numpy()
-        posterior, note = "q(z|x)", "The classes were not used in training."
+        given, posterior, note = None, "q(z|x)", "The classes were not used in training."
     else:
-        num_classes = model.num_classes
-        classes = as_classes(y, "y", len(x), num_classes, allow_unlabelled=True)
-        completed = complete_classes(model, x, classes)
-        z = encode_means(model, x, completed).double().numpy()
-        posterior, note = "q(z|x,y)", "z describes what the class leaves open, so the classes should overlap."
+        num_classes, given, posterior = model.num_classes, complete_classes(model, x, classes), "q(z|x,y)"
+        note = "z describes what the class leaves open, so the classes should overlap."
+    z = encode_means(model, x, given).double().numpy()
     names = as_class_names(class_names, num_classes)
-    points, axis_names, how = _project(z, method, completed.numpy(), generator, seed)
+    points, axis_names, how = _project(z, method, (classes if given is None else given).numpy(), generator, seed)
 
     figure = new_figure(6.6, 5.2)
     axes = figure.subplots()
