@@ -111,13 +111,14 @@ def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figu
     figure = new_figure(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
     axes = figure.subplots()
     shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=ACCENT)
-    axes.bar_label(shares, fmt="%.1f", fontsize=8)
-    if "real_class_shares" in found:
+    axes.bar_label(shares, fmt="%.1f", padding=3, fontsize=8)
+    real = "real_class_shares" in found
+    if real:
         axes.plot([100.0 * share for share in found["real_class_shares"]], "_", color=INK, markersize=16.0)
     name_ticks(axes, class_names)
     axes.set_ylabel("share, %")
     style_axes(axes)
-    set_title(figure, "Classes of generated images", "line: share among held-out images")
+    set_title(figure, "Classes of generated images", "line: share among held-out images" if real else "")
     return figure
 
 

@@ -30,22 +30,15 @@ _Columns = dict[str, NDArray[np.float64]]
 class _Panel(NamedTuple):
     """One panel of the figure.
 
-    Attributes:
-        title: What it shows.
-        unit: Unit of the vertical axis.
-        lines: Columns of the metrics and their names in the legend.
-        log: Whether the axis is logarithmic if all values are positive and the largest is at least five times the
-            smallest.
-        zero: Whether a linear axis starts at zero.
-        cut: Whether the axis leaves out the first evaluations if they are far below all later ones.
+    The axis is logarithmic (``log``) if all values are positive and the largest is at least five times the smallest.
     """
 
     title: str
     unit: str
-    lines: Mapping[str, str]
+    lines: Mapping[str, str]  # columns of the metrics, and their names in the legend
     log: bool = False
-    zero: bool = False
-    cut: bool = False
+    zero: bool = False  # whether a linear axis starts at zero
+    cut: bool = False  # whether the axis leaves out the first evaluations if they are far below all later ones
 
 
 _PANELS = (

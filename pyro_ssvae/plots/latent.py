@@ -85,7 +85,10 @@ def plot_latent_map(
     axes = figure.subplots()
     colours = np.vstack([class_colours(num_classes), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
-    _scatter(axes, points[order], colours[order], ringed[order])
+    (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
+    size = float(np.clip(20_000 / len(points), 5.0, 24.0))
+    axes.scatter(x1[~ringed], x2[~ringed], s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
+    axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
     style_axes(axes)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     if model.latent_dim == 1 and method != "tsne":
@@ -144,24 +147,14 @@ def _project(
     return points, axis_names, f", PCA of {latent_dim} dimensions"
 
 
-def _scatter(axes: Axes, points: NDArray[np.float64], colours: NDArray[np.float64], ringed: NDArray[np.bool_]) -> None:
-    size = float(np.clip(20_000 / len(points), 5.0, 24.0))
-    x, y = points[~ringed].T
-    axes.scatter(x, y, s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
-    x, y = points[ringed].T
-    axes.scatter(x, y, s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
-
-
 def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool, num_ringed: int) -> None:
     """Name classes at the right: up to 20 by points, more by a colour bar."""
     colours = class_colours(len(names))
     point: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
     many = len(names) > _MAX_NAMED_CLASSES
-    handles = [
-        Line2D([], [], color=tuple(colour), label=name, **point)
-        for name, colour in zip(names, colours, strict=True)
-        if not many
-    ]
+    handles = (
+        [] if many else [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
+    )
     if unknown:
         handles.append(Line2D([], [], color=_GREY, label="unknown", **point))
     if num_ringed:

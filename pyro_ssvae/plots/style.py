@@ -42,18 +42,7 @@ _DPI = 150
 # Ten colours that stay apart under the common colour-vision deficiencies.
 # Accessible Color Sequences for Data Visualization (Petroff, 2021),
 # https://arxiv.org/abs/2107.02270.
-_CLASS_COLOURS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
-)
+_CLASS_COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
 
 
 class _NotebookFigure(Figure):
@@ -94,7 +83,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def class_colours(num_classes: int) -> NDArray[np.float64]:
     """Return a colour per class, ``(K, 4)``: distinct ones up to 10 classes, else from a continuous map."""
     if num_classes <= len(_CLASS_COLOURS):
-        return to_rgba_array(list(_CLASS_COLOURS[:num_classes]))
+        return to_rgba_array(_CLASS_COLOURS[:num_classes])
     return np.asarray(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_classes)))
 
 
