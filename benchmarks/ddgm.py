@@ -36,7 +36,7 @@ from pyro_ssvae.data import make_toy_data, prepare
 from pyro_ssvae.data.preparation import convert_images
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
-from pyro_ssvae.plots import plot_generated, plot_landscape, plot_nearest
+from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
 
@@ -135,7 +135,7 @@ def draw_figures(model: DDGM, data: SemiSupervisedData, run: Run) -> None:
         save_figure(plot_landscape(model, data.x_test), RESULTS / f"{run.stem}-landscape.png")
     for kind in FIGURES.get(run.name, ()):
         nearest = kind == "nearest"
-        figure = plot_nearest(model, prepare(data.x, scale=data.scale)) if nearest else plot_generated(model)
+        figure = plot_nearest(model, prepare(data.x, scale=data.scale)) if nearest else plot_samples(model)
         save_figure(figure, RESULTS / f"{run.stem}-{kind}.png")
 
 

@@ -59,7 +59,7 @@ def test_a_run_leaves_its_folder(
     assert result["objective"]["entropy"] == "nearest_neighbour"
     with Image.open(out / "training.gif") as film:
         assert film.n_frames == 2
-    figures = {"landscape.png", "features_and_latents.png", "paths.png", "training_curves.png"}
+    figures = {"landscape.png", "features_and_latents.png", "interpolations.png", "training_curves.png"}
     assert {path.name for path in (out / "figures").iterdir()} == figures
     assert pyro_ssvae.load(out).event_shape == (2,)
     told = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: 
 
 SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]
 FIGURES = {
-    *("samples.png", "nearest.png", "paths.png", "arithmetic.png", "energies.png"),
+    *("samples.png", "nearest.png", "interpolations.png", "analogies.png", "energies.png"),
     *("features_and_latents.png", "training_curves.png"),
 }
 

@@ -284,7 +284,7 @@ def report_images(
         known: The same data with all its labels, for the reference classifier.
         result: From :func:`pyro_ssvae.report`.
     """
-    from pyro_ssvae.plots import plot_class_shares
+    from pyro_ssvae.plots.ddgm import plot_class_shares
     from pyro_ssvae.plots.style import save_figure
     from pyro_ssvae.training.progress import ProgressReport
 
@@ -294,8 +294,7 @@ def report_images(
         options = {"num_samples": args.num_samples, "seed": args.seed, "progress": bar.advance}
         found = measure_image_model(model, data, known, others=load_others(args, data), **options)
     if "class_shares" in found:
-        shares = plot_class_shares(found["class_shares"], known.class_names, found.get("real_class_shares"))
-        save_figure(shares, Path(args.out) / "figures" / "class_shares.png")
+        save_figure(plot_class_shares(found, known.class_names), Path(args.out) / "figures" / "class_shares.png")
     RunFolder(args.out).write_result({**result, **found})
     if "frechet_distance" in found:
         print(f"Fréchet distance {found['frechet_distance']:.2f}, confidence {found['confidence']:.3f}")

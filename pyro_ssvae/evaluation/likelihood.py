@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
@@ -35,6 +34,7 @@ from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 __all__ = ["LogLikelihood", "log_likelihood"]
 
 _CHECK_BATCH_SIZE = 4096
+_SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
 _MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
@@ -89,13 +89,11 @@ def log_likelihood(
     scale: float = 1.0,
     binarisation: str = "none",
     seed: int = 0,
-    samples_at_a_time: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Examples and draws are processed in batches for which the widest layer of the decoder and the parameters of the
-    likelihood have at most 2 million elements.
+    Examples and draws are processed in batches, so that the widest layer has at most 2 million elements.
 
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
@@ -105,7 +103,6 @@ def log_likelihood(
         scale: Divides ``x``.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
-        samples_at_a_time: Draws decoded together; fewer where a single example with so many is too large.
         progress: Called with the number of examples done after each batch, if given.
 
     Returns:
@@ -116,20 +113,20 @@ def log_likelihood(
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
     """
-    if isinstance(module, DDGM):
+    if hasattr(module, "energy"):
         raise TypeError(
             "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
             " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."
         )
     if len(x) == 0:
         raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
-    if num_samples < 1 or samples_at_a_time < 1:
-        raise ValueError(f"num_samples={num_samples} and samples_at_a_time={samples_at_a_time} must be positive.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples={num_samples} must be positive.")
     _check_examples(module, x, scale, binarisation)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
     with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
         width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
-    at_a_time = max(1, min(num_samples, samples_at_a_time, _MAX_ELEMENTS // width))
+    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
     batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
     found: list[LogLikelihood] = []
     # Everything is seeded a second time, so that finding the width does not change the draws.
@@ -146,12 +143,10 @@ def log_likelihood(
 
     def concatenate(name: str) -> Any:
         parts = [getattr(part, name) for part in found]
-        return None if parts[0] is None else torch.cat(parts).cpu()
+        return None if parts[0] is None else torch.cat(parts)
 
     names = ("log_px", "standard_error", "effective_samples", "log_px_given_y")
-    log_py = found[0].log_py  # the same in every batch
-    log_py = None if log_py is None else log_py.cpu()
-    return LogLikelihood(log_py=log_py, num_samples=num_samples, **{name: concatenate(name) for name in names})
+    return replace(found[0], **{name: concatenate(name) for name in names})  # log p(y) is the same in every batch
 
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
@@ -174,8 +169,7 @@ def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: st
 def _width(module: nn.Module, x: Tensor) -> int:
     """Return how many elements each draw for one example adds to the widest layer, all classes together.
 
-    The outputs of each layer for two draws are compared with those for one, so that layers which see only the example,
-    such as a classifier, do not count.
+    It is the difference between two draws and one: layers that see only the example, as a classifier, do not count.
     """
     sizes: list[list[int]] = []
 
@@ -223,26 +217,22 @@ def _estimate_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: i
     log_k = math.log(num_samples)
     second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
     variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
+    no_error = torch.full_like(variance, torch.nan)
     return LogLikelihood(
-        total.first - log_k,
-        (variance / (num_samples - 1)).sqrt() if num_samples > 1 else torch.full_like(variance, torch.nan),
-        (2.0 * total.first - total.second).exp(),
-        None if log_py is None else (by_class.first - log_k).T,
-        None if log_py is None else log_py.double(),
-        num_samples,
+        log_px=(total.first - log_k).cpu(),
+        standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
+        effective_samples=(2.0 * total.first - total.second).exp().cpu(),
+        log_px_given_y=None if log_py is None else (by_class.first - log_k).T.cpu(),
+        log_py=None if log_py is None else log_py.double().cpu(),
+        num_samples=num_samples,
     )
 
 
 def importance_log_weights(module: Any, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor | None]:
     """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
 
-    Args:
-        module: A model with methods ``model`` and ``guide``.
-        x: Examples ``(B, *event_shape)``, as the model sees them.
-        num_samples: Number of draws ``S``.
-
-    Returns:
-        Log-weights ``(K, S, B)`` and log p(y) ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated.
+    These are ``(K, S, B)`` and ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated, for ``B`` examples as
+    the model sees them and ``S`` draws.
     """
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
     prior = getattr(module, "class_prior", None)

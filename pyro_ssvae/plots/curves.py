@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_title, style_axes
@@ -30,22 +30,15 @@ _Columns = dict[str, NDArray[np.float64]]
 class _Panel(NamedTuple):
     """One panel of the figure.
 
-    Attributes:
-        title: What it shows.
-        unit: Unit of the vertical axis.
-        lines: Columns of the metrics and their names in the legend.
-        log: Whether the axis is logarithmic if all values are positive and the largest is at least five times the
-            smallest.
-        zero: Whether a linear axis starts at zero.
-        cut: Whether the axis leaves out the first evaluations if they are far below all later ones.
+    The axis is logarithmic (``log``) if all values are positive and the largest is at least five times the smallest.
     """
 
     title: str
     unit: str
-    lines: Mapping[str, str]
+    lines: Mapping[str, str]  # columns of the metrics, and their names in the legend
     log: bool = False
-    zero: bool = False
-    cut: bool = False
+    zero: bool = False  # whether a linear axis starts at zero
+    cut: bool = False  # whether the axis leaves out the first evaluations if they are far below all later ones
 
 
 _PANELS = (
@@ -210,14 +203,11 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
         axes.plot(columns["step"][filled], values[filled], marker="o" if filled.sum() < 12 else "", **line)
         if name == "val/error" and best is not None:
             axes.plot(columns["step"][best], values[best], "o", color=ALARM, markersize=5)
-    axes.set_title(panel.title, loc="left", fontsize=9, color=INK)
     axes.set_ylabel(panel.unit)
-    style_axes(axes, grid=True)
+    style_axes(axes, title=panel.title, grid=True)
     _scale(axes, panel, np.stack(list(shown.values())))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    )
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(shown) > 1:
         axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
 

@@ -15,26 +15,37 @@ from torch import Tensor, nn
 from pyro_ssvae._checks import as_count
 from pyro_ssvae.data import SemiSupervisedData, prepare
 from pyro_ssvae.evaluation.reference_classifier import get_held_out
-from pyro_ssvae.models import Model
+from pyro_ssvae.models import DDGM, M1, Model, SemiSupervisedModel
+from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
+from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_nearest
+from pyro_ssvae.plots.feature_means import plot_feature_means
+from pyro_ssvae.plots.images import (
+    plot_analogies,
+    plot_interpolations,
+    plot_reconstructions,
+    plot_samples,
+    plot_traversals,
+)
 from pyro_ssvae.plots.inputs import as_image_shape, map_batches
+from pyro_ssvae.plots.latent import plot_latent_map
 from pyro_ssvae.plots.style import save_figure
 
-__all__ = [
-    "figures",
-    "get_class_names",
-    "get_classifier_figures",
-    "get_held_out_examples",
-    "get_image_options",
-    "save_figures",
-]
+__all__ = ["figures", "save_figures"]
+
+_NUM_INTERPOLATIONS = 4
+_NUM_ANALOGIES = 6  # of a DDGM
+_MAX_CLASSES_OF_ANALOGIES = 20  # of a model with classes, each a column
+_MAX_LABELLED = 500
+
+_Drawings = dict[str, Callable[[], Figure]]
 
 
 @functools.singledispatch
 def figures(
     model: nn.Module, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
-) -> dict[str, Callable[[], Figure]]:
+) -> _Drawings:
     """Return the figures of a trained model, as functions that draw them, by file name without ending.
 
     This is a :func:`functools.singledispatch` function of the class of the model. A class of your own inherits the
@@ -48,6 +59,89 @@ def figures(
         seed: Seed of everything drawn at random.
     """
     return {}
+
+
+@figures.register
+def _(
+    model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
+) -> _Drawings:
+    _, x, y = _get_held_out_examples(data)
+    found: _Drawings = {}
+    options = _get_image_options(data, image_shape)
+    if options is not None:
+        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
+    if len(x) < 2:
+        return found
+    if options is not None:
+        start, end = x[: len(x) // 2 * 2].chunk(2)
+        start, end = start[:_NUM_INTERPOLATIONS], end[:_NUM_INTERPOLATIONS]
+        found["reconstructions"] = lambda: plot_reconstructions(model, x, **options)
+        found["interpolations"] = lambda: plot_interpolations(model, start, end, **options)
+        found["traversals"] = lambda: plot_traversals(model, x[:max_points], **options)
+    names = data.class_names or None
+    found["latent_map"] = lambda: plot_latent_map(model, x[:max_points], y[:max_points], class_names=names, seed=seed)
+    return found
+
+
+@figures.register
+def _(
+    model: SemiSupervisedModel,
+    data: SemiSupervisedData,
+    *,
+    image_shape: Sequence[int] | None,
+    max_points: int,
+    seed: int,
+) -> _Drawings:
+    part, x, y = _get_held_out_examples(data)
+    names = _get_class_names(model, data)
+    labelled = data.labelled_index[:_MAX_LABELLED] if len(x) else data.labelled_index
+    x_labelled, y_labelled = prepare(data.x[labelled], scale=data.scale), data.y[labelled]
+    found: _Drawings = {}
+    options = _get_image_options(data, image_shape)
+    if options is None:
+        given = (x, y) if len(x) else (None, None)
+        found["feature_means"] = lambda: plot_feature_means(model, *given, class_names=names, seed=seed)
+    else:
+        options["class_names"] = names
+        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
+        shown_x, shown_y = (x, y) if len(x) else (x_labelled, y_labelled)
+        if len(shown_x) and model.num_classes <= _MAX_CLASSES_OF_ANALOGIES:
+            first = torch.tensor([int((shown_y == k).nonzero()[0]) for k in shown_y.unique()[:10]])
+            found["analogies"] = lambda: plot_analogies(model, shown_x[first], shown_y[first], **options)
+        if len(shown_x):
+            found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, **options)
+    if len(x):
+        map_x = torch.cat([x[:max_points], x_labelled])
+        map_y = torch.cat([y[:max_points], y_labelled])
+        ringed = torch.arange(len(map_x)) >= len(x[:max_points])
+        found["latent_map"] = lambda: plot_latent_map(
+            model, map_x, map_y, labelled=ringed, class_names=names, seed=seed
+        )
+    return found | _get_classifier_figures(model, x, y, names, part)
+
+
+@figures.register
+def _(
+    model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
+) -> _Drawings:
+    part, x, y = _get_held_out_examples(data)
+    found: _Drawings = {"features_and_latents": lambda: plot_features_and_latents(model, seed=seed)}
+    options = _get_image_options(data, image_shape)
+    with fork_random_state(model, seed):
+        start, end = model.prior().sample((2, _NUM_INTERPOLATIONS))
+    if options is not None:
+        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
+        found["nearest"] = lambda: plot_nearest(model, prepare(data.x, scale=data.scale), seed=seed, **options)
+    if options is not None or data.event_shape == (2,):
+        found["interpolations"] = lambda: plot_interpolations(model, start, end, **(options or {}))
+    if options is not None and len(x) >= 3:
+        chosen = _choose_analogies(y, seed)
+        found["analogies"] = lambda: plot_analogies(model, x[chosen], y[chosen], **options)
+        if len(data.event_shape) == 3:
+            found["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
+    if model.num_classes is not None:
+        found |= _get_classifier_figures(model, x, y, _get_class_names(model, data), part)
+    return found
 
 
 def save_figures(
@@ -100,7 +194,7 @@ def save_figures(
     max_points = as_count(max_points, "max_points", least=1)
     drawings = figures(model, data, image_shape=image_shape, max_points=max_points, seed=seed)
     if metrics_path is not None and _has_rows(Path(metrics_path)):
-        drawings = {**drawings, "training_curves": functools.partial(plot_training_curves, metrics_path)}
+        drawings = {**drawings, "training_curves": lambda: plot_training_curves(metrics_path)}
     return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]
 
 
@@ -108,18 +202,18 @@ def _has_rows(metrics: Path) -> bool:
     return metrics.is_file() and len(metrics.read_text(encoding="utf-8").split("\n", 2)) > 2
 
 
-def get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
+def _get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
     """Return what the held-out data is called, its examples scaled as in training, and its classes."""
     part, x, y = get_held_out(data)
     return f"{part} data", prepare(x, scale=data.scale), y
 
 
-def get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
+def _get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
     """Return a name for each class of the model, which may have more classes than the data."""
     return [*data.class_names, *map(str, range(len(data.class_names), model.num_classes or 0))]
 
 
-def get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | None) -> dict[str, Any] | None:
+def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | None) -> dict[str, Any] | None:
     """Return ``image_shape`` and ``value_range`` for plot functions of images, or ``None`` if the data are no images.
 
     Black is 0 or the smallest value in the data if it is negative; white is 1 or the largest value if it exceeds 1.
@@ -134,9 +228,7 @@ def get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | Non
     return {"image_shape": image_shape, "value_range": (min(0.0, low), max(1.0, high))}
 
 
-def get_classifier_figures(
-    model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str
-) -> dict[str, Callable[[], Figure]]:
+def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str) -> _Drawings:
     """Return the figures of predictions for examples of known class; none if no class is known."""
     known = y >= 0
     if not known.any():
@@ -148,3 +240,25 @@ def get_classifier_figures(
         ),
         "reliability": lambda: plot_reliability(predict(), y[known], title=f"Reliability, {part}"),
     }
+
+
+def _choose_analogies(y: Tensor, seed: int) -> Tensor:
+    """Return indices of examples a, b and c of each analogy, one after another.
+
+    Where the known classes allow, a and b are of one class and c of another, so that the answer can be judged.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(values: Tensor, count: int) -> Tensor:
+        return values[torch.randperm(len(values), generator=generator)[:count]]
+
+    known = (y >= 0).nonzero().squeeze(-1)
+    classes = (torch.bincount(y[known]) >= 2).nonzero().squeeze(-1)
+    if len(classes) == 0 or len(y[known].unique()) < 2:
+        return draw(torch.arange(len(y)), min(3 * _NUM_ANALOGIES, len(y) // 3 * 3))
+    order = draw(classes, len(classes)).tolist()
+    chosen = []
+    for number in range(_NUM_ANALOGIES):
+        same = y[known] == order[number % len(order)]
+        chosen += [draw(known[same], 2), draw(known[~same], 1)]
+    return torch.cat(chosen)

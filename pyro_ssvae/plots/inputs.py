@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae._checks import as_count, as_labels
-from pyro_ssvae.models import Model, SemiSupervisedModel
+from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import evaluation_mode
 
 __all__ = [
@@ -34,21 +34,23 @@ def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return torch.cat([function(*batch).cpu() for batch in batches])
 
 
-def encode_means(model: SemiSupervisedModel, x: Tensor, y: Tensor) -> Tensor:
-    """Return the means of q(z|x,y), ``(N, L)``, on the CPU, for x ``(N, *event)`` and y ``(N,)``."""
+def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
+    """Return the means of q(z|x,y), or of q(z|x) if ``y`` is ``None``, ``(N, L)``, on the CPU."""
     like = next(model.parameters())
+    given = () if y is None else (y.to(like.device),)
     with torch.no_grad(), evaluation_mode(model):
-        return map_batches(lambda x, y: model.encode(x.to(like), y.to(like.device)).mean, x, y)
+        return map_batches(lambda x, *y: model.encode(x, *y).mean, x.to(like), *given)
 
 
-def decode_means(model: SemiSupervisedModel, y: Tensor, z: Tensor) -> Tensor:
-    """Return the means of p(x|y,z), ``(N, *event)``, on the CPU, for y ``(N,)`` and z ``(N, L)``."""
+def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
+    """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
     like = next(model.parameters())
+    given = () if y is None else (y.to(like.device),)
     with torch.no_grad(), evaluation_mode(model):
-        return map_batches(lambda y, z: model.decode(y.to(like.device), z.to(like)).mean, y, z)
+        return map_batches(lambda *args: model.decode(*args).mean, *given, z.to(like))
 
 
-def complete_classes(model: SemiSupervisedModel, x: Tensor, y: Tensor) -> Tensor:
+def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Return ``y``, shape ``(N,)``, with the predicted class in place of -1."""
     return y if bool((y >= 0).all()) else torch.where(y < 0, map_batches(model.predict, x), y)
 
@@ -87,7 +89,7 @@ def select_examples(model: Model, x: Any, y: Any, num_images: int) -> tuple[Tens
     if y is None:
         y = torch.full((len(x),), -1)
     else:
-        y = as_classes(y, "y", len(x), getattr(model, "num_classes", None), allow_unlabelled=True)
+        y = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
     return x[:num_images], y[:num_images]
 
 

@@ -23,7 +23,6 @@ from pyro_ssvae.plots.inputs import (
     check_examples,
     complete_classes,
     encode_means,
-    map_batches,
 )
 from pyro_ssvae.plots.style import INK, add_colour_bar, class_colours, new_figure, set_title, style_axes
 
@@ -71,25 +70,25 @@ def plot_latent_map(
     x = check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
-    if isinstance(model, M1):
-        classes = completed = as_classes(y, "y", len(x), None, allow_unlabelled=True)
+    classes = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    if model.num_classes is None:
         num_classes = max(int(classes.max()) + 1, len(class_names or ()))
-        z = map_batches(model.transform, x).double().numpy()
-        posterior, note = "q(z|x)", "The classes were not used in training."
+        given, posterior, note = None, "q(z|x)", "The classes were not used in training."
     else:
-        num_classes = model.num_classes
-        classes = as_classes(y, "y", len(x), num_classes, allow_unlabelled=True)
-        completed = complete_classes(model, x, classes)
-        z = encode_means(model, x, completed).double().numpy()
-        posterior, note = "q(z|x,y)", "z describes what the class leaves open, so the classes should overlap."
+        num_classes, given, posterior = model.num_classes, complete_classes(model, x, classes), "q(z|x,y)"
+        note = "z describes what the class leaves open, so the classes should overlap."
+    z = encode_means(model, x, given).double().numpy()
     names = as_class_names(class_names, num_classes)
-    points, axis_names, how = _project(z, method, completed.numpy(), generator, seed)
+    points, axis_names, how = _project(z, method, (classes if given is None else given).numpy(), generator, seed)
 
     figure = new_figure(6.6, 5.2)
     axes = figure.subplots()
     colours = np.vstack([class_colours(num_classes), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
-    _scatter(axes, points[order], colours[order], ringed[order])
+    (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
+    size = float(np.clip(20_000 / len(points), 5.0, 24.0))
+    axes.scatter(x1[~ringed], x2[~ringed], s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
+    axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
     style_axes(axes)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     if model.latent_dim == 1 and method != "tsne":
@@ -148,24 +147,14 @@ def _project(
     return points, axis_names, f", PCA of {latent_dim} dimensions"
 
 
-def _scatter(axes: Axes, points: NDArray[np.float64], colours: NDArray[np.float64], ringed: NDArray[np.bool_]) -> None:
-    size = float(np.clip(20_000 / len(points), 5.0, 24.0))
-    x, y = points[~ringed].T
-    axes.scatter(x, y, s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
-    x, y = points[ringed].T
-    axes.scatter(x, y, s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
-
-
 def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool, num_ringed: int) -> None:
     """Name classes at the right: up to 20 by points, more by a colour bar."""
     colours = class_colours(len(names))
     point: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
     many = len(names) > _MAX_NAMED_CLASSES
-    handles = [
-        Line2D([], [], color=tuple(colour), label=name, **point)
-        for name, colour in zip(names, colours, strict=True)
-        if not many
-    ]
+    handles = (
+        [] if many else [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
+    )
     if unknown:
         handles.append(Line2D([], [], color=_GREY, label="unknown", **point))
     if num_ringed:

@@ -38,23 +38,11 @@ FAINT = "#8a8a8a"
 ACCENT = "#3f90da"
 ALARM = "#bd1f01"
 _DPI = 150
-_MAX_TICKS = 40
 
 # Ten colours that stay apart under the common colour-vision deficiencies.
 # Accessible Color Sequences for Data Visualization (Petroff, 2021),
 # https://arxiv.org/abs/2107.02270.
-_CLASS_COLOURS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
-)
+_CLASS_COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
 
 
 class _NotebookFigure(Figure):
@@ -95,7 +83,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 def class_colours(num_classes: int) -> NDArray[np.float64]:
     """Return a colour per class, ``(K, 4)``: distinct ones up to 10 classes, else from a continuous map."""
     if num_classes <= len(_CLASS_COLOURS):
-        return to_rgba_array(list(_CLASS_COLOURS[:num_classes]))
+        return to_rgba_array(_CLASS_COLOURS[:num_classes])
     return np.asarray(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_classes)))
 
 
@@ -106,8 +94,9 @@ def set_title(figure: Figure, title: str, note: str = "") -> None:
         figure.supxlabel(note, x=0.0, ha="left", fontsize=8, color=FAINT)
 
 
-def style_axes(axes: Axes, *, grid: bool = False, frame: bool = True) -> None:
-    """Give axes the common look: white, small labels, left and bottom spines or none."""
+def style_axes(axes: Axes, *, title: str = "", grid: bool = False, frame: bool = True) -> None:
+    """Give axes the common look: white, small labels, a title at the left, left and bottom spines or none."""
+    axes.set_title(title, loc="left", fontsize=9, color=INK)
     axes.set_facecolor("white")
     axes.set_axisbelow(True)
     axes.grid(False)
@@ -135,9 +124,9 @@ def add_colour_bar(
     bar.set_label(label, fontsize=8, color=INK)
 
 
-def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False) -> None:
-    """Name the positions 0, 1, ... of an axis: at most 40 of them, long names on the horizontal axis slanted."""
-    step = -(-len(names) // _MAX_TICKS)
+def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most: int = 40) -> None:
+    """Name the positions 0, 1, ... of an axis: at most ``most`` of them, long names on the horizontal axis slanted."""
+    step = -(-len(names) // most)
     ticks, shown = np.arange(0, len(names), step), list(names)[::step]
     if vertical:
         axes.set_yticks(ticks, shown)

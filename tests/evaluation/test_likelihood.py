@@ -64,7 +64,7 @@ def test_log_likelihood_without_classes_is_the_closed_form() -> None:
     module = LinearGaussian(classes=False)
     x = torch.randn(60, D, dtype=torch.float64)
     exact = module.log_px_given_y(x).squeeze(1)
-    found = log_likelihood(module, x.float(), num_samples=4000, samples_at_a_time=300)
+    found = log_likelihood(module, x.float(), num_samples=4000)
     deviation = (found.log_px - exact) / found.standard_error
     assert abs(float(found.log_px.mean() - exact.mean())) < 3 * found.mean_error + 1e-6
     assert float(deviation.abs().max()) < 4.5  # of sixty
@@ -131,7 +131,9 @@ def models() -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("name", ["m1", "m2", "m1m2", "dirichlet"])
-def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device: torch.device) -> None:
+def test_likelihood_is_above_the_bound_and_rises_with_samples(
+    name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = models()[name].to(device)
     x = torch.rand(200, 6).round()
     objective = (
@@ -147,7 +149,8 @@ def test_likelihood_is_above_the_bound_and_rises_with_samples(name: str, device:
     assert few.mean < many.mean
     assert many.log_px.device.type == "cpu"
     # Portions make no difference to what is estimated.
-    portions = log_likelihood(module, x, num_samples=1000, samples_at_a_time=7)
+    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._SAMPLES_AT_A_TIME", 7)
+    portions = log_likelihood(module, x, num_samples=1000)
     assert portions.mean == pytest.approx(many.mean, abs=4 * math.hypot(many.mean_error, portions.mean_error))
 
 
@@ -240,12 +243,13 @@ def test_width_is_what_each_draw_adds() -> None:
             assert _width(module.eval(), zeros) == width
 
 
-def test_a_vamp_prior_is_built_once() -> None:
+def test_a_vamp_prior_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._SAMPLES_AT_A_TIME", 5)
     m1 = M1((6,), latent_dim=3, hidden_dims=(8,), prior=VampPrior(3, num_components=7))
     x = torch.rand(20, 6).round()
     counts: list[int] = []
     hook = m1.encoder.register_forward_hook(lambda layer, inputs, output: counts.append(len(output)))
-    found = log_likelihood(m1, x, num_samples=50, samples_at_a_time=5)
+    found = log_likelihood(m1, x, num_samples=50)
     hook.remove()
     assert counts.count(7) == 3  # two to find the width, one for all portions
     torch.manual_seed(0)

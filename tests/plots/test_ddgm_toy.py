@@ -1,4 +1,4 @@
-"""Landscapes and movies."""
+"""Landscapes, interpolations in the plane, and movies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,42 @@ import torch
 from PIL import Image
 
 from pyro_ssvae.models import DDGM
-from pyro_ssvae.plots import Movie, plot_landscape
+from pyro_ssvae.plots import Movie, plot_interpolations, plot_landscape
 from pyro_ssvae.plots.style import new_figure
 
 
 def test_a_movie_of_landscapes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ddgm = DDGM((2,))
-    movie = Movie(frame_seconds=0.2)
+    movie = Movie()
     x = torch.randn(100, 2)
     for step in range(3):
         before = torch.get_rng_state()
         figure = plot_landscape(ddgm, x, num_samples=50, title=f"step {step}")
         assert torch.equal(torch.get_rng_state(), before)
         assert len(figure.axes) == 4
-        movie.add(figure)
+        movie.add(figure, step)
         torch.nn.init.normal_(ddgm.energy_net.bias)
     path = movie.save(tmp_path / "films" / "training.gif")
     with Image.open(path) as film:
         assert film.n_frames == len(movie) == 3
-        assert film.info["duration"] == 200
+        assert film.info["duration"] == 150
         assert film.size[0] > film.size[1]
+
+
+def test_interpolations_in_the_plane() -> None:
+    torch.manual_seed(0)
+    ddgm = DDGM((2,), latent_dim=2, prior="normal", generator=torch.nn.Identity())
+    start, end = ddgm.prior().sample((2, 3))
+    by_z, by_features = plot_interpolations(ddgm, start, end).axes
+    lines = [torch.tensor(line.get_xydata()) for line in by_z.lines[::3]]  # each with a ring and a dot
+    for path, first, last in zip(lines, start, end, strict=True):  # x = z: straight lines with even steps
+        torch.testing.assert_close(path[[0, -1]], torch.stack([first, last]), check_dtype=False)
+        torch.testing.assert_close(path.diff(dim=0), path.diff(dim=0).mean(0).expand(24, 2), atol=1e-5, rtol=0.0)
+    curves = [torch.tensor(line.get_xydata()) for line in by_features.lines[::3]]
+    for path, line in zip(curves, lines, strict=True):  # other ways, the same ends
+        torch.testing.assert_close(path[[0, -1]], line[[0, -1]], atol=0.05, rtol=0.0)
+    assert not torch.allclose(torch.stack(curves), torch.stack(lines), atol=0.01)
 
 
 def film(steps: list[int]) -> Movie:
@@ -55,15 +70,13 @@ def test_a_movie_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
     again.cut(2000)
     assert (again.steps, len(again)) == ([0, 1000], 2)
-    again.add(new_figure(2.0, 1.0))
+    again.add(new_figure(2.0, 1.0), 1001)
     assert again.steps == [0, 1000, 1001]
 
 
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
         Movie().save(tmp_path / "empty.gif")
-    with pytest.raises(ValueError, match="must be positive"):
-        Movie(0.0)
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         plot_landscape(DDGM((3,)), torch.zeros(5, 3))
     (tmp_path / "training.gif").write_bytes(b"nonsense")
