@@ -48,7 +48,7 @@ napoleon_use_ivar = True
 
 # References to public names of this package must resolve; other packages need their inventories.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+")]
+nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+(\..*)?")]
 
 # Links into the documentation of Python, PyTorch and Pyro need the network, so they are asked for.
 if os.environ.get("PYRO_SSVAE_DOCS_INTERSPHINX"):
