@@ -8,8 +8,8 @@
     python examples/ddgm.py --resume runs/...                # continue a run that was stopped
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json. Where the data has classes, a small
-reference classifier is trained afterwards to evaluate the generated images. Images in colour, or larger than 32x32, have
-a preset of their own: `--data photos/ --help` shows it.
+reference classifier is trained afterwards to evaluate the generated images. Images in colour, or larger than 32x32,
+have a preset of their own: `--data photos/ --help` shows it.
 """
 
 from __future__ import annotations

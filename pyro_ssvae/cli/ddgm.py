@@ -247,7 +247,7 @@ def start_movie(
 
 
 def report_points(args: Namespace, model: DDGM, data: SemiSupervisedData, result: dict[str, Any]) -> None:
-    """Compare a model of points with the distribution of the data; add the metrics to the result, and print them."""
+    """Compare a model of points with the distribution of the data; write and print the metrics."""
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.style import save_figure
 
@@ -275,7 +275,7 @@ def report_points(args: Namespace, model: DDGM, data: SemiSupervisedData, result
 def report_images(
     args: Namespace, model: DDGM, data: SemiSupervisedData, known: SemiSupervisedData, result: dict[str, Any]
 ) -> None:
-    """Measure generated images by a reference classifier and by energies; add the metrics to the result, and print them.
+    """Measure generated images by a reference classifier and by energies; write and print the metrics.
 
     Args:
         args: The flags.

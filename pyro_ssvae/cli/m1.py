@@ -41,7 +41,7 @@ def parse_m1(description: str, argv: Sequence[str] | None = None) -> Namespace:
 
 
 def binarisation_for(likelihood: str, preferred: str) -> str:
-    """Return how pixels are binarised unless the flags say: as preferred for a distribution of zeros and ones, else not at all.
+    """Return the default binarisation: the preferred one under a Bernoulli likelihood, else none.
 
     Args:
         likelihood: Its name.

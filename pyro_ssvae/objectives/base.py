@@ -81,7 +81,7 @@ class Objective(nn.Module):
 
     Args:
         module: The module that owns the networks, for example a :class:`pyro_ssvae.M2`. Unless functions are given, the
-            loss uses what its method ``training_functions`` returns, where it has one, else its ``model`` and ``guide``;
+            loss uses what its method ``training_functions`` returns, if it has one, else its ``model`` and ``guide``;
             evaluation always uses the latter.
         num_labelled: Number of labelled training examples.
         num_unlabelled: Number of unlabelled training examples.

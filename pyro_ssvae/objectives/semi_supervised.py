@@ -67,8 +67,8 @@ class SemiSupervisedELBO(Objective):
         classify_model: Likewise, instead of ``module.classify_model``.
 
     Raises:
-        ValueError: For negative sizes or weights, no examples at all, unknown names, an importance-weighted bound of one
-            draw, or top-k or several draws under the stock ELBO.
+        ValueError: For negative sizes or weights, no examples at all, unknown names, an importance-weighted bound of
+            one draw, or top-k or several draws under the stock ELBO.
         EnumerationError: From a call, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: From a call, for a model and guide that only the stock ELBO supports.
     """
@@ -220,7 +220,8 @@ class SemiSupervisedELBO(Objective):
 
         Returns:
             The loss, and its terms, before weighting: ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats
-            per unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss`` in nats per example.
+            per unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss``, in nats per
+            example.
         """
         x_unlabelled, x_labelled, y_labelled = batch
         parts: list[Tensor] = []
