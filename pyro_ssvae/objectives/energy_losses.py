@@ -183,8 +183,8 @@ class EnergyLoss(ELBO):
             y_labelled: Their classes, with shape ``(B_l,)``.
             drawn: What :meth:`draw` returned; drawn here when ``None``.
             importance_weighted: Whether to estimate the gradient of the likelihood, with :math:`\nabla \log Z` from
-                samples with noise (:func:`~pyro_ssvae.objectives.perturb_samples`) and their importance weights
-                (:func:`~pyro_ssvae.objectives.normalise_importance_weights`), and without the gradient penalty. For
+                samples with noise (``perturb_samples``) and their importance weights
+                (``normalise_importance_weights``), and without the gradient penalty. For
                 data of few dimensions and a generator that is no longer trained.
             **kwargs: Further arguments of model and guide.
         """
