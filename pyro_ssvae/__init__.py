@@ -1,8 +1,8 @@
-"""Semi-supervised deep generative models in Pyro: a classifier, a generator and honest probabilities from few labels.
+"""Semi-supervised deep generative models in Pyro: a classifier, a generator and class probabilities from few labels.
 
-The flow: rows of which a few carry labels become :class:`SemiSupervisedData`; a model/guide pair such as :class:`M2`
-says how they came about; an objective such as :class:`SemiSupervisedELBO` bounds their log-probability; :func:`fit`
-trains it and leaves a run folder; :func:`load` brings the model back.
+Examples of which a few are labelled become :class:`SemiSupervisedData`; a model such as :class:`M2` holds a generative
+model and its guide; an objective such as :class:`SemiSupervisedELBO` bounds their log-probability; :func:`fit` trains it
+and writes a run folder; :func:`report` evaluates it on test examples; :func:`load` loads the model again.
 """
 
 from pyro_ssvae.data import SemiSupervisedData

@@ -62,7 +62,7 @@ def ddgm_2d_parser(description: str) -> ArgumentParser:
     words = "frames of the movie of training, the first of its start, at most one an evaluation; 0 for none"
     add("--frames", type=int, default=60, metavar="F", help=words)
     add("--num-samples", type=int, default=5000, metavar="S", help="points generated for the measures")
-    add("--refine", type=int, default=20, metavar="L", help="Langevin steps of refined points")
+    add("--refine", type=int, default=20, metavar="L", help="Langevin steps of points, which are measured too")
     return parser
 
 
@@ -73,7 +73,7 @@ def ddgm_parser(description: str) -> ArgumentParser:
     add("--num-labels", type=int, default=0, metavar="N", help="rows whose labels train energies of classes; 0: none")
     add("--alpha", type=float, default=1.0, help="weight of their mean cross-entropy")
     _add_objective(parser)
-    words = "weight of faded, blurred, stitched and scrambled images"
+    words = "weight of the loss on corrupted images (negative data augmentation)"
     add("--negative-weight", type=float, default=0.0, metavar="W", help=words)
     words = "largest move of images before the energy sees them, a share of their sides; for few images"
     add("--max-shift", type=float, default=0.0, metavar="J", help=words)

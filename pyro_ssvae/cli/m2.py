@@ -14,11 +14,11 @@ __all__ = ["add_objective", "parse_m2"]
 
 
 def add_objective(parser: ArgumentParser, pure: str) -> None:
-    """Add the flags of J^alpha and its add-ons; ``pure`` says what ``--pure`` changes besides."""
+    """Add the flags of J^alpha and the regularisers; ``pure`` describes what else ``--pure`` changes."""
     add = parser.add_argument
     add("--pure", action="store_true", help=f"J^alpha and no other term: no augmentation, no consistency. {pure}")
     add("--alpha", type=float, default=10.0, help="weight c of the mean cross-entropy; the paper's alpha is c*N, c=0.1")
-    add("--bound-weight", type=float, default=1.0, metavar="W", help="factor of the bounds of all rows; 1 in J^alpha")
+    add("--bound-weight", type=float, default=1.0, metavar="W", help="factor of the bounds; 1 in J^alpha")
     add(
         "--enumeration",
         choices=["exact", "top-k"],
@@ -27,8 +27,12 @@ def add_objective(parser: ArgumentParser, pure: str) -> None:
         "with many classes)",
     )
     add("--top-k", type=int, default=1, metavar="K", help="classes summed exactly under --enumeration top-k")
-    add("--num-particles", type=int, default=1, metavar="S", help="draws of z per row and class")
-    add("--importance-weighted", action="store_true", help="weigh the draws in one tighter bound, not average them")
+    add("--num-particles", type=int, default=1, metavar="S", help="draws of z per example and class")
+    add(
+        "--importance-weighted",
+        action="store_true",
+        help="combine the draws in one tighter bound (IWAE) instead of averaging",
+    )
 
 
 def m2_parser(description: str) -> ArgumentParser:

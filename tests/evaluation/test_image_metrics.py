@@ -76,7 +76,7 @@ def test_real_images_pass_and_a_single_one_does_not(
     assert real["confidence"] == pytest.approx(real["real_confidence"], abs=0.02)
     assert sum(real["class_shares"]) == pytest.approx(1.0)
     counts = torch.bincount(digits.y_test).double() / 450
-    assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the judge errs now and then
+    assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the classifier errs now and then
     assert (real["frechet_rows"], real["frechet_sets"]) == (450, len(digits.x) // 450)  # test rows are fewest
     lone = measure_generated_images(
         DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500
@@ -86,7 +86,7 @@ def test_real_images_pass_and_a_single_one_does_not(
 
 
 class _Look(nn.Module):
-    """A judge whose features are three pixels, and whose probabilities come from these."""
+    """A classifier whose features are three pixels, and whose probabilities come from these."""
 
     def evaluate(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         features = x.flatten(1)[:, [18, 27, 36]] / scale
