@@ -1,10 +1,11 @@
 """Semi-supervised deep generative models in Pyro: a classifier, a generator and class probabilities from few labels.
 
 Examples of which a few are labelled become :class:`SemiSupervisedData`; a model such as :class:`M2` holds a generative
-model and its guide; an objective such as :class:`SemiSupervisedELBO` bounds their log-probability; :func:`fit` trains it
-and writes a run folder; :func:`report` evaluates it on test examples; :func:`load` loads the model again.
+model and its guide; an objective such as :class:`SemiSupervisedELBO` bounds their log-probability; :func:`fit` trains
+it and writes a run folder; :func:`report` evaluates it on test examples; :func:`load` loads the model again.
 """
 
+from pyro_ssvae import presets
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.errors import (
     DataUnavailableError,
@@ -43,6 +44,7 @@ __all__ = [
     "UnsupervisedELBO",
     "fit",
     "load",
+    "presets",
     "pyro_view",
     "report",
     "save",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def test_info_names_settings_progress_and_result(run: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     for words in ("latent_dim=2", "last evaluation", "val/error", "test/error", "train_seconds"):
         assert words in printed, words
+
+
+def test_report_evaluates_a_finished_run_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "result.json").read_text())
+    assert main(["report", str(run)]) == 0
+    assert json.loads((run / "result.json").read_text())["test/error"] == before["test/error"]
+    assert "test/error" in capsys.readouterr().out
 
 
 def test_sample_writes_images_and_arrays_of_a_class(run: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pyro_ssvae.cli.ddgm import check_images, energy_options, parse_ddgm, report
 from pyro_ssvae.cli.m1 import parse_m1
 from pyro_ssvae.cli.m1m2 import parse_m1_m2, train_stages
 from pyro_ssvae.cli.m2 import parse_m2
-from pyro_ssvae.errors import PyroSSVAEError
+from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.models import DDGM, M1, M2, Model, load
 from pyro_ssvae.objectives import EnergyObjective, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.results import report
@@ -33,6 +33,7 @@ _EPILOG = """examples:
   pyro-ssvae train m2 --data mine.npz --likelihood gaussian     (train m2 --help lists every flag)
   pyro-ssvae train m2 --resume runs/digits                      (continue after Ctrl-C)
   pyro-ssvae info runs/digits
+  pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3 --out threes.png
 """
 
@@ -103,12 +104,13 @@ def _new_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,info,sample}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report,info,sample}")
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
+    again = commands.add_parser("report", help="evaluate a finished run again, and draw its figures")
     info = commands.add_parser("info", help="describe a run: settings, progress, results")
     sample = commands.add_parser("sample", help="draw samples from the model of a run, as .png or .npz")
-    for command, function in ((info, _describe), (sample, _sample)):
+    for command, function in ((again, _report), (info, _describe), (sample, _sample)):
         command.add_argument("run", metavar="RUN", help="folder of the run")
         command.set_defaults(run_command=function)
     sample.add_argument("--num-samples", type=int, default=16, metavar="N", help="number of samples (default: 16)")
@@ -116,6 +118,22 @@ def _new_parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
     sample.add_argument("--out", default="samples.png", metavar="FILE", help="FILE.png or FILE.npz (samples.png)")
     return parser
+
+
+def _report(args: argparse.Namespace) -> None:
+    """Evaluate a finished run again, by the command that trained it."""
+    folder = RunFolder(args.run)
+    flags = folder.read_config().get("flags", {})
+    marks = {"m1m2": "m1_prior", "m1": "preset", "ddgm": "other_data", "m2": "class_prior"}
+    model = next((name for name, flag in marks.items() if flag in flags), None)
+    if model is None or "frames" in flags:
+        raise RunFolderError(f"{args.run} is not a run of `pyro-ssvae train`; call pyro_ssvae.report on it.")
+    if not folder.result.is_file() and model != "m1m2":
+        raise RunFolderError(
+            f"{args.run} is not finished. Continue it with: pyro-ssvae train {model} --resume {args.run}"
+        )
+    if main(["train", model, "--resume", args.run]):
+        raise RunFolderError(f"{args.run} could not be evaluated.")
 
 
 def _describe(args: argparse.Namespace) -> None:
