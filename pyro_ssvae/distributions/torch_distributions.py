@@ -19,7 +19,7 @@ _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of ne
 
 
 def as_independent_normal(distribution: Any) -> torch.distributions.Normal | None:
-    """Return the elementwise normal distribution of a diagonal Gaussian over vectors, ``None`` for other distributions."""
+    """Return the elementwise normal distribution of a diagonal Gaussian over vectors, ``None`` for any other one."""
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
