@@ -1,4 +1,8 @@
-"""Validation of arguments: arrays, labels, numbers and devices, with errors that name the remedy."""
+"""Validation of arguments: arrays, labels, numbers and devices, with errors that name the remedy.
+
+An argument of the wrong type raises ``TypeError``, a wrong value ``ValueError``. ``name`` is the name of the caller's
+argument, for the message.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +33,7 @@ _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 
 
 def to_numpy(values: Any, name: str) -> NDArray[Any]:
-    """Return an array of numbers, possibly sharing memory with ``values``.
-
-    Args:
-        values: Array, tensor on any device, or nested lists.
-        name: The caller's argument, for messages.
-
-    Raises:
-        TypeError: If the values are not real numbers.
-        ValueError: If nested lists have different lengths.
-    """
+    """Return real numbers (an array, a tensor on any device, nested lists) as an array that may share their memory."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         if values.layout != torch.strided:
@@ -60,19 +55,9 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
 
 
 def as_examples(values: Any, name: str = "x", *, allow_empty: bool = False) -> Tensor:
-    """Return examples as a CPU tensor that owns its memory.
+    """Return finite numbers ``(N, *event_shape)`` as a CPU tensor that owns its memory; N may be 0 if ``allow_empty``.
 
-    Args:
-        values: Numbers with shape ``(N, *event_shape)``, with at least one event dimension.
-        name: The caller's argument, for messages.
-        allow_empty: Whether N may be 0.
-
-    Returns:
-        A tensor with shape ``(N, *event_shape)``: uint8 where the values were uint8, float32 otherwise.
-
-    Raises:
-        TypeError: If the values are not numbers.
-        ValueError: If there are no examples or no values in them, or values are not finite.
+    The tensor is uint8 where the values were uint8, float32 otherwise.
     """
     array = to_numpy(values, name)
     if array.ndim < 2:
@@ -99,20 +84,9 @@ def as_examples(values: Any, name: str = "x", *, allow_empty: bool = False) -> T
 
 
 def as_labels(values: Any, name: str, num_examples: int, *, allow_unlabelled: bool = False) -> Tensor:
-    """Return class indices as a CPU tensor that owns its memory.
+    """Return whole numbers from 0, the classes of N examples, as a CPU tensor ``(N,)``, int64, that owns its memory.
 
-    Args:
-        values: Whole numbers with shape ``(N,)``; floats are accepted where they are whole.
-        name: The caller's argument, for messages.
-        num_examples: N, the number of examples that the labels belong to.
-        allow_unlabelled: Whether -1, meaning unlabelled, may occur.
-
-    Returns:
-        Labels with shape ``(N,)``, int64.
-
-    Raises:
-        TypeError: If the values are not numbers.
-        ValueError: If shape, wholeness or range are wrong.
+    Floats are accepted where they are whole, and -1, for unlabelled examples, if ``allow_unlabelled``.
     """
     array = to_numpy(values, name)
     if array.ndim != 1:
@@ -152,10 +126,6 @@ def as_num_classes(num_classes: int | None, labels: dict[str, Tensor]) -> int | 
     Args:
         num_classes: K, or ``None``.
         labels: Labels with shape ``(N,)`` each, -1 where unknown, by the names of the caller's arguments.
-
-    Raises:
-        TypeError: If ``num_classes`` is not an integer.
-        ValueError: If it is too small for the labels, or class 0 is the only one among them.
     """
     largest = {name: int(y.max()) for name, y in labels.items() if len(y)}
     if num_classes is None:
@@ -178,12 +148,7 @@ def as_num_classes(num_classes: int | None, labels: dict[str, Tensor]) -> int | 
 
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:
-    """Return an integer of at least ``least``.
-
-    Raises:
-        TypeError: If the value is not an integer.
-        ValueError: If it is too small.
-    """
+    """Return an integer of at least ``least``."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -199,12 +164,7 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
 
 
 def as_seed(seed: Any) -> int:
-    """Return a seed, an integer from 0 to 2^32 - 1.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is out of range.
-    """
+    """Return a seed, an integer from 0 to 2^32 - 1."""
     number = as_count(seed, "seed")
     if number > _MAX_SEED:
         raise ValueError(f"seed={number} is too large; it must be at most {_MAX_SEED}.")
@@ -212,12 +172,7 @@ def as_seed(seed: Any) -> int:
 
 
 def as_scale(scale: Any, x: Tensor) -> float:
-    """Return the divisor of stored values: as given, else 255 for uint8 and 1 for floats.
-
-    Raises:
-        TypeError: If it is not a number.
-        ValueError: If it is not positive and finite.
-    """
+    """Return the divisor of stored values, positive and finite: as given, else 255 for uint8 and 1 for floats."""
     if scale is None:
         return 255.0 if x.dtype == torch.uint8 else 1.0
     try:
@@ -233,15 +188,7 @@ def as_scale(scale: Any, x: Tensor) -> float:
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """Return a device that exists, a CUDA device with its index.
-
-    Args:
-        device: A device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for CUDA where there is a GPU
-            and the CPU elsewhere.
-
-    Raises:
-        ValueError: For an unknown name, or a CUDA device that does not exist.
-    """
+    """Return a device that exists, a CUDA device with its index; ``"auto"`` is CUDA if there is a GPU, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

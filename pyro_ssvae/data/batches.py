@@ -44,8 +44,8 @@ class BatchStream:
 
     Args:
         data: The examples.
-        batch_size: Unlabelled examples per step, at most as many as there are.
-        labelled_batch_size: Labelled examples per step, at most as many as there are.
+        batch_size: Unlabelled examples per step; all of them if there are fewer.
+        labelled_batch_size: Labelled examples per step; all of them if there are fewer.
         device: Device of the batches.
         binarisation: ``"none"``; ``"dynamic"`` draws every value from a Bernoulli distribution each time that its
             example is used; ``"static"`` draws it once, by the seed; ``"threshold"`` gives one where it exceeds 0.5.
@@ -81,9 +81,7 @@ class BatchStream:
         check_binarisation(binarisation, data.x, data.scale)
         if resident not in (True, False, "auto"):
             raise ValueError(f"resident={resident!r} must be True, False or 'auto'.")
-        self.seed = as_seed(seed)
-        self.binarisation = binarisation
-        self.device = as_device(device)
+        self.seed, self.binarisation, self.device = as_seed(seed), binarisation, as_device(device)
         x, self._scale = data.x, data.scale
         if binarisation == "static":
             x, self._scale = binarise(x, scale=data.scale, seed=self.seed), 1.0
@@ -91,8 +89,9 @@ class BatchStream:
             resident = _fits_in_memory(x, self.device)
         self._storage = self.device if resident else torch.device("cpu")
         self._x, self._y = x.to(self._storage), data.y.to(self._storage)
-        self._unlabelled = _ShuffledIndices(data.unlabelled_index, batch_size, self._storage, self.seed, 1)
-        self._labelled = _ShuffledIndices(data.labelled_index, labelled_batch_size, self._storage, self.seed, 2)
+        seeds = [derive_seed(self.seed, number) for number in (1, 2)]
+        self._unlabelled = _ShuffledIndices(data.unlabelled_index, batch_size, self._storage, seeds[0])
+        self._labelled = _ShuffledIndices(data.labelled_index, labelled_batch_size, self._storage, seeds[1])
         self.noise = torch.Generator(self.device).manual_seed(derive_seed(self.seed, 3))
         self._step = 0
 
@@ -132,14 +131,12 @@ class BatchStream:
             return threshold(x)
         if self.binarisation != "dynamic":
             return x
-        noise = torch.rand(x.shape, generator=self.noise, device=self.device)
-        return (noise < x).to(torch.float32)
+        return (torch.rand(x.shape, generator=self.noise, device=self.device) < x).to(torch.float32)
 
     def _to_device(self, values: Tensor) -> Tensor:
         if self.resident:
             return values
-        if self.device.type == "cuda":
-            values = values.pin_memory()
+        values = values.pin_memory() if self.device.type == "cuda" else values
         return values.to(self.device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,17 +152,13 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state of a stream over the same data, with the batches that it would have returned.
-
-        Args:
-            state: A result of :meth:`state_dict`, its tensors on any device.
+        """Continue from the :meth:`state_dict` of a stream over the same data, its tensors on any device.
 
         Raises:
             ValueError: If it belongs to other data, another seed or another binarisation.
 
         Warns:
-            UserWarning: If it comes from another type of device and binarisation is dynamic: the examples are the
-                same, their binarisation is not.
+            UserWarning: If it comes from another type of device and binarisation is dynamic, which then differs.
         """
         for name in ("seed", "binarisation"):
             if state[name] != getattr(self, name):
@@ -194,37 +187,25 @@ class BatchStream:
 class _ShuffledIndices:
     """Batches of indices in random order, shuffled anew for each pass."""
 
-    order: Tensor  # (n,), on the CPU
-    stored_order: Tensor  # the same, on the device of the training set
-    position: int
-
-    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int, stream: int) -> None:
-        self.index = index  # (n,), on the CPU
-        self.batch_size = batch_size
-        self.storage = storage
-        self.generator = torch.Generator().manual_seed(derive_seed(seed, stream))
-        self._set(index[:0], 0)
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches in a pass."""
-        return math.ceil(len(self.index) / self.batch_size)
+    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int) -> None:
+        self.index, self.batch_size, self.storage = index, batch_size, storage  # (n,), on the CPU
+        self.num_batches = math.ceil(len(index) / batch_size)  # of a pass
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order, self.position = index[:0].to(storage), 0
 
     def next(self) -> Tensor | None:
         """Return the next indices, shape ``(B,)``, or ``None`` if there are none at all."""
         if len(self.index) == 0:
             return None
         if self.position >= len(self.order):
-            self._set(self.index[torch.randperm(len(self.index), generator=self.generator)], 0)
+            order = self.index[torch.randperm(len(self.index), generator=self.generator)]
+            self.order, self.position = order.to(self.storage), 0  # moved once per pass, not once per batch
         start, self.position = self.position, self.position + self.batch_size
-        return self.stored_order[start : self.position]
-
-    def _set(self, order: Tensor, position: int) -> None:
-        self.order, self.position = order, position
-        self.stored_order = order.to(self.storage)  # once per pass, not once per batch
+        return self.order[start : self.position]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order.clone(), "position": self.position, "generator": self.generator.get_state()}
+        order = self.order.to("cpu", copy=True)
+        return {"order": order, "position": self.position, "generator": self.generator.get_state()}
 
     def check_state(self, state: dict[str, Any], name: str) -> None:
         order = state["order"].cpu()
@@ -236,7 +217,7 @@ class _ShuffledIndices:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"].cpu())
-        self._set(state["order"].cpu(), int(state["position"]))
+        self.order, self.position = state["order"].to(self.storage), int(state["position"])
 
 
 def _fits_in_memory(x: Tensor, device: torch.device) -> bool:

@@ -25,16 +25,17 @@ class SemiSupervisedData:
     """Training examples of which a few are labelled, with validation and test examples.
 
     Build it by :meth:`from_arrays`, :meth:`from_npz`, :meth:`from_folder` or :meth:`from_name`, which check everything.
-    All tensors lie on the CPU and own their memory. The true labels of unlabelled training examples are nowhere in the
-    object. Classes are unknown, and ``num_classes`` is ``None``, where no label was given.
+    All tensors lie on the CPU and own their memory: examples are uint8 or float32, labels int64, -1 where unknown. The
+    true labels of unlabelled training examples are nowhere in the object. Classes are unknown, and ``num_classes`` is
+    ``None``, where no label was given.
 
     Args:
-        x: Training examples, labelled and unlabelled, shape ``(N, *event_shape)``, uint8 or float32.
-        y: Their labels, shape ``(N,)``, int64; -1 where unlabelled.
+        x: Training examples, labelled and unlabelled, shape ``(N, *event_shape)``.
+        y: Their labels, shape ``(N,)``.
         x_validation: Validation examples, shape ``(V, *event_shape)``; V may be 0.
-        y_validation: Their labels, shape ``(V,)``, int64; -1 where unknown.
+        y_validation: Their labels, shape ``(V,)``.
         x_test: Test examples, shape ``(T, *event_shape)``; T may be 0.
-        y_test: Their labels, shape ``(T,)``, int64; -1 where unknown.
+        y_test: Their labels, shape ``(T,)``.
         num_classes: K, for classes 0 to K - 1; ``None`` if no classes are known.
         name: Name of the data set in results.
         class_names: K names; empty if no classes are known.
@@ -130,20 +131,21 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from arrays, tensors or nested lists, which are copied.
 
-        Labels are whole numbers from 0; -1 marks an example without one. Without ``y``, ``y_validation`` or ``y_test``
-        all of those examples are without.
+        Examples of uint8 are kept, other numbers become float32. Labels are whole numbers from 0; -1 marks an example
+        without one. Without ``y``, ``y_validation`` or ``y_test`` all of those examples are without. The arguments are
+        those of the class, with these defaults:
 
         Args:
-            x: Training examples, shape ``(N, *event_shape)``; uint8 is kept, other numbers become float32.
-            y: Their labels, shape ``(N,)``.
-            x_validation: Validation examples, shape ``(V, *event_shape)``.
-            y_validation: Their labels, shape ``(V,)``.
-            x_test: Test examples, shape ``(T, *event_shape)``.
-            y_test: Their labels, shape ``(T,)``.
-            num_classes: K; if ``None``, one more than the largest label, or no classes if there is no label.
-            scale: Divides ``x``; if ``None``, 255 for uint8 and 1 otherwise.
+            x: Training examples.
+            y: Their labels.
+            x_validation: Validation examples.
+            y_validation: Their labels.
+            x_test: Test examples.
+            y_test: Their labels.
+            num_classes: If ``None``, one more than the largest label, or no classes if there is no label.
+            scale: If ``None``, 255 for uint8 and 1 otherwise.
             name: Name of the data set in results.
-            class_names: K names; if ``None``, "0", "1", ...
+            class_names: If ``None``, "0", "1", ...
             split: How the labels were drawn, saved with runs.
             seed: Seed of the initial weights (:meth:`pyro_ssvae.models.Model.for_data`) and of training.
 
@@ -170,20 +172,9 @@ class SemiSupervisedData:
             )
         if y is not None and num_classes is not None:
             _warn_about_labels(labels, names)
-        return cls(
-            examples,
-            labels,
-            x_validation,
-            y_validation,
-            x_test,
-            y_test,
-            num_classes,
-            name,
-            names,
-            as_scale(scale, examples),
-            split,
-            as_seed(seed),
-        )
+        held_out = (x_validation, y_validation, x_test, y_test)
+        scale = as_scale(scale, examples)
+        return cls(examples, labels, *held_out, num_classes, name, names, scale, split, as_seed(seed))
 
     @classmethod
     def from_npz(
@@ -204,14 +195,13 @@ class SemiSupervisedData:
 
         Args:
             path: The file; nothing in it is unpickled.
-            num_labels: How many training labels are kept; ``None`` or ``"all"`` for all of them. Not used if the file
-                holds none.
+            num_labels: How many training labels are kept, if there are any; ``None`` or ``"all"`` for all of them.
             num_validation: How many examples are held out for validation, the last ones with a label, or simply the
                 last ones if the file holds no ``y_train``; none by default.
             seed: Seed of the draw of labels.
-            balanced: Whether every class gets the same number of labels.
-            num_classes: K; if ``None``, one more than the largest label, or no classes if there is no label.
-            scale: Divides ``x``; if ``None``, 255 for uint8 and 1 otherwise.
+            balanced: As for :meth:`from_name`.
+            num_classes: As for :meth:`from_arrays`.
+            scale: As for :meth:`from_arrays`.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -234,13 +224,13 @@ class SemiSupervisedData:
         balanced: bool = True,
         download: bool = True,
     ) -> SemiSupervisedData:
-        """Build from a data set by name: ``mnist``, ``fashion_mnist``, ``cifar10`` or ``digits``.
+        """Build from a data set by name.
 
         The last examples of the training file are for validation (10,000; 5,000 of CIFAR-10). ``digits`` comes with
         scikit-learn: of its 1,797 examples 450 are for testing and 147 for validation, stratified by ``seed``.
 
         Args:
-            name: The data set.
+            name: ``"mnist"``, ``"fashion_mnist"``, ``"cifar10"`` or ``"digits"``.
             num_labels: How many training labels are kept, ``"all"`` for all of them.
             data_dir: Folder of data sets, and of downloads; if ``None``, the environment variable
                 ``PYRO_SSVAE_DATA``, or else ``~/.cache/pyro_ssvae``.
@@ -282,11 +272,11 @@ class SemiSupervisedData:
         Args:
             path: The folder.
             image_size: Side of the square that every image is brought to, in pixels.
-            num_labels: How many training labels are kept, ``"all"`` for all of them. Not used without classes.
+            num_labels: As for :meth:`from_name`; not used without classes.
             num_validation: Number of validation examples, drawn at random; a tenth if ``None``.
             num_test: Number of test examples, drawn at random; a tenth if ``None``.
-            seed: Seed of these draws.
-            balanced: Whether every class gets the same number of labels; otherwise a class may get none.
+            seed: Seed of these draws and of the draw of labels.
+            balanced: As for :meth:`from_name`.
 
         Raises:
             FileNotFoundError: If there is no such folder.
@@ -353,21 +343,19 @@ def _select_known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _warn_about_labels(y: Tensor, class_names: tuple[str, ...]) -> None:
-    known = y[y >= 0]
-    if len(known) == 0:
-        warnings.warn(
+    counts = torch.bincount(y[y >= 0], minlength=len(class_names))
+    missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
+    message = ""
+    if not counts.any():
+        message = (
             "No training example has a label: q(y|x) is then a clustering, its classes in no particular order. Labels "
-            "are whole numbers from 0 in y.",
-            UserWarning,
-            stacklevel=3,
+            "are whole numbers from 0 in y."
         )
-        return
-    counts = torch.bincount(known, minlength=len(class_names))
-    if missing := [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]:
+    elif missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        warnings.warn(
+        message = (
             f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
-            "example of each, or use balanced=True.",
-            UserWarning,
-            stacklevel=3,
+            "example of each, or use balanced=True."
         )
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=3)

@@ -22,18 +22,11 @@ _STALL_SECONDS = 20.0  # without a byte, once a download is under way
 
 
 def download(class_name: str, subfolder: str, root: Path) -> Path:
-    """Download a data set of torchvision into ``root / subfolder``.
+    """Download a data set by the name of its class in :mod:`torchvision.datasets`, and return its folder.
 
-    The files are downloaded to a temporary folder, where torchvision checks their MD5 sums, and are moved only then:
-    an interrupted download leaves nothing that a later run could take for data.
-
-    Args:
-        class_name: Name of the class in :mod:`torchvision.datasets`.
-        subfolder: Where that class keeps its unpacked files, below its root.
-        root: The folder of data sets, created if it does not exist.
-
-    Returns:
-        The folder of the files.
+    The class keeps its unpacked files in a subfolder of its root. They are downloaded to a temporary folder, where
+    torchvision checks their MD5 sums, and only then moved to ``root / subfolder``: an interrupted download leaves
+    nothing that a later run could take for data.
 
     Raises:
         OSError: If no server answers, the download breaks off or ``root`` cannot be written.

@@ -15,7 +15,6 @@ __all__ = ["LabelledImages", "has_colour", "read_folder"]
 _PREVIEW_SIZE = 32
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # others, such as EPS, would start external programs
-_WHITE = (255, 255, 255)
 
 
 class LabelledImages(NamedTuple):
@@ -26,20 +25,13 @@ class LabelledImages(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_folder(
-    path: str | os.PathLike[str], image_size: int, *, background: tuple[int, int, int] = _WHITE
-) -> LabelledImages:
+def read_folder(path: str | os.PathLike[str], image_size: int) -> LabelledImages:
     """Read every image below a folder, in the order of their paths.
 
     The class of an image is the subfolder that it lies in; for an image directly in the folder, the part of its name
-    before the first ``_``, as in ``cat_017.png``; otherwise it is unknown. Images are resized to fill a square and
-    cropped at the centre. Transparent ones are drawn over the background. If all are grey, there is one channel,
-    otherwise three.
-
-    Args:
-        path: The folder.
-        image_size: Side S of the square, in pixels.
-        background: Red, green and blue, from 0 to 255.
+    before the first ``_``, as in ``cat_017.png``; otherwise it is unknown. Images are resized to fill a square of
+    ``image_size`` pixels a side and cropped at the centre. Transparent ones are drawn over white. If all are grey,
+    there is one channel, otherwise three.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -49,7 +41,7 @@ def read_folder(
         raise ValueError(f"image_size={image_size} must be at least 1.")
     folder = Path(path).expanduser()
     files = _list_images(folder)
-    x = np.stack([_read_image(file, image_size, background) for file in files])  # (N, S, S, 3)
+    x = np.stack([_read_image(file, image_size) for file in files])  # (N, S, S, 3)
     names = [_get_class_name(file, folder) for file in files]
     class_names = tuple(sorted({name for name in names if name is not None}))
     y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
@@ -57,17 +49,8 @@ def read_folder(
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
-    """Return whether an image below a folder is in colour; reading stops at the first that is.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image, or one is damaged.
-    """
-    files = _list_images(Path(path).expanduser())
-    return any(_is_coloured(_read_image(file, _PREVIEW_SIZE, _WHITE)) for file in files)
+    """Return whether an image below a folder is in colour, with the errors of :func:`read_folder`."""
+    return any(_is_coloured(_read_image(file, _PREVIEW_SIZE)) for file in _list_images(Path(path).expanduser()))
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -91,14 +74,13 @@ def _get_class_name(file: Path, folder: Path) -> str | None:
     return label if separator and label else None
 
 
-def _read_image(file: Path, size: int, background: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _read_image(file: Path, size: int) -> NDArray[np.uint8]:
     try:
         with Image.open(file, formats=_FORMATS) as image:
             picture = image.convert("RGBA")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as an image ({error}); repair or remove it.") from error
-    opaque = Image.new("RGBA", picture.size, (*background, 255))
-    picture = Image.alpha_composite(opaque, picture).convert("RGB")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     scale = size / min(picture.size)
     width, height = (max(size, round(scale * side)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2

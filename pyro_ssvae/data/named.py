@@ -22,13 +22,13 @@ __all__ = ["DATASET_NAMES", "get_data_folder", "load_named"]
 
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
 _DIGITS = tuple("0123456789")
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
+_IDX_DESCRIPTION = "train-images-idx3-ubyte (or .gz) and its three companions in "
 _DIGITS_TEST = 450
 _DIGITS_VALIDATION = 147
 
@@ -48,39 +48,29 @@ class _Files:
     description: str
 
 
+_FASHION = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
+_CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 _FILES = {
     "mnist": _Files(
-        "MNIST",
-        ("MNIST", "mnist"),
-        "MNIST/raw",
-        (1, 28, 28),
-        _DIGITS,
-        10_000,
-        "train-images-idx3-ubyte (or .gz) and its three companions in MNIST/raw",
+        "MNIST", ("MNIST", "mnist"), "MNIST/raw", (1, 28, 28), _DIGITS, 10_000, f"{_IDX_DESCRIPTION}MNIST/raw"
     ),
     "fashion_mnist": _Files(
-        "FashionMNIST",
-        ("FashionMNIST", "fashion_mnist", "fashion-mnist", "fashionmnist"),
-        "FashionMNIST/raw",
-        (1, 28, 28),
-        (
-            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        ),
-        10_000,
-        "train-images-idx3-ubyte (or .gz) and its three companions in FashionMNIST/raw",
+        class_name="FashionMNIST",
+        folders=("FashionMNIST", "fashion_mnist", "fashion-mnist", "fashionmnist"),
+        subfolder="FashionMNIST/raw",
+        event_shape=(1, 28, 28),
+        class_names=_FASHION,
+        num_validation=10_000,
+        description=f"{_IDX_DESCRIPTION}FashionMNIST/raw",
     ),
     "cifar10": _Files(
-        "CIFAR10",
-        ("cifar-10-batches-py",),
-        "cifar-10-batches-py",
-        (3, 32, 32),
-        (
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
-        ),
-        5_000,
-        "the folder cifar-10-batches-py",
+        class_name="CIFAR10",
+        folders=("cifar-10-batches-py",),
+        subfolder="cifar-10-batches-py",
+        event_shape=(3, 32, 32),
+        class_names=_CIFAR10,
+        num_validation=5_000,
+        description="the folder cifar-10-batches-py",
     ),
 }
 
@@ -93,19 +83,9 @@ def load_named(
     seed: int = 0,
     allow_download: bool = True,
 ) -> Source:
-    """Return a data set by name.
+    """Return a data set by name; see :meth:`~pyro_ssvae.SemiSupervisedData.from_name`.
 
-    Args:
-        name: One of :data:`DATASET_NAMES`.
-        data_dir: Where data sets are searched for and downloaded to; see :func:`get_data_folder`.
-        num_validation: Number of validation examples; ``None`` for the data set's own number.
-        seed: Seed of the stratified test and validation examples of ``digits``; the other data sets do not use it.
-        allow_download: Whether to download what is not found.
-
-    Raises:
-        DataUnavailableError: If it is neither on disk nor downloadable.
-        TypeError: If an argument has the wrong type.
-        ValueError: If the name is unknown, or ``num_validation`` too large.
+    Only ``digits`` uses the seed: it draws stratified test and validation examples.
     """
     if name not in DATASET_NAMES:
         raise ValueError(
@@ -116,13 +96,11 @@ def load_named(
         return _load_digits(num_validation, seed)
     files = _FILES[name]
     arrays = _load_files(name, files, get_data_folder(data_dir), allow_download)
+    examples = (arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])
     indices = np.arange(len(arrays["x_train"]))
     num_validation = files.num_validation if num_validation is None else num_validation
     return Source(
-        arrays["x_train"],
-        arrays["y_train"],
-        arrays["x_test"],
-        arrays["y_test"],
+        *examples,
         ids=indices,
         validation=select_last(indices, num_validation, len(indices)),
         name=name,
@@ -133,17 +111,12 @@ def load_named(
 
 
 def get_data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of data sets.
-
-    Args:
-        data_dir: The folder; if ``None``, the environment variable ``PYRO_SSVAE_DATA``, or else
-            ``~/.cache/pyro_ssvae``.
+    """Return the folder of data sets: as given, else ``PYRO_SSVAE_DATA``, else ``~/.cache/pyro_ssvae``.
 
     Raises:
         ValueError: If it is a file.
     """
-    chosen = data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae"
-    root = Path(chosen).expanduser().absolute()
+    root = Path(data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae").expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise ValueError(
             f"data_dir={root} is a file; give the folder that holds the data sets (an .npz file is read by "
@@ -203,7 +176,7 @@ def _find_candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:
 def _read_arrays(name: str, path: Path, files: _Files) -> Arrays | None:
     """Return the checked arrays of a file or folder, channels first, labels int64; ``None`` if some are missing."""
     if path.suffix == ".npz":
-        arrays = read_npz(path, _KEYS)
+        arrays = read_npz(path, tuple(_IDX_FILES))
     elif name == "cifar10":
         arrays = _read_cifar10(path)
     else:
@@ -261,11 +234,9 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
         strata = y[rest] if num_validation >= len(_DIGITS) else None  # stratifying needs an example of every class
         _, validation = train_test_split(indices, test_size=num_validation, stratify=strata, random_state=seed)
         validation.sort()
+    examples = (x[rest], y[rest], x[test], y[test])
     return Source(
-        x[rest],
-        y[rest],
-        x[test],
-        y[test],
+        *examples,
         ids=rest,
         validation=validation,
         name="digits",

@@ -122,27 +122,11 @@ def iterate_batches(
 
 
 def prepare(
-    x: Tensor,
-    *,
-    scale: float = 1.0,
-    device: torch.device | str = "cpu",
-    binarisation: str = "none",
-    seed: int = 0,
+    x: Tensor, *, scale: float = 1.0, device: torch.device | str = "cpu", binarisation: str = "none", seed: int = 0
 ) -> Tensor:
-    """Return all examples in one tensor, prepared as by :func:`iterate_batches`.
+    """Return all examples in one tensor ``(N, *event_shape)``, float32.
 
-    Args:
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
-        device: Device of the result.
-        binarisation: As for :func:`iterate_batches`.
-        seed: Seed of the binarisation.
-
-    Returns:
-        Examples with shape ``(N, *event_shape)``, float32.
-
-    Raises:
-        ValueError: If an argument is out of range, or binarisation meets values outside [0, 1].
+    Arguments and errors are those of :func:`iterate_batches`.
     """
     size = max(1, len(x))
     batches = iterate_batches(x, scale=scale, batch_size=size, device=device, binarisation=binarisation, seed=seed)
@@ -150,17 +134,9 @@ def prepare(
 
 
 def convert_images(x: Tensor, event_shape: Sequence[int]) -> Tensor:
-    """Return images in another size and number of channels: grey, colour, or colour with opacity.
+    """Return images ``(N, C, H, W)`` in [0, 1] with another size and number of channels, ``(N, *event_shape)``.
 
-    Args:
-        x: Images with shape ``(N, C, H, W)``, in [0, 1], with 1, 3 or 4 channels.
-        event_shape: The wanted shape ``(C, H, W)``, with 1, 3 or 4 channels.
-
-    Returns:
-        Images with shape ``(N, *event_shape)``, in [0, 1].
-
-    Raises:
-        ValueError: For other shapes.
+    There are 1 (grey), 3 (colour) or 4 channels (colour with opacity); other shapes raise ``ValueError``.
     """
     if x.dim() != 4 or len(event_shape) != 3 or {x.shape[1], event_shape[0]} - {1, 3, 4}:
         raise ValueError(
@@ -175,6 +151,6 @@ def convert_images(x: Tensor, event_shape: Sequence[int]) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
     if channels == 4:
         x = torch.cat([x, opacity], 1)
-    if tuple(x.shape[2:]) != tuple(size):
-        x = F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)
-    return x
+    if list(x.shape[2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)

@@ -24,12 +24,6 @@ _IDX_UINT8 = 0x08
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, the format of MNIST; ``.gz`` is unpacked in memory.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The array, with the shape that the file's header gives.
-
     Raises:
         OSError: If the file cannot be read.
         ValueError: If it is not such a file, or is truncated or otherwise damaged.
@@ -65,12 +59,7 @@ def _read_idx(file: gzip.GzipFile | BufferedReader, path: Path) -> NDArray[np.ui
 def read_npz(
     path: str | os.PathLike[str], required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Read named arrays from an npz file, without unpickling.
-
-    Args:
-        path: The file.
-        required: Names of arrays that the file must hold.
-        optional: Names of arrays that are returned if the file holds them.
+    """Read the required arrays from an npz file, and the optional ones that it holds, without unpickling.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -114,12 +103,9 @@ def _read_member(file: Any, name: str, path: Path) -> NDArray[Any]:
 def as_images(x: NDArray[Any]) -> NDArray[Any]:
     """Return images with channels first.
 
-    Args:
-        x: ``(N, H, W)`` gets a channel axis, ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)``; arrays of
-            other shapes are returned unchanged.
+    ``(N, H, W)`` gets a channel axis, ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)``; arrays of other
+    shapes are returned unchanged.
     """
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[-1] in (1, 3, 4):
-        return np.moveaxis(x, -1, 1)
-    return x
+    return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in (1, 3, 4) else x

@@ -40,7 +40,7 @@ class Source(NamedTuple):
 def load_npz(
     path: str | os.PathLike[str], *, num_validation: int | None, num_classes: int | None, scale: float | None
 ) -> Source:
-    """Read an npz file; see :meth:`~pyro_ssvae.SemiSupervisedData.from_npz` for what it holds and for the arguments."""
+    """Read an npz file; see ``SemiSupervisedData.from_npz``."""
     arrays = read_npz(path, ("x_train",), ("y_train", "x_test", "y_test"))
     x, x_test = as_images(arrays["x_train"]), arrays.get("x_test")
     if x.ndim < 2 or len(x) == 0:
@@ -68,10 +68,7 @@ def load_npz(
 def load_folder(
     path: str | os.PathLike[str], *, image_size: int, num_validation: int | None, num_test: int | None, seed: int
 ) -> Source:
-    """Read a folder of images and draw test and validation examples by the seed.
-
-    See :meth:`~pyro_ssvae.SemiSupervisedData.from_folder` for the arguments.
-    """
+    """Read a folder of images, and draw test and validation examples; see ``SemiSupervisedData.from_folder``."""
     images = read_folder(path, image_size)
     count, num_known = len(images.x), int((images.y >= 0).sum())
     if 0 < num_known < count:
@@ -84,11 +81,9 @@ def load_folder(
         raise ValueError(f"num_validation + num_test = {sum(sizes)} of {count} images leave none to train on.")
     order = np.random.default_rng(seed).permutation(count)
     test, rest = np.sort(order[: sizes[1]]), np.sort(order[sizes[1] :])
+    y, y_test = (images.y[rest], images.y[test]) if num_known else (None, None)
     return Source(
-        images.x[rest],
-        images.y[rest] if num_known else None,
-        images.x[test],
-        images.y[test] if num_known else None,
+        *(images.x[rest], y, images.x[test], y_test),
         ids=rest,
         validation=np.flatnonzero(np.isin(rest, order[sizes[1] : sum(sizes)])),
         name=Path(path).name,

@@ -71,11 +71,7 @@ class LabelSplit:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the split as an npz file, atomically.
-
-        Args:
-            path: The file, in a folder that exists; no suffix is added.
-        """
+        """Write the split as an npz file, atomically, in a folder that exists; no suffix is added to the path."""
         seed, balanced = np.int64(self.seed), np.bool_(self.balanced)
         with atomic_open(Path(path)) as file:
             np.savez(file, labelled=self.labelled, validation=self.validation, seed=seed, balanced=balanced)
@@ -111,11 +107,7 @@ def _as_indices(values: Any, name: str) -> Indices:
 
 
 def draw_label_split(
-    y: Any,
-    num_labels: int | Literal["all"],
-    num_classes: int,
-    seed: int = 0,
-    balanced: bool = True,
+    y: Any, num_labels: int | Literal["all"], num_classes: int, seed: int = 0, balanced: bool = True
 ) -> Indices:
     """Draw the examples that keep their label.
 
@@ -199,31 +191,16 @@ def _divide_labels(sizes: Indices, num_labels: int, rng: np.random.Generator) ->
 
 
 def hide_labels(y: NDArray[Any], labelled: Indices) -> Indices:
-    """Return labels with -1 for every example but those that keep theirs.
-
-    Args:
-        y: Labels with shape ``(N,)``.
-        labelled: Indices of the examples that keep their label, shape ``(L,)``.
-
-    Returns:
-        A new array with shape ``(N,)`` that shares no memory with ``y``.
-    """
+    """Return a copy of labels ``(N,)`` with -1 for every example but those with indices ``labelled``, ``(L,)``."""
     hidden = np.full(len(y), -1, dtype=np.int64)
     hidden[labelled] = y[labelled]
     return hidden
 
 
 def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
-    """Return the last ``num_validation`` of ``indices``, leaving one example at least for training.
+    """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples.
 
-    Args:
-        indices: Examples that may validate (those with a label), ascending.
-        num_validation: How many.
-        num_examples: Number of examples in the training file.
-
-    Raises:
-        TypeError: If ``num_validation`` is not an integer.
-        ValueError: If there are too few.
+    Raise ``ValueError`` if there are too few, or no example would be left to train on.
     """
     largest = min(len(indices), num_examples - 1)
     if as_count(num_validation, "num_validation") > largest:

@@ -26,9 +26,8 @@ def ring_distribution() -> dist.MixtureSameFamily:
     angle = 2.0 * math.pi * torch.arange(_COMPONENTS, dtype=torch.float64) / _COMPONENTS
     along = torch.stack([angle.cos(), angle.sin()], -1)  # (10, 2)
     across = torch.stack([-angle.sin(), angle.cos()], -1)
-    scale_tril = torch.linalg.cholesky(
-        0.5**2 * along.unsqueeze(-1) * along.unsqueeze(-2) + 0.05**2 * across.unsqueeze(-1) * across.unsqueeze(-2)
-    )
+    covariance = 0.5**2 * along[:, :, None] * along[:, None] + 0.05**2 * across[:, :, None] * across[:, None]
+    scale_tril = torch.linalg.cholesky(covariance)
     components = dist.MultivariateNormal((1.4 * along).float(), scale_tril=scale_tril.float())
     return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(_COMPONENTS)), components)
 
@@ -67,9 +66,9 @@ def make_toy_data(
 
     Args:
         name: ``"ring"`` or ``"spiral"``.
-        num_train: Training examples.
-        num_validation: Validation examples.
-        num_test: Test examples.
+        num_train: Number of training examples.
+        num_validation: Number of validation examples.
+        num_test: Number of test examples.
         seed: Seed of the points.
 
     Raises:
@@ -84,13 +83,5 @@ def make_toy_data(
     sizes = [as_count(num_train, "num_train", least=1), num_validation, num_test]
     x, y = _DRAW[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
     (x, x_validation, x_test), (_, y_validation, y_test) = x.split(sizes), y.split(sizes)
-    return SemiSupervisedData.from_arrays(
-        x,
-        x_validation=x_validation,
-        y_validation=y_validation,
-        x_test=x_test,
-        y_test=y_test,
-        num_classes=_COMPONENTS,
-        seed=seed,
-        name=name,
-    )
+    held_out = {"x_validation": x_validation, "y_validation": y_validation, "x_test": x_test, "y_test": y_test}
+    return SemiSupervisedData.from_arrays(x, **held_out, num_classes=_COMPONENTS, name=name, seed=seed)

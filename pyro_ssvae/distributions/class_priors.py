@@ -95,12 +95,9 @@ class _LearnedClassPrior(ClassPrior):
     def __init__(self, num_classes: int, concentration: float, least: float) -> None:
         super().__init__(num_classes)
         if not concentration >= least or concentration <= 0.0:
-            raise ValueError(
-                f"concentration={concentration} must be "
-                + (f"at least {least:g}" if least else "positive")
-                + " for a symmetric Dirichlet prior"
-                + (": below one its density has no maximum." if least else ".")
-            )
+            needed = f"at least {least:g}" if least else "positive"
+            reason = ": below one its density has no maximum" if least else ""
+            raise ValueError(f"concentration={concentration} must be {needed} for a symmetric Dirichlet prior{reason}.")
         self.register_buffer("concentration", torch.full((num_classes,), float(concentration)))
         self.logits = nn.Parameter(torch.zeros(num_classes))
 

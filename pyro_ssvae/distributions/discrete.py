@@ -19,47 +19,33 @@ __all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
 _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are within 1e-5 of it
 
 
-class GridDistribution(TorchDistribution):
-    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits.
-
-    Args:
-        logits: Unnormalised log-probabilities with shape ``(*batch, levels)``.
-        spacing: Distance of neighbouring values.
-    """
+class _GridDistribution(TorchDistribution):
+    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``."""
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real  # the grid, which Likelihood.check checks before training
 
     def __init__(self, logits: Tensor, spacing: float) -> None:
-        self.logits = logits
-        self.spacing = spacing
+        self.logits, self.spacing = logits, spacing
         super().__init__(logits.shape[:-1], validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> GridDistribution:
-        """Return the same distribution with a larger batch shape."""
-        return GridDistribution(self.logits.expand(*batch_shape, self.logits.shape[-1]), self.spacing)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _GridDistribution:
+        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability, in nats, of values with shape ``(..., *batch)``."""
-        index = (value / self.spacing).round().long()
-        log_probs = self.logits.log_softmax(-1)
-        shape = torch.broadcast_shapes(index.shape, log_probs.shape[:-1])
-        table = log_probs.expand(*shape, log_probs.shape[-1])
-        return table.gather(-1, index.expand(shape).unsqueeze(-1)).squeeze(-1)
+        index = (value / self.spacing).round()
+        return dist.Categorical(logits=self.logits, validate_args=False).log_prob(index)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values."""
         index: Tensor = dist.Categorical(logits=self.logits).sample(sample_shape)
         return index.to(self.logits.dtype) * self.spacing
 
     @property
     def mean(self) -> Tensor:
-        """Return the mean value, with shape ``batch``."""
         return self.logits.softmax(-1) @ self._values()
 
     @property
     def variance(self) -> Tensor:
-        """Return the variance, with shape ``batch``."""
         return self.logits.softmax(-1) @ self._values().square() - self.mean.square()
 
     def _values(self) -> Tensor:
@@ -76,9 +62,7 @@ class _Grid(Likelihood):
             raise ValueError(f"levels={levels} must be at least 2.")
         if spacing is not None and spacing <= 0.0:
             raise ValueError(f"spacing={spacing} must be positive, in the units of x.")
-        self.levels = int(levels)
-        self._given = spacing
-        self.unit_interval = spacing is None
+        self.levels, self.unit_interval = int(levels), spacing is None
         self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
 
     def check(self, x: Tensor) -> None:
@@ -96,7 +80,7 @@ class _Grid(Likelihood):
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {"levels": self.levels} | ({} if self._given is None else {"spacing": self._given})
+        return {"levels": self.levels} | ({} if self.unit_interval else {"spacing": self.spacing})
 
 
 class Categorical(_Grid):
@@ -121,7 +105,7 @@ class Categorical(_Grid):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution over events, for logits with shape ``(*batch, levels, *event_shape)``."""
-        return GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
+        return _GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
 
 
 class DiscretisedLogistic(_Grid):
@@ -149,8 +133,8 @@ class DiscretisedLogistic(_Grid):
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution over events, for location and log-scale with shape ``(*batch, 2, *event_shape)``."""
         loc, log_scale = params.unbind(-1 - event_dim)
-        log_steps = log_scale + math.log(self.levels / 10.0)
-        return _LogisticCells(loc, log_steps, self.levels, self.spacing).to_event(event_dim)
+        log_scale = log_scale + math.log(self.levels / 10.0)
+        return _LogisticCells(loc, log_scale, self.levels, self.spacing).to_event(event_dim)
 
 
 class _LogisticCells(TorchDistribution):
@@ -165,9 +149,8 @@ class _LogisticCells(TorchDistribution):
         super().__init__(self.loc.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _LogisticCells:
-        return _LogisticCells(
-            self.loc.expand(batch_shape), self.log_scale.expand(batch_shape), self.levels, self.spacing
-        )
+        loc, log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
+        return _LogisticCells(loc, log_scale, self.levels, self.spacing)
 
     def log_prob(self, value: Tensor) -> Tensor:
         step = (value / self.spacing).round()
@@ -188,12 +171,10 @@ class _LogisticCells(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Return the location, clamped to the grid: the mean but for the truncation at both ends."""
-        return self.loc.clamp(0.0, self.spacing * (self.levels - 1))
+        return self.loc.clamp(0.0, self.spacing * (self.levels - 1))  # ignores the truncation at both ends
 
     @property
     def variance(self) -> Tensor:
-        """Return the variance of the logistic density."""
         scale = self.log_scale.clamp(-5.0, 12.0).exp() * self.spacing
         return scale.square() * (torch.pi**2 / 3.0)
 

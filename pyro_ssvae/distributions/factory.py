@@ -22,19 +22,9 @@ from pyro_ssvae.distributions.priors import (
 
 __all__ = ["LIKELIHOODS", "PRIORS", "make_class_prior", "make_likelihood", "make_prior"]
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {
-    kind.name: kind
-    for kind in (
-        Bernoulli,
-        ContinuousBernoulli,
-        Gaussian,
-        Laplace,
-        Categorical,
-        DiscretisedLogistic,
-        Poisson,
-        NegativeBinomial,
-    )
-}
+_CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, ContinuousBernoulli, Gaussian, Laplace)
+_DISCRETE: tuple[type[Likelihood], ...] = (Categorical, DiscretisedLogistic, Poisson, NegativeBinomial)
+LIKELIHOODS = {kind.name: kind for kind in (*_CONTINUOUS, *_DISCRETE)}
 """Likelihoods by name; not :class:`Mixed`, whose parts have no default."""
 
 PRIORS: dict[str, type[Prior]] = {
@@ -51,20 +41,11 @@ _CLASS_PRIORS: dict[str, type[ClassPrior]] = {
 
 
 def make_likelihood(likelihood: str | Likelihood, **config: Any) -> Likelihood:
-    """Return a likelihood by name, or the given one unchanged.
-
-    Args:
-        likelihood: A name in ``LIKELIHOODS``, or a :class:`Likelihood`.
-        **config: Arguments of the named likelihood.
+    """Return a likelihood by name (one in ``LIKELIHOODS``, with its arguments), or the given one unchanged.
 
     Raises:
         ValueError: For an unknown name.
         TypeError: For anything that is neither a name nor a :class:`Likelihood`.
-
-    Example:
-        >>> import torch
-        >>> make_likelihood("bernoulli")(torch.zeros(4, 1, 8, 8), 2).event_shape
-        torch.Size([8, 8])
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
@@ -97,13 +78,8 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
     Raises:
         ValueError: For an unknown name, or a :class:`Prior` over another number of latents.
         TypeError: For anything else.
-
-    Example:
-        >>> make_prior("mixture", 3, num_components=5)().event_shape
-        torch.Size([3])
     """
-    if prior is None:
-        prior = StandardNormal.name
+    prior = StandardNormal.name if prior is None else prior
     if isinstance(prior, Prior) and prior.latent_dim != latent_dim:
         raise ValueError(f"The prior is over {prior.latent_dim} latents, the model has latent_dim={latent_dim}.")
     if isinstance(prior, nn.Module):
@@ -118,20 +94,11 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
 
 
 def make_class_prior(class_prior: str | ClassPrior, num_classes: int, **config: Any) -> ClassPrior:
-    """Return a class prior by name, or the given one unchanged.
-
-    Args:
-        class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a :class:`ClassPrior`.
-        num_classes: Number of classes ``K``.
-        **config: Arguments of the named prior.
+    """Return a class prior by name (``"uniform"``, ``"map"`` or ``"dirichlet"``), or the given one unchanged.
 
     Raises:
         ValueError: For an unknown name, or a prior over another number of classes.
         TypeError: For anything that is neither a name nor a :class:`ClassPrior`.
-
-    Example:
-        >>> make_class_prior("uniform", 4).mean()
-        tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     if isinstance(class_prior, ClassPrior):
         if class_prior.num_classes != num_classes:

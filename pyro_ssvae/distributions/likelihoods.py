@@ -59,15 +59,7 @@ class Bernoulli(Likelihood):
     unit_interval = True
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Bernoulli(logits)`` over events.
-
-        Args:
-            params: Logits with shape ``(*batch, 1, *event_shape)``.
-            event_dim: Number of dimensions of one event.
-
-        Returns:
-            A distribution with event shape ``event_shape``.
-        """
+        """Return ``Bernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
         # Pyro's validation would refuse grey values; `check` checks the range.
         logits = params.squeeze(-1 - event_dim)
         return BernoulliByLogits(logits=logits, validate_args=False).to_event(event_dim)
@@ -90,9 +82,7 @@ class ContinuousBernoulli(Likelihood):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        logits = params.squeeze(-1 - event_dim)
-        distribution: dist.TorchDistribution = ContinuousBernoulliByLogits(logits).to_event(event_dim)
-        return distribution
+        return ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(event_dim)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
@@ -101,6 +91,8 @@ class ContinuousBernoulli(Likelihood):
 
 class _LocationScale(Likelihood):
     """Base class of distributions with a location, and a scale that is learned per element, shared, or fixed."""
+
+    family: Any  # the distribution's class, called with location and scale
 
     def __init__(self, min_scale: float = 0.05, variance: str = "learned", scale: float = 1.0) -> None:
         super().__init__()
@@ -116,15 +108,16 @@ class _LocationScale(Likelihood):
             # The inverse of softplus, so that the scale has the given value at first.
             self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(scale - min_scale))))
 
-    def location_and_scale(self, params: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-        """Return location and scale, each with shape ``(*batch, *event_shape)``, from ``(*batch, P, *event_shape)``."""
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        """Return the distribution over events, for parameters with shape ``(*batch, P, *event_shape)``, P of 2 or 1."""
+        loc, *raw_scale = params.unbind(-1 - event_dim)
         if self.variance == "learned":
-            loc, raw_scale = params.unbind(-1 - event_dim)
-            return loc, self.min_scale + F.softplus(raw_scale)
-        loc = params.squeeze(-1 - event_dim)
-        if self.variance == "shared":
-            return loc, (self.min_scale + F.softplus(self.raw_scale)).to(loc).expand_as(loc)
-        return loc, torch.full_like(loc, self.first_scale)
+            scale = self.min_scale + F.softplus(raw_scale[0])
+        elif self.variance == "shared":
+            scale = (self.min_scale + F.softplus(self.raw_scale)).to(loc).expand_as(loc)
+        else:
+            scale = torch.full_like(loc, self.first_scale)
+        return self.family(loc, scale).to_event(event_dim)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -147,29 +140,17 @@ class Gaussian(_LocationScale):
     """
 
     name = "gaussian"
-
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Normal(loc, scale)`` over events, for parameters ``(*batch, P, *event_shape)``, P of 2 or 1."""
-        return dist.Normal(*self.location_and_scale(params, event_dim)).to_event(event_dim)
+    family = dist.Normal
 
 
 class Laplace(_LocationScale):
     r"""Independent Laplace elements, :math:`\tfrac{1}{2b}\,e^{-|x - \mu| / b}`, with heavier tails than a Gaussian.
 
-    Args:
-        min_scale: Smallest b, in units of ``x``.
-        variance: ``"learned"``, ``"shared"`` or ``"fixed"`` b, as for :class:`Gaussian`.
-        scale: The fixed b, or the initial value of the shared one.
-
-    Raises:
-        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
+    The arguments and errors are those of :class:`Gaussian`, for b instead of σ.
     """
 
     name = "laplace"
-
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Laplace(loc, scale)`` over events, for parameters ``(*batch, P, *event_shape)``, P of 2 or 1."""
-        return dist.Laplace(*self.location_and_scale(params, event_dim)).to_event(event_dim)
+    family = dist.Laplace
 
 
 def _check_unit_interval(x: Tensor, who: str) -> None:

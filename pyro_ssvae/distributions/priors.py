@@ -56,9 +56,6 @@ class Prior(Configurable):
 class StandardNormal(Prior):
     """The prior :math:`p(z) = N(0, I)` of Kingma et al. (2014).
 
-    Args:
-        latent_dim: Number of latents ``L``.
-
     Example:
         >>> StandardNormal(3)().event_shape
         torch.Size([3])
@@ -66,40 +63,33 @@ class StandardNormal(Prior):
 
     name = "normal"
     loc: Tensor
-    scale: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim)
-        # Buffers, so that the prior follows the model to its device.
+        # A buffer, so that the prior follows the model to its device.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
-        return dist.Normal(self.loc, self.scale).to_event(1)
+        return dist.Normal(self.loc, torch.ones_like(self.loc)).to_event(1)
 
 
 class Uniform(Prior):
     """Latents uniform on [-1, 1], for the generator of a :class:`~pyro_ssvae.DDGM`.
 
     It is not for models that infer z, because the support of their Gaussian guides is larger.
-
-    Args:
-        latent_dim: Number of latents ``L``.
     """
 
     name = "uniform"
-    low: Tensor
     high: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim)
-        self.register_buffer("low", -torch.ones(latent_dim), persistent=False)
         self.register_buffer("high", torch.ones(latent_dim), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
-        return dist.Uniform(self.low, self.high).to_event(1)
+        return dist.Uniform(-self.high, self.high).to_event(1)
 
 
 class StudentT(Prior):
@@ -133,7 +123,22 @@ class StudentT(Prior):
         return {"df": float(self.df[0])}
 
 
-class MixtureOfGaussians(Prior):
+class _MixturePrior(Prior):
+    """Base class of mixtures with learnable weights."""
+
+    def __init__(self, latent_dim: int, num_components: int) -> None:
+        super().__init__(latent_dim)
+        if num_components < 1:
+            raise ValueError(f"num_components={num_components} must be at least 1.")
+        self.num_components = int(num_components)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"num_components": self.num_components}
+
+
+class MixtureOfGaussians(_MixturePrior):
     r"""A learnable mixture, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`.
 
     Args:
@@ -147,9 +152,7 @@ class MixtureOfGaussians(Prior):
     name = "mixture"
 
     def __init__(self, latent_dim: int, num_components: int = 100) -> None:
-        super().__init__(latent_dim)
-        self.num_components = _check_num_components(num_components)
-        self.logits = nn.Parameter(torch.zeros(num_components))
+        super().__init__(latent_dim, num_components)
         # Drawn from the standard normal, so that the mixture is near it at first.
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
@@ -158,12 +161,8 @@ class MixtureOfGaussians(Prior):
         """Return the prior, with event shape ``(L,)``."""
         return DiagonalMixture(self.logits, self.loc, self.log_scale.exp())
 
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"num_components": self.num_components}
 
-
-class VampPrior(Prior):
+class VampPrior(_MixturePrior):
     r"""A mixture of the guide's own posteriors at learnable pseudo-inputs, :math:`p(z) = \sum_c w_c\, q(z \mid u_c)`.
 
     VAE with a VampPrior (Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120), equation 9, with learnable
@@ -182,9 +181,7 @@ class VampPrior(Prior):
     classes: Tensor
 
     def __init__(self, latent_dim: int, num_components: int = 500) -> None:
-        super().__init__(latent_dim)
-        self.num_components = _check_num_components(num_components)
-        self.logits = nn.Parameter(torch.zeros(num_components))
+        super().__init__(latent_dim, num_components)
         self._owner: list[Any] = []  # in a list, because the model must not become a submodule
         self._use_sigmoid = False
 
@@ -217,10 +214,6 @@ class VampPrior(Prior):
             return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), qz)
         return DiagonalMixture(self.logits, normal.loc, normal.scale)
 
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"num_components": self.num_components}
-
 
 class Flow(Prior):
     """A normalising flow: affine couplings (real NVP) over a standard normal.
@@ -249,18 +242,15 @@ class Flow(Prior):
         self.base = StandardNormal(latent_dim)
         couplings = [affine_coupling(latent_dim, [hidden_dim] * 2) for _ in range(num_layers)]
         for coupling in couplings:  # identity maps at first, so that the prior starts out standard normal
-            last = coupling.nn.layers[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in coupling.nn.layers[-1].parameters():
+                nn.init.zeros_(parameter)
         self.couplings = nn.ModuleList(couplings)
         self.register_buffer("reversed", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
-        transforms: list[Any] = []
-        for coupling in self.couplings:
-            transforms += [coupling, Permute(self.reversed)]
-        return _Flow(self.base(), transforms)
+        reverse = Permute(self.reversed)
+        return _Flow(self.base(), [transform for coupling in self.couplings for transform in (coupling, reverse)])
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -289,12 +279,6 @@ class _Flow(dist.TransformedDistribution):
             if hasattr(transform, "_cached_log_scale"):
                 transform._cached_log_scale = None
         return result
-
-
-def _check_num_components(num_components: int) -> int:
-    if num_components < 1:
-        raise ValueError(f"num_components={num_components} must be at least 1.")
-    return int(num_components)
 
 
 @contextmanager

@@ -19,10 +19,7 @@ _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of ne
 
 
 def as_independent_normal(distribution: Any) -> torch.distributions.Normal | None:
-    """Return the elementwise normal distribution of a diagonal Gaussian over vectors, ``None`` for other distributions.
-
-    Other distributions with ``loc`` and ``scale``, such as the log-normal one, give ``None``.
-    """
+    """Return the elementwise normal distribution of a diagonal Gaussian over vectors, ``None`` for any other one."""
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
@@ -46,11 +43,7 @@ class DiagonalMixture(TorchDistribution):
         logits: Unnormalised log-weights, shape ``(C,)``.
         loc: Means μ, shape ``(C, L)``.
         scale: Standard deviations σ, shape ``(C, L)``.
-
-    Example:
-        >>> distribution = DiagonalMixture(torch.zeros(5), torch.randn(5, 3), torch.ones(5, 3))
-        >>> distribution.log_prob(torch.zeros(7, 3)).shape, distribution.sample((2,)).shape
-        (torch.Size([7]), torch.Size([2, 3]))
+        batch_shape: Batch shape, over which the distributions are equal.
     """
 
     arg_constraints: dict[str, Any] = {
@@ -61,29 +54,22 @@ class DiagonalMixture(TorchDistribution):
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(
-        self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: torch.Size | tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: Any = ()) -> None:
         self.logits, self.loc, self.scale = logits, loc, scale
         super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalMixture:
         """Return the same distribution over a larger batch."""
-        return DiagonalMixture(self.logits, self.loc, self.scale, torch.Size(batch_shape))
-
-    def _terms(self) -> tuple[Tensor, Tensor]:
-        """Return the matrix that ``(z^2, z)`` is multiplied by, ``(2L, C)``, and the constants, ``(C,)``."""
-        loc, scale = self.loc.double(), self.scale.double()
-        precision = scale.square().reciprocal()  # (C, L)
-        weighted = loc * precision
-        constant = self.logits.double().log_softmax(-1) - scale.log().sum(-1) - 0.5 * (loc * weighted).sum(-1)
-        constant = constant - 0.5 * math.log(2.0 * math.pi) * loc.shape[-1]
-        return torch.cat([-0.5 * precision, weighted], -1).mT, constant
+        return DiagonalMixture(self.logits, self.loc, self.scale, batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, in nats, of values with shape ``(..., L)``."""
-        matrix, constant = self._terms()
-        points = value.double()
+        points, loc, scale = value.double(), self.loc.double(), self.scale.double()
+        precision = scale.square().reciprocal()  # (C, L)
+        weighted = loc * precision
+        constant = self.logits.double().log_softmax(-1) - scale.log().sum(-1) - 0.5 * (loc * weighted).sum(-1)
+        constant = constant - 0.5 * math.log(2.0 * math.pi) * loc.shape[-1]  # (C,)
+        matrix = torch.cat([-0.5 * precision, weighted], -1).mT  # (2L, C)
         by_component = torch.cat([points.square(), points], -1) @ matrix + constant  # (..., C)
         log_prob = by_component.logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
@@ -99,15 +85,13 @@ class DiagonalMixture(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Return the mean, with shape ``(*batch_shape, L)``."""
-        mean = self.logits.softmax(-1) @ self.loc
-        return mean.expand(self.batch_shape + self.event_shape)
+        return (self.logits.softmax(-1) @ self.loc).expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
         """Return the variances of the elements, with shape ``(*batch_shape, L)``."""
         weights = self.logits.softmax(-1)
-        centre = weights @ self.loc
-        variance = weights @ (self.scale.square() + (self.loc - centre).square())
+        variance = weights @ (self.scale.square() + (self.loc - weights @ self.loc).square())
         return variance.expand(self.batch_shape + self.event_shape)
 
 
@@ -131,10 +115,7 @@ class ContinuousBernoulliByLogits(TorchDistribution):
                   = (x - \tfrac12)\,l + \log\frac{|l|/2}{\sinh(|l|/2)}
 
     PyTorch's ``ContinuousBernoulli`` uses probabilities clamped away from 0 and 1: beyond :math:`|l| \approx 16` its
-    density is not normalised.
-
-    Args:
-        logits: l, of any shape, which is the batch shape.
+    density is not normalised. The batch shape is that of the logits.
     """
 
     arg_constraints = {"logits": constraints.real}

@@ -26,7 +26,8 @@ from pyro_ssvae._samplers import langevin
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
-from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, check_module, make_features, make_generator
+from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
+from pyro_ssvae.networks.variational import check_module
 
 __all__ = ["DDGM"]
 

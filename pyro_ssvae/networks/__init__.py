@@ -13,13 +13,7 @@ from pyro_ssvae.networks.energy import (
     SoftplusExperts,
     UpsampledConv2d,
 )
-from pyro_ssvae.networks.variational import (
-    ACTIVATIONS,
-    MLP,
-    ConditionalMLP,
-    ConvClassifier,
-    FactoredLinear,
-)
+from pyro_ssvae.networks.variational import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, FactoredLinear
 
 __all__ = [
     "ACTIVATIONS",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae.networks.variational import check_widths
+from pyro_ssvae.networks.variational import check_module, check_widths, resolve_network
 
 __all__ = [
     "ConvFeatures",
@@ -122,50 +123,43 @@ class MLPFeatures(nn.Module):
 
     def __init__(self, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128,), feature_dim: int = 128) -> None:
         super().__init__()
-        width = math.prod(event_shape)
+        widths = (math.prod(event_shape), *check_widths(hidden_dims))
         layers: list[nn.Module] = [nn.Flatten()]
-        for hidden in check_widths(hidden_dims):
-            layers += [weight_norm(nn.Linear(width, hidden)), nn.ELU()]
-            width = hidden
-        self.layers = nn.Sequential(*layers, weight_norm(nn.Linear(width, feature_dim)), nn.Tanh())
+        for width, next_width in pairwise(widths):
+            layers += [weight_norm(nn.Linear(width, next_width)), nn.ELU()]
+        self.layers = nn.Sequential(*layers, weight_norm(nn.Linear(widths[-1], feature_dim)), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x ``(B, *event_shape)`` to features ``(B, F)`` in [-1, 1]."""
-        output: Tensor = self.layers(x)
-        return output
+        return self.layers(x)
 
 
 class ConvFeatures(nn.Module):
     """Features in [-1, 1] of images, by convolutions of stride 2 down to about 7x7 or 4x4 pixels.
 
     Args:
-        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels of the first convolution, doubled by each further one; ``None``: 32 up to 32x32, else 16.
-        feature_dim: Number of features; ``None``: 128 up to 32x32, else 64.
+        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels. Up to 32x32 pixels, there are 128
+            features and 32 channels after the first convolution, otherwise 64 and 16; each further convolution doubles
+            the number of channels.
 
     Raises:
         ValueError: If the event is not such an image.
     """
 
-    def __init__(self, event_shape: Sequence[int], channels: int | None = None, feature_dim: int | None = None) -> None:
+    def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()
         _check_image(event_shape)
-        small = max(event_shape[1:]) <= 32
-        channels = (32 if small else 16) if channels is None else channels
-        feature_dim = (128 if small else 64) if feature_dim is None else feature_dim
-        width, size = event_shape[0], tuple(event_shape[1:])
+        channels, feature_dim = (32, 128) if max(event_shape[1:]) <= 32 else (16, 64)
+        widths = [event_shape[0], *(channels * 2**number for number in range(_halvings(event_shape[1:])))]
         layers: list[nn.Module] = []
-        for number in range(_halvings(size)):
-            out = channels * 2**number
-            layers += [nn.Conv2d(width, out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-            width = out
+        for width, next_width in pairwise(widths):
+            layers += [nn.Conv2d(width, next_width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.last = nn.Linear(int(check_module(self.layers, event_shape, (None,), "features")[-1]), feature_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to features ``(B, F)`` in [-1, 1]."""
-        output: Tensor = self.last(self.layers(x)).tanh()
-        return output
+        return self.last(self.layers(x)).tanh()
 
 
 class MLPGenerator(nn.Module):
@@ -196,8 +190,7 @@ class MLPGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents ``(B, L)`` to samples ``(B, *event_shape)``."""
-        output: Tensor = self.layers(z).view(-1, *self.event_shape)
-        return output
+        return self.layers(z).view(-1, *self.event_shape)
 
 
 class UpsampledConv2d(nn.Conv2d):
@@ -250,34 +243,25 @@ class ConvGenerator(nn.Module):
         small = max(event_shape[1:]) <= 32
         channels = (64 if small else 32) if channels is None else channels
         hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
-        sizes = [tuple(event_shape[1:])]
-        for _ in range(_halvings(sizes[0])):
-            sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
-        sizes.reverse()  # from the smallest
-        count = len(sizes) - 1
+        height, width = event_shape[1:]
+        count = _halvings((height, width))
+        # From the smallest; each halving rounds up.
+        sizes = [(math.ceil(height / 2**n), math.ceil(width / 2**n)) for n in reversed(range(count + 1))]
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
         upsample = transposed if small else UpsampledConv2d
-        widths = [channels * 2 ** (count - 1 - number) for number in range(count)]
-        layers, width = _normalised(latent_dim, hidden_dims)
-        layers += [_he(nn.Linear(width, widths[0] * math.prod(sizes[0]))), nn.Unflatten(-1, (widths[0], *sizes[0]))]
-        layers += [nn.BatchNorm2d(widths[0]), nn.ReLU()]
+        widths = [*(channels * 2**n for n in reversed(range(count))), event_shape[0]]
+        layers, last = _normalised(latent_dim, hidden_dims)
+        layers += [_he(nn.Linear(last, widths[0] * math.prod(sizes[0]))), nn.Unflatten(-1, (widths[0], *sizes[0]))]
         for number in range(count):
-            last = number == count - 1
-            out = event_shape[0] if last else widths[number + 1]
-            excess = tuple(
-                side - 2 * half for side, half in zip(sizes[number + 1], sizes[number], strict=True)
-            )  # 0, or -1 for odd sides
-            layers.append(upsample(widths[number], out))
-            if any(excess):
-                layers.append(nn.ZeroPad2d((0, excess[1], 0, excess[0])))  # negative padding removes the last line
-            if not last:
-                layers += [nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [nn.BatchNorm2d(widths[number]), nn.ReLU(), upsample(widths[number], widths[number + 1])]
+            excess = [side - 2 * half for side, half in zip(sizes[number + 1], sizes[number], strict=True)]
+            if any(excess):  # -1 for an odd side: negative padding removes the last line
+                layers.append(nn.ZeroPad2d((0, excess[1], 0, excess[0])))
         self.layers = nn.Sequential(*layers, _output(output))
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents ``(B, L)`` to images ``(B, C, H, W)``."""
-        output: Tensor = self.layers(z)
-        return output
+        return self.layers(z)
 
 
 def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.Module:
@@ -291,10 +275,10 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
         ValueError: For an unknown name, or ``"conv"`` for an event that is no image.
         TypeError: For anything that is neither a name nor a module.
     """
-    name = _kind(features, event_shape, "features")
-    if isinstance(name, nn.Module):
-        return name
-    if name == "conv":
+    features = resolve_network(features, event_shape, "features", least_side=8)
+    if isinstance(features, nn.Module):
+        return features
+    if features == "conv":
         return ConvFeatures(event_shape)
     small = math.prod(event_shape) <= 16
     return MLPFeatures(event_shape) if small else MLPFeatures(event_shape, (512, 256), 128)
@@ -303,37 +287,21 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
 def make_generator(
     generator: str | nn.Module, latent_dim: int, event_shape: Sequence[int], *, output: str
 ) -> nn.Module:
-    """Return a generator by name, or the given module unchanged.
+    """Return a generator by name, or the given module unchanged, with the errors of :func:`make_features`.
 
     Args:
         generator: ``"auto"``, ``"conv"``, ``"mlp"`` or a module, as in :func:`make_features`.
         latent_dim: Number of latents ``L``.
         event_shape: Shape of a sample.
         output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
-
-    Raises:
-        ValueError: For an unknown name, or ``"conv"`` for an event that is no image.
-        TypeError: For anything that is neither a name nor a module.
     """
-    name = _kind(generator, event_shape, "generator")
-    if isinstance(name, nn.Module):
-        return name
-    if name == "conv":
+    generator = resolve_network(generator, event_shape, "generator", least_side=8)
+    if isinstance(generator, nn.Module):
+        return generator
+    if generator == "conv":
         return ConvGenerator(latent_dim, event_shape, output=output)
     small = math.prod(event_shape) <= 16
     return MLPGenerator(latent_dim, event_shape, (256, 256) if small else (500, 500), output=output)
-
-
-def _kind(part: str | nn.Module, event_shape: Sequence[int], role: str) -> str | nn.Module:
-    if isinstance(part, nn.Module):
-        return part
-    if not isinstance(part, str):
-        raise TypeError(f"{role} must be 'auto', 'conv', 'mlp' or a module, not {type(part).__name__}.")
-    if part == "auto":
-        return "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= 8 else "mlp"
-    if part not in ("conv", "mlp"):
-        raise ValueError(f"{role}={part!r} is unknown; choose auto, conv or mlp, or pass a module.")
-    return part
 
 
 def _halvings(size: Sequence[int]) -> int:
@@ -347,32 +315,6 @@ def _check_image(event_shape: Sequence[int]) -> None:
             f"A convolutional network here needs images (C, H, W) of at least 8x8 pixels; got event_shape="
             f"{tuple(event_shape)!r}. Use 'mlp'."
         )
-
-
-def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
-    """Return the event shape of a module's output, tried on two inputs of event shape ``given``.
-
-    Raises:
-        ValueError: If it does not accept them, or its output has not shape ``wanted``, in which ``None`` is any size.
-        TypeError: If it is no module.
-    """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
-    training = module.training
-    like = next(module.parameters(), torch.zeros(()))
-    try:
-        with torch.no_grad():
-            output: Tensor = module.eval()(torch.zeros(2, *given).to(like))
-    except RuntimeError as error:
-        raise ValueError(f"{role} does not accept inputs of event shape {tuple(given)}: {error}") from error
-    finally:
-        module.train(training)
-    shape = tuple(output.shape)
-    fits = len(shape) == len(wanted) + 1 and shape[0] == 2
-    if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
-        sizes = ", ".join("F" if size is None else str(size) for size in wanted)
-        raise ValueError(f"{role} must map (B, {', '.join(map(str, given))}) to (B, {sizes}); for B=2 it gave {shape}.")
-    return output.shape[1:]
 
 
 def _normalised(width: int, hidden_dims: Sequence[int]) -> tuple[list[nn.Module], int]:

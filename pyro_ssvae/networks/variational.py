@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ __all__ = [
     "ConditionalMLP",
     "ConvClassifier",
     "FactoredLinear",
+    "check_module",
     "check_widths",
-    "get_activation",
     "make_classifier",
+    "resolve_network",
 ]
 
 
@@ -44,21 +46,57 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations by name."""
 
 
-def get_activation(name: str) -> nn.Module:
-    """Return an activation by its name in ``ACTIVATIONS``."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
-    return ACTIVATIONS[name]()
-
-
 def check_widths(hidden_dims: Sequence[int], least: int = 0) -> tuple[int, ...]:
     """Return widths of hidden layers as a tuple, or raise ``ValueError``."""
-    widths = tuple(int(width) for width in hidden_dims)
+    widths = tuple(hidden_dims)
     if len(widths) < least or any(width < 1 for width in widths):
-        raise ValueError(
-            f"hidden_dims={tuple(hidden_dims)!r} must hold at least {least} positive widths, for example (500,)."
-        )
-    return widths
+        raise ValueError(f"hidden_dims={widths!r} must hold at least {least} positive widths, for example (500,).")
+    return tuple(map(int, widths))
+
+
+def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
+    """Return the event shape of a module's output, tried on two inputs of event shape ``given``.
+
+    Raises:
+        ValueError: If it does not accept them, or its output has not shape ``wanted``, in which ``None`` is any size.
+        TypeError: If it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
+    training = module.training
+    like = next(module.parameters(), torch.zeros(()))
+    try:
+        with torch.no_grad():
+            shape = module.eval()(torch.zeros(2, *given).to(like)).shape
+    except RuntimeError as error:
+        raise ValueError(f"{role} does not accept inputs of event shape {tuple(given)}: {error}") from error
+    finally:
+        module.train(training)
+    fits = len(shape) == len(wanted) + 1 and shape[0] == 2
+    if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
+        sizes, found = ", ".join("F" if size is None else str(size) for size in wanted), tuple(shape)
+        raise ValueError(f"{role} must map (B, {', '.join(map(str, given))}) to (B, {sizes}); for B=2 it gave {found}.")
+    return shape[1:]
+
+
+def resolve_network(
+    network: str | nn.Module, event_shape: Sequence[int], role: str, least_side: int
+) -> str | nn.Module:
+    """Return ``"conv"`` or ``"mlp"``, or the given module; ``"auto"`` is ``"conv"`` for large enough images.
+
+    Raises:
+        ValueError: For an unknown name.
+        TypeError: For anything that is neither a name nor a module.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    if not isinstance(network, str):
+        raise TypeError(f"{role} must be 'auto', 'conv', 'mlp' or a module, not {type(network).__name__}.")
+    if network == "auto":
+        return "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= least_side else "mlp"
+    if network not in ("conv", "mlp"):
+        raise ValueError(f"{role}={network!r} is unknown; choose auto, conv or mlp, or pass a module.")
+    return network
 
 
 def _check_dropout(dropout: float) -> None:
@@ -76,11 +114,11 @@ class _LastDimBatchNorm(nn.BatchNorm1d):
 def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
     """Return the layers after a hidden affine map: normalisation, activation, dropout."""
     _check_dropout(dropout)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
-    layers.append(get_activation(activation))
-    if dropout:
-        layers.append(nn.Dropout(dropout))
-    return layers
+    layers.append(ACTIVATIONS[activation]())
+    return [*layers, nn.Dropout(dropout)] if dropout else layers
 
 
 class MLP(Configurable):
@@ -114,17 +152,15 @@ class MLP(Configurable):
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
-        width = math.prod(event_shape)
+        widths = (math.prod(event_shape), *check_widths(hidden_dims))
         layers: list[nn.Module] = []
-        for hidden in check_widths(hidden_dims):
+        for width, hidden in pairwise(widths):
             layers += [nn.Linear(width, hidden), *_make_activation_layers(hidden, activation, batch_norm, dropout)]
-            width = hidden
-        self.layers = nn.Sequential(*layers, nn.Linear(width, out_features))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` with shape ``(..., *event_shape)`` to ``(..., out_features)``."""
-        output: Tensor = self.layers(x.flatten(-self.event_dim))
-        return output
+        return self.layers(x.flatten(-self.event_dim))
 
 
 class FactoredLinear(nn.Module):
@@ -150,26 +186,19 @@ class FactoredLinear(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Map ``x`` ``(*batch, in)`` and integer ``y`` ``(*batch')`` to ``(*broadcast, out)``."""
-        output: Tensor = self.linear(x) + F.embedding(y, self.class_weight)
-        return output
+        return self.linear(x) + F.embedding(y, self.class_weight)
 
 
 class ConditionalMLP(nn.Module):
     """A multilayer perceptron of an example (or latent) and a class, whose first layer is a :class:`FactoredLinear`.
 
-    It serves for q(z|x,y), with data as input, and for p(x|y,z), with latents as input.
+    It serves for q(z|x,y), with data as input, and for p(x|y,z), with latents as input. The arguments not named here,
+    and the errors, are those of :class:`MLP`.
 
     Args:
-        event_shape: Shape of one input.
         num_classes: Number of classes ``K``.
-        out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers, at least one.
-        activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation, over examples and enumerated classes.
-        dropout: Probability of dropping a hidden unit.
-
-    Raises:
-        ValueError: For no or non-positive widths, an unknown activation or a dropout outside [0, 1).
 
     Example:
         >>> net = ConditionalMLP((1, 8, 8), 10, 2 * 5)
@@ -198,17 +227,11 @@ class ConditionalMLP(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Map inputs and classes to outputs.
+        """Map inputs ``(*batch, *event_shape)`` and integer classes to ``(*broadcast, out_features)``.
 
-        Args:
-            x: Inputs with shape ``(*batch, *event_shape)``.
-            y: Integer classes whose shape broadcasts against ``batch``: ``(B,)``, or ``(K, 1)`` under enumeration.
-
-        Returns:
-            Outputs with shape ``(*broadcast, out_features)``.
+        The shape of the classes broadcasts against ``batch``: ``(B,)``, or ``(K, 1)`` under enumeration.
         """
-        output: Tensor = self.rest(self.first(x.flatten(-self.event_dim), y))
-        return output
+        return self.rest(self.first(x.flatten(-self.event_dim), y))
 
 
 def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
@@ -216,7 +239,7 @@ def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
     if norm == "batch":
         return [nn.BatchNorm2d(channels), nn.ReLU()]
     if norm == "group":
-        return [nn.GroupNorm(max(1, channels // 8), channels), nn.ReLU()]
+        return [nn.GroupNorm(channels // 8, channels), nn.ReLU()]
     if norm == "none":
         return [nn.ReLU()]
     raise ValueError(f"norm={norm!r} must be one of batch, group, none.")
@@ -225,12 +248,11 @@ def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
 class ConvClassifier(Configurable):
     """A small convolutional classifier for images, from 8x8 upwards.
 
-    Three convolutions, each normalised, and a linear map to logits.
+    Three convolutions to 16, 32 and 64 channels, each normalised, and a linear map to logits.
 
     Args:
         event_shape: Shape of one image, ``(C, H, W)``.
         num_classes: Number of classes ``K``.
-        channels: Output channels of the three convolutions.
         dropout: Probability of dropping a feature before the linear map.
         norm: ``"group"`` (statistics of single images), ``"batch"`` or ``"none"``. Batch statistics differ between
             clean and augmented images, which pass through the network in separate calls.
@@ -244,13 +266,7 @@ class ConvClassifier(Configurable):
     """
 
     def __init__(
-        self,
-        event_shape: Sequence[int],
-        num_classes: int,
-        *,
-        channels: Sequence[int] = (16, 32, 64),
-        dropout: float = 0.3,
-        norm: str = "group",
+        self, event_shape: Sequence[int], num_classes: int, *, dropout: float = 0.3, norm: str = "group"
     ) -> None:
         super().__init__()
         if len(event_shape) != 3 or min(event_shape[1:]) < 6:
@@ -259,27 +275,23 @@ class ConvClassifier(Configurable):
                 f"{tuple(event_shape)!r}. Use classifier='mlp'."
             )
         _check_dropout(dropout)
-        first, second, third = channels
         # The first layer halves large images only; about 7x7 or 4x4 remain.
         large = min(event_shape[1:]) >= 16
         features = nn.Sequential(
-            nn.Conv2d(event_shape[0], first, 5 if large else 3, stride=2 if large else 1, padding=2 if large else 1),
-            *_make_conv_activation(first, norm),
-            nn.Conv2d(first, second, 3, stride=2, padding=1),
-            *_make_conv_activation(second, norm),
-            nn.Conv2d(second, third, 3, padding=1),
-            *_make_conv_activation(third, norm),
+            nn.Conv2d(event_shape[0], 16, 5 if large else 3, stride=2 if large else 1, padding=2 if large else 1),
+            *_make_conv_activation(16, norm),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            *_make_conv_activation(32, norm),
+            nn.Conv2d(32, 64, 3, padding=1),
+            *_make_conv_activation(64, norm),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = features.eval()(torch.zeros(1, *event_shape)).shape[-1]
-        features.train()
+        width = int(check_module(features, event_shape, (None,), "classifier")[-1])
         self.layers = nn.Sequential(features, nn.Dropout(dropout), nn.Linear(width, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to logits ``(B, K)``."""
-        output: Tensor = self.layers(x)
-        return output
+        return self.layers(x)
 
 
 def make_classifier(
@@ -307,16 +319,11 @@ def make_classifier(
         ValueError: For an unknown name, or ``"conv"`` for examples that are not images.
         TypeError: For anything that is neither a name nor a module.
     """
+    classifier = resolve_network(classifier, event_shape, "classifier", least_side=6)
     if isinstance(classifier, nn.Module):
         return classifier
-    if not isinstance(classifier, str):
-        raise TypeError(f"classifier must be 'auto', 'conv', 'mlp' or a module, not {type(classifier).__name__}.")
-    if classifier == "auto":
-        classifier = "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= 6 else "mlp"
     if dropout is None:
         dropout = 0.3 if classifier == "conv" else 0.0
     if classifier == "conv":
         return ConvClassifier(event_shape, num_classes, dropout=dropout)
-    if classifier == "mlp":
-        return MLP(event_shape, num_classes, hidden_dims, activation=activation, batch_norm=batch_norm, dropout=dropout)
-    raise ValueError(f"classifier={classifier!r} is unknown; choose auto, conv or mlp, or pass a module.")
+    return MLP(event_shape, num_classes, hidden_dims, activation=activation, batch_norm=batch_norm, dropout=dropout)

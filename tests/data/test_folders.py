@@ -35,12 +35,12 @@ def test_classes_come_from_subfolders_or_names(tmp_path: Path) -> None:
     assert (has_colour(tmp_path / "a"), has_colour(tmp_path / "b")) == (True, False)
 
 
-def test_transparent_pixels_show_the_background(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     write(tmp_path / "clear.png", (255, 0, 0, 0), mode="RGBA")
     write(tmp_path / "half.png", (255, 0, 0, 128), mode="RGBA")
-    x = read_folder(tmp_path, 6, background=(0, 0, 255)).x
-    assert x[0, :, 3, 3].tolist() == [0, 0, 255]
-    assert x[1, :, 3, 3].tolist() == pytest.approx([128, 0, 127], abs=1)
+    x = read_folder(tmp_path, 6).x
+    assert x[0, :, 3, 3].tolist() == [255, 255, 255]
+    assert x[1, :, 3, 3].tolist() == pytest.approx([255, 127, 127], abs=1)
     assert read_folder(tmp_path, 6).y.tolist() == [-1, -1]
 
 
