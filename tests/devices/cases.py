@@ -95,6 +95,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "m1m2-joint-particles": partial(with_m1m2, joint=True, num_particles=3),
     **{f"ddgm-{name}": partial(with_ddgm, entropy=name) for name in ENTROPIES},
     "ddgm-third-neighbour": partial(with_ddgm, entropy=NearestNeighbourEntropy(k=3)),
+    "ddgm-prior-student_t": partial(with_ddgm, {"prior": "student_t"}),
     "ddgm-classes": partial(with_ddgm, {"num_classes": NUM_CLASSES}),
     "ddgm-shared-draws": partial(with_ddgm, shared_draws=True),
     "ddgm-mle": partial(with_ddgm, mle_fraction=0.2),

@@ -9,23 +9,21 @@ from __future__ import annotations
 import pyro
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_ssvae.objectives import Objective
 from tests.devices.cases import OBJECTIVES, get_updates, make_batch
-from tests.devices.fake import OnDevice, empty_like_on
+from tests.devices.fake import OnDevice, empty_like_on, needs_cuda_build, no_gpu
 
-NO_DRIVER = "Found no NVIDIA driver"
-NOT_ON_FAKE_CUDA: dict[str, str] = {
-    "m2-dirichlet": "the sampler of the Dirichlet distribution has no implementation without values",
-    "ddgm-gradient-penalty": "its forward pass contains a backward pass, which asks the driver for streams",
-    "ddgm-images-all": "its forward pass contains a backward pass, which asks the driver for streams",
-    "ddgm-langevin": "its forward pass contains a backward pass, which asks the driver for streams",
+NEEDS_A_DRIVER: dict[str, str] = {
+    "m2-dirichlet": "Found no NVIDIA driver",  # the sampler has no implementation for tensors without values
+    "ddgm-gradient-penalty": "hasPrimaryContext",  # the loss contains a gradient, which needs a stream of the driver
+    "ddgm-images-all": "hasPrimaryContext",
+    "ddgm-langevin": "hasPrimaryContext",
 }
-"""Objectives whose forward pass fails on fake tensors on ``cuda``, all for want of a driver, and why."""
-NOT_ON_META: dict[str, str] = {"m2-dirichlet": "the sampler of the Dirichlet distribution has no implementation on meta"}
-"""Objectives that fail on ``meta``, and why."""
+"""Objectives whose forward pass fails on fake tensors on ``cuda``, with the error; all but the sampler runs on meta."""
+NOT_ON_META: dict[str, str] = {"m2-dirichlet": "_sample_dirichlet"}
+"""Objectives that fail on ``meta``, with the operation that is not implemented there."""
 
 
 def compute_losses(objective: Objective, device: str, *, backward: bool) -> None:
@@ -60,11 +58,12 @@ def compute_on_meta(name: str) -> None:
 @pytest.fixture
 def sampled_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the sampler of the Dirichlet distribution return numbers of the right shape, type and device."""
-    monkeypatch.setattr(torch, "_sample_dirichlet", lambda concentration: torch.rand_like(concentration))
+    monkeypatch.setattr(torch, "_sample_dirichlet", torch.rand_like)
     monkeypatch.setattr(torch, "_dirichlet_grad", lambda x, concentration, total: x * concentration / total)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in NOT_ON_FAKE_CUDA])
+@needs_cuda_build
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in NEEDS_A_DRIVER])
 def test_forward_on_cuda(name: str) -> None:
     compute_on_fake_cuda(name)
 
@@ -74,19 +73,23 @@ def test_forward_and_backward_on_meta(name: str) -> None:
     compute_on_meta(name)
 
 
+@needs_cuda_build
 @pytest.mark.usefixtures("sampled_without_values")
-def test_dirichlet_class_prior_apart_from_its_sampler() -> None:
-    compute_on_fake_cuda("m2-dirichlet")
-    compute_on_meta("m2-dirichlet")
+@pytest.mark.parametrize("name", NOT_ON_META)
+def test_objective_apart_from_its_sampler(name: str) -> None:
+    compute_on_fake_cuda(name)
+    compute_on_meta(name)
 
 
-@pytest.mark.parametrize("name", NOT_ON_FAKE_CUDA)
+@pytest.mark.parametrize("name", NEEDS_A_DRIVER)
+@needs_cuda_build
+@no_gpu
 def test_objective_that_needs_a_driver(name: str) -> None:
-    with pytest.raises(RuntimeError, match=NO_DRIVER):
+    with pytest.raises(RuntimeError, match=NEEDS_A_DRIVER[name]):
         compute_on_fake_cuda(name)
 
 
 @pytest.mark.parametrize("name", NOT_ON_META)
 def test_objective_without_an_implementation_on_meta(name: str) -> None:
-    with pytest.raises(NotImplementedError, match="_sample_dirichlet"):
+    with pytest.raises(NotImplementedError, match=NOT_ON_META[name]):
         compute_on_meta(name)
