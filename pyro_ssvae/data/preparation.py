@@ -146,7 +146,7 @@ def convert_images(x: Tensor, event_shape: Sequence[int]) -> Tensor:
     channels, *size = event_shape
     x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, torch.ones_like(x[:, :1]))
     if channels == 1 and x.shape[1] == 3:
-        x = (x * torch.tensor(_LUMINANCE).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        x = (x * torch.tensor(_LUMINANCE, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
     elif channels >= 3:
         x = x.expand(-1, 3, -1, -1)
     if channels == 4:

@@ -33,6 +33,8 @@ class Mixed(Likelihood):
     """
 
     name = "mixed"
+    _order: Tensor
+    _positions: Tensor
 
     def __init__(self, parts: Sequence[tuple[Sequence[int], Likelihood]]) -> None:
         super().__init__()
@@ -47,19 +49,34 @@ class Mixed(Likelihood):
             raise ValueError(f"The parts must name each column from 0 up once; got {self.columns}.")
         self.parts = nn.ModuleList(likelihood for _, likelihood in parts)
         self.num_params = max(likelihood.num_params for _, likelihood in parts)
+        # On the device, where indexing by lists would copy them from the host in every step.
+        order = torch.tensor([column for columns in self.columns for column in columns])
+        self.register_buffer("_order", order, persistent=False)
+        self.register_buffer("_positions", order.argsort(), persistent=False)  # column -> position among the groups
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
         """Return the joint distribution of a row of the table.
 
-        The raw numbers have shape ``(*batch, P, D)``, P the largest ``num_params`` of a part; the other parts use the
-        first ones. Another number of columns than in the parts raises ``ValueError``.
+        Args:
+            params: Raw numbers with shape ``(*batch, P, D)``, P the largest ``num_params`` of a part; the other parts
+                use the first ones.
+            event_dim: 1.
+
+        Raises:
+            ValueError: If events are no vectors, or have another number of columns than the parts.
         """
         columns = sum(map(len, self.columns))
         if event_dim != 1 or params.shape[-1] != columns:
-            found = f"events with {event_dim} dimension(s), the last of size {params.shape[-1]}"
-            raise ValueError(f"Mixed is for rows of {columns} columns; got {found}.")
-        parts = zip(self.columns, self._likelihoods(), strict=True)
-        return _Joint([part(params[..., : part.num_params, columns], 1) for columns, part in parts], self.columns)
+            raise ValueError(
+                f"Mixed is for rows of {columns} columns; got events with {event_dim} dimension(s), the last of size "
+                f"{params.shape[-1]}."
+            )
+        groups = params.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+        distributions = [
+            likelihood(group[..., : likelihood.num_params, :], 1)
+            for group, likelihood in zip(groups, self._likelihoods(), strict=True)
+        ]
+        return _Joint(distributions, self._order, self._positions)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
@@ -73,47 +90,59 @@ class Mixed(Likelihood):
 
     def config(self) -> dict[str, Any]:
         """Return names and arguments of the parts, JSON-serialisable."""
-        parts = [{"likelihood": part.name, **part.config()} for part in self._likelihoods()]
-        return {"parts": [list(part) for part in zip(self.columns, parts, strict=True)]}
+        return {
+            "parts": [
+                [columns, {"likelihood": likelihood.name, **likelihood.config()}]
+                for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True)
+            ]
+        }
 
     def _likelihoods(self) -> list[Likelihood]:
         return [cast(Likelihood, part) for part in self.parts]  # the elements of a ModuleList are typed as Module
 
 
 class _Joint(TorchDistribution):
-    """Independent distributions of groups of columns, with equal batch shapes and values in the order of the table."""
+    """Independent distributions of groups of columns, with values in the order of the table.
+
+    Args:
+        distributions: One per group, with equal batch shapes and event shape ``(columns of the group,)``.
+        order: The columns of the groups, one group after the other, with shape ``(D,)``.
+        positions: The position of each column in ``order``, with shape ``(D,)``.
+    """
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
 
-    def __init__(self, distributions: Sequence[TorchDistribution], columns: Sequence[Sequence[int]]) -> None:
-        self.has_rsample = all(part.has_rsample for part in distributions)
-        self.distributions, self.columns = list(distributions), [list(group) for group in columns]
-        order = [column for group in self.columns for column in group]
-        self._positions = sorted(range(len(order)), key=order.__getitem__)  # column -> position among the groups
-        super().__init__(self.distributions[0].batch_shape, torch.Size((len(order),)), validate_args=False)
+    def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
+        self.has_rsample = all(distribution.has_rsample for distribution in distributions)
+        self.distributions, self._order, self._positions = list(distributions), order, positions
+        super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
-        return _Joint([part.expand(batch_shape) for part in self.distributions], self.columns)
+        expanded = [distribution.expand(batch_shape) for distribution in self.distributions]
+        return _Joint(expanded, self._order, self._positions)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        groups = [value[..., group] for group in self.columns]
-        parts = [part.log_prob(group) for part, group in zip(self.distributions, groups, strict=True)]
+        sizes = [distribution.event_shape[0] for distribution in self.distributions]
+        groups = value.index_select(-1, self._order).split(sizes, -1)
+        parts = [distribution.log_prob(group) for distribution, group in zip(self.distributions, groups, strict=True)]
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([part.sample(sample_shape) for part in self.distributions])
+        return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([part.rsample(sample_shape) for part in self.distributions])
+        return self._join([distribution.rsample(sample_shape) for distribution in self.distributions])
 
     @property
     def mean(self) -> Tensor:
-        return self._join([part.mean for part in self.distributions])
+        """Return the means of all columns, with shape ``(*batch, D)``."""
+        return self._join([distribution.mean for distribution in self.distributions])
 
     @property
     def variance(self) -> Tensor:
-        return self._join([part.variance for part in self.distributions])
+        """Return the variances of all columns, with shape ``(*batch, D)``."""
+        return self._join([distribution.variance for distribution in self.distributions])
 
     def _join(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, -1)[..., self._positions]
+        return torch.cat(parts, -1).index_select(-1, self._positions)

@@ -12,7 +12,7 @@ from pyro.distributions.transforms import Permute, affine_coupling
 from torch import Tensor, nn
 
 from pyro_ssvae._configurable import Configurable
-from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, as_independent_normal
+from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, StudentTOfTensors, as_independent_normal
 
 __all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "cache_prior"]
 
@@ -116,7 +116,7 @@ class StudentT(Prior):
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
-        return dist.StudentT(self.df, self.loc, torch.ones_like(self.loc)).to_event(1)
+        return StudentTOfTensors(self.df, self.loc, torch.ones_like(self.loc)).to_event(1)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

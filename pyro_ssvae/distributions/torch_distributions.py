@@ -13,7 +13,13 @@ from torch.distributions import constraints
 
 from pyro_ssvae._math import softplus
 
-__all__ = ["BernoulliByLogits", "ContinuousBernoulliByLogits", "DiagonalMixture", "as_independent_normal"]
+__all__ = [
+    "BernoulliByLogits",
+    "ContinuousBernoulliByLogits",
+    "DiagonalMixture",
+    "StudentTOfTensors",
+    "as_independent_normal",
+]
 
 _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of nearly equal numbers
 
@@ -93,6 +99,25 @@ class DiagonalMixture(TorchDistribution):
         weights = self.logits.softmax(-1)
         variance = weights @ (self.scale.square() + (self.loc - weights @ self.loc).square())
         return variance.expand(self.batch_shape + self.event_shape)
+
+
+class StudentTOfTensors(dist.StudentT):
+    """The Student-t distribution without a copy from the host, which stock PyTorch makes and a CUDA graph cannot hold.
+
+    Args:
+        df: Degrees of freedom.
+        loc: Location, with the shape of ``df``.
+        scale: Scale, with the shape of ``df``.
+    """
+
+    def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.df, self.loc, self.scale = df, loc, scale
+        self._chi2 = dist.Gamma(0.5 * df, torch.full_like(df, 0.5))  # Chi2(df) makes a tensor of the number 0.5
+        torch.distributions.Distribution.__init__(self, df.shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StudentTOfTensors:
+        """Return the distribution with another batch shape."""
+        return StudentTOfTensors(*(part.expand(batch_shape) for part in (self.df, self.loc, self.scale)))
 
 
 class BernoulliByLogits(dist.Bernoulli):

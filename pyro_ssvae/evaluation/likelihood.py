@@ -194,7 +194,7 @@ class _RunningSum:
     """log Σ w and log Σ w² over draws that are processed in batches and not kept."""
 
     def __init__(self) -> None:
-        self.first = self.second = torch.tensor(-torch.inf, dtype=torch.float64)
+        self.first = self.second = torch.full((), -torch.inf, dtype=torch.float64)
 
     def add(self, log_weights: Tensor) -> None:
         """Add weights, shape ``(..., S, B)``, in float64."""

@@ -47,14 +47,15 @@ def nearest_latents(
     # At the bounds of the support gradients with respect to the unconstrained latents vanish.
     free = bijection.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()
     optimizer = torch.optim.Adam([free], lr=_LEARNING_RATE)
-    best, least = start.detach().clone(), torch.full((len(target),), torch.inf, device=target.device)
+    best, least = start.detach(), torch.full((len(target),), torch.inf, device=target.device)
     for step in range(steps + 1):
         with torch.enable_grad():
             z = bijection(free)
             distance = (function(z) - target).square().sum(-1)
             (free.grad,) = torch.autograd.grad(distance.sum(), free)
         nearer = distance.detach() < least
-        best[nearer], least = z.detach()[nearer], torch.where(nearer, distance.detach(), least)
+        best = torch.where(nearer.unsqueeze(-1), z.detach(), best)
+        least = torch.where(nearer, distance.detach(), least)
         if step < steps:
             optimizer.step()
     return best

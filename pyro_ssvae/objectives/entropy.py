@@ -126,7 +126,7 @@ class NearestNeighbourEntropy(Entropy):
         squares = (x - x[neighbours]).square().sum(-1)
         dim = float(x.shape[1]) if self.dim is None else self.dim
         volume = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1.0)
-        psi = float(torch.digamma(torch.tensor(float(count))) - torch.digamma(torch.tensor(float(self.k))))
+        psi = math.fsum(1.0 / number for number in range(self.k, count))  # ψ(B) - ψ(k), without tensors on the CPU
         return psi + volume + 0.5 * dim * (squares + 1e-12).log().mean()
 
 
