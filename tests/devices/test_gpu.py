@@ -24,7 +24,7 @@ DEVICE = "cuda"
 MEMORY_STEPS = int(os.environ.get("PYRO_SSVAE_MEMORY_STEPS", "2000"))  # 10,000 for a thorough check
 ONE_OF_EACH = ["m2-images", "m2-dirichlet", "m1-prior-flow", "m1m2-stacked", "ddgm-images-all"]
 SETTINGS: dict[str, Any] = {
-    "max_steps": 20, "batch_size": 16, "labelled_batch_size": 5, "evaluate_every": 10, "warmup_steps": 2,
+    "max_steps": 20, "batch_size": 18, "labelled_batch_size": 5, "evaluate_every": 10, "warmup_steps": 2,
     "ema_decay": 0.9, "kl_peak": 3.0, "gradient_clip": 1.0, "binarisation": "dynamic", "device": DEVICE,
 }  # fmt: skip
 
@@ -46,16 +46,14 @@ def build(name: str) -> Objective:
 
 def assert_close(found: FitResult, expected: FitResult, rtol: float = 1e-3, atol: float = 1e-4) -> None:
     for name, value in expected.last_weights.items():
-        torch.testing.assert_close(
-            found.last_weights[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        weight = found.last_weights[name]
+        torch.testing.assert_close(weight, value, rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def make_step(objective: Objective, mode: str) -> TrainingStep:
     config = TrainingConfig(**SETTINGS | {"compile": mode})
-    stream = BatchStream(
-        make_data(objective), batch_size=16, labelled_batch_size=5, device=DEVICE, binarisation="dynamic"
-    )
+    sizes = {"batch_size": config.batch_size, "labelled_batch_size": config.labelled_batch_size}
+    stream = BatchStream(make_data(objective), **sizes, device=DEVICE, binarisation=config.binarisation)
     step = TrainingStep(objective, stream, config, make_fabric(config), MEMORY_STEPS)
     step.check()
     return step

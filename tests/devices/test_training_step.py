@@ -33,6 +33,15 @@ def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     assert step.take_means()
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_validation_leaves_the_random_state_as_it_was(name: str) -> None:
+    """A run that is interrupted is evaluated once more than others, and must go on with the same draws."""
+    objective = OBJECTIVES[name]()
+    before = torch.get_rng_state()
+    assert objective.validate(make_data(objective)).metrics
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 REFUSED = {
     "reading a number": lambda x: float(x.sum()),
     "asking whether": lambda x: bool(x.sum() > 0),
