@@ -144,7 +144,7 @@ def _check_memory(report: Report, options: Options) -> None:
 
 def _check_pytest(report: Report, options: Options) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-o", "filterwarnings=default"]
-    command += ["--import-mode=importlib", "-m", "gpu", *options.choose([], ["--collect-only"]), "tests/training"]
+    command += ["--import-mode=importlib", "-m", "gpu", *options.choose([], ["--collect-only"]), "tests/devices"]
     _run_command(report, "pytest -m gpu", command[: None if options.tiny else -1])
 
 

@@ -14,7 +14,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_ssvae.data import iterate_batches
-from pyro_ssvae.models.base import Model, evaluation_mode, fork_random_state, get_device
+from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
@@ -136,7 +136,7 @@ def posterior_diagnostics(
     device = get_device(model)
     classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
     entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
-    with evaluation_mode(model):
+    with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
             qy = dist.Categorical(logits=model.classify(batch))
             kl_of_class = _kl_to_prior(model, model.encode(batch, classes))  # (K, B)
@@ -165,7 +165,7 @@ def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: 
         ``kl_z``, the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units``, the number of :func:`active_units`.
     """
     kl, means = 0.0, []
-    with evaluation_mode(model):
+    with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
             qz = model.encode(batch)
             kl += float(_kl_to_prior(model, qz).sum())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS, Gaussian, Mixed, Poisson
 from pyro_ssvae.distributions.factory import make_prior
@@ -128,3 +128,15 @@ def get_updates(objective: Objective) -> list[Update]:
     """Return the updates of a step, and those of a step near the end of the schedule if these are others."""
     first, last = objective.updates(0.0), objective.updates(0.999)
     return first if last == first else [*first, *last]
+
+
+def make_data(objective: Objective) -> SemiSupervisedData:
+    """Return a data set of zeros and ones, with the numbers of examples for which the objective was built."""
+    labelled, total = objective.num_labelled, objective.num_examples
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(total + 20, *objective.module.event_shape, generator=generator) < 0.5).to(torch.float32)
+    held_out = {"x_validation": x[total:]}
+    if not labelled:
+        return SemiSupervisedData.from_arrays(x[:total], **held_out)
+    y = torch.cat([torch.arange(labelled) % NUM_CLASSES, torch.full((total - labelled,), -1)])
+    return SemiSupervisedData.from_arrays(x[:total], y, **held_out, y_validation=torch.arange(20) % NUM_CLASSES)

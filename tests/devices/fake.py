@@ -17,7 +17,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver
 
 SYNCHRONISING = {
     "_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_consecutive",
-    "unique_dim", "_unique", "_unique2", "_assert_async", "repeat_interleave",
+    "unique_dim", "_unique", "_unique2", "repeat_interleave",
 }  # fmt: skip
 """Operations whose result, or the shape of it, depends on values on the device, so that the host must wait for them."""
 

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_ssvae.objectives import Objective
-from tests.devices.cases import OBJECTIVES, get_updates, make_batch
+from tests.devices.cases import OBJECTIVES, get_updates, make_batch, with_m2
 from tests.devices.fake import OnDevice, empty_like_on, needs_cuda_build, no_gpu
 
 NEEDS_A_DRIVER: dict[str, str] = {
@@ -87,6 +87,13 @@ def test_objective_apart_from_its_sampler(name: str) -> None:
 def test_objective_that_needs_a_driver(name: str) -> None:
     with pytest.raises(RuntimeError, match=NEEDS_A_DRIVER[name]):
         compute_on_fake_cuda(name)
+
+
+def test_stock_elbo_waits_for_the_device_and_says_so() -> None:
+    objective = with_m2(elbo="stock")
+    assert not objective.compilable
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), pyro.validation_enabled(False):
+        compute_losses(empty_like_on(objective, "meta"), "meta", backward=False)
 
 
 @pytest.mark.parametrize("name", NOT_ON_META)

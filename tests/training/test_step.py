@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_ssvae import M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream
@@ -94,15 +93,6 @@ def test_auto_compiles_long_schedules_and_earlier_with_many_classes(monkeypatch:
         train(compile="compiled")
 
 
-@pytest.mark.gpu
-def test_loss_scaling_runs_eagerly_and_trains_alike() -> None:
-    run, found = train(**PURE, device="cuda", precision="16-mixed", learning_rate=1e-3)
-    assert (run.step_mode, run.why_eager) == ("eager", None)
-    _, expected = train(**PURE, device="cuda", learning_rate=1e-3)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0.05, atol=0.02)
-
-
 class _Reading(M2):
     """Reads a number back from the device at every step."""
 
@@ -166,27 +156,6 @@ def test_graph_needs_cuda() -> None:
         train(compile="graph")
 
 
-class _NoSynchronisation(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket._qualified_op_name.split("::")[1]
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
-def test_a_step_does_not_synchronise_with_the_device(options: dict[str, Any]) -> None:
-    """What a CUDA graph may hold: gathering, loss, backward, clipping, Adam, average and sums."""
-    data = make_data()
-    config = TrainingConfig(**SETTINGS | {"compile": "eager", "binarisation": "dynamic"})
-    stream = BatchStream(data, batch_size=16, labelled_batch_size=5, binarisation="dynamic")
-    objective = SemiSupervisedELBO.for_data(M2(data.event_shape, 3), data, **options)
-    step = TrainingStep(objective, stream, config, make_fabric(config), 10)
-    step.check()  # Pyro validates the first call, which synchronises
-    step(0)
-    with _NoSynchronisation():
-        step(1)
-
-
 def test_the_average_of_a_captured_step_is_the_same() -> None:
     from pyro_ssvae.training.ema import MovingAverage
 
@@ -203,41 +172,3 @@ def test_the_average_of_a_captured_step_is_the_same() -> None:
         found.append(average.state_dict()["average"])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("options", [{}, {"pure": True, "enumeration": "top-k"}])
-def test_a_captured_step_is_the_eager_one(options: dict[str, Any]) -> None:
-    settings = {"device": "cuda", "binarisation": "dynamic", "max_steps": 60}
-    eager, expected = train(objective=options, compile="eager", **settings)
-    captured, found = train(objective=options, compile="graph", **settings)
-    assert (eager.step_mode, captured.step_mode, captured.why_eager) == ("eager", "graph", None)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.gpu
-def test_a_captured_run_resumes(tmp_path: Path) -> None:
-    data = make_data()
-    weights = []
-    for folders in (["straight"], ["broken", "broken"]):
-        torch.manual_seed(1)
-        for index, folder in enumerate(folders):
-            module = M2(data.event_shape, 3, latent_dim=2, hidden_dims=(12,))
-            objective = SemiSupervisedELBO.for_data(module, data)
-            config = TrainingConfig(**SETTINGS | {"device": "cuda", "max_steps": 48})
-            minutes = 1e-9 if len(folders) > 1 and index == 0 else None
-            run = fit(
-                objective, data, TrainingConfig(**config.to_dict() | {"max_minutes": minutes}),
-                out=tmp_path / folder, resume=index > 0, progress=False,
-            )  # fmt: skip
-        weights.append(run.last_weights)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.gpu
-def test_a_model_that_cannot_be_captured_trains_eagerly() -> None:
-    with pytest.warns(UserWarning, match="run eagerly"):
-        run, _ = train(_Reading, device="cuda")
-    assert run.step_mode == "eager"
