@@ -32,7 +32,7 @@ class Preset:
         objective: Of :meth:`pyro_ssvae.objectives.SemiSupervisedELBO.for_data`, but ``pure``, or of
             :class:`~pyro_ssvae.UnsupervisedELBO`.
         training: Of :class:`~pyro_ssvae.TrainingConfig`.
-        words: What it is, in a line.
+        description: What it is, in one line.
 
     Example:
         >>> from pyro_ssvae import M2
@@ -43,7 +43,7 @@ class Preset:
     model: dict[str, Any]
     objective: dict[str, Any]
     training: dict[str, Any]
-    words: str = ""
+    description: str = ""
 
 
 PURE = Preset(
@@ -93,25 +93,25 @@ M1_PRESETS = {
             "ema_decay": 0.999,
             "binarisation": "dynamic",
         },
-        words="the M1 of Kingma et al. 2014, 600-600 softplus, 50 latents, on pixels drawn afresh",
+        description="the M1 of Kingma et al. 2014, 600-600 softplus, 50 latents, on pixels drawn afresh",
     ),
     "nitta": Preset(
         model={"hidden_dims": [300, 300], "latent_dim": 50, "activation": "softplus"},
         objective={},
         training={**_SOURCE, "max_epochs": 30, "learning_rate": 1e-3},
-        words="300-300 softplus on grey values, 30 epochs",
+        description="300-300 softplus on grey values, 30 epochs",
     ),
     "nnabla": Preset(
         model={"hidden_dims": [500, 500], "latent_dim": 50, "activation": "elu"},
         objective={},
         training={**_SOURCE, "binarisation": "threshold"},
-        words="500-500 ELU, pixels above 0.5",
+        description="500-500 ELU, pixels above 0.5",
     ),
     "musyoku": Preset(
         model={"hidden_dims": [600, 600], "latent_dim": 2, "activation": "softplus", "batch_norm": True},
         objective={},
         training={**_SOURCE, "gradient_clip": 1.0},
-        words="600-600 softplus with batch norm and 2 latents, for a map",
+        description="600-600 softplus with batch norm and 2 latents, for a map",
     ),
 }
 """Settings of M1 by the source they follow; without a moving average or decay where the source has none.
