@@ -186,7 +186,7 @@ def test_errors_of_bounds_are_one_line(
         raise error
 
     monkeypatch.setattr(m1_example, "fit", fail)
-    monkeypatch.setattr(pyro_ssvae, "fit", fail)
+    monkeypatch.setattr("pyro_ssvae.cli.training.fit", fail)
     for example, flags in ((m1_example, TINY_M1), (stack_example, TINY)):
         assert example.main([*flags, "--out", str(tmp_path / example.__name__)]) == 2
         assert capsys.readouterr().err == f"error: {error}\n"

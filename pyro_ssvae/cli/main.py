@@ -123,7 +123,7 @@ def _new_parser() -> argparse.ArgumentParser:
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("run_command", metavar="RUN", help="folder of the run")
+        command.add_argument("run", metavar="RUN", help="folder of the run")
     command.add_argument("--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
     command.add_argument("--y", type=int, metavar="K", help="class of the examples; without it drawn")
     command.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
