@@ -19,7 +19,7 @@ from pyro_ssvae._checks import as_device
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder, TrainingConfig
 
-__all__ = ["Command", "Flag", "Flags", "parse"]
+__all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
 
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", list: "a list of whole numbers, as [500,500]"}
 _METAVARS: dict[Any, str] = {int: "N", list: "[N,...]"}
@@ -127,15 +127,18 @@ class Flags:
         except KeyError:
             raise AttributeError(f"There is no flag {name}.") from None
 
+    def _select(self, section: str) -> dict[str, Any]:
+        return {flag.name: self.values[flag.name] for flag in self.command.sections.get(section, ())}
+
     @property
     def model(self) -> dict[str, Any]:
         """Arguments of the model."""
-        return {flag.name: self.values[flag.name] for flag in self.command.sections.get("model", ())}
+        return self._select("model")
 
     @property
     def objective(self) -> dict[str, Any]:
         """Arguments of the objective."""
-        return {flag.name: self.values[flag.name] for flag in self.command.sections.get("objective", ())}
+        return self._select("objective")
 
     @property
     def out(self) -> str:
@@ -189,8 +192,11 @@ def _training_flags() -> Iterator[Flag]:
 _TRAINING = tuple(_training_flags())
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``ValueError``."""
+
     def error(self, message: str) -> Any:
+        """Raise ``ValueError`` instead of ending the program."""
         raise ValueError(message)
 
 
@@ -199,16 +205,6 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
 
     Values on the command line take precedence over those of ``--config``, these over those of the run to resume, and
     these over the defaults. A length in steps on the command line replaces one in passes over the data.
-
-    Args:
-        command: The command.
-        argv: The command line; that of the process when ``None``.
-        program: How the command is called, for the help.
-
-    Raises:
-        ValueError: For an unknown flag or a bad value.
-        RunFolderError: If the folder to resume holds no run of this command.
-        OSError: If a file cannot be read.
     """
     flags = [flag for section in _get_sections(command).values() for flag in section]
     parser = _new_parser(command, program, {}, everything=True)
@@ -240,11 +236,11 @@ def _get_sections(command: Command) -> dict[str, Sequence[Flag]]:
     return {**command.sections, "run": _RUN, "settings of training": _TRAINING}
 
 
-def _new_parser(command: Command, program: str | None, values: dict[str, Any], *, everything: bool) -> _Parser:
+def _new_parser(command: Command, program: str | None, values: dict[str, Any], *, everything: bool) -> Parser:
     """Return a parser that leaves out what is not on the command line, and whose help shows the values."""
     program = program or f"python {sys.argv[0]}"
     more = "--no-NAME switches NAME off." if everything else "--help-all explains all flags."
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         usage="%(prog)s [--flag value ...]",
         description=command.description.replace("PROGRAM", program),
@@ -265,7 +261,7 @@ def _new_parser(command: Command, program: str | None, values: dict[str, Any], *
     return parser
 
 
-def _parse(parser: _Parser, flags: Sequence[Flag], argv: Sequence[str]) -> dict[str, Any]:
+def _parse(parser: Parser, flags: Sequence[Flag], argv: Sequence[str]) -> dict[str, Any]:
     """Return the values that a command line gives, by name."""
     found, unknown = parser.parse_known_args(list(argv))
     if unknown:

@@ -6,15 +6,17 @@ import argparse
 import csv
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
-from pyro_ssvae.cli.flags import Flags
+from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.training import load_data, make_m1, print_result, run_command, train_stages
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
@@ -93,41 +95,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
         return run_command(_TRAIN[argv[1]], argv[1], argv[2:], program=f"pyro-ssvae train {argv[1]}")
-    args, rest = _new_parser().parse_known_args(argv)
     try:
-        if rest and args.command != "report":
-            raise ValueError(f"There is no {rest[0]} in pyro-ssvae {args.command}; see --help.")
-        if args.command == "report":
-            return _report(Path(args.run), rest)
-        _sample(args) if args.command == "sample" else _describe(Path(args.run))
+        args = _new_parser().parse_args(argv)
+        return int(args.function(args) or 0)
     except (PyroSSVAEError, ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _new_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _new_parser() -> Parser:
+    parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, sample, describe.",
+        description="Semi-supervised deep generative models: train, report, describe, sample.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report,info,sample}")
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
-    texts = {
-        "report": "evaluate a finished run again and redraw its figures; takes flags of its training, as --device cpu",
-        "info": "print model, data, settings, progress and results of a run",
-        "sample": "write generated examples to FILE.npz and, if they are images, FILE.png",
-    }
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("run", metavar="RUN", help="folder of the run")
-    command.add_argument("--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
-    command.add_argument("--y", type=int, metavar="K", help="class of the examples; without it drawn")
-    command.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    command.add_argument("--out", metavar="FILE", help="where to write them (default: samples in RUN)")
+    train.set_defaults(function=lambda _: None)
+    again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
+    info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
+    sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
+    for command, function in ((again, _report), (info, _describe), (sample, _sample)):
+        command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+        command.set_defaults(function=function)
+    again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
+    sample.add_argument("--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
+    sample.add_argument("--y", type=int, metavar="K", help="class of the examples; without it drawn")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
+    sample.add_argument("--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN)")
     return parser
 
 
@@ -142,9 +139,9 @@ def _find_runs(folder: Path) -> list[RunFolder]:
     return [stage for stage in stages if stage.config.is_file()] or [RunFolder(folder)]
 
 
-def _report(folder: Path, flags: list[str]) -> int:
+def _report(args: argparse.Namespace) -> int:
     """Evaluate a finished run again, by the command that trained it, and return the exit status."""
-    config = RunFolder(folder).read_config()
+    folder, config = args.run, RunFolder(args.run).read_config()
     name = config.get("command")
     if name not in _TRAIN:
         raise RunFolderError(f"{folder} was written by a Python program; call pyro_ssvae.report in it.")
@@ -156,44 +153,45 @@ def _report(folder: Path, flags: list[str]) -> int:
     trained = read_json(runs[-1].model / "config.json")["class"]
     if trained not in {"M1", "M2", "M1M2", "DDGM"}:
         print(f"{trained} is evaluated as its base class. If its model function differs, call pyro_ssvae.report.")
-    argv = ["--resume", str(folder), *flags]
+    argv = ["--resume", str(folder), *(["--device", args.device] if args.device else [])]
     return run_command(_TRAIN[name], name, argv, program=f"pyro-ssvae train {name}", evaluate_again=True)
 
 
-def _describe(folder: Path) -> None:
+def _describe(args: argparse.Namespace) -> None:
     """Print command, flags, models, settings, last evaluations and results of a run."""
-    config = RunFolder(folder).read_config()
+    folder, config = args.run, RunFolder(args.run).read_config()
     settings = {name: field.default for name, field in TrainingConfig.__dataclass_fields__.items()}
     flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
-    print(f"run         {folder}, by {config.get('command', 'a Python program')}: {_join(flags)}")
+    print(f"run         {folder}, by {config.get('command', 'a Python program')}")
+    _print_values("flags", flags)
     for found in _find_runs(folder):
         if found.path != folder:
             print(f"\nstage       {found.path.name}")
         if (found.model / "config.json").is_file():
             model = read_json(found.model / "config.json")
-            print(f"model       {model['class']}: {_join(model['arguments'])}")
-        changed = {k: v for k, v in found.read_config()["training"].items() if v != settings.get(k)}
-        print(f"training    {_join(changed)}")
+            _print_values("model", {"class": model["class"], **model["arguments"]})
+        training = found.read_config().get("training", {})
+        _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
         if found.metrics.is_file():
             with open(found.metrics, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            print(f"evaluation  {_join(rows[-1] if rows else {})}")
+            _print_values("evaluation", {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {})
         if found.result.is_file():
             result = found.read_result()
-            print(f"data        {result['data']}: {result['num_labels']} labels, {result['num_unlabelled']} unlabelled")
+            _print_values("data", {k: result[k] for k in ("data", "num_labels", "num_unlabelled")})
             print_result(result, f"result      {found.result}")
         else:
             print("result      none, the run is not finished")
 
 
-def _join(values: dict[str, Any]) -> str:
-    shown = (f"{k}={v}" for k, v in values.items() if v not in (None, "") and not isinstance(v, dict))
-    return ", ".join(shown)
+def _print_values(title: str, values: dict[str, Any]) -> None:
+    text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
+    print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
-    found = _find_runs(Path(args.run))[-1]
+    found = _find_runs(args.run)[-1]
     model: Any = load(found.path)
     torch.manual_seed(args.seed)
     y = None
@@ -203,14 +201,8 @@ def _sample(args: argparse.Namespace) -> None:
         x = model.sample(args.num_samples) if isinstance(model, DDGM) else model.generate(args.num_samples)
     else:
         x, y = model.generate(args.num_samples, args.y)
-    path = Path(args.out) if args.out else Path(args.run) / "samples"
-    _write_examples(x, y, path)
-
-
-def _write_examples(x: torch.Tensor, y: torch.Tensor | None, path: Path) -> None:
-    import numpy as np
-
-    arrays: dict[str, Any] = {"x": x.numpy()} | ({} if y is None else {"y": y.numpy()})
+    path = args.out or args.run / "samples"
+    arrays = {"x": x.numpy()} if y is None else {"x": x.numpy(), "y": y.numpy()}
     np.savez(path.with_suffix(".npz"), **arrays)
     print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {path.with_suffix('.npz')}")
     if x.dim() == 4 and x.shape[1] in (1, 3):
