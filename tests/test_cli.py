@@ -1,19 +1,26 @@
-"""The console script: training, describing a run, drawing samples, and mistakes."""
+"""The console script: training, evaluating again, describing, generating, help, interruptions and mistakes."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from pyro_ssvae.cli import Flags, parse_flags, run_command
 from pyro_ssvae.cli.main import main
+from pyro_ssvae.training import RunFolder
 
 TINY = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
+TINY_M1 = ["--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -23,59 +30,169 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_train_m2_writes_a_run_that_loads_by_name(run: Path) -> None:
-    assert (run / "result.json").is_file()
+def test_train_m2_writes_a_run_that_names_its_command(run: Path) -> None:
     assert {"latent_map.png", "samples.png"} <= {path.name for path in (run / "figures").iterdir()}
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["command"] == "m2"
+    assert config["flags"]["latent_dim"] == 2
 
 
-def test_info_names_settings_progress_and_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_flags_model_settings_progress_and_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(run)]) == 0
     printed = capsys.readouterr().out
-    for words in ("latent_dim=2", "last evaluation", "val/error", "test/error", "train_seconds"):
+    for words in ("num_labels 100", "class M2", "latent_dim 2", "max_epochs 1", "val/error 0.", "test error"):
         assert words in printed, words
 
 
 def test_report_evaluates_a_finished_run_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads((run / "result.json").read_text())
-    assert main(["report", str(run)]) == 0
-    assert json.loads((run / "result.json").read_text())["test/error"] == before["test/error"]
-    assert "test/error" in capsys.readouterr().out
+    (run / "figures" / "samples.png").unlink()
+    assert main(["report", str(run), "--device", "cpu"]) == 0
+    after = json.loads((run / "result.json").read_text())
+    assert (after["test/error"], after["test/bound"]) == (before["test/error"], before["test/bound"])
+    assert (run / "figures" / "samples.png").is_file()
+    assert "test error" in capsys.readouterr().out
 
 
-def test_sample_writes_images_and_arrays_of_a_class(run: Path, tmp_path: Path) -> None:
-    assert main(["sample", str(run), "--num-samples", "9", "--out", str(tmp_path / "s.png")]) == 0
-    with Image.open(tmp_path / "s.png") as image:
+def test_sample_writes_an_image_grid_and_arrays(run: Path, tmp_path: Path) -> None:
+    assert main(["sample", str(run), "--num-samples", "9", "--y", "3", "--out", str(tmp_path / "threes.png")]) == 0
+    with Image.open(tmp_path / "threes.png") as image:
         assert image.size == (3 * 10 + 2, 3 * 10 + 2)  # 8x8 images, two pixels apart
-    assert main(["sample", str(run), "--num-samples", "5", "--y", "3", "--out", str(tmp_path / "s.npz")]) == 0
-    with np.load(tmp_path / "s.npz") as arrays:
-        assert arrays["x"].shape == (5, 1, 8, 8)
-        assert arrays["y"].tolist() == [3] * 5
+    with np.load(tmp_path / "threes.npz") as arrays:
+        assert arrays["x"].shape == (9, 1, 8, 8)
+        assert arrays["y"].tolist() == [3] * 9
+    assert main(["sample", str(run)]) == 0
+    assert (run / "samples.png").is_file()
+    with np.load(run / "samples.npz") as arrays:
+        assert len(set(arrays["y"].tolist())) > 1
 
 
 @pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
-@pytest.mark.parametrize("model", ["m1", "m1m2"])
-def test_train_other_models(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    extra = [] if model == "m1" else ["--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
-    assert main(["train", model, *TINY, *extra, "--out", str(tmp_path / "run")]) == 0
-    assert "test/bound" in capsys.readouterr().out
+def test_m1_has_no_classes_to_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "m1", *TINY, "--num-samples", "2", "--out", str(tmp_path / "run")]) == 0
+    assert "bound of log p(x)" in capsys.readouterr().out
+    assert main(["sample", str(tmp_path / "run"), "--y", "1"]) == 2
+    assert "M1 does not generate examples of one class" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
+def test_every_stage_of_m1m2_is_described_evaluated_and_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "m1m2", *TINY, *TINY_M1, "--keep-inactive", "--out", str(out)]) == 0
+    results = [out / stage / "result.json" for stage in ("m1", "stacked")]
+    for result in results:
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"test/bound": None}))
+    assert main(["report", str(out)]) == 0
+    assert all(json.loads(result.read_text())["test/bound"] < 0 for result in results)
+    assert main(["info", str(out)]) == 0
+    assert "stage       stacked" in capsys.readouterr().out
+    assert main(["sample", str(out), "--y", "2"]) == 0
+    results[1].unlink()
+    assert main(["report", str(out)]) == 2
+    assert "is not finished; continue with: pyro-ssvae train m1m2 --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("during", ["training", "report"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_saves_and_says_how_to_continue(
+    number: signal.Signals,
+    during: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        if during == "training":
+            patch.setattr(RunFolder, "write_metrics", interrupt)
+        else:
+            patch.setattr("pyro_ssvae.cli.main.report", interrupt)
+        assert main(["train", "m2", *TINY, "--out", str(tmp_path / "run")]) == 130
+    assert f"Continue with: pyro-ssvae train m2 --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert main(["train", "m2", "--resume", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("command", ["m2", "m1", "m1m2", "ddgm", "ddgm_2d"])
+def test_help_fits_two_screens_and_help_all_names_every_setting(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", command, flag])
+        assert ended.value.code == 0
+        texts[flag] = capsys.readouterr().out
+    lines = texts["--help"].splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 100
+    assert f"pyro-ssvae train {command} --resume runs/NAME" in texts["--help"]
+    assert "--training." not in texts["--help"].split("options:")[1]
+    args = parse_flags(command, [])
+    for name in args.values:
+        if not name.startswith("training."):
+            name = name.replace("_", "-")
+        assert f"--{name} " in texts["--help-all"] or f"--{name}\n" in texts["--help-all"], name
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["info", "nowhere"], "holds no run"),
-        (["sample", "nowhere"], "No saved model"),
-        (["sample", "nowhere", "--out", "s.jpg"], ".png or .npz"),
+        (["report", "nowhere"], "holds no run"),
+        (["sample", "nowhere"], "holds no run"),
+        (["info", "nowhere", "--verbose"], "unrecognized arguments: --verbose"),
+        (["train", "m3"], "invalid choice: 'm3'"),
+        (["report"], "required: RUN"),
         (["train", "m2", "--data", "nonsense"], "digits"),
+        (["train", "m2", "--num-label", "5"], "Did you mean --num-labels?"),
+        (["train", "m2", "--kl_peak=3"], "Did you mean --training.kl_peak?"),
+        (["train", "m2", "--max-epochs", "many"], "'many' is not a whole number"),
+        (["train", "m2", "--hidden-dims", "wide"], "'wide' is not a list of whole numbers"),
+        (["train", "m2", "digits"], "There is no flag digits."),
+        (["train", "m2", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_mistakes_end_with_one_line_and_status_2(
-    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(flags) == 2
     error = capsys.readouterr().err
     assert words in error
-    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_flags_in_a_file_are_checked_as_those_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "flags.yaml"
+    for text, words in (
+        ("latent_dims: 3", "There is no flag --latent-dims. Did you mean --latent-dim?"),
+        ("training:\n  batch_size: many", "'many' is not a whole number"),
+        ("just words", "must hold values by name"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            parse_flags("m2", ["--config", str(file)])
+    file.write_text("pure: true\nhidden_dims: [7, 5]\ntraining:\n  learning_rate: 1e-2\n")
+    args = parse_flags("m2", ["--config", str(file), "--hidden-dims", "[9]"])
+    assert (args.pure, args.hidden_dims, args.classifier, args.training.learning_rate) == (True, [9], "mlp", 0.01)
+
+
+def test_one_seed_governs_split_weights_and_training() -> None:
+    def train(args: Flags) -> None:
+        seeds.append((args.seed, args.training.seed))
+
+    seeds: list[tuple[int, int | None]] = []
+    assert run_command(train, "m2", ["--seed", "3", "--out", "unused"]) == 0
+    assert seeds == [(3, 3)]
 
 
 def test_module_is_the_console_script() -> None:

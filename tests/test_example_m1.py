@@ -13,8 +13,8 @@ import yaml
 
 import pyro_ssvae
 from pyro_ssvae import M1, M1M2, EnumerationError, StaticELBOError
-from pyro_ssvae.cli.m1 import parse_m1
-from pyro_ssvae.cli.m1m2 import m1_config, parse_m1_m2
+from pyro_ssvae.cli import parse_flags
+from pyro_ssvae.cli.training import get_m1_config
 from pyro_ssvae.presets import M1_PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -57,7 +57,6 @@ def test_m1_flags(m1_example: ModuleType, flags: list[str], tmp_path: Path, caps
     preset = M1_PRESETS[flags[1]]
     assert result["binarisation"] == preset.training["binarisation"]
     assert result["num_labels"] == 0
-    assert result["loss"] in printed
     assert ("importance-weighted" in result["loss"]) == ("--importance-weighted" in flags)
     with pytest.warns(UserWarning, match="MyM1"):
         model = pyro_ssvae.load(tmp_path)
@@ -90,9 +89,11 @@ def test_stack_runs_all_stages(
     flags = [*TINY, "--joint-epochs", "1", "--keep-inactive", "--out", str(tmp_path)]
     assert stack_example.main(flags + (["--pure"] if pure else [])) == 0
     printed = capsys.readouterr().out
-    assert printed.index("M1: ") < printed.index("stacked: ") < printed.index("joint: ")
-    kinds = [type(pyro_ssvae.load(tmp_path / stage)) for stage in ("m1", "stacked", "joint")]
-    assert kinds == [M1, M1M2, M1M2]
+    assert printed.index("m1\n") < printed.index("stacked\n") < printed.index("joint\n")
+    assert type(pyro_ssvae.load(tmp_path / "m1")) is M1
+    for stage in ("stacked", "joint"):
+        with pytest.warns(UserWarning, match="MyM1M2"):
+            assert type(pyro_ssvae.load(tmp_path / stage)) is M1M2
     flags_kept = yaml.safe_load((tmp_path / "config.yaml").read_text())["flags"]
     assert flags_kept["classify_from"] == ("z1" if pure else "x")
     result = json.loads((tmp_path / "joint" / "result.json").read_text())
@@ -143,8 +144,8 @@ def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType,
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--joint-epochs", "-1"], "--joint-epochs -1 must be at least 0"),
-        (["--num-samples", "-1"], "--num-samples -1 must be at least 0"),
+        (["--joint-epochs", "-1"], "--joint-epochs: -1 must be at least 0"),
+        (["--num-samples", "-1"], "--num-samples: -1 must be at least 0"),
         (["--latent-dim", "0"], "latent_dim=0"),
         (["--alpha", "-1"], "alpha=-1.0"),
         (["--m1-epochs", "0"], "max_epochs=0"),
@@ -168,9 +169,8 @@ def test_mistakes_are_told_before_anything_is_done(
 
 
 def test_a_negative_number_of_samples_of_m1(m1_example: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        m1_example.main([*TINY_M1[:-1], "-1"])
-    assert "--num-samples -1 must be at least 0" in capsys.readouterr().err
+    assert m1_example.main([*TINY_M1[:-1], "-1"]) == 2
+    assert "--num-samples: -1 must be at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [StaticELBOError("Out of reach."), EnumerationError(["z"])])
@@ -186,7 +186,7 @@ def test_errors_of_bounds_are_one_line(
         raise error
 
     monkeypatch.setattr(m1_example, "fit", fail)
-    monkeypatch.setattr(pyro_ssvae, "fit", fail)
+    monkeypatch.setattr("pyro_ssvae.cli.training.fit", fail)
     for example, flags in ((m1_example, TINY_M1), (stack_example, TINY)):
         assert example.main([*flags, "--out", str(tmp_path / example.__name__)]) == 2
         assert capsys.readouterr().err == f"error: {error}\n"
@@ -200,14 +200,14 @@ def test_pixels_are_binarised_for_a_law_of_zeros_and_ones_alone() -> None:
         (["--preset", "nnabla"], "threshold"),
         (["--likelihood", "gaussian", "--training.binarisation", "static"], "static"),
     ):
-        assert parse_m1("", flags).training.binarisation == expected
+        assert parse_flags("m1", flags).training.binarisation == expected
     for flags, expected in (
         ([], "dynamic"),
         (["--likelihood", "poisson"], "none"),
         (["--likelihood", "poisson", "--m1-binarisation", "threshold"], "threshold"),
     ):
-        args = parse_m1_m2("", flags)
-        assert m1_config(args, 1000).binarisation == expected
+        args = parse_flags("m1m2", flags)
+        assert get_m1_config(args, 1000).binarisation == expected
         assert args.training.binarisation == "none"
 
 

@@ -1,44 +1,20 @@
-"""Command lines: their flags, what the flags mean, and the console script ``pyro-ssvae``."""
+"""Command lines: the console script ``pyro-ssvae``, and what the examples share with it."""
 
-from pyro_ssvae.cli.commands import fit_options, model_options, objective_options, run_command, run_stage
-from pyro_ssvae.cli.common import load_data, name_run, settings, training_config
-from pyro_ssvae.cli.ddgm import (
-    check_images,
-    energy_options,
-    load_others,
-    parse_ddgm,
-    parse_ddgm_2d,
-    report_images,
-    report_points,
-    start_movie,
-)
-from pyro_ssvae.cli.m1 import parse_m1
-from pyro_ssvae.cli.m1m2 import joint_config, parse_m1_m2, select_latents, start_stages, train_m1
-from pyro_ssvae.cli.m2 import parse_m2
+from pyro_ssvae.cli.commands import parse_flags
+from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
+from pyro_ssvae.cli.flags import Flags
+from pyro_ssvae.cli.training import load_data, make_m1, print_result, run_command, train_stages
 
 __all__ = [
-    "check_images",
-    "energy_options",
-    "fit_options",
-    "joint_config",
+    "Flags",
     "load_data",
-    "load_others",
-    "model_options",
-    "name_run",
-    "objective_options",
-    "parse_ddgm",
-    "parse_ddgm_2d",
-    "parse_m1",
-    "parse_m1_m2",
-    "parse_m2",
+    "load_images",
+    "make_m1",
+    "parse_flags",
+    "print_result",
+    "record_movie",
     "report_images",
     "report_points",
     "run_command",
-    "run_stage",
-    "select_latents",
-    "settings",
-    "start_movie",
-    "start_stages",
-    "train_m1",
-    "training_config",
+    "train_stages",
 ]

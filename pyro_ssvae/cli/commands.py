@@ -1,105 +1,230 @@
-"""Running a training command: from flags to arguments of the library, errors in one line, interruptions."""
+"""The training commands: their flags, and defaults that follow from other flags."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyro
-from jsonargparse import Namespace
+from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
+from pyro_ssvae.data.folders import has_colour
+from pyro_ssvae.data.preparation import BINARISATIONS
+from pyro_ssvae.data.readers import as_images, read_npz
+from pyro_ssvae.data.toy import TOY_DATASETS
+from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
+from pyro_ssvae.objectives import ENTROPIES
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
 
-from pyro_ssvae.cli.common import settings, training_config
-from pyro_ssvae.errors import PyroSSVAEError
-from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training import RunFolder
+__all__ = ["COMMANDS", "binarisation_for", "parse_flags"]
 
-__all__ = ["fit_options", "model_options", "objective_options", "run_command", "run_stage"]
+_NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, or a FOLDER of images"
+_DATA = (
+    Flag("data", "mnist", _NAMES, metavar="DATA"),
+    Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
+    Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
+)
+_NUM_LABELS = Flag("num_labels", 100, "training examples that keep their label")
+_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)", choices=sorted(LIKELIHOODS))
+_PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
+_CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
+_LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
+_HIDDEN_DIMS = Flag("hidden_dims", [500], "widths of the hidden layers of encoder and decoder")
+_ACTIVATION = Flag("activation", "relu", "of these layers", rare=True)
+_NUM_SAMPLES = Flag("num_samples", 0, "draws per test example for log p(x); 0 leaves it out", least=0)
+_DRAWS = (
+    Flag("num_particles", 1, "draws of z per example (and class) in a step", rare=True),
+    Flag("importance_weighted", False, "weight the draws by importance (IWAE) instead of averaging", rare=True),
+)
+_SEMI_SUPERVISED = (
+    Flag("pure", False, "J^alpha of the paper without regularisers; other settings change to suit"),
+    Flag("alpha", 10.0, "weight of the mean cross-entropy; the paper's alpha over N", metavar="A"),
+    Flag("bound_weight", 1.0, "weight of the bounds; 1 in J^alpha", rare=True),
+    Flag("enumeration", "exact", "sum over y", choices=("exact", "top-k"), rare=True),
+    Flag("top_k", 1, "classes summed exactly by --enumeration top-k, besides one drawn of the rest", rare=True),
+    *_DRAWS,
+)
+_ENERGY = (
+    Flag("entropy", "nearest_neighbour", "estimate of the generator's entropy", choices=list(ENTROPIES)),
+    Flag("entropy_weight", 1.0, "weight of the entropy"),
+    Flag("gradient_penalty", 0.0, "weight G of the penalty G/2 |dE/dx|^2 on data"),
+    Flag("penalty_fraction", 1.0, "fraction of the batch on which it is computed", rare=True),
+    Flag("langevin_steps", 0, "Langevin steps of samples in the loss of the energy", rare=True),
+    Flag("generator_rate", 3.0, "learning rate of the generator, relative to that of the energy"),
+    Flag("generator_steps", 2, "updates of the generator for each of the energy"),
+    Flag("shared_draws", False, "use the samples of the energy's update for the first of the generator's", rare=True),
+    Flag("mle_fraction", 0.0, "last fraction of training for importance-weighted maximum likelihood of E", rare=True),
+)
 
-_MODEL = ("latent_dim", "hidden_dims", "activation", "batch_norm", "likelihood", "prior", "class_prior", "classifier")
-_BOUND = ("num_particles", "importance_weighted")
-_SEMI_SUPERVISED = ("pure", "alpha", "bound_weight", "enumeration", "top_k", *_BOUND)
 
-
-def run_command(
-    train: Callable[[Namespace], None],
-    parse: Callable[[str, Sequence[str] | None], Namespace],
-    description: str | None,
-    argv: Sequence[str] | None = None,
-    *,
-    program: str | None = None,
-) -> int:
-    """Parse the flags, train, and return the exit status.
+def parse_flags(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> Flags:
+    """Return the values of the flags of a command: ``"m2"``, ``"m1"``, ``"m1m2"``, ``"ddgm"`` or ``"ddgm_2d"``.
 
     Args:
-        train: Trains and reports, given the flags.
-        parse: Parses the command line, given the description and the arguments.
-        description: Shown by ``--help``.
+        command: Name of the command.
         argv: The command line; that of the process when ``None``.
-        program: How the command was called, for the hint how to continue.
+        program: How the command is called, for the help; ``python SCRIPT`` when ``None``.
 
-    Returns:
-        0; 2 after an error, which is printed in one line; 130 after Ctrl-C or SIGTERM, when the state is saved.
+    Raises:
+        ValueError: For an unknown flag or a bad value.
+        RunFolderError: If the folder to resume holds no run of this command.
+        OSError: If a file cannot be read.
     """
-    args = parse(description or "", argv)
+    return parse(COMMANDS[command], argv, program)
+
+
+def binarisation_for(likelihood: str, preset: Preset) -> str:
+    """Return the binarisation of a preset under a Bernoulli likelihood, else none."""
+    return str(preset.training["binarisation"]) if likelihood == "bernoulli" else "none"
+
+
+def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a preset as values of flags."""
+    short = ("max_epochs", "max_minutes")
+    training = {**preset.training, **changes}
+    names = {name: name if name in short else f"training.{name}" for name in training}
+    return {**preset.model, **preset.objective, **{names[name]: value for name, value in training.items()}}
+
+
+def _find_m1m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    unused = [flag.option for flag in _M1M2["M1"] if flag.name != "m1" and flag.name in given]
+    if values["m1"] is not None and unused:
+        raise ValueError(f"{', '.join(unused)}: no effect with --m1, whose model is trained already.")
+    return _use_preset(STACK_PURE if values["pure"] else STACK)
+
+
+def _find_m1(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+    preset = M1_PRESETS[values["preset"]]
+    return _use_preset(preset, binarisation=binarisation_for(values["likelihood"], preset))
+
+
+def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+    return _use_preset(DDGM_PHOTOS if _has_photos(values["data"], values["image_size"]) else DDGM_IMAGES)
+
+
+def _has_photos(data: str, image_size: int | None) -> bool:
+    """Return whether images are in colour or larger than 32x32."""
     try:
-        pyro.set_rng_seed(args.seed)
-        train(args)
-    except (KeyboardInterrupt, SystemExit) as stopped:
-        if isinstance(stopped, SystemExit) and stopped.code != 143:
-            raise
-        if args.out is not None and RunFolder(args.out).config.is_file():
-            print(f"Continue with: {program or f'python {sys.argv[0]}'} --resume {args.out}")
-        return 130
-    except (PyroSSVAEError, ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"results and figures in {args.out}")
-    return 0
+        if Path(data).is_dir():
+            return (image_size or 0) > 32 or has_colour(data)
+        if not data.endswith(".npz"):
+            return data == "cifar10"
+        shape = as_images(read_npz(data, ["x_train"])["x_train"]).shape[1:]
+    except (OSError, ValueError):  # reported when the data is read
+        return False
+    return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
 
 
-def model_options(args: Namespace) -> dict[str, Any]:
-    """Return the arguments of the model that the flags name."""
-    return {name: args[name] for name in _MODEL if name in args}
+_M2: Mapping[str, Sequence[Flag]] = {
+    "data": (*_DATA, _NUM_LABELS),
+    "model": (
+        *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
+        Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp")),
+        *(_LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+    ),
+    "objective": _SEMI_SUPERVISED,
+}
+_M1: Mapping[str, Sequence[Flag]] = {
+    "preset": (Flag("preset", "kingma", "defaults of model and training", choices=list(M1_PRESETS)),),
+    "data": _DATA,
+    "model": (
+        *(replace(_LIKELIHOOD, help="p(x|z)"), _PRIOR, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
+    ),
+    "objective": _DRAWS,
+    "evaluation": (replace(_NUM_SAMPLES, default=500),),
+}
+_BINARISATION = "of the pixels while M1 is trained; else dynamic under a Bernoulli likelihood"
+_M1M2: Mapping[str, Sequence[Flag]] = {
+    "data": (*_DATA, _NUM_LABELS),
+    "M1": (
+        Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
+        replace(_LIKELIHOOD, help="p(x|z1)"),
+        Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1"),
+        Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
+        Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, before inactive ones are left out"),
+        Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),
+        Flag("m1_binarisation", None, _BINARISATION, str, choices=BINARISATIONS, rare=True),
+    ),
+    "model": (
+        *(_PRIOR, _CLASS_PRIOR, replace(_LATENT_DIM, help="dimensions of z, above z1")),
+        *(replace(_HIDDEN_DIMS, help="widths of the hidden layers above z1"), _ACTIVATION),
+        Flag("classify_from", "x", "input of the classifier", choices=("z1", "x")),
+    ),
+    "objective": _SEMI_SUPERVISED,
+    "stages": (
+        Flag("keep_inactive", False, "model inactive latents of M1 too", rare=True),
+        Flag("joint_epochs", 0, "passes to train M1 and M2 jointly at the end", least=0),
+    ),
+    "evaluation": (_NUM_SAMPLES,),
+}
+_DDGM: Mapping[str, Sequence[Flag]] = {
+    "data": (
+        *_DATA,
+        replace(_NUM_LABELS, default=0, help="labels that train energies of classes; 0 for one energy", least=0),
+    ),
+    "objective": (
+        Flag("alpha", 1.0, "weight of the mean cross-entropy of the labels", rare=True),
+        *_ENERGY,
+        Flag("negative_weight", 0.0, "weight of the loss on corrupted images (negative data augmentation)"),
+        Flag("max_shift", 0.0, "largest random shift of images, as a fraction of their sides; for few images"),
+    ),
+    "evaluation": (
+        Flag("num_samples", 5000, "images in each set that is compared", least=2),
+        Flag("other_data", None, "other images, which the energy should tell from these", str, metavar="DATA"),
+    ),
+}
+_DDGM_2D: Mapping[str, Sequence[Flag]] = {
+    "data": (Flag("data", TOY_DATASETS[0], "distribution of the points", choices=TOY_DATASETS),),
+    "objective": _ENERGY,
+    "evaluation": (
+        Flag("frames", 60, "frames of the movie of training, at most one per evaluation; 0 for none", least=0),
+        Flag("num_samples", 5000, "points in each sample that is compared", least=2),
+        Flag("refine", 20, "Langevin steps of points that are compared too", least=0),
+    ),
+}
+_M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are labelled.
 
+  PROGRAM                         # MNIST, 100 labels
+  PROGRAM --data digits           # 8x8 digits of scikit-learn, under a minute
+  PROGRAM --data mine.npz --likelihood gaussian
+  PROGRAM --resume runs/NAME      # continue a run that was stopped"""
+_M1_TEXT = f"""Train M1, a variational autoencoder (Kingma & Welling 2013).
 
-def objective_options(args: Namespace) -> dict[str, Any]:
-    """Return the arguments of the objective that the flags name."""
-    return {name: args[name] for name in (_SEMI_SUPERVISED if "alpha" in args else _BOUND) if name in args}
+  PROGRAM                         # MNIST, the M1 of Kingma et al. 2014
+  PROGRAM --data digits --likelihood gaussian
+  PROGRAM --resume runs/NAME      # continue a run that was stopped
 
+presets:
+{chr(10).join(f"  {name:8}{preset.description}" for name, preset in M1_PRESETS.items())}"""
+_M1M2_TEXT = """Train M1+M2 (Kingma et al. 2014): M1 first, then M2 on its latents, then both for --joint-epochs.
 
-def fit_options(args: Namespace) -> dict[str, Any]:
-    """Return the arguments of :func:`pyro_ssvae.fit`: settings of training, folder, and whether to resume."""
-    return {
-        "config": training_config(args),
-        "out": args.out,
-        "resume": args.resume is not None,
-        "settings": settings(args),
-    }
+  PROGRAM                         # MNIST, 100 labels
+  PROGRAM --pure                  # the objective of the paper
+  PROGRAM --m1 runs/NAME/m1       # on an M1 that is trained already
+  PROGRAM --resume runs/NAME      # continue a run that was stopped
 
+--max-epochs and --training.* are settings of M2 on the latents; --max-minutes is for each stage."""
+_DDGM_TEXT = """Train a DDGM (Kim & Bengio 2016) on images: an energy model and a generator.
 
-def run_stage(
-    args: Namespace, stage: str, objective: Objective, data: Any, config: Any, **options: Any
-) -> dict[str, Any]:
-    """Train and report one stage of several, or continue it; if it was done before, load its model and result.
+  PROGRAM                                 # MNIST; eleven minutes on two cores
+  PROGRAM --data photos/ --image-size 64  # a folder of images
+  PROGRAM --num-labels 100                # energies of classes too
+  PROGRAM --other-data fashion_mnist      # does the energy tell them from digits?
+  PROGRAM --resume runs/NAME              # continue a run that was stopped"""
+_DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with a movie of training.
 
-    Args:
-        args: The flags.
-        stage: Name of the stage and of its folder within the run's.
-        objective: The objective of the stage.
-        data: The data.
-        config: Settings of training.
-        **options: Arguments of :func:`pyro_ssvae.report`.
-    """
-    from pyro_ssvae import fit, load, report
+  PROGRAM                         # ten elongated Gaussians on a circle
+  PROGRAM --data spiral
+  PROGRAM --resume runs/NAME      # continue a run that was stopped"""
 
-    folder = RunFolder(Path(args.out) / stage)
-    if folder.result.is_file():
-        objective.module.load_state_dict(load(folder.path).state_dict())
-        return folder.read_result()
-    started = folder.checkpoint.is_file()
-    if not started:
-        folder.config.unlink(missing_ok=True)  # of a stage that was stopped before its first evaluation
-    run = fit(objective, data, config, out=folder.path, resume=started, settings=settings(args))
-    return report(objective, data, run, **options)
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("m2", _M2_TEXT, _M2, lambda values, _: _use_preset(PURE) if values["pure"] else {}),
+        Command("m1", _M1_TEXT, _M1, _find_m1),
+        Command("m1m2", _M1M2_TEXT, _M1M2, _find_m1m2),
+        Command("ddgm", _DDGM_TEXT, _DDGM, _find_ddgm),
+        Command("ddgm_2d", _DDGM_2D_TEXT, _DDGM_2D, lambda *_: _use_preset(DDGM_TOY)),
+    )
+}

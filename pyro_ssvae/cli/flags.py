@@ -1,0 +1,288 @@
+"""Flags of the training commands: reading them from the command line, a file or an earlier run, and explaining them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_ssvae._checks import as_device
+from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.training import RunFolder, TrainingConfig
+
+__all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", list: "a list of whole numbers, as [500,500]"}
+_METAVARS: dict[Any, str] = {int: "N", list: "[N,...]"}
+_NOT_SAVED = ("out", "resume", "config")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of a command.
+
+    Args:
+        name: Its name in Python; ``num_labels`` is ``--num-labels`` on the command line.
+        default: The value without the flag.
+        help: What it means.
+        kind: Type of the value; that of the default where ``None``. A ``bool`` is switched on by ``--NAME`` and off by
+            ``--no-NAME``.
+        choices: The only values allowed, if they are few.
+        least: The smallest value allowed.
+        metavar: What stands for the value in the help.
+        rare: Whether only ``--help-all`` shows the flag.
+    """
+
+    name: str
+    default: Any
+    help: str
+    kind: Callable[..., Any] | None = None
+    choices: Sequence[str] = ()
+    least: int | None = None
+    metavar: str | None = None
+    rare: bool = False
+
+    @property
+    def option(self) -> str:
+        """The name on the command line."""
+        return "--" + (self.name if "." in self.name else self.name.replace("_", "-"))
+
+    def add_to(self, parser: Any, values: Mapping[str, Any], everything: bool) -> None:
+        """Add the flag to a parser, whose help shows the values."""
+        value, kind = values.get(self.name, self.default), self.kind or type(self.default)
+        text = self.help + (f": {', '.join(self.choices)}" if self.choices else "")
+        text += "" if value is None or isinstance(value, bool) else f" (default: {value})"
+        shown = argparse.SUPPRESS if self.rare and not everything else text.replace("%", "%%")
+        if kind is bool:
+            parser.add_argument(self.option, action="store_const", const=True, dest=self.name, help=shown)
+            off = self.option.replace("--", "--no-")
+            parser.add_argument(off, action="store_const", const=False, dest=self.name, help=argparse.SUPPRESS)
+        else:
+            metavar = self.metavar or ("NAME" if self.choices else _METAVARS.get(kind, "X"))
+            parser.add_argument(self.option, type=self._convert, dest=self.name, metavar=metavar, help=shown)
+
+    def _convert(self, text: str) -> Any:
+        """Return the value that a text stands for; ``null`` stands for ``None`` where that is the default."""
+        kind: Any = self.kind or type(self.default)
+        if text == "null" and self.default is None:
+            return None
+        try:
+            value: Any = [int(part) for part in yaml.safe_load(text)] if kind is list else kind(text)
+        except (ValueError, TypeError, yaml.YAMLError):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS.get(kind, kind.__name__)}") from None
+        if self.choices and value not in self.choices:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.choices)}")
+        if self.least is not None and value < self.least:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {self.least}")
+        return value
+
+
+@dataclass(frozen=True)
+class Command:
+    """A training command.
+
+    Args:
+        name: Its name, as in ``pyro-ssvae train NAME``.
+        description: What it does, with example calls of ``PROGRAM``.
+        sections: The flags: those in ``"model"`` and ``"objective"`` are arguments of the model and the objective.
+        find_defaults: Returns defaults that follow from other flags, by name, given the values of all flags and those
+            on the command line.
+    """
+
+    name: str
+    description: str
+    sections: Mapping[str, Sequence[Flag]]
+    find_defaults: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+class Flags:
+    """Values of the flags of a command, as attributes, and the arguments of the library that they stand for.
+
+    Args:
+        command: The command.
+        values: Values of all flags, by name.
+    """
+
+    def __init__(self, command: Command, values: dict[str, Any]) -> None:
+        self.command = command
+        self.values = values
+        self.evaluate_again = False  # whether stages that have a result are evaluated again
+        names = [flag.name for flag in (*_RUN, *_TRAINING)]
+        known = {field.name for field in fields(TrainingConfig)}
+        settings = {name.removeprefix("training."): values[name] for name in names}
+        self.training = TrainingConfig(**{name: value for name, value in settings.items() if name in known})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(f"There is no flag {name}.") from None
+
+    def _select(self, section: str) -> dict[str, Any]:
+        return {flag.name: self.values[flag.name] for flag in self.command.sections.get(section, ())}
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Arguments of the model."""
+        return self._select("model")
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """Arguments of the objective."""
+        return self._select("objective")
+
+    @property
+    def out(self) -> str:
+        """Folder of the run; by default a new one, named after command, data, labels, seed and time."""
+        if self.values["out"] is None:
+            labels = f"-{self.num_labels}" if "num_labels" in self.values else ""
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            name = f"{self.command.name}-{Path(self.data).stem}{labels}-seed{self.seed}-{stamp}"
+            self.values["out"] = str(Path("runs") / name)
+        return str(self.values["out"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Entries of ``config.yaml``, from which ``--resume`` restores the flags."""
+        return {
+            "command": self.command.name,
+            "flags": {name: value for name, value in self.values.items() if name not in _NOT_SAVED},
+        }
+
+    @property
+    def fit(self) -> dict[str, Any]:
+        """Arguments of :func:`pyro_ssvae.fit`."""
+        resume = self.resume is not None
+        return {"config": self.training, "out": self.out, "resume": resume, "settings": self.settings}
+
+
+_RUN = (
+    Flag("seed", 0, "of the label split, the initial weights and training"),
+    Flag("max_epochs", None, "length of training, in passes over the unlabelled examples", int),
+    Flag("max_minutes", None, "stop after this much training time", float, metavar="M"),
+    Flag("out", None, "folder of the run; without it a new one under runs/", str, metavar="DIR"),
+    Flag("resume", None, "continue the run in this folder, with its own flags", str, metavar="DIR"),
+    Flag("device", "auto", "auto, cpu, cuda, cuda:1; --cuda is --device cuda", metavar="DEV"),
+    Flag("precision", "32-true", "32-true, bf16-mixed, 16-mixed or 64-true", metavar="P"),
+    Flag("config", None, "YAML file of flags (max_epochs: 20), or config.yaml of a run", str, metavar="FILE"),
+)
+
+
+def _training_flags() -> Iterator[Flag]:
+    """Yield a flag ``--training.NAME`` for every setting of training that has no shorter one."""
+    arguments = r"^    (\w+): (.*(?:\n {6,}.*)*)"  # of the docstring
+    texts = dict(re.findall(arguments, inspect.getdoc(TrainingConfig) or "", flags=re.MULTILINE))
+    kinds = {"int": int, "float": float, "str": str}
+    for field in fields(TrainingConfig):
+        if field.name not in {flag.name for flag in _RUN}:
+            text = re.sub(r":\w+:|[`~]", "", " ".join(texts[field.name].split())).rstrip(".")
+            kind = kinds[str(field.type).split(" ")[0]]
+            yield Flag(f"training.{field.name}", field.default, text, kind, rare=True)
+
+
+_TRAINING = tuple(_training_flags())
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``ValueError``."""
+
+    def error(self, message: str) -> Any:
+        """Raise ``ValueError`` instead of ending the program."""
+        raise ValueError(message)
+
+
+def parse(command: Command, argv: Sequence[str] | None = None, program: str | None = None) -> Flags:
+    """Return the values of all flags.
+
+    Values on the command line take precedence over those of ``--config``, these over those of the run to resume, and
+    these over the defaults. A length in steps on the command line replaces one in passes over the data.
+    """
+    flags = [flag for section in _get_sections(command).values() for flag in section]
+    parser = _new_parser(command, program, {}, everything=True)
+    given = _parse(parser, flags, sys.argv[1:] if argv is None else argv)
+    wanted = given.pop("help", None)
+    if "config" in given:
+        given = _parse(parser, flags, _as_argv(yaml.safe_load(Path(given["config"]).read_text()))) | given
+    chosen = given
+    if "resume" in given:
+        config = RunFolder(given["resume"]).read_config()
+        if config.get("command") != command.name:
+            started = config.get("command", "a Python program")
+            raise RunFolderError(f"{given['resume']} was started by {started}, and not by {command.name}.")
+        chosen = _parse(parser, flags, _as_argv(config)) | given
+    values = {flag.name: flag.default for flag in flags} | chosen
+    values |= command.find_defaults(values, given) | chosen
+    if given.get("training.max_steps") is not None and "max_epochs" not in given:
+        values["max_epochs"] = None
+    if values["resume"] is not None:
+        values["out"] = values["resume"]
+    if wanted is not None:
+        print(_new_parser(command, program, values, everything=wanted == "all").format_help(), end="")
+        raise SystemExit(0)
+    as_device(values["device"])
+    return Flags(command, values)
+
+
+def _get_sections(command: Command) -> dict[str, Sequence[Flag]]:
+    return {**command.sections, "run": _RUN, "settings of training": _TRAINING}
+
+
+def _new_parser(command: Command, program: str | None, values: dict[str, Any], *, everything: bool) -> Parser:
+    """Return a parser that leaves out what is not on the command line, and whose help shows the values."""
+    program = program or f"python {sys.argv[0]}"
+    more = "--no-NAME switches NAME off." if everything else "--help-all explains all flags."
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [--flag value ...]",
+        description=command.description.replace("PROGRAM", program),
+        epilog=f"FILE.npz holds x_train, y_train, x_test, y_test; y may be missing. {more}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=100),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    for title, flags in _get_sections(command).items():
+        group: Any = parser.add_argument_group(title)
+        for flag in flags:
+            flag.add_to(group, values, everything)
+    group.add_argument("--cuda", action="store_const", const="cuda", dest="device", help=argparse.SUPPRESS)
+    for options, which in ((("-h", "--help"), "common"), (("--help-all",), "all")):
+        text = f"show {which} flags and their values"
+        parser.add_argument(*options, action="store_const", const=which, dest="help", help=text)
+    return parser
+
+
+def _parse(parser: Parser, flags: Sequence[Flag], argv: Sequence[str]) -> dict[str, Any]:
+    """Return the values that a command line gives, by name."""
+    found, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        word = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+        options = {re.sub(r"^--(training\.)?", "", flag.option).replace("_", "-"): flag.option for flag in flags}
+        near = difflib.get_close_matches(word.lstrip("-").replace("_", "-"), options, n=1)
+        raise ValueError(f"There is no flag {word}." + (f" Did you mean {options[near[0]]}?" if near else ""))
+    return vars(found)
+
+
+def _as_argv(values: Any, prefix: str = "") -> list[str]:
+    """Return values by name, as a YAML file or the ``config.yaml`` of a run holds them, as a command line."""
+    if not isinstance(values, dict):
+        raise ValueError("A file of flags must hold values by name, for example max_epochs: 20.")
+    argv: list[str] = []
+    for key, value in values.get("flags", values).items():
+        option = f"--{prefix}{key}" if prefix or "." in key else f"--{key.replace('_', '-')}"
+        if isinstance(value, dict):
+            argv += _as_argv(value, f"{key}.")
+        elif isinstance(value, bool):
+            argv.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            argv.append(f"{option}={'null' if value is None else value}")
+    return argv

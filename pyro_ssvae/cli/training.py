@@ -1,0 +1,248 @@
+"""What the training commands and the examples share: data by the flags, errors in one line, stages, results."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pyro
+from torch import Tensor
+
+from pyro_ssvae.cli.commands import binarisation_for, parse_flags
+from pyro_ssvae.cli.flags import Flags
+from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
+from pyro_ssvae.evaluation import active_units
+from pyro_ssvae.models import M1, Model, load
+from pyro_ssvae.objectives import Objective, UnsupervisedELBO
+from pyro_ssvae.presets import M1_BELOW
+from pyro_ssvae.results import report
+from pyro_ssvae.training import RunFolder, TrainingConfig, fit
+
+__all__ = ["get_m1_config", "load_data", "make_m1", "print_result", "read_data", "run_command", "train_stages"]
+
+_LEAST_STEPS = 3000  # of M1 below M2, unless --m1-epochs is given
+_RESULTS = {
+    "train_seconds": "training took {:.0f} s",
+    "test/error": "test error {:.2%}",
+    "test/bound": "bound of log p(x) {:.2f} nats per test example",
+    "test/kl_z": "KL of the latents {:.2f} nats",
+    "test/active_units": "active latents {}",
+    "test/log_likelihood": "log p(x) {:.2f} nats per test example, by importance sampling",
+    "frechet_distance": "Fréchet distance of samples {:.2f}",
+    "frechet_floor": "Fréchet distance of held-out images {:.2f}",
+    "modes": "modes found {} of 10",
+    "high_quality": "samples near a mode {:.1%}",
+    "langevin_high_quality": "samples near a mode after Langevin steps {:.1%}",
+    "energy_distance": "energy distance of samples, times 1,000 {:.2f}",
+    "squared_mmd": "squared MMD of samples, times 1,000 {:.2f}",
+    "total_variation": "total variation between exp(-E)/Z and the true density {:.2f}",
+    "log_z_grid": "log Z {:.2f} on a grid",
+    "log_z_ais": "log Z {:.2f} by annealed importance sampling",
+}
+
+
+def run_command(
+    train: Callable[[Any], None],
+    command: str,
+    argv: Sequence[str] | None = None,
+    *,
+    program: str | None = None,
+    evaluate_again: bool = False,
+) -> int:
+    """Read the flags, train, and return the exit status.
+
+    Args:
+        train: Trains and reports, given the :class:`~pyro_ssvae.cli.flags.Flags`.
+        command: Name of the command, whose flags are read.
+        argv: The command line; that of the process when ``None``.
+        program: How the command is called, for help and hints; ``python SCRIPT`` when ``None``.
+        evaluate_again: Whether stages that have a result are evaluated again.
+
+    Returns:
+        0; 2 after an error, which is printed in one line; 130 after Ctrl-C or SIGTERM, when the state is saved.
+    """
+    args: Flags | None = None
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGTERM)
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
+    try:
+        args = parse_flags(command, argv, program=program)
+        args.evaluate_again = evaluate_again
+        pyro.set_rng_seed(args.seed)
+        train(args)
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        if isinstance(stopped, SystemExit) and stopped.code != 143:  # which fit raises after SIGTERM
+            raise
+        out = None if args is None else args.values["out"]
+        if out is not None and RunFolder(out).config.is_file():
+            print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
+        return 130
+    except (PyroSSVAEError, ValueError, TypeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+    print(f"results and figures in {args.out}")
+    return 0
+
+
+def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSupervisedData:
+    """Return the data that the flags name; where it cannot be downloaded, say so and return ``digits``.
+
+    Args:
+        args: The flags.
+        num_labels: Number of labels that are kept, or ``"all"``; that of the flags when ``None``.
+
+    Raises:
+        ValueError: For ``--image-size`` with data that is no folder, or labels of data without classes.
+    """
+    if args.image_size is not None and not Path(args.data).is_dir():
+        raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
+    wanted = args.values.get("num_labels", "all")
+    kept = wanted if num_labels is None else num_labels
+    try:
+        data = read_data(args.data, args, kept)
+    except DataUnavailableError as error:
+        if args.resume is not None:
+            raise
+        print(f"{error} Continuing with digits, for which --likelihood gaussian fits better.", file=sys.stderr)
+        args.values["data"] = "digits"
+        data = read_data("digits", args, kept)
+    if num_labels is None and wanted not in ("all", 0) and not data.num_labelled:
+        raise ValueError(
+            f"--num-labels {wanted} needs classes, and {data.name} has none. Put the images of each class in a folder "
+            "of its own, or y_train into the .npz file. Models without classes are M1 and, with --num-labels 0, DDGM."
+        )
+    return data
+
+
+def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
+    """Return a data set by name, .npz file or folder of images.
+
+    Raises:
+        DataUnavailableError: If it is neither stored nor downloadable.
+    """
+    labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
+    if Path(name).is_dir():
+        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
+    if name.endswith(".npz"):
+        return SemiSupervisedData.from_npz(name, **labels)
+    return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)
+
+
+def print_result(result: dict[str, Any], title: str = "") -> None:
+    """Print the main numbers of a result, one in a line."""
+    if title:
+        print(title)
+    for name, words in _RESULTS.items():
+        if result.get(name) is not None:
+            print(f"  {words.format(result[name])}")
+
+
+def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
+    """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names.
+
+    Raises:
+        ValueError: If ``--m1`` names another model, or one of other examples.
+    """
+    if args.m1 is None:
+        options = {name: args.values[f"m1_{name}"] for name in ("latent_dim", "hidden_dims", "prior")}
+        return M1.for_data(data, likelihood=args.likelihood, **options)
+    folder = Path(args.m1) / "m1"  # of an earlier run of this command
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        m1 = load(folder if folder.is_dir() else args.m1)
+    for warning in caught:  # a subclass, as in examples/m1.py, is loaded as M1
+        print(warning.message)
+    if not isinstance(m1, M1):
+        raise ValueError(f"--m1 {args.m1} holds a {type(m1).__name__}, and an M1 is needed.")
+    if tuple(m1.event_shape) != data.event_shape:
+        shapes = f"{tuple(m1.event_shape)}, and those of {data.name} have {data.event_shape}"
+        raise ValueError(f"--m1 {args.m1} is a model of examples of shape {shapes}.")
+    return m1
+
+
+def train_stages(
+    args: Flags,
+    data: SemiSupervisedData,
+    m1: M1,
+    make_objective: Callable[[M1, Tensor | None], Objective],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train M1, M2 on its latents (stacked) and, with ``--joint-epochs``, both jointly; report each stage.
+
+    Stages are runs of their own, in the folders ``m1``, ``stacked`` and ``joint`` of the run. A resumed run continues
+    at the stage where it stopped. Flags that do not fit each other are found before anything is trained or written.
+
+    Args:
+        args: The flags.
+        data: The data.
+        m1: From :func:`make_m1`; not trained where ``--m1`` names a trained one.
+        make_objective: Returns the objective of an M1M2, given M1 and a mask of its active latents (``None`` for all).
+
+    Yields:
+        Name and result of each stage.
+    """
+    make_objective(copy.deepcopy(m1), None)  # a copy, because M1M2 freezes its M1
+    configs = {"stacked": args.training}
+    if args.joint_epochs:
+        rate = args.training.learning_rate / 10
+        configs["joint"] = replace(args.training, max_steps=None, max_epochs=args.joint_epochs, learning_rate=rate)
+    config = get_m1_config(args, len(data.x))
+    if args.resume is None:
+        RunFolder(args.out).create(args.settings)
+    if args.m1 is None:
+        unlabelled = data.without_labels()
+        yield "m1", _run_stage(args, "m1", UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, config)
+    objective = make_objective(m1, _select_latents(args, m1, data))
+    model: Any = objective.module
+    for stage, config in configs.items():
+        if stage == "joint":
+            model.unfreeze_m1()
+        yield stage, _run_stage(args, stage, objective, data, config)
+
+
+def _run_stage(args: Flags, stage: str, objective: Objective, data: Any, config: TrainingConfig) -> dict[str, Any]:
+    """Train and report a stage, or continue it; if it was done before, load its model and result."""
+    folder, module = RunFolder(Path(args.out) / stage), cast(Model, objective.module)
+    if folder.result.is_file() and not args.evaluate_again:
+        module.load_state_dict(load(folder.path, cls=type(module)).state_dict())
+        return folder.read_result()
+    resume = folder.checkpoint.is_file()
+    if not resume:
+        folder.config.unlink(missing_ok=True)  # of a stage that was stopped before its first evaluation
+    done = fit(objective, data, config, out=folder.path, resume=resume, settings=args.settings)
+    return report(objective, data, done, num_samples=args.num_samples)
+
+
+def get_m1_config(args: Flags, num_examples: int) -> TrainingConfig:
+    """Return the settings of M1 below M2; with few examples the preset's number of passes is too few steps."""
+    settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
+    settings["binarisation"] = args.m1_binarisation or binarisation_for(args.likelihood, M1_BELOW)
+    steps = args.m1_epochs * math.ceil(num_examples / settings["batch_size"])
+    if args.m1_epochs == M1_BELOW.training["max_epochs"] and steps < _LEAST_STEPS:
+        settings |= {"max_epochs": None, "max_steps": _LEAST_STEPS}
+    shared = ("device", "precision", "seed", "max_minutes")
+    return TrainingConfig(**settings, **{name: getattr(args.training, name) for name in shared})
+
+
+def _select_latents(args: Flags, m1: M1, data: SemiSupervisedData) -> Tensor:
+    """Return a mask of the latents of M1 that M2 models: those that vary between examples, or all."""
+    active = active_units(m1, data.x, scale=data.scale)
+    if not active.any():
+        print("No latent of M1 varies between examples (posterior collapse), so M2 on its latents learns next to")
+        print("nothing. Another --likelihood or a longer training of M1 may help.")
+    if args.keep_inactive or not active.any():
+        active[:] = True
+    print(f"M2 on {int(active.sum())} of {m1.latent_dim} latents of M1")
+    return active
