@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae.data import SemiSupervisedData, prepare
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, get_held_out
 from pyro_ssvae.evaluation.two_sample import frechet_distance
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
 
 __all__ = [
     "CORRUPTIONS",

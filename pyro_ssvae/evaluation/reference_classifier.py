@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae.data import SemiSupervisedData, iterate_batches, prepare
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import iterate_batches, prepare
 from pyro_ssvae.models.base import evaluation_mode
 from pyro_ssvae.objectives import AffineAugmentation
 

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 from pyro_ssvae._samplers import annealed_log_normaliser
 from pyro_ssvae.data.toy import draw_ring, draw_spiral, ring_distribution
 from pyro_ssvae.evaluation.two_sample import energy_distance, median_distance, mode_coverage, squared_mmd
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
+from pyro_ssvae.models.ddgm import DDGM
 
 __all__ = ["Grid", "measure_toy_model"]
 

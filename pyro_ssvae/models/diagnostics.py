@@ -13,7 +13,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_ssvae.data import iterate_batches
+from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
@@ -43,7 +43,7 @@ def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterato
     Args:
         module: A module with parameters.
         x: Examples with shape ``(N, *event_shape)``, as stored.
-        **options: Those of :func:`pyro_ssvae.data.iterate_batches`, except ``device``.
+        **options: Those of ``iterate_batches``, except ``device``.
     """
     like = next(module.parameters())
     return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))

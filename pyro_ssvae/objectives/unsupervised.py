@@ -13,10 +13,11 @@ from typing import Any
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
-from pyro_ssvae.data import Batch, SemiSupervisedData
-from pyro_ssvae.models import M1
+from pyro_ssvae.data import Batch
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, latent_diagnostics
+from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites

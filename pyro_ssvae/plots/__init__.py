@@ -8,7 +8,7 @@ state of the caller and the training mode of the model are left as they were; ``
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_nearest
-from pyro_ssvae.plots.ddgm_toy import Movie, plot_landscape
+from pyro_ssvae.plots.ddgm_toy import plot_landscape
 from pyro_ssvae.plots.feature_means import plot_feature_means
 from pyro_ssvae.plots.figures import figures, save_figures
 from pyro_ssvae.plots.images import (
@@ -21,7 +21,6 @@ from pyro_ssvae.plots.images import (
 from pyro_ssvae.plots.latent import plot_latent_map
 
 __all__ = [
-    "Movie",
     "figures",
     "plot_analogies",
     "plot_confusion_matrix",

@@ -19,8 +19,8 @@ from pyro_ssvae.evaluation.image_metrics import (
     find_nearest,
     sample_images,
 )
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.plots.ddgm_toy import draw_paths
 from pyro_ssvae.plots.image_grid import new_image_grid, to_tiles
 from pyro_ssvae.plots.images import plot_analogies, plot_interpolations, plot_samples

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.evaluation import Grid
-from pyro_ssvae.models import DDGM
+from pyro_ssvae.evaluation.toy_metrics import Grid
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.plots.style import ACCENT, INK, add_colour_bar, class_colours, new_figure, set_title, style_axes
 
 __all__ = ["Movie", "draw_paths", "plot_landscape"]

@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_count
-from pyro_ssvae.data import SemiSupervisedData, prepare
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.evaluation.reference_classifier import get_held_out
-from pyro_ssvae.models import DDGM, M1, Model, SemiSupervisedModel
+from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_nearest

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._checks import as_count
-from pyro_ssvae.models import DDGM, M1, SemiSupervisedModel
+from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots.image_grid import cell_size, draw_image_grid, new_image_grid, to_rgb, to_tiles
 from pyro_ssvae.plots.inputs import (
     as_class_names,

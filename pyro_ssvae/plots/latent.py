@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._checks import as_seed, to_numpy
-from pyro_ssvae.models import M1, SemiSupervisedModel
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots.inputs import (
     as_class_names,
     as_classes,

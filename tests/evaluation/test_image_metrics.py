@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import prepare
+from pyro_ssvae import DDGM, SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.evaluation import frechet_distance
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
@@ -21,7 +21,6 @@ from pyro_ssvae.evaluation.image_metrics import (
     sample_images,
 )
 from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier
-from pyro_ssvae.models import DDGM
 
 
 @pytest.fixture(scope="module")

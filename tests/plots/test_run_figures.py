@@ -12,7 +12,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pyro_ssvae import DDGM, M1, M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae import DDGM, M1, M2, SemiSupervisedData
+from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.plots import figures, save_figures
 from pyro_ssvae.plots.style import new_figure
 
