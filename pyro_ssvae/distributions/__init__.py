@@ -5,7 +5,15 @@ from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, 
 from pyro_ssvae.distributions.factory import LIKELIHOODS, PRIORS
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
-from pyro_ssvae.distributions.priors import Flow, MixtureOfGaussians, StandardNormal, StudentT, Uniform, VampPrior
+from pyro_ssvae.distributions.priors import (
+    Flow,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    StudentT,
+    Uniform,
+    VampPrior,
+)
 
 __all__ = [
     "LIKELIHOODS",
@@ -26,6 +34,7 @@ __all__ = [
     "MixtureOfGaussians",
     "NegativeBinomial",
     "Poisson",
+    "Prior",
     "StandardNormal",
     "StudentT",
     "Uniform",

@@ -4,8 +4,7 @@ from pyro_ssvae._samplers import annealed_log_normaliser
 from pyro_ssvae.evaluation.image_metrics import measure_image_model
 from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
-from pyro_ssvae.evaluation.toy_metrics import measure_toy_model
-from pyro_ssvae.evaluation.two_sample import energy_distance, frechet_distance, mode_coverage, squared_mmd
+from pyro_ssvae.evaluation.samples import energy_distance, frechet_distance, measure_toy_model, squared_mmd
 from pyro_ssvae.models.diagnostics import active_units, class_control
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "log_likelihood",
     "measure_image_model",
     "measure_toy_model",
-    "mode_coverage",
     "squared_mmd",
 ]

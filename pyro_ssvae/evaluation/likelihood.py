@@ -93,8 +93,6 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Examples and draws are processed in batches, so that the widest layer has at most 2 million elements.
-
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
             random class prior is fixed at its mean.
@@ -104,9 +102,6 @@ def log_likelihood(
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
         progress: Called with the number of examples done after each batch, if given.
-
-    Returns:
-        The estimates, on the CPU, in float64.
 
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
@@ -141,12 +136,10 @@ def log_likelihood(
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
-    def concatenate(name: str) -> Any:
-        parts = [getattr(part, name) for part in found]
-        return None if parts[0] is None else torch.cat(parts)
-
-    names = ("log_px", "standard_error", "effective_samples", "log_px_given_y")
-    return replace(found[0], **{name: concatenate(name) for name in names})  # log p(y) is the same in every batch
+    names = ["log_px", "standard_error", "effective_samples"]
+    names += [] if found[0].log_py is None else ["log_px_given_y"]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
+    return replace(found[0], **joined)  # log p(y) is the same in every batch
 
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:

@@ -31,14 +31,16 @@ class EnergyObjective(Objective):
     Each step is one update of the energy, and then ``generator_steps`` updates of the generator, each followed by one
     of the entropy's own networks, the critic, if it has any.
 
-    Training stops with :class:`~pyro_ssvae.errors.TrainingFailedError` if the generator collapses or the energies diverge.
+    Training stops with :class:`~pyro_ssvae.errors.TrainingFailedError` if the generator collapses or the energies
+    diverge.
 
     Args:
         module: The model, a :class:`pyro_ssvae.DDGM`.
         num_unlabelled: Number of unlabelled training examples.
         num_labelled: Number of labelled ones, which need a model with classes. They train p(y|x), and are the data of
             L_E too if every example is labelled.
-        entropy: A name in ``ENTROPIES`` of ``pyro_ssvae.objectives.entropy``, or an :class:`~pyro_ssvae.objectives.Entropy`.
+        entropy: ``"batch_norm"``, ``"nearest_neighbour"``, ``"mutual_information"``, or an
+            :class:`~pyro_ssvae.objectives.Entropy`.
         generator_rate: Learning rate of the generator, as a multiple of the energy's.
         generator_steps: Updates of the generator for each update of the energy.
         shared_draws: Whether the first update of the generator reuses the samples of the energy's update, which saves
@@ -89,7 +91,7 @@ class EnergyObjective(Objective):
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
     ) -> None:
-        if not isinstance(module, DDGM):
+        if not hasattr(module, "energy"):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
         counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
         super().__init__(module, **counts, model=model, guide=guide)

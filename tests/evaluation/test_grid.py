@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ssvae import DDGM
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
 from pyro_ssvae.evaluation import annealed_log_normaliser
-from pyro_ssvae.evaluation.toy_metrics import Grid
+from pyro_ssvae.evaluation.samples import Grid
 
 
 def gaussian(loc: float, scale: float) -> torch.distributions.Independent:

@@ -13,6 +13,7 @@ from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.evaluation import frechet_distance
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
+    ReferenceClassifier,
     corrupt_images,
     energy_auroc,
     find_nearest,
@@ -20,7 +21,6 @@ from pyro_ssvae.evaluation.image_metrics import (
     measure_image_model,
     sample_images,
 )
-from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier
 
 
 @pytest.fixture(scope="module")

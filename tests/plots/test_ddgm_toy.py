@@ -11,7 +11,7 @@ from PIL import Image
 
 from pyro_ssvae import DDGM
 from pyro_ssvae.plots import plot_interpolations, plot_landscape
-from pyro_ssvae.plots.ddgm_toy import Movie
+from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.plots.style import new_figure
 
 
