@@ -244,7 +244,7 @@ class ReferenceClassifier(nn.Module):
         return logits
 
     def evaluate(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return features ``(N, 64)`` and probabilities ``(N, K)`` of stored images divided by ``scale``, on the CPU."""
+        """Return features ``(N, 64)`` and probabilities ``(N, K)``, on the CPU, of stored images over ``scale``."""
         like = next(self.parameters())
         with torch.no_grad(), evaluation_mode(self):
             features = [self.body(batch.to(like)) for batch in iterate_batches(x, scale=scale, device=like.device)]

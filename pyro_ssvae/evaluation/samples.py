@@ -267,8 +267,8 @@ def measure_toy_model(
         :func:`energy_distance` and :func:`squared_mmd`, times 1,000, between generated and real points, with the
         bandwidth of these real ones; ``floor`` and ``mmd_floor``, mean and standard deviation of both between two real
         samples, over ten pairs; on the ring ``modes``, ``high_quality``, ``shares`` of the modes
-        (:func:`mode_coverage`) and the smallest of them, ``least_share``. All but the floors also with ``langevin_`` before the name, of points
-        after Langevin steps.
+        (:func:`mode_coverage`) and the smallest of them, ``least_share``. All but the floors also with ``langevin_``
+        before the name, of points after Langevin steps.
 
         ``total_variation``, :math:`\tfrac12 \sum_c |p_c - q_c|`, and ``kl_divergence``,
         :math:`\sum_c p_c \log (p_c / q_c)` in nats, between the truth p and the model
