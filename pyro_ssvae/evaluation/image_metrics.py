@@ -103,16 +103,11 @@ def _summarise(distances: Tensor) -> dict[str, float]:
 
 
 def measure_generated_images(
-    model: DDGM,
-    data: SemiSupervisedData,
-    reference: ReferenceClassifier,
-    *,
-    num_samples: int = 5000,
-    seed: int = 0,
+    model: DDGM, data: SemiSupervisedData, reference: ReferenceClassifier, *, num_samples: int = 5000, seed: int = 0
 ) -> dict[str, Any]:
     r"""Compare generated with real images by the features h(x) and probabilities p(y|x) of a reference classifier.
 
-    That distance is biased upwards for small sets, so generated, training and held-out images are split into disjoint
+    The :func:`frechet_distance` of features is biased upwards for small sets, so generated, training and held-out images are split into disjoint
     sets of one size, up to ``num_samples``, and it is averaged over all pairs of up to ten sets of either kind. At
     least ``num_samples`` images are generated.
 
@@ -142,18 +137,18 @@ def measure_generated_images(
     # A few images at a time are in memory.
     parts = [reference.evaluate(part) for part in _samples(model, max(num_samples, num_sets * size), seed)]
     features, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
-    shares = _class_shares(probabilities)
+    shares, confidence = _describe_predictions(probabilities)
     found: dict[str, Any] = {
         "frechet_rows": size,
         "frechet_sets": num_sets,
         "frechet_distance": _mean_distance(features, real_features, size),
         "class_shares": shares,
         "least_share": min(shares),
-        "confidence": _confidence(probabilities),
+        "confidence": confidence,
     }
     if len(other):
         features, probabilities = reference.evaluate(other[: _MAX_SETS * size], scale=data.scale)
-        found |= {"real_class_shares": _class_shares(probabilities), "real_confidence": _confidence(probabilities)}
+        found["real_class_shares"], found["real_confidence"] = _describe_predictions(probabilities)
         if enough:
             found["frechet_floor"] = _mean_distance(features, real_features, size)
     return found
@@ -165,14 +160,10 @@ def _mean_distance(x: Tensor, y: Tensor, size: int) -> float:
     return statistics.mean(frechet_distance(first, second) for first in firsts for second in seconds)
 
 
-def _class_shares(probabilities: Tensor) -> list[float]:
+def _describe_predictions(probabilities: Tensor) -> tuple[list[float], float]:
+    """Return the shares of the predicted classes, and the mean of the largest probability."""
     count = torch.bincount(probabilities.argmax(-1), minlength=probabilities.shape[-1])
-    shares: list[float] = (count.double() / len(probabilities)).tolist()
-    return shares
-
-
-def _confidence(probabilities: Tensor) -> float:
-    return float(probabilities.max(-1).values.mean())
+    return (count.double() / len(probabilities)).tolist(), float(probabilities.max(-1).values.mean())
 
 
 class ReferenceClassifier(nn.Module):
@@ -289,29 +280,15 @@ def corrupt_images(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def energy_auroc(
-    model: DDGM,
-    x: Tensor,
-    y: Tensor | None = None,
-    others: Mapping[str, Tensor] | None = None,
-    *,
-    seed: int = 0,
+    model: DDGM, x: Tensor, y: Tensor | None = None, others: Mapping[str, Tensor] | None = None, *, seed: int = 0
 ) -> dict[str, float]:
     r"""Return how well the energy tells real images from corrupted and from other ones: the area under the ROC curve.
 
     .. math:: \mathrm{AUROC} = P\bigl(E(x') > E(x)\bigr) + \tfrac12 P\bigl(E(x') = E(x)\bigr)
 
-    for a real image x and another image x'. One half is chance, 1 is perfect, and 0 means that all x' have less energy
-    than all x.
-
-    Args:
-        model: The model.
-        x: Real images with shape ``(N, C, H, W)``, scaled as in training, that it was not trained on.
-        y: Their classes if they are digits, to leave the nearly symmetric 0, 1 and 8 out of ``"flipped"``.
-        others: Images of other data sets by name, each ``(M, C, H, W)``, scaled as in training.
-        seed: Seed of the corruptions.
-
-    Returns:
-        An area for each of ``CORRUPTIONS``, unless no real image remains, and for each name in ``others``.
+    for a real image x, ``(N, C, H, W)``, that the model was not trained on, and another image x'. There is an area for
+    each of ``CORRUPTIONS``, unless no real image remains, and for each of ``others``, images by name. If images are
+    digits, their classes ``y`` leave the nearly symmetric 0, 1 and 8 out of ``"flipped"``.
 
     Raises:
         ValueError: Without real images, or if others are empty, not floating point, of another shape, or named like a

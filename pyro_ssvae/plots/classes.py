@@ -28,6 +28,7 @@ from pyro_ssvae.plots.style import (
     add_colour_bar,
     class_colours,
     name_ticks,
+    new_axes,
     new_figure,
     set_title,
     style_axes,
@@ -68,8 +69,7 @@ def plot_confusion_matrix(
     wrong = num_examples - int(np.trace(counts))
 
     side = min(8.0, 2.0 + 0.42 * num_classes)
-    figure = new_figure(side + 0.9, side)
-    axes = figure.subplots()
+    figure, axes = new_axes(side + 0.9, side)
     # The square root makes confusions of one percent visible next to a diagonal of ninety-nine.
     image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0.0, 100.0))
     style_axes(axes, frame=False)
@@ -241,8 +241,7 @@ def plot_latent_map(
     names = as_class_names(class_names, num_classes)
     points, axis_names, how = _project(z, method, (classes if given is None else given).numpy(), generator, seed)
 
-    figure = new_figure(6.6, 5.2)
-    axes = figure.subplots()
+    figure, axes = new_axes(6.6, 5.2)
     colours = np.vstack([class_colours(num_classes), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
     (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]

@@ -37,6 +37,7 @@ from pyro_ssvae.plots.style import (
     add_colour_bar,
     class_colours,
     name_ticks,
+    new_axes,
     new_figure,
     new_image_grid,
     set_title,
@@ -147,8 +148,7 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
     energies = [compute_energies(model, part).numpy() for part in images.values()]
-    figure = new_figure(6.4, 3.6)
-    axes = figure.subplots()
+    figure, axes = new_axes(6.4, 3.6)
     boxes = axes.boxplot(energies, whis=(5, 95), showfliers=False, widths=0.55, patch_artist=True)
     for box, median, name in zip(boxes["boxes"], boxes["medians"], images, strict=True):
         box.set(facecolor="#c5dff4" if name in ("real", "generated") else "#e6e6e6", edgecolor=FAINT)
@@ -176,8 +176,7 @@ def plot_features_and_latents(model: DDGM, *, seed: int = 0) -> Figure:
     shares = _correlation_ratios(z.double().cpu().numpy(), features.double().cpu().numpy())  # (L, F)
     shares = shares[:, np.lexsort((-shares.max(0), shares.argmax(0)))]
     width, height = np.clip([1.6 + 0.14 * shares.shape[1], 1.5 + 0.14 * shares.shape[0]], [5.0, 2.2], [11.0, 8.0])
-    figure = new_figure(float(width), float(height))
-    axes = figure.subplots()
+    figure, axes = new_axes(float(width), float(height))
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=max(float(shares.max()), 1e-3), aspect="auto")
     style_axes(axes, frame=False)
     axes.set(xlabel="feature, by the latent that explains most of it", ylabel="latent")
@@ -202,8 +201,7 @@ def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -
 
 def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
     """Draw the share of each class among generated images and, where there are any, among held-out ones."""
-    figure = new_figure(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
-    axes = figure.subplots()
+    figure, axes = new_axes(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
     shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=ACCENT)
     axes.bar_label(shares, fmt="%.1f", padding=3, fontsize=8)
     real = "real_class_shares" in found

@@ -32,6 +32,7 @@ __all__ = [
     "class_colours",
     "draw_image_grid",
     "name_ticks",
+    "new_axes",
     "new_figure",
     "new_image_grid",
     "save_figure",
@@ -67,6 +68,12 @@ class _NotebookFigure(Figure):
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure; width and height are in inches."""
     return _NotebookFigure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+
+
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty white figure and its only axes; width and height are in inches."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
 
 
 def to_png(figure: Figure) -> bytes:
@@ -176,13 +183,9 @@ def to_tiles(
 def cell_size(
     tiles: NDArray[np.float64], num_grid_rows: int, num_columns: int, *, longest_label: int = 0
 ) -> tuple[float, float]:
-    """Return width and height of a cell in inches, smaller where there are many cells.
+    """Return width and height of a cell with an image ``(..., H, W, 3)`` in inches, smaller where there are many cells.
 
-    Args:
-        tiles: Images with shape ``(..., H, W, 3)``.
-        num_grid_rows: Rows of the grid.
-        num_columns: Columns of the grid.
-        longest_label: Characters that must fit below a cell.
+    ``longest_label`` is how many characters must fit below a cell.
     """
     height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
     wanted = max(_CELL, longest_label * _CHARACTER / width)
@@ -206,8 +209,7 @@ def new_image_grid(
     longest_row, longest_column = (max(map(len, names), default=0) for names in (row_names, column_names))
     margin_left = 0.2 + _CHARACTER * longest_row + (width / 4 if lead else 0.0)
     margin_top = 0.6 + _CHARACTER * 0.6 * longest_column
-    figure = new_figure(margin_left + width * num_columns, margin_top + height * num_grid_rows)
-    axes = figure.subplots()
+    figure, axes = new_axes(margin_left + width * num_columns, margin_top + height * num_grid_rows)
     draw_image_grid(axes, tiles, row_names, column_names, lead=lead, rows_per_group=rows_per_group)
     axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
     axes.xaxis.tick_top()
@@ -226,15 +228,10 @@ def draw_image_grid(
     lead: int = 0,
     rows_per_group: int = 1,
 ) -> None:
-    """Draw images in rows and columns, as a single image: separate axes for each would take seconds.
+    """Draw images ``(rows, columns, H, W, 3)`` as a single one: separate axes for each would take seconds.
 
-    Args:
-        axes: The axes to draw on.
-        tiles: Colours in [0, 1], with shape ``(rows, columns, H, W, 3)``.
-        row_names: Names of the first rows.
-        column_names: Names of the first columns.
-        lead: Number of columns after which the gap is wider; 0 for none.
-        rows_per_group: Rows that belong together; the gap between groups of more than one row is wider.
+    The first rows and columns are named. The gap is wider after ``lead`` columns, unless that is 0, and between groups
+    of ``rows_per_group`` rows, if these are more than one.
     """
     num_grid_rows, num_columns, height, width, _ = tiles.shape
     zoom = math.ceil(_MIN_RESOLUTION / max(height, width))
