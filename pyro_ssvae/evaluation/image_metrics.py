@@ -107,9 +107,9 @@ def measure_generated_images(
 ) -> dict[str, Any]:
     r"""Compare generated with real images by the features h(x) and probabilities p(y|x) of a reference classifier.
 
-    The :func:`frechet_distance` of features is biased upwards for small sets, so generated, training and held-out images are split into disjoint
-    sets of one size, up to ``num_samples``, and it is averaged over all pairs of up to ten sets of either kind. At
-    least ``num_samples`` images are generated.
+    The :func:`frechet_distance` of features is biased upwards for small sets, so generated, training and held-out
+    images are split into disjoint sets of one size, up to ``num_samples``, and it is averaged over all pairs of up to
+    ten sets of either kind. At least ``num_samples`` images are generated.
 
     Returns:
         ``frechet_distance`` of generated from training images, ``frechet_rows``, the size of the sets, and

@@ -100,12 +100,10 @@ def _(
             found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, **options)
     if len(x):
         map_x, map_y = torch.cat([x[:_MAX_POINTS], x_labelled]), torch.cat([y[:_MAX_POINTS], y_labelled])
-        marks: dict[str, Any] = {
-            "labelled": torch.arange(len(map_x)) >= len(x[:_MAX_POINTS]),
-            "class_names": names,
-            "seed": seed,
-        }
-        found["latent_map"] = lambda: plot_latent_map(model, map_x, map_y, **marks)
+        ringed = torch.arange(len(map_x)) >= len(x[:_MAX_POINTS])
+        found["latent_map"] = lambda: plot_latent_map(
+            model, map_x, map_y, labelled=ringed, class_names=names, seed=seed
+        )
     return found | _get_classifier_figures(model, x, y, names, part)
 
 
