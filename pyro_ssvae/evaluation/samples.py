@@ -307,7 +307,8 @@ def _measure_samples(samples: Tensor, real: Tensor, name: str, bandwidth: float)
     if name == "ring":
         modes = mode_coverage(samples, ring_distribution().component_distribution)
         shares = modes["shares"].tolist()
-        found |= {**modes, "shares": shares, "least_share": min(shares)}
+        found |= {"modes": modes["modes"], "high_quality": modes["high_quality"]}
+        found |= {"shares": shares, "least_share": min(shares)}
     return found
 
 
