@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from numbers import Number
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +23,14 @@ from torch import Tensor
 
 __all__ = [
     "MAX_CLASSES",
+    "as_array",
+    "as_bool",
     "as_count",
     "as_device",
     "as_examples",
+    "as_images",
     "as_labels",
-    "as_num_classes",
+    "as_path",
     "as_scale",
     "as_seed",
     "to_numpy",
@@ -30,34 +39,76 @@ __all__ = [
 MAX_CLASSES = 65_536
 _MAX_SEED = 2**32 - 1
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
+_CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
+_MAX_DENSE = 2**30  # bytes
 
 
-def to_numpy(values: Any, name: str) -> NDArray[Any]:
-    """Return real numbers (an array, a tensor on any device, nested lists) as an array that may share their memory."""
+def as_array(values: Any, name: str) -> NDArray[Any]:
+    """Return an array, a tensor on any device, a table or nested lists as a plain array that may share their memory.
+
+    Sparse values are made dense if they then take at most 1 GiB. An array whose mask hides values is refused.
+    """
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        if values.layout != torch.strided:
-            raise TypeError(f"{name} is a sparse tensor; pass a dense one: {name}.to_dense().")
+        values = values.detach()
+        values = (values if values.layout == torch.strided else _densify(values, "to_dense", name)).cpu()
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # numpy has no bfloat16
         values = values.numpy()
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no rectangular array ({error}); all examples must have the same shape.") from error
-    if array.dtype.kind not in _NUMBERS:
-        raise TypeError(
-            f"{name} has dtype {array.dtype}; bool, integer and real dtypes are allowed. Convert it, for example by "
-            f"{name}.astype('float32') (classes by numpy.unique(y, return_inverse=True)[1]), and mark missing labels "
-            "by -1."
+    elif hasattr(values, "toarray"):  # of scipy.sparse
+        values = _densify(values, "toarray", name)
+    if any(map(np.ma.is_masked, values if isinstance(values, (list, tuple)) else (values,))):
+        raise ValueError(
+            f"{name} is a masked array, and hidden values cannot be trained on; leave out those examples, or fill the "
+            f"values in: {name}.filled(...)."
         )
-    return array
+    if not (isinstance(values, (Sequence, Number)) or hasattr(values, "__array__")):
+        raise TypeError(
+            f"{name} is of type {type(values).__name__}; pass an array, a tensor, a table of numbers or nested lists. "
+            "Read a generator by list(...), a torch Dataset by torch.stack([x for x, _ in dataset])."
+        )
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no rectangular array ({error}); all examples must have the same shape.") from error
 
 
-def as_examples(values: Any, name: str = "x", *, allow_empty: bool = False) -> Tensor:
+def _densify(values: Any, method: str, name: str) -> Any:
+    size = math.prod(values.shape) * values.dtype.itemsize
+    if size > _MAX_DENSE:
+        raise ValueError(
+            f"{name} is sparse, and would take {size / 2**30:.1f} GiB as the dense array that is needed. Reduce its "
+            f"columns first, for example by sklearn.decomposition.TruncatedSVD(100).fit_transform({name})."
+        )
+    return getattr(values, method)()
+
+
+def to_numpy(values: Any, name: str) -> NDArray[Any]:
+    """Return real numbers as :func:`as_array` does."""
+    array = as_array(values, name)
+    if array.dtype.kind in _NUMBERS:
+        return array
+    if hasattr(values, "columns"):  # a pandas table of several dtypes, or with missing integers
+        dtypes = zip(values.columns, values.dtypes, strict=True)
+        other = [str(column) for column, dtype in dtypes if not re.match("u?int|float|bool|double", str(dtype), re.I)]
+        if other:
+            raise TypeError(
+                f"{name} has columns that are not numeric: {', '.join(other[:10])}. Leave them out, or encode them, as "
+                "pandas.get_dummies does."
+            )
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    raise TypeError(
+        f"{name} has dtype {array.dtype}; bool, integer and real dtypes are allowed. Convert it, for example by "
+        f"{name}.astype('float32')."
+    )
+
+
+def as_examples(
+    values: Any, name: str = "x", *, event_shape: Sequence[int] | None = None, allow_empty: bool = False
+) -> Tensor:
     """Return finite numbers ``(N, *event_shape)`` as a CPU tensor that owns its memory; N may be 0 if ``allow_empty``.
 
-    The tensor is uint8 where the values were uint8, float32 otherwise.
+    The tensor is uint8 where the values were uint8, float32 otherwise. Images get channels first, by
+    :func:`as_images`.
     """
     array = to_numpy(values, name)
     if array.ndim < 2:
@@ -70,41 +121,77 @@ def as_examples(values: Any, name: str = "x", *, allow_empty: bool = False) -> T
             f"{name} has shape {array.shape} and thus no values; at least one example with at least one number is "
             "needed. Check how it was loaded or sliced."
         )
-    if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array, order="C"))
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
-        numbers = np.array(array, dtype=np.float32, order="C")
-    bad = ~np.isfinite(numbers)
-    if bad.any():
+    array = as_images(array, name, event_shape)
+    try:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
+            dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+            numbers = np.array(array, dtype=dtype, order="C")
+        bad = np.flatnonzero(~np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim))))
+    except MemoryError:
+        raise MemoryError(f"A copy of {name}, {array.shape}, does not fit into memory; use fewer examples.") from None
+    if len(bad):
+        count = int((~np.isfinite(numbers[bad])).sum())
+        places = ", ".join(f"{name}[{i}]" for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise ValueError(
-            f"{name} holds {int(bad.sum())} values that are NaN, infinite or beyond float32, the first in "
-            f"{name}[{int(np.argwhere(bad)[0, 0])}]; all must be finite. Drop those examples or fill the values in."
+            f"{name} holds {count} values that are NaN, infinite or beyond float32, in {len(bad)} of {len(array)} "
+            f"examples, the first in {places}; all must be finite. Drop those examples or fill the values in."
         )
     return torch.from_numpy(numbers)
+
+
+def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | None = None) -> NDArray[Any]:
+    """Return images with channels first, and other arrays unchanged.
+
+    With an ``event_shape``, examples are brought to it if a channel axis of size 1, or moving the last axis, does so.
+    Without, ``(N, H, W)`` gets a channel axis, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is
+    not. What looks like images, but may have its channels first or last, is left as it is, with a warning.
+    """
+    if x.ndim not in (3, 4):
+        return x
+    converted = x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
+    if event_shape is not None:
+        return converted if converted.shape[1:] == tuple(event_shape) != x.shape[1:] else x
+    if x.ndim == 3:
+        return converted
+    first, height, last = x.shape[1:]
+    if (first in _CHANNELS) != (last in _CHANNELS):
+        return converted if last in _CHANNELS else x
+    if first != last and (first in _CHANNELS or first == height):
+        warnings.warn(
+            f"{name} has examples of shape {x.shape[1:]}, taken as {first} channels of {height} x {last} pixels. If "
+            f"the last axis holds the channels, pass numpy.moveaxis({name}, -1, 1).",
+            UserWarning,
+            stacklevel=4,
+        )
+    return x
 
 
 def as_labels(values: Any, name: str, num_examples: int, *, allow_unlabelled: bool = False) -> Tensor:
     """Return whole numbers from 0, the classes of N examples, as a CPU tensor ``(N,)``, int64, that owns its memory.
 
-    Floats are accepted where they are whole, and -1, for unlabelled examples, if ``allow_unlabelled``.
+    Floats are accepted where they are whole, a column ``(N, 1)`` is flattened, and -1 or NaN marks unlabelled examples
+    if ``allow_unlabelled``.
     """
     array = to_numpy(values, name)
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if array.ndim != 1:
         raise ValueError(
             f"{name} has shape {array.shape}; one class index per example is needed, shape ({num_examples},). Use "
-            f"{name}.reshape(-1) for a column, {name}.argmax(-1) for one-hot labels."
+            f"{name}.argmax(-1) for one-hot labels."
         )
     if len(array) != num_examples:
         raise ValueError(
             f"{name} holds {len(array)} labels for {num_examples} examples; pass one for each"
             + (", -1 where it is unknown." if allow_unlabelled else ".")
         )
-    if array.dtype.kind == "f" and (wrong := ~(np.isfinite(array) & (array == np.floor(array)))).any():
-        first = int(np.flatnonzero(wrong)[0])
-        raise ValueError(
-            f"{name}[{first}] is {array[first]}; labels are whole numbers, and -1 (not NaN) marks an unlabelled "
-            "example. Replace NaN by -1 and encode classes as 0, 1, 2, ..."
-        )
+    if array.dtype.kind == "f":
+        array = np.where(np.isnan(array), -1, array) if allow_unlabelled else array
+        if (wrong := ~(np.isfinite(array) & (array == np.floor(array)))).any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"{name}[{first}] is {array[first]}; labels are whole numbers or words, and -1 marks an unlabelled "
+                "example. Values that are no classes cannot be learned."
+            )
     least = -1 if allow_unlabelled else 0
     if num_examples and (array.min() < least or array.max() >= MAX_CLASSES):
         if array.min() == -1 and not allow_unlabelled:
@@ -114,37 +201,9 @@ def as_labels(values: Any, name: str, num_examples: int, *, allow_unlabelled: bo
             )
         raise ValueError(
             f"{name} holds labels from {array.min()} to {array.max()}; classes are counted from 0 (at most "
-            f"{MAX_CLASSES}), and -1 marks an unlabelled example. Encode classes as 0, 1, 2, ..., for example by "
-            "numpy.unique(y, return_inverse=True)[1]."
+            f"{MAX_CLASSES}), and -1 marks an unlabelled example. Encode classes as 0, 1, 2, ... or as words."
         )
     return torch.from_numpy(np.array(array, dtype=np.int64))
-
-
-def as_num_classes(num_classes: int | None, labels: dict[str, Tensor]) -> int | None:
-    """Return the number of classes: as given, else one more than the largest label, ``None`` if no label is known.
-
-    Args:
-        num_classes: K, or ``None``.
-        labels: Labels with shape ``(N,)`` each, -1 where unknown, by the names of the caller's arguments.
-    """
-    largest = {name: int(y.max()) for name, y in labels.items() if len(y)}
-    if num_classes is None:
-        found = max(largest.values(), default=-1)
-        if found == 0:
-            raise ValueError(
-                "The labels hold class 0 alone, which does not determine the number of classes; pass num_classes=..."
-            )
-        return found + 1 if found > 0 else None
-    num_classes = as_count(num_classes, "num_classes", least=1)
-    if num_classes > MAX_CLASSES:
-        raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
-    for name, label in largest.items():
-        if label >= num_classes:
-            raise ValueError(
-                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
-                "num_classes or encode the classes as 0, 1, 2, ..."
-            )
-    return num_classes
 
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:
@@ -163,6 +222,22 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
     return number
 
 
+def as_bool(value: Any, name: str) -> bool:
+    """Return a truth value."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; True or False is needed.")
+    return bool(value)
+
+
+def as_path(value: Any, name: str) -> Path:
+    """Return a path, its ``~`` expanded."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; a path is needed, as a str or Path.")
+    if not str(value):
+        raise ValueError(f"{name} is empty; a path is needed.")
+    return Path(value).expanduser()
+
+
 def as_seed(seed: Any) -> int:
     """Return a seed, an integer from 0 to 2^32 - 1."""
     number = as_count(seed, "seed")
@@ -176,6 +251,8 @@ def as_scale(scale: Any, x: Tensor) -> float:
     if scale is None:
         return 255.0 if x.dtype == torch.uint8 else 1.0
     try:
+        if isinstance(scale, (bool, str)):
+            raise TypeError
         number = float(scale)
     except (TypeError, ValueError):
         raise TypeError(f"scale={scale!r} is no number; pass what maps x to [0, 1], 255 for 8-bit images.") from None
