@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_ssvae._checks import as_images
+from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS

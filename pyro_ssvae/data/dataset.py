@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import as_bool, as_examples, as_scale, as_seed
+from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._checks import as_bool, as_scale, as_seed
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.named import load_named
 from pyro_ssvae.data.sources import Source, as_held_out, load_folder, load_npz, read_dataset

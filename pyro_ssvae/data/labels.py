@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._checks import MAX_CLASSES, as_array, as_count, as_labels
+from pyro_ssvae._arrays import as_array, as_labels
+from pyro_ssvae._checks import MAX_CLASSES, as_count
 
 __all__ = ["Labels", "encode_labels"]
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._checks import as_count, as_images, as_path
+from pyro_ssvae._arrays import as_images
+from pyro_ssvae._checks import as_count, as_path
 from pyro_ssvae.data.download import download
 from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source

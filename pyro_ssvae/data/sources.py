@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyro_ssvae._checks import as_count, as_examples, as_path
+from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._checks import as_count, as_path
 from pyro_ssvae.data.folders import read_folder
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.readers import read_npz

@@ -10,7 +10,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pyro_ssvae._checks import as_count, to_numpy
+from pyro_ssvae._arrays import to_numpy
+from pyro_ssvae._checks import as_count
 from pyro_ssvae.plots.inputs import as_class_names, as_classes
 from pyro_ssvae.plots.style import ACCENT, FAINT, INK, add_colour_bar, name_ticks, new_figure, set_title, style_axes
 

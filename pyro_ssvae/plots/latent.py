@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._checks import as_seed, to_numpy
+from pyro_ssvae._arrays import to_numpy
+from pyro_ssvae._checks import as_seed
 from pyro_ssvae.models import M1, SemiSupervisedModel
 from pyro_ssvae.plots.inputs import (
     as_class_names,

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pyro_ssvae._checks import as_images
+from pyro_ssvae._arrays import as_images
 from pyro_ssvae.data.readers import read_idx, read_npz
 
 
@@ -143,7 +143,26 @@ def test_idx_that_promises_terabytes(tmp_path, suffix):
         ((5, 8, 9, 4), (5, 4, 8, 9)),
         ((5, 3, 8, 9), (5, 3, 8, 9)),
         ((5, 8), (5, 8)),
+        ((5, 4, 9, 1), (5, 1, 4, 9)),
+        ((5, 1, 4, 4), (5, 1, 4, 4)),
+        ((5, 1, 9, 3), (5, 1, 9, 3)),
+        ((5, 3, 3, 3), (5, 3, 3, 3)),
+        ((5, 64, 7, 7), (5, 64, 7, 7)),
+        ((5, 64, 1, 1), (5, 64, 1, 1)),
     ],
 )
 def test_as_images(before, after):
     assert as_images(np.zeros(before)).shape == after
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 9, 3), (5, 64, 4, 4), (5, 9, 9, 10)])
+def test_channels_that_may_be_first_or_last(shape):
+    with pytest.warns(UserWarning, match=f"taken as {shape[1]} channels of {shape[2]} x {shape[3]} pixels"):
+        assert as_images(np.zeros(shape)).shape == shape
+
+
+def test_images_are_brought_to_a_known_shape():
+    known = (((5, 4, 9, 3), (3, 4, 9)), ((5, 4, 9), (1, 4, 9)), ((5, 4, 9), (4, 9)), ((5, 3, 2, 4), (3, 2, 4)))
+    for shape, event_shape in known:
+        assert as_images(np.zeros(shape), event_shape=event_shape).shape[1:] == event_shape
+    assert as_images(np.zeros((5, 4, 9)), event_shape=(3, 3)).shape == (5, 4, 9)
