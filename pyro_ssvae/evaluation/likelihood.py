@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import as_examples
+from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior

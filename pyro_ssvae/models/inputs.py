@@ -8,7 +8,8 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_ssvae._checks import as_examples, as_scale, to_numpy
+from pyro_ssvae._arrays import as_examples, to_numpy
+from pyro_ssvae._checks import as_scale
 
 __all__ = ["as_input"]
 

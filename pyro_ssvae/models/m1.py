@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import to_numpy
+from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP
