@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from pyro_ssvae.models import Model
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
+from pyro_ssvae.training.checkpoint import CHECKPOINT_FORMAT, check_like
 from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.device import describe_memory_error, make_fabric
 from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.signals import SignalHandler
 from pyro_ssvae.training.step import TrainingStep
@@ -94,52 +95,76 @@ def fit(
         objective: The objective; its module is trained in place.
         data: The data. Test examples are not used.
         config: Settings of the loop; the defaults when ``None``.
-        out: Folder of the run; nothing is written when ``None``.
-        resume: Continue the run in ``out`` from its checkpoint; on the CPU the result equals that of an uninterrupted
-            run to the last bit.
+        out: Folder of the run; nothing is written when ``None``. One process at a time works in it.
+        resume: Whether to continue a run in ``out`` from its checkpoint, so that a program that is started again, by a
+            user or a scheduler, does the rest; without a checkpoint the run starts. On the CPU the result equals that
+            of an uninterrupted run to the last bit. Settings must be those of the run, but for ``device``, ``compile``
+            and what extends it: ``max_epochs``, ``max_steps``, ``max_minutes``, ``patience``. If ``False``, a folder
+            with a checkpoint is refused.
         settings: Further entries of ``config.yaml``, for example how the model was made.
         progress: Whether to show progress on standard error.
         on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
             metrics: to draw pictures of training, or to stop it by an exception.
 
     Raises:
-        ValueError: If data and objective do not fit, before anything is trained or written.
+        ValueError: If data and objective do not fit, before anything is trained or written; or under torchrun.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
-        TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed.
-            ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
-        RunFolderError: If the folder cannot be used, written or resumed.
+        TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
+            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
+        RunFolderError: If the folder cannot be used, written or resumed: also if another process works in it, or it
+            holds a run with other settings.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
 
     Warns:
         UserWarning: If steps run eagerly although a faster mode was wanted, with the reason.
     """
-    from pyro_ssvae.training.progress import ProgressReport
-
     config = config or TrainingConfig()
-    seed = data.seed if config.seed is None else config.seed
-    config = replace(config, seed=seed)
+    config = replace(config, seed=data.seed if config.seed is None else config.seed)
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
+    folder = RunFolder(out) if out is not None else None
     objective.check(data)
     fabric = make_fabric(config)
-    torch.manual_seed(seed)
-    loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None, on_evaluation)
-    if loop.folder is not None:
-        if resume:
-            loop.load(loop.folder.read_checkpoint(fabric.device))
-        else:
-            loop.folder.create({"training": config.to_dict(), **(settings or {})})
-            if data.split is not None:
-                data.split.save(loop.folder.split)
-    with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
-        with loop.logging():
-            stopped_by = loop.run(signals, report)
-    result = loop.finish(stopped_by)
+    torch.manual_seed(config.seed or 0)
+    with nullcontext() if folder is None else folder.lock():
+        return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
+
+
+def _train(
+    objective: Objective,
+    data: SemiSupervisedData,
+    config: TrainingConfig,
+    fabric: Fabric,
+    folder: RunFolder | None,
+    resume: bool,
+    settings: dict[str, Any] | None,
+    progress: bool,
+    on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
+) -> FitResult:
+    """Do what :func:`fit` says, in a folder that is locked."""
+    from pyro_ssvae.training.progress import ProgressReport
+
+    loop: _Loop | None = None
+    try:
+        loop = _Loop(objective, data, config, fabric, folder, on_evaluation)
+        if folder is not None:
+            loop.open(folder, resume, settings or {})
+        with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
+            with loop.logging():
+                stopped_by = loop.run(signals, report)
+        result = loop.finish(stopped_by)
+    except (MemoryError, RuntimeError) as error:
+        if (words := describe_memory_error(error)) is None:
+            raise
+        sizes = f"batch_size={config.batch_size}, labelled_batch_size={config.labelled_batch_size}"
+        checkpoint = folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
+        why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
+        raise TrainingFailedError(0 if loop is None else loop.step, why, checkpoint) from error
     if stopped_by in ("SIGINT", "SIGTERM"):
-        saved = "" if out is None else f" The state is saved; continue with resume=True, out={str(out)!r}."
+        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
         print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
     return result
@@ -199,6 +224,23 @@ class _Loop:
         self.validation = Validation()  # of the last evaluation
         self.log: TensorBoardLog | None = None
 
+    def open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
+        """Start the run in a folder, or continue it from its checkpoint."""
+        module = self.objective.module
+        config = {
+            "training": self.config.to_dict(),
+            "objective": self.objective.config(),
+            **({"model": module.config()} if isinstance(module, Model) else {}),
+            **settings,
+        }
+        state = folder.find_state(config, resume=resume)
+        if state is not None:
+            self.load(state)
+            print(f"Continuing the run in {folder.path} after step {self.step} of {self.total}.", file=sys.stderr)
+        folder.write_config(config)
+        if self.data.split is not None:
+            folder.write_split(self.data.split)
+
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Keep the TensorBoard log of the run folder open."""
@@ -256,6 +298,8 @@ class _Loop:
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
         self._check_finite()
+        if self.folder is not None:
+            self.folder.check()
         metrics: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step / self.stream.steps_per_epoch, 4),
@@ -319,7 +363,7 @@ class _Loop:
         """Return everything that a continued run needs to give the same numbers."""
         device = self.fabric.device
         return {
-            "format": 1,
+            "format": CHECKPOINT_FORMAT,
             "step": self.step,
             "seconds": self.seconds,
             **self.train_step.state_dict(),
@@ -334,19 +378,42 @@ class _Loop:
         """Restore a state.
 
         Raises:
-            RunFolderError: If it belongs to another model or other settings.
+            RunFolderError: If it belongs to another model or other settings, or is damaged.
         """
         try:
+            self._check_state(state)
             self.train_step.load_state_dict(state)
-            torch.set_rng_state(state["rng"].cpu())
+            torch.set_rng_state(state["rng"])
             if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.fabric.device)
+                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
             self.best = _Best(**state["best"])
-            self.validation = Validation(keep=state["keep"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise RunFolderError(f"The checkpoint does not fit this model and data: {error}") from error
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.metrics = state["metrics"]
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged state gives errors of many types
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            where = "" if self.folder is None else f" {self.folder.checkpoint}"
+            raise RunFolderError(f"The checkpoint{where} does not fit this model and data, or is damaged ({why}).") from error
+        self.validation = Validation(keep=state["keep"])
+        self.step, self.seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Raise an error unless the parts of a state that belong to the loop are of the right types and sizes."""
+        mine, best, weights = self.state(), dict(state["best"]), state["best"]["weights"]
+        for name in ("step", "seconds", "rng", "keep"):
+            check_like(state[name], mine[name], name)
+        check_like(best | {"weights": {}}, mine["best"] | {"weights": {}}, "best")
+        if weights != {}:
+            check_like(weights, self.objective.module.state_dict(), "best/weights")
+        if not 0 <= state["step"] <= self.total:
+            raise ValueError(f"{state['step']} steps are done, and the schedule has {self.total}; it can only be extended")
+        if not (0 <= best["step"] <= state["step"] and best["evaluations_since"] >= 0 <= state["seconds"] < float("inf")):
+            raise ValueError(f"best step {best['step']} after {state['step']} steps and {state['seconds']} seconds")
+        rows = [row["step"] for row in state["metrics"]]
+        if any(type(step) is not int for step in rows) or rows != sorted(set(rows)) or max(rows, default=0) > state["step"]:
+            raise ValueError("metrics are not those of increasing steps")
+        for row in state["metrics"]:
+            if not all(value is None or type(value) in (bool, int, float, str) for value in row.values()):
+                raise ValueError(f"metrics of step {row['step']} are no numbers")
 
     def finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
