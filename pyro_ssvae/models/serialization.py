@@ -148,7 +148,9 @@ def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
     """Raise ``ValueError`` for more layers or parts than the saved weights, so that building them takes little."""
     parts = 0
     for name, value in _walk(config):
-        layers = len(value) if name == "hidden_dims" and isinstance(value, list) else value if name == "num_layers" else 0
+        layers = (
+            len(value) if name == "hidden_dims" and isinstance(value, list) else value if name == "num_layers" else 0
+        )
         parts += name == "class"
         if (isinstance(layers, int) and layers > num_tensors) or parts > _MOST_PARTS:
             raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")

@@ -58,7 +58,9 @@ def describe_memory_error(error: BaseException) -> str | None:
     if asked is None:
         return "out of memory"
     number, unit = asked.groups()
-    return f"out of memory ({f'{float(number) / 2**30:.2f} GiB' if unit == 'bytes' else f'{number} {unit}'} more needed)"
+    return (
+        f"out of memory ({f'{float(number) / 2**30:.2f} GiB' if unit == 'bytes' else f'{number} {unit}'} more needed)"
+    )
 
 
 def make_fabric(config: TrainingConfig) -> Fabric:

@@ -392,7 +392,9 @@ class _Loop:
         except Exception as error:  # a damaged state gives errors of many types
             why = " ".join(f"{type(error).__name__}: {error}".split())
             where = "" if self.folder is None else f" {self.folder.checkpoint}"
-            raise RunFolderError(f"The checkpoint{where} does not fit this model and data, or is damaged ({why}).") from error
+            raise RunFolderError(
+                f"The checkpoint{where} does not fit this model and data, or is damaged ({why})."
+            ) from error
         self.validation = Validation(keep=state["keep"])
         self.step, self.seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
 
@@ -405,11 +407,19 @@ class _Loop:
         if weights != {}:
             check_like(weights, self.objective.module.state_dict(), "best/weights")
         if not 0 <= state["step"] <= self.total:
-            raise ValueError(f"{state['step']} steps are done, and the schedule has {self.total}; it can only be extended")
-        if not (0 <= best["step"] <= state["step"] and best["evaluations_since"] >= 0 <= state["seconds"] < float("inf")):
+            raise ValueError(
+                f"{state['step']} steps are done, and the schedule has {self.total}; it can only be extended"
+            )
+        if not (
+            0 <= best["step"] <= state["step"] and best["evaluations_since"] >= 0 <= state["seconds"] < float("inf")
+        ):
             raise ValueError(f"best step {best['step']} after {state['step']} steps and {state['seconds']} seconds")
         rows = [row["step"] for row in state["metrics"]]
-        if any(type(step) is not int for step in rows) or rows != sorted(set(rows)) or max(rows, default=0) > state["step"]:
+        if (
+            any(type(step) is not int for step in rows)
+            or rows != sorted(set(rows))
+            or max(rows, default=0) > state["step"]
+        ):
             raise ValueError("metrics are not those of increasing steps")
         for row in state["metrics"]:
             if not all(value is None or type(value) in (bool, int, float, str) for value in row.values()):

@@ -143,7 +143,9 @@ class RunFolder:
             if stored == split:
                 return
             if self.checkpoint.is_file():
-                raise RunFolderError(f"{self.split} is another label split than that of the data; use the data of before.")
+                raise RunFolderError(
+                    f"{self.split} is another label split than that of the data; use the data of before."
+                )
             problem = ""
         if problem:
             print(f"{self.split} {problem}; it is written again, from the data.", file=sys.stderr)
@@ -171,7 +173,10 @@ class RunFolder:
                 )
             if self.config.is_file():
                 self.read_config()  # the configuration of another program must not be replaced
-                print(f"The run in {self.path} was stopped before its first checkpoint; it starts afresh.", file=sys.stderr)
+                print(
+                    f"The run in {self.path} was stopped before its first checkpoint; it starts afresh.",
+                    file=sys.stderr,
+                )
             return None
         if not resume:
             raise RunFolderError(
@@ -242,9 +247,7 @@ class RunFolder:
             raise RunFolderError(f"Cannot write {path}: {error}.{kept}") from error
 
 
-def refuse_changes(
-    folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]
-) -> None:
+def refuse_changes(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]) -> None:
     """Raise ``RunFolderError`` if settings of a run differ from those that are wanted, but for ``allowed`` ones."""
     found = {name: pair for name, pair in _differences(before, after).items() if name not in allowed}
     if found:
