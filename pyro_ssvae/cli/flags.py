@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pyro_ssvae._checks import as_device
+from pyro_ssvae._io import read_yaml
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.run_folder import EXTENDING, FREE, refuse_changes
 
 __all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
 
@@ -225,9 +225,9 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
     if "config" in given:
         given = _parse(parser, flags, _as_argv(read_yaml(Path(given["config"])))) | given
     out, resumed = given.get("out"), given.get("resume")
-    if None not in (out, resumed) and Path(out).resolve() != Path(resumed).resolve():
+    if out is not None and resumed is not None and Path(out).resolve() != Path(resumed).resolve():
         raise ValueError(
-            f"--resume {resumed} goes on in {resumed}, so --out {out} has no effect; leave one of them out."
+            f"--resume {resumed} goes on in that folder, and --out {out} has no effect; leave one of them out."
         )
     chosen, instead_of = given, None
     if resumed is not None:

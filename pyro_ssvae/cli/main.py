@@ -113,8 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _new_parser().parse_args(argv)
         return int(args.function(args) or 0)
-    except (PyroSSVAEError, ValueError, TypeError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        print(f"error: {describe_error(error)}", file=sys.stderr)
         return 2
 
 
@@ -170,7 +172,7 @@ def _describe(args: argparse.Namespace) -> None:
             print(f"\nstage       {found.path.name}")
         if (found.model / "config.json").is_file():
             model = read_json(found.model / "config.json")
-            _print_values("model", {"class": model["class"], **model["arguments"]})
+            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
         training = found.read_config().get("training", {})
         _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
         if found.metrics.is_file():

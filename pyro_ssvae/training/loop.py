@@ -112,7 +112,8 @@ def fit(
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
-            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
+            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were
+            worth keeping.
         RunFolderError: If the folder cannot be used, written or resumed: also if another process works in it, or it
             holds a run with other settings.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
@@ -406,20 +407,13 @@ class _Loop:
         check_like(best | {"weights": {}}, mine["best"] | {"weights": {}}, "best")
         if weights != {}:
             check_like(weights, self.objective.module.state_dict(), "best/weights")
-        if not 0 <= state["step"] <= self.total:
-            raise ValueError(
-                f"{state['step']} steps are done, and the schedule has {self.total}; it can only be extended"
-            )
-        if not (
-            0 <= best["step"] <= state["step"] and best["evaluations_since"] >= 0 <= state["seconds"] < float("inf")
-        ):
-            raise ValueError(f"best step {best['step']} after {state['step']} steps and {state['seconds']} seconds")
+        step, seconds = state["step"], state["seconds"]
+        if not 0 <= step <= self.total:
+            raise ValueError(f"{step} steps are done, and the schedule has {self.total}; it can only be extended")
+        if not (0 <= best["step"] <= step and best["evaluations_since"] >= 0 <= seconds < float("inf")):
+            raise ValueError(f"best step {best['step']} after {step} steps and {seconds} seconds")
         rows = [row["step"] for row in state["metrics"]]
-        if (
-            any(type(step) is not int for step in rows)
-            or rows != sorted(set(rows))
-            or max(rows, default=0) > state["step"]
-        ):
+        if any(type(row) is not int for row in rows) or rows != sorted(set(rows)) or max(rows, default=0) > step:
             raise ValueError("metrics are not those of increasing steps")
         for row in state["metrics"]:
             if not all(value is None or type(value) in (bool, int, float, str) for value in row.values()):

@@ -168,8 +168,8 @@ class RunFolder:
         if not self.checkpoint.is_file():
             if self.result.is_file():
                 raise RunFolderError(
-                    f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot be "
-                    "continued. Choose another folder."
+                    f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot "
+                    "be continued. Choose another folder."
                 )
             if self.config.is_file():
                 self.read_config()  # the configuration of another program must not be replaced
