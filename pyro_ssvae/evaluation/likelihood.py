@@ -21,14 +21,17 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from numpy.typing import ArrayLike
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
-from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.base import Model, fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
+from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -83,30 +86,25 @@ class LogLikelihood:
 
 def log_likelihood(
     module: nn.Module,
-    x: Tensor,
+    x: ArrayLike,
     *,
     num_samples: int = 1000,
-    scale: float = 1.0,
+    scale: float | None = None,
     binarisation: str = "none",
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Examples and draws are processed in batches, so that the widest layer has at most 2 million elements.
-
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
             random class prior is fixed at its mean.
-        x: Examples with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        x: Examples with shape ``(N, *event_shape)``, as stored: a tensor, an array, a table or nested lists.
         num_samples: Draws per example (and class).
-        scale: Divides ``x``.
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
         progress: Called with the number of examples done after each batch, if given.
-
-    Returns:
-        The estimates, on the CPU, in float64.
 
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
@@ -118,10 +116,14 @@ def log_likelihood(
             "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
             " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."
         )
-    if len(x) == 0:
-        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be positive.")
+    if isinstance(module, Model):
+        x, scale = as_input(module, x, scale)
+    else:
+        x, scale = x if isinstance(x, Tensor) else as_examples(x), 1.0 if scale is None else scale
+    if len(x) == 0:
+        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
     _check_examples(module, x, scale, binarisation)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
     with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
@@ -141,21 +143,14 @@ def log_likelihood(
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
-    def concatenate(name: str) -> Any:
-        parts = [getattr(part, name) for part in found]
-        return None if parts[0] is None else torch.cat(parts)
-
-    names = ("log_px", "standard_error", "effective_samples", "log_px_given_y")
-    return replace(found[0], **{name: concatenate(name) for name in names})  # log p(y) is the same in every batch
+    names = ["log_px", "standard_error", "effective_samples"]
+    names += [] if found[0].log_py is None else ["log_px_given_y"]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
+    return replace(found[0], **joined)  # log p(y) is the same in every batch
 
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
     """Raise ``ValueError`` for examples that the model cannot have been trained on."""
-    shape = getattr(module, "event_shape", x.shape[1:])
-    if x.shape[1:] != shape:
-        raise ValueError(
-            f"x must be examples of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
-        )
     likelihood = getattr(module, "likelihood", None)
     if binarisation != "none" or not isinstance(likelihood, Likelihood):
         return  # binarised values are zeros and ones, in the domain of every likelihood
