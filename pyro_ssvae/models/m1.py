@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._checks import checked
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP
@@ -119,6 +120,7 @@ class M1(LatentVariableModel):
 
     # Use of a trained model.
 
+    @checked
     def transform(self, x: Tensor, num_samples: int | None = None) -> Tensor:
         """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
@@ -133,8 +135,6 @@ class M1(LatentVariableModel):
             ValueError: If examples have another shape than the model's, or ``num_samples`` is not positive.
         """
         self._check_input(x)
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean.")
         with torch.no_grad(), evaluation_mode(self):
             qz = self.encode(x.to(next(self.parameters())))
             latents: Tensor = qz.mean if num_samples is None else qz.sample((num_samples,))
@@ -148,17 +148,17 @@ class M1(LatentVariableModel):
         """
         return self._means(self.transform(x))
 
+    @checked
     def generate(self, num_samples: int) -> Tensor:
         """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
 
         Raises:
             ValueError: For a non-positive number of samples.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1.")
         with torch.no_grad(), evaluation_mode(self):
             return self._means(self.prior().sample((num_samples,)))
 
+    @checked
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, spherical: bool = False) -> Tensor:
         r"""Decode points on the line between the latents of two examples.
 

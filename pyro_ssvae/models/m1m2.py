@@ -26,11 +26,12 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._checks import checked, to_numpy
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
+from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision, seeded
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
@@ -103,11 +104,11 @@ class M1M2(SemiSupervisedModel):
             data: Gives the number of classes.
             **options: Arguments of :meth:`from_m1`, ``m1`` among them.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(data.seed)
+        with seeded(data.seed):
             return cls.from_m1(**{**cls._class_arguments(data), **options})
 
     @classmethod
+    @checked
     def from_m1(
         cls,
         m1: M1,
@@ -274,10 +275,9 @@ class M1M2(SemiSupervisedModel):
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self.decode_x(self.decode_z1(y, z).mean)
 
+    @checked
     def predict_proba(self, x: Tensor, num_samples: int | None = None) -> Tensor:
         """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|z1) over ``num_samples`` draws of z1."""
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean of q(z1|x).")
         if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
         self._check_input(x)
@@ -293,8 +293,7 @@ def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
     if not isinstance(m1, M1):
         raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
-    mask = torch.ones(m1.latent_dim) if active is None else torch.as_tensor(active)
-    mask = mask.bool().cpu()
+    mask = torch.as_tensor(to_numpy([True] * m1.latent_dim if active is None else active, "active")).bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
         raise ValueError(
             f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "
