@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from pyro_ssvae._checks import bind_arguments
+from pyro_ssvae._arguments import bind_arguments
 
 __all__ = ["REGISTRY", "Configurable", "build", "describe", "is_library_class"]
 

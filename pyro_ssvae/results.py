@@ -15,7 +15,7 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
@@ -47,21 +47,20 @@ def report(
 
     The seed of the run also fixes the binarisation and draws behind the metrics.
 
+    A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps. With 50
+    labelled validation examples or more, the fit is worse if it errs on more of them by two standard errors of that
+    difference, which is one of paired predictions (McNemar's test). With fewer, the error of the labels alone comes
+    from stratified cross-validation on the training labels. Where both classifiers disagree on an unlabelled example,
+    one of them is wrong: the fit is worse if they disagree on more than twice the upper end of the 95 % interval of
+    that error. With 10 labels this end is at least 0.28, so that only a fit that has failed is found: 10 labels show no
+    more. Many test examples do: compare ``test/error`` and ``test/error_labels_alone``.
+
     Args:
         objective: The trained objective, with the weights that validation chose.
         data: The data; without test or validation examples the corresponding entries are ``None``.
         run: What :func:`pyro_ssvae.fit` returned.
         figures: Whether to draw figures.
         num_samples: Importance samples per test example (and class) behind ``test/log_likelihood``; 0 for none.
-
-    A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps: on
-    validation examples if at least 50 are labelled. It counts as worse if it errs on more of them by two standard errors
-    of that difference, which is one of paired predictions (McNemar's test). With fewer, the error of the classifier on the
-    labels alone is taken from stratified cross-validation on the training labels; where both classifiers disagree on an
-    unlabelled example one of them is wrong, so the fit is worse for certain if they disagree on more than twice the upper
-    end of the 95 % interval of that error. With 10 labels that end is 0.28 at the least, and only a fit that has failed
-    is found; more cannot be learned from 10 labels, and ``test/error`` beside ``test/error_labels_alone`` says how it
-    went.
 
     Returns:
         The result, as the documentation lists it (*The result file*). Errors are fractions: ``test/error`` and
@@ -70,8 +69,8 @@ def report(
         per example, with classes summed out.
 
     Warns:
-        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), or if a
-            semi-supervised fit is worse than the same classifier on the labels alone.
+        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), or a
+            semi-supervised fit is worse than its classifier on the labels alone.
     """
     model: Any = objective.module
     drawn: dict[str, Any] = {"binarisation": run.config.binarisation, "seed": run.config.seed}
@@ -139,7 +138,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
     """Return errors of the classifier on the labels alone, and whether the fit is worse, of which it warns."""
     if not isinstance(objective, SemiSupervisedELBO) or not (objective.bound_weight or objective.consistency):
         return {}
-    if not 0 < data.num_labelled <= _ALONE_LABELS or not data.num_unlabelled:
+    if data.num_labelled > _ALONE_LABELS or not data.num_unlabelled or len(data.y.unique()) < 3:  # two classes and -1
         return {}
     model, alone = objective.module, _train_on_labels(objective, data, run)
     x, y = data.known_validation
@@ -154,10 +153,11 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         apart = float((_predict(model, x, data) != _predict(alone, x, data)).double().mean())
         worse = apart > 2.0 * _upper_end(error, data.num_labelled)
     if worse:
+        where = "validation examples" if enough else "the labels, by cross-validation"
         warnings.warn(
-            f"The fit is worse than its classifier on the {data.num_labelled} labels alone, whose error is {error:.1%} on "
-            f"{'validation examples' if enough else 'the labels, by cross-validation'}: unlabelled examples do harm here. "
-            "Lower bound_weight (--bound-weight 0.1; 0 for the classifier alone), or leave out the regularisers (pure).",
+            f"The fit is worse than the same classifier on the {data.num_labelled} labels alone, which errs on "
+            f"{error:.1%} of {where}. Lower bound_weight (--bound-weight 0.1; with 0 the classifier is left), or "
+            "change the regularisers.",
             stacklevel=4,
         )
     return {
@@ -173,18 +173,20 @@ def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, ru
     """Return a copy of the model whose classifier is trained anew, on the labels alone."""
     known = data.labelled_index
     alone = copy.deepcopy(objective)
-    alone.bound_weight, alone.consistency, alone.num_labelled, alone.num_unlabelled = 0.0, None, len(known), 0
+    alone.alpha, alone.bound_weight, alone.consistency = 1.0, 0.0, None
+    alone.num_labelled, alone.num_unlabelled = len(known), 0
     with seeded(run.config.seed or 0, get_device(alone)):
         for part in alone.modules():
-            trained = any(parameter.requires_grad for parameter in part.parameters(recurse=False))
-            if trained and hasattr(part, "reset_parameters"):
-                part.reset_parameters()
+            reset: Any = getattr(part, "reset_parameters", None)  # all layers of PyTorch have it
+            if reset is not None and any(parameter.requires_grad for parameter in part.parameters(recurse=False)):
+                reset()
     none = {f"{name}_validation": getattr(data, f"{name}_validation")[:0] for name in "xy"}
     labels = replace(data, x=data.x[known], y=data.y[known], split=None, **none)
-    steps = min(run.steps, _ALONE_STEPS)
+    steps, precision = min(run.steps, _ALONE_STEPS), run.config.precision
     settings = replace(
         run.config, max_steps=steps, max_epochs=None, max_minutes=None, patience=None, evaluate_every=None,
         kl_weight=1.0, ema_decay=0.0, compile="eager", device=str(get_device(alone)),
+        precision=precision if precision == "64-true" else "32-true",
     )  # fmt: skip
     fit(alone, labels, settings, progress=False)
     return alone.module

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._checks import as_examples, as_labels, as_num_classes, as_scale, as_seed
 from pyro_ssvae.data.named import load_named
 from pyro_ssvae.data.sources import Source, load_folder, load_npz
@@ -113,6 +114,7 @@ class SemiSupervisedData:
         )
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         x: Any,
@@ -358,4 +360,4 @@ def _warn_about_labels(y: Tensor, class_names: tuple[str, ...]) -> None:
             "example of each, or use balanced=True."
         )
     if message:
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._samplers import langevin
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode

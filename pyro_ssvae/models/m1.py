@@ -22,7 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP

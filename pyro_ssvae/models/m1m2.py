@@ -26,7 +26,8 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import checked, to_numpy
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._checks import to_numpy
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.factory import make_prior

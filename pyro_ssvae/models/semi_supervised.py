@@ -11,7 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import as_labels, checked
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._checks import as_labels
 from pyro_ssvae.data import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
@@ -93,13 +94,14 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             TypeError: For a number of samples or classes that are no integers.
             ValueError: For a non-positive number of samples, or classes of another shape or out of range.
         """
-        if y is not None:
-            y = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples).to(get_device(self))
-            if bool((y >= self.num_classes).any()):
-                raise ValueError(f"y={int(y.max())} is no class; those of the model are 0 to {self.num_classes - 1}.")
         with torch.no_grad(), evaluation_mode(self):
             if y is None:
-                y = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
+                classes = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
+            else:
+                classes = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples)
+                if int(classes.max()) >= self.num_classes:
+                    raise ValueError(f"y={int(classes.max())} is no class; the model has 0 to {self.num_classes - 1}.")
+                classes = classes.to(get_device(self))
             z = self.prior().sample((num_samples,))
-            mean: Tensor = self.decode(y, z).mean
-            return mean, y
+            mean: Tensor = self.decode(classes, z).mean
+            return mean, classes

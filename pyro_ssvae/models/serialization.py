@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from pyro_ssvae._checks import as_device, checked
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._checks import as_device
 from pyro_ssvae._configurable import REGISTRY, build
 from pyro_ssvae._io import read_json, write_atomically, write_json
 from pyro_ssvae.models.base import FORMAT, Model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.networks.variational import check_module, resolve_network
 
 __all__ = [

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch, SemiSupervisedData, iterate_batches
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites

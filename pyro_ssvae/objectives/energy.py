@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.ddgm import DDGM

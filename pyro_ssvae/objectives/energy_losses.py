@@ -24,7 +24,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._samplers import langevin
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.objectives.augmentation import NegativeAugmentation, shift_and_flip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 
 __all__ = ["AffineAugmentation", "Consistency"]
 

@@ -20,7 +20,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, posterior_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation

@@ -13,7 +13,7 @@ from typing import Any
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch, SemiSupervisedData
 from pyro_ssvae.models import M1
 from pyro_ssvae.models.base import fork_random_state

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.preparation import BINARISATIONS
 
-__all__ = ["TrainingConfig"]
+if TYPE_CHECKING:
+    from pyro_ssvae.data import SemiSupervisedData
+    from pyro_ssvae.objectives import Objective
+
+__all__ = ["TrainingConfig", "settle"]
 
 
 @checked
@@ -146,6 +150,29 @@ class TrainingConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"Unknown training settings {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
         return cls(**values)
+
+
+def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
+    """Return the settings with what data and objective add; raise ``ValueError`` for those without an effect."""
+    if config.seed is None:
+        config = replace(config, seed=data.seed)
+    if objective.kl_weight != 1.0:
+        if config.kl_weight not in (1.0, objective.kl_weight):
+            raise ValueError(
+                f"kl_weight={config.kl_weight} differs from objective.kl_weight={objective.kl_weight}; set one of them."
+            )
+        config = replace(config, kl_weight=objective.kl_weight)
+    if config.kl_weight != 1.0 and not objective.has_bound:
+        raise ValueError(
+            f"kl_weight={config.kl_weight} has no effect: the objective contains no bound, and no KL of z."
+        )
+    options: dict[str, Any] = {"binarisation": config.binarisation, "seed": config.seed}
+    if config.patience is not None and objective.validate(data, **options).score is None:
+        raise ValueError(
+            f"patience={config.patience} needs a score on validation examples, and {type(objective).__name__} gives "
+            "none here: give the data x_validation (and y_validation, where there are classes), or leave patience out."
+        )
+    return config
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

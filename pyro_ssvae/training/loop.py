@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_ssvae._checks import checked
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import BatchStream, SemiSupervisedData, prepare
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
 from pyro_ssvae.models import Model, save
 from pyro_ssvae.models.base import seeded
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.config import TrainingConfig, settle
 from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.signals import SignalHandler
@@ -123,36 +123,13 @@ def fit(
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     objective.check(data)
-    config = _settle(config or TrainingConfig(), objective, data)
+    config = settle(config or TrainingConfig(), objective, data)
     fabric, kl_weight = make_fabric(config), objective.kl_weight
     try:
         with seeded(config.seed or 0, fabric.device):
             return _train(objective, data, config, fabric, out, resume, settings, progress, on_evaluation)
     finally:
         objective.kl_weight = kl_weight
-
-
-def _settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
-    """Return the settings with what data and objective add; raise ``ValueError`` for those without an effect."""
-    if config.seed is None:
-        config = replace(config, seed=data.seed)
-    if objective.kl_weight != 1.0:
-        if config.kl_weight not in (1.0, objective.kl_weight):
-            raise ValueError(
-                f"kl_weight={config.kl_weight} differs from objective.kl_weight={objective.kl_weight}; set one of them."
-            )
-        config = replace(config, kl_weight=objective.kl_weight)
-    if config.kl_weight != 1.0 and not objective.has_bound:
-        raise ValueError(
-            f"kl_weight={config.kl_weight} has no effect: the objective contains no bound, and no KL of z."
-        )
-    options: dict[str, Any] = {"binarisation": config.binarisation, "seed": config.seed}
-    if config.patience is not None and objective.validate(data, **options).score is None:
-        raise ValueError(
-            f"patience={config.patience} needs a score on validation examples, and {type(objective).__name__} gives "
-            "none here: give the data x_validation (and y_validation, where there are classes), or leave patience out."
-        )
-    return config
 
 
 def _train(
