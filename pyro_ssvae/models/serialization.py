@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._checks import as_device
 from pyro_ssvae._configurable import REGISTRY, build
 from pyro_ssvae._io import read_json, write_atomically, write_json
 from pyro_ssvae.models.base import FORMAT, Model
@@ -21,6 +23,7 @@ __all__ = ["load", "save"]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
+@checked
 def save(model: Model, folder: str | Path) -> Path:
     """Write a model to a folder, each file atomically.
 
@@ -43,6 +46,7 @@ def save(model: Model, folder: str | Path) -> Path:
     return folder
 
 
+@checked
 def load(
     folder: str | Path, *, device: str | torch.device = "cpu", cls: type[Model] | None = None, **modules: Any
 ) -> Any:
@@ -61,6 +65,7 @@ def load(
         The model.
 
     Raises:
+        TypeError: If ``folder`` is no path, ``device`` no device or ``cls`` no class of models.
         FileNotFoundError: If there is no model in the folder.
         ValueError: For a damaged file, another format, an unknown class, a missing module of your own, or weights that
             do not fit.
@@ -73,7 +78,9 @@ def load(
         >>> torch.equal(loaded.classify(x), m2.classify(x))
         True
     """
-    folder = Path(folder)
+    folder, device = Path(folder), as_device(device)
+    if cls is not None and not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise TypeError(f"cls={cls!r} must be a class of models, for example cls=M2.")
     if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
         folder = folder / "model"
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -126,6 +133,6 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
         warnings.warn(
             f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
             f"the subclass changes. Pass cls={config['class']} to get the subclass.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return base, registered

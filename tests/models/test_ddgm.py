@@ -195,7 +195,7 @@ def test_parts_of_ones_own() -> None:
     assert ddgm.config()["custom"] == {"features": "Sequential", "generator": "MLPGenerator"}
     with pytest.raises(TypeError, match="features must be"):
         make_ddgm(features=3)
-    with pytest.raises(TypeError, match="experts must be a module, not str"):
+    with pytest.raises(TypeError, match="experts is of type str, and must be a module"):
         make_ddgm(experts="linear")
 
 

@@ -94,7 +94,7 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
         (lambda: make_m2(latent_dim=0), ValueError, "latent_dim=0"),
         (lambda: make_m2(num_classes=1), ValueError, "at least 2"),
         (lambda: make_m2(hidden_dims=()), ValueError, "hidden_dims"),
-        (lambda: make_m2(hidden_dims=(0,)), ValueError, "positive widths"),
+        (lambda: make_m2(hidden_dims=(0,)), ValueError, r"hidden_dims\[0\]=0 is too small; it must be at least 1"),
         (lambda: make_m2(activation="nope"), ValueError, "softplus"),
         (lambda: make_m2(dropout=1.0), ValueError, "dropout"),
         (lambda: make_m2(likelihood="nope"), ValueError, "bernoulli, gaussian"),
@@ -109,7 +109,7 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
         (lambda: make_m2().predict(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), TypeError, "255"),
         (lambda: make_m2().generate(0), ValueError, "at least 1"),
         (lambda: make_m2().generate(2, y=10), ValueError, "0 to 9"),
-        (lambda: make_m2().generate(2, y=torch.zeros(3).long()), ValueError, "2 classes"),
+        (lambda: make_m2().generate(2, y=torch.zeros(3).long()), ValueError, "3 labels for 2 examples"),
     ],
 )
 def test_errors(call: object, error: type[Exception], words: str) -> None:

@@ -244,8 +244,8 @@ def test_evaluated_bound_is_the_mean_of_u_without_the_global_term() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_labelled": 0, "num_unlabelled": 0}, "not both zero"),
-        ({"num_labelled": -1, "num_unlabelled": 3}, "non-negative"),
+        ({"num_labelled": 0, "num_unlabelled": 0}, "not both be zero"),
+        ({"num_labelled": -1, "num_unlabelled": 3}, "num_labelled=-1"),
         ({"num_labelled": 1, "num_unlabelled": 3, "alpha": -1.0}, "alpha=-1.0"),
     ],
 )

@@ -87,7 +87,7 @@ def test_alignment_divides_by_the_running_mean() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: AffineAugmentation(shift=-1.0), "non-negative"),
+        (lambda: AffineAugmentation(shift=-1.0), "shift=-1.0 must be at least 0"),
         (lambda: Consistency(3, weight=-1.0), "weight=-1"),
         (lambda: Consistency(3, threshold=1.5), "threshold=1.5"),
     ],
