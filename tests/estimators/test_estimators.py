@@ -158,7 +158,7 @@ def test_pickle_and_clone(estimator: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:y labels every example")
 def test_tools_of_scikit_learn() -> None:
-    quick = QUICK | {"max_steps": 60}
+    quick = QUICK | {"max_steps": 120, "learning_rate": 0.01}
     pipeline = make_pipeline(StandardScaler(), M2Classifier(**quick))
     assert cross_val_score(pipeline, X, Y, cv=3).mean() > 0.8
     search = GridSearchCV(M2Classifier(**quick), {"alpha": [1.0, 10.0]}, cv=2).fit(X, Y)
