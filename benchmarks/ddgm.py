@@ -22,19 +22,11 @@ from runs import RESULTS, Result, Run, main
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae import (
-    DDGM,
-    EnergyObjective,
-    NonFiniteLossError,
-    SemiSupervisedData,
-    TrainingConfig,
-    TrainingFailedError,
-    fit,
-    report,
-)
-from pyro_ssvae.data import make_toy_data, prepare
-from pyro_ssvae.data.preparation import convert_images
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit, report
+from pyro_ssvae.data import make_toy_data
+from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.toy import TOY_DATASETS
+from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure

@@ -17,7 +17,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.networks import MLPFeatures, MLPGenerator, SoftplusExperts
+from pyro_ssvae.networks import MLPFeatures, MLPGenerator
+from pyro_ssvae.networks.energy import SoftplusExperts
 
 _STD = 0.05  # of the initial weights
 

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from machine import describe
 
-from pyro_ssvae import DataUnavailableError, SemiSupervisedData
+from pyro_ssvae import SemiSupervisedData
+from pyro_ssvae.errors import DataUnavailableError
 
 ROOT = Path(__file__).parents[1]
 MINUTES = 8.0  # per piece; parts that would start later are left out

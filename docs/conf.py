@@ -61,7 +61,7 @@ if os.environ.get("PYRO_SSVAE_DOCS_INTERSPHINX"):
 
 
 def resolve_reexport(app: Any, env: Any, node: Any, contnode: Any) -> Any:
-    """Lead `pyro_ssvae.M2` to where `pyro_ssvae.models.M2`, the same object, is described."""
+    """Lead `pyro_ssvae.models.m2.M2` to where `pyro_ssvae.M2`, the same object, is described."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target.startswith("pyro_ssvae."):
         return None

@@ -6,20 +6,21 @@ it and writes a run folder; :func:`report` evaluates it on test examples; :func:
 """
 
 from pyro_ssvae import presets
-from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.errors import (
-    DataUnavailableError,
-    EnumerationError,
-    NonFiniteLossError,
-    PyroSSVAEError,
-    RunFolderError,
-    StaticELBOError,
-    TrainingFailedError,
-)
-from pyro_ssvae.models import DDGM, M1, M1M2, M2, load, pyro_view, save
-from pyro_ssvae.objectives import EnergyObjective, SemiSupervisedELBO, StaticEnumELBO, UnsupervisedELBO
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.errors import PyroSSVAEError
+from pyro_ssvae.models.base import pyro_view
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.m1m2 import M1M2
+from pyro_ssvae.models.m2 import M2
+from pyro_ssvae.models.serialization import load, save
+from pyro_ssvae.objectives.energy import EnergyObjective
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
+from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report
-from pyro_ssvae.training import FitResult, TrainingConfig, fit
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.loop import FitResult, fit
 
 __version__ = "0.1.0"
 
@@ -28,19 +29,13 @@ __all__ = [
     "M1",
     "M1M2",
     "M2",
-    "DataUnavailableError",
     "EnergyObjective",
-    "EnumerationError",
     "FitResult",
-    "NonFiniteLossError",
     "PyroSSVAEError",
-    "RunFolderError",
     "SemiSupervisedData",
     "SemiSupervisedELBO",
-    "StaticELBOError",
     "StaticEnumELBO",
     "TrainingConfig",
-    "TrainingFailedError",
     "UnsupervisedELBO",
     "fit",
     "load",

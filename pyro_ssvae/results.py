@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
 from pyro_ssvae.models import Model

@@ -15,7 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pyro_ssvae.cli import Flags, parse_flags, run_command
+from pyro_ssvae.cli import run_command
+from pyro_ssvae.cli.commands import parse_flags
+from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.training import RunFolder
 

@@ -63,8 +63,10 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
 def test_without_a_network_the_run_is_named_after_what_it_trains_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pyro_ssvae import DataUnavailableError, SemiSupervisedData
-    from pyro_ssvae.cli import load_data, parse_flags
+    from pyro_ssvae import SemiSupervisedData
+    from pyro_ssvae.cli import load_data
+    from pyro_ssvae.cli.commands import parse_flags
+    from pyro_ssvae.errors import DataUnavailableError
 
     from_name = SemiSupervisedData.from_name
 
@@ -83,7 +85,8 @@ def test_without_a_network_the_run_is_named_after_what_it_trains_on(
 @pytest.mark.filterwarnings("ignore:No training example has a label")
 @pytest.mark.parametrize(("flags", "kept"), [(["--num-labels", "0"], 0), (["--num-labels", "20"], 20), ([], 100)])
 def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> None:
-    from pyro_ssvae.cli import load_data, parse_flags
+    from pyro_ssvae.cli import load_data
+    from pyro_ssvae.cli.commands import parse_flags
 
     args = parse_flags("m2", ["--data", "digits", *flags])
     assert load_data(args).num_labelled == kept
@@ -91,7 +94,7 @@ def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> No
 
 
 def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
-    from pyro_ssvae.cli import parse_flags
+    from pyro_ssvae.cli.commands import parse_flags
     from pyro_ssvae.presets import PURE
 
     assert parse_flags("m2", ["--bound-weight", "0.5"]).bound_weight == 0.5
@@ -146,7 +149,7 @@ def test_no_download_carries_on_with_digits(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unavailable(*_: object, **__: object) -> None:
-        raise pyro_ssvae.DataUnavailableError("MNIST is not in DIR and could not be downloaded: use --data-dir.")
+        raise pyro_ssvae.errors.DataUnavailableError("MNIST is not in DIR and could not be downloaded: use --data-dir.")
 
     original = pyro_ssvae.SemiSupervisedData.from_name
     monkeypatch.setattr(

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 import pyro_ssvae
-from pyro_ssvae import RunFolderError, SemiSupervisedData, TrainingConfig
-from pyro_ssvae.cli import parse_flags
+from pyro_ssvae import SemiSupervisedData, TrainingConfig
+from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.ddgm import load_others
+from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.evaluation import measure_toy_model
-from pyro_ssvae.plots import Movie
+from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_PRESETS, PURE, Preset
 from pyro_ssvae.training import RunFolder
 

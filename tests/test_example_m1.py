@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 import pyro_ssvae
-from pyro_ssvae import M1, M1M2, EnumerationError, StaticELBOError
-from pyro_ssvae.cli import parse_flags
+from pyro_ssvae import M1, M1M2
+from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.training import get_m1_config
+from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.presets import M1_PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

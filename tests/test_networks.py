@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from pyro_ssvae._math import softplus
-from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, FactoredLinear
+from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier
+from pyro_ssvae.networks.variational import FactoredLinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,10 +17,11 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae as ss
+from pyro_ssvae import StaticEnumELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.evaluation import evaluate_model
 from pyro_ssvae.models import Model, data_plate
-from pyro_ssvae.objectives import Loss, Objective, StaticEnumELBO, Validation
+from pyro_ssvae.objectives import Loss, Objective, Validation
 from pyro_ssvae.objectives.handlers import GlobalSites
 from pyro_ssvae.plots import figures
 

@@ -13,7 +13,7 @@ from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import as_images, read_npz
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
-from pyro_ssvae.objectives import ENTROPIES
+from pyro_ssvae.objectives.entropy import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
 
 __all__ = ["COMMANDS", "binarisation_for", "parse_flags"]

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.training import load_data, print_result, read_data
-from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.data.preparation import convert_images
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
-from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
-from pyro_ssvae.evaluation.reference_classifier import REFERENCE_STEPS
-from pyro_ssvae.models import DDGM
+from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.training import RunFolder
 
 __all__ = ["load_images", "load_others", "record_movie", "report_images", "report_points"]
@@ -129,7 +128,8 @@ def record_movie(
     Yields:
         The function for ``on_evaluation`` of :func:`pyro_ssvae.fit`.
     """
-    from pyro_ssvae.plots import Movie, plot_landscape
+    from pyro_ssvae.plots import plot_landscape
+    from pyro_ssvae.plots.ddgm import Movie
 
     path, resumed = Path(args.out) / "training.gif", args.resume is not None
     movie = Movie.load(path) if resumed and args.frames and path.is_file() else Movie()

@@ -17,7 +17,8 @@ import yaml
 
 from pyro_ssvae._checks import as_device
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.training import RunFolder, TrainingConfig
+from pyro_ssvae.training import RunFolder
+from pyro_ssvae.training.config import TrainingConfig
 
 __all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
 

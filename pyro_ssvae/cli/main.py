@@ -20,10 +20,18 @@ from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.training import load_data, make_m1, print_result, run_command, train_stages
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
-from pyro_ssvae.models import DDGM, M1, M1M2, M2, load
-from pyro_ssvae.objectives import EnergyObjective, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.m1m2 import M1M2
+from pyro_ssvae.models.m2 import M2
+from pyro_ssvae.models.serialization import load
+from pyro_ssvae.objectives.energy import EnergyObjective
+from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report
-from pyro_ssvae.training import RunFolder, TrainingConfig, fit
+from pyro_ssvae.training import RunFolder
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.loop import fit
 
 __all__ = ["main"]
 

@@ -18,14 +18,19 @@ from torch import Tensor
 
 from pyro_ssvae.cli.commands import binarisation_for, parse_flags
 from pyro_ssvae.cli.flags import Flags
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
 from pyro_ssvae.evaluation import active_units
-from pyro_ssvae.models import M1, Model, load
-from pyro_ssvae.objectives import Objective, UnsupervisedELBO
+from pyro_ssvae.models import Model
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.models.serialization import load
+from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
-from pyro_ssvae.training import RunFolder, TrainingConfig, fit
+from pyro_ssvae.training import RunFolder
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.loop import fit
 
 __all__ = ["get_m1_config", "load_data", "make_m1", "print_result", "read_data", "run_command", "train_stages"]
 

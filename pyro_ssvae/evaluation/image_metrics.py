@@ -8,21 +8,25 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier, get_held_out
-from pyro_ssvae.evaluation.two_sample import frechet_distance
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import iterate_batches, prepare
+from pyro_ssvae.evaluation.samples import frechet_distance
+from pyro_ssvae.models.base import evaluation_mode, fork_random_state
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.objectives.regularisers import AffineAugmentation
 
 __all__ = [
     "CORRUPTIONS",
+    "REFERENCE_STEPS",
+    "ReferenceClassifier",
     "compute_energies",
     "corrupt_images",
     "energy_auroc",
     "find_nearest",
+    "get_held_out",
     "measure_generated_images",
     "measure_image_model",
     "sample_images",
@@ -31,6 +35,10 @@ __all__ = [
 CORRUPTIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 """What :func:`corrupt_images` does to images."""
 
+REFERENCE_STEPS = 3000
+"""Default number of optimisation steps of a reference classifier."""
+
+_REFERENCE_BATCH = 100
 _DIGITS = ("mnist", "digits")  # data sets whose classes are the digits
 _SYMMETRIC = (0, 1, 8)  # digits that look alike when flipped from left to right
 _MAX_SETS = 10  # sets of each kind over whose pairs the Fréchet distance is averaged
@@ -49,25 +57,22 @@ def measure_image_model(
 ) -> dict[str, Any]:
     """Return all measures of an energy model of images.
 
-    Held-out images are the test images, or the validation images if there are none. Measures that need held-out images
-    are left out without either.
-
     Args:
         model: The model.
-        data: Its training data, with held-out images.
-        known: The same data with labels, to train a :class:`ReferenceClassifier` on; ``None``, or data without labels,
-            to leave out what needs one.
-        others: Images of other data sets by name, as for :func:`energy_auroc`.
-        num_samples: As for :func:`measure_generated_images`.
+        data: Its training data. Held-out images are the test images, or the validation images if there are none.
+        known: The same data with labels, to train a :class:`ReferenceClassifier` on, if there is one.
+        others: Images of other data sets by name, each ``(M, C, H, W)``, scaled as in training.
+        num_samples: Largest number of images in a set of the Fréchet distance; at least 2.
         seed: Seed of the classifier and of all draws; the caller's random state is left as it was.
-        progress: Called after each of the classifier's ``REFERENCE_STEPS`` steps, if given.
+        progress: Called after each of the classifier's steps, if given.
 
     Returns:
-        ``held_out``: ``"test"``, ``"validation"`` or ``None``. With a classifier, the results of
-        :func:`measure_generated_images` and its error on held-out images, ``reference_error``. With held-out images,
-        ``auroc`` from :func:`energy_auroc`. ``nearest_training_image``: distances to the nearest training image
-        (:func:`find_nearest`) of up to 200 ``generated`` images and as many held-out ones, ``test`` or ``validation``:
-        for each the minimum ``least``, the 5 % quantile ``low`` and the ``median``.
+        ``held_out``: ``"test"``, ``"validation"`` or ``None``. With a classifier, its error on held-out images,
+        ``reference_error``, and the results of :func:`measure_generated_images`. With held-out images ``auroc``, the
+        area under the ROC curve of the energy for each kind of corrupted images and each of ``others``.
+        ``nearest_training_image``: Euclidean distances to the nearest training image of up to 200 ``generated`` images
+        and as many held-out ones, ``test`` or ``validation``: the minimum ``least``, the 5 % quantile ``low`` and the
+        ``median``.
 
     Raises:
         ValueError: For fewer than two samples, or other images that do not fit (:func:`energy_auroc`).
@@ -98,34 +103,20 @@ def _summarise(distances: Tensor) -> dict[str, float]:
 
 
 def measure_generated_images(
-    model: DDGM,
-    data: SemiSupervisedData,
-    reference: ReferenceClassifier,
-    *,
-    num_samples: int = 5000,
-    seed: int = 0,
+    model: DDGM, data: SemiSupervisedData, reference: ReferenceClassifier, *, num_samples: int = 5000, seed: int = 0
 ) -> dict[str, Any]:
     r"""Compare generated with real images by the features h(x) and probabilities p(y|x) of a reference classifier.
 
-    .. math:: \text{share}_k = \frac1N \sum_n \bigl[\arg\max_y p(y \mid x_n) = k\bigr], \qquad
-        \text{confidence} = \frac1N \sum_n \max_y p(y \mid x_n)
-
-    and :func:`~pyro_ssvae.evaluation.frechet_distance` of h. That distance is biased upwards for small sets, so
-    generated, training and held-out images are split into disjoint sets of one size, and it is averaged over all pairs
-    of up to ten sets of either kind.
-
-    Args:
-        model: The model.
-        data: Training images and held-out ones, test or else validation images; both are drawn without replacement.
-        reference: From :meth:`ReferenceClassifier.train_on`.
-        num_samples: Largest number of images in a set; at least 2. At least so many images are generated.
-        seed: Seed of all draws; the caller's random state is left as it was.
+    The :func:`frechet_distance` of features is biased upwards for small sets, so generated, training and held-out
+    images are split into disjoint sets of one size, up to ``num_samples``, and it is averaged over all pairs of up to
+    ten sets of either kind. At least ``num_samples`` images are generated.
 
     Returns:
         ``frechet_distance`` of generated from training images, ``frechet_rows``, the size of the sets, and
-        ``frechet_sets``, the number of sets of training images; ``class_shares`` of generated images, the smallest of
-        them, ``least_share``, and ``confidence``. With held-out images ``real_class_shares`` and ``real_confidence`` of
-        these and, for at least two, ``frechet_floor``, their Fréchet distance from training images.
+        ``frechet_sets``, the number of sets of training images; ``class_shares``, the shares of the classes predicted
+        for generated images, the smallest of them, ``least_share``, and ``confidence``, the mean of the largest
+        probability. With held-out images ``real_class_shares`` and ``real_confidence`` of these and, for at least two,
+        ``frechet_floor``, their Fréchet distance from training images.
 
     Raises:
         ValueError: For fewer than two samples or training images.
@@ -146,18 +137,18 @@ def measure_generated_images(
     # A few images at a time are in memory.
     parts = [reference.evaluate(part) for part in _samples(model, max(num_samples, num_sets * size), seed)]
     features, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
-    shares = _class_shares(probabilities)
+    shares, confidence = _describe_predictions(probabilities)
     found: dict[str, Any] = {
         "frechet_rows": size,
         "frechet_sets": num_sets,
         "frechet_distance": _mean_distance(features, real_features, size),
         "class_shares": shares,
         "least_share": min(shares),
-        "confidence": _confidence(probabilities),
+        "confidence": confidence,
     }
     if len(other):
         features, probabilities = reference.evaluate(other[: _MAX_SETS * size], scale=data.scale)
-        found |= {"real_class_shares": _class_shares(probabilities), "real_confidence": _confidence(probabilities)}
+        found["real_class_shares"], found["real_confidence"] = _describe_predictions(probabilities)
         if enough:
             found["frechet_floor"] = _mean_distance(features, real_features, size)
     return found
@@ -169,31 +160,102 @@ def _mean_distance(x: Tensor, y: Tensor, size: int) -> float:
     return statistics.mean(frechet_distance(first, second) for first in firsts for second in seconds)
 
 
-def _class_shares(probabilities: Tensor) -> list[float]:
+def _describe_predictions(probabilities: Tensor) -> tuple[list[float], float]:
+    """Return the shares of the predicted classes, and the mean of the largest probability."""
     count = torch.bincount(probabilities.argmax(-1), minlength=probabilities.shape[-1])
-    shares: list[float] = (count.double() / len(probabilities)).tolist()
-    return shares
+    return (count.double() / len(probabilities)).tolist(), float(probabilities.max(-1).values.mean())
 
 
-def _confidence(probabilities: Tensor) -> float:
-    return float(probabilities.max(-1).values.mean())
+class ReferenceClassifier(nn.Module):
+    """A small convolutional classifier of images ``(C, H, W)`` with 64 features, which evaluates generated images."""
+
+    def __init__(self, event_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        body = nn.Sequential(
+            nn.Conv2d(event_shape[0], 32, 5, stride=2, padding=2),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            width = body.eval()(torch.zeros(1, *event_shape)).shape[-1]
+        self.body = nn.Sequential(body.train(), nn.Linear(width, 64), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(64, num_classes))
+
+    @classmethod
+    def train_on(
+        cls,
+        data: SemiSupervisedData,
+        *,
+        steps: int = REFERENCE_STEPS,
+        seed: int = 0,
+        progress: Callable[[], None] | None = None,
+    ) -> tuple[ReferenceClassifier, float]:
+        """Train a classifier on all labelled images of data, with mild augmentation; call ``progress`` after each step.
+
+        Returns:
+            The classifier, in evaluation mode, and its error on held-out images (:func:`get_held_out`), or NaN. The
+            caller's random state is left as it was.
+
+        Raises:
+            ValueError: If no training image is labelled.
+        """
+        known = data.labelled_index
+        if not len(known) or data.num_classes is None:
+            raise ValueError("A reference classifier needs labelled training images; hand in data with its labels.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            reference = cls(data.event_shape, data.num_classes)
+            augmentation = AffineAugmentation(strength=0.5)
+            optimizer = torch.optim.AdamW(reference.parameters(), fused=True)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+            for _ in range(steps):
+                chosen = known[torch.randint(len(known), (_REFERENCE_BATCH,))]
+                logits = reference(augmentation(prepare(data.x[chosen], scale=data.scale)))
+                optimizer.zero_grad()
+                F.cross_entropy(logits, data.y[chosen]).backward()
+                optimizer.step()
+                schedule.step()
+                if progress is not None:
+                    progress()
+        reference.eval()
+        _, x, y = get_held_out(data)
+        x, y = x[y >= 0], y[y >= 0]
+        if not len(x):
+            return reference, float("nan")
+        _, probabilities = reference.evaluate(x, scale=data.scale)
+        return reference, float((probabilities.argmax(-1) != y).double().mean())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, with shape ``(B, K)``, of images ``(B, C, H, W)``."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+    def evaluate(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return features ``(N, 64)`` and probabilities ``(N, K)``, on the CPU, of stored images over ``scale``."""
+        like = next(self.parameters())
+        with torch.no_grad(), evaluation_mode(self):
+            features = [self.body(batch.to(like)) for batch in iterate_batches(x, scale=scale, device=like.device)]
+            return torch.cat(features).cpu(), torch.cat([self.head(part).softmax(-1) for part in features]).cpu()
+
+
+def get_held_out(data: SemiSupervisedData) -> tuple[str | None, Tensor, Tensor]:
+    """Return ``"test"`` with the test examples as stored and their classes, or the same of validation examples."""
+    if len(data.x_test):
+        return "test", data.x_test, data.y_test
+    return "validation" if len(data.x_validation) else None, data.x_validation, data.y_validation
 
 
 def corrupt_images(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Return corrupted images, with the shape of ``x``.
+    """Return images ``(N, C, H, W)`` in [0, 1] corrupted in one way, with the same shape.
 
-    Args:
-        x: Images with shape ``(N, C, H, W)``, in [0, 1].
-        kind: ``"noise"`` (uniform pixels), ``"permuted"`` (the pixels of each image in a random order), ``"shifted"``
-            (4 pixels in a random direction, filled with black), ``"flipped"`` (left to right), ``"blank"`` (all black),
-            ``"blurred"`` (Gaussian, standard deviation 2 pixels).
-        generator: Source of randomness.
-
-    Raises:
-        ValueError: For an unknown kind.
+    ``kind`` is ``"noise"`` (uniform pixels), ``"permuted"`` (the pixels of each image in a random order), ``"shifted"``
+    (4 pixels in a random direction, filled with black), ``"flipped"`` (left to right), ``"blank"`` (all black) or
+    ``"blurred"`` (Gaussian, standard deviation 2 pixels); others raise ``ValueError``.
     """
-    from torchvision.transforms.functional import gaussian_blur
-
     if kind == "noise":
         return torch.rand(x.shape, generator=generator)
     if kind == "permuted":
@@ -218,29 +280,15 @@ def corrupt_images(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def energy_auroc(
-    model: DDGM,
-    x: Tensor,
-    y: Tensor | None = None,
-    others: Mapping[str, Tensor] | None = None,
-    *,
-    seed: int = 0,
+    model: DDGM, x: Tensor, y: Tensor | None = None, others: Mapping[str, Tensor] | None = None, *, seed: int = 0
 ) -> dict[str, float]:
     r"""Return how well the energy tells real images from corrupted and from other ones: the area under the ROC curve.
 
     .. math:: \mathrm{AUROC} = P\bigl(E(x') > E(x)\bigr) + \tfrac12 P\bigl(E(x') = E(x)\bigr)
 
-    for a real image x and another image x'. One half is chance, 1 is perfect, and 0 means that all x' have less energy
-    than all x.
-
-    Args:
-        model: The model.
-        x: Real images with shape ``(N, C, H, W)``, scaled as in training, that it was not trained on.
-        y: Their classes if they are digits, to leave the nearly symmetric 0, 1 and 8 out of ``"flipped"``.
-        others: Images of other data sets by name, each ``(M, C, H, W)``, scaled as in training.
-        seed: Seed of the corruptions.
-
-    Returns:
-        An area for each of ``CORRUPTIONS``, unless no real image remains, and for each name in ``others``.
+    for a real image x, ``(N, C, H, W)``, that the model was not trained on, and another image x'. There is an area for
+    each of ``CORRUPTIONS``, unless no real image remains, and for each of ``others``, images by name. If images are
+    digits, their classes ``y`` leave the nearly symmetric 0, 1 and 8 out of ``"flipped"``.
 
     Raises:
         ValueError: Without real images, or if others are empty, not floating point, of another shape, or named like a
@@ -297,17 +345,7 @@ def compute_energies(model: DDGM, x: Tensor) -> Tensor:
 
 
 def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return the Euclidean distances of examples to their nearest reference examples, and the indices of these.
-
-    .. math:: d_n = \min_m \|x_n - r_m\|
-
-    Args:
-        x: Examples with shape ``(N, *event_shape)``.
-        reference: Examples r with shape ``(M, *event_shape)``.
-
-    Returns:
-        Distances and indices into ``reference``, both with shape ``(N,)``.
-    """
+    """Return the Euclidean distances ``(N,)`` of examples to their nearest reference examples, and these' indices."""
     flat = reference.flatten(1)
     nearest = torch.cat([torch.cdist(part, flat).argmin(-1) for part in x.flatten(1).split(500)])
     return (x.flatten(1) - flat[nearest]).norm(dim=-1), nearest

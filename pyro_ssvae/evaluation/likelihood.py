@@ -95,8 +95,6 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
-    Examples and draws are processed in batches, so that the widest layer has at most 2 million elements.
-
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
             random class prior is fixed at its mean.
@@ -109,9 +107,6 @@ def log_likelihood(
             estimate for an example does not depend on the others. The errors are then not independent, and
             :attr:`LogLikelihood.mean_error` does not hold.
         progress: Called with the number of examples done after each batch, if given.
-
-    Returns:
-        The estimates, on the CPU, in float64.
 
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
@@ -148,12 +143,10 @@ def log_likelihood(
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
-    def concatenate(name: str) -> Any:
-        parts = [getattr(part, name) for part in found]
-        return None if parts[0] is None else torch.cat(parts)
-
-    names = ("log_px", "standard_error", "effective_samples", "log_px_given_y")
-    return replace(found[0], **{name: concatenate(name) for name in names})  # log p(y) is the same in every batch
+    names = ["log_px", "standard_error", "effective_samples"]
+    names += [] if found[0].log_py is None else ["log_px_given_y"]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
+    return replace(found[0], **joined)  # log p(y) is the same in every batch
 
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:

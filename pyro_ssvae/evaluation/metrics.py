@@ -6,9 +6,11 @@ import warnings
 from functools import singledispatch
 from typing import Any
 
-from pyro_ssvae.data import SemiSupervisedData
-from pyro_ssvae.models import DDGM, M1, SemiSupervisedModel
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, latent_diagnostics
+from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
 
 __all__ = ["evaluate_model"]

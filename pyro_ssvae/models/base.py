@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
-from pyro_ssvae.data import SemiSupervisedData, iterate_batches
-from pyro_ssvae.distributions import Likelihood, Prior, Uniform
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import iterate_batches
+from pyro_ssvae.distributions import Likelihood, Uniform
 from pyro_ssvae.distributions.factory import make_likelihood, make_prior
+from pyro_ssvae.distributions.priors import Prior
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ssvae._samplers import langevin
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
@@ -185,7 +185,7 @@ class DDGM(Model):
 
         Args:
             num_samples: Number of samples.
-            langevin_steps: Number of Langevin steps (:func:`~pyro_ssvae.models.langevin`), which stay in the range of
+            langevin_steps: Number of Langevin steps, which stay in the range of
                 the generator's last layer.
             step_size: Size of the Langevin steps.
 

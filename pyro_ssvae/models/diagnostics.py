@@ -7,13 +7,14 @@ and leave its mode and the caller's random state as they were.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import singledispatch
 from typing import Any
 
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_ssvae.data import iterate_batches
+from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
@@ -43,7 +44,7 @@ def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterato
     Args:
         module: A module with parameters.
         x: Examples with shape ``(N, *event_shape)``, as stored.
-        **options: Those of :func:`pyro_ssvae.data.iterate_batches`, except ``device``.
+        **options: Those of ``iterate_batches``, except ``device``.
     """
     like = next(module.parameters())
     return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
@@ -151,12 +152,12 @@ def posterior_diagnostics(
     }
 
 
-@torch.no_grad()
-def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
-    """Return how much information the latents of M1 carry.
+@singledispatch
+def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
+    """Return how much information the latents of M1 carry; nothing for other models.
 
     Args:
-        model: The model.
+        model: The model, whose class decides which function is called.
         x: Examples with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``.
         batch_size: Examples per batch.
@@ -164,6 +165,12 @@ def latent_diagnostics(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: 
     Returns:
         ``kl_z``, the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units``, the number of :func:`active_units`.
     """
+    return {}
+
+
+@latent_diagnostics.register
+@torch.no_grad()
+def _(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
     kl, means = 0.0, []
     with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode, get_device

@@ -4,16 +4,8 @@ Every network returns raw numbers (logits, locations, log-scales, features). Mod
 turn them into distributions and energies.
 """
 
-from pyro_ssvae.networks.energy import (
-    ConvFeatures,
-    ConvGenerator,
-    EnergyNet,
-    MLPFeatures,
-    MLPGenerator,
-    SoftplusExperts,
-    UpsampledConv2d,
-)
-from pyro_ssvae.networks.variational import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier, FactoredLinear
+from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, MLPFeatures, MLPGenerator
+from pyro_ssvae.networks.variational import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,10 +14,6 @@ __all__ = [
     "ConvClassifier",
     "ConvFeatures",
     "ConvGenerator",
-    "EnergyNet",
-    "FactoredLinear",
     "MLPFeatures",
     "MLPGenerator",
-    "SoftplusExperts",
-    "UpsampledConv2d",
 ]

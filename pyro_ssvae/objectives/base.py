@@ -11,7 +11,9 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch, SemiSupervisedData, iterate_batches
+from pyro_ssvae.data import Batch
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 

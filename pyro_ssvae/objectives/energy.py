@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.data import Batch
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, energy_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunction, Update, Validation
@@ -30,14 +31,16 @@ class EnergyObjective(Objective):
     Each step is one update of the energy, and then ``generator_steps`` updates of the generator, each followed by one
     of the entropy's own networks, the critic, if it has any.
 
-    Training stops with :class:`~pyro_ssvae.TrainingFailedError` for the reasons that :func:`find_failure` names.
+    Training stops with :class:`~pyro_ssvae.errors.TrainingFailedError` if the generator collapses or the energies
+    diverge.
 
     Args:
         module: The model, a :class:`pyro_ssvae.DDGM`.
         num_unlabelled: Number of unlabelled training examples.
         num_labelled: Number of labelled ones, which need a model with classes. They train p(y|x), and are the data of
             L_E too if every example is labelled.
-        entropy: A name in ``pyro_ssvae.objectives.ENTROPIES``, or an :class:`~pyro_ssvae.objectives.Entropy`.
+        entropy: ``"batch_norm"``, ``"nearest_neighbour"``, ``"mutual_information"``, or an
+            :class:`~pyro_ssvae.objectives.Entropy`.
         generator_rate: Learning rate of the generator, as a multiple of the energy's.
         generator_steps: Updates of the generator for each update of the energy.
         shared_draws: Whether the first update of the generator reuses the samples of the energy's update, which saves
@@ -88,7 +91,7 @@ class EnergyObjective(Objective):
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
     ) -> None:
-        if not isinstance(module, DDGM):
+        if not hasattr(module, "energy"):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
         counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
         super().__init__(module, **counts, model=model, guide=guide)
@@ -198,7 +201,7 @@ class EnergyObjective(Objective):
         binarisation: str = "none",
         seed: int = 0,
     ) -> Validation:
-        """Compare data and samples (:func:`~pyro_ssvae.evaluation.energy_diagnostics`), and check for failures.
+        """Compare the energies of data and samples, and check for failures.
 
         Without validation examples, up to 1,000 training examples are used. The latest weights are chosen.
         """

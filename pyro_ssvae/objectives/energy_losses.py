@@ -56,9 +56,8 @@ class EnergyLoss(ELBO):
             more time than the rest of L_E.
         langevin_steps: Langevin steps of generated samples before L_E is computed on them; for points.
         negative_weight: Weight of :class:`~pyro_ssvae.objectives.NegativeAugmentation`; for images.
-        max_shift: Largest random shift of data and samples, as a fraction of the image's sides, in [0, 0.5]
-            (:func:`~pyro_ssvae.objectives.shift_and_flip`); for small data sets of images. Labelled data are not
-            shifted.
+        max_shift: Largest random shift of data and samples, as a fraction of the image's sides, in [0, 0.5];
+            for small data sets of images. Labelled data are not shifted.
 
     Raises:
         ValueError: For a negative weight or number of steps, or a fraction outside its range.

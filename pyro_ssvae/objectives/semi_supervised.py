@@ -20,7 +20,8 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae.data import Batch, SemiSupervisedData
+from pyro_ssvae.data import Batch
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, posterior_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
@@ -55,7 +56,7 @@ class SemiSupervisedELBO(Objective):
         augmentation: Augmentation of labelled examples for the classifier; ``None`` for the pure objective.
         consistency: Consistency of q(y|x) across augmentations; ``None`` for the pure objective.
         enumeration: ``"exact"`` sums over every class, ``"top-k"`` over the likeliest ones and one drawn among the
-            rest: unbiased, and far cheaper with many classes (:class:`~pyro_ssvae.objectives.StaticEnumELBO`).
+            rest: unbiased, and far cheaper with many classes (:class:`~pyro_ssvae.StaticEnumELBO`).
         top_k: Classes summed exactly under ``"top-k"``.
         elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which supports more models and guides.
         analytic_kl: Whether the static bound uses closed forms of the KL of z.

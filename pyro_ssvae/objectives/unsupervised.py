@@ -13,8 +13,8 @@ from typing import Any
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
-from pyro_ssvae.data import Batch, SemiSupervisedData
-from pyro_ssvae.models import M1
+from pyro_ssvae.data import Batch
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, latent_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
@@ -130,6 +130,5 @@ class UnsupervisedELBO(Objective):
         if not len(x):
             return Validation()
         metrics = {"bound": self.mean_bound(x, scale=data.scale, binarisation=binarisation, seed=seed)}
-        if isinstance(self.module, M1):
-            metrics |= latent_diagnostics(self.module, x[:NUM_DIAGNOSED], scale=data.scale)
+        metrics |= latent_diagnostics(self.module, x[:NUM_DIAGNOSED], scale=data.scale)
         return Validation(metrics, score=metrics["bound"])

@@ -2,14 +2,25 @@
 
 Every function returns a :class:`matplotlib.figure.Figure` that belongs to no window and no global state: it works
 without a display, is shown at the end of a notebook cell, and is written by ``figure.savefig("name.png")``. The random
-state of the caller and the training mode of the model are left as they were; ``seed`` fixes what is drawn at random.
+state of the caller and the training mode of the model are left as they were.
+
+These arguments mean the same everywhere:
+
+- ``x``: examples with shape ``(N, *event_shape)``, floating point, scaled as in training.
+- ``y``: their classes, with shape ``(N,)``, as an array, a tensor on any device or a list; -1 where unknown.
+- ``class_names``: a name for each of the ``K`` classes; without them, their numbers.
+- ``image_shape``: the shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
+- ``value_range``: the values of x shown as black and as white.
+- ``seed``: of everything drawn at random. The same seed and model give the same figure.
+
+Examples that are no floating-point tensor, and labels and counts that are no (whole) numbers, raise ``TypeError``.
+Examples that are no images where images are drawn, and arguments that do not fit each other or the model, raise
+``ValueError``.
 """
 
-from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
+from pyro_ssvae.plots.classes import plot_confusion_matrix, plot_feature_means, plot_latent_map, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
-from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_nearest
-from pyro_ssvae.plots.ddgm_toy import Movie, plot_landscape
-from pyro_ssvae.plots.feature_means import plot_feature_means
+from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_landscape, plot_nearest
 from pyro_ssvae.plots.figures import figures, save_figures
 from pyro_ssvae.plots.images import (
     plot_analogies,
@@ -18,10 +29,8 @@ from pyro_ssvae.plots.images import (
     plot_samples,
     plot_traversals,
 )
-from pyro_ssvae.plots.latent import plot_latent_map
 
 __all__ = [
-    "Movie",
     "figures",
     "plot_analogies",
     "plot_confusion_matrix",

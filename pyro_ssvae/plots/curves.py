@@ -93,14 +93,10 @@ _KNOWN = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
 def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the metrics of a run against the training step, a panel for each, and mark the best evaluation.
 
-    Args:
-        metrics: Path of the ``metrics.csv`` of a run, or its rows, for example ``fit(...).metrics``. The column
-            ``step`` is required. Other columns may be missing, cells may be blank, and columns with unknown names get
-            a panel each if they hold numbers.
-
-    Returns:
-        The curves. The best evaluation is the last one with the smallest ``val/error`` or, without that column, the
-        largest ``val/bound``.
+    ``metrics`` is the path of the ``metrics.csv`` of a run, or its rows, for example ``fit(...).metrics``. The column
+    ``step`` is required. Other columns may be missing, cells may be blank, and columns with unknown names get a panel
+    each if they hold numbers. The best evaluation is the last one with the smallest ``val/error`` or, without that
+    column, the largest ``val/bound``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -179,17 +175,17 @@ def _as_number(cell: Any) -> float:
 def _find_best(columns: _Columns) -> tuple[int | None, str]:
     """Return the index of the best evaluation, the last of equals, if there is one, and the title of the figure."""
     steps = columns["step"]
-    if "val/error" in columns:
-        error = columns["val/error"]
-        best = int(np.flatnonzero(error == np.nanmin(error))[-1])
-        title = f"Training: smallest validation error {error[best]:.2%}"
-    elif "val/bound" in columns:
-        bound = columns["val/bound"]
-        best = int(np.flatnonzero(bound == np.nanmax(bound))[-1])
-        title = f"Training: highest validation bound {bound[best]:,.2f} nats"
-    else:
+    name = next((name for name in ("val/error", "val/bound") if name in columns), None)
+    if name is None:
         return None, "Training"
-    return best, f"{title} at step {steps[best]:,.0f} of {np.nanmax(steps):,.0f}"
+    values, is_error = columns[name], name == "val/error"
+    best = int(np.flatnonzero(values == (np.nanmin(values) if is_error else np.nanmax(values)))[-1])
+    value = (
+        f"smallest validation error {values[best]:.2%}"
+        if is_error
+        else f"highest validation bound {values[best]:,.2f} nats"
+    )
+    return best, f"Training: {value} at step {steps[best]:,.0f} of {np.nanmax(steps):,.0f}"
 
 
 def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> None:

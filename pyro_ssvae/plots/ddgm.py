@@ -1,14 +1,20 @@
-"""Figures of a DDGM: samples, nearest training images, interpolations, analogies, energies, features and latents."""
+"""Figures of a DDGM: samples, nearest images, interpolations, analogies, energies, features, points in the plane."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from pyro_ssvae._checks import as_count
@@ -19,81 +25,75 @@ from pyro_ssvae.evaluation.image_metrics import (
     find_nearest,
     sample_images,
 )
-from pyro_ssvae.models import DDGM
+from pyro_ssvae.evaluation.samples import Grid
 from pyro_ssvae.models.base import fork_random_state
-from pyro_ssvae.plots.ddgm_toy import draw_paths
-from pyro_ssvae.plots.image_grid import new_image_grid, to_tiles
+from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.plots.images import plot_analogies, plot_interpolations, plot_samples
-from pyro_ssvae.plots.inputs import as_classes, as_image_shape, check_examples
+from pyro_ssvae.plots.inputs import as_classes, check_examples
 from pyro_ssvae.plots.style import (
     ACCENT,
     FAINT,
     INK,
     add_colour_bar,
+    class_colours,
     name_ticks,
+    new_axes,
     new_figure,
+    new_image_grid,
     set_title,
     style_axes,
+    to_tiles,
+    write_file,
 )
 
-__all__ = ["plot_energies", "plot_features_and_latents", "plot_nearest"]
+__all__ = [
+    "Movie",
+    "plot_class_shares",
+    "plot_energies",
+    "plot_features_and_latents",
+    "plot_landscape",
+    "plot_nearest",
+]
 
 _SPACES = ("z", "features")
 _NEAREST_ROWS = 4
 _BINS = 10
 _MAX_FEATURES = 64
 _FEATURE_SAMPLES = 2000
+_GRID = Grid(extent=4.5, size=181)
+_PATH_STEPS = 25
+_FRAME_MILLISECONDS = 150
+_LAST_FRAME_MILLISECONDS = 2000
+_DOTS_PER_INCH = 80  # of a frame
+_COLOURS = 128  # of a movie's palette
 
 
 @plot_samples.register
-def _(
-    model: DDGM,
-    *,
-    num_columns: int = 10,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-) -> Figure:
+def _(model: DDGM, *, num_columns: int = 10, seed: int = 0, **view: Any) -> Figure:
     num_columns = as_count(num_columns, "num_columns", least=1)
-    shape = as_image_shape(model.event_shape, image_shape)
     x = sample_images(model, num_columns**2, seed)
     x = x[model.energy(x).cpu().argsort()]
-    figure = new_image_grid(to_tiles(x, shape, value_range, num_columns))
-    set_title(figure, "Generated images", "x = G(z), in the order of their energies, the lowest first")
-    return figure
+    note = "x = G(z), in the order of their energies, the lowest first"
+    return new_image_grid(to_tiles(model, x, num_columns, **view), "Generated images", note)
 
 
 @plot_interpolations.register
-def _(
-    model: DDGM,
-    start: Tensor,
-    end: Tensor,
-    *,
-    steps: int = 10,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
-) -> Figure:
+def _(model: DDGM, start: Tensor, end: Tensor, *, steps: int = 10, **view: Any) -> Figure:
     if tuple(model.event_shape) == (2,):
-        return draw_paths(model, start, end)
-    shape = as_image_shape(model.event_shape, image_shape)
+        return _draw_paths(model, start, end)
     paths = [model.interpolate(start, end, steps=steps, space=space).cpu() for space in _SPACES]
     images = torch.stack(paths).transpose(0, 2).transpose(1, 2)  # (N, 2, steps, *event)
-    tiles = to_tiles(images.flatten(0, 2), shape, value_range, steps)
-    figure = new_image_grid(tiles, _SPACES * len(start), rows_per_group=2)
-    set_title(figure, "Interpolations between two samples", "along straight lines of z, and of features f(x)")
-    return figure
+    return new_image_grid(
+        to_tiles(model, images, steps, **view),
+        "Interpolations between two samples",
+        "along straight lines of z, and of features f(x)",
+        row_names=_SPACES * len(start),
+        rows_per_group=2,
+    )
 
 
 @plot_analogies.register
-def _(
-    model: DDGM,
-    x: Tensor,
-    y: Any = None,
-    *,
-    image_shape: Sequence[int] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
-) -> Figure:
-    shape = as_image_shape(model.event_shape, image_shape)
+def _(model: DDGM, x: Tensor, y: Any = None, **view: Any) -> Figure:
     x = check_examples(model, x)
     if len(x) % 3:
         raise ValueError(f"x holds {len(x)} images; analogies take three each: a, b and c.")
@@ -103,16 +103,18 @@ def _(
         answers = [model.analogy(a, b, c, space=space).cpu() for space in _SPACES]
         decoded = model.generate_from(z).cpu()
     given = torch.stack([x.cpu(), decoded], 1).view(-1, 6, *model.event_shape)  # a, G, b, G, c, G
-    images = torch.cat([given, torch.stack(answers, 1)], 1)
-    tiles = to_tiles(images.flatten(0, 1), shape, value_range, 8)
-    figure = new_image_grid(tiles, column_names=["a", "G", "b", "G", "c", "G", "by z", "by f"], lead=6)
     note = "G: the image of the generator that is nearest to the one at its left"
     if y is not None:
         first, second, third = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).view(-1, 3).T
         if bool(((first == second) & (second != third) & (first >= 0) & (third >= 0)).all()):
             note += "\na and b are of one class, c of another: the answer should be c's class in b's style"
-    set_title(figure, "Analogies: a is to b as c is to …", note)
-    return figure
+    return new_image_grid(
+        to_tiles(model, torch.cat([given, torch.stack(answers, 1)], 1), 8, **view),
+        "Analogies: a is to b as c is to …",
+        note,
+        column_names=["a", "G", "b", "G", "c", "G", "by z", "by f"],
+        lead=6,
+    )
 
 
 def plot_nearest(
@@ -124,52 +126,29 @@ def plot_nearest(
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
-    """Draw four rows of generated images, each above the nearest training image, to reveal memorised ones.
-
-    Args:
-        model: The model.
-        x: Training images with shape ``(N, *event_shape)``, scaled as in training.
-        num_columns: Images in a row.
-        image_shape: Shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
-        value_range: Values of x shown as black and as white.
-        seed: Seed of the draws of z.
-
-    Raises:
-        TypeError: If ``x`` is not a floating-point tensor, or a number not an integer.
-        ValueError: If examples are not images, or do not fit the model.
-    """
+    """Draw four rows of generated images, each above the nearest of the training images ``x``, to reveal copies."""
     num_columns = as_count(num_columns, "num_columns", least=1)
-    shape = as_image_shape(model.event_shape, image_shape)
     x = check_examples(model, x)
     samples = sample_images(model, _NEAREST_ROWS * num_columns, seed)
     distance, index = find_nearest(samples, x)
-    tiles = [to_tiles(images, shape, value_range, num_columns) for images in (samples, x[index])]
-    pairs = np.stack(tiles, 1).reshape(-1, *tiles[0].shape[1:])
-    figure = new_image_grid(pairs, ["sample", "nearest"] * _NEAREST_ROWS, rows_per_group=2)
-    note = f"median distance {float(distance.median()):.2f}"
-    set_title(figure, "Generated images and the nearest training images", note)
-    return figure
+    tiles = [to_tiles(model, images, num_columns, image_shape, value_range) for images in (samples, x[index])]
+    return new_image_grid(
+        np.stack(tiles, 1).reshape(-1, *tiles[0].shape[1:]),
+        "Generated images and the nearest training images",
+        f"median distance {float(distance.median()):.2f}",
+        row_names=["sample", "nearest"] * _NEAREST_ROWS,
+        rows_per_group=2,
+    )
 
 
 def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
-    """Draw box plots of the energies of real, generated and corrupted images.
-
-    Args:
-        model: The model.
-        x: Images with shape ``(N, C, H, W)``, scaled as in training, preferably held-out ones.
-        seed: Seed of all draws.
-
-    Raises:
-        TypeError: If ``x`` is not a floating-point tensor.
-        ValueError: If ``x`` does not have the model's event shape.
-    """
+    """Draw box plots of the energies of real, generated and corrupted images ``(N, C, H, W)``, preferably held-out."""
     x = check_examples(model, x)
     generator = torch.Generator().manual_seed(seed)
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
     energies = [compute_energies(model, part).numpy() for part in images.values()]
-    figure = new_figure(6.4, 3.6)
-    axes = figure.subplots()
+    figure, axes = new_axes(6.4, 3.6)
     boxes = axes.boxplot(energies, whis=(5, 95), showfliers=False, widths=0.55, patch_artist=True)
     for box, median, name in zip(boxes["boxes"], boxes["medians"], images, strict=True):
         box.set(facecolor="#c5dff4" if name in ("real", "generated") else "#e6e6e6", edgecolor=FAINT)
@@ -188,11 +167,7 @@ def plot_features_and_latents(model: DDGM, *, seed: int = 0) -> Figure:
 
     is the share of a feature's variance that one latent explains alone (the correlation ratio; a first-order Sobol
     index), estimated from 2000 samples by means in ten bins of equal counts and corrected for chance (Kelley's ε²). The
-    rest is due to interactions of latents.
-
-    Args:
-        model: The model; of its features the 64 of the largest variance are shown.
-        seed: Seed of the draws of z.
+    rest is due to interactions of latents. Shown are the 64 features of the largest variance.
     """
     with fork_random_state(model, seed):
         z = model.prior().sample((_FEATURE_SAMPLES,))
@@ -201,8 +176,7 @@ def plot_features_and_latents(model: DDGM, *, seed: int = 0) -> Figure:
     shares = _correlation_ratios(z.double().cpu().numpy(), features.double().cpu().numpy())  # (L, F)
     shares = shares[:, np.lexsort((-shares.max(0), shares.argmax(0)))]
     width, height = np.clip([1.6 + 0.14 * shares.shape[1], 1.5 + 0.14 * shares.shape[0]], [5.0, 2.2], [11.0, 8.0])
-    figure = new_figure(float(width), float(height))
-    axes = figure.subplots()
+    figure, axes = new_axes(float(width), float(height))
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=max(float(shares.max()), 1e-3), aspect="auto")
     style_axes(axes, frame=False)
     axes.set(xlabel="feature, by the latent that explains most of it", ylabel="latent")
@@ -227,8 +201,7 @@ def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -
 
 def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
     """Draw the share of each class among generated images and, where there are any, among held-out ones."""
-    figure = new_figure(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
-    axes = figure.subplots()
+    figure, axes = new_axes(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
     shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=ACCENT)
     axes.bar_label(shares, fmt="%.1f", padding=3, fontsize=8)
     real = "real_class_shares" in found
@@ -239,3 +212,114 @@ def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figu
     style_axes(axes)
     set_title(figure, "Classes of generated images", "line: share among held-out images" if real else "")
     return figure
+
+
+def plot_landscape(model: DDGM, x: Tensor, *, num_samples: int = 2000, title: str = "", seed: int = 0) -> Figure:
+    """Draw data, samples over the model's density, and the energy, on the square [-4.5, 4.5]².
+
+    At most ``num_samples`` points of data ``(N, 2)`` and as many samples are shown, of a model of points in the plane.
+    """
+    if tuple(model.event_shape) != (2,):
+        raise ValueError(f"A landscape needs a model with event shape (2,), not {tuple(model.event_shape)}.")
+    with fork_random_state(model, seed):
+        samples = model.sample(num_samples).cpu()
+    energy = model.energy(_GRID.points()).view(_GRID.size, _GRID.size).cpu().numpy()
+    figure = new_figure(11.0, 3.9)
+    left, middle, right = figure.subplots(1, 3)
+    left.scatter(*x[:num_samples].cpu().T.numpy(), s=2.0, color=INK, linewidths=0.0)
+    _style_plane(left, "Data")
+    _draw_density(middle, model)
+    middle.scatter(*samples.T.numpy(), s=2.0, color=ACCENT, alpha=0.6, linewidths=0.0)
+    _style_plane(middle, "Samples over the density exp(−E)/Z (square root)")
+    levels = _draw_grid(right, energy - energy.min(), cmap="viridis", vmin=0.0, vmax=12.0)
+    _style_plane(right, "Energy above its minimum")
+    add_colour_bar(figure, levels, right, "nats", extend="max", shrink=0.85)
+    if title:
+        set_title(figure, title)
+    return figure
+
+
+def _draw_paths(model: DDGM, start: Tensor, end: Tensor) -> Figure:
+    """Draw paths of samples between latents ``(N, L)``, along lines of z and of features, over the density."""
+    figure = new_figure(7.6, 4.2)
+    panels = figure.subplots(1, 2)
+    for axes, space, title in zip(panels, ("z", "features"), ("Lines of z", "Lines of features f(x)"), strict=True):
+        paths = model.interpolate(start, end, steps=_PATH_STEPS, space=space).transpose(0, 1).cpu().numpy()
+        _draw_density(axes, model)
+        for colour, path in zip(class_colours(len(paths)), paths, strict=True):
+            axes.plot(*path.T, color=colour, linewidth=1.4)
+            axes.plot(*path[0], "o", color=colour, markersize=5.0, markerfacecolor="white")
+            axes.plot(*path[-1], "o", color=colour, markersize=5.0)
+        _style_plane(axes, title)
+    note = "from the ring to the dot; grey: the density exp(−E)/Z (square root)"
+    set_title(figure, "Interpolations between two samples", note)
+    return figure
+
+
+def _draw_density(axes: Axes, model: DDGM) -> None:
+    _draw_grid(axes, _GRID.probabilities(model.score_samples).sqrt().numpy(), cmap="Greys", vmin=0.0)
+
+
+def _draw_grid(axes: Axes, values: NDArray[np.float64], **options: Any) -> AxesImage:
+    extent = (-_GRID.extent, _GRID.extent, -_GRID.extent, _GRID.extent)
+    return axes.imshow(values, origin="lower", extent=extent, **options)
+
+
+def _style_plane(axes: Axes, title: str) -> None:
+    style_axes(axes, title=title, frame=False)
+    limits = (-_GRID.extent, _GRID.extent)
+    axes.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
+
+
+class Movie:
+    """A movie of training, written as an animated GIF; ``steps`` holds the training step of each frame."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self._frames: list[Image.Image] = []
+
+    @classmethod
+    def load(cls, path: str | Path) -> Movie:
+        """Return a movie that :meth:`save` wrote, to continue it, or raise ``ValueError`` if it is none."""
+        movie = cls()
+        try:
+            with Image.open(path) as file:
+                movie.steps = [int(step) for step in file.info["comment"].split()]
+                movie._frames = [_to_frame(frame) for frame in ImageSequence.Iterator(file)]
+        except (KeyError, ValueError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is no movie of training ({type(error).__name__}); remove it.") from error
+        if len(movie.steps) != len(movie):
+            raise ValueError(f"{path} holds {len(movie)} frames of {len(movie.steps)} steps; remove it.")
+        return movie
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, figure: Figure, step: int) -> None:
+        """Add a figure as the next frame, that of a training step."""
+        figure.set_dpi(_DOTS_PER_INCH)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._frames.append(_to_frame(Image.fromarray(pixels)))
+        self.steps.append(step)
+
+    def cut(self, step: int) -> None:
+        """Remove the frames of a step and of all later ones, for a run that is resumed from an earlier checkpoint."""
+        kept = sum(known < step for known in self.steps)
+        del self.steps[kept:], self._frames[kept:]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the movie atomically, or raise ``ValueError`` if there is no frame."""
+        if not self._frames:
+            raise ValueError("A movie needs at least one frame; add figures first.")
+        buffer = io.BytesIO()
+        first, *rest = self._frames
+        durations = [_FRAME_MILLISECONDS] * len(rest) + [_LAST_FRAME_MILLISECONDS]
+        comment = " ".join(map(str, self.steps)).encode()
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=comment)
+        return write_file(Path(path), buffer.getvalue())
+
+
+def _to_frame(image: Image.Image) -> Image.Image:
+    return image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)

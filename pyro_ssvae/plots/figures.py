@@ -12,15 +12,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import as_count
-from pyro_ssvae.data import SemiSupervisedData, prepare
-from pyro_ssvae.evaluation.reference_classifier import get_held_out
-from pyro_ssvae.models import DDGM, M1, Model, SemiSupervisedModel
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.evaluation.image_metrics import get_held_out
+from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
-from pyro_ssvae.plots.classification import plot_confusion_matrix, plot_reliability
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.plots.classes import plot_confusion_matrix, plot_feature_means, plot_latent_map, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_nearest
-from pyro_ssvae.plots.feature_means import plot_feature_means
 from pyro_ssvae.plots.images import (
     plot_analogies,
     plot_interpolations,
@@ -29,7 +30,6 @@ from pyro_ssvae.plots.images import (
     plot_traversals,
 )
 from pyro_ssvae.plots.inputs import as_image_shape, map_batches
-from pyro_ssvae.plots.latent import plot_latent_map
 from pyro_ssvae.plots.style import save_figure
 
 __all__ = ["figures", "save_figures"]
@@ -38,33 +38,26 @@ _NUM_INTERPOLATIONS = 4
 _NUM_ANALOGIES = 6  # of a DDGM
 _MAX_CLASSES_OF_ANALOGIES = 20  # of a model with classes, each a column
 _MAX_LABELLED = 500
+_MAX_POINTS = 2000  # held-out examples in a figure that shows many, such as the latent map
 
 _Drawings = dict[str, Callable[[], Figure]]
 
 
 @functools.singledispatch
 def figures(
-    model: nn.Module, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
+    model: nn.Module, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0
 ) -> _Drawings:
     """Return the figures of a trained model, as functions that draw them, by file name without ending.
 
     This is a :func:`functools.singledispatch` function of the class of the model. A class of your own inherits the
-    figures of its base class, or gets others by ``@figures.register(MyModel)``; an unknown class has none.
-
-    Args:
-        model: The trained model.
-        data: The data that it was trained on.
-        image_shape: Shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
-        max_points: Largest number of held-out examples in a figure that shows many, such as the latent map.
-        seed: Seed of everything drawn at random.
+    figures of its base class, or gets others by ``@figures.register(MyModel)``; an unknown class has none. ``data`` is
+    what the model was trained on.
     """
     return {}
 
 
 @figures.register
-def _(
-    model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
-) -> _Drawings:
+def _(model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0) -> _Drawings:
     _, x, y = _get_held_out_examples(data)
     found: _Drawings = {}
     options = _get_image_options(data, image_shape)
@@ -72,25 +65,20 @@ def _(
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
     if len(x) < 2:
         return found
+    few_x, few_y, names = x[:_MAX_POINTS], y[:_MAX_POINTS], data.class_names or None
     if options is not None:
         start, end = x[: len(x) // 2 * 2].chunk(2)
         start, end = start[:_NUM_INTERPOLATIONS], end[:_NUM_INTERPOLATIONS]
         found["reconstructions"] = lambda: plot_reconstructions(model, x, **options)
         found["interpolations"] = lambda: plot_interpolations(model, start, end, **options)
-        found["traversals"] = lambda: plot_traversals(model, x[:max_points], **options)
-    names = data.class_names or None
-    found["latent_map"] = lambda: plot_latent_map(model, x[:max_points], y[:max_points], class_names=names, seed=seed)
+        found["traversals"] = lambda: plot_traversals(model, few_x, **options)
+    found["latent_map"] = lambda: plot_latent_map(model, few_x, few_y, class_names=names, seed=seed)
     return found
 
 
 @figures.register
 def _(
-    model: SemiSupervisedModel,
-    data: SemiSupervisedData,
-    *,
-    image_shape: Sequence[int] | None,
-    max_points: int,
-    seed: int,
+    model: SemiSupervisedModel, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0
 ) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
     names = _get_class_names(model, data)
@@ -111,9 +99,8 @@ def _(
         if len(shown_x):
             found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, **options)
     if len(x):
-        map_x = torch.cat([x[:max_points], x_labelled])
-        map_y = torch.cat([y[:max_points], y_labelled])
-        ringed = torch.arange(len(map_x)) >= len(x[:max_points])
+        map_x, map_y = torch.cat([x[:_MAX_POINTS], x_labelled]), torch.cat([y[:_MAX_POINTS], y_labelled])
+        ringed = torch.arange(len(map_x)) >= len(x[:_MAX_POINTS])
         found["latent_map"] = lambda: plot_latent_map(
             model, map_x, map_y, labelled=ringed, class_names=names, seed=seed
         )
@@ -121,9 +108,7 @@ def _(
 
 
 @figures.register
-def _(
-    model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | None, max_points: int, seed: int
-) -> _Drawings:
+def _(model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
     found: _Drawings = {"features_and_latents": lambda: plot_features_and_latents(model, seed=seed)}
     options = _get_image_options(data, image_shape)
@@ -138,7 +123,7 @@ def _(
         chosen = _choose_analogies(y, seed)
         found["analogies"] = lambda: plot_analogies(model, x[chosen], y[chosen], **options)
         if len(data.event_shape) == 3:
-            found["energies"] = lambda: plot_energies(model, x[:max_points], seed=seed)
+            found["energies"] = lambda: plot_energies(model, x[:_MAX_POINTS], seed=seed)
     if model.num_classes is not None:
         found |= _get_classifier_figures(model, x, y, _get_class_names(model, data), part)
     return found
@@ -151,24 +136,13 @@ def save_figures(
     folder: str | os.PathLike[str],
     *,
     image_shape: Sequence[int] | None = None,
-    max_points: int = 2000,
     seed: int = 0,
 ) -> list[Path]:
-    """Save the :func:`figures` of a trained model, and its training curves, as PNG files.
+    """Save the :func:`figures` of a trained model, and its training curves, as PNG files, and return their paths.
 
     Figures of data show test examples, or validation examples if there are none; without either they are left out.
-
-    Args:
-        model: The trained model.
-        data: The data that it was trained on.
-        metrics_path: The ``metrics.csv`` of the run; there are no curves if it is ``None``, missing or without a row.
-        folder: Folder of the files; created if needed. Each file is written atomically.
-        image_shape: Shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
-        max_points: Largest number of held-out examples in a figure that shows many, such as the latent map.
-        seed: Seed of everything drawn at random. The same seed and model give the same files.
-
-    Returns:
-        The files, in the order in which they were written.
+    There are no curves if ``metrics_path``, the ``metrics.csv`` of the run, is ``None``, missing or without a row. The
+    folder is created if needed, and each file is written atomically.
 
     Raises:
         ValueError: If model and data do not fit each other.
@@ -191,8 +165,7 @@ def save_figures(
             f"The model takes examples of shape {event_shape} and {num_classes or 'no'} classes, the data has "
             f"{data.event_shape} and {data.num_classes or 'no'}. Pass the data that the model was trained on."
         )
-    max_points = as_count(max_points, "max_points", least=1)
-    drawings = figures(model, data, image_shape=image_shape, max_points=max_points, seed=seed)
+    drawings = figures(model, data, image_shape=image_shape, seed=seed)
     if metrics_path is not None and _has_rows(Path(metrics_path)):
         drawings = {**drawings, "training_curves": lambda: plot_training_curves(metrics_path)}
     return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]

@@ -36,18 +36,19 @@ def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
     """Return the means of q(z|x,y), or of q(z|x) if ``y`` is ``None``, ``(N, L)``, on the CPU."""
-    like = next(model.parameters())
-    given = () if y is None else (y.to(like.device),)
-    with torch.no_grad(), evaluation_mode(model):
-        return map_batches(lambda x, *y: model.encode(x, *y).mean, x.to(like), *given)
+    return _map_means(model, model.encode, x, y)
 
 
 def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
+    return _map_means(model, lambda z, *y: model.decode(*y, z), z, y)
+
+
+def _map_means(model: Any, function: Callable[..., Any], values: Tensor, y: Tensor | None) -> Tensor:
     like = next(model.parameters())
     given = () if y is None else (y.to(like.device),)
     with torch.no_grad(), evaluation_mode(model):
-        return map_batches(lambda *args: model.decode(*args).mean, *given, z.to(like))
+        return map_batches(lambda *args: function(*args).mean, values.to(like), *given)
 
 
 def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -56,12 +57,7 @@ def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
 
 
 def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
-    """Return examples that the model can take, detached.
-
-    Raises:
-        TypeError: If they are not a floating-point tensor.
-        ValueError: If their shape is not ``(N, *event_shape)`` with N of at least 1.
-    """
+    """Return at least one example that the model can take, detached."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         given = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
@@ -78,30 +74,17 @@ def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
 
 
 def select_examples(model: Model, x: Any, y: Any, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return the first ``num_images`` examples and their classes, -1 where unknown or ``y`` is ``None``.
-
-    Raises:
-        TypeError: As :func:`check_examples` and :func:`as_classes`, or if ``num_images`` is not an integer.
-        ValueError: As :func:`check_examples` and :func:`as_classes`, or if ``num_images`` is not positive.
-    """
+    """Return the first ``num_images`` examples and their classes, -1 where unknown or ``y`` is ``None``."""
     x = check_examples(model, x)
     num_images = as_count(num_images, "num_images", least=1)
-    if y is None:
-        y = torch.full((len(x),), -1)
-    else:
-        y = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    y = as_classes(torch.full((len(x),), -1) if y is None else y, "y", len(x), model.num_classes, allow_unlabelled=True)
     return x[:num_images], y[:num_images]
 
 
 def as_classes(
     values: Any, name: str, num_examples: int, num_classes: int | None, *, allow_unlabelled: bool = False
 ) -> Tensor:
-    """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known.
-
-    Raises:
-        TypeError: If the values are not numbers.
-        ValueError: If they are not class indices, one for each example.
-    """
+    """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known."""
     y = as_labels(values, name, num_examples, allow_unlabelled=allow_unlabelled)
     if num_classes is not None and len(y) and int(y.max()) >= num_classes:
         raise ValueError(
@@ -112,11 +95,7 @@ def as_classes(
 
 
 def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Return a name for each class: those given, else "0", "1", ...
-
-    Raises:
-        ValueError: If there are fewer or more names than classes.
-    """
+    """Return a name for each class: those given, else "0", "1", ..."""
     names = [str(name) for name in (range(num_classes) if class_names is None else class_names)]
     if len(names) != num_classes:
         raise ValueError(
@@ -127,16 +106,9 @@ def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[
 
 
 def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """Return channels, height and width of examples that are images.
+    """Return channels, height and width of examples that are images: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)``.
 
     A flat example is never guessed to be an image, whatever its length.
-
-    Args:
-        event_shape: Shape of an example: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)`` are images.
-        image_shape: One of these shapes with as many elements, for examples stored in another shape.
-
-    Raises:
-        ValueError: If the examples are not images.
     """
     event, shape = tuple(event_shape), tuple(event_shape if image_shape is None else image_shape)
     possible = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))

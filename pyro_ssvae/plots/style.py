@@ -1,8 +1,9 @@
-"""The common look of all figures, and writing them as PNG."""
+"""The common look of all figures, grids of images, and writing figures to files."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.models import Model
+from pyro_ssvae.plots.inputs import as_image_shape
 
 __all__ = [
     "ACCENT",
@@ -24,13 +28,19 @@ __all__ = [
     "FAINT",
     "INK",
     "add_colour_bar",
+    "cell_size",
     "class_colours",
+    "draw_image_grid",
     "name_ticks",
+    "new_axes",
     "new_figure",
+    "new_image_grid",
     "save_figure",
     "set_title",
     "style_axes",
     "to_png",
+    "to_tiles",
+    "write_file",
 ]
 
 INK = "#222222"
@@ -38,10 +48,13 @@ FAINT = "#8a8a8a"
 ACCENT = "#3f90da"
 ALARM = "#bd1f01"
 _DPI = 150
+_CELL = 0.55  # inches
+_MAX_SIDE = 11.0  # inches
+_CHARACTER = 0.075  # inches, of a label
+_MAX_UPRIGHT = 6  # characters of a column's name that fit above a cell
+_MIN_RESOLUTION = 64  # pixels of a tile, so that gaps are thin compared with 8x8 images too
 
-# Ten colours that stay apart under the common colour-vision deficiencies.
-# Accessible Color Sequences for Data Visualization (Petroff, 2021),
-# https://arxiv.org/abs/2107.02270.
+# Distinct under the common colour-vision deficiencies (Petroff, 2021, https://arxiv.org/abs/2107.02270).
 _CLASS_COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
 
 
@@ -57,6 +70,12 @@ def new_figure(width: float, height: float) -> Figure:
     return _NotebookFigure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
 
 
+def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty white figure and its only axes; width and height are in inches."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
+
+
 def to_png(figure: Figure) -> bytes:
     """Return a figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
@@ -66,12 +85,16 @@ def to_png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, atomically, and return the path.
+    """Write a figure as PNG, and return the path; for errors see :func:`write_file`."""
+    return write_file(path, to_png(figure))
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a figure's file atomically, and return the path.
 
     Raises:
         RunFolderError: If the file cannot be written.
     """
-    content = to_png(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -134,3 +157,96 @@ def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most
         axes.set_xticks(ticks, shown, rotation=40.0, ha="right", rotation_mode="anchor")
     else:
         axes.set_xticks(ticks, shown)
+
+
+def to_tiles(
+    model: Model,
+    x: Tensor,
+    num_columns: int,
+    image_shape: Sequence[int] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> NDArray[np.float64]:
+    """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``.
+
+    Raises:
+        ValueError: If examples are no images, or the range is empty.
+    """
+    channels, height, width = as_image_shape(model.event_shape, image_shape)
+    low, high = value_range
+    if not low < high:
+        raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
+    images = x.detach().double().cpu().reshape(-1, num_columns, channels, height, width).movedim(2, -1).numpy()
+    colours = np.clip((images - low) / (high - low), 0.0, 1.0)
+    return np.broadcast_to(colours, (*colours.shape[:-1], 3))
+
+
+def cell_size(
+    tiles: NDArray[np.float64], num_grid_rows: int, num_columns: int, *, longest_label: int = 0
+) -> tuple[float, float]:
+    """Return width and height of a cell with an image ``(..., H, W, 3)`` in inches, smaller where there are many cells.
+
+    ``longest_label`` is how many characters must fit below a cell.
+    """
+    height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
+    wanted = max(_CELL, longest_label * _CHARACTER / width)
+    size = min(wanted, _MAX_SIDE / max(num_grid_rows * height, num_columns * width))
+    return width * size, height * size
+
+
+def new_image_grid(
+    tiles: NDArray[np.float64],
+    title: str,
+    note: str,
+    *,
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
+    lead: int = 0,
+    rows_per_group: int = 1,
+) -> Figure:
+    """Return a figure of one grid of images; for the other arguments see :func:`draw_image_grid`."""
+    num_grid_rows, num_columns = tiles.shape[:2]
+    width, height = cell_size(tiles, num_grid_rows, num_columns)
+    longest_row, longest_column = (max(map(len, names), default=0) for names in (row_names, column_names))
+    margin_left = 0.2 + _CHARACTER * longest_row + (width / 4 if lead else 0.0)
+    margin_top = 0.6 + _CHARACTER * 0.6 * longest_column
+    figure, axes = new_axes(margin_left + width * num_columns, margin_top + height * num_grid_rows)
+    draw_image_grid(axes, tiles, row_names, column_names, lead=lead, rows_per_group=rows_per_group)
+    axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
+    axes.xaxis.tick_top()
+    if longest_column > _MAX_UPRIGHT:
+        axes.set_xticks(axes.get_xticks(), column_names, rotation=40.0, ha="left", rotation_mode="anchor")
+    set_title(figure, title, note)
+    return figure
+
+
+def draw_image_grid(
+    axes: Axes,
+    tiles: NDArray[np.float64],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    lead: int = 0,
+    rows_per_group: int = 1,
+) -> None:
+    """Draw images ``(rows, columns, H, W, 3)`` as a single one: separate axes for each would take seconds.
+
+    The first rows and columns are named. The gap is wider after ``lead`` columns, unless that is 0, and between groups
+    of ``rows_per_group`` rows, if these are more than one.
+    """
+    num_grid_rows, num_columns, height, width, _ = tiles.shape
+    zoom = math.ceil(_MIN_RESOLUTION / max(height, width))
+    height, width = height * zoom, width * zoom
+    gap = max(1, max(height, width) // 16)
+    top = np.arange(num_grid_rows) * (height + gap)
+    if rows_per_group > 1:
+        top += np.arange(num_grid_rows) // rows_per_group * 3 * gap
+    left = np.arange(num_columns) * (width + gap)
+    left[lead:] += 4 * gap if lead else 0
+    canvas = np.ones((top[-1] + height, left[-1] + width, 3))
+    for y, row in zip(top, tiles, strict=True):
+        for x, tile in zip(left, row, strict=True):
+            canvas[y : y + height, x : x + width] = tile.repeat(zoom, 0).repeat(zoom, 1)
+    axes.imshow(canvas)
+    style_axes(axes, frame=False)
+    axes.set_yticks(top[: len(row_names)] + (height - 1) / 2, row_names)
+    axes.set_xticks(left[: len(column_names)] + (width - 1) / 2, column_names)

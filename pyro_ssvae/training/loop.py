@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae.data import BatchStream, SemiSupervisedData, prepare
+from pyro_ssvae.data import BatchStream
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
-from pyro_ssvae.models import Model, save
+from pyro_ssvae.models import Model
+from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.config import TrainingConfig

@@ -25,8 +25,9 @@ import torch
 from runs import Run
 from torch import nn
 
-from pyro_ssvae import DDGM, M1, TrainingFailedError
+from pyro_ssvae import DDGM, M1
 from pyro_ssvae.data import draw_label_split
+from pyro_ssvae.errors import TrainingFailedError
 
 MODULES = (mnist_m2, mnist_m1, mnist_m1m2, mnist_svm, mnist_bayes, ddgm, time_to_error, times)
 

@@ -4,7 +4,8 @@ import itertools
 import pytest
 import torch
 
-from pyro_ssvae.data import BatchStream, SemiSupervisedData, batches
+from pyro_ssvae import SemiSupervisedData
+from pyro_ssvae.data import BatchStream, batches
 
 
 def make(num_unlabelled=23, num_labelled=6, seed=0):

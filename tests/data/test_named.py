@@ -13,9 +13,10 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, MNIST
 
-from pyro_ssvae.data import DATASET_NAMES, SemiSupervisedData, named
+from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.data import download as download_module
-from pyro_ssvae.data.named import get_data_folder, load_named
+from pyro_ssvae.data import named
+from pyro_ssvae.data.named import DATASET_NAMES, get_data_folder, load_named
 from pyro_ssvae.errors import DataUnavailableError
 
 N_TRAIN, N_TEST = 60, 20

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_ssvae.data import binarise, iterate_batches, prepare
+from pyro_ssvae.data.preparation import binarise, iterate_batches, prepare
 
 
 @pytest.fixture

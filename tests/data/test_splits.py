@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae.data import LabelSplit, draw_label_split, hide_labels
-from pyro_ssvae.data.splits import select_last
+from pyro_ssvae.data import LabelSplit, draw_label_split
+from pyro_ssvae.data.splits import hide_labels, select_last
 
 
 @pytest.fixture

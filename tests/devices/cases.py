@@ -12,14 +12,8 @@ from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, 
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS, Gaussian, Mixed, Poisson
 from pyro_ssvae.distributions.factory import make_prior
-from pyro_ssvae.objectives import (
-    ENTROPIES,
-    AffineAugmentation,
-    Consistency,
-    NearestNeighbourEntropy,
-    Objective,
-    Update,
-)
+from pyro_ssvae.objectives import AffineAugmentation, Consistency, NearestNeighbourEntropy, Objective, Update
+from pyro_ssvae.objectives.entropy import ENTROPIES
 
 NUM_CLASSES, LATENT_DIM = 4, 2
 NUM_UNLABELLED, NUM_LABELLED = 6, 3  # examples of a batch

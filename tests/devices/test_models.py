@@ -17,22 +17,24 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from pyro_ssvae.data import binarise, prepare
-from pyro_ssvae.data.preparation import convert_images, rescale, threshold
+from pyro_ssvae.data.preparation import binarise, convert_images, prepare, rescale, threshold
 from pyro_ssvae.evaluation import (
     active_units,
     annealed_log_normaliser,
     class_control,
+    evaluate_model,
+    log_likelihood,
+)
+from pyro_ssvae.evaluation.image_metrics import find_nearest
+from pyro_ssvae.models.diagnostics import (
     classification_error,
     energy_diagnostics,
-    evaluate_model,
-    find_nearest,
     latent_diagnostics,
-    log_likelihood,
     posterior_diagnostics,
     predict_batches,
 )
-from pyro_ssvae.objectives import AffineAugmentation, Consistency, NegativeAugmentation, shift_and_flip
+from pyro_ssvae.objectives import AffineAugmentation, Consistency, NegativeAugmentation
+from pyro_ssvae.objectives.augmentation import shift_and_flip
 from tests.devices.cases import IMAGE, NUM_CLASSES, OBJECTIVES
 from tests.devices.fake import AnswerReadings, OnDevice, empty_like_on, needs_cuda_build, no_gpu
 

@@ -16,16 +16,9 @@ from torch import Tensor
 import pyro_ssvae
 from pyro_ssvae import M1, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
-from pyro_ssvae.distributions import (
-    PRIORS,
-    Flow,
-    MixtureOfGaussians,
-    Prior,
-    StandardNormal,
-    StudentT,
-    VampPrior,
-)
+from pyro_ssvae.distributions import PRIORS, Flow, MixtureOfGaussians, StandardNormal, StudentT, VampPrior
 from pyro_ssvae.distributions.factory import make_prior
+from pyro_ssvae.distributions.priors import Prior
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
 
 NAMES = list(PRIORS)

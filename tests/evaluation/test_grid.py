@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_ssvae import DDGM
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
-from pyro_ssvae.evaluation import Grid, annealed_log_normaliser
-from pyro_ssvae.models import DDGM
+from pyro_ssvae.evaluation import annealed_log_normaliser
+from pyro_ssvae.evaluation.samples import Grid
 
 
 def gaussian(loc: float, scale: float) -> torch.distributions.Independent:

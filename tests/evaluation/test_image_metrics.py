@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import prepare
+from pyro_ssvae import DDGM, SemiSupervisedData
+from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.evaluation import frechet_distance
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
+    ReferenceClassifier,
     corrupt_images,
     energy_auroc,
     find_nearest,
@@ -20,8 +21,6 @@ from pyro_ssvae.evaluation.image_metrics import (
     measure_image_model,
     sample_images,
 )
-from pyro_ssvae.evaluation.reference_classifier import ReferenceClassifier
-from pyro_ssvae.models import DDGM
 
 
 @pytest.fixture(scope="module")

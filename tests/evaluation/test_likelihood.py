@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import DDGM, M1, M1M2, M2
+from pyro_ssvae import DDGM, M1, M1M2, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.distributions import FixedClassPrior, VampPrior
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.likelihood import _width
 from pyro_ssvae.models import data_plate
-from pyro_ssvae.objectives import SemiSupervisedELBO, UnsupervisedELBO
 
 D, L, K = 4, 2, 3
 

@@ -10,12 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae import M2, SemiSupervisedELBO
-from pyro_ssvae.evaluation import (
-    class_control,
-    classification_error,
-    posterior_diagnostics,
-    predict_batches,
-)
+from pyro_ssvae.evaluation import class_control
+from pyro_ssvae.models.diagnostics import classification_error, posterior_diagnostics, predict_batches
 
 IMAGE, K = (1, 8, 8), 4
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae import DDGM
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
-from pyro_ssvae.evaluation import energy_diagnostics, measure_toy_model
-from pyro_ssvae.models import DDGM
+from pyro_ssvae.evaluation import measure_toy_model
+from pyro_ssvae.models.diagnostics import energy_diagnostics
 
 
 class _Points(nn.Module):

@@ -12,10 +12,9 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 
 import pyro_ssvae
-from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit, report
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, StaticEnumELBO, TrainingConfig, fit, report
 from pyro_ssvae.data import Batch
 from pyro_ssvae.models import data_plate
-from pyro_ssvae.objectives import StaticEnumELBO
 
 IMAGE, K = (1, 8, 8), 4
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy, NegativeAugmentation, shift_and_flip
-from pyro_ssvae.objectives.augmentation import _blur, _cut_mix, _shuffle_patches
+from pyro_ssvae import DDGM
+from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy, NegativeAugmentation
+from pyro_ssvae.objectives.augmentation import _blur, _cut_mix, _shuffle_patches, shift_and_flip
 
 
 def _trained(x: Tensor, weight: float) -> DDGM:

@@ -13,8 +13,9 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae import M2, EnumerationError, SemiSupervisedELBO
+from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
+from pyro_ssvae.errors import EnumerationError
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.m2 import ENUMERATE
 

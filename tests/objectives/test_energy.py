@@ -12,17 +12,11 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import SemiSupervisedData, TrainingConfig, fit
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
 from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import TrainingFailedError
-from pyro_ssvae.models import DDGM
 from pyro_ssvae.models.base import data_plate
-from pyro_ssvae.objectives import (
-    EnergyLoss,
-    EnergyObjective,
-    MutualInformationEntropy,
-    NearestNeighbourEntropy,
-)
+from pyro_ssvae.objectives import EnergyLoss, MutualInformationEntropy, NearestNeighbourEntropy
 from pyro_ssvae.objectives.energy import find_failure, has_collapsed
 from pyro_ssvae.objectives.energy_losses import normalise_importance_weights, perturb_samples
 

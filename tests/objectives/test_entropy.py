@@ -8,13 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_ssvae.objectives import (
-    ENTROPIES,
-    BatchNormEntropy,
-    MutualInformationEntropy,
-    NearestNeighbourEntropy,
-    make_entropy,
-)
+from pyro_ssvae.objectives import BatchNormEntropy, MutualInformationEntropy, NearestNeighbourEntropy
+from pyro_ssvae.objectives.entropy import ENTROPIES, make_entropy
 
 
 def test_nearest_neighbours_find_the_entropy_of_a_gaussian() -> None:

@@ -14,11 +14,11 @@ from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_ssvae import M1, M1M2, M2, EnumerationError, SemiSupervisedELBO, StaticELBOError, pyro_view
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticEnumELBO, pyro_view
 from pyro_ssvae.data import Batch
+from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.m2 import ENUMERATE
-from pyro_ssvae.objectives import StaticEnumELBO
 
 K, L, D = 4, 3, 6
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticELBOError, UnsupervisedELBO
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticEnumELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
+from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.evaluation import log_likelihood
-from pyro_ssvae.objectives import StaticEnumELBO
 
 D, L, K = 6, 3, 4
 

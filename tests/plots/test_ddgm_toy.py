@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.plots import Movie, plot_interpolations, plot_landscape
+from pyro_ssvae import DDGM
+from pyro_ssvae.plots import plot_interpolations, plot_landscape
+from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.plots.style import new_figure
 
 

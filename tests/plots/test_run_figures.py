@@ -12,7 +12,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pyro_ssvae import DDGM, M1, M2, RunFolderError, SemiSupervisedData
+from pyro_ssvae import DDGM, M1, M2, SemiSupervisedData
+from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.plots import figures, save_figures
 from pyro_ssvae.plots.style import new_figure
 
@@ -249,7 +250,7 @@ def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
         pass
 
     data = make_data((5,), held_out=None)
-    options = {"image_shape": None, "max_points": 10, "seed": 3}
+    options = {"image_shape": None, "seed": 3}
     assert figures(Mine(), data, **options) == {}
     assert stems(save_figures(Mine(), data, write_metrics(tmp_path), tmp_path)) == ["training_curves"]
     m2 = Subclass(data.event_shape, data.num_classes, hidden_dims=(6,))
@@ -257,8 +258,8 @@ def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
 
     @figures.register(Mine)
     @figures.register(Subclass)
-    def _(model, data, *, image_shape, max_points, seed):
-        assert (image_shape, max_points, seed) == (None, 10, 3)
+    def _(model, data, *, image_shape, seed):
+        assert (image_shape, seed) == (None, 3)
         return {"mine": lambda: new_figure(2.0, 2.0)}
 
     for model in (Mine(), m2):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import SemiSupervisedData, TrainingConfig, TrainingFailedError, fit
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
 from pyro_ssvae.data import Batch, make_toy_data
-from pyro_ssvae.evaluation import energy_diagnostics
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyObjective, Loss, Update
+from pyro_ssvae.errors import TrainingFailedError
+from pyro_ssvae.models.diagnostics import energy_diagnostics
+from pyro_ssvae.objectives import Loss, Update
 from pyro_ssvae.training import RunFolder
 
 CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_decay=0.0, device="cpu")

@@ -19,19 +19,10 @@ import yaml
 from torch import Tensor
 
 import pyro_ssvae
-from pyro_ssvae import (
-    M2,
-    NonFiniteLossError,
-    RunFolderError,
-    SemiSupervisedData,
-    SemiSupervisedELBO,
-    TrainingConfig,
-    UnsupervisedELBO,
-    fit,
-    report,
-)
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit, report
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
 from pyro_ssvae.training import RunFolder
 
 ROOT = Path(__file__).parents[2]

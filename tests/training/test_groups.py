@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import NonFiniteLossError, SemiSupervisedData, TrainingConfig, fit
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
 from pyro_ssvae.data import Batch, make_toy_data
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyObjective, Loss, Objective, ParameterGroup, Update
+from pyro_ssvae.errors import NonFiniteLossError
+from pyro_ssvae.objectives import Loss, Objective, ParameterGroup, Update
 from pyro_ssvae.plots import plot_training_curves
 from pyro_ssvae.presets import DDGM_TOY
 

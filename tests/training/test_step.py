@@ -130,7 +130,7 @@ def test_a_model_with_python_state_is_found_out() -> None:
 
 
 def test_a_guide_that_enumerates_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from pyro_ssvae import EnumerationError
+    from pyro_ssvae.errors import EnumerationError
 
     class Forgetful(M2):
         def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
-from pyro_ssvae.evaluation import energy_distance, frechet_distance, median_distance, mode_coverage, squared_mmd
+from pyro_ssvae.evaluation.samples import (
+    energy_distance,
+    frechet_distance,
+    median_distance,
+    mode_coverage,
+    squared_mmd,
+)
 
 
 def test_energy_distance_by_hand() -> None:

@@ -1,0 +1,343 @@
+"""Distances between two samples, coverage of modes, and measures of energy models of points in the plane."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from pyro_ssvae._samplers import annealed_log_normaliser
+from pyro_ssvae.data.toy import draw_ring, draw_spiral, ring_distribution
+from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
+from pyro_ssvae.models.ddgm import DDGM
+
+__all__ = [
+    "Grid",
+    "energy_distance",
+    "frechet_distance",
+    "measure_toy_model",
+    "median_distance",
+    "mode_coverage",
+    "squared_mmd",
+]
+
+_CHUNK = 100  # examples whose distances fit the cache
+_MEDIAN_SIZE = 1000
+_SMALL = 1e-12  # probability of a cell below which it is left out of a KL divergence
+_DRAW = {"ring": draw_ring, "spiral": draw_spiral}
+_REAL_PAIRS = 10  # pairs of real samples behind the floors
+_SMOOTHING = 0.1  # of the spiral, which has no density
+_SPIRAL_POINTS = 1_000_000
+_TEMPERATURES = 300  # of annealed importance sampling
+_BASE_SCALE = 1.5  # standard deviation of the Gaussian that it starts from
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    r"""Return the unbiased squared energy distance of two samples, of mean zero for equal distributions.
+
+    .. math:: 2\,\mathbb E\|X - Y\| - \mathbb E\|X - X'\| - \mathbb E\|Y - Y'\|
+
+    The distances of points to themselves are left out, so the estimate can be negative (Székely & Rizzo, 2013, "Energy
+    statistics: a class of statistics based on distances").
+
+    Args:
+        x: A sample with shape ``(N, *event_shape)``, N at least 2.
+        y: A sample with shape ``(M, *event_shape)``, M at least 2.
+
+    Raises:
+        ValueError: For fewer than two examples, or different event shapes.
+    """
+    x, y = _as_samples(x, y)
+    within = sum(_sum_of(_distances(z, z)) / (len(z) * (len(z) - 1)) for z in (x, y))
+    return 2.0 * _sum_of(_distances(x, y)) / (len(x) * len(y)) - within
+
+
+def squared_mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
+    r"""Return the unbiased squared maximum mean discrepancy of two samples, with a Gaussian kernel.
+
+    .. math:: \mathbb E k(X, X') + \mathbb E k(Y, Y') - 2\,\mathbb E k(X, Y), \qquad
+        k(a, b) = \exp\bigl(-\|a - b\|^2 / 2h^2\bigr)
+
+    (A Kernel Two-Sample Test, Gretton et al., 2012, equation 3).
+
+    Args:
+        x: As for :func:`energy_distance`.
+        y: As for :func:`energy_distance`.
+        bandwidth: h; ``None`` for the median distance between the first 1,000 examples of ``y``.
+
+    Raises:
+        ValueError: For fewer than two examples, different event shapes, or a bandwidth that is not positive.
+    """
+    x, y = _as_samples(x, y)
+    if bandwidth is None:
+        bandwidth = median_distance(y)
+    if not bandwidth > 0.0:
+        raise ValueError(f"bandwidth={bandwidth} must be positive; the median distance of identical examples is not.")
+
+    def kernel_sum(a: Tensor, b: Tensor) -> float:
+        return _sum_of(part.square_().mul_(-0.5 / bandwidth**2).exp_() for part in _distances(a, b))
+
+    within = sum((kernel_sum(z, z) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
+    return within - 2.0 * kernel_sum(x, y) / (len(x) * len(y))
+
+
+def median_distance(x: Tensor) -> float:
+    """Return the median distance between the first 1,000 examples of ``x``, at least two."""
+    if len(x) < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; at least two examples are needed.")
+    return float(torch.pdist(x[:_MEDIAN_SIZE].flatten(1).double()).median())
+
+
+def mode_coverage(x: Tensor, modes: dist.MultivariateNormal, *, radius: float = 3.0) -> dict[str, Any]:
+    r"""Return how many modes of a mixture of Gaussians a sample covers, and in which proportions.
+
+    .. math:: k_n = \arg\min_k d_{nk}, \qquad s_k = \frac1N \sum_n [k_n = k]\,[d_{nk} \le r], \qquad
+        d_{nk}^2 = (x_n - \mu_k)^\top \Sigma_k^{-1} (x_n - \mu_k)
+
+    A point is assigned to the mode at the smallest Mahalanobis distance d, and counted if it is of *high quality*, with
+    :math:`d \le r` (98.9 % of the draws from a Gaussian in the plane have d below 3).
+
+    Args:
+        x: Points with shape ``(N, D)``, N at least 1.
+        modes: ``K`` Gaussians in ``D`` dimensions.
+        radius: r.
+
+    Returns:
+        ``"shares"``, the s, with shape ``(K,)``; ``"modes"``, the number of modes with a share of at least 1/10K;
+        ``"high_quality"``, the fraction of points of high quality, Σs.
+    """
+    if not len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)}; at least one point is needed.")
+    difference = (x.unsqueeze(1) - modes.loc).unsqueeze(-1).to(modes.loc)  # (N, K, D, 1)
+    scaled = torch.linalg.solve_triangular(modes.scale_tril, difference, upper=False).squeeze(-1)
+    distance, mode = scaled.norm(dim=-1).min(-1)
+    good = distance <= radius
+    count = modes.loc.shape[0]
+    shares = torch.bincount(mode[good], minlength=count).double() / len(x)
+    return {
+        "shares": shares,
+        "modes": int((shares >= 0.1 / count).sum()),
+        "high_quality": float(good.double().mean()),
+    }
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    r"""Return the squared Fréchet distance between Gaussians fitted to two sets of features.
+
+    .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}\bigl(C_x + C_y - 2 (C_x^{1/2} C_y C_x^{1/2})^{1/2}\bigr)
+
+    (GANs Trained by a Two Time-Scale Update Rule, Heusel et al., 2017, equation 6.) The estimate is biased upwards for
+    small samples: compare it with the distance of two real samples of the same sizes.
+
+    Args:
+        x: Features with shape ``(N, D)``, N at least 2.
+        y: Features with shape ``(M, D)``, M at least 2.
+
+    Raises:
+        ValueError: For fewer than two examples, or different numbers of features.
+    """
+    x, y = _as_samples(x, y)
+    first, second = torch.cov(x.T).view(x.shape[1], -1), torch.cov(y.T).view(x.shape[1], -1)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0.0).sqrt().sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + first.trace() + second.trace() - 2.0 * cross)
+
+
+def _as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
+        raise ValueError(
+            f"x and y must hold at least two examples each, of one event shape; got shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)}."
+        )
+    return x.flatten(1).double(), y.flatten(1).double()
+
+
+def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Return the distances of all pairs in chunks, from differences, so that equal examples have distance zero."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return (torch.cdist(part, y, compute_mode=mode) for part in x.split(_CHUNK))
+
+
+def _sum_of(parts: Iterator[Tensor]) -> float:
+    return float(sum(part.sum() for part in parts))
+
+
+@dataclass(frozen=True)
+class Grid:
+    r"""A square grid of points in :math:`[-e, e]^2`, and probabilities over its cells.
+
+    A table of probabilities has shape ``(size, size)``, sums to one, and has a row for each second coordinate. A
+    log-density maps points ``(N, 2)`` to values ``(N,)`` in nats, such as -E(x) of an energy model.
+
+    Args:
+        extent: e, positive.
+        size: Number of points along each side, at least 2.
+    """
+
+    extent: float = 4.5
+    size: int = 361
+
+    def __post_init__(self) -> None:
+        """Check both values."""
+        if not self.extent > 0.0 or self.size < 2:
+            raise ValueError(f"extent={self.extent} must be positive, and size={self.size} at least 2.")
+
+    @property
+    def cell(self) -> float:
+        """Side of a cell."""
+        return 2.0 * self.extent / (self.size - 1)
+
+    def points(self) -> Tensor:
+        """Return the points, with shape ``(size * size, 2)``."""
+        side = torch.linspace(-self.extent, self.extent, self.size)
+        second, first = torch.meshgrid(side, side, indexing="ij")
+        return torch.stack([first, second], -1).view(-1, 2)
+
+    def _log_values(self, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([log_density(part).cpu() for part in self.points().split(20_000)]).double()
+
+    def probabilities(self, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the cells' probabilities under an unnormalised density."""
+        return self._log_values(log_density).softmax(0).view(self.size, self.size)
+
+    def log_normaliser(self, log_density: Callable[[Tensor], Tensor]) -> float:
+        """Return log ∫ exp(log_density) over the square, in nats: log Σ_c exp(log_density(x_c)) + 2 log(cell)."""
+        return float(self._log_values(log_density).logsumexp(0)) + 2.0 * math.log(self.cell)
+
+    def histogram(self, x: Tensor) -> Tensor:
+        """Return the fractions of samples ``(N, 2)`` nearest to each point, without samples outside of the grid."""
+        index = ((x.double() + self.extent) / self.cell).round().long()
+        index = index[((index >= 0) & (index < self.size)).all(-1)]
+        if not len(index):
+            raise ValueError(f"None of {len(x)} samples lies in the grid [-{self.extent}, {self.extent}]².")
+        counts = torch.bincount(index[:, 1] * self.size + index[:, 0], minlength=self.size**2).double()
+        return (counts / counts.sum()).view(self.size, self.size)
+
+    def smooth(self, table: Tensor, std: float) -> Tensor:
+        """Return the table of the points after adding Gaussian noise with a standard deviation."""
+        radius = math.ceil(4.0 * std / self.cell)
+        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64) * self.cell
+        kernel = (-0.5 * (offsets / std).square()).softmax(0).view(1, 1, -1)
+        table = table.double()
+        for _ in range(2):  # along both coordinates
+            table = torch.nn.functional.conv1d(table.unsqueeze(1), kernel, padding=radius).squeeze(1).T
+        return table / table.sum()
+
+    @staticmethod
+    def total_variation(p: Tensor, q: Tensor) -> float:
+        """Return the total variation distance ½ Σ|p − q|, in [0, 1]."""
+        return float(0.5 * (p - q).abs().sum())
+
+    @staticmethod
+    def kl_divergence(p: Tensor, q: Tensor) -> float:
+        """Return KL(p ‖ q) in nats."""
+        kept = p > _SMALL
+        return float((p[kept] * (p[kept].log() - q[kept].clamp_min(torch.finfo(q.dtype).tiny).log())).sum())
+
+
+def measure_toy_model(
+    model: DDGM,
+    name: str,
+    *,
+    num_samples: int = 5000,
+    langevin_steps: int = 20,
+    num_chains: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    r"""Compare a model with the true distribution: its samples, with and without Langevin steps, and its energy.
+
+    Args:
+        model: A model of points in the plane.
+        name: ``"ring"`` or ``"spiral"``.
+        num_samples: Number of generated and of real points; at least 2.
+        langevin_steps: Langevin steps for the measures that begin with ``langevin_``.
+        num_chains: Chains of annealed importance sampling, at least 2.
+        seed: Seed of all draws; the caller's random state is left as it was.
+
+    Returns:
+        :func:`energy_distance` and :func:`squared_mmd`, times 1,000, between generated and real points, with the
+        bandwidth of these real ones; ``floor`` and ``mmd_floor``, mean and standard deviation of both between two real
+        samples, over ten pairs; on the ring ``modes``, ``high_quality``, ``shares`` of the modes
+        (:func:`mode_coverage`) and the smallest of them, ``least_share``. All but the floors also with ``langevin_``
+        before the name, of points after Langevin steps.
+
+        ``total_variation``, :math:`\tfrac12 \sum_c |p_c - q_c|`, and ``kl_divergence``,
+        :math:`\sum_c p_c \log (p_c / q_c)` in nats, between the truth p and the model
+        :math:`q \propto e^{-E}` over the cells c of a grid; on the spiral, which has no density, both after Gaussian
+        noise of standard deviation 0.1. ``log_z_grid`` is :math:`\log \int e^{-E(x)}\,dx` in nats on that grid,
+        ``log_z_ais`` the same by :func:`annealed_log_normaliser`, and ``log_z_ais_error`` its standard error.
+
+    Raises:
+        ValueError: For an unknown name, a model that is not of points in the plane, or too few points or chains.
+    """
+    if name not in _DRAW or tuple(model.event_shape) != (2,):
+        raise ValueError(
+            f"name={name!r} must be ring or spiral, and the model's event shape (2,), not {tuple(model.event_shape)}."
+        )
+    if min(num_samples, num_chains) < 2:
+        raise ValueError(f"num_samples={num_samples} and num_chains={num_chains} must both be at least 2.")
+    generator = torch.Generator().manual_seed(seed + 1_000_003)  # differs from the generator of the training data
+    real = [_DRAW[name](num_samples, generator)[0] for _ in range(2 * _REAL_PAIRS)]
+    bandwidth = median_distance(real[0])
+    with fork_random_state(model, seed):
+        samples = model.sample(num_samples).cpu()
+        moved = model.sample(num_samples, langevin_steps=langevin_steps).cpu()
+    found = _measure_samples(samples, real[0], name, bandwidth)
+    found |= {f"langevin_{key}": value for key, value in _measure_samples(moved, real[0], name, bandwidth).items()}
+    pairs = list(zip(real[::2], real[1::2], strict=True))
+    found["floor"] = _mean_and_std([1000.0 * energy_distance(x, y) for x, y in pairs])
+    found["mmd_floor"] = _mean_and_std([1000.0 * squared_mmd(x, y, bandwidth) for x, y in pairs])
+    return found | _measure_energy(model, name, generator, num_chains, seed)
+
+
+def _measure_samples(samples: Tensor, real: Tensor, name: str, bandwidth: float) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "energy_distance": 1000.0 * energy_distance(samples, real),
+        "squared_mmd": 1000.0 * squared_mmd(samples, real, bandwidth),
+    }
+    if name == "ring":
+        modes = mode_coverage(samples, ring_distribution().component_distribution)
+        shares = modes["shares"].tolist()
+        found |= {"modes": modes["modes"], "high_quality": modes["high_quality"]}
+        found |= {"shares": shares, "least_share": min(shares)}
+    return found
+
+
+def _measure_energy(model: DDGM, name: str, generator: torch.Generator, num_chains: int, seed: int) -> dict[str, float]:
+    grid = Grid()
+    density = grid.probabilities(model.score_samples)
+    if name == "ring":
+        truth = grid.probabilities(ring_distribution().log_prob)
+    else:
+        truth = grid.smooth(grid.histogram(draw_spiral(_SPIRAL_POINTS, generator)[0]), _SMOOTHING)
+        density = grid.smooth(density, _SMOOTHING)
+    with evaluation_mode(model), parametrize.cached():  # computes normalised weights once
+        log_z, error = annealed_log_normaliser(
+            model.energy_net,
+            (2,),
+            scale=_BASE_SCALE,
+            num_chains=num_chains,
+            num_temperatures=_TEMPERATURES,
+            seed=seed,
+            device=get_device(model),
+        )
+    return {
+        "total_variation": grid.total_variation(density, truth),
+        "kl_divergence": grid.kl_divergence(truth, density),
+        "log_z_grid": grid.log_normaliser(model.score_samples),
+        "log_z_ais": log_z,
+        "log_z_ais_error": error,
+    }
+
+
+def _mean_and_std(values: list[float]) -> list[float]:
+    return [statistics.mean(values), statistics.stdev(values)]

@@ -1,0 +1,327 @@
+"""Figures by class: confusion matrix, reliability diagram, means of the features of tables, latent map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, PowerNorm, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_ssvae._checks import as_count, as_seed, to_numpy
+from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.base import fork_random_state, get_device
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.plots.inputs import as_class_names, as_classes, check_examples, complete_classes, encode_means
+from pyro_ssvae.plots.style import (
+    ACCENT,
+    FAINT,
+    INK,
+    add_colour_bar,
+    class_colours,
+    name_ticks,
+    new_axes,
+    new_figure,
+    set_title,
+    style_axes,
+)
+
+__all__ = ["plot_confusion_matrix", "plot_feature_means", "plot_latent_map", "plot_reliability"]
+
+_MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
+_SAMPLES_PER_CLASS = 200
+_COLOUR_LIMIT = 2.0  # standard deviations
+_METHODS = ("auto", "pca", "tsne")
+_GREY = "#cccccc"  # examples of unknown class
+
+
+def plot_confusion_matrix(
+    y_true: Any, y_pred: Any, class_names: Sequence[str] | None = None, *, title: str = "Confusion matrix"
+) -> Figure:
+    """Draw how many examples of each true class (rows) are predicted as each class (columns).
+
+    Counts are written for up to 20 classes, in cells coloured by their share of the true class in percent. The title
+    is followed by the error. Without names ``K`` is the number of classes that occur.
+
+    Example:
+        >>> figure = plot_confusion_matrix([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"])
+        >>> figure.get_suptitle()
+        'Confusion matrix: error 25.00% (1 of 4 examples)'
+    """
+    num_examples = to_numpy(y_true, "y_true").size
+    given = None if class_names is None else len(class_names)
+    true, pred = (as_classes(y, name, num_examples, given) for y, name in ((y_true, "y_true"), (y_pred, "y_pred")))
+    if num_examples == 0:
+        raise ValueError("y_true is empty, so there is no error; pass at least one example.")
+    num_classes = given or int(max(true.max(), pred.max())) + 1
+    names = as_class_names(class_names, num_classes)
+    counts = np.bincount((true * num_classes + pred).numpy(), minlength=num_classes**2)
+    counts = counts.reshape(num_classes, num_classes)
+    percent = 100.0 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    wrong = num_examples - int(np.trace(counts))
+
+    side = min(8.0, 2.0 + 0.42 * num_classes)
+    figure, axes = new_axes(side + 0.9, side)
+    # The square root makes confusions of one percent visible next to a diagonal of ninety-nine.
+    image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0.0, 100.0))
+    style_axes(axes, frame=False)
+    if num_classes <= _MAX_NAMED_CLASSES:
+        for i, j in np.argwhere(counts):
+            colour = "white" if percent[i, j] > 40.0 else INK
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7.5, color=colour)
+    name_ticks(axes, names)
+    name_ticks(axes, names, vertical=True)
+    axes.set(xlabel="predicted", ylabel="true")
+    ticks = [0, 1, 5, 20, 50, 100]
+    add_colour_bar(figure, image, axes, "share of the true class", shrink=0.8, ticks=ticks, format="%d%%")
+    set_title(figure, f"{title}: error {wrong / num_examples:.2%} ({wrong:,} of {num_examples:,} examples)")
+    return figure
+
+
+def plot_reliability(probabilities: Any, y: Any, *, num_bins: int = 15, title: str = "Reliability") -> Figure:
+    """Draw the accuracy of a classifier against its confidence, the largest of its ``probabilities`` ``(N, K)``.
+
+    Examples are sorted by confidence into bins of equal width. Drawn are accuracy, with its 68% interval, against mean
+    confidence of each bin, above the share of examples in each bin. The title is followed by the expected calibration
+    error, the mean over examples of the difference between accuracy and mean confidence of their bin. (On Calibration
+    of Modern Neural Networks, Guo et al., 2017, https://arxiv.org/abs/1706.04599, equation 3.)
+
+    Example:
+        >>> plot_reliability([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]], [0, 1, 0, 0]).get_suptitle()
+        'Reliability: expected calibration error 35.0%'
+    """
+    p = _as_probabilities(probabilities)
+    true = as_classes(y, "y", len(p), p.shape[1]).numpy()
+    num_bins = as_count(num_bins, "num_bins", least=1)
+    confidence, correct = p.max(1), p.argmax(1) == true
+    index = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    counts = np.bincount(index, minlength=num_bins)
+    full = counts > 0
+    n = counts[full]
+    accuracy = np.bincount(index, correct, num_bins)[full] / n
+    mean_confidence = np.bincount(index, confidence, num_bins)[full] / n
+    calibration_error = float((n * np.abs(accuracy - mean_confidence)).sum() / n.sum())
+
+    figure = new_figure(4.6, 5.2)
+    axes, share = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.0, linestyle="--", label="calibrated")
+    points: dict[str, Any] = {"color": ACCENT, "linestyle": "", "marker": "o", "markersize": 5, "elinewidth": 1.0}
+    interval = _wilson_interval(accuracy, n)
+    axes.errorbar(mean_confidence, accuracy, interval, clip_on=False, label="model, 68% interval", **points)
+    style_axes(axes, grid=True)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
+    axes.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=INK)
+    edges = np.linspace(0, 1, num_bins + 1)
+    share.bar(edges[:-1], counts / len(p), np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
+    style_axes(share)
+    share.yaxis.set_major_formatter("{x:.0%}")
+    share.set(xlabel="confidence: probability of the predicted class", ylabel="share")
+    note = f"{len(p):,} examples, accuracy {correct.mean():.1%}, mean confidence {confidence.mean():.1%}"
+    set_title(figure, f"{title}: expected calibration error {calibration_error:.1%}", note)
+    return figure
+
+
+def _wilson_interval(p: NDArray[np.float64], n: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Return how far the 68% Wilson interval of proportions ``p`` of ``n`` reaches below and above them."""
+    centre = (p * n + 0.5) / (n + 1)
+    half = np.sqrt(n * p * (1 - p) + 0.25) / (n + 1)
+    return [p - np.minimum(centre - half, p), np.maximum(centre + half, p) - p]
+
+
+def _as_probabilities(values: Any) -> NDArray[np.float64]:
+    p = to_numpy(values, "probabilities").astype(np.float64)
+    if p.ndim != 2 or p.shape[1] < 2 or len(p) == 0:
+        raise ValueError(
+            f"probabilities have shape {p.shape}; (N, K) with at least one example and two classes is needed, as "
+            "model.predict_proba(x) returns them."
+        )
+    if not ((p >= 0.0).all() and (np.abs(p.sum(1) - 1.0) < 1e-3).all()):
+        raise ValueError(
+            f"probabilities lie in [{p.min():g}, {p.max():g}] and sum to [{p.sum(1).min():g}, {p.sum(1).max():g}] per "
+            "example; they must be non-negative and sum to 1. Convert logits by .softmax(-1)."
+        )
+    return p
+
+
+def plot_feature_means(
+    model: SemiSupervisedModel,
+    x: Tensor | None = None,
+    y: Any = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
+    """Draw the mean of every feature in every class, of 200 samples per class and of given data with known classes.
+
+    Shown are class means minus the mean over classes, in standard deviations of each feature (of the data, without
+    data of the samples). A class without data is left white.
+    """
+    names = as_class_names(class_names, model.num_classes)
+    if (x is None) != (y is None):
+        raise ValueError(f"{'y' if x is None else 'x'} was given alone; pass both x and y, or neither.")
+    classes = torch.arange(model.num_classes, device=get_device(model)).repeat_interleave(_SAMPLES_PER_CLASS)
+    with fork_random_state(model, seed):
+        samples, _ = model.generate(len(classes), classes)
+    tables = {"samples": (_flatten(samples), classes.cpu().numpy())}
+    if x is not None:
+        x = check_examples(model, x)
+        given = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
+        if (given >= 0).any():
+            tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
+    means = {title: _class_means(*table, len(names)) for title, table in tables.items()}
+    reference = list(tables)[-1]
+    centre, std = np.nanmean(means[reference], 0), tables[reference][0].std(0)
+    std[std == 0.0] = np.inf  # a constant feature does not differ between classes
+
+    width, height = np.clip([2.2 + 0.28 * len(std), 0.24 * len(names)], [5.0, 0.7], [11.0, 4.0])
+    figure = new_figure(float(width), float(len(means) * (height + 0.4) + 1.2))
+    panels = figure.subplots(len(means), 1, sharex=True, squeeze=False)[:, 0]
+    colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -_COLOUR_LIMIT, "vmax": _COLOUR_LIMIT}
+    for axes, (title, mean) in zip(panels, means.items(), strict=True):
+        image = axes.imshow((mean - centre) / std, aspect="auto", interpolation="nearest", **colours)
+        style_axes(axes, title=title, frame=False)
+        name_ticks(axes, names, vertical=True, most=20)
+    name_ticks(panels[-1], [*map(str, range(len(std)))])
+    panels[-1].set_xlabel("feature")
+    add_colour_bar(figure, image, list(panels), "standard deviations", extend="both", shrink=0.9, aspect=25)
+    set_title(figure, "Class means of every feature", "relative to the mean over classes")
+    return figure
+
+
+def _flatten(x: Tensor) -> NDArray[np.float64]:
+    return x.detach().double().cpu().reshape(len(x), -1).numpy()
+
+
+def _class_means(x: NDArray[np.float64], y: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
+    """Return means with shape ``(K, D)``, NaN for classes without an example."""
+    means = np.full((num_classes, x.shape[1]), np.nan)
+    for k in np.unique(y):
+        means[k] = x[y == k].mean(0)
+    return means
+
+
+def plot_latent_map(
+    model: SemiSupervisedModel | M1,
+    x: Tensor,
+    y: Any,
+    *,
+    labelled: Any = None,
+    method: str = "auto",
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Figure:
+    """Draw the means of q(z|x,y), or of q(z|x) for M1, in two dimensions, coloured by class.
+
+    Where y is unknown, q(z|x,y) is taken at the predicted class, and the point is grey. Examples that were
+    ``labelled`` in training, booleans ``(N,)``, are ringed.
+
+    ``method`` is ``"pca"``, ``"tsne"``, or ``"auto"``: PCA of three or more latents, fewer as they are.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(_METHODS)}.")
+    x = check_examples(model, x)
+    ringed = _as_mask(labelled, len(x))
+    generator = np.random.default_rng(as_seed(seed))
+    classes = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    if model.num_classes is None:
+        num_classes = max(int(classes.max()) + 1, len(class_names or ()))
+        given, posterior, note = None, "q(z|x)", "The classes were not used in training."
+    else:
+        num_classes, given, posterior = model.num_classes, complete_classes(model, x, classes), "q(z|x,y)"
+        note = "z describes what the class leaves open, so the classes should overlap."
+    z = encode_means(model, x, given).double().numpy()
+    names = as_class_names(class_names, num_classes)
+    points, axis_names, how = _project(z, method, (classes if given is None else given).numpy(), generator, seed)
+
+    figure, axes = new_axes(6.6, 5.2)
+    colours = np.vstack([class_colours(num_classes), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
+    order = generator.permutation(len(points))  # in order of class, the last one would cover the others
+    (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
+    size = float(np.clip(20_000 / len(points), 5.0, 24.0))
+    axes.scatter(x1[~ringed], x2[~ringed], s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
+    axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
+    style_axes(axes)
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
+    if model.latent_dim == 1 and method != "tsne":
+        axes.set_yticks([])
+    else:
+        axes.set_aspect("equal", adjustable="datalim")  # equal distances in both directions
+    _add_legend(figure, axes, names, bool((classes < 0).any()), int(ringed.sum()))
+    set_title(figure, f"Latent map: mean of {posterior} of {len(x):,} examples{how}", note)
+    return figure
+
+
+def _as_mask(labelled: Any, num_examples: int) -> NDArray[np.bool_]:
+    if labelled is None:
+        return np.zeros(num_examples, bool)
+    mask = to_numpy(labelled, "labelled")
+    if mask.shape != (num_examples,) or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            f"labelled has shape {mask.shape} and holds {np.unique(mask)[:5].tolist()}; one boolean for each of the "
+            f"{num_examples} examples is needed, for example data.y >= 0."
+        )
+    return mask.astype(bool)
+
+
+def _project(
+    z: NDArray[np.float64],
+    method: str,
+    classes: NDArray[np.int64],
+    generator: np.random.Generator,
+    seed: int,
+) -> tuple[NDArray[np.float64], tuple[str, str], str]:
+    """Return points ``(N, 2)``, the names of their axes, and the method in words."""
+    num_examples, latent_dim = z.shape
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        if num_examples < 4:
+            raise ValueError(f"t-SNE needs 4 examples, got {num_examples}; use method='pca' or more examples.")
+        perplexity = min(30.0, (num_examples - 1) / 3)
+        start = "pca" if min(num_examples, latent_dim) >= 2 else "random"
+        tsne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
+        return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2"), ", t-SNE"
+    if latent_dim == 1:
+        jittered = classes + generator.uniform(-0.35, 0.35, num_examples)
+        return np.column_stack([z, jittered]), ("z", "class"), ""
+    if latent_dim == 2 and method == "auto":
+        return z, ("z[0]", "z[1]"), ""
+    if num_examples < 2:
+        raise ValueError("PCA needs at least 2 examples; pass more.")
+    from sklearn.decomposition import PCA
+
+    pca = PCA(2, svd_solver="full")
+    with np.errstate(invalid="ignore"):  # equal examples have no variance
+        points = pca.fit_transform(z)
+    shares = np.nan_to_num(pca.explained_variance_ratio_)
+    axis_names = (f"PC 1 ({shares[0]:.0%} of the variance)", f"PC 2 ({shares[1]:.0%})")
+    return points, axis_names, f", PCA of {latent_dim} dimensions"
+
+
+def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool, num_ringed: int) -> None:
+    """Name classes at the right: up to 20 by points, more by a colour bar."""
+    colours = class_colours(len(names))
+    point: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
+    many = len(names) > _MAX_NAMED_CLASSES
+    handles = (
+        [] if many else [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
+    )
+    if unknown:
+        handles.append(Line2D([], [], color=_GREY, label="unknown", **point))
+    if num_ringed:
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
+        handles.append(Line2D([], [], label=f"labelled ({num_ringed:,})", **point, **ring))
+    if many:
+        norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+        mappable = ScalarMappable(norm, ListedColormap(colours))
+        add_colour_bar(figure, mappable, axes, "class", ticks=MaxNLocator(8, integer=True))
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
