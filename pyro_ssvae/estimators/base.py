@@ -16,12 +16,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.estimators.likelihoods import choose_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training import FitResult, TrainingConfig, fit
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.loop import FitResult, fit
 
 Array = NDArray[Any]
 

@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
 from pyro_ssvae.estimators.labels import encode_labels
-from pyro_ssvae.models import M1, M1M2, M2
-from pyro_ssvae.objectives import Objective, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 __all__ = ["M1M2Classifier", "M2Classifier"]

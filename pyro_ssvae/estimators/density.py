@@ -10,8 +10,8 @@ from sklearn.base import DensityMixin
 
 from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import Array, DeepEstimator
-from pyro_ssvae.models import DDGM
-from pyro_ssvae.objectives import EnergyObjective
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 
 __all__ = ["DDGMDensity"]

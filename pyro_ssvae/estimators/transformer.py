@@ -11,8 +11,8 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
-from pyro_ssvae.models import M1
-from pyro_ssvae.objectives import UnsupervisedELBO
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 
 __all__ = ["M1Transformer"]
 
