@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_open", "read_json", "write_atomically", "write_json"]
+__all__ = ["atomic_open", "check_memory", "read_json", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -49,3 +49,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
+
+
+def check_memory(num_bytes: int, what: str) -> None:
+    """Raise ``ValueError`` if something would take more memory than is available, where the system (Linux) tells."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return
+    if num_bytes > available:
+        raise ValueError(f"{what} would take {num_bytes / 1e9:,.1f} GB of memory, {available / 1e9:,.1f} GB are free.")

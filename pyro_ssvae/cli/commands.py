@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS
-from pyro_ssvae.data.readers import as_images, read_npz
+from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.objectives.entropy import ENTROPIES

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _new_parser().parse_args(argv)
         return int(args.function(args) or 0)
-    except (PyroSSVAEError, ValueError, TypeError, OSError) as error:
+    except (PyroSSVAEError, ValueError, TypeError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

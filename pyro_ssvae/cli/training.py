@@ -92,7 +92,7 @@ def run_command(
         if out is not None and RunFolder(out).config.is_file():
             print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
-    except (PyroSSVAEError, ValueError, TypeError, OSError) as error:
+    except (PyroSSVAEError, ValueError, TypeError, OSError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import as_examples, as_labels, as_num_classes, as_scale, as_seed
+from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._checks import as_bool, as_scale, as_seed
+from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.named import load_named
-from pyro_ssvae.data.sources import Source, load_folder, load_npz
+from pyro_ssvae.data.sources import Source, as_held_out, load_folder, load_npz, read_dataset
 from pyro_ssvae.data.splits import LabelSplit, draw_labelled, hide_labels
 
 __all__ = ["SemiSupervisedData"]
@@ -129,11 +131,17 @@ class SemiSupervisedData:
         split: LabelSplit | None = None,
         seed: int = 0,
     ) -> SemiSupervisedData:
-        """Build from arrays, tensors or nested lists, which are copied.
+        """Build from arrays, tensors, tables of numbers, nested lists or PyTorch data sets, which are copied.
 
-        Examples of uint8 are kept, other numbers become float32. Labels are whole numbers from 0; -1 marks an example
-        without one. Without ``y``, ``y_validation`` or ``y_test`` all of those examples are without. The arguments are
-        those of the class, with these defaults:
+        Examples of uint8 are kept, other numbers become float32. Images get channels first: ``(N, H, W)`` becomes
+        ``(N, 1, H, W)``, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. A ``Dataset`` or
+        ``DataLoader`` as ``x`` (or ``x_validation``, ``x_test``) is read once; its items are examples, or pairs of
+        example and label.
+
+        Labels are whole numbers from 0, or words, numbered in the order of ``class_names`` or else sorted. -1, NaN,
+        ``None`` and ``""`` mark an example without a label. Numbers that leave gaps (3 and 7) are numbered from 0
+        too, with a warning, if ``num_classes`` and ``class_names`` are ``None``. Without ``y``, ``y_validation`` or
+        ``y_test`` all of those examples are without. The arguments are those of the class, with these defaults:
 
         Args:
             x: Training examples.
@@ -142,39 +150,43 @@ class SemiSupervisedData:
             y_validation: Their labels.
             x_test: Test examples.
             y_test: Their labels.
-            num_classes: If ``None``, one more than the largest label, or no classes if there is no label.
+            num_classes: If ``None``, one more than the largest label, the number of names, or no classes if there are
+                neither labels nor names.
             scale: If ``None``, 255 for uint8 and 1 otherwise.
             name: Name of the data set in results.
-            class_names: If ``None``, "0", "1", ...
+            class_names: If ``None``, the words or numbers that mark the classes.
             split: How the labels were drawn, saved with runs.
             seed: Seed of the initial weights (:meth:`pyro_ssvae.models.Model.for_data`) and of training.
 
         Raises:
-            TypeError: If an argument is not numeric, or not an integer where one is needed.
-            ValueError: If values are not finite, shapes disagree, or labels are out of range.
+            TypeError: If examples are not numeric, or an argument has the wrong type.
+            ValueError: If values are not finite, shapes disagree, labels are no classes, or they are -1 and 1.
 
         Warns:
-            UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one.
+            UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one, if
+                classes are numbered anew, or if images may have their channels first or last.
         """
+        x, y = read_dataset(x, y, "x")
         examples = as_examples(x, "x")
-        labels = _as_labels(y, "y", len(examples))
-        x_validation, y_validation = _as_held_out(x_validation, y_validation, "validation", examples)
-        x_test, y_test = _as_held_out(x_test, y_test, "test", examples)
-        num_classes = as_num_classes(num_classes, {"y": labels, "y_validation": y_validation, "y_test": y_test})
-        names = tuple(map(str, range(num_classes or 0) if class_names is None else class_names))
-        if len(names) != (num_classes or 0):
-            raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
-        num_labelled = int((labels >= 0).sum())
+        x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
+        x_test, y_test = as_held_out(x_test, y_test, "test", examples)
+        held_out = (x_validation, x_test)
+        given = {"y": y, "y_validation": y_validation, "y_test": y_test}
+        labels = encode_labels(given, [len(part) for part in (examples, *held_out)], num_classes, class_names)
+        if not (split is None or isinstance(split, LabelSplit)) or not isinstance(name, str):
+            raise TypeError(f"split={split!r} must be a LabelSplit or None, and name={name!r} a str.")
+        num_labelled = int((labels.y["y"] >= 0).sum())
         if split is not None and len(split.labelled) != num_labelled:
             raise ValueError(
                 f"split has {len(split.labelled)} labelled examples, y has {num_labelled}; pass the split that y was "
                 "made with, or none."
             )
-        if y is not None and num_classes is not None:
-            _warn_about_labels(labels, names)
-        held_out = (x_validation, y_validation, x_test, y_test)
-        scale = as_scale(scale, examples)
-        return cls(examples, labels, *held_out, num_classes, name, names, scale, split, as_seed(seed))
+        if y is not None and labels.num_classes is not None:
+            _warn_about_labels(labels.y["y"], labels.class_names)
+        return cls(
+            *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
+            *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, as_seed(seed)),
+        )
 
     @classmethod
     def from_npz(
@@ -190,8 +202,7 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from an npz file with ``x_train`` and, if there are any, ``y_train``, ``x_test`` and ``y_test``.
 
-        Images ``(N, H, W)`` get a channel axis, and ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)``. A
-        column of labels ``(N, 1)`` is flattened. A label of -1 means unlabelled.
+        Images get channels first, and labels are numbers or words, as for :meth:`from_arrays`.
 
         Args:
             path: The file; nothing in it is unpickled.
@@ -206,7 +217,8 @@ class SemiSupervisedData:
         Raises:
             FileNotFoundError: If there is no such file.
             TypeError: If the arrays are not numeric.
-            ValueError: If the file is not npz, lacks ``x_train``, or holds what :meth:`from_arrays` refuses.
+            ValueError: If the file is not npz, is damaged or encrypted, lacks ``x_train``, takes more memory than there
+                is, or holds what :meth:`from_arrays` refuses.
         """
         seed = as_seed(seed)
         source = load_npz(path, num_validation=num_validation, num_classes=num_classes, scale=scale)
@@ -263,27 +275,45 @@ class SemiSupervisedData:
         num_test: int | None = None,
         seed: int = 0,
         balanced: bool = True,
+        classes_in_names: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> SemiSupervisedData:
-        """Build from a folder of images: ``CLASS/anything.png``, or ``CLASS_anything.png``.
+        """Build from a folder of images (BMP, GIF, JPEG, PNG, TIFF, WEBP) in a subfolder per class: ``CLASS/any.png``.
 
-        Images of other sizes are resized and cropped at the centre. Those whose name starts with no class, directly in
-        the folder, are examples without classes.
+        Images directly in the folder, or in a subfolder ``unlabelled``, ``unlabeled`` or ``unsup``, are unlabelled
+        training examples. The subfolders ``train``, ``val`` (``valid``, ``validation``) and ``test`` are no classes:
+        each may hold folders of classes, ``unlabelled`` and images in turn. Hidden files, and files of other formats,
+        are left out. Images of other sizes are resized and cropped at the centre.
 
         Args:
             path: The folder.
             image_size: Side of the square that every image is brought to, in pixels.
             num_labels: As for :meth:`from_name`; not used without classes.
-            num_validation: Number of validation examples, drawn at random; a tenth if ``None``.
-            num_test: Number of test examples, drawn at random; a tenth if ``None``.
+            num_validation: Number of validation examples, drawn at random among the training images (the labelled ones
+                if there are any); if ``None``, a tenth of them, or none where there is a folder ``val``.
+            num_test: The same for test examples and the folder ``test``.
             seed: Seed of these draws and of the draw of labels.
             balanced: As for :meth:`from_name`.
+            classes_in_names: Whether the part before the first ``_`` of the name of an image outside the folders of
+                classes is its class, as in ``cat_017.png``.
+            on_error: ``"raise"`` an error that names all images that cannot be read, or ``"skip"`` them with a warning.
+                That includes those of more than 67 million pixels, or with one side 100 times as long as the other.
 
         Raises:
             FileNotFoundError: If there is no such folder.
-            ValueError: If it holds no image, a damaged one, too few, or some with and some without a class.
+            TypeError: If an argument has the wrong type.
+            ValueError: If it holds no image, damaged ones, too few, or a test image of a class without training images.
         """
         seed = as_seed(seed)
-        source = load_folder(path, image_size=image_size, num_validation=num_validation, num_test=num_test, seed=seed)
+        source = load_folder(
+            path,
+            image_size=image_size,
+            num_validation=num_validation,
+            num_test=num_test,
+            seed=seed,
+            classes_in_names=classes_in_names,
+            on_error=on_error,
+        )
         return cls._from_source(source, num_labels, seed, balanced)
 
     @classmethod
@@ -291,50 +321,24 @@ class SemiSupervisedData:
         cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool
     ) -> SemiSupervisedData:
         """Hold the validation examples out, draw the labels that are kept and hide the others."""
+        balanced = as_bool(balanced, "balanced")
         validation = source.validation
         train = np.setdiff1d(np.arange(len(source.x)), validation)
-        y = y_validation = split = None
+        known, split = np.full(len(source.x), -1) if source.y is None else source.y, None
+        y, y_validation = (torch.tensor(known[index]) for index in (train, validation))
         if source.y is not None:
-            known, y_validation = source.y[train], source.y[validation]
-            labelled = draw_labelled(known, num_labels, source.num_classes or 0, seed, balanced)
-            y = hide_labels(known, labelled)
+            labelled = draw_labelled(known[train], num_labels, source.num_classes or 0, seed, balanced)
+            y = torch.tensor(hide_labels(known[train], labelled))
             split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
-        return cls.from_arrays(
-            source.x[train],
-            y,
-            x_validation=source.x[validation],
-            y_validation=y_validation,
-            x_test=source.x_test,
-            y_test=source.y_test,
-            num_classes=source.num_classes,
-            scale=source.scale,
-            name=source.name,
-            class_names=source.class_names,
-            split=split,
-            seed=seed,
+            if source.num_classes is not None:
+                _warn_about_labels(y, source.class_names)
+        x, x_validation = (torch.tensor(source.x[index]) for index in (train, validation))
+        x_test, y_test = torch.tensor(source.x_test), torch.tensor(source.y_test)
+        scale = as_scale(source.scale, x)
+        return cls(
+            *(x, y, x_validation, y_validation, x_test, y_test),
+            *(source.num_classes, source.name, source.class_names, scale, split, seed),
         )
-
-
-def _as_labels(y: Any, name: str, num_examples: int) -> Tensor:
-    """Return labels, all of them -1 if none were given."""
-    if y is None:
-        return torch.full((num_examples,), -1)
-    return as_labels(y, name, num_examples, allow_unlabelled=True)
-
-
-def _as_held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Tensor]:
-    """Return validation or test examples with their labels, empty if none were given."""
-    if x is None:
-        if y is not None:
-            raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
-        return train.new_empty((0, *train.shape[1:])), torch.empty(0, dtype=torch.int64)
-    examples = as_examples(x, f"x_{part}", allow_empty=True)
-    if examples.shape[1:] != train.shape[1:] or examples.dtype != train.dtype:
-        raise ValueError(
-            f"x_{part} has examples of shape {tuple(examples.shape[1:])} and dtype {examples.dtype}, x has "
-            f"{tuple(train.shape[1:])} and {train.dtype}; both must be alike, in the same units."
-        )
-    return examples, _as_labels(y, f"y_{part}", len(examples))
 
 
 def _select_known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
-"""Folders of images, with one subfolder per class or the class in the files' names."""
+"""Folders of images: one subfolder per class, and folders of unlabelled, training, validation and test images."""
 
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,56 +12,98 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pyro_ssvae._checks import as_bool, as_count
+from pyro_ssvae._io import check_memory
+
 __all__ = ["LabelledImages", "has_colour", "read_folder"]
 
 _PREVIEW_SIZE = 32
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # others, such as EPS, would start external programs
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others, such as EPS, would start external programs
+_MAX_PIXELS = 2**26  # of one image: 8192 x 8192
+_MAX_RATIO = 100  # of its sides
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_UNLABELLED = re.compile("(unlabell?ed|unsup(ervised)?|nolabels?)(images?|data|set)?")
 
 
 class LabelledImages(NamedTuple):
-    """Images ``(N, C, S, S)``, uint8, their labels ``(N,)``, -1 where unknown, and the names of the classes."""
+    """Images ``(N, C, S, S)``, uint8, the names of their classes ``(N,)``, empty where unknown, and of their parts.
+
+    The parts are ``train``, ``validation`` and ``test``.
+    """
 
     x: NDArray[np.uint8]
-    y: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    classes: NDArray[np.str_]
+    parts: NDArray[np.str_]
 
 
-def read_folder(path: str | os.PathLike[str], image_size: int) -> LabelledImages:
+def read_folder(
+    path: str | os.PathLike[str], image_size: int, *, classes_in_names: bool = False, on_error: str = "raise"
+) -> LabelledImages:
     """Read every image below a folder, in the order of their paths.
 
-    The class of an image is the subfolder that it lies in; for an image directly in the folder, the part of its name
-    before the first ``_``, as in ``cat_017.png``; otherwise it is unknown. Images are resized to fill a square of
-    ``image_size`` pixels a side and cropped at the centre. Transparent ones are drawn over white. If all are grey,
-    there is one channel, otherwise three.
+    Images are resized to fill a square of ``image_size`` pixels a side and cropped at the centre. Transparent ones are
+    drawn over white. If all are grey, there is one channel, otherwise three.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image, one is damaged, or the size is not positive.
+        ValueError: If it holds no image, some cannot be read, or the size is not positive.
+
+    Warns:
+        UserWarning: If images were left out, with ``on_error="skip"``.
     """
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1.")
-    folder = Path(path).expanduser()
-    files = _list_images(folder)
-    x = np.stack([_read_image(file, image_size) for file in files])  # (N, S, S, 3)
-    names = [_get_class_name(file, folder) for file in files]
-    class_names = tuple(sorted({name for name in names if name is not None}))
-    y = np.array([-1 if name is None else class_names.index(name) for name in names], dtype=np.int64)
-    return LabelledImages(np.moveaxis(x if _is_coloured(x) else x[..., :1], -1, 1).copy(), y, class_names)
+    image_size = as_count(image_size, "image_size", least=1)
+    classes_in_names = as_bool(classes_in_names, "classes_in_names")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'.")
+    folder, files = _list_images(path)
+    check_memory(2 * 3 * image_size**2 * len(files), f"{len(files)} images of {image_size} x {image_size} pixels")
+    x = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+    read: list[Path] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            x[len(read)] = _read_image(folder / file, image_size)
+            read.append(file)
+        except ValueError as error:
+            problems.append(f"{file} ({error})")
+    if problems:
+        message = f"{len(problems)} of {len(files)} images in {folder} cannot be read: {'; '.join(problems[:10])}"
+        message += "; ..." if len(problems) > 10 else "."
+        if on_error == "raise" or not read:
+            raise ValueError(f"{message} Repair or remove them, or leave them out by on_error='skip'.")
+        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=4)
+    parts, classes = np.array([_locate(file, classes_in_names) for file in read]).T
+    _check_parts(folder, parts, classes)
+    x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
+    return LabelledImages(np.moveaxis(x, -1, 1).copy(), classes, np.where(parts == "", "train", parts))
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
-    """Return whether an image below a folder is in colour, with the errors of :func:`read_folder`."""
-    return any(_is_coloured(_read_image(file, _PREVIEW_SIZE)) for file in _list_images(Path(path).expanduser()))
+    """Return whether an image below a folder is in colour; ``ValueError`` if one before it cannot be read."""
+    folder, files = _list_images(path)
+    return any(_is_coloured(_read_image(folder / file, _PREVIEW_SIZE)) for file in files)
 
 
-def _list_images(folder: Path) -> list[Path]:
+def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Return the deepest folder that holds every image, and the images' paths below it."""
+    folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
+    files = sorted(file for file in found if not any(map(_is_hidden, file.parts)) and (folder / file).is_file())
     if not files:
         raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
-    return files
+    common = os.path.commonpath([file.parent for file in files])
+    return folder / common, [file.relative_to(common) for file in files]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_coloured(x: NDArray[np.uint8]) -> bool:
@@ -67,22 +111,61 @@ def _is_coloured(x: NDArray[np.uint8]) -> bool:
     return bool((x != x[..., :1]).any())
 
 
-def _get_class_name(file: Path, folder: Path) -> str | None:
-    if file.parent != folder:
-        return file.relative_to(folder).parts[0]
-    label, separator, _ = file.stem.partition("_")
-    return label if separator and label else None
+def _locate(file: Path, classes_in_names: bool) -> tuple[str, str]:
+    """Return part and class of an image by its path below the folder, empty where unknown."""
+    folders = list(file.parts[:-1])
+    part = _PARTS.get(folders[0].lower(), "") if folders else ""
+    if part:
+        del folders[0]
+    if folders:
+        unlabelled = _UNLABELLED.fullmatch(re.sub("[^a-z]", "", folders[0].lower()))
+        return part, "" if unlabelled else folders[0]
+    return part, file.stem.partition("_")[0] if classes_in_names and "_" in file.stem else ""
+
+
+def _check_parts(folder: Path, parts: NDArray[np.str_], classes: NDArray[np.str_]) -> None:
+    """Raise ``ValueError`` if the folder ``train`` is rather a class, as it stands beside classes and holds none."""
+    beside = sorted({*classes[(parts == "") & (classes != "")].tolist()})
+    if beside and (parts == "train").any() and not (classes[parts == "train"] != "").any():
+        raise ValueError(
+            f"{folder} holds the folder train, without folders of classes, beside the classes "
+            f"{', '.join(beside[:10])}. Rename it if it is a class too; name it unlabelled if its images have none."
+        )
 
 
 def _read_image(file: Path, size: int) -> NDArray[np.uint8]:
+    """Return a square of colours ``(S, S, 3)``; raise ``ValueError`` if the file is damaged or too large."""
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            picture = image.convert("RGBA")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}); repair or remove it.") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(file, formats=_FORMATS) as image:
+                _check_size(*image.size)
+                picture = _reduce_depth(image).convert("RGBA")
+    except UnidentifiedImageError:
+        raise ValueError("no image, or damaged") from None
+    except Exception as error:  # Pillow's readers raise errors of many types for damaged files
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     scale = size / min(picture.size)
     width, height = (max(size, round(scale * side)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + size, top + size))
     return np.asarray(picture)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > _MAX_PIXELS or max(width, height) > _MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"{width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million are read, and one side at most "
+            f"{_MAX_RATIO} times the other"
+        )
+
+
+def _reduce_depth(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits with 8 bits, and others unchanged; Pillow would clip it."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        raise ValueError("values of 32 bits, whose range is unknown; convert them to 8 or 16 bits")
+    return Image.fromarray((values // 257).astype(np.uint8))

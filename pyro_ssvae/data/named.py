@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._checks import as_count
+from pyro_ssvae._arrays import as_images
+from pyro_ssvae._checks import as_count, as_path
 from pyro_ssvae.data.download import download
-from pyro_ssvae.data.readers import as_images, read_idx, read_npz
+from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source
 from pyro_ssvae.data.splits import select_last
 from pyro_ssvae.errors import DataUnavailableError
@@ -116,7 +117,8 @@ def get_data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         ValueError: If it is a file.
     """
-    root = Path(data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae").expanduser().absolute()
+    given = data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae"
+    root = as_path(given, "data_dir").absolute()
     if root.exists() and not root.is_dir():
         raise ValueError(
             f"data_dir={root} is a file; give the folder that holds the data sets (an .npz file is read by "
@@ -188,7 +190,7 @@ def _read_arrays(name: str, path: Path, files: _Files) -> Arrays | None:
             return None
         arrays = {key: read_idx(paths[0]) for key, paths in found.items()}
     for part in ("train", "test"):
-        x, y = as_images(arrays[f"x_{part}"]), arrays[f"y_{part}"]
+        x, y = as_images(arrays[f"x_{part}"], event_shape=files.event_shape), arrays[f"y_{part}"]
         y = y.reshape(-1) if path.suffix == ".npz" else y
         whole = np.array_equal(y, np.clip(y, 0, 9)) and y.dtype.kind in "iu" and y.ndim == 1
         if x.shape[1:] != files.event_shape or x.dtype != np.uint8 or len(x) != len(y) or not whole:

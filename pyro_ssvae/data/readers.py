@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["as_images", "read_idx", "read_npz"]
+from pyro_ssvae._io import check_memory
+
+__all__ = ["read_idx", "read_npz"]
 
 _IDX_UINT8 = 0x08
+_ENCRYPTED = 0x1  # in the flags of a zip archive's member
+_MAX_RATIO = 1100  # of unpacked to packed bytes; deflate, at most 1032
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -26,7 +30,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is not such a file, or is truncated or otherwise damaged.
+        ValueError: If it is not such a file, is truncated or otherwise damaged, or takes more memory than there is.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -46,12 +50,13 @@ def _read_idx(file: gzip.GzipFile | BufferedReader, path: Path) -> NDArray[np.ui
     if len(sizes) < 4 * head[3]:
         raise ValueError(f"{path} ends within its header; delete it and fetch it again.")
     shape = struct.unpack(f">{head[3]}I", sizes)
-    content = file.read(math.prod(shape) + 1)
-    if len(content) != math.prod(shape):
-        found = "more" if len(content) > math.prod(shape) else len(content)
+    promised, limit = math.prod(shape), path.stat().st_size * (_MAX_RATIO if path.suffix == ".gz" else 1)
+    check_memory(min(promised, limit), str(path))
+    content = file.read(min(promised, limit) + 1)
+    if len(content) != promised:
+        found = "more" if len(content) > promised else len(content)
         raise ValueError(
-            f"{path} is damaged: its header promises {math.prod(shape)} values, it holds {found}; delete it and fetch "
-            "it again."
+            f"{path} is damaged: its header promises {promised} values, it holds {found}; delete it and fetch it again."
         )
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
@@ -63,7 +68,8 @@ def read_npz(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not an npz file, is damaged, lacks arrays, or holds Python objects.
+        ValueError: If it is not an npz file, is damaged, lacks arrays, holds Python objects, or takes more memory than
+            there is.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -75,37 +81,47 @@ def read_npz(
             f"numpy.savez(path, {', '.join(f'{name}=...' for name in required)})."
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if missing := [name for name in required if name not in file.files]:
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            if missing := [name for name in required if name not in held]:
                 raise ValueError(
-                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}. Needed: "
+                    f"{path} lacks {', '.join(missing)}; it holds {', '.join(held) or 'nothing'}. Needed: "
                     f"{', '.join(required)}" + (f"; optional: {', '.join(optional)}." if optional else ".")
                 )
-            names = [name for name in (*required, *optional) if name in file.files]
-            return {name: _read_member(file, name, path) for name in names}
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            members = {name: archive.getinfo(f"{name}.npy") for name in (*required, *optional) if name in held}
+            _check_members(members, path)
+            return {name: _read_member(archive, member, name, path) for name, member in members.items()}
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, UnicodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); write or fetch it again.") from error
 
 
-def _read_member(file: Any, name: str, path: Path) -> NDArray[Any]:
+def _check_members(members: dict[str, zipfile.ZipInfo], path: Path) -> None:
+    """Check, by the directory of the archive, that members can be read and fit into memory."""
+    for name, member in members.items():
+        if member.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{name} in {path} is encrypted; unpack the file and write it again by numpy.savez.")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} in {path} is compressed by an unusual method; write it by numpy.savez.")
+        if member.file_size > _MAX_RATIO * min(member.compress_size, path.stat().st_size):
+            raise ValueError(f"{path} is damaged: {name} cannot be as large as its directory says; write it again.")
+    check_memory(2 * sum(member.file_size for member in members.values()), str(path))
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, path: Path) -> NDArray[Any]:
     try:
-        array = file[name]
-    except ValueError as error:
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            promised, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if promised != held and not dtype.hasobject:
+            raise ValueError(f"its header promises {promised} bytes, it holds {held}")
+        with archive.open(member) as file:
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    except (zipfile.BadZipFile, zlib.error, EOFError, MemoryError):
+        raise
+    except Exception as error:  # a damaged header gives errors of many types
         raise ValueError(
-            f"{name} in {path} cannot be read as plain numbers ({error}); object arrays would have to be unpickled, "
-            "which is refused. Save it with a numeric dtype."
+            f"{name} in {path} cannot be read as plain numbers ({' '.join(str(error).split())}); object arrays would "
+            "have to be unpickled, which is refused. Write it by numpy.savez, with a numeric dtype."
         ) from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{name} in {path} is not an array; write the file by numpy.savez.")
-    return array
-
-
-def as_images(x: NDArray[Any]) -> NDArray[Any]:
-    """Return images with channels first.
-
-    ``(N, H, W)`` gets a channel axis, ``(N, H, W, C)`` with C of 1, 3 or 4 becomes ``(N, C, H, W)``; arrays of other
-    shapes are returned unchanged.
-    """
-    if x.ndim == 3:
-        return x[:, None]
-    return np.moveaxis(x, -1, 1) if x.ndim == 4 and x.shape[-1] in (1, 3, 4) else x

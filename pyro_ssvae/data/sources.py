@@ -1,39 +1,42 @@
-"""The user's own files as the examples of a training file: npz files and folders of images."""
+"""The user's own examples: npz files, folders of images, and data sets of PyTorch."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyro_ssvae._checks import as_examples, as_labels, as_num_classes
+from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._checks import as_count, as_path
 from pyro_ssvae.data.folders import read_folder
-from pyro_ssvae.data.readers import as_images, read_npz
+from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.splits import Indices, select_last
 
-__all__ = ["Source", "load_folder", "load_npz"]
+__all__ = ["Source", "as_held_out", "load_folder", "load_npz", "read_dataset"]
 
 
 class Source(NamedTuple):
     """The examples of a training file, which of them are for validation, and test examples.
 
-    ``x`` has shape ``(N, *event_shape)`` and its labels ``y`` ``(N,)``, int64, -1 where unknown; ``y`` and ``y_test``
-    are ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples' indices in the original file, and
+    ``x`` has shape ``(N, *event_shape)``, uint8 or float32, and its labels ``y`` ``(N,)``, int64, -1 where unknown;
+    ``y`` is ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples' indices in the original file, and
     ``validation``, ``(V,)``, indices into ``x``.
     """
 
     x: NDArray[Any]
     y: Indices | None
-    x_test: NDArray[Any] | None
-    y_test: Indices | None
+    x_test: NDArray[Any]
+    y_test: Indices
     ids: Indices
     validation: Indices
     name: str
     num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] = ()
     scale: float | None = None
 
 
@@ -41,52 +44,120 @@ def load_npz(
     path: str | os.PathLike[str], *, num_validation: int | None, num_classes: int | None, scale: float | None
 ) -> Source:
     """Read an npz file; see ``SemiSupervisedData.from_npz``."""
-    arrays = read_npz(path, ("x_train",), ("y_train", "x_test", "y_test"))
-    x, x_test = as_images(arrays["x_train"]), arrays.get("x_test")
-    if x.ndim < 2 or len(x) == 0:
-        as_examples(x, "x_train")  # raises an error that names the array
-    labels = {}
-    for name, examples in (("y_train", x), ("y_test", x_test)):
-        if (y := arrays.get(name)) is not None:
-            y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-            labels[name] = as_labels(y, name, len(y if examples is None else examples), allow_unlabelled=True)
-    y_train, y_test = (labels[name].numpy() if name in labels else None for name in ("y_train", "y_test"))
+    file = as_path(path, "path")
+    arrays = read_npz(file, ("x_train",), ("y_train", "x_test", "y_test"))
+    x = as_examples(arrays.pop("x_train"), "x_train")
+    x_test, y_test = as_held_out(arrays.get("x_test"), arrays.get("y_test"), "test", x)
+    labels = encode_labels({"y_train": arrays.get("y_train"), "y_test": y_test}, [len(x), len(x_test)], num_classes)
+    y_train = labels.y["y_train"].numpy() if "y_train" in arrays else None
     usable = np.arange(len(x)) if y_train is None else np.flatnonzero(y_train >= 0)
     return Source(
-        x,
-        y_train,
-        None if x_test is None else as_images(x_test),
-        y_test,
+        *(x.numpy(), y_train, x_test.numpy(), labels.y["y_test"].numpy()),
         ids=np.arange(len(x)),
-        validation=select_last(usable, num_validation or 0, len(x)),
-        name=Path(path).stem,
-        num_classes=as_num_classes(num_classes, labels),
+        validation=select_last(usable, 0 if num_validation is None else num_validation, len(x)),
+        name=file.stem,
+        num_classes=labels.num_classes,
+        class_names=labels.class_names,
         scale=scale,
     )
 
 
 def load_folder(
-    path: str | os.PathLike[str], *, image_size: int, num_validation: int | None, num_test: int | None, seed: int
+    path: str | os.PathLike[str],
+    *,
+    image_size: int,
+    num_validation: int | None,
+    num_test: int | None,
+    seed: int,
+    classes_in_names: bool,
+    on_error: str,
 ) -> Source:
     """Read a folder of images, and draw test and validation examples; see ``SemiSupervisedData.from_folder``."""
-    images = read_folder(path, image_size)
-    count, num_known = len(images.x), int((images.y >= 0).sum())
-    if 0 < num_known < count:
-        raise ValueError(
-            f"{path} holds {num_known} images with a class and {count - num_known} without; put every one in a folder "
-            "of its class, or none."
-        )
-    sizes = [max(1, count // 10) if number is None else number for number in (num_validation, num_test)]
-    if min(sizes) < 0 or sum(sizes) >= count:
-        raise ValueError(f"num_validation + num_test = {sum(sizes)} of {count} images leave none to train on.")
-    order = np.random.default_rng(seed).permutation(count)
-    test, rest = np.sort(order[: sizes[1]]), np.sort(order[sizes[1] :])
-    y, y_test = (images.y[rest], images.y[test]) if num_known else (None, None)
+    folder = as_path(path, "path")
+    images = read_folder(folder, image_size, classes_in_names=classes_in_names, on_error=on_error)
+    parts = {part: np.flatnonzero(images.parts == part) for part in ("train", "validation", "test")}
+    words = {f"{folder.name}/{part}": images.classes[index] for part, index in parts.items()}
+    labels = encode_labels(words, [len(index) for index in parts.values()])
+    y = np.empty(len(images.x), dtype=np.int64)
+    for index, known in zip(parts.values(), labels.y.values(), strict=True):
+        y[index] = known.numpy()
+    validation, test = _draw_held_out(y, parts, num_validation, num_test, seed)
+    rest = np.setdiff1d(np.arange(len(y)), test)
     return Source(
-        *(images.x[rest], y, images.x[test], y_test),
+        *(images.x[rest], None if labels.num_classes is None else y[rest], images.x[test], y[test]),
         ids=rest,
-        validation=np.flatnonzero(np.isin(rest, order[sizes[1] : sum(sizes)])),
-        name=Path(path).name,
-        num_classes=len(images.class_names) or None,
-        class_names=images.class_names,
+        validation=np.flatnonzero(np.isin(rest, validation)),
+        name=folder.name,
+        num_classes=labels.num_classes,
+        class_names=labels.class_names,
     )
+
+
+def _draw_held_out(
+    y: Indices, parts: dict[str, Indices], num_validation: int | None, num_test: int | None, seed: int
+) -> tuple[Indices, Indices]:
+    """Return the indices of validation and test images: those in folders of these names, else drawn.
+
+    They are drawn among the training images with a label, if there are any.
+    """
+    train = parts["train"]
+    pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
+    numbers = {"test": num_test, "validation": num_validation}
+    sizes = [_count_drawn(part, number, len(pool), len(parts[part])) for part, number in numbers.items()]
+    if sum(sizes) >= len(pool):
+        raise ValueError(
+            f"num_validation + num_test = {sum(sizes)} of {len(pool)} images leave none to train on; add images, or "
+            "pass num_validation=0 and num_test=0."
+        )
+    order = np.random.default_rng(seed).permutation(pool)
+    drawn = {"test": np.sort(order[: sizes[0]]), "validation": order[sizes[0] : sum(sizes)]}
+    return np.append(parts["validation"], drawn["validation"]), np.append(parts["test"], drawn["test"])
+
+
+def _count_drawn(part: str, given: int | None, available: int, num_in_folder: int) -> int:
+    """Return how many examples are drawn for a part: none if it has a folder, else a tenth by default."""
+    number = 0 if given is None else as_count(given, f"num_{part}")
+    if num_in_folder and number:
+        raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
+    return max(1, available // 10) if given is None and not num_in_folder else number
+
+
+def as_held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Any]:
+    """Return validation or test examples, none if they were not given, and their labels as given."""
+    if x is None:
+        if y is not None:
+            raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
+        return train.new_empty((0, *train.shape[1:])), None
+    x, y = read_dataset(x, y, f"x_{part}")
+    examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True)
+    if examples.shape[1:] != train.shape[1:] or examples.dtype != train.dtype:
+        raise ValueError(
+            f"x_{part} has examples of shape {tuple(examples.shape[1:])} and dtype {examples.dtype}, x has "
+            f"{tuple(train.shape[1:])} and {train.dtype}; both must be alike, in the same units."
+        )
+    return examples, y
+
+
+def read_dataset(x: Any, y: Any, name: str) -> tuple[Any, Any]:
+    """Return the examples and labels of a PyTorch ``Dataset`` or ``DataLoader``, and other arguments unchanged.
+
+    Items are read once, in order, and a loader's batches are ignored. An item is an example, or a pair of example and
+    label; labels that are given as ``y`` take precedence.
+
+    Raises:
+        TypeError: If the data set has no length, or its items are something else.
+    """
+    dataset: Any = x.dataset if isinstance(x, DataLoader) else x
+    if not isinstance(dataset, Dataset):
+        return x, y
+    kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(f"{name} is a {kind} without a length; read its examples into an array first.")
+    items = [dataset[index] for index in range(len(dataset))]
+    pairs = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
+    if not pairs or {len(pair) for pair in pairs} - {1, 2} or len({len(pair) for pair in pairs}) > 1:
+        raise TypeError(f"The items of {name}, a {kind}, must be examples x or pairs (x, y); make arrays of it.")
+    examples = [np.asarray(pair[0]) for pair in pairs]
+    if len(pairs[0]) == 2 and y is None:
+        y = [pair[1].item() if hasattr(pair[1], "item") else pair[1] for pair in pairs]
+    return examples, y

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_ssvae.distributions.likelihoods import Likelihood
+from pyro_ssvae.distributions.likelihoods import Likelihood, select_examples, standard_units
 
 __all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
 
+_CENTRE = 3.0  # of standardised logarithms of counts as networks see them, so that none is negative
 _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are within 1e-5 of it
 
 
@@ -180,7 +181,29 @@ class _LogisticCells(TorchDistribution):
 
 
 class _Counts(Likelihood):
-    """Base class of likelihoods of counts."""
+    """Base class of likelihoods of counts, whose networks see standardised values of log(1 + x).
+
+    The decoder's mean counts are relative to those of the columns.
+    """
+
+    _mean: Tensor | None
+    _unit_names = ("_shift", "_unit", "_mean")
+
+    def _estimate_units(self, x: Tensor, scale: float) -> None:
+        x = select_examples(x, scale).clamp(min=0.0)
+        self._shift, self._unit = standard_units(x.log1p())
+        mean = x.mean((0, 2, 3) if x.dim() == 4 else (0,), keepdim=True)[0]
+        self._mean = mean.clamp(min=0.5 / len(x)).to(self._unit.dtype)
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """Return standardised values of log(1 + x) with mean 3, none of them negative; ``x`` if units are not known."""
+        if self._unit is None:
+            return x
+        return (super().network_input(x.clamp(min=0.0).log1p()) + _CENTRE).clamp(min=0.0)
+
+    def _in_counts(self, log_mean: Tensor) -> Tensor:
+        """Return the logarithm of mean counts that are given relative to those of the columns."""
+        return log_mean if self._mean is None else log_mean + self._mean.log()
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` unless every value is a non-negative whole number."""
@@ -193,7 +216,7 @@ class _Counts(Likelihood):
 
 
 class Poisson(_Counts):
-    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder returns log λ."""
+    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder returns log λ (relative to the column)."""
 
     name = "poisson"
     num_params = 1
@@ -201,13 +224,13 @@ class Poisson(_Counts):
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``Poisson(rate)`` over events, for log-rates with shape ``(*batch, 1, *event_shape)``."""
         log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # an untrained decoder may return more
-        return dist.Poisson(log_rate.exp(), validate_args=False).to_event(event_dim)
+        return dist.Poisson(self._in_counts(log_rate).exp(), validate_args=False).to_event(event_dim)
 
 
 class NegativeBinomial(_Counts):
     r"""Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
 
-    The decoder returns log m and log r of each element.
+    The decoder returns log m (relative to the mean of the column) and log r of each element.
     """
 
     name = "negative_binomial"
@@ -216,6 +239,6 @@ class NegativeBinomial(_Counts):
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution over events, for log m and log r with shape ``(*batch, 2, *event_shape)``."""
         log_mean, log_total = params.unbind(-1 - event_dim)
-        log_mean, log_total = log_mean.clamp(-20.0, 20.0), log_total.clamp(-10.0, 10.0)
+        log_mean, log_total = self._in_counts(log_mean.clamp(-20.0, 20.0)), log_total.clamp(-10.0, 10.0)
         distribution = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total, validate_args=False)
         return distribution.to_event(event_dim)

@@ -2,6 +2,9 @@
 
 For raw numbers with shape ``(*batch, num_params, *event_shape)`` the distribution has batch shape ``batch`` and event
 shape ``event_shape``.
+
+A likelihood also knows the units of x, estimated from training examples: networks see standardised numbers, and the
+distribution is of x in its own units. Without such an estimate, and for values in [0, 1], networks see x itself.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._configurable import Configurable
-from pyro_ssvae.distributions.torch_distributions import BernoulliByLogits, ContinuousBernoulliByLogits
+from pyro_ssvae.distributions.torch_distributions import BernoulliByLogits, ContinuousBernoulliByLogits, ScaledNormal
 
 __all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
 
 _VARIANCES = ("learned", "shared", "fixed")
+_MAX_ELEMENTS = 20_000_000  # of the training examples from which units are estimated: 160 MB in double precision
+_MAX_RANGE = 20.0  # of a column in its unit, so that a value that occurs rarely is no huge input of a network
 
 
 class Likelihood(Configurable):
@@ -29,15 +34,67 @@ class Likelihood(Configurable):
         num_params: Raw numbers per element of ``x`` that the decoder must return.
         name: Name in results and saved configurations.
         unit_interval: Whether the support is [0, 1].
+        real_valued: Whether :meth:`forward` passes location and scale through :meth:`in_units`, so that units may be
+            estimated.
     """
 
     num_params: int
     name: str
     unit_interval: bool = False
+    real_valued: bool = False
+    _shift: Tensor | None
+    _unit: Tensor | None
+    _unit_names: tuple[str, ...] = ("_shift", "_unit")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._units_known = False
+        for name in self._unit_names:
+            self.register_buffer(name, None)
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution of ``x``, for raw numbers with shape ``(*batch, num_params, *event_shape)``."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(params, event_dim) -> Pyro distribution.")
+
+    def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
+        """Estimate the units of x from training examples, unless they are known, as those of a loaded model are.
+
+        Args:
+            x: Examples with shape ``(N, *event_shape)``, as stored.
+            scale: Divides ``x``.
+        """
+        if not self._units_known:
+            self._units_known = True
+            self._estimate_units(x, scale)
+
+    def _estimate_units(self, x: Tensor, scale: float) -> None:
+        if self.real_valued:
+            x = select_examples(x, scale)
+            # Images in [0, 1] have pixels that hardly vary, whose noise standardising would blow up.
+            if x.dim() < 3 or not (x.min() >= 0.0 and 0.5 < x.max() <= 1.0):
+                self._shift, self._unit = standard_units(x)
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """Return what encoders and classifiers see of ``x``, with its shape: standardised columns if units are known.
+
+        The channels of images are standardised as a whole.
+        """
+        return x if self._shift is None or self._unit is None else (x - self._shift) / self._unit
+
+    def in_units(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return location and scale of standardised values, ``(*batch, *event_shape)``, in the units of x."""
+        if self._shift is None or self._unit is None:
+            return loc, scale
+        return self._shift + self._unit * loc, self._unit * scale
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load units, or none where the state holds none, whether or not they were known before."""
+        for name in self._unit_names:
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is None or own is None or own.shape != saved.shape:
+                setattr(self, name, None if saved is None else torch.empty_like(saved))
+        self._units_known = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` if ``x``, ``(N, *event_shape)``, leaves the support; called before training."""
@@ -92,16 +149,18 @@ class ContinuousBernoulli(Likelihood):
 class _LocationScale(Likelihood):
     """Base class of distributions with a location, and a scale that is learned per element, shared, or fixed."""
 
+    real_valued = True
     family: Any  # the distribution's class, called with location and scale
+    family_in_units: Any  # the same, for scales of any size
 
     def __init__(self, min_scale: float = 0.05, variance: str = "learned", scale: float = 1.0) -> None:
         super().__init__()
         if min_scale <= 0.0:
-            raise ValueError(f"min_scale={min_scale} must be positive, in the units of x.")
+            raise ValueError(f"min_scale={min_scale} must be positive.")
         if variance not in _VARIANCES:
             raise ValueError(f"variance={variance!r} must be one of {', '.join(_VARIANCES)}.")
         if variance != "learned" and not (math.isfinite(scale) and scale > min_scale):
-            raise ValueError(f"scale={scale} must be finite and above min_scale={min_scale}, in the units of x.")
+            raise ValueError(f"scale={scale} must be finite and above min_scale={min_scale}.")
         self.min_scale, self.variance, self.first_scale = float(min_scale), variance, float(scale)
         self.num_params = 2 if variance == "learned" else 1
         if variance == "shared":
@@ -117,7 +176,10 @@ class _LocationScale(Likelihood):
             scale = (self.min_scale + F.softplus(self.raw_scale)).to(loc).expand_as(loc)
         else:
             scale = torch.full_like(loc, self.first_scale)
-        return self.family(loc, scale).to_event(event_dim)
+        if self._unit is None:
+            return self.family(loc, scale).to_event(event_dim)
+        loc, in_units = self.in_units(loc, scale)
+        return self.family_in_units(loc, scale if self.variance == "fixed" else in_units).to_event(event_dim)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -129,18 +191,18 @@ class Gaussian(_LocationScale):
     r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
 
     Args:
-        min_scale: Smallest σ, in units of ``x``. Pixels with a constant value would otherwise drive a learned σ to zero
-            and the bound to infinity.
+        min_scale: Smallest σ, in standard deviations of the column in the training examples (in the units of ``x`` for
+            images in [0, 1]). A constant column would otherwise drive a learned σ to zero and the bound to infinity.
         variance: ``"learned"``: the decoder returns σ for each element of each example; ``"shared"``: one learned σ for
             all; ``"fixed"``: the given one.
-        scale: The fixed σ, or the initial value of the shared one.
+        scale: The fixed σ in the units of ``x``, or the initial value of the shared one in those of ``min_scale``.
 
     Raises:
         ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
     """
 
     name = "gaussian"
-    family = dist.Normal
+    family, family_in_units = dist.Normal, ScaledNormal
 
 
 class Laplace(_LocationScale):
@@ -150,7 +212,26 @@ class Laplace(_LocationScale):
     """
 
     name = "laplace"
-    family = dist.Laplace
+    family = family_in_units = dist.Laplace
+
+
+def select_examples(x: Tensor, scale: float) -> Tensor:
+    """Return ``x / scale`` in double precision, of evenly spaced examples where there are many."""
+    return x[:: 1 + x.numel() // _MAX_ELEMENTS].float().div(scale).double().cpu()
+
+
+def standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every column of examples, ``event_shape``; of every channel of images.
+
+    The deviation is at least 1/20 of the range. A constant column gets the median one of the others.
+    """
+    dims = (0, 2, 3) if x.dim() == 4 else (0,)
+    low, high, mean = (reduce(x, dims, keepdim=True) for reduce in (torch.amin, torch.amax, torch.mean))
+    unit = (x - mean).square().mean(dims, keepdim=True).sqrt().maximum((high - low) / _MAX_RANGE)
+    varies = high > low
+    unit = torch.where(varies, unit, unit[varies].median() if varies.any() else 1.0)
+    dtype = torch.get_default_dtype()
+    return mean[0].to(dtype), unit[0].to(dtype).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _check_unit_interval(x: Tensor, who: str) -> None:

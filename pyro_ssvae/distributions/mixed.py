@@ -71,12 +71,27 @@ class Mixed(Likelihood):
                 f"Mixed is for rows of {columns} columns; got events with {event_dim} dimension(s), the last of size "
                 f"{params.shape[-1]}."
             )
-        groups = params.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
         distributions = [
-            likelihood(group[..., : likelihood.num_params, :], 1)
-            for group, likelihood in zip(groups, self._likelihoods(), strict=True)
+            likelihood(group[..., : likelihood.num_params, :], 1) for group, likelihood in self._split(params)
         ]
         return _Joint(distributions, self._order, self._positions)
+
+    def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
+        """Estimate the units of the columns of every part, from examples ``(N, D)``."""
+        if x.shape[-1] == len(self._order):  # otherwise `check` will say so
+            for columns, likelihood in self._split(x):
+                likelihood.fit_units(columns, scale)
+
+    def network_input(self, x: Tensor) -> Tensor:
+        """Return what networks see of ``x``, ``(..., D)``: the columns as each part gives them."""
+        if all(likelihood._unit is None for likelihood in self._likelihoods()):
+            return x
+        parts = [likelihood.network_input(columns) for columns, likelihood in self._split(x)]
+        return torch.cat(parts, -1).index_select(-1, self._positions)
+
+    def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
+        groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+        return zip(groups, self._likelihoods(), strict=True)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""

@@ -197,17 +197,25 @@ class VampPrior(_MixturePrior):
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
         """Set the pseudo-inputs to training examples, repeated if there are too few."""
-        u = x[torch.arange(self.num_components) % len(x)]
+        u = x[torch.arange(self.num_components) % len(x)].to(self.pseudo_inputs)
+        if self._likelihood.real_valued:
+            u = self._likelihood.network_input(u)
         if self._use_sigmoid:
             u = torch.logit(u.clamp(0.02, 0.98))  # farther out the sigmoid's gradient vanishes
         self.pseudo_inputs.copy_(u)
+
+    @property
+    def _likelihood(self) -> Any:
+        return self._owner[0].likelihood
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         if not self._owner:
             raise RuntimeError("A VampPrior needs the guide of a model: build one with prior=VampPrior(latent_dim).")
         u = self.pseudo_inputs.sigmoid() if self._use_sigmoid else self.pseudo_inputs  # (C, *event_shape)
-        model = self._owner[0]
+        model, likelihood = self._owner[0], self._likelihood
+        if likelihood.real_valued:  # so that a step of the optimiser moves them alike in all units
+            u, _ = likelihood.in_units(u, u)
         qz = model.encode(u, self.classes) if hasattr(self, "classes") else model.encode(u)
         normal = as_independent_normal(qz)
         if normal is None:

@@ -17,6 +17,7 @@ __all__ = [
     "BernoulliByLogits",
     "ContinuousBernoulliByLogits",
     "DiagonalMixture",
+    "ScaledNormal",
     "StudentTOfTensors",
     "as_independent_normal",
 ]
@@ -29,6 +30,14 @@ def as_independent_normal(distribution: Any) -> torch.distributions.Normal | Non
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
+
+
+class ScaledNormal(dist.Normal):
+    """The normal distribution with a log-probability for scales of 1e-30 or 1e30, whose squares leave float32."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, in nats."""
+        return -0.5 * ((value - self.loc) / self.scale).square() - self.scale.log() - 0.5 * math.log(2.0 * math.pi)
 
 
 class DiagonalMixture(TorchDistribution):

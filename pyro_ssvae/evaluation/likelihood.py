@@ -21,15 +21,18 @@ from typing import Any
 import pyro
 import pyro.poutine as poutine
 import torch
+from numpy.typing import ArrayLike
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.base import Model, fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
+from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -84,10 +87,10 @@ class LogLikelihood:
 
 def log_likelihood(
     module: nn.Module,
-    x: Tensor,
+    x: ArrayLike,
     *,
     num_samples: int = 1000,
-    scale: float = 1.0,
+    scale: float | None = None,
     binarisation: str = "none",
     seed: int = 0,
     common_draws: bool = False,
@@ -98,9 +101,9 @@ def log_likelihood(
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
             random class prior is fixed at its mean.
-        x: Examples with shape ``(N, *event_shape)``, as stored (8-bit allowed).
+        x: Examples with shape ``(N, *event_shape)``, as stored: a tensor, an array, a table or nested lists.
         num_samples: Draws per example (and class).
-        scale: Divides ``x``.
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
         common_draws: Whether all examples share their draws (before these are moved and scaled by q(z|x)), so that the
@@ -118,10 +121,14 @@ def log_likelihood(
             "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
             " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."
         )
-    if len(x) == 0:
-        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be positive.")
+    if isinstance(module, Model):
+        x, scale = as_input(module, x, scale)
+    else:
+        x, scale = x if isinstance(x, Tensor) else as_examples(x), 1.0 if scale is None else scale
+    if len(x) == 0:
+        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
     _check_examples(module, x, scale, binarisation)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
     with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
@@ -151,11 +158,6 @@ def log_likelihood(
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
     """Raise ``ValueError`` for examples that the model cannot have been trained on."""
-    shape = getattr(module, "event_shape", x.shape[1:])
-    if x.shape[1:] != shape:
-        raise ValueError(
-            f"x must be examples of the model's shape, (N, {', '.join(map(str, shape))}); got {tuple(x.shape)}."
-        )
     likelihood = getattr(module, "likelihood", None)
     if binarisation != "none" or not isinstance(likelihood, Likelihood):
         return  # binarised values are zeros and ones, in the domain of every likelihood

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.distributions import Likelihood, Uniform
 from pyro_ssvae.distributions.factory import make_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
+from pyro_ssvae.models.inputs import as_input
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +43,9 @@ __all__ = [
 ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 """The ``infer`` argument of a site that is summed over. ``expand=False`` keeps y at shape ``(K, 1)``, so that what
 depends on y alone is computed K times and not K x batch times."""
+
+_MAX_ELEMENTS = 2_000_000  # of the examples in one pass
+_MAX_LOG_SCALE = 15.0
 
 FORMAT = 1
 """Version of the format of saved configurations."""
@@ -63,6 +68,10 @@ class Model(Configurable, abstract=True):
     Raises:
         ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names.
         TypeError: For a prior of the wrong type.
+
+    Attributes:
+        data_scale: What the training examples were divided by, saved with the model; ``None`` before training.
+        class_names: Names of the classes of the training examples, saved too; empty if not known.
     """
 
     model: Callable[..., Any]
@@ -89,6 +98,9 @@ class Model(Configurable, abstract=True):
         self.latent_dim = int(latent_dim)
         self.num_classes = None if num_classes is None else int(num_classes)
         self.prior = make_prior(prior, latent_dim)
+        self.data_scale: float | None = None
+        self.class_names: tuple[str, ...] = ()
+        self._data_range: tuple[float, float] | None = None
 
     def check_data(self, data: SemiSupervisedData) -> None:
         """Check that the model fits a data set.
@@ -156,12 +168,23 @@ class Model(Configurable, abstract=True):
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data), **options}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(data.seed)
-            return cls(**arguments)
+            model = cls(**arguments)
+        model.fit_units(data)
+        return model
 
     @classmethod
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
         """Return the arguments of the constructor that say how many classes there are."""
         return {}
+
+    def fit_units(self, data: SemiSupervisedData) -> None:
+        """Remember the scale and the class names of a data set; called by :meth:`for_data` and before training.
+
+        A likelihood with units estimates them from the training examples, unless they are known
+        (:meth:`~pyro_ssvae.distributions.Likelihood.fit_units`).
+        """
+        self.data_scale, self.class_names = data.scale, data.class_names
+        self._data_range = float(data.x.min()) / data.scale, float(data.x.max()) / data.scale
 
     def initialise(self, x: Tensor) -> None:
         """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""
@@ -180,23 +203,26 @@ class Model(Configurable, abstract=True):
             raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: ArrayLike) -> Tensor:
         """Return the most probable class of each example, with shape ``(B,)``; errors as :meth:`predict_proba`."""
         return self.predict_proba(x).argmax(-1)
 
-    def predict_proba(self, x: Tensor) -> Tensor:
-        """Return the probabilities of the classes, with shape ``(B, K)``, in evaluation mode.
+    def predict_proba(self, x: ArrayLike) -> Tensor:
+        """Return the probabilities of the classes, with shape ``(B, K)``, in evaluation mode, computed in batches.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            x: Examples with shape ``(B, *event_shape)``: a tensor, an array, a table or nested lists. Integers are
+                divided by :attr:`data_scale`, as in training; other numbers are taken as they are.
 
         Raises:
-            ValueError: For a model without classes, or examples of another shape than the model's.
-            TypeError: For examples that are not floating point.
+            ValueError: For a model without classes, or examples that are not finite, of another shape than the model's
+                or outside [0, 1] where its likelihood needs that.
+            TypeError: For examples that are not numeric.
+
+        Warns:
+            UserWarning: If examples look as if they should have been divided by :attr:`data_scale`.
         """
-        self._check_input(x)
-        with torch.no_grad(), evaluation_mode(self):
-            return self.classify(x.to(next(self.parameters()))).softmax(-1)
+        return self._map(lambda x: self.classify(x).softmax(-1), x)
 
     # Saving.
 
@@ -209,22 +235,23 @@ class Model(Configurable, abstract=True):
         config = {"format": FORMAT, **describe(self)}
         library = (cls for cls in type(self).__mro__ if is_library_class(cls) and REGISTRY.get(cls.__name__) is cls)
         base = next(library, type(self))
+        if self.data_scale is not None:
+            config["data"] = {
+                "scale": self.data_scale,
+                "range": self._data_range,
+                "class_names": self.class_names,
+            }
         if base is not type(self):
             config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}
         return config
 
-    def _check_input(self, x: Tensor) -> None:
-        """Raise an error unless ``x`` holds floating-point examples of the model's shape."""
-        if x.shape[1:] != self.event_shape:
-            raise ValueError(
-                f"Examples must have shape {tuple(self.event_shape)}, so x must be (B, "
-                f"{', '.join(map(str, self.event_shape))}); got {tuple(x.shape)}."
-            )
-        if not x.is_floating_point():
-            raise TypeError(
-                f"Examples must be floating point, scaled as in training; got {x.dtype}. Give x.float() / data.scale, "
-                "where the scale is 255 for 8-bit pixels."
-            )
+    def _map(self, function: Callable[[Tensor], Tensor], x: ArrayLike, dim: int = 0) -> Tensor:
+        """Return what a function makes of examples, in batches joined along ``dim``, in evaluation mode."""
+        examples, scale = as_input(self, x)
+        like = next(self.parameters())
+        with torch.no_grad(), evaluation_mode(self):
+            batches = (batch.to(like) for batch in examples.split(max(1, _MAX_ELEMENTS // self.event_size)))
+            return torch.cat([function(batch if scale == 1.0 else batch / scale) for batch in batches], dim)
 
 
 class LatentVariableModel(Model, abstract=True):
@@ -260,10 +287,17 @@ class LatentVariableModel(Model, abstract=True):
         """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""
         self.likelihood.check(x)
 
+    def fit_units(self, data: SemiSupervisedData) -> None:
+        """Remember the scale and the class names of a data set, and estimate the units of the likelihood."""
+        super().fit_units(data)
+        if data.event_shape == self.event_shape:
+            self.likelihood.fit_units(data.x, data.scale)
+
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
         """Return the diagonal Gaussian over z with location and log-scale ``(..., 2 * L)``."""
         loc, log_scale = full_precision(params).chunk(2, dim=-1)
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        # Bounded, so that an example far from all training examples gives no infinite scale.
+        return dist.Normal(loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()).to_event(1)
 
     def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
         """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""

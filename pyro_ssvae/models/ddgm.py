@@ -19,6 +19,7 @@ from typing import Any
 
 import pyro
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -149,22 +150,22 @@ class DDGM(Model):
         logits: Tensor = -self.energy_net.by_class(x)
         return logits
 
-    def energy(self, x: Tensor) -> Tensor:
+    def energy(self, x: ArrayLike) -> Tensor:
         """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely examples.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
 
         Raises:
             ValueError: If ``x`` does not have the model's event shape.
         """
         return self._evaluate(self.energy_net, x)
 
-    def score_samples(self, x: Tensor) -> Tensor:
+    def score_samples(self, x: ArrayLike) -> Tensor:
         """Return −E(x), log p(x) up to a constant, with shape ``(B,)``; named as in scikit-learn's density models."""
         return -self.energy(x)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: ArrayLike) -> Tensor:
         """Return the features f(x), with shape ``(B, F)``, in evaluation mode.
 
         Raises:
@@ -172,11 +173,8 @@ class DDGM(Model):
         """
         return self._evaluate(self.energy_net.features, x)
 
-    def _evaluate(self, module: nn.Module, x: Tensor) -> Tensor:
-        self._check_input(x)
-        with torch.no_grad(), evaluation_mode(self):
-            output: Tensor = module(x.to(next(self.parameters())))
-            return output
+    def _evaluate(self, module: nn.Module, x: ArrayLike) -> Tensor:
+        return self._map(module, x)
 
     def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.0005) -> Tensor:
         """Draw samples from the generator, optionally followed by Langevin dynamics in x under the energy.
@@ -217,11 +215,11 @@ class DDGM(Model):
             x: Tensor = self.generator(z)
             return x
 
-    def invert(self, x: Tensor, *, space: str = "features", steps: int = 200) -> Tensor:
+    def invert(self, x: ArrayLike, *, space: str = "features", steps: int = 200) -> Tensor:
         r"""Return the latents of the samples nearest to x: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
             space: Where distances are taken: ``"features"`` (h = f) or ``"x"`` (h is the identity).
             steps: Steps of Adam.
 

@@ -20,8 +20,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
 from pyro_ssvae.networks import MLP
@@ -44,8 +46,9 @@ class M1(LatentVariableModel):
             :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
             normal when ``None``.
-        encoder: A module that maps x ``(B, *event_shape)`` to ``(B, 2 * latent_dim)``, the location and log-scale of
-            q(z|x); an :class:`~pyro_ssvae.networks.MLP` when ``None``.
+        encoder: A module that maps x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, to
+            ``(B, 2 * latent_dim)``, the location and log-scale of q(z|x); an :class:`~pyro_ssvae.networks.MLP` when
+            ``None``.
         decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
             ``P = likelihood.num_params`` and ``D`` elements of an example; an ``MLP`` when ``None``.
 
@@ -111,7 +114,7 @@ class M1(LatentVariableModel):
 
     def encode(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z|x), with event shape ``(L,)``, for x ``(B, *event_shape)``."""
-        return self._make_posterior(self.encoder(x))
+        return self._make_posterior(self.encoder(self.likelihood.network_input(x)))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
@@ -119,33 +122,27 @@ class M1(LatentVariableModel):
 
     # Use of a trained model.
 
-    def transform(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+    def transform(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
         """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, scaled as in training.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
             num_samples: Draws of z per example; ``None`` for the mean of q(z|x).
 
         Returns:
             Means ``(B, L)``, or draws ``(num_samples, B, L)``.
 
         Raises:
-            ValueError: If examples have another shape than the model's, or ``num_samples`` is not positive.
+            ValueError: As :meth:`Model.predict_proba`, or if ``num_samples`` is not positive.
         """
-        self._check_input(x)
-        if num_samples is not None and num_samples < 1:
+        if num_samples is None:
+            return self._map(lambda x: self.encode(x).mean, x)
+        if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean.")
-        with torch.no_grad(), evaluation_mode(self):
-            qz = self.encode(x.to(next(self.parameters())))
-            latents: Tensor = qz.mean if num_samples is None else qz.sample((num_samples,))
-            return latents
+        return self._map(lambda x: self.encode(x).sample((num_samples,)), x, dim=1)
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the means of p(x|z) at the means of q(z|x), with the shape of ``x``.
-
-        Raises:
-            ValueError: If examples have another shape than the model's.
-        """
+    def reconstruct(self, x: ArrayLike) -> Tensor:
+        """Return the means of p(x|z) at the means of q(z|x), with the shape of ``x``; errors as :meth:`transform`."""
         return self._means(self.transform(x))
 
     def generate(self, num_samples: int) -> Tensor:
@@ -159,7 +156,7 @@ class M1(LatentVariableModel):
         with torch.no_grad(), evaluation_mode(self):
             return self._means(self.prior().sample((num_samples,)))
 
-    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, spherical: bool = False) -> Tensor:
+    def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, spherical: bool = False) -> Tensor:
         r"""Decode points on the line between the latents of two examples.
 
         Args:
@@ -178,16 +175,20 @@ class M1(LatentVariableModel):
         """
         if steps < 2:
             raise ValueError(f"steps={steps} must be at least 2, for both ends.")
-        if start.shape != end.shape:
-            raise ValueError(f"start and end must have one shape; got {tuple(start.shape)} and {tuple(end.shape)}.")
-        single = start.dim() == len(self.event_shape)
-        a, b = (self.transform(x.unsqueeze(0) if single else x) for x in (start, end))  # (B, L)
+        ends = [x if isinstance(x, Tensor) else to_numpy(x, "start or end") for x in (start, end)]
+        shape, other = (tuple(x.shape) for x in ends)
+        if shape != other:
+            raise ValueError(f"start and end must have one shape; got {shape} and {other}.")
+        single = len(shape) == len(self.event_shape)
+        a, b = (self.transform(x[None] if single else x) for x in ends)  # (B, L)
         t = torch.linspace(0.0, 1.0, steps, device=a.device, dtype=a.dtype).view(-1, 1, 1)
         z = _on_arc(a, b, t) if spherical else a + t * (b - a)
         path = self._means(z)
         return path.squeeze(1) if single else path
 
-    def traverse(self, x: Tensor, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)) -> Tensor:
+    def traverse(
+        self, x: ArrayLike, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)
+    ) -> Tensor:
         """Decode examples with one latent set to given values and the others at the mean of q(z|x).
 
         Args:

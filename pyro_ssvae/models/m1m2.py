@@ -24,13 +24,21 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import ENUMERATE, data_plate, evaluation_mode, full_precision
+from pyro_ssvae.models.base import (
+    ENUMERATE,
+    LatentVariableModel,
+    Model,
+    data_plate,
+    evaluation_mode,
+    full_precision,
+)
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
@@ -89,6 +97,7 @@ class M1M2(SemiSupervisedModel):
         super().__init__(m1.event_shape, m2.num_classes, m2.latent_dim, m1.likelihood, m2.prior, m2.class_prior)
         self.m1 = m1
         self.m2 = m2
+        self.data_scale, self._data_range, self.class_names = m1.data_scale, m1._data_range, m1.class_names
         self.classifier = classifier
         self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
         # Puts z1 back among the latents of M1, with zeros for the rest.
@@ -105,7 +114,9 @@ class M1M2(SemiSupervisedModel):
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(data.seed)
-            return cls.from_m1(**{**cls._class_arguments(data), **options})
+            model = cls.from_m1(**{**cls._class_arguments(data), **options})
+        model.fit_units(data)
+        return model
 
     @classmethod
     def from_m1(
@@ -177,7 +188,11 @@ class M1M2(SemiSupervisedModel):
     def initialise(self, x: Tensor) -> None:
         """Set starting values of M2 from the means of q(z1|x) of training examples ``(B, *event_shape)``."""
         with torch.no_grad(), evaluation_mode(self):
-            self.m2.initialise(self.encode_z1(x).mean)
+            self.m2.initialise(self.encode_z1(x.to(next(self.parameters()))).mean)
+
+    def fit_units(self, data: SemiSupervisedData) -> None:
+        """Remember the scale and class names; the units are those of M1, and estimated only if M1 is to be trained."""
+        (Model if self.m1_frozen else LatentVariableModel).fit_units(self, data)
 
     # The generative model p(z) p(y|π) p(z1|y,z) p(x|z1) and the inference model q(z1|x) q(y|z1) q(z|z1,y).
 
@@ -262,7 +277,7 @@ class M1M2(SemiSupervisedModel):
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of q(y|x), with shape ``(B, K)``: q(y|z1) at a draw of z1 in training, else at its mean."""
         if self.classifier is not None:
-            return full_precision(self.classifier(x))
+            return full_precision(self.classifier(self.likelihood.network_input(x)))
         q_z1 = self.encode_z1(x)
         return self.m2.classify(q_z1.rsample() if self.training else q_z1.mean)
 
@@ -274,19 +289,16 @@ class M1M2(SemiSupervisedModel):
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self.decode_x(self.decode_z1(y, z).mean)
 
-    def predict_proba(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+    def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
         """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|z1) over ``num_samples`` draws of z1."""
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean of q(z1|x).")
         if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
-        self._check_input(x)
-        with torch.no_grad(), evaluation_mode(self):
-            z1 = self.encode_z1(x.to(next(self.parameters()))).sample((num_samples,))
-            return self.m2.classify(z1).softmax(-1).mean(0)
+        return self._map(lambda x: self.m2.classify(self.encode_z1(x).sample((num_samples,))).softmax(-1).mean(0), x)
 
     def _classify(self, x: Tensor, z1: Tensor) -> Tensor:
-        return self.m2.classify(z1) if self.classifier is None else full_precision(self.classifier(x))
+        return self.m2.classify(z1) if self.classifier is None else self.classify(x)
 
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:

@@ -52,10 +52,10 @@ class M2(SemiSupervisedModel):
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
         classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, or a module that maps
-            x ``(B, *event_shape)`` to logits ``(B, K)``. ``None`` builds none, for an :class:`~pyro_ssvae.M1M2` with
-            a classifier of its own.
-        encoder: A module that maps x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``,
-            the location and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
+            x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, to logits ``(B, K)``. ``None`` builds
+            none, for an :class:`~pyro_ssvae.M1M2` with a classifier of its own.
+        encoder: A module that maps the same x and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``, the location
+            and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
         decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
             for ``P = likelihood.num_params`` and ``D`` elements of an example; a ``ConditionalMLP`` when ``None``.
 
@@ -145,11 +145,11 @@ class M2(SemiSupervisedModel):
         """
         if self.classifier is None:
             raise ValueError("This M2 was built with classifier=None, so it has no q(y|x).")
-        return full_precision(self.classifier(x))
+        return full_precision(self.classifier(self.likelihood.network_input(x)))
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
-        return self._make_posterior(self.encoder(x, y))
+        return self._make_posterior(self.encoder(self.likelihood.network_input(x), y))
 
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""

@@ -85,6 +85,9 @@ def load(
         if config["format"] != FORMAT:
             raise ValueError(f"{folder / CONFIG} has format {config['format']}; this version reads format {FORMAT}.")
         model = _build(config, cls, modules)
+        if data := config.get("data"):
+            model.data_scale, model._data_range = data["scale"], tuple(data["range"])
+            model.class_names = tuple(data["class_names"])
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} lacks the entry {error}; the file is damaged.") from error
     try:

@@ -186,6 +186,7 @@ class _Loop:
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
         if isinstance(objective.module, Model):
+            objective.module.fit_units(data)
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
             objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)

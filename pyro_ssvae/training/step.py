@@ -81,8 +81,8 @@ class TrainingStep:
         self._counts: Counter[str] = Counter()  # steps behind each sum: not every term occurs in every step
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
         self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
-        dtype = torch.float64 if config.precision == "64-true" else torch.float32
-        self._first_loss = torch.zeros((), dtype=dtype, device=fabric.device)  # of the first update of a step
+        self._dtype = next(objective.parameters()).dtype
+        self._first_loss = torch.zeros((), dtype=self._dtype, device=fabric.device)  # of the first update of a step
         self._updates: list[Update] = []
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._compiled: dict[tuple[Any, ...], CompiledLoss] = {}
@@ -227,9 +227,10 @@ class TrainingStep:
 
     def _cast(self, batch: Batch) -> Batch:
         """Return a batch in the precision of the weights."""
-        if self.config.precision != "64-true":
+        if self._dtype == torch.float32:
             return batch
-        return Batch(*(part.double() if part is not None and part.is_floating_point() else part for part in batch))
+        parts = (part if part is None or not part.is_floating_point() else part.to(self._dtype) for part in batch)
+        return Batch(*parts)
 
     def _gradients(self, place: int, update: Update, batch: Batch) -> Loss:
         """Put the gradients of an update into its parameters; return the loss, detached."""

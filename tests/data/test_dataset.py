@@ -104,7 +104,10 @@ def test_frozen():
         ({"num_classes": 2}, ValueError, "y holds label 2, but num_classes=2"),
         ({"y_test": [5], "x_test": X[:1], "num_classes": 3}, ValueError, "y_test holds label 5"),
         ({"y_test": [-2], "x_test": X[:1]}, ValueError, "y_test holds labels from -2"),
-        ({"y_validation": [float("nan")], "x_validation": X[:1]}, ValueError, r"y_validation\[0\] is nan"),
+        ({"y_validation": [float("inf")], "x_validation": X[:1]}, ValueError, r"y_validation\[0\] is inf"),
+        ({"name": 3}, TypeError, "name=3 a str"),
+        ({"split": "random"}, TypeError, "split='random' must be a LabelSplit"),
+        ({"scale": "255"}, TypeError, "scale='255' is no number"),
         ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
         (
             {"x_test": X[:1, :1], "y_test": [0]},
@@ -135,9 +138,9 @@ def test_from_arrays_refused(arguments, error, text):
 def images():
     rng = np.random.default_rng(0)
     return {
-        "x_train": rng.integers(0, 256, (60, 4, 5), dtype=np.uint8),
+        "x_train": rng.integers(0, 256, (60, 6, 5), dtype=np.uint8),
         "y_train": np.arange(60) % 3,
-        "x_test": rng.integers(0, 256, (9, 4, 5), dtype=np.uint8),
+        "x_test": rng.integers(0, 256, (9, 6, 5), dtype=np.uint8),
         "y_test": np.arange(9) % 3,
     }
 
@@ -153,11 +156,11 @@ def write(tmp_path):
 
 def test_from_npz_keeps_every_label(write, images):
     data = SemiSupervisedData.from_npz(write(images))
-    assert data.x.shape == (60, 1, 4, 5)
+    assert data.x.shape == (60, 1, 6, 5)
     assert data.x.dtype == torch.uint8
     assert (data.num_labelled, data.name, data.num_classes, data.scale) == (60, "mine", 3, 255.0)
-    assert data.x_validation.shape == (0, 1, 4, 5)
-    assert data.x_test.shape == (9, 1, 4, 5)
+    assert data.x_validation.shape == (0, 1, 6, 5)
+    assert data.x_test.shape == (9, 1, 6, 5)
     assert len(data.split.labelled) == 60
 
 
@@ -193,7 +196,7 @@ def test_from_npz_moves_channels_first(write, images, channels):
     for name in ("x_train", "x_test"):
         images[name] = np.repeat(images[name][..., None], channels, -1)
     data = SemiSupervisedData.from_npz(write(images))
-    assert data.event_shape == (channels, 4, 5)
+    assert data.event_shape == (channels, 6, 5)
     assert torch.equal(data.x[:, -1], torch.from_numpy(images["x_train"][..., 0]))
 
 
@@ -227,15 +230,14 @@ def test_from_arrays_without_classes(images):
     assert (data.num_labelled, data.num_unlabelled, len(data.x_test), data.split) == (0, 60, 9, None)
     assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 9)
     assert "no classes" in repr(data)
-    assert data.known_test[0].shape == (0, 4, 5)
+    assert data.known_test[0].shape == (0, 1, 6, 5)
     assert same_tensors(data.without_labels(), data)
     empty = SemiSupervisedData.from_arrays(images["x_train"], np.full(60, -1), x_test=images["x_test"])
     assert same_tensors(empty, data)
     assert empty.num_classes is None
     with pytest.raises(ValueError, match="y_test was given without x_test"):
         SemiSupervisedData.from_arrays(images["x_train"], images["y_train"], y_test=images["y_test"])
-    with pytest.raises(ValueError, match="class_names holds 2 names for None classes"):
-        SemiSupervisedData.from_arrays(images["x_train"], class_names=["a", "b"])
+    assert SemiSupervisedData.from_arrays(images["x_train"], class_names=["a", "b"]).num_classes == 2
 
 
 @pytest.mark.filterwarnings("error")
@@ -248,9 +250,9 @@ def test_classes_may_be_stated_without_labels():
 
 @pytest.mark.filterwarnings("error")
 def test_held_out_labels_alone_make_the_classes_known():
-    data = SemiSupervisedData.from_arrays(X, x_test=X[:2], y_test=[0, 2])
-    assert (data.num_classes, data.num_labelled, data.y_test.tolist()) == (3, 0, [0, 2])
-    assert data.without_labels().num_classes == 3
+    data = SemiSupervisedData.from_arrays(X, x_test=X[:2], y_test=[0, 1])
+    assert (data.num_classes, data.num_labelled, data.y_test.tolist()) == (2, 0, [0, 1])
+    assert data.without_labels().num_classes == 2
 
 
 def test_held_out_examples_may_be_unlabelled():
@@ -294,11 +296,72 @@ def test_hidden_labels_leave_no_trace_in_a_balanced_split(images):
     assert content(after) == content(before)
 
 
+def test_images_of_any_layout_get_channels_first(images):
+    grey = images["x_train"]
+    colour = np.repeat(grey[..., None], 3, -1)
+    assert SemiSupervisedData.from_arrays(grey / 255).event_shape == (1, 6, 5)
+    data = SemiSupervisedData.from_arrays(colour, x_test=np.moveaxis(colour, -1, 1), x_validation=colour[:2])
+    assert data.event_shape == (3, 6, 5)
+    assert torch.equal(data.x, data.x_test)
+    assert torch.equal(data.x[:2], data.x_validation)
+    assert torch.equal(data.x[:, 2], torch.from_numpy(grey))
+    with pytest.warns(UserWarning, match=r"taken as 4 channels of 5 x 3 pixels.*numpy.moveaxis\(x, -1, 1\)"):
+        assert SemiSupervisedData.from_arrays(colour[:, :4]).event_shape == (4, 5, 3)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Items beyond its length exist too, as in many data sets that people write."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.full((1, 5, 5), float(index)), ["cat", "dog"][index % 2]
+
+
+def test_data_sets_of_pytorch():
+    for given in (Pairs(), torch.utils.data.DataLoader(Pairs(), batch_size=4, shuffle=True)):
+        data = SemiSupervisedData.from_arrays(given, x_test=given)
+        assert data.x[:, 0, 2, 2].tolist() == [0, 1, 2, 3, 4, 5]
+        assert data.y.tolist() == data.y_test.tolist() == [0, 1, 0, 1, 0, 1]
+        assert data.class_names == ("cat", "dog")
+    rows = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    data = SemiSupervisedData.from_arrays(rows)
+    assert (data.x.tolist(), data.y.tolist(), data.x.dtype) == (X.tolist(), Y.tolist(), torch.uint8)
+    few = SemiSupervisedData.from_arrays(rows, [0, 1, -1, -1, -1, -1])
+    assert few.num_labelled == 2
+    alone = torch.utils.data.TensorDataset(torch.from_numpy(X))
+    assert SemiSupervisedData.from_arrays(alone).num_unlabelled == 6
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text"),
+    [
+        (Endless(), "x is a Endless without a length"),
+        (torch.utils.data.TensorDataset(*map(torch.from_numpy, (X, Y, Y))), "items of x, a TensorDataset, must be"),
+        (torch.utils.data.TensorDataset(torch.zeros(0, 2)), "items of x, a TensorDataset, must be"),
+    ],
+)
+def test_data_sets_of_pytorch_refused(dataset, text):
+    with pytest.raises(TypeError, match=text):
+        SemiSupervisedData.from_arrays(dataset)
+
+
 def test_from_npz_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.npz does not exist; give the path"):
         SemiSupervisedData.from_npz(tmp_path / "none.npz")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         SemiSupervisedData.from_npz(tmp_path)
+    with pytest.raises(TypeError, match="path=3 is of type int"):
+        SemiSupervisedData.from_npz(3)
+    with pytest.raises(ValueError, match="path is empty"):
+        SemiSupervisedData.from_npz("")
 
 
 def test_from_npz_of_other_files(tmp_path, write, images):
@@ -319,17 +382,25 @@ def test_from_npz_of_a_damaged_file(tmp_path, write, images):
         SemiSupervisedData.from_npz(tmp_path / "damaged.npz")
 
 
+def test_from_npz_reads_words(write, images):
+    images["y_train"] = np.array(["ox", "cat", ""] * 20)
+    images["y_test"] = np.array(["cat", "ox", ""] * 3)
+    data = SemiSupervisedData.from_npz(write(images), num_labels=4, num_validation=5)
+    assert (data.class_names, data.num_labelled, data.y_test[:3].tolist()) == (("cat", "ox"), 4, [0, 1, -1])
+    assert data.y_validation.tolist() == [0, 1, 0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
         ({"x_train": None}, ValueError, "lacks x_train; it holds y_train, x_test, y_test"),
         ({"x_test": None}, ValueError, "y_test was given without x_test"),
         ({"x_train": np.array([[{}]] * 60)}, ValueError, "x_train .* object arrays would have to"),
-        ({"y_train": np.array(["a"] * 60)}, TypeError, "y_train has dtype <U1"),
+        ({"y_train": np.array(["a"] * 60)}, ValueError, "class 'a' alone"),
         ({"y_train": np.zeros((60, 2))}, ValueError, r"y_train has shape \(60, 2\)"),
         ({"y_train": np.zeros(59)}, ValueError, "59 labels for 60 examples"),
         ({"x_train": np.zeros(60)}, ValueError, r"x_train has shape \(60,\)"),
-        ({"x_train": np.zeros((0, 4, 5)), "y_train": np.zeros(0)}, ValueError, "no values"),
+        ({"x_train": np.zeros((0, 6, 5)), "y_train": np.zeros(0)}, ValueError, "no values"),
         ({"x_test": np.zeros((9, 5, 5), np.uint8)}, ValueError, "x_test has examples of shape"),
         ({"y_test": np.full(9, -2)}, ValueError, "y_test holds labels from -2"),
     ],
@@ -348,6 +419,8 @@ def test_from_npz_refused(write, images, change, error, text):
         ({"num_validation": 60}, ValueError, "at most 59"),
         ({"num_validation": -1}, ValueError, "num_validation=-1 is too small"),
         ({"seed": 0.5}, TypeError, "seed=0.5"),
+        ({"balanced": "no"}, TypeError, "balanced='no' is of type str"),
+        ({"num_validation": True}, TypeError, "num_validation=True is of type bool"),
     ],
 )
 def test_from_npz_numbers_refused(write, images, arguments, error, text):

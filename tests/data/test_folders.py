@@ -3,52 +3,136 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data.folders import has_colour, read_folder
+from pyro_ssvae.data.folders import has_colour
 
 
-def write(path: Path, colour: tuple[int, ...], size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:
+def write(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
 
 
-def test_classes_come_from_subfolders_or_names(tmp_path: Path) -> None:
+def read(path: Path, image_size: int = 4, **options: Any) -> SemiSupervisedData:
+    """All images of a folder, none held out."""
+    return SemiSupervisedData.from_folder(path, image_size=image_size, num_validation=0, num_test=0, **options)
+
+
+def fill(root: Path, *paths: str) -> Path:
+    """Write images, whose brightness is the number of the path."""
+    for number, path in enumerate(paths):
+        write(root / path, (number, number, number))
+    return root
+
+
+def test_classes_are_subfolders(tmp_path: Path) -> None:
     write(tmp_path / "a" / "dogs" / "1.png", (255, 0, 0))
     write(tmp_path / "a" / "cats" / "2.jpg", (0, 255, 0))
-    write(tmp_path / "a" / "cats" / "deeper" / "3.png", (0, 0, 255))
+    write(tmp_path / "a" / "cats" / "deeper" / "3.PNG", (0, 0, 255))
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    images = read_folder(tmp_path / "a", 8)
-    assert images.class_names == ("cats", "dogs")
-    assert images.y.tolist() == [0, 0, 1]
-    assert images.x.shape == (3, 3, 8, 8)
-    assert images.x[2, :, 4, 4].tolist() == [255, 0, 0]
-    write(tmp_path / "b" / "7_first.png", (9, 9, 9))
-    write(tmp_path / "b" / "3_second_x.bmp", (50, 50, 50))
-    named = read_folder(tmp_path / "b", 4)
-    assert (named.class_names, named.y.tolist()) == (("3", "7"), [0, 1])
-    assert named.x.shape == (2, 1, 4, 4)  # all grey
-    assert (has_colour(tmp_path / "a"), has_colour(tmp_path / "b")) == (True, False)
+    data = read(tmp_path / "a", 8)
+    assert (data.name, data.class_names, data.y.tolist()) == ("a", ("cats", "dogs"), [0, 0, 1])
+    assert data.x.shape == (3, 3, 8, 8)
+    assert data.x[2, :, 4, 4].tolist() == [255, 0, 0]
+
+
+def test_classes_in_names_are_read_on_request(tmp_path: Path) -> None:
+    fill(tmp_path, "3_second_x.bmp", "7_first.png", "_none.png")
+    named = read(tmp_path, classes_in_names=True)
+    assert (named.class_names, named.y.tolist()) == (("3", "7"), [0, 1, -1])
+    assert named.x.shape == (3, 1, 4, 4)  # all grey
+    assert read(tmp_path).num_classes is None
+    assert not has_colour(tmp_path)
+    write(tmp_path / "colour.png", (1, 2, 3))
+    assert has_colour(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "unlabelled",
+    ["unlabelled", "Unlabeled", "unsup", "unlabelled_images", "no-label", "train/unlabelled", ".", "train"],
+)
+def test_unlabelled_images_beside_classes(tmp_path: Path, unlabelled: str) -> None:
+    classes = "train/" if unlabelled.startswith("train") else ""
+    fill(tmp_path, f"{classes}cats/0.png", f"{classes}dogs/1.png", f"{unlabelled}/2.png", f"{unlabelled}/x_3.png")
+    data = read(tmp_path)
+    assert (data.class_names, data.num_classes) == (("cats", "dogs"), 2)
+    labels = dict(zip(data.x[:, 0, 0, 0].tolist(), data.y.tolist(), strict=True))
+    assert labels == {0: 0, 1: 1, 2: -1, 3: -1}
+
+
+@pytest.mark.parametrize(("train", "val", "test"), [("train", "val", "test"), ("Training", "validation", "TEST")])
+def test_folders_of_parts(tmp_path: Path, train: str, val: str, test: str) -> None:
+    names = [f"{train}/a/0.png", f"{train}/b/1.png", f"{train}/2.png", f"{val}/b/3.png", f"{test}/a/4.png"]
+    fill(tmp_path, *names, f"{test}/unlabelled/5.png", ".hidden/c/6.png", "__MACOSX/d/7.png", f"{train}/a/._0.png")
+    data = SemiSupervisedData.from_folder(tmp_path, image_size=4)
+    assert data.class_names == ("a", "b")
+    assert (data.x[:, 0, 0, 0].tolist(), data.y.tolist()) == ([2, 0, 1], [-1, 0, 1])
+    assert (data.x_validation[:, 0, 0, 0].tolist(), data.y_validation.tolist()) == ([3], [1])
+    assert (data.x_test[:, 0, 0, 0].tolist(), data.y_test.tolist()) == ([4, 5], [0, -1])
+    with pytest.raises(ValueError, match="num_test=2: there is a folder of test images already"):
+        SemiSupervisedData.from_folder(tmp_path, image_size=4, num_test=2)
+
+
+def test_test_images_beside_classes(tmp_path: Path) -> None:
+    data = read(fill(tmp_path, "a/0.png", "b/1.png", "test/a/2.png", "test/3.png"))
+    assert (data.class_names, data.y.tolist(), data.y_test.tolist()) == (("a", "b"), [0, 1], [-1, 0])
+    fill(tmp_path, "test/bird/4.png")
+    with pytest.raises(ValueError, match="test holds the class 'bird', which is none of a, b"):
+        read(tmp_path)
+
+
+def test_train_may_be_a_vehicle(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the folder train, without folders of classes, beside the classes car, ship"):
+        read(fill(tmp_path, "car/0.png", "ship/1.png", "train/2.png"))
+
+
+def test_a_single_folder_is_no_class(tmp_path: Path) -> None:
+    assert read(fill(tmp_path / "one", "photos/0.png", "photos/1.png")).num_classes is None
+    nested = read(fill(tmp_path / "two", "archive/photos/a/0.png", "archive/photos/b/1.png"))
+    assert (nested.name, nested.class_names) == ("two", ("a", "b"))
+
+
+def test_held_out_images_are_drawn_among_the_labelled(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{'ab'[n % 2]}/{n:02}.png" for n in range(20)), *(f"unlabelled/{n}.png" for n in range(30)))
+    data = SemiSupervisedData.from_folder(tmp_path, image_size=4)
+    assert (data.num_labelled, data.num_unlabelled) == (16, 30)
+    assert (len(data.known_validation[1]), len(data.known_test[1])) == (2, 2)
 
 
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     write(tmp_path / "clear.png", (255, 0, 0, 0), mode="RGBA")
     write(tmp_path / "half.png", (255, 0, 0, 128), mode="RGBA")
-    x = read_folder(tmp_path, 6).x
+    x = read(tmp_path, 6).x
     assert x[0, :, 3, 3].tolist() == [255, 255, 255]
     assert x[1, :, 3, 3].tolist() == pytest.approx([255, 127, 127], abs=1)
-    assert read_folder(tmp_path, 6).y.tolist() == [-1, -1]
+
+
+def test_depths_and_modes(tmp_path: Path) -> None:
+    write(tmp_path / "1.tif", 100, mode="L")
+    Image.fromarray(np.full((9, 9), 100 * 257, dtype=np.uint16)).save(tmp_path / "2.png")
+    Image.fromarray(np.full((9, 9), 100 * 257, dtype=np.uint16)).save(tmp_path / "3.tif")
+    write(tmp_path / "4.gif", 100, mode="L")
+    write(tmp_path / "5.png", (100, 255), mode="LA")
+    write(tmp_path / "6.tif", (0, 0, 0, 155), mode="CMYK")
+    write(tmp_path / "7.png", 1, mode="1")
+    write(tmp_path / "8.webp", (100, 100, 100))
+    x = read(tmp_path).x
+    assert x[:, 0, 2, 2].tolist() == pytest.approx([100] * 6 + [255, 100], abs=1)
+    Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(tmp_path / "9.tif")
+    with pytest.raises(ValueError, match=r"9\.tif \(values of 32 bits, whose range is unknown"):
+        read(tmp_path)
 
 
 def test_images_fill_the_square_and_are_cut_alike(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    x = read_folder(tmp_path, 10).x
+    x = read(tmp_path, 10).x
     assert x.shape == (1, 1, 10, 10)
     assert int(x.min()) == 200
 
@@ -77,26 +161,55 @@ def test_images_without_classes_are_data_without_labels(tmp_path: Path) -> None:
     assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 3)
 
 
-def test_other_formats_are_not_opened(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
-    with pytest.raises(ValueError, match=r"x\.png cannot be read"):
-        read_folder(tmp_path, 8)
+def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a/0.png", "b/1.png", "a/cut.png")
+    (tmp_path / "a" / "cut.png").write_bytes((tmp_path / "a" / "cut.png").read_bytes()[:45])
+    (tmp_path / "b" / "empty.jpg").touch()
+    (tmp_path / "b" / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
+    write(tmp_path / "b" / "long.png", 0, size=(1, 60_000), mode="L")
+    write(tmp_path / "b" / "vast.png", 0, size=(13_000, 13_000), mode="1")
+    with pytest.raises(ValueError, match=r"5 of 7 images in .* cannot be read: a/cut\.png") as caught:
+        read(tmp_path)
+    for text in (
+        "b/empty.jpg (no image",
+        "b/program.png (no image",
+        "1 x 60000 pixels",
+        "13000 x 13000 pixels; at most",
+    ):
+        assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match=r"5 of 7 images .*a/cut\.png.*left out"):
+        data = read(tmp_path, on_error="skip")
+    assert (data.x[:, 0, 0, 0].tolist(), data.y.tolist()) == ([0, 1], [0, 1])
 
 
-def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        read_folder(tmp_path / "nowhere", 8)
-    with pytest.raises(ValueError, match="holds no image"):
-        read_folder(tmp_path, 8)
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(ValueError, match=r"broken\.png cannot be read"):
-        read_folder(tmp_path, 8)
-    (tmp_path / "broken.png").unlink()
-    write(tmp_path / "x.png", (1, 2, 3))
-    with pytest.raises(ValueError, match="image_size=0"):
-        read_folder(tmp_path, 0)
-    with pytest.raises(ValueError, match="leave none to train on"):
-        SemiSupervisedData.from_folder(tmp_path, image_size=4)
-    write(tmp_path / "cats" / "y.png", (1, 2, 3))
-    with pytest.raises(ValueError, match="1 images with a class and 1 without"):
-        SemiSupervisedData.from_folder(tmp_path, image_size=4)
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"path": "nowhere"}, FileNotFoundError, "nowhere is no folder"),
+        ({"path": None}, TypeError, "path=None is of type NoneType"),
+        ({"path": ""}, ValueError, "path is empty"),
+        ({"image_size": 0}, ValueError, "image_size=0"),
+        ({"image_size": 4.0}, TypeError, "image_size=4.0 is of type float"),
+        ({"image_size": 10**7}, ValueError, "2 images of 10000000 x 10000000 pixels would take .* GB"),
+        ({"num_test": True}, TypeError, "num_test=True is of type bool"),
+        ({"num_test": -1}, ValueError, "num_test=-1 is too small"),
+        ({"num_validation": 1, "num_test": 1}, ValueError, "= 2 of 2 images leave none to train on"),
+        ({"num_labels": 1.5}, TypeError, "num_labels=1.5 is of type float"),
+        ({"seed": "0"}, TypeError, "seed='0' is of type str"),
+        ({"balanced": 1}, TypeError, "balanced=1 is of type int"),
+        ({"classes_in_names": "yes"}, TypeError, "classes_in_names='yes' is of type str"),
+        ({"on_error": "ignore"}, ValueError, "on_error='ignore' must be 'raise' or 'skip'"),
+    ],
+)
+def test_arguments_refused(tmp_path: Path, arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+    fill(tmp_path, "a/0.png", "b/1.png")
+    defaults = {"path": tmp_path, "image_size": 4, "num_validation": 0, "num_test": 0}
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_folder(**(defaults | arguments))
+
+
+def test_no_image(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"holds no image; looked for \.bmp"):
+        read(tmp_path)

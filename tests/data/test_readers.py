@@ -1,10 +1,12 @@
 import gzip
 import struct
+import zipfile
 
 import numpy as np
 import pytest
 
-from pyro_ssvae.data.readers import as_images, read_idx, read_npz
+from pyro_ssvae._arrays import as_images
+from pyro_ssvae.data.readers import read_idx, read_npz
 
 
 def idx(array):
@@ -57,6 +59,81 @@ def test_read_npz_returns_what_was_asked_for(tmp_path):
     assert set(read_npz(tmp_path / "a.npz", ["a"], ["b", "d"])) == {"a", "b"}
 
 
+def npy(shape, content, dtype="<f4"):
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + content
+
+
+def write_zip(path, content, method=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.npy", content)
+    return path
+
+
+def change(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (npy("(1000000000000000,)", b"abcd"), "promises 4000000000000000 bytes, it holds 4"),
+        (npy("(1,)", b"abcdefgh"), "promises 4 bytes, it holds 8"),
+        (npy("(-1,)", b"abcd"), "cannot be read as plain numbers"),
+        (npy("(1,)", b"abcd", "nonsense"), "cannot be read as plain numbers"),
+        (npy("(1,)", b"abcdefgh", "|O"), "cannot be read as plain numbers .*unpickled, which is refused"),
+        (npy("(" * 300, b"abcd"), "cannot be read as plain numbers"),
+        (b"no array", "cannot be read as plain numbers"),
+        (b"", "cannot be read as plain numbers"),
+    ],
+)
+def test_members_that_are_no_arrays(tmp_path, content, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        read_npz(write_zip(tmp_path / "a.npz", content), ["a"])
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_checked_before_memory_is_asked_for(tmp_path, monkeypatch):
+    size = struct.pack("<I", len(npy("(1,)", b"abcd")))
+    path = change(write_zip(tmp_path / "lie.npz", npy("(1,)", b"abcd")), size + size, size + struct.pack("<I", 2**31))
+    with pytest.raises(ValueError, match=r"lie\.npz is damaged: a cannot be as large as its directory says"):
+        read_npz(path, ["a"])
+    path = tmp_path / "large.npz"
+    np.savez_compressed(path, a=np.zeros(10**6))
+    monkeypatch.setattr("pyro_ssvae._io.Path.read_text", lambda _: "MemAvailable: 10000 kB\n")
+    with pytest.raises(ValueError, match=r"large\.npz would take 0\.0 GB of memory, 0\.0 GB are free"):
+        read_npz(path, ["a"])
+
+
+@pytest.mark.parametrize(("flag", "text"), [(1, "a in .* is encrypted"), (0x20, "cannot be read as plain|damaged")])
+def test_encrypted_members(tmp_path, flag, text):
+    path = write_zip(tmp_path / "a.npz", npy("(1,)", b"abcd"))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content = bytearray(path.read_bytes())
+        content[content.index(signature) + offset] |= flag
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        read_npz(path, ["a"])
+
+
+def test_unusual_compression(tmp_path):
+    path = write_zip(tmp_path / "a.npz", npy("(1,)", b"abcd"), zipfile.ZIP_LZMA)
+    with pytest.raises(ValueError, match="a in .* is compressed by an unusual method; write it by numpy.savez"):
+        read_npz(path, ["a"])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_that_promises_terabytes(tmp_path, suffix):
+    content = b"\x00\x00\x08\x04" + b"\xff" * 16 + b"abc"
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(ValueError, match="is damaged: its header promises .* values, it holds 3"):
+        read_idx(path)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -66,7 +143,26 @@ def test_read_npz_returns_what_was_asked_for(tmp_path):
         ((5, 8, 9, 4), (5, 4, 8, 9)),
         ((5, 3, 8, 9), (5, 3, 8, 9)),
         ((5, 8), (5, 8)),
+        ((5, 4, 9, 1), (5, 1, 4, 9)),
+        ((5, 1, 4, 4), (5, 1, 4, 4)),
+        ((5, 1, 9, 3), (5, 1, 9, 3)),
+        ((5, 3, 3, 3), (5, 3, 3, 3)),
+        ((5, 64, 7, 7), (5, 64, 7, 7)),
+        ((5, 64, 1, 1), (5, 64, 1, 1)),
     ],
 )
 def test_as_images(before, after):
     assert as_images(np.zeros(before)).shape == after
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 9, 3), (5, 64, 4, 4), (5, 9, 9, 10)])
+def test_channels_that_may_be_first_or_last(shape):
+    with pytest.warns(UserWarning, match=f"taken as {shape[1]} channels of {shape[2]} x {shape[3]} pixels"):
+        assert as_images(np.zeros(shape)).shape == shape
+
+
+def test_images_are_brought_to_a_known_shape():
+    known = (((5, 4, 9, 3), (3, 4, 9)), ((5, 4, 9), (1, 4, 9)), ((5, 4, 9), (4, 9)), ((5, 3, 2, 4), (3, 2, 4)))
+    for shape, event_shape in known:
+        assert as_images(np.zeros(shape), event_shape=event_shape).shape[1:] == event_shape
+    assert as_images(np.zeros((5, 4, 9)), event_shape=(3, 3)).shape == (5, 4, 9)

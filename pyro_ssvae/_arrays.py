@@ -1,0 +1,188 @@
+"""What users pass as examples and labels, as arrays and tensors: with errors that name the remedy."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_ssvae._checks import MAX_CLASSES
+
+__all__ = ["as_array", "as_examples", "as_images", "as_labels", "to_numpy"]
+
+_NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
+_CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
+_MAX_DENSE = 2**30  # bytes
+
+
+def as_array(values: Any, name: str) -> NDArray[Any]:
+    """Return an array, a tensor on any device, a table or nested lists as a plain array that may share their memory.
+
+    Sparse values are made dense if they then take at most 1 GiB. An array whose mask hides values is refused.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach()
+        values = (values if values.layout == torch.strided else _densify(values, "to_dense", name)).cpu()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # numpy has no bfloat16
+        values = values.numpy()
+    elif hasattr(values, "toarray"):  # of scipy.sparse
+        values = _densify(values, "toarray", name)
+    if any(map(np.ma.is_masked, values if isinstance(values, (list, tuple)) else (values,))):
+        raise ValueError(
+            f"{name} is a masked array, and hidden values cannot be trained on; leave out those examples, or fill the "
+            f"values in: {name}.filled(...)."
+        )
+    if not (isinstance(values, (Sequence, Number)) or hasattr(values, "__array__")):
+        raise TypeError(
+            f"{name} is of type {type(values).__name__}; pass an array, a tensor, a table of numbers or nested lists. "
+            "Read a generator by list(...), a torch Dataset by torch.stack([x for x, _ in dataset])."
+        )
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no rectangular array ({error}); all examples must have the same shape.") from error
+
+
+def _densify(values: Any, method: str, name: str) -> Any:
+    size = math.prod(values.shape) * values.dtype.itemsize
+    if size > _MAX_DENSE:
+        raise ValueError(
+            f"{name} is sparse, and would take {size / 2**30:.1f} GiB as the dense array that is needed. Reduce its "
+            f"columns first, for example by sklearn.decomposition.TruncatedSVD(100).fit_transform({name})."
+        )
+    return getattr(values, method)()
+
+
+def to_numpy(values: Any, name: str) -> NDArray[Any]:
+    """Return real numbers as :func:`as_array` does."""
+    array = as_array(values, name)
+    if array.dtype.kind in _NUMBERS:
+        return array
+    if hasattr(values, "columns"):  # a pandas table of several dtypes, or with missing integers
+        dtypes = zip(values.columns, values.dtypes, strict=True)
+        other = [str(column) for column, dtype in dtypes if not re.match("u?int|float|bool|double", str(dtype), re.I)]
+        if other:
+            raise TypeError(
+                f"{name} has columns that are not numeric: {', '.join(other[:10])}. Leave them out, or encode them, as "
+                "pandas.get_dummies does."
+            )
+        return np.asarray(values.to_numpy(dtype=np.float64, na_value=np.nan))
+    raise TypeError(
+        f"{name} has dtype {array.dtype}; bool, integer and real dtypes are allowed. Convert it, for example by "
+        f"{name}.astype('float32')."
+    )
+
+
+def as_examples(
+    values: Any, name: str = "x", *, event_shape: Sequence[int] | None = None, allow_empty: bool = False
+) -> Tensor:
+    """Return finite numbers ``(N, *event_shape)`` as a CPU tensor that owns its memory; N may be 0 if ``allow_empty``.
+
+    The tensor is uint8 where the values were uint8, float32 otherwise. Images get channels first, by
+    :func:`as_images`.
+    """
+    array = to_numpy(values, name)
+    if array.ndim < 2:
+        raise ValueError(
+            f"{name} has shape {array.shape}; (N, D) or (N, channels, height, width) is needed. Use "
+            f"{name}.reshape(-1, 1) for one number per example, {name}.reshape(1, -1) for a single example."
+        )
+    if 0 in array.shape[1:] or (len(array) == 0 and not allow_empty):
+        raise ValueError(
+            f"{name} has shape {array.shape} and thus no values; at least one example with at least one number is "
+            "needed. Check how it was loaded or sliced."
+        )
+    array = as_images(array, name, event_shape)
+    try:
+        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
+            dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+            numbers = np.array(array, dtype=dtype, order="C")
+        bad = np.flatnonzero(~np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim))))
+    except MemoryError:
+        raise MemoryError(f"A copy of {name}, {array.shape}, does not fit into memory; use fewer examples.") from None
+    if len(bad):
+        count = int((~np.isfinite(numbers[bad])).sum())
+        places = ", ".join(f"{name}[{i}]" for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise ValueError(
+            f"{name} holds {count} values that are NaN, infinite or beyond float32, in {len(bad)} of {len(array)} "
+            f"examples, the first in {places}; all must be finite. Drop those examples or fill the values in."
+        )
+    return torch.from_numpy(numbers)
+
+
+def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | None = None) -> NDArray[Any]:
+    """Return images with channels first, and other arrays unchanged.
+
+    With an ``event_shape``, examples are brought to it if a channel axis of size 1, or moving the last axis, does so.
+    Without, ``(N, H, W)`` gets a channel axis, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is
+    not. Where the channels may be the first or the last axis, as for 4 x 5 x 3, they are taken as first, with a
+    warning.
+    """
+    if x.ndim not in (3, 4):
+        return x
+    converted = x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
+    if event_shape is not None:
+        return converted if converted.shape[1:] == tuple(event_shape) != x.shape[1:] else x
+    if x.ndim == 3:
+        return converted
+    first, height, last = x.shape[1:]
+    before, after = ((size in _CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels
+    if after > before and height != last:
+        return converted
+    if after >= before and last not in (1, first) and (after or first == height):
+        warnings.warn(
+            f"{name} has examples of shape {x.shape[1:]}, taken as {first} channels of {height} x {last} pixels. If "
+            f"the last axis holds the channels, pass numpy.moveaxis({name}, -1, 1).",
+            UserWarning,
+            stacklevel=4,
+        )
+    return x
+
+
+def as_labels(values: Any, name: str, num_examples: int, *, allow_unlabelled: bool = False) -> Tensor:
+    """Return whole numbers from 0, the classes of N examples, as a CPU tensor ``(N,)``, int64, that owns its memory.
+
+    Floats are accepted where they are whole, a column ``(N, 1)`` is flattened, and -1 or NaN marks unlabelled examples
+    if ``allow_unlabelled``.
+    """
+    array = to_numpy(values, name)
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {array.shape}; one class index per example is needed, shape ({num_examples},). Use "
+            f"{name}.argmax(-1) for one-hot labels."
+        )
+    if len(array) != num_examples:
+        raise ValueError(
+            f"{name} holds {len(array)} labels for {num_examples} examples; pass one for each"
+            + (", -1 where it is unknown." if allow_unlabelled else ".")
+        )
+    if array.dtype.kind == "f":
+        array = np.where(np.isnan(array), -1, array) if allow_unlabelled else array
+        if (wrong := ~(np.isfinite(array) & (array == np.floor(array)))).any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise ValueError(
+                f"{name}[{first}] is {array[first]}; labels are whole numbers or words, and -1 marks an unlabelled "
+                "example. A continuous y (regression) is not supported."
+            )
+    least = -1 if allow_unlabelled else 0
+    if num_examples and (array.min() < least or array.max() >= MAX_CLASSES):
+        if array.min() == -1 and not allow_unlabelled:
+            raise ValueError(
+                f"{name} holds -1 (unlabelled) {int((array == -1).sum())} times; every label must be known here. "
+                "Leave those examples out."
+            )
+        raise ValueError(
+            f"{name} holds labels from {array.min()} to {array.max()}; classes are counted from 0 (at most "
+            f"{MAX_CLASSES}), and -1 marks an unlabelled example. Encode classes as 0, 1, 2, ... or as words."
+        )
+    return torch.from_numpy(np.array(array, dtype=np.int64))

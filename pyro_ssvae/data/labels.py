@@ -1,0 +1,169 @@
+"""Labels of several sets of examples as class indices: from whole numbers or words, with -1 for unlabelled examples."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_ssvae._arrays import as_array, as_labels
+from pyro_ssvae._checks import MAX_CLASSES, as_count
+
+__all__ = ["Labels", "encode_labels"]
+
+_UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
+
+Names = tuple[str, ...]
+
+
+class Labels(NamedTuple):
+    """Class indices of several sets, ``(N,)`` each, int64, -1 where unknown; the number of classes and their names."""
+
+    y: dict[str, Tensor]
+    num_classes: int | None
+    class_names: Names
+
+
+def encode_labels(
+    given: Mapping[str, Any],
+    sizes: Sequence[int],
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Labels:
+    """Encode labels, of which the first are those for training, as ``SemiSupervisedData.from_arrays`` documents it.
+
+    Args:
+        given: Labels by the names of the caller's arguments; ``None`` for unlabelled examples.
+        sizes: Numbers of examples.
+        num_classes: K; if ``None``, as many as names, one more than the largest label, or no classes.
+        class_names: K names; if ``None``, the words or numbers found.
+
+    Raises:
+        TypeError: If labels are neither numbers nor words, or another argument has the wrong type.
+        ValueError: If shapes disagree, or a label is no class.
+    """
+    names = None if class_names is None else _as_names(class_names)
+    if num_classes is not None and as_count(num_classes, "num_classes", least=1) > MAX_CLASSES:
+        raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
+    arrays = {
+        name: np.full(size, -1) if values is None else _as_numbers_or_words(values, name)
+        for (name, values), size in zip(given.items(), sizes, strict=True)
+    }
+    if any(array.dtype.kind == "U" for array in arrays.values()):
+        arrays, names = _encode_words(arrays, names, num_classes)
+    sized = zip(arrays.items(), sizes, strict=True)
+    y = {name: as_labels(array, name, size, allow_unlabelled=True) for (name, array), size in sized}
+    if num_classes is None and names is None:
+        y, names = _number_classes(y)
+    largest = {name: int(labels.max()) for name, labels in y.items() if len(labels)}
+    if num_classes is None:
+        num_classes = max(len(names or ()), 1 + max(largest.values(), default=-1)) or None
+    for name, label in largest.items():
+        if label >= (num_classes or 1):
+            raise ValueError(
+                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {(num_classes or 1) - 1}. "
+                "Raise num_classes or encode the classes as 0, 1, 2, ..."
+            )
+    names = tuple(map(str, range(num_classes or 0))) if names is None else names
+    if len(names) != (num_classes or 0):
+        raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
+    return Labels(y, num_classes, names)
+
+
+def _as_names(class_names: Any) -> Names:
+    if isinstance(class_names, str) or not hasattr(class_names, "__iter__"):
+        raise TypeError(f"class_names={class_names!r} must be a list of names.")
+    names = tuple(map(str, class_names))
+    if len(set(names)) < len(names):
+        raise ValueError(f"class_names={names!r} must differ from each other.")
+    return names
+
+
+def _as_numbers_or_words(values: Any, name: str) -> NDArray[Any]:
+    """Return labels as an array of numbers, -1 or NaN where unknown, or of strings."""
+    if isinstance(values, np.ma.MaskedArray):
+        mask, values = np.ma.getmaskarray(values), np.array(values.data, dtype=object)
+        values[mask] = None
+    array = as_array(values, name)
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8", "replace")
+    if array.dtype.kind not in "OUT":  # T: strings of variable length
+        return array
+    words = array.astype(str)
+    if array.dtype.kind != "O":
+        return words
+    known = array[~np.isin(np.char.strip(words), _UNLABELLED)]
+    if wrong := [label for label in known if not isinstance(label, (str, Real, np.bool_))]:
+        raise TypeError(
+            f"{name} holds a label of type {type(wrong[0]).__name__}; labels are whole numbers or words, and None or "
+            "-1 marks an unlabelled example."
+        )
+    if any(isinstance(label, str) for label in known):
+        return words
+    numbers = np.full(array.shape, -1.0)
+    numbers[~np.isin(np.char.strip(words), _UNLABELLED)] = known.astype(float)
+    return numbers
+
+
+def _encode_words(
+    arrays: dict[str, NDArray[Any]], names: Names | None, num_classes: int | None
+) -> tuple[dict[str, NDArray[Any]], Names]:
+    """Return indices into the names; these are the sorted words of the first array that has any, if not given."""
+    words = {name: array.astype(str) for name, array in arrays.items()}
+    words = {name: np.where(np.isin(np.char.strip(w), _UNLABELLED), "", w) for name, w in words.items()}
+    if names is None:
+        found = (tuple(sorted({*np.unique(w).tolist()} - {""})) for w in words.values())
+        names = next(filter(None, found), ())
+        if len(names) == 1 and num_classes is None:
+            raise ValueError(_describe_one_class(repr(names[0])))
+    index = {"": -1} | {name: number for number, name in enumerate(names)}
+    encoded = {}
+    for name, array in words.items():
+        unique, inverse = np.unique(array, return_inverse=True)
+        if unknown := [word for word in unique.tolist() if word not in index]:
+            raise ValueError(
+                f"{name} holds the class {unknown[0]!r}, which is none of {_join(names)}. Leave those examples out, or "
+                "give class_names with all classes."
+            )
+        encoded[name] = np.array([index[word] for word in unique.tolist()], dtype=int)[inverse.reshape(array.shape)]
+    return encoded, names
+
+
+def _number_classes(y: dict[str, Tensor]) -> tuple[dict[str, Tensor], Names]:
+    """Return labels without gaps between the classes, and the classes' former numbers as names."""
+    found = sorted({label for labels in y.values() for label in labels.unique().tolist()} - {-1})
+    names = tuple(map(str, found))
+    if found == [1] and any((labels < 0).any() for labels in y.values()):
+        raise ValueError(
+            "The labels are -1 and 1, and -1 marks an unlabelled example. If these are two classes, pass y > 0; if -1 "
+            "means unlabelled, pass num_classes=..."
+        )
+    if len(found) == 1:
+        raise ValueError(_describe_one_class(names[0]))
+    if found == list(range(len(found))):
+        return y, names
+    warnings.warn(
+        f"The classes {_join(names)} are numbered from 0 in this order, and data.class_names has their names. Pass "
+        f"num_classes={found[-1] + 1} to keep the numbers.",
+        UserWarning,
+        stacklevel=4,
+    )
+    numbers = torch.tensor(found)
+    return {name: torch.where(x < 0, x, torch.searchsorted(numbers, x)) for name, x in y.items()}, names
+
+
+def _describe_one_class(name: str) -> str:
+    return (
+        f"The labels hold class {name} alone, which does not determine the number of classes; pass num_classes=..., or "
+        "class_names with all of them."
+    )
+
+
+def _join(names: Names) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,0 +1,62 @@
+"""Examples that a user gives to a model, as the model takes them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from pyro_ssvae._arrays import as_examples, to_numpy
+from pyro_ssvae._checks import as_scale
+
+__all__ = ["as_input"]
+
+_TOLERANCE = 1e-3  # by which rounding may take a mean in [0, 1] outside of it
+
+
+def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tensor, float]:
+    """Return examples as a tensor, finite and of the model's shape, and what they are to be divided by.
+
+    Args:
+        model: The model.
+        x: A tensor, an array, a table or nested lists, with shape ``(B, *event_shape)``.
+        scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
+            that were probably meant to be divided are refused or warned about.
+    """
+    divisor: float | None = 1.0
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
+        array = to_numpy(x, "x")
+        divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
+        x = as_examples(array, "x", allow_empty=True)
+    x = x.detach()
+    if x.shape[1:] != model.event_shape:
+        raise ValueError(
+            f"Examples must have shape {tuple(model.event_shape)}, so x must be (B, "
+            f"{', '.join(map(str, model.event_shape))}); got {tuple(x.shape)}."
+        )
+    if x.is_floating_point() and not x.isfinite().all():
+        bad = int((~x.isfinite()).flatten(1).any(1).sum())
+        raise ValueError(f"x holds NaN or infinite values in {bad} of {len(x)} examples; all must be finite.")
+    divisor = as_scale(divisor if scale is None else scale, x)
+    if scale is None and len(x):
+        _check_scale(model, float(x.min()) / divisor, float(x.max()) / divisor)
+    return x, divisor
+
+
+def _check_scale(model: Any, low: float, high: float) -> None:
+    """Raise an error, or warn, for values that were not divided by the scale of training."""
+    scale = model.data_scale or 1.0
+    advice = "" if scale == 1.0 else f" The model was trained on values divided by {scale:g}: give x / {scale:g}."
+    likelihood = getattr(model, "likelihood", None)
+    if getattr(likelihood, "unit_interval", False) and not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):
+        raise ValueError(
+            f"x spans [{low:g}, {high:g}], and the likelihood of the model, {getattr(likelihood, 'name', '')}, needs "
+            f"values in [0, 1].{advice or ' Scale x as in training.'}"
+        )
+    if advice and model._data_range is not None:
+        least, most = model._data_range
+        width = max(most - least, abs(most))
+        if high > most + width and least - width <= low / scale and high / scale <= most + width:
+            warnings.warn(f"x goes up to {high:g}, the training examples to {most:g}.{advice}", stacklevel=5)
