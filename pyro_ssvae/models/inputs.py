@@ -29,7 +29,7 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        x = as_examples(array, "x", allow_empty=True)
+        x = as_examples(array, "x", event_shape=model.event_shape, allow_empty=True)
     x = x.detach()
     if x.shape[1:] != model.event_shape:
         raise ValueError(

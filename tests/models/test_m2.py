@@ -279,3 +279,12 @@ def test_grey_values_are_allowed_by_bernoulli() -> None:
     assert torch.isfinite(
         SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=3)(Batch(torch.rand(3, *IMAGE), None, None))
     )
+
+
+def test_images_to_predict_may_have_channels_last_or_none():
+    for event_shape, move in (((3, 8, 6), lambda x: x.movedim(1, -1)), ((1, 8, 6), lambda x: x[:, 0])):
+        model, x = M2(event_shape, 3, latent_dim=2, hidden_dims=(8,)), torch.rand(5, *event_shape)
+        for given in (move(x), move(x).numpy()):
+            torch.testing.assert_close(model.predict_proba(given), model.predict_proba(x))
+    model, x = M2((8, 6), 3, latent_dim=2, hidden_dims=(8,)), torch.rand(5, 8, 6)
+    torch.testing.assert_close(model.predict_proba(x.numpy()), model.predict_proba(x))
