@@ -80,7 +80,8 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
     assert losses[0] == losses[1]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
+# One epoch teaches little.
+pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse", "ignore:The fit is worse")
 
 
 @pytest.mark.parametrize("pure", [True, False])
