@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import shutil
 import struct
 import zipfile
@@ -45,6 +46,10 @@ def _save(function: Callable[..., Any], *args: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _save_tensors(file: Any) -> None:
+    torch.save({"step": 3, "model": Payload()}, file)
+
+
 # Damage to the bytes of any file.
 
 
@@ -74,7 +79,13 @@ def _append(content: bytes, rng: Generator) -> bytes:
 
 def _replace(content: bytes, rng: Generator) -> bytes:
     others = [b"", b"\n", rng.bytes(200), b"[" * 100_000, b"\xff\xfe{}", _EPS, _PDF, b"PK\x05\x06" + bytes(18)]
-    others += [_save(np.save, np.zeros(3)), _save(np.savez), _save(torch.save, {"x": Payload()}), gzip.compress(b"")]
+    others += [
+        _save(np.save, np.zeros(3)),
+        _save(np.savez),
+        pickle.dumps({"x": Payload()}),
+        _save(_save_tensors),
+        gzip.compress(b""),
+    ]
     return others[int(rng.integers(len(others)))]
 
 
@@ -129,7 +140,7 @@ def _hostile_image(rng: Generator) -> bytes:
     others += [b"GIF89a" + b"\xff" * 40, b"RIFF\xff\xff\xff\xffWEBPVP8L" + rng.bytes(40), b"\xff\xd8\xff" + bytes(99)]
     others += [_save(Image.new(mode, (1, 5000)).save, format="png") for mode in ("1", "I;16", "RGBA")]
     others += [_save(frames[0].save, format=name) for name in ("TIFF", "PPM", "ICO", "PCX")]
-    others += [_save(frames[0].save, format="gif", append_images=frames, save_all=True), _save(torch.save, Payload())]
+    others += [_save(frames[0].save, format="gif", append_images=frames, save_all=True), _save(_save_tensors)]
     return others[int(rng.integers(len(others)))]
 
 
@@ -162,7 +173,7 @@ def _hostile_json(rng: Generator, content: bytes) -> bytes:
 def _hostile_yaml(rng: Generator) -> bytes:
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-    tag = "!!python/object/apply:os.system ['sh-started']"
+    tag = "!!python/object/apply:os.system ['started-by-yaml']"
     texts = [bomb, f"command: {tag}\n", f"command: m2\nflags: {tag}\n", "[" * 50_000, "a: *b", "\t", "- 1\n", "null"]
     texts += [
         "command: m2\nflags: 3\n",
@@ -242,7 +253,7 @@ class Files:
             path = out / "config.yaml"
             path.write_bytes(_hostile_yaml(rng))
         elif rng.random() < 0.3:
-            path.write_bytes(_save(torch.save, {"step": 3, "model": Payload()}))
+            path.write_bytes(_save(_save_tensors))
         else:
             path.write_bytes(_DAMAGE[int(rng.integers(len(_DAMAGE)))](path.read_bytes(), rng))
         argv = [["info", str(out)], ["train", "m2", "--resume", str(out)], [*TRAIN, "--out", str(out)]]

@@ -42,7 +42,7 @@ def check_data(data: ss.SemiSupervisedData) -> None:
     for part, (x, y) in {"x": (data.x, data.y), "x_test": (data.x_test, data.y_test)}.items():
         right = x.dtype in (torch.uint8, torch.float32) and bool(torch.isfinite(x.float()).all())
         right &= y.dtype == torch.int64 and len(x) == len(y) and x.shape[1:] == data.event_shape
-        if not right or (len(y) and not -1 <= int(y.min()) <= int(y.max()) < (data.num_classes or 0) or 0):
+        if not right or not bool(((y >= -1) & (y < (data.num_classes or 0))).all()):
             raise Failure("corrupt", f"{part} of the data is {x.dtype} {tuple(x.shape)} with labels {y.dtype}")
     repr(data)
 

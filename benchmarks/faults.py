@@ -1,7 +1,7 @@
 """A campaign of faults: killed processes, faulty disks and folders, damaged files, wrong arguments. Linux only.
 
     python benchmarks/faults.py --jobs 2                # everything, half an hour on two cores
-    python benchmarks/faults.py --quick                 # a part of the cases, three minutes
+    python benchmarks/faults.py --quick                 # a part of the cases, two minutes
     python benchmarks/faults.py --only disk --case 17   # one case again, with what it printed
 
 Each failure is printed with the command that repeats it. After a full run of a part, its counts are written to
@@ -11,7 +11,6 @@ Each failure is printed with the command that repeats it. After a full run of a 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import os
@@ -23,8 +22,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ FAILURES = {
 }
 """What is counted, and what the table calls it; the target of each is 0."""
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "faults.json"
-_PROGRAMS = ("gs", "gswin64c", "convert", "pdftoppm", "latex", "xdg-open", "sh-started")
+_PROGRAMS = ("gs", "convert", "pdftoppm", "latex", "xdg-open", "started-by-yaml")
 
 
 class Part(NamedTuple):
@@ -48,8 +47,7 @@ class Part(NamedTuple):
 
     Args:
         words: What the table calls it.
-        cases: Number of cases.
-        quick: Number of cases with ``--quick``.
+        cases: Number of cases; a twelfth of them with ``--quick``.
         seconds: After how many seconds a case counts as hanging.
         memory: How much more memory a case may use, in GiB.
         batch: Cases that one process runs, one after another.
@@ -57,22 +55,19 @@ class Part(NamedTuple):
 
     words: str
     cases: int
-    quick: int
     seconds: float
     memory: float
     batch: int
 
 
 PARTS = {
-    "kills": Part("killed processes", 50, 3, 300.0, 16.0, 1),
-    "disk": Part("faults of disks and folders", 100, 12, 90.0, 16.0, 1),
-    "files": Part("damaged and hostile files", 500, 100, 10.0, 2.0, 20),
-    "inputs": Part("generated arguments", 2000, 400, 10.0, 2.0, 50),
+    "kills": Part("killed processes", 50, 300.0, 16.0, 1),
+    "disk": Part("faults of disks and folders", 100, 90.0, 16.0, 1),
+    "files": Part("damaged and hostile files", 500, 10.0, 2.0, 20),
+    "inputs": Part("generated arguments", 2000, 10.0, 2.0, 50),
 }
 Run = Callable[[int, Path], None]
 """Runs the case of a number in an empty folder, and raises ``Failure`` if it fails."""
-Outcome = tuple[str, int, str, str]
-"""Name of the part, number of the case, kind of the failure (empty if there is none), and what happened."""
 
 
 class Failure(Exception):
@@ -87,61 +82,56 @@ class Failure(Exception):
         super().__init__(kind, " ".join(message.split())[:300])
 
 
-def prepare_parts(names: list[str], seed: int, root: Path) -> dict[str, Run]:
-    """Return what runs the cases of each part, after making the files and reference runs that they start from."""
+def prepare(part: str, seed: int, root: Path) -> Run:
+    """Return what runs the cases of a part, after making the files and runs that they start from."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[1])}
     os.environ["PATH"] = f"{root / 'bin'}:{os.environ['PATH']}"
     (root / "bin").mkdir()
     for name in _PROGRAMS:  # each leaves a mark when it is started
         (root / "bin" / name).write_text('#!/bin/sh\ntouch "$FAULTS_MARK"\n')
         (root / "bin" / name).chmod(0o755)
-    import fault_files
-    import fault_inputs
-    import fault_runs
-    import torch
+    from fault_disk import Disk
+    from fault_files import Files
+    from fault_inputs import Inputs
+    from fault_runs import Kills
 
-    torch.set_num_threads(1)
-    modules = {"kills": fault_runs.Kills, "disk": fault_runs.Disk}
-    modules |= {"files": fault_files.Files, "inputs": fault_inputs.Inputs}
-    return {name: modules[name](seed, root) for name in names}
+    makers: dict[str, Any] = {"kills": Kills, "disk": Disk, "files": Files, "inputs": Inputs}
+    return makers[part](seed, root)
 
 
-def run_cases(runs: dict[str, Run], cases: list[tuple[str, int]], jobs: int, root: Path) -> Iterator[Outcome]:
-    """Run cases in ``jobs`` processes at a time, and yield their outcomes as they come.
+def run_cases(name: str, run: Run, numbers: Sequence[int], jobs: int, root: Path) -> Iterator[tuple[int, str, str]]:
+    """Run cases of a part in ``jobs`` processes at a time; yield their numbers, kinds of failure and texts.
 
-    A process is ended, and a new one started, where a case takes longer than its part allows.
+    A process is ended, and a new one started, where a case takes longer than its part allows. The kind is empty where
+    there is no failure.
     """
-    keyed = itertools.groupby(enumerate(cases), lambda one: (one[1][0], one[0] // PARTS[one[1][0]].batch))
-    waiting = [[case for _, case in group] for _, group in keyed]
-    running: dict[Connection, tuple[Any, list[tuple[str, int]], float]] = {}
-
-    def start(batch: list[tuple[str, int]]) -> None:
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=_work, args=(runs, batch, sender, root))
-        process.start()
-        sender.close()
-        running[receiver] = (process, batch, time.monotonic())
-
+    part = PARTS[name]
+    waiting = [list(numbers[first : first + part.batch]) for first in range(0, len(numbers), part.batch)]
+    running: dict[Connection, tuple[Any, list[int], float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                start(waiting.pop(0))
-            ready = multiprocessing.connection.wait(list(running), timeout=0.2)
+                batch = waiting.pop(0)
+                receiver, sender = multiprocessing.Pipe(duplex=False)
+                context = multiprocessing.get_context("fork")
+                process = context.Process(target=_work, args=(name, run, batch, sender, root))
+                process.start()
+                sender.close()
+                running[receiver] = (process, batch, time.monotonic())
+            ready = wait(list(running), timeout=0.2)
             for receiver, (process, batch, since) in list(running.items()):
-                late = time.monotonic() - since > PARTS[batch[0][0]].seconds
                 if receiver in ready:
                     outcome = _receive(receiver, process)
-                elif late:
-                    outcome = ("hang", f"no end after {PARTS[batch[0][0]].seconds:g} s")
+                elif time.monotonic() - since > part.seconds:
+                    outcome = ("hang", f"no end after {part.seconds:g} s")
                 else:
                     continue
-                yield (*batch.pop(0), *outcome)
+                yield (batch.pop(0), *outcome)
                 running[receiver] = (process, batch, time.monotonic())
-                if outcome[0] == "hang" or not process.is_alive() or not batch:
+                if outcome[0] == "hang" or process.exitcode is not None or not batch:
                     _end(process)
                     del running[receiver]
-                    if batch:
-                        waiting.insert(0, batch)
+                    waiting = [batch, *waiting] if batch else waiting
     finally:
         for process, *_ in running.values():
             _end(process)
@@ -164,30 +154,28 @@ def _end(process: Any) -> None:
     process.join()
 
 
-def _work(runs: dict[str, Run], batch: list[tuple[str, int]], sender: Connection, root: Path) -> None:
+def _work(name: str, run: Run, batch: Sequence[int], sender: Connection, root: Path) -> None:
     """Run the cases of a batch in this process, and send the outcome of each."""
     os.setsid()
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = used + int(PARTS[batch[0][0]].memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    quiet = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2)[: 1 if os.environ.get("FAULTS_LOUD") else 3]:
-        os.dup2(quiet, stream)
-    for name, number in list(batch):
-        folder = root / f"{name}-{number}"
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(PARTS[name].memory * 2**30),) * 2)
+    if "FAULTS_LOUD" not in os.environ:
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(1, 2)
+    for number in tuple(batch):
+        folder, mark = root / f"{name}-{number}", root / f"{name}-{number}-started"
         folder.mkdir()
         os.chdir(folder)
-        os.environ["FAULTS_MARK"] = str(root / f"{name}-{number}-started")
+        os.environ["FAULTS_MARK"] = str(mark)
         outcome = ("", "")
         try:
-            runs[name](number, folder)
+            run(number, folder)
         except Failure as failure:
             outcome = failure.args
-        except BaseException as error:  # of this campaign
-            outcome = ("foreign", f"unexpected {type(error).__name__} in the campaign itself: {error}")
-        if Path(os.environ["FAULTS_MARK"]).exists():
+        except BaseException as error:
+            outcome = ("foreign", f"{type(error).__name__} in the campaign itself: {error}")
+        if mark.exists():
             outcome = ("started", f"a program was started, or an object unpickled; {outcome[1]}")
         os.chdir(root)
         shutil.rmtree(folder, ignore_errors=True)
@@ -212,6 +200,20 @@ def _write(counts: dict[str, Any]) -> None:
     write_tables(RESULTS.parents[1])
 
 
+def _run_part(part: str, seed: int, numbers: Sequence[int], jobs: int) -> dict[str, float]:
+    """Run cases of a part, print the failures, and return how many there are of each kind."""
+    started, kinds = time.monotonic(), Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
+        root = Path(folder)
+        for number, kind, text in run_cases(part, prepare(part, seed, root), numbers, jobs, root):
+            kinds[kind] += 1
+            if kind:
+                repeat = f"python benchmarks/faults.py --only {part} --seed {seed} --case {number}"
+                print(f"{repeat}   # {FAILURES[kind]}: {text}", flush=True)
+    counts = {kind: kinds[kind] for kind in FAILURES}
+    return {"cases": sum(kinds.values()), **counts, "seed": seed, "seconds": round(time.monotonic() - started)}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(PARTS), action="append", help="parts to run (default: all)")
@@ -221,25 +223,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     args = parser.parse_args()
-    names = args.only or list(PARTS)
+    if args.case is not None:
+        os.environ["FAULTS_LOUD"] = "1"
     counts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as name:
-        root = Path(name)
-        if args.case is not None:
-            os.environ["FAULTS_LOUD"] = "1"
-        for part in names:
-            started = time.monotonic()
-            runs = prepare_parts([part], args.seed, Path(tempfile.mkdtemp(dir=root)))
-            size = args.cases or (PARTS[part].quick if args.quick else PARTS[part].cases)
-            numbers = [args.case] if args.case is not None else range(size)
-            kinds: Counter[str] = Counter()
-            for _, number, kind, message in run_cases(runs, [(part, one) for one in numbers], args.jobs, root):
-                kinds[kind] += 1
-                if kind:
-                    repeat = f"python benchmarks/faults.py --only {part} --seed {args.seed} --case {number}"
-                    print(f"{repeat}   # {FAILURES[kind]}: {message}", flush=True)
-            counts[part] = {"cases": sum(kinds.values()), **{kind: kinds[kind] for kind in FAILURES}}
-            counts[part] |= {"seed": args.seed, "seconds": round(time.monotonic() - started)}
+    for part in args.only or PARTS:
+        size = args.cases or PARTS[part].cases // (12 if args.quick else 1)
+        counts[part] = _run_part(part, args.seed, range(size) if args.case is None else [args.case], args.jobs)
     rows = [[name, *map(str, list(one.values())[:-2])] for name, one in counts.items()]
     print(format_table(["", "cases", *FAILURES.values()], rows))
     if not (args.quick or args.cases or args.case is not None):
