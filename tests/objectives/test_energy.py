@@ -143,7 +143,8 @@ def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
     torch.testing.assert_close((weights[:, None] * blurred).sum(0), mean, atol=0.03, rtol=0)
     spread = (weights[:, None] * (blurred - mean).square()).sum(0)
     torch.testing.assert_close(spread, torch.full((2,), variance), atol=0.015, rtol=0)
-    # No example counts for more than the square root of their number, as a multiple of the mean: here for a half, 2 / 4.
+    # No example counts for more than the square root of their number, as a multiple of the mean:
+    # here for a half, 2 / 4.
     shares = torch.tensor([0.97, 0.01, 0.01, 0.01])
     truncated = torch.tensor([0.5, 0.01, 0.01, 0.01]) / 0.53
     torch.testing.assert_close(normalise_importance_weights(-shares.log(), torch.zeros(4)), truncated)
