@@ -71,6 +71,8 @@ _MADE_BY = {
     "SemiSupervisedData": "a data set: SemiSupervisedData.from_arrays(x, y) makes one",
     "TrainingConfig": "settings of training: TrainingConfig(max_steps=1000)",
     "FitResult": "what fit(objective, data) returned",
+    "M1": "an M1",
+    "M2": "an M2: M1M2.from_m1(m1, num_classes) builds one",
     "Model": "a model, for example M2.for_data(data)",
     "nn.Module": "a module: a model such as M2.for_data(data), or a network",
 }

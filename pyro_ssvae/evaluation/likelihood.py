@@ -30,7 +30,7 @@ from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import Model, fork_random_state
+from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
@@ -123,7 +123,7 @@ def log_likelihood(
         )
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be positive.")
-    if isinstance(module, Model):
+    if hasattr(module, "data_scale"):
         x, scale = as_input(module, x, scale)
     else:
         x, scale = x if isinstance(x, Tensor) else as_examples(x), 1.0 if scale is None else scale

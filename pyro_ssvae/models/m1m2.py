@@ -305,8 +305,6 @@ class M1M2(SemiSupervisedModel):
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
-    if not isinstance(m1, M1):
-        raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
     mask = torch.as_tensor(to_numpy([True] * m1.latent_dim if active is None else active, "active")).bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
         raise ValueError(
@@ -318,8 +316,6 @@ def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
 
 def _check_m2(m2: M2, width: int, classifier: nn.Module | None) -> None:
     """Raise an error unless ``m2`` models ``width`` real numbers by the model and guide of M2."""
-    if not isinstance(m2, M2):
-        raise TypeError(f"m2 must be an M2; got {type(m2).__name__}. M1M2.from_m1(m1, num_classes) builds one.")
     if m2.event_shape != (width,):
         raise ValueError(f"m2 must have event_shape=({width},), the active latents of m1; got {tuple(m2.event_shape)}.")
     if type(m2).model is not M2.model or type(m2).guide is not M2.guide:
