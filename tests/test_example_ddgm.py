@@ -64,11 +64,11 @@ def test_a_run_leaves_its_folder(
     figures = {"landscape.png", "features_and_latents.png", "interpolations.png", "training_curves.png"}
     assert {path.name for path in (out / "figures").iterdir()} == figures
     assert pyro_ssvae.load(out).event_shape == (2,)
-    printed = capsys.readouterr().out
-    assert "total variation" in printed
-    assert "log Z" in printed
-    assert "squared MMD" in printed
-    assert ("modes found" in printed) == (name == "ring")
+    told = capsys.readouterr().out
+    assert "total variation" in told
+    assert "log Z" in told
+    assert "squared MMD" in told
+    assert ("modes found" in told) == (name == "ring")
 
 
 def titles(path: Path) -> list[int]:
@@ -156,12 +156,10 @@ def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     figures = {path.name for path in (out / "figures").iterdir()}
     assert figures == FIGURES | {"class_shares.png", "confusion_matrix.png", "reliability.png"}
     assert pyro_ssvae.load(out).num_classes is not None
-    printed = capsys.readouterr().out
-    assert "test error" in printed
-    assert printed.index("examples of shape (1, 8, 8)") < printed.index(
-        "Training a reference classifier on 1200 labelled"
-    )
-    assert all(f" {k} {share:.1%}" in printed for k, share in enumerate(result["class_shares"]))
+    told = capsys.readouterr().out
+    assert "test error" in told
+    assert told.index("examples of shape (1, 8, 8)") < told.index("Training a reference classifier on 1200 labelled")
+    assert all(f" {k} {share:.1%}" in told for k, share in enumerate(result["class_shares"]))
 
 
 def make_folder(folder: Path, count: int = 60) -> Path:
@@ -177,9 +175,9 @@ def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert load_example("ddgm").main([*SHORT, *flags, "--other-data", "digits"]) == 0
     result = json.loads((out / "result.json").read_text())
     assert set(result["auroc"]) == {"noise", "permuted", "shifted", "flipped", "blank", "blurred", "digits"}
-    printed = capsys.readouterr().out
-    assert "digits" in printed
-    assert "classifier" not in printed
+    told = capsys.readouterr().out
+    assert "digits" in told
+    assert "classifier" not in told
     assert "reference_error" not in result
     assert "test/error" not in result
     assert pyro_ssvae.load(out).event_shape == (3, 16, 16)
@@ -257,22 +255,22 @@ def test_runs_of_other_commands_are_not_resumed(tmp_path: Path) -> None:
         parse_flags("ddgm", ["--resume", str(tmp_path / "points")])
 
 
-def default_of(name: str, printed: str) -> str:
+def default_of(name: str, told: str) -> str:
     """Return what the help says is the default of a flag."""
-    return printed.split(f"--{name} ")[-1].split("default: ")[1].split(")")[0]
+    return told.split(f"--{name} ")[-1].split("default: ")[1].split(")")[0]
 
 
 def test_help_shows_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
     for command, preset in (("ddgm", DDGM_IMAGES), ("ddgm_2d", DDGM_TOY)):
-        printed = help_of(command, [], capsys)
+        told = help_of(command, [], capsys)
         for name, value in preset.objective.items():
             if not isinstance(value, bool):
-                assert default_of(name.replace("_", "-"), printed) == str(value), name
+                assert default_of(name.replace("_", "-"), told) == str(value), name
         for name, value in preset.training.items():
-            assert default_of(f"training.{name}", printed) == str(value), name
-    printed = help_of("m1", ["--preset", "musyoku"], capsys)
-    assert default_of("latent-dim", printed) == "2"
-    assert default_of("training.gradient_clip", printed) == str(M1_PRESETS["musyoku"].training["gradient_clip"])
+            assert default_of(f"training.{name}", told) == str(value), name
+    told = help_of("m1", ["--preset", "musyoku"], capsys)
+    assert default_of("latent-dim", told) == "2"
+    assert default_of("training.gradient_clip", told) == str(M1_PRESETS["musyoku"].training["gradient_clip"])
     assert default_of("activation", help_of("m2", ["--pure"], capsys)) == PURE.model["activation"]
     assert default_of("activation", help_of("m2", [], capsys)) == "relu"
     assert parse_flags("ddgm", []).shared_draws

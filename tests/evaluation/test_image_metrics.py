@@ -226,10 +226,8 @@ def test_a_judge_without_test_rows(digits: SemiSupervisedData) -> None:
     rest = {"x_test": digits.x_test[:0], "y_test": digits.y_test[:0]}
     none = {"x_validation": rest["x_test"], "y_validation": rest["y_test"]}
     assert 0.0 <= ReferenceClassifier.train_on(replace(digits, **rest), steps=1)[1] <= 1.0
-    unlabelled = replace(digits, **rest, **none)
-    assert (
-        ReferenceClassifier.train_on(unlabelled, steps=1)[1] != ReferenceClassifier.train_on(unlabelled, steps=1)[1]
-    )  # nan
+    judged = replace(digits, **rest, **none)
+    assert ReferenceClassifier.train_on(judged, steps=1)[1] != ReferenceClassifier.train_on(judged, steps=1)[1]  # nan
 
 
 def test_nearest_rows() -> None:

@@ -182,13 +182,13 @@ def test_the_standard_error_is_that_of_the_sample() -> None:
 
 
 def test_a_stack_agrees_with_ancestral_sampling() -> None:
-    """log p(x|y) is the mean of p(x|z1) over z and z1 drawn from the generative model, for every example."""
+    """log p(x|y) is the mean of p(x|z1) over z and z1 drawn from the story, for every row there is."""
     torch.manual_seed(4)
     prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
     m1 = M1((D,), latent_dim=3, hidden_dims=(8,))
     stack = M1M2.from_m1(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,), class_prior=prior)
     with torch.no_grad():
-        for parameter in m1.decoder.parameters():  # far from the initial weights
+        for parameter in m1.decoder.parameters():  # a story with contrast
             parameter.mul_(3.0)
         stack.m2.decoder.first.class_weight.mul_(5.0)
         for parameter in stack.m2.encoder.parameters():  # and a guide with tails: q(z|z1,y) is the prior, q(z1|x) broad

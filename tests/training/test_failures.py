@@ -23,7 +23,7 @@ CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_dec
 
 
 class Shrinking(nn.Module):
-    """A generator whose samples cover the data until it has been asked for some, and are one point from then on."""
+    """A generator whose rows cover the data until it has been asked for some, and are one point from then on."""
 
     def __init__(self, lasts: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def state_of(folder: Path) -> dict[str, Any]:
     return RunFolder(folder).read_checkpoint(torch.device("cpu"))
 
 
-LASTS = 50.0  # two samples are asked for at every step: from step 25 on the generator has collapsed
+LASTS = 50.0  # two rows are asked for at every step: from step 25 on the generator has collapsed
 
 
 def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
     assert (
         energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["std_ratio"] > 0.3
     )
-    # The metrics that show it are written nevertheless.
+    # What gave it away is told nevertheless.
     rows = rows_of(tmp_path)
     assert [int(row["step"]) for row in rows] == seen == [10, 20, 30, 40, 50, 60, 70]
     assert [float(row["val/std_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5

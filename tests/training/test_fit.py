@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_data(n: int = 90, num_labels: int = 9, validation: int = 30, seed: int = 0) -> SemiSupervisedData:
-    """Three classes of noisy binary examples."""
+    """Three classes of noisy binary rows."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n + validation) % 3
     centres = torch.eye(3).repeat_interleave(4, -1) * 0.8 + 0.1
