@@ -50,7 +50,7 @@ def plot_samples(
     Args:
         model: The model.
         num_columns: Images per row.
-        class_names: Names of the ``K`` classes of a model with rows of classes.
+        class_names: Names of the ``K`` classes of a model that has classes.
         image_shape: Shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
         value_range: Values of x shown as black and as white.
         seed: Seed of the draws of z.
