@@ -81,7 +81,7 @@ def describe(module: Configurable, cls: type | None = None) -> dict[str, Any]:
 
     Returns:
         The name of the class under ``"class"``; under ``"arguments"`` those of its constructor, in which modules of
-        this package are described in turn and ``"*"`` holds further positional ones; and under ``"custom"`` the
+        this package are described too and ``"*"`` holds further positional ones; and under ``"custom"`` the
         arguments that only the caller can supply, by name, with their class.
     """
     cls = type(module) if cls is None else cls

@@ -104,7 +104,7 @@ def fit(
         settings: Further entries of ``config.yaml``, for example how the model was made.
         progress: Whether to show progress on standard error.
         on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
-            metrics: to draw pictures of training, or to stop it by an exception.
+            metrics: to draw figures of training, or to stop it by an exception.
 
     Raises:
         TypeError: If an argument is of another type, such as a model in place of an objective.

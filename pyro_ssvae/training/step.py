@@ -319,7 +319,7 @@ class TrainingStep:
         return loss
 
     def _agrees(self, expected: float, found: float) -> bool:
-        # In mixed precision dropout draws other numbers when it is compiled, so that only gross differences tell.
+        # In mixed precision dropout draws other numbers when it is compiled, so that only large differences count.
         tolerance = {"64-true": 1e-9, "32-true": 1e-4}.get(self.config.precision, 0.25)
         return not math.isfinite(expected) or abs(found - expected) <= tolerance * max(1.0, abs(expected))
 

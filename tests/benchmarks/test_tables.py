@@ -73,8 +73,8 @@ def test_every_table_is_empty_without_results_and_has_cells_for_its_header_with_
 def test_the_ablation_compares_the_same_label_splits() -> None:
     errors = {"default": (0.01, 0.03), "regularisers-alone": (0.02, 0.05), "labels-alone": (0.2, 0.2)}
     results = {
-        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in pair]
-        for name, pair in errors.items()
+        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in by_split]
+        for name, by_split in errors.items()
     }
     first, second, third = (line[-1] for line in lines_of(tables.m2_ablation(results)))
     assert first == ""

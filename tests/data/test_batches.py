@@ -89,7 +89,7 @@ def test_no_unlabelled_examples():
 
 
 @pytest.mark.parametrize("num_labelled", [3, 6])
-def test_labels_of_unlabelled_examples_never_come_out(num_labelled):
+def test_labels_of_unlabelled_examples_are_never_returned(num_labelled):
     data = make(num_labelled=num_labelled)
     for batch in itertools.islice(BatchStream(data, batch_size=4), 20):
         assert (batch.y_labelled >= 0).all()
@@ -180,7 +180,7 @@ def test_a_state_does_not_change_while_the_stream_goes_on():
     assert all(equal(a, next(stream)) for a in expected)
 
 
-def test_streams_do_not_touch_global_generators():
+def test_streams_preserve_global_generators():
     before = torch.get_rng_state()
     for binarisation in ("dynamic", "static"):
         next(BatchStream(make(), binarisation=binarisation))

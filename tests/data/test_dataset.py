@@ -279,7 +279,7 @@ def test_from_npz_with_some_labels_missing(write, images):
     assert SemiSupervisedData.from_npz(write(images)).num_classes is None
 
 
-def test_hidden_labels_leave_no_trace(write, images):
+def test_hidden_labels_are_not_stored(write, images):
     before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
     hidden = np.setdiff1d(np.arange(60), before.split.labelled)
     images["y_train"][hidden] = np.roll(images["y_train"][hidden], 1)
@@ -287,12 +287,12 @@ def test_hidden_labels_leave_no_trace(write, images):
     assert content(after) == content(before)
 
 
-def test_hidden_labels_leave_no_trace_in_a_balanced_split(images):
+def test_hidden_labels_are_not_stored_in_a_balanced_split(images):
     x, y = images["x_train"], images["y_train"]
     labelled = draw_label_split(y, 6, num_classes=3)
-    scrambled = np.where(np.isin(np.arange(60), labelled), y, 2 - y)
-    assert (scrambled != y).any()
-    before, after = (SemiSupervisedData.from_arrays(x, hide_labels(labels, labelled)) for labels in (y, scrambled))
+    changed = np.where(np.isin(np.arange(60), labelled), y, 2 - y)
+    assert (changed != y).any()
+    before, after = (SemiSupervisedData.from_arrays(x, hide_labels(labels, labelled)) for labels in (y, changed))
     assert content(after) == content(before)
 
 

@@ -66,7 +66,7 @@ def test_every_kind_of_network_trains(
     assert losses[-1] < losses[0]
 
 
-def test_predicting_leaves_mode_and_gradients_alone() -> None:
+def test_predicting_preserves_mode_and_gradients() -> None:
     m2 = make_m2(dropout=0.5)
     m2.train()
     m2.decoder.eval()

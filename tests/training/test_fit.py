@@ -40,15 +40,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_data(n: int = 90, num_labels: int = 9, validation: int = 30, seed: int = 0) -> SemiSupervisedData:
-    """Three classes of noisy binary rows."""
+    """Three classes of noisy binary examples."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n + validation) % 3
     centres = torch.eye(3).repeat_interleave(4, -1) * 0.8 + 0.1
     x = torch.bernoulli(centres[y], generator=generator)
     hidden = y[:n].clone()
     hidden[num_labels:] = -1
-    rows = {"x_validation": x[n:], "y_validation": y[n:]} if validation else {}
-    return SemiSupervisedData.from_arrays(x[:n], hidden, num_classes=3, **rows, x_test=x[n:], y_test=y[n:])
+    held_out = {"x_validation": x[n:], "y_validation": y[n:]} if validation else {}
+    return SemiSupervisedData.from_arrays(x[:n], hidden, num_classes=3, **held_out, x_test=x[n:], y_test=y[n:])
 
 
 def make_objective(data: SemiSupervisedData, **options: object) -> SemiSupervisedELBO:
@@ -181,7 +181,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
         assert results[0][name] == results[1][name], name
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_sigterm_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "eager")
     with subprocess.Popen(
@@ -197,7 +197,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_labels_of_unlabelled_rows_change_nothing() -> None:
+def test_labels_of_unlabelled_examples_change_nothing() -> None:
     """Scramble the labels that are hidden, split as before, train: the same weights to the last bit."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (60, 12)).astype(np.float32)

@@ -101,7 +101,7 @@ class _Reading(M2):
         return qz if float(qz.mean.detach().sum()) < 1e9 else super().encode(0.0 * x, y)
 
 
-def test_a_model_that_reads_numbers_back_trains_eagerly_and_says_why() -> None:
+def test_a_model_that_synchronises_trains_eagerly_with_a_reason() -> None:
     with pytest.warns(UserWarning, match="run eagerly.*RuntimeError.*_local_scalar_dense") as caught:
         run, found = train(_Reading, compile="compiled")
     assert len(caught) == 1
@@ -123,7 +123,7 @@ class _Annealed(M2):
         return super().decode(y, z * (1.0 + 0.1 * self.calls))
 
 
-def test_a_model_with_python_state_is_found_out() -> None:
+def test_a_model_with_python_state_is_detected() -> None:
     with pytest.warns(UserWarning, match="depend on Python values"):
         run, _ = train(_Annealed, **PURE, compile="compiled")
     assert run.step_mode == "eager"
