@@ -308,6 +308,6 @@ def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Distances and indices into ``reference``, both with shape ``(N,)``.
     """
-    flat = reference.flatten(1)
+    flat = reference.flatten(1).to(x.dtype)
     nearest = torch.cat([torch.cdist(part, flat).argmin(-1) for part in x.flatten(1).split(500)])
     return (x.flatten(1) - flat[nearest]).norm(dim=-1), nearest
