@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import pyro_ssvae as ss
-from pyro_ssvae.networks import MLP, ConvGenerator, EnergyNet, MLPFeatures
+from pyro_ssvae.networks import MLP, ConvGenerator, MLPFeatures
+from pyro_ssvae.networks.energy import EnergyNet
 from pyro_ssvae.objectives import AffineAugmentation, Consistency
 
 NAN = float("nan")

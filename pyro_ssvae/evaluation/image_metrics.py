@@ -346,6 +346,6 @@ def compute_energies(model: DDGM, x: Tensor) -> Tensor:
 
 def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Euclidean distances ``(N,)`` of examples to their nearest reference examples, and these' indices."""
-    flat = reference.flatten(1)
+    flat = reference.flatten(1).to(x.dtype)
     nearest = torch.cat([torch.cdist(part, flat).argmin(-1) for part in x.flatten(1).split(500)])
     return (x.flatten(1) - flat[nearest]).norm(dim=-1), nearest

@@ -21,9 +21,11 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_data() -> SemiSupervisedData:
+def make_data(unit: float = 1.0) -> SemiSupervisedData:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(70, 1, 8, 8, generator=generator)  # 60 unlabelled examples in batches of 16: the last one is short
+    x = unit * torch.rand(
+        70, 1, 8, 8, generator=generator
+    )  # 60 unlabelled examples in batches of 16: the last one is short
     y = torch.cat([torch.arange(10) % 3, torch.full((60,), -1)])
     return SemiSupervisedData.from_arrays(x, y, x_validation=x[:20], y_validation=torch.arange(20) % 3)
 
@@ -33,9 +35,10 @@ def train(
     *,
     objective: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
+    unit: float = 1.0,
     **settings: Any,
 ) -> tuple[FitResult, dict[str, Tensor]]:
-    data = make_data()
+    data = make_data(unit)
     torch.manual_seed(1)
     module = model_class(data.event_shape, 3, **{"latent_dim": 2, "hidden_dims": (12,)} | (model or {}))
     loss = SemiSupervisedELBO.for_data(module, data, **(objective or {}))
@@ -53,7 +56,7 @@ PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "ml
         (
             {"pure": True, "enumeration": "top-k"},
             {"classifier": "mlp", "class_prior": "dirichlet", "likelihood": "gaussian", "batch_norm": True},
-            {"precision": "64-true"},
+            {"precision": "64-true", "unit": 100.0},
         ),
     ],
 )
