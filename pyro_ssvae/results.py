@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from pyro_ssvae._arguments import checked
@@ -194,6 +193,8 @@ def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, ru
 
 def _cross_validate(objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult) -> float:
     """Return the error of the classifier on labels that it was not trained on; NaN with one label of a class."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second to import
+
     y, known = data.y[data.labelled_index], data.labelled_index
     folds = min(_FOLDS, int(y.unique(return_counts=True)[1].min()))
     if folds < 2:
