@@ -194,6 +194,8 @@ def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, ru
 
 def _cross_validate(objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult) -> float:
     """Return the error of the classifier on labels that it was not trained on; NaN with one label of a class."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second to import
+
     y, known = data.y[data.labelled_index], data.labelled_index
     from sklearn.model_selection import StratifiedKFold
 
