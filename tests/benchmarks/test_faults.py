@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import faults
+import numpy as np
 import pytest
 import torch
 from fault_inputs import check_error
@@ -79,7 +80,7 @@ def test_errors_count_as_own_only_where_the_package_raises_them() -> None:
         return caught.value
 
     check_error(catch(lambda: TrainingConfig(batch_size=0)))
-    for error in (catch(int, "x"), catch(os.listdir, "/none"), catch(lambda: M2((1, 8, 8), "3"))):
+    for error in (catch(int, "x"), catch(os.listdir, "/none"), catch(lambda: np.zeros(2).reshape(3))):
         with pytest.raises(faults.Failure):
             check_error(error)
 

@@ -105,9 +105,9 @@ def test_frozen():
         ({"y_test": [5], "x_test": X[:1], "num_classes": 3}, ValueError, "y_test holds label 5"),
         ({"y_test": [-2], "x_test": X[:1]}, ValueError, "y_test holds labels from -2"),
         ({"y_validation": [float("inf")], "x_validation": X[:1]}, ValueError, r"y_validation\[0\] is inf"),
-        ({"name": 3}, TypeError, "name=3 a str"),
+        ({"name": 3}, TypeError, "name=3 is of type int; a string"),
         ({"split": "random"}, TypeError, "split='random' must be a LabelSplit"),
-        ({"scale": "255"}, TypeError, "scale='255' is no number"),
+        ({"scale": "255"}, TypeError, "scale='255' is of type str; a number"),
         ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
         (
             {"x_test": X[:1, :1], "y_test": [0]},
