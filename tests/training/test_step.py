@@ -23,9 +23,7 @@ SETTINGS: dict[str, Any] = {
 
 def make_data(unit: float = 1.0) -> SemiSupervisedData:
     generator = torch.Generator().manual_seed(0)
-    x = unit * torch.rand(
-        70, 1, 8, 8, generator=generator
-    )  # 60 unlabelled examples in batches of 16: the last one is short
+    x = unit * torch.rand(70, 1, 8, 8, generator=generator)
     y = torch.cat([torch.arange(10) % 3, torch.full((60,), -1)])
     return SemiSupervisedData.from_arrays(x, y, x_validation=x[:20], y_validation=torch.arange(20) % 3)
 
