@@ -157,6 +157,7 @@ def _end(process: Any) -> None:
 def _work(name: str, run: Run, batch: Sequence[int], sender: Connection, root: Path) -> None:
     """Run the cases of a batch in this process, and send the outcome of each."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(PARTS[name].memory * 2**30),) * 2)
@@ -223,6 +224,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that processes and folders are cleared away
     if args.case is not None:
         os.environ["FAULTS_LOUD"] = "1"
     counts: dict[str, Any] = {}

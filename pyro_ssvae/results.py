@@ -197,7 +197,6 @@ def _cross_validate(objective: SemiSupervisedELBO, data: SemiSupervisedData, run
     from sklearn.model_selection import StratifiedKFold  # takes a second to import
 
     y, known = data.y[data.labelled_index], data.labelled_index
-    from sklearn.model_selection import StratifiedKFold
 
     folds = min(_FOLDS, int(y.unique(return_counts=True)[1].min()))
     if folds < 2:
