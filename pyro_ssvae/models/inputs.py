@@ -36,6 +36,8 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
             f"Examples must have shape {tuple(model.event_shape)}, so x must be (B, "
             f"{', '.join(map(str, model.event_shape))}); got {tuple(x.shape)}."
         )
+    if x.is_meta:  # has no values
+        return x, 1.0 if divisor is None else divisor
     if x.is_floating_point() and not x.isfinite().all():
         bad = int((~x.isfinite()).flatten(1).any(1).sum())
         raise ValueError(f"x holds NaN or infinite values in {bad} of {len(x)} examples; all must be finite.")
