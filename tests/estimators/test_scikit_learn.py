@@ -12,10 +12,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 _QUICK: dict[str, Any] = {"max_steps": 30, "random_state": 0, "device": "cpu"}
 _ESTIMATORS = [
     M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2),
-    M1M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2),
     M1Transformer(**_QUICK, hidden_dims=(16,)),
     DDGMDensity(**_QUICK),
 ]
+_STACK = M1M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2)
 
 
 def _expected_failures(estimator: Any) -> dict[str, str]:
@@ -26,6 +26,16 @@ def _expected_failures(estimator: Any) -> dict[str, str]:
 
 @parametrize_with_checks(_ESTIMATORS, expected_failed_checks=_expected_failures)
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
+    _run(estimator, check)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([_STACK], expected_failed_checks=_expected_failures)
+def test_checks_of_scikit_learn_for_a_stack(estimator: Any, check: Any) -> None:
+    _run(estimator, check)
+
+
+def _run(estimator: Any, check: Any) -> None:
     if "check_classifiers_train" in str(check):  # which asks for an accuracy of 0.83
         estimator.set_params(max_steps=700 if isinstance(estimator, M1M2Classifier) else 60)
     check(estimator)
