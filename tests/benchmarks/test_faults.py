@@ -34,6 +34,7 @@ sys.exit(faults.main())
 """
 
 
+@pytest.mark.slow
 def test_a_few_cases_of_each_part(tmp_path: Path) -> None:
     path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "points.npz"), "--cases", "3", "--jobs", "1"]

@@ -120,7 +120,7 @@ def test_frozen():
             "dtype torch.float32, x has .* torch.uint8; both must be alike",
         ),
         ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 examples"),
-        ({"scale": 0}, ValueError, "scale=0.0 must be positive"),
+        ({"scale": 0}, ValueError, "scale=0.0 must be above 0"),
         ({"class_names": ["a"]}, ValueError, "class_names holds 1 names for 3 classes"),
         (
             {"split": LabelSplit([0], [], seed=0, balanced=True)},
