@@ -145,6 +145,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.slow
 def test_images_with_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert load_example("ddgm").main([*SHORT, "--data", "digits", "--num-labels", "100", "--out", str(out)]) == 0

@@ -156,6 +156,7 @@ def test_pickle_and_clone(estimator: Any) -> None:
     assert len(repr(fitted)) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:y labels every example")
 def test_tools_of_scikit_learn() -> None:
     quick = QUICK | {"max_steps": 120, "learning_rate": 0.01}

@@ -10,12 +10,12 @@ from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 _QUICK: dict[str, Any] = {"max_steps": 30, "random_state": 0, "device": "cpu"}
-_ESTIMATORS = [
-    M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2),
+_M2 = M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2)
+_OTHERS = [
+    M1M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2),
     M1Transformer(**_QUICK, hidden_dims=(16,)),
     DDGMDensity(**_QUICK),
 ]
-_STACK = M1M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2)
 
 
 def _expected_failures(estimator: Any) -> dict[str, str]:
@@ -24,14 +24,14 @@ def _expected_failures(estimator: Any) -> dict[str, str]:
     return {}
 
 
-@parametrize_with_checks(_ESTIMATORS, expected_failed_checks=_expected_failures)
+@parametrize_with_checks([_M2], expected_failed_checks=_expected_failures)
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     _run(estimator, check)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([_STACK], expected_failed_checks=_expected_failures)
-def test_checks_of_scikit_learn_for_a_stack(estimator: Any, check: Any) -> None:
+@parametrize_with_checks(_OTHERS, expected_failed_checks=_expected_failures)
+def test_checks_of_scikit_learn_for_other_models(estimator: Any, check: Any) -> None:
     _run(estimator, check)
 
 
