@@ -307,14 +307,10 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
 
     Args:
         x: A minibatch with shape ``(B, *event_shape)``.
-        size: Number of examples ``N`` that the minibatch represents; log-probabilities are scaled by N/B. ``None``
-            is B.
-
-    Returns:
-        ``pyro.plate("data", size, subsample_size=B)``. The indices are passed explicitly, because Pyro would otherwise
-        draw a permutation of all N examples at every step and discard it.
+        size: Number N of examples that it represents; log-probabilities are scaled by N/B. ``None`` is B.
     """
     batch = x.shape[0]
+    # Explicit indices, because Pyro would otherwise draw a permutation of all N examples at every step and discard it.
     indices = torch.arange(batch, device=x.device)
     return pyro.plate("data", batch if size is None else size, subsample=indices, dim=-1)
 
