@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fault_runs import TRAIN, Commands, Setup, choose_file, compare, judge
+from fault_runs import TRAIN, Commands, Setup, check_ending, choose_file, compare
 from faults import Failure
 
 __all__ = ["Disk"]
@@ -164,11 +164,11 @@ class Disk:
             with fault(out, rng) as setup:
                 silent = fault is _output  # Python's own status is 120 then
                 ended = self.commands.start(argv, setup, new=silent).wait()
-                judge(ended, f"{words}:", (0, 2, 120, -signal.SIGPIPE) if silent else (0, 2), silent=silent)
+                check_ending(ended, f"{words}:", (0, 2, 120, -signal.SIGPIPE) if silent else (0, 2), silent=silent)
         for path in (out / "samples.npz", out / "samples.png"):
             path.unlink(missing_ok=True)
         again = self.commands.start(train).wait()
-        judge(again, f"{words}, then train again:", (0, 2) if fault is _damaged else (0,))
+        check_ending(again, f"{words}, then train again:", (0, 2) if fault is _damaged else (0,))
         if again.status == 2 and str(out) not in again.text:
             raise Failure("dead", f"{words}, then train again: {again.text.strip().splitlines()[-1]}")
         if again.status == 0:
@@ -189,7 +189,7 @@ class Disk:
             time.sleep(float(rng.uniform(0.0, 2.0)))
             shutil.rmtree(out, ignore_errors=True)
         for command in running:
-            judge(command.wait(), f"{event}:", (0, 2) if setup is None else (0, -signal.SIGKILL))
+            check_ending(command.wait(), f"{event}:", (0, 2) if setup is None else (0, -signal.SIGKILL))
 
 
 def _rename_or_die(rename: Callable[..., None], left: Iterator[int], *args: Any, **options: Any) -> None:

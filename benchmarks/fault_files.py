@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from fault_inputs import check_data, check_error, use_model
-from fault_runs import TRAIN, Commands, choose_file, judge, make_points
+from fault_runs import TRAIN, Commands, check_ending, choose_file, make_points
 from PIL import Image
 
 import pyro_ssvae as ss
@@ -258,4 +258,4 @@ class Files:
             path.write_bytes(_DAMAGE[int(rng.integers(len(_DAMAGE)))](path.read_bytes(), rng))
         argv = [["info", str(out)], ["train", "m2", "--resume", str(out)], [*TRAIN, "--out", str(out)]]
         chosen = argv[int(rng.integers(len(argv)))]
-        judge(self.commands.start(chosen).wait(), f"{path.relative_to(out)} damaged, {' '.join(chosen[:2])}:")
+        check_ending(self.commands.start(chosen).wait(), f"{path.relative_to(out)} damaged, {' '.join(chosen[:2])}:")

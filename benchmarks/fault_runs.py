@@ -1,4 +1,4 @@
-"""Commands of the console script, their judgement, and training that is killed and given again; see ``faults.py``."""
+"""Commands of the console script, how they end, and training that is killed and repeated; see ``faults.py``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning_fabric  # noqa: F401  imported here, so that a forked command need not do so
-import matplotlib.pyplot  # noqa: F401
+import matplotlib.pyplot  # noqa: F401  likewise
 import numpy as np
-import sklearn.manifold  # noqa: F401
+import sklearn.manifold  # noqa: F401  likewise
 import torch
 from faults import Failure
 
 import pyro_ssvae as ss
 from pyro_ssvae.cli.main import main
 
-__all__ = ["TRAIN", "Commands", "Ended", "Kills", "Setup", "choose_file", "compare", "judge", "make_points"]
+__all__ = ["TRAIN", "Commands", "Ended", "Kills", "Setup", "choose_file", "compare", "check_ending", "make_points"]
 
 Setup = Callable[[], None]
 _COMMANDS = {
@@ -122,7 +122,7 @@ class Command:
         return Ended(self.ended or 0, text)
 
 
-def judge(ended: Ended, words: str, allowed: Sequence[int] = (0, 2), *, silent: bool = False) -> None:
+def check_ending(ended: Ended, words: str, allowed: Sequence[int] = (0, 2), *, silent: bool = False) -> None:
     """Raise ``Failure`` unless a command ended as it may, without a traceback and, if not silent, with a message."""
     lines = ended.text.strip().splitlines() or [""]
     if "Traceback (most recent call last)" in ended.text:
@@ -178,7 +178,7 @@ class Kills:
             if not (folder / "seconds").is_file():
                 started = time.monotonic()
                 argv = ["train", *_COMMANDS[name], "--out", str(folder / "run")]
-                judge(Command(argv, new=True).wait(), f"train {name}, uninterrupted:", (0,))
+                check_ending(Command(argv, new=True).wait(), f"train {name}, uninterrupted:", (0,))
                 (folder / "seconds").write_text(str(time.monotonic() - started))
         return folder / "run", float((folder / "seconds").read_text())
 
@@ -199,8 +199,8 @@ class Kills:
             ended = command.wait()
             words += f" {kind.name} {moment},"
             if "<frozen importlib" not in ended.text:  # while Python imports modules, it answers a signal itself
-                judge(ended, f"{words} first:", (0, -kind, 130, 143))
-        judge(Command(argv, new=True).wait(), f"{words} the same again:", (0,))
+                check_ending(ended, f"{words} first:", (0, -kind, 130, 143))
+        check_ending(Command(argv, new=True).wait(), f"{words} the same again:", (0,))
         compare(out, reference, words)
 
 
@@ -225,13 +225,13 @@ class Commands:
         self.root = root
         make_points(root / "points.npz")
         command = self.start([*TRAIN, "--out", str(root / "done")])
-        judge(command.wait(), "uninterrupted:", (0,))
+        check_ending(command.wait(), "uninterrupted:", (0,))
         command = self.start([*TRAIN, "--out", str(root / "half")])
         metrics = root / "half" / "metrics.csv"
         while command.is_running() and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 3):
             time.sleep(0.002)
         os.kill(command.pid, signal.SIGTERM)
-        judge(command.wait(), "interrupted:", (130,))
+        check_ending(command.wait(), "interrupted:", (130,))
 
     def start(self, argv: Sequence[str], setup: Setup | None = None, *, new: bool = False) -> Command:
         """Start a command in the folder of the points."""

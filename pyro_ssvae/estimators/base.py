@@ -26,7 +26,6 @@ from pyro_ssvae.training.loop import FitResult, fit
 
 Array = NDArray[Any]
 
-_ROWS_AT_A_TIME = 4096
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
 
@@ -34,7 +33,7 @@ ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 
 class DeepEstimator(BaseEstimator):
     """Base class of the estimators.
 
-    A subclass sets the parameters in its constructor and defines :meth:`_make_objective`.
+    A subclass sets the parameters in its constructor, and defines ``fit`` and what its model offers.
     """
 
     model_: Any
@@ -54,7 +53,7 @@ class DeepEstimator(BaseEstimator):
     # Input.
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
-        """Return examples as an array: float32, or uint8 for 8-bit values."""
+        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values."""
         dtype = np.uint8 if getattr(X, "dtype", None) == np.uint8 else np.float64
         return validate_data(
             self, X, reset=reset, dtype=dtype, allow_nd=True, ensure_min_samples=min_rows, ensure_min_features=1
@@ -92,15 +91,13 @@ class DeepEstimator(BaseEstimator):
         return TrainingConfig(**(settings | changes))
 
     def _train(self, objective: Objective, data: SemiSupervisedData, **changes: Any) -> FitResult:
-        """Train, leave the random state of the process as it was, and record what happened."""
+        """Train, and record what happened."""
 
         def call(module: Any, metrics: dict[str, Any]) -> None:
             for callback in self.callbacks or ():
                 callback(module, metrics)
 
-        with torch.random.fork_rng():
-            config = self._config(**changes)
-            done = fit(objective, data, config, progress=bool(self.verbose), on_evaluation=call)
+        done = fit(objective, data, self._config(**changes), progress=bool(self.verbose), on_evaluation=call)
         self.model_ = objective.module
         self.history_ = done.metrics
         self.n_iter_ = done.steps
@@ -113,25 +110,19 @@ class DeepEstimator(BaseEstimator):
     # Prediction.
 
     def _apply(self, function: Callable[[Any, Tensor], Tensor], X: ArrayLike) -> Array:
-        """Apply a function of model and examples in batches, for tables in double precision.
+        """Apply a function of model and examples, for tables in double precision.
 
         In single precision the answer for an example depends, in its last digits, on the others of the batch.
         """
         check_is_fitted(self, "model_")
         rows = self._check_rows(X, reset=False)
         model, x = self._in_double(rows)
-        parts = [function(model, part).detach().cpu() for part in x.split(_ROWS_AT_A_TIME)]
-        return torch.cat(parts).numpy()
+        return function(model, x).detach().cpu().numpy()
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
         dtype = next(model.parameters()).dtype
-        return model, torch.as_tensor(rows).to(dtype) / self._scale
-
-    @property
-    def _scale(self) -> float:
-        """What 8-bit values are divided by."""
-        return float(getattr(self, "scale_", 1.0))
+        return model, torch.as_tensor(rows).to(dtype) / self.model_.data_scale
 
     def _log_likelihood(self, X: ArrayLike, num_samples: int) -> Array:
         """Return log p(x) of each example in nats, by importance sampling with the same draws for every example."""
@@ -148,9 +139,4 @@ class DeepEstimator(BaseEstimator):
             yield self.model_
 
     def _in_units_of_input(self, x: Tensor) -> Array:
-        return x.cpu().numpy() * self._scale
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.non_deterministic = False
-        return tags
+        return x.cpu().numpy() * self.model_.data_scale

@@ -136,7 +136,6 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))
-        self.scale_ = data.scale
         self._train(self._make_objective(rows, data, self._previous(again), changes), data, **changes)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]

@@ -71,7 +71,6 @@ class DDGMDensity(DensityMixin, DeepEstimator):
             self.mean_, spread = rows.mean(0), rows.std(0)
             self.spread_ = spread + (spread == 0)
         data = self._as_data(self._standardise(rows))
-        self.scale_ = data.scale
         model = DDGM.for_data(data, latent_dim=self.latent_dim)
         ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
         ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
@@ -96,7 +95,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         """Return the state for pickling; the energy has normalised weights, which torch pickles as tensors only."""
         state = dict(super().__getstate__())
         if model := state.pop("model_", None):
-            state["_saved_model"] = describe(model), model.state_dict()
+            state["_saved_model"] = describe(model), model.state_dict(), model.data_scale
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,6 +105,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         if saved is not None:
             self.model_ = build(saved[0])
             self.model_.load_state_dict(saved[1])
+            self.model_.data_scale = saved[2]
 
     def _standardise(self, rows: Array) -> Array:
         return rows if rows.ndim > 2 else (rows - self.mean_) / self.spread_

@@ -80,7 +80,6 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
     def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
         rows = self._check_rows(X, reset=not again, min_rows=2)
         data = self._as_data(rows)
-        self.scale_ = data.scale
         model = self._previous(again) or M1.for_data(data, **self._sizes(rows))
         self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
         return self

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fault_inputs import check_error
-from fault_runs import Ended, compare, judge
+from fault_runs import Ended, check_ending, compare
 
 from pyro_ssvae import M2, TrainingConfig, save
 
@@ -97,12 +97,12 @@ def test_errors_count_as_own_only_where_the_package_raises_them() -> None:
         (Ended(0, "Traceback (most recent call last):\n  File\nKeyError: 3"), "foreign"),
     ],
 )
-def test_judgement_of_commands(ended: Ended, kind: str | None) -> None:
+def test_endings_of_commands(ended: Ended, kind: str | None) -> None:
     if kind is None:
-        judge(ended, "")
+        check_ending(ended, "")
     else:
         with pytest.raises(faults.Failure) as caught:
-            judge(ended, "")
+            check_ending(ended, "")
         assert caught.value.args[0] == kind
 
 
