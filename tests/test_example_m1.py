@@ -84,6 +84,7 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
 pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse", "ignore:The fit is worse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pure", [True, False])
 def test_stack_runs_all_stages(
     stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -36,6 +36,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
     return {"test/error": 0.25, "threads": torch.get_num_threads(), "name": run.name}
 
 
+@pytest.mark.slow
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(tables, "write_tables", lambda docs: None)

@@ -177,6 +177,7 @@ def test_m1_reconstructs_in_the_units_of_the_input() -> None:
     assert error < 0.6  # standardised columns: the mean alone has 1
 
 
+@pytest.mark.slow
 def test_images_of_eight_bits() -> None:
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) * 15).astype(np.uint8)

@@ -321,6 +321,7 @@ def test_cuda_graphs_need_cuda() -> None:
         fit(EnergyObjective.for_data(make_ddgm(), data), data, config, progress=False)
 
 
+@pytest.mark.slow
 def test_labelled_data_train_the_class_energies() -> None:
     data = SemiSupervisedData.from_arrays(
         *two_classes(2000, few=20), x_validation=two_classes(500)[0], y_validation=two_classes(500)[1]
