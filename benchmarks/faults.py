@@ -195,7 +195,7 @@ def make_fault_table(folder: Path) -> dict[str, str]:
 
 
 def _write(counts: dict[str, Any]) -> None:
-    from tables import write_tables
+    from result_tables import write_tables
 
     RESULTS.write_text(json.dumps((load_json(RESULTS) or {}) | counts, indent=2) + "\n")
     write_tables(RESULTS.parents[1])

@@ -1,7 +1,7 @@
 """Write the tables of the result pages from result files: docs/_generated/NAME.md, which the pages include.
 
-    python benchmarks/tables.py              # every table
-    python benchmarks/tables.py --figures    # and the figures
+    python benchmarks/result_tables.py              # every table
+    python benchmarks/result_tables.py --figures    # and the figures
 
 A configuration without a result is left out of its table.
 """
