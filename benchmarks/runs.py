@@ -94,7 +94,7 @@ def main(
     Returns:
         The parsed command line.
     """
-    from tables import write_tables
+    from result_tables import write_tables
 
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")

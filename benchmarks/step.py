@@ -230,7 +230,7 @@ def measure_floor(classes: list[int], threads: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    from tables import write_tables
+    from result_tables import write_tables
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000], metavar="K")

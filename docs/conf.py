@@ -48,6 +48,10 @@ napoleon_use_ivar = True
 
 # References to public names of this package must resolve; other packages need their inventories.
 nitpicky = True
+nitpick_ignore = [  # not public, but named as base class or value of what is
+    ("py:class", "pyro_ssvae.distributions.torch_distributions.ScaledNormal"),
+    ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
+]
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+(\..*)?")]
 
 # Links into the documentation of Python, PyTorch and Pyro need the network, so they are asked for.

@@ -3,7 +3,7 @@
     python examples/ddgm.py                                  # MNIST; eleven minutes on two cores
     python examples/ddgm.py --data photos/ --image-size 64   # a folder of images, transparent ones on white
     python examples/ddgm.py --num-labels 100                 # energies of classes too, from 100 labels
-    python examples/ddgm.py --other-data fashion_mnist       # does the energy tell them from digits?
+    python examples/ddgm.py --other-data fashion_mnist       # does the energy recognise them?
     python examples/ddgm.py --help
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json. Where the data has classes, a small

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +19,41 @@ from torch import Tensor
 
 __all__ = [
     "MAX_CLASSES",
+    "MAX_SEED",
     "as_bool",
     "as_count",
     "as_device",
     "as_path",
     "as_scale",
     "as_seed",
+    "show",
 ]
 
 MAX_CLASSES = 65_536
-_MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 
-def as_count(value: Any, name: str, *, least: int = 0) -> int:
-    """Return an integer of at least ``least``."""
+def as_count(value: Any, name: str, *, least: int = 0, most: int | None = None) -> int:
+    """Return an integer of at least ``least`` and at most ``most``."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"{name}={value!r} is of type {type(value).__name__}; an integer of at least {least} is needed, for "
-            f"example {name}={max(least, 100)}."
+            f"{show(name, value)}; an integer of at least {least} is needed, for example "
+            f"{name}={max(least, min(100, most or 100))}."
         ) from None
     if number < least:
         raise ValueError(f"{name}={number} is too small; it must be at least {least}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={reprlib.repr(number)} is too large; it must be at most {most}.")
     return number
+
+
+def show(name: str, value: Any) -> str:
+    """Return an argument, shortened, and its type, for a message."""
+    return f"{name}={' '.join(reprlib.repr(value).split())} is of type {type(value).__name__}"
 
 
 def as_bool(value: Any, name: str) -> bool:
@@ -64,10 +74,7 @@ def as_path(value: Any, name: str) -> Path:
 
 def as_seed(seed: Any) -> int:
     """Return a seed, an integer from 0 to 2^32 - 1."""
-    number = as_count(seed, "seed")
-    if number > _MAX_SEED:
-        raise ValueError(f"seed={number} is too large; it must be at most {_MAX_SEED}.")
-    return number
+    return as_count(seed, "seed", most=MAX_SEED)
 
 
 def as_scale(scale: Any, x: Tensor) -> float:
@@ -90,13 +97,18 @@ def as_scale(scale: Any, x: Tensor) -> float:
 
 def as_device(device: torch.device | str) -> torch.device:
     """Return a device that exists, a CUDA device with its index; ``"auto"`` is CUDA if there is a GPU, else the CPU."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"{show('device', device)}; a name is needed: auto, cpu, cuda or cuda:INDEX.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = "use one device: auto, cpu, cuda or cuda:INDEX"
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={str(device)!r} is unknown; use auto, cpu, cuda or cuda:INDEX.") from error
-    if found.type != "cuda":
+        raise ValueError(f"device={str(device)!r} is unknown; {known}.") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={str(device)!r} is not supported; {known}.")
+    if found.type == "cpu":
         return found
     if not torch.cuda.is_available():
         raise ValueError(

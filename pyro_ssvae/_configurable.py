@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from pyro_ssvae._arguments import bind_arguments
+
 __all__ = ["REGISTRY", "Configurable", "build", "describe", "is_library_class"]
 
 REGISTRY: dict[str, type[Configurable]] = {}
@@ -35,14 +37,18 @@ class Configurable(nn.Module):
 
 
 def _record_arguments(cls: type, init: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor that also stores its arguments, defaults included, under its class."""
+    """Return a constructor that also stores its arguments, defaults included, under its class.
+
+    Those of the classes of this package are checked too; the annotations of others are their own affair.
+    """
     signature = inspect.signature(init)
     parameters = signature.parameters
+    bind = functools.partial(bind_arguments, init, signature) if is_library_class(cls) else signature.bind
 
     @functools.wraps(init)
     def recorded(self: Configurable, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        bound = signature.bind(self, *args, **kwargs)
+        bound = bind(self, *args, **kwargs)
+        init(*bound.args, **bound.kwargs)
         bound.apply_defaults()
         arguments: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:  # without self
@@ -75,7 +81,7 @@ def describe(module: Configurable, cls: type | None = None) -> dict[str, Any]:
 
     Returns:
         The name of the class under ``"class"``; under ``"arguments"`` those of its constructor, in which modules of
-        this package are described in turn and ``"*"`` holds further positional ones; and under ``"custom"`` the
+        this package are described too and ``"*"`` holds further positional ones; and under ``"custom"`` the
         arguments that only the caller can supply, by name, with their class.
     """
     cls = type(module) if cls is None else cls

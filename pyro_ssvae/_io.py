@@ -19,7 +19,7 @@ _LARGEST_YAML = 2**20
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path`` for writing, and rename it to ``path`` if no error occurs.
+    """Open a temporary file next to ``path`` for writing, and rename it to ``path`` if no error occurs.
 
     Readers see the old file or the new one, never a part of one; after an error nothing is left behind.
     """

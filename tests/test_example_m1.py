@@ -80,9 +80,11 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
     assert losses[0] == losses[1]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
+# One epoch teaches little.
+pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse", "ignore:The fit is worse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pure", [True, False])
 def test_stack_runs_all_stages(
     stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -154,7 +156,7 @@ def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType,
         (["--m1", "nowhere"], "--m1-epochs, --m1-hidden-dims, --m1-latent-dim: no effect with --m1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_done(
+def test_mistakes_are_reported_before_training(
     stack_example: ModuleType, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "run"
@@ -193,7 +195,7 @@ def test_errors_of_bounds_are_one_line(
         assert capsys.readouterr().err == f"error: {error}\n"
 
 
-def test_pixels_are_binarised_for_a_law_of_zeros_and_ones_alone() -> None:
+def test_pixels_are_binarised_for_likelihoods_of_zeros_and_ones_only() -> None:
     for flags, expected in (
         ([], "dynamic"),
         (["--likelihood", "gaussian"], "none"),

@@ -91,9 +91,9 @@ def test_own_model_and_objective_go_through_fit_report_figures_save_and_load(tmp
     objective = FactorAnalysisELBO(model, num_labelled=0, num_unlabelled=data.num_unlabelled)
     config = ss.TrainingConfig(max_steps=300, batch_size=50, learning_rate=0.02, evaluate_every=100, device="cpu")
     run = ss.fit(objective, data, config, out=tmp_path / "run", progress=False)
-    bounds = [row["val/bound"] for row in run.metrics]
+    bounds = [one["val/bound"] for one in run.metrics]
     assert bounds[-1] > bounds[0] + 1.0
-    assert run.best_step == max(run.metrics, key=lambda row: row["val/bound"])["step"]
+    assert run.best_step == max(run.metrics, key=lambda one: one["val/bound"])["step"]
     result = ss.report(objective, data, run)
     assert result == json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["model"], result["seed"]) == ("FactorAnalysis", 5)

@@ -53,3 +53,54 @@ def test_runs_write_documented_keys_of_documented_kinds(kind: str, tmp_path: Pat
         columns = set(next(csv.reader(file)))
     assert columns <= documented("M"), columns - documented("M")
     assert {"step", "epoch", "seconds", "learning_rate"} <= columns
+
+
+def fit_blobs(num_classes: int, labels: int, validation: int, **options: float) -> tuple[object, ...]:
+    """Fit M2 to classes far apart, of which a classifier knows all from a few labels."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(160 + validation) % num_classes
+    x = 4.0 * torch.eye(num_classes)[y] + 0.3 * torch.randn(len(y), num_classes, generator=generator)
+    hidden = torch.where(torch.arange(160) < labels, y[:160], -1)
+    held_out = {"x_validation": x[160:], "y_validation": y[160:]} if validation else {}
+    data = ss.SemiSupervisedData.from_arrays(x[:160], hidden, x_test=x[:160], y_test=y[:160], **held_out)
+    model = ss.M2.for_data(data, latent_dim=2, hidden_dims=(16,), likelihood="gaussian")
+    objective = ss.SemiSupervisedELBO.for_data(model, data, **options)
+    config = ss.TrainingConfig(max_steps=60, warmup_steps=5, evaluate_every=30, device="cpu")
+    return objective, data, ss.fit(objective, data, config, progress=False)
+
+
+@pytest.mark.parametrize("validation", [0, 60])
+def test_a_fit_as_good_as_labels_alone_is_not_called_worse(validation: int) -> None:
+    objective, data, run = fit_blobs(2, 20, validation)
+    weights = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    state = torch.get_rng_state()
+    result = ss.report(objective, data, run)
+    assert (result["test/error"], result["test/error_labels_alone"], result["val/error_labels_alone"]) == (
+        0.0,
+        0.0,
+        0.0,
+    )
+    assert result["worse_than_labels_alone"] is False
+    assert all(torch.equal(weights[name], tensor) for name, tensor in objective.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("validation", "where"), [(0, "the labels, by cross-validation"), (60, "validation examples")])
+def test_a_fit_that_ignores_its_labels_is_called_worse(validation: int, where: str) -> None:
+    objective, data, run = fit_blobs(4, 24, validation, alpha=0.0, bound_weight=1e-6)
+    with pytest.warns(
+        UserWarning, match=rf"on the 24 labels alone, which errs on \d.\d% of {where}. Lower bound_weight"
+    ):
+        result = ss.report(objective, data, run)
+    assert result["test/error"] > 0.4
+    assert result["test/error_labels_alone"] < 0.03
+    assert result["worse_than_labels_alone"] is True
+
+
+def test_nothing_is_compared_without_unlabelled_examples_or_with_one_label_of_a_class() -> None:
+    objective, data, run = fit_blobs(2, 160, 0)
+    assert "worse_than_labels_alone" not in ss.report(objective, data, run)
+    objective, data, run = fit_blobs(2, 3, 0)
+    result = ss.report(objective, data, run)
+    assert result["val/error_labels_alone"] is None
+    assert result["worse_than_labels_alone"] is False

@@ -172,7 +172,7 @@ _DDGM: Mapping[str, Sequence[Flag]] = {
     ),
     "evaluation": (
         Flag("num_samples", 5000, "images in each set that is compared", least=2),
-        Flag("other_data", None, "other images, which the energy should tell from these", str, metavar="DATA"),
+        Flag("other_data", None, "other images, which the energy should recognise as such", str, metavar="DATA"),
     ),
 }
 _DDGM_2D: Mapping[str, Sequence[Flag]] = {
@@ -211,7 +211,7 @@ _DDGM_TEXT = """Train a DDGM (Kim & Bengio 2016) on images: an energy model and 
   PROGRAM                                 # MNIST; eleven minutes on two cores
   PROGRAM --data photos/ --image-size 64  # a folder of images
   PROGRAM --num-labels 100                # energies of classes too
-  PROGRAM --other-data fashion_mnist      # does the energy tell them from digits?
+  PROGRAM --other-data fashion_mnist      # does the energy recognise them?
   PROGRAM --resume runs/NAME              # continue a run that was stopped"""
 _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with a movie of training.
 

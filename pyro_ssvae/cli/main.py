@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import math
 import sys
 import textwrap
@@ -202,12 +203,13 @@ def _sample(args: argparse.Namespace) -> None:
     model: Any = load(found.path)
     torch.manual_seed(args.seed)
     y = None
-    if isinstance(model, (DDGM, M1)):
-        if args.y is not None:
-            raise ValueError(f"--y {args.y}: {type(model).__name__} does not generate examples of one class.")
-        x = model.sample(args.num_samples) if isinstance(model, DDGM) else model.generate(args.num_samples)
+    generate = model.sample if hasattr(model, "sample") else model.generate
+    if "y" in inspect.signature(generate).parameters:
+        x, y = generate(args.num_samples, args.y)
+    elif args.y is not None:
+        raise ValueError(f"--y {args.y}: {type(model).__name__} does not generate examples of one class.")
     else:
-        x, y = model.generate(args.num_samples, args.y)
+        x = generate(args.num_samples)
     path = args.out or args.run / "samples"
     arrays = {"x": x.numpy()} if y is None else {"x": x.numpy(), "y": y.numpy()}
     np.savez(path.with_suffix(".npz"), **arrays)

@@ -50,6 +50,7 @@ _LAST_ENTRIES = {"ddgm": "held_out", "ddgm_2d": "energy_distance"}  # of results
 _RESULTS = {
     "train_seconds": "training took {:.0f} s",
     "test/error": "test error {:.2%}",
+    "test/error_labels_alone": "test error of the same classifier on the labels alone {:.2%}",
     "test/bound": "bound of log p(x) {:.2f} nats per test example",
     "test/kl_z": "KL of the latents {:.2f} nats",
     "test/active_units": "active latents {}",

@@ -52,6 +52,8 @@ class BatchStream:
         seed: Seed of order and binarisation.
         resident: Whether the training set is moved to the device; ``"auto"`` does so if it takes at most half of the
             free memory, and otherwise copies each batch from pinned memory.
+        join_single: Whether a last batch of one example is joined to the batch before it, which batch normalisation
+            needs.
 
     Raises:
         TypeError: If sizes or seed are not integers.
@@ -75,6 +77,7 @@ class BatchStream:
         binarisation: str = "none",
         seed: int = 0,
         resident: bool | Literal["auto"] = "auto",
+        join_single: bool = False,
     ) -> None:
         batch_size = as_count(batch_size, "batch_size", least=1)
         labelled_batch_size = as_count(labelled_batch_size, "labelled_batch_size", least=1)
@@ -89,9 +92,13 @@ class BatchStream:
             resident = _fits_in_memory(x, self.device)
         self._storage = self.device if resident else torch.device("cpu")
         self._x, self._y = x.to(self._storage), data.y.to(self._storage)
-        seeds = [derive_seed(self.seed, number) for number in (1, 2)]
-        self._unlabelled = _ShuffledIndices(data.unlabelled_index, batch_size, self._storage, seeds[0])
-        self._labelled = _ShuffledIndices(data.labelled_index, labelled_batch_size, self._storage, seeds[1])
+        self._unlabelled, self._labelled = (
+            _ShuffledIndices(index, size, self._storage, derive_seed(self.seed, number), join_single)
+            for number, index, size in (
+                (1, data.unlabelled_index, batch_size),
+                (2, data.labelled_index, labelled_batch_size),
+            )
+        )
         self.noise = torch.Generator(self.device).manual_seed(derive_seed(self.seed, 3))
         self._step = 0
 
@@ -187,9 +194,10 @@ class BatchStream:
 class _ShuffledIndices:
     """Batches of indices in random order, shuffled anew for each pass."""
 
-    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int) -> None:
+    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int, join_single: bool) -> None:
         self.index, self.batch_size, self.storage = index, batch_size, storage  # (n,), on the CPU
-        self.num_batches = math.ceil(len(index) / batch_size)  # of a pass
+        self.joined = int(join_single and len(index) > batch_size > 1 and len(index) % batch_size == 1)
+        self.num_batches = math.ceil(len(index) / batch_size) - self.joined  # of a pass
         self.generator = torch.Generator().manual_seed(seed)
         self.order, self.position = index[:0].to(storage), 0
 
@@ -201,6 +209,8 @@ class _ShuffledIndices:
             order = self.index[torch.randperm(len(self.index), generator=self.generator)]
             self.order, self.position = order.to(self.storage), 0  # moved once per pass, not once per batch
         start, self.position = self.position, self.position + self.batch_size
+        if self.position == len(self.order) - self.joined:
+            self.position += self.joined
         return self.order[start : self.position]
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._checks import as_bool, as_scale, as_seed
 from pyro_ssvae.data.labels import encode_labels
@@ -115,6 +116,7 @@ class SemiSupervisedData:
         )
 
     @classmethod
+    @checked
     def from_arrays(
         cls,
         x: Any,
@@ -362,4 +364,4 @@ def _warn_about_labels(y: Tensor, class_names: tuple[str, ...]) -> None:
             "example of each, or use balanced=True."
         )
     if message:
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)

@@ -64,16 +64,20 @@ def encode_labels(
     largest = {name: int(labels.max()) for name, labels in y.items() if len(labels)}
     if num_classes is None:
         num_classes = max(len(names or ()), 1 + max(largest.values(), default=-1)) or None
-    for name, label in largest.items():
-        if label >= (num_classes or 1):
-            raise ValueError(
-                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {(num_classes or 1) - 1}. "
-                "Raise num_classes or encode the classes as 0, 1, 2, ..."
-            )
+    _check_largest(largest, num_classes or 1)
     names = tuple(map(str, range(num_classes or 0))) if names is None else names
     if len(names) != (num_classes or 0):
         raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
     return Labels(y, num_classes, names)
+
+
+def _check_largest(largest: dict[str, int], num_classes: int) -> None:
+    for name, label in largest.items():
+        if label >= num_classes:
+            raise ValueError(
+                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
+                "num_classes or encode the classes as 0, 1, 2, ..."
+            )
 
 
 def _as_names(class_names: Any) -> Names:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._arrays import as_images
-from pyro_ssvae._checks import as_count, as_path
+from pyro_ssvae._checks import as_bool, as_count, as_path
 from pyro_ssvae.data.download import download
 from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source
@@ -88,6 +88,10 @@ def load_named(
 
     Only ``digits`` uses the seed: it draws stratified test and validation examples.
     """
+    allow_download = as_bool(allow_download, "download")
+    if not isinstance(name, str):
+        raise TypeError(f"name={name!r} is of type {type(name).__name__}; use one of {', '.join(DATASET_NAMES)}.")
+    data_dir = None if data_dir is None else as_path(data_dir, "data_dir")
     if name not in DATASET_NAMES:
         raise ValueError(
             f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For your own files use FILE.npz, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +18,7 @@ from pyro_ssvae.distributions.likelihoods import Likelihood, select_examples, st
 __all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
 
 _CENTRE = 3.0  # of standardised logarithms of counts as networks see them, so that none is negative
+_MAX_DISPERSION = 300.0  # variance / mean of counts, from which M2 under a Poisson likelihood no longer classifies well
 _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are within 1e-5 of it
 
 
@@ -220,6 +222,18 @@ class Poisson(_Counts):
 
     name = "poisson"
     num_params = 1
+
+    def _estimate_units(self, x: Tensor, scale: float) -> None:
+        super()._estimate_units(x, scale)
+        x = select_examples(x, scale)
+        ratio = float((x.var(0, correction=0) / x.mean(0).clamp(min=1e-9)).median())
+        if ratio > _MAX_DISPERSION:
+            warnings.warn(
+                f"The variance of these counts is {ratio:.0f} times their mean (median of the columns), so that a "
+                "Poisson likelihood outweighs the labels; likelihood='negative_binomial' does not.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return ``Poisson(rate)`` over events, for log-rates with shape ``(*batch, 1, *event_shape)``."""

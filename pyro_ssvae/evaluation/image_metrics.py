@@ -112,7 +112,7 @@ def measure_generated_images(
     ten sets of either kind. At least ``num_samples`` images are generated.
 
     Returns:
-        ``frechet_distance`` of generated from training images, ``frechet_rows``, the size of the sets, and
+        ``frechet_distance`` of generated from training images, ``frechet_size``, the size of the sets, and
         ``frechet_sets``, the number of sets of training images; ``class_shares``, the shares of the classes predicted
         for generated images, the smallest of them, ``least_share``, and ``confidence``, the mean of the largest
         probability. With held-out images ``real_class_shares`` and ``real_confidence`` of these and, for at least two,
@@ -139,7 +139,7 @@ def measure_generated_images(
     features, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
     shares, confidence = _describe_predictions(probabilities)
     found: dict[str, Any] = {
-        "frechet_rows": size,
+        "frechet_size": size,
         "frechet_sets": num_sets,
         "frechet_distance": _mean_distance(features, real_features, size),
         "class_shares": shares,
@@ -156,7 +156,7 @@ def measure_generated_images(
 
 def _mean_distance(x: Tensor, y: Tensor, size: int) -> float:
     """Return the mean Fréchet distance over pairs of sets of ``size`` images, up to ten of either kind."""
-    firsts, seconds = ([part for part in rows.split(size)[:_MAX_SETS] if len(part) == size] for rows in (x, y))
+    firsts, seconds = ([part for part in images.split(size)[:_MAX_SETS] if len(part) == size] for images in (x, y))
     return statistics.mean(frechet_distance(first, second) for first in firsts for second in seconds)
 
 
@@ -297,7 +297,7 @@ def energy_auroc(
     others = others or {}
     _check_others(model, others)
     if not len(x):
-        raise ValueError("There is no real image to tell others from; hand in test or validation images.")
+        raise ValueError("There is no real image to compare others with; hand in test or validation images.")
     generator = torch.Generator().manual_seed(seed)
     real = compute_energies(model, x)
     found = {}
@@ -346,6 +346,6 @@ def compute_energies(model: DDGM, x: Tensor) -> Tensor:
 
 def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Euclidean distances ``(N,)`` of examples to their nearest reference examples, and these' indices."""
-    flat = reference.flatten(1)
+    flat = reference.flatten(1).to(x.dtype)
     nearest = torch.cat([torch.cdist(part, flat).argmin(-1) for part in x.flatten(1).split(500)])
     return (x.flatten(1) - flat[nearest]).norm(dim=-1), nearest

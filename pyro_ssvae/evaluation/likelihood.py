@@ -29,7 +29,8 @@ from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
-from pyro_ssvae.models.base import Model, fork_random_state
+from pyro_ssvae.distributions.torch_distributions import as_independent_normal
+from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
@@ -92,6 +93,7 @@ def log_likelihood(
     scale: float | None = None,
     binarisation: str = "none",
     seed: int = 0,
+    common_draws: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
@@ -104,6 +106,9 @@ def log_likelihood(
         scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
         binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
+        common_draws: Whether all examples share their draws (before these are moved and scaled by q(z|x)), so that the
+            estimate for an example does not depend on the others. The errors are then not independent, and
+            :attr:`LogLikelihood.mean_error` does not hold.
         progress: Called with the number of examples done after each batch, if given.
 
     Raises:
@@ -118,7 +123,7 @@ def log_likelihood(
         )
     if num_samples < 1:
         raise ValueError(f"num_samples={num_samples} must be positive.")
-    if isinstance(module, Model):
+    if hasattr(module, "data_scale"):
         x, scale = as_input(module, x, scale)
     else:
         x, scale = x if isinstance(x, Tensor) else as_examples(x), 1.0 if scale is None else scale
@@ -139,7 +144,9 @@ def log_likelihood(
         cache_prior(getattr(module, "prior", None)),
     ):
         for batch in batches:
-            found.append(_estimate_batch(module, batch, num_samples, at_a_time))
+            if common_draws:
+                torch.manual_seed(seed)
+            found.append(_estimate_batch(module, batch, num_samples, at_a_time, common_draws))
             if progress is not None:
                 progress(sum(len(part.log_px) for part in found))
 
@@ -197,12 +204,14 @@ class _RunningSum:
         self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
 
 
-def _estimate_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: int) -> LogLikelihood:
+def _estimate_batch(
+    module: nn.Module, x: Tensor, num_samples: int, at_a_time: int, common_draws: bool
+) -> LogLikelihood:
     """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
     total, by_class = _RunningSum(), _RunningSum()
     log_py: Tensor | None = None
     for start in range(0, num_samples, at_a_time):
-        log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start))
+        log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start), common_draws)
         log_weights = log_weights.double()
         if log_py is None:
             total.add(log_weights)
@@ -223,17 +232,33 @@ def _estimate_batch(module: nn.Module, x: Tensor, num_samples: int, at_a_time: i
     )
 
 
-def importance_log_weights(module: Any, x: Tensor, num_samples: int) -> tuple[Tensor, Tensor | None]:
+class _CommonDraws(DrawSamples):
+    """Draws that all examples and classes share, moved and scaled by the posterior of each."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        normal = as_independent_normal(msg["fn"])
+        if msg["is_observed"] or normal is None or not msg["cond_indep_stack"]:
+            return
+        shape = [1] * (-self._dim) + list(msg["fn"].event_shape)
+        shape[0] = self._number
+        msg["value"] = normal.loc + normal.scale * torch.randn(shape, dtype=normal.loc.dtype, device=normal.loc.device)
+
+
+def importance_log_weights(
+    module: Any, x: Tensor, num_samples: int, common_draws: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
 
     These are ``(K, S, B)`` and ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated, for ``B`` examples as
     the model sees them and ``S`` draws.
     """
+    draws = _CommonDraws if common_draws else DrawSamples
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
     prior = getattr(module, "class_prior", None)
     data = {"pi": prior.mean()} if prior is not None else {}
     model, guide = (poutine.condition(function, data=data) for function in (module.model, module.guide))
-    guide_trace = poutine.trace(DrawSamples(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
+    guide_trace = poutine.trace(draws(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
     total: Any = 0.0
     for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):

@@ -38,6 +38,7 @@ __all__ = [
     "full_precision",
     "get_device",
     "pyro_view",
+    "seeded",
 ]
 
 ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
@@ -86,17 +87,13 @@ class Model(Configurable, abstract=True):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if not event_shape or any(size < 1 for size in event_shape):
-            raise ValueError(
-                f"event_shape={tuple(event_shape)!r} must hold positive sizes, for example (1, 28, 28) or (30,)."
-            )
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
+        if not event_shape:
+            raise ValueError("event_shape=() must hold at least one size, for example (1, 28, 28) or (30,).")
         if num_classes is not None and num_classes < 2:
             raise ValueError(f"num_classes={num_classes} must be at least 2.")
         self.event_shape = torch.Size(event_shape)
-        self.latent_dim = int(latent_dim)
-        self.num_classes = None if num_classes is None else int(num_classes)
+        self.latent_dim = latent_dim
+        self.num_classes = num_classes
         self.prior = make_prior(prior, latent_dim)
         self.data_scale: float | None = None
         self.class_names: tuple[str, ...] = ()
@@ -120,8 +117,8 @@ class Model(Configurable, abstract=True):
             )
         if self.num_classes is not None and data.num_classes is not None and self.num_classes < data.num_classes:
             raise ValueError(
-                f"The model has {self.num_classes} classes, the data {data.num_classes}. Build the model with "
-                "num_classes=data.num_classes."
+                f"The model has {self.num_classes} classes, the data {data.num_classes}. Build a new model with "
+                "num_classes=data.num_classes; a trained one gets no further classes."
             )
         for examples in (data.x, data.x_validation, data.x_test):
             for batch in iterate_batches(examples, scale=data.scale, batch_size=4096):
@@ -166,8 +163,7 @@ class Model(Configurable, abstract=True):
             10
         """
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data), **options}
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(data.seed)
+        with seeded(data.seed):
             model = cls(**arguments)
         model.fit_units(data)
         return model
@@ -311,14 +307,10 @@ def data_plate(x: Tensor, size: int | None) -> pyro.plate:
 
     Args:
         x: A minibatch with shape ``(B, *event_shape)``.
-        size: Number of examples ``N`` that the minibatch represents; log-probabilities are scaled by N/B. ``None``
-            is B.
-
-    Returns:
-        ``pyro.plate("data", size, subsample_size=B)``. The indices are passed explicitly, because Pyro would otherwise
-        draw a permutation of all N examples at every step and discard it.
+        size: Number N of examples that it represents; log-probabilities are scaled by N/B. ``None`` is B.
     """
     batch = x.shape[0]
+    # Explicit indices, because Pyro would otherwise draw a permutation of all N examples at every step and discard it.
     indices = torch.arange(batch, device=x.device)
     return pyro.plate("data", batch if size is None else size, subsample=indices, dim=-1)
 
@@ -348,10 +340,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def fork_random_state(model: nn.Module, seed: int) -> Iterator[None]:
     """Seed the random state, without gradients and with the model in evaluation mode; restore all of it afterwards."""
-    seed = as_seed(seed)
-    device = get_device(model)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.no_grad(), evaluation_mode(model), torch.random.fork_rng(devices=cuda):
+    with torch.no_grad(), evaluation_mode(model), seeded(as_seed(seed), get_device(model)):
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the random state of the CPU and, if it is a GPU, of a device; restore both afterwards."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
         # Not torch.manual_seed, which would also reseed devices that are not restored.
         torch.default_generator.manual_seed(seed)
         for cuda_device in cuda:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._samplers import langevin
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
@@ -176,6 +177,7 @@ class DDGM(Model):
     def _evaluate(self, module: nn.Module, x: ArrayLike) -> Tensor:
         return self._map(module, x)
 
+    @checked
     def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.0005) -> Tensor:
         """Draw samples from the generator, optionally followed by Langevin dynamics in x under the energy.
 
@@ -193,10 +195,6 @@ class DDGM(Model):
         Raises:
             ValueError: For a non-positive number of samples or step size, or a negative number of steps.
         """
-        if num_samples < 1 or langevin_steps < 0:
-            raise ValueError(
-                f"num_samples={num_samples} must be at least 1, and langevin_steps={langevin_steps} not negative."
-            )
         with torch.no_grad(), evaluation_mode(self):
             x = self.generator(self.prior().sample((num_samples,)))
             return langevin(self.energy_net, x, langevin_steps, step_size, bounds=self._range)
@@ -215,6 +213,7 @@ class DDGM(Model):
             x: Tensor = self.generator(z)
             return x
 
+    @checked
     def invert(self, x: ArrayLike, *, space: str = "features", steps: int = 200) -> Tensor:
         r"""Return the latents of the samples nearest to x: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
 
@@ -231,11 +230,10 @@ class DDGM(Model):
                 steps.
         """
         _check_space(space, ("features", "x"))
-        if steps < 0:
-            raise ValueError(f"steps={steps} must not be negative.")
         embed = self.energy_net.features if space == "features" else nn.Flatten()
         return self._nearest(self._evaluate(embed, x), embed, steps=steps)
 
+    @checked
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
         """Generate samples from points on the line between latents, or between the features of their samples.
 

@@ -220,7 +220,8 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
     data = torch.cat(list(iterate_batches_for(model, x, scale=scale)))
     with fork_random_state(model, seed):
         samples = model.sample(len(data))
-    energy_data, energy_samples = model.energy(data).mean(), model.energy(samples).mean()
+        # Not by model.energy, which refuses samples that are not finite: these show that training has failed.
+        energy_data, energy_samples = model.energy_net(data).mean(), model.energy_net(samples).mean()
     found = {
         "energy_data": float(energy_data),
         "energy_samples": float(energy_samples),

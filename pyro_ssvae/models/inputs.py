@@ -29,13 +29,15 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        x = as_examples(array, "x", allow_empty=True)
+        x = as_examples(array, "x", event_shape=model.event_shape, allow_empty=True)
     x = x.detach()
     if x.shape[1:] != model.event_shape:
         raise ValueError(
             f"Examples must have shape {tuple(model.event_shape)}, so x must be (B, "
             f"{', '.join(map(str, model.event_shape))}); got {tuple(x.shape)}."
         )
+    if x.is_meta:  # has no values
+        return x, 1.0 if divisor is None else divisor
     if x.is_floating_point() and not x.isfinite().all():
         bad = int((~x.isfinite()).flatten(1).any(1).sum())
         raise ValueError(f"x holds NaN or infinite values in {bad} of {len(x)} examples; all must be finite.")

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
@@ -122,6 +123,7 @@ class M1(LatentVariableModel):
 
     # Use of a trained model.
 
+    @checked
     def transform(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
         """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
@@ -137,25 +139,23 @@ class M1(LatentVariableModel):
         """
         if num_samples is None:
             return self._map(lambda x: self.encode(x).mean, x)
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean.")
         return self._map(lambda x: self.encode(x).sample((num_samples,)), x, dim=1)
 
     def reconstruct(self, x: ArrayLike) -> Tensor:
         """Return the means of p(x|z) at the means of q(z|x), with the shape of ``x``; errors as :meth:`transform`."""
         return self._means(self.transform(x))
 
+    @checked
     def generate(self, num_samples: int) -> Tensor:
         """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
 
         Raises:
             ValueError: For a non-positive number of samples.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1.")
         with torch.no_grad(), evaluation_mode(self):
             return self._means(self.prior().sample((num_samples,)))
 
+    @checked
     def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, spherical: bool = False) -> Tensor:
         r"""Decode points on the line between the latents of two examples.
 

@@ -27,6 +27,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.factory import make_prior
@@ -38,6 +40,7 @@ from pyro_ssvae.models.base import (
     data_plate,
     evaluation_mode,
     full_precision,
+    seeded,
 )
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
@@ -113,13 +116,13 @@ class M1M2(SemiSupervisedModel):
             data: Gives the number of classes.
             **options: Arguments of :meth:`from_m1`, ``m1`` among them.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(data.seed)
+        with seeded(data.seed):
             model = cls.from_m1(**{**cls._class_arguments(data), **options})
         model.fit_units(data)
         return model
 
     @classmethod
+    @checked
     def from_m1(
         cls,
         m1: M1,
@@ -290,10 +293,9 @@ class M1M2(SemiSupervisedModel):
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self.decode_x(self.decode_z1(y, z).mean)
 
+    @checked
     def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
         """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|z1) over ``num_samples`` draws of z1."""
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1, or None for the mean of q(z1|x).")
         if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
         return self._map(lambda x: self.m2.classify(self.encode_z1(x).sample((num_samples,))).softmax(-1).mean(0), x)
@@ -306,8 +308,7 @@ def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
     if not isinstance(m1, M1):
         raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
-    mask = torch.ones(m1.latent_dim, device="cpu") if active is None else torch.as_tensor(active, device="cpu")
-    mask = mask.bool()
+    mask = torch.as_tensor(to_numpy([True] * m1.latent_dim if active is None else active, "active")).bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
         raise ValueError(
             f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "
@@ -318,8 +319,6 @@ def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
 
 def _check_m2(m2: M2, width: int, classifier: nn.Module | None) -> None:
     """Raise an error unless ``m2`` models ``width`` real numbers by the model and guide of M2."""
-    if not isinstance(m2, M2):
-        raise TypeError(f"m2 must be an M2; got {type(m2).__name__}. M1M2.from_m1(m1, num_classes) builds one.")
     if m2.event_shape != (width,):
         raise ValueError(f"m2 must have event_shape=({width},), the active latents of m1; got {tuple(m2.event_shape)}.")
     if type(m2).model is not M2.model or type(m2).guide is not M2.guide:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
@@ -76,6 +79,7 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         with data_plate(x, size):
             pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
 
+    @checked
     def generate(self, num_samples: int, y: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw z from its prior and decode it.
 
@@ -87,20 +91,17 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             The means of p(x|y,z), with shape ``(num_samples, *event_shape)``, and the classes, ``(num_samples,)``.
 
         Raises:
+            TypeError: For a number of samples or classes that are no integers.
             ValueError: For a non-positive number of samples, or classes of another shape or out of range.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be at least 1.")
         with torch.no_grad(), evaluation_mode(self):
             if y is None:
-                y = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
-            y = torch.as_tensor(y, device=get_device(self))
-            if y.shape not in ((), (num_samples,)) or not bool(((y >= 0) & (y < self.num_classes)).all()):
-                raise ValueError(
-                    f"y must be one class or {num_samples} classes from 0 to {self.num_classes - 1}; "
-                    f"got shape {tuple(y.shape)} with values {y.flatten()[:8].tolist()}."
-                )
-            y = y.expand(num_samples)
+                classes = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
+            else:
+                classes = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples)
+                if int(classes.max()) >= self.num_classes:
+                    raise ValueError(f"y={int(classes.max())} is no class; the model has 0 to {self.num_classes - 1}.")
+                classes = classes.to(get_device(self))
             z = self.prior().sample((num_samples,))
-            mean: Tensor = self.decode(y, z).mean
-            return mean, y
+            mean: Tensor = self.decode(classes, z).mean
+            return mean, classes

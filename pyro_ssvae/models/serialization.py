@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._checks import as_device
 from pyro_ssvae._configurable import REGISTRY, build, is_library_class
 from pyro_ssvae._io import read_json, write_atomically, write_json
 from pyro_ssvae.models.base import FORMAT, Model
@@ -27,6 +29,7 @@ _MOST_PARTS = 10_000  # modules that a configuration describes
 _Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the saved weights, by name
 
 
+@checked
 def save(model: Model, folder: str | Path) -> Path:
     """Write a model to a folder, each file atomically.
 
@@ -49,6 +52,7 @@ def save(model: Model, folder: str | Path) -> Path:
     return folder
 
 
+@checked
 def load(
     folder: str | Path, *, device: str | torch.device = "cpu", cls: type[Model] | None = None, **modules: Any
 ) -> Any:
@@ -67,6 +71,7 @@ def load(
         The model.
 
     Raises:
+        TypeError: If ``folder`` is no path, ``device`` no device or ``cls`` no class of models.
         FileNotFoundError: If there is no model in the folder.
         ValueError: For a damaged file, another format, an unknown class, a missing module of your own, or weights that
             do not fit or are not finite; memory for a model is taken after that.
@@ -79,7 +84,9 @@ def load(
         >>> torch.equal(loaded.classify(x), m2.classify(x))
         True
     """
-    folder = Path(folder)
+    folder, device = Path(folder), as_device(device)
+    if cls is not None and not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise TypeError(f"cls={cls!r} must be a class of models, for example cls=M2.")
     if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
         folder = folder / "model"
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -238,6 +245,6 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
         warnings.warn(
             f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
             f"the subclass changes. Pass cls={config['class']} to get the subclass.",
-            stacklevel=3,
+            stacklevel=5,
         )
     return base, registered

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae.networks.variational import check_module, check_widths, resolve_network
+from pyro_ssvae._arguments import checked
+from pyro_ssvae.networks.variational import check_module, resolve_network
 
 __all__ = [
     "ConvFeatures",
@@ -47,6 +48,7 @@ class SoftplusExperts(nn.Linear):
         return F.softplus(super().forward(input))
 
 
+@checked
 class EnergyNet(nn.Module):
     r"""A product of experts over features of x (Kim & Bengio, 2016, equation 6).
 
@@ -80,8 +82,8 @@ class EnergyNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if not sigma > 0.0 or (isinstance(experts, int) and experts < 1):
-            raise ValueError(f"num_experts={experts} must be at least 1, and sigma={sigma} positive.")
+        if isinstance(experts, int) and experts < 1:
+            raise ValueError(f"num_experts={experts} must be at least 1.")
         self.features = features
         self.sigma = float(sigma)
         width = int(check_module(features, event_shape, (None,), "features")[-1])
@@ -107,6 +109,7 @@ class EnergyNet(nn.Module):
         return -(-self.by_class(x)).logsumexp(-1)
 
 
+@checked
 class MLPFeatures(nn.Module):
     """Features in [-1, 1] of flattened inputs, by weight-normalised layers.
 
@@ -123,7 +126,7 @@ class MLPFeatures(nn.Module):
 
     def __init__(self, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128,), feature_dim: int = 128) -> None:
         super().__init__()
-        widths = (math.prod(event_shape), *check_widths(hidden_dims))
+        widths = (math.prod(event_shape), *hidden_dims)
         layers: list[nn.Module] = [nn.Flatten()]
         for width, next_width in pairwise(widths):
             layers += [weight_norm(nn.Linear(width, next_width)), nn.ELU()]
@@ -162,6 +165,7 @@ class ConvFeatures(nn.Module):
         return self.last(self.layers(x)).tanh()
 
 
+@checked
 class MLPGenerator(nn.Module):
     """x = G(z) by fully connected layers with batch normalisation and ReLU.
 
@@ -210,6 +214,7 @@ class UpsampledConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, summed.transpose(0, 1).flip(-1, -2), self.bias, stride=2, padding=1)
 
 
+@checked
 class ConvGenerator(nn.Module):
     """x = G(z) by fully connected layers and upsampling convolutions, with batch normalisation and ReLU.
 
@@ -320,7 +325,7 @@ def _check_image(event_shape: Sequence[int]) -> None:
 def _normalised(width: int, hidden_dims: Sequence[int]) -> tuple[list[nn.Module], int]:
     """Return fully connected layers with batch normalisation and ReLU, and the width of the last."""
     layers: list[nn.Module] = []
-    for hidden in check_widths(hidden_dims):
+    for hidden in hidden_dims:
         layers += [_he(nn.Linear(width, hidden)), nn.BatchNorm1d(hidden), nn.ReLU()]
         width = hidden
     return layers, width

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable
 from pyro_ssvae._math import softplus
 
@@ -20,7 +21,6 @@ __all__ = [
     "ConvClassifier",
     "FactoredLinear",
     "check_module",
-    "check_widths",
     "make_classifier",
     "resolve_network",
 ]
@@ -44,14 +44,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
 }
 """Activations by name."""
-
-
-def check_widths(hidden_dims: Sequence[int], least: int = 0) -> tuple[int, ...]:
-    """Return widths of hidden layers as a tuple, or raise ``ValueError``."""
-    widths = tuple(hidden_dims)
-    if len(widths) < least or any(width < 1 for width in widths):
-        raise ValueError(f"hidden_dims={widths!r} must hold at least {least} positive widths, for example (500,).")
-    return tuple(map(int, widths))
 
 
 def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
@@ -99,11 +91,6 @@ def resolve_network(
     return network
 
 
-def _check_dropout(dropout: float) -> None:
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout={dropout} must lie in [0, 1).")
-
-
 class _LastDimBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over every dimension but the last, so that a dimension of classes may come first."""
 
@@ -113,7 +100,6 @@ class _LastDimBatchNorm(nn.BatchNorm1d):
 
 def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
     """Return the layers after a hidden affine map: normalisation, activation, dropout."""
-    _check_dropout(dropout)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
@@ -152,7 +138,7 @@ class MLP(Configurable):
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
-        widths = (math.prod(event_shape), *check_widths(hidden_dims))
+        widths = (math.prod(event_shape), *hidden_dims)
         layers: list[nn.Module] = []
         for width, hidden in pairwise(widths):
             layers += [nn.Linear(width, hidden), *_make_activation_layers(hidden, activation, batch_norm, dropout)]
@@ -189,6 +175,7 @@ class FactoredLinear(nn.Module):
         return self.linear(x) + F.embedding(y, self.class_weight)
 
 
+@checked
 class ConditionalMLP(nn.Module):
     """A multilayer perceptron of an example (or latent) and a class, whose first layer is a :class:`FactoredLinear`.
 
@@ -219,7 +206,9 @@ class ConditionalMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.event_dim = len(event_shape)
-        first, *rest = check_widths(hidden_dims, least=1)
+        if not hidden_dims:
+            raise ValueError("hidden_dims=() must hold at least one width, for example (500,).")
+        first, *rest = hidden_dims
         self.first = FactoredLinear(math.prod(event_shape), num_classes, first)
         self.rest = nn.Sequential(
             *_make_activation_layers(first, activation, batch_norm, dropout),
@@ -274,7 +263,6 @@ class ConvClassifier(Configurable):
                 f"A convolutional classifier needs images (C, H, W) of at least 6x6 pixels; got event_shape="
                 f"{tuple(event_shape)!r}. Use classifier='mlp'."
             )
-        _check_dropout(dropout)
         # The first layer halves large images only; about 7x7 or 4x4 remain.
         large = min(event_shape[1:]) >= 16
         features = nn.Sequential(

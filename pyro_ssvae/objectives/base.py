@@ -11,6 +11,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches
@@ -75,6 +76,7 @@ class Validation:
     keep: bool = True
 
 
+@checked
 class Objective(nn.Module):
     """A bound or loss as a module: call it with a batch, get one scalar to minimise, in nats per example.
 
@@ -110,10 +112,8 @@ class Objective(nn.Module):
         guide: PyroFunction | None = None,
     ) -> None:
         super().__init__()
-        if min(num_labelled, num_unlabelled) < 0 or num_labelled + num_unlabelled == 0:
-            raise ValueError(
-                f"num_labelled={num_labelled} and num_unlabelled={num_unlabelled} must be non-negative, not both zero."
-            )
+        if num_labelled + num_unlabelled == 0:
+            raise ValueError("num_labelled=0 and num_unlabelled=0 must not both be zero.")
         self.module = module
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled
@@ -125,7 +125,10 @@ class Objective(nn.Module):
 
     @property
     def kl_weight(self) -> float:
-        """Factor of log p(z) and log q(z|·)."""
+        """Factor of log p(z) and log q(z|·), 1 for a bound.
+
+        A value that is set before :func:`pyro_ssvae.fit` counts as ``TrainingConfig.kl_weight``.
+        """
         return self._kl_weight_value
 
     @kl_weight.setter

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, energy_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunction, Update, Validation
@@ -25,6 +27,7 @@ _MAX_ENERGY_GAP = 1e4  # nats between mean energies of data and samples
 _MAX_ENERGY = 1e6  # nats, of data: float32 does not resolve differences between such numbers
 
 
+@checked
 class EnergyObjective(Objective):
     """The objective with which :func:`pyro_ssvae.fit` trains a DDGM: energy, generator and critic, in alternation.
 
@@ -100,12 +103,6 @@ class EnergyObjective(Objective):
                 f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
                 "or train on data.without_labels()."
             )
-        if not generator_rate > 0.0 or generator_steps < 1:
-            raise ValueError(
-                f"generator_rate={generator_rate} must be positive, and generator_steps={generator_steps} at least 1."
-            )
-        if not 0.0 <= mle_fraction < 1.0:
-            raise ValueError(f"mle_fraction={mle_fraction} must lie in [0, 1).")
         self.entropy = make_entropy(entropy, module.latent_dim, module.event_shape)
         self.energy_loss_fn = EnergyLoss(
             self.entropy,
@@ -138,9 +135,14 @@ class EnergyObjective(Objective):
         return not self.shared_draws
 
     @classmethod
+    @checked
     def for_data(cls, module: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
-        """Return the objective for a model and data; labelled examples need a model with classes."""
-        return cls(module, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
+        """Return the objective for a model and data; labelled examples need a model with classes.
+
+        Initial weights of the entropy's own networks are drawn by the seed of the data.
+        """
+        with seeded(data.seed):
+            return cls(module, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""

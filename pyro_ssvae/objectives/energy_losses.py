@@ -24,6 +24,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._samplers import langevin
 from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.objectives.augmentation import NegativeAugmentation, shift_and_flip
@@ -37,6 +38,7 @@ _LANGEVIN_STEP_SIZE = 0.001
 _BANDWIDTH = 0.2  # of the noise on importance-weighted samples
 
 
+@checked
 class EnergyLoss(ELBO):
     r"""A custom objective of ``pyro.infer.SVI`` for an energy model and its generator.
 
@@ -105,13 +107,6 @@ class EnergyLoss(ELBO):
             "negative_weight": negative_weight,
             "max_shift": max_shift,
         }
-        for name, value in self._settings.items():
-            if not value >= 0.0:
-                raise ValueError(f"{name}={value} must not be negative.")
-        if not 0.0 < penalty_fraction <= 1.0:
-            raise ValueError(f"penalty_fraction={penalty_fraction} must lie in (0, 1].")
-        if max_shift > 0.5:
-            raise ValueError(f"max_shift={max_shift} must lie in [0, 0.5].")
         self.alpha, self.entropy_weight = alpha, entropy_weight
         self.gradient_penalty, self.penalty_fraction = gradient_penalty, penalty_fraction
         self.langevin_steps, self.negative_weight, self.max_shift = langevin_steps, negative_weight, max_shift

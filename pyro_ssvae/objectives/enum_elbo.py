@@ -30,6 +30,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
@@ -38,6 +39,7 @@ __all__ = ["StaticEnumELBO", "check_draws", "closed_forms"]
 Sites = dict[str, Any]
 
 
+@checked
 class StaticEnumELBO(TraceEnum_ELBO):
     r"""``TraceEnum_ELBO`` for one class enumerated in the guide and reparameterised continuous sites.
 
@@ -103,10 +105,6 @@ class StaticEnumELBO(TraceEnum_ELBO):
     ) -> None:
         if enumeration not in ("exact", "top-k"):
             raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
-        counts = {"top_k": top_k, "max_plate_nesting": max_plate_nesting, "num_particles": num_particles}
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name}={count} must be at least 1.")
         if importance_weighted and max_plate_nesting > 1:
             raise ValueError(
                 f"importance_weighted=True weighs draws example by example, under one plate; max_plate_nesting="

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._arguments import checked
+
 __all__ = ["AffineAugmentation", "Consistency"]
 
 
+@checked
 class AffineAugmentation(nn.Module):
     """A random affine map for each image of a batch, by bilinear sampling with zero padding.
 
@@ -38,11 +41,6 @@ class AffineAugmentation(nn.Module):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
-        if min(rotation, log_scale, shear, shift, strength) < 0.0:
-            raise ValueError(
-                f"Augmentation ranges must be non-negative; got rotation={rotation}, log_scale={log_scale}, "
-                f"shear={shear}, shift={shift}, strength={strength}."
-            )
         self.rotation = rotation
         self.log_scale = log_scale
         self.shear = shear
@@ -73,6 +71,7 @@ class AffineAugmentation(nn.Module):
         return torch.stack([row_x, row_y], -2)
 
 
+@checked
 class Consistency(nn.Module):
     r"""Cross-entropy of a strongly augmented example against the confident pseudo-label of the example itself.
 
@@ -111,10 +110,6 @@ class Consistency(nn.Module):
         decay: float = 0.99,
     ) -> None:
         super().__init__()
-        if weight < 0.0:
-            raise ValueError(f"weight={weight} must be non-negative; 0 switches the consistency term off.")
-        if not 0.0 <= threshold <= 1.0 or not 0.0 <= decay <= 1.0:
-            raise ValueError(f"threshold={threshold} and decay={decay} must lie in [0, 1].")
         self.weight = weight
         self.threshold = threshold
         self.strong = strong if strong is not None else AffineAugmentation(strength=1.5)

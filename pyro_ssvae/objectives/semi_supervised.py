@@ -20,9 +20,9 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, posterior_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
@@ -32,10 +32,21 @@ from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
 __all__ = ["SemiSupervisedELBO"]
 
 
+def _num_classes(module: Any) -> int:
+    num_classes = getattr(module, "num_classes", None)
+    if num_classes is None:
+        raise ValueError(
+            f"{type(module).__name__} has no classes, which this objective needs: UnsupervisedELBO.for_data is for M1, "
+            "EnergyObjective.for_data for DDGM."
+        )
+    return int(num_classes)
+
+
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
     """The guide of a model in which everything is observed."""
 
 
+@checked
 class SemiSupervisedELBO(Objective):
     """J^α as a module: call it with a batch, get a loss in nats per example, minimise it with any optimiser.
 
@@ -96,12 +107,6 @@ class SemiSupervisedELBO(Objective):
         classify_model: PyroFunction | None = None,
     ) -> None:
         super().__init__(module, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
-        if alpha < 0.0:
-            raise ValueError(f"alpha={alpha} must be non-negative (0.1 in the paper, 10 by default).")
-        if bound_weight < 0.0:
-            raise ValueError(f"bound_weight={bound_weight} must be non-negative (1 in the paper).")
-        if bound_batch_size is not None and bound_batch_size < 1:
-            raise ValueError(f"bound_batch_size={bound_batch_size} must be at least 1, or None for all examples.")
         check_draws(num_particles, importance_weighted)
         self.alpha = float(alpha)
         self.bound_weight = float(bound_weight)
@@ -118,8 +123,9 @@ class SemiSupervisedELBO(Objective):
         self._unlabelled_elbo, self._labelled_elbo, self._exact_elbo = self._elbos()
 
     @classmethod
+    @checked
     def for_data(
-        cls, module: SemiSupervisedModel, data: SemiSupervisedData, *, pure: bool = False, **options: Any
+        cls, module: nn.Module, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, with both regularisers for images.
 
@@ -144,7 +150,7 @@ class SemiSupervisedELBO(Objective):
         if not pure and len(data.event_shape) == 3:
             arguments |= {
                 "augmentation": AffineAugmentation(),
-                "consistency": Consistency(module.num_classes),
+                "consistency": Consistency(_num_classes(module)),
                 "bound_batch_size": 48,
             }
         return cls(module, **(arguments | options))

@@ -13,6 +13,7 @@ from typing import Any
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
@@ -24,6 +25,7 @@ from pyro_ssvae.objectives.handlers import GlobalSites
 __all__ = ["UnsupervisedELBO"]
 
 
+@checked
 class UnsupervisedELBO(Objective):
     """The negative bound of log p(x), with which M1 is trained; labels are not used.
 
@@ -70,6 +72,7 @@ class UnsupervisedELBO(Objective):
         self._one_draw = StaticEnumELBO(**options)
 
     @classmethod
+    @checked
     def for_data(cls, module: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
         """Return the objective for a model and data without training labels.
 

@@ -291,8 +291,8 @@ def _project(
         tsne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
         return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2"), ", t-SNE"
     if latent_dim == 1:
-        jittered = classes + generator.uniform(-0.35, 0.35, num_examples)
-        return np.column_stack([z, jittered]), ("z", "class"), ""
+        shifted = classes + generator.uniform(-0.35, 0.35, num_examples)
+        return np.column_stack([z, shifted]), ("z", "class"), ""
     if latent_dim == 2 and method == "auto":
         return z, ("z[0]", "z[1]"), ""
     if num_examples < 2:

@@ -218,7 +218,7 @@ def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[
 def _choose_analogies(y: Tensor, seed: int) -> Tensor:
     """Return indices of examples a, b and c of each analogy, one after another.
 
-    Where the known classes allow, a and b are of one class and c of another, so that the answer can be judged.
+    Where the known classes allow, a and b are of one class and c of another, so that the answer can be checked.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -117,7 +117,7 @@ class CompiledLoss:
             gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
             return [loss.total.detach(), *loss.terms.values(), *clone_shared_gradients(gradients, parameters)]
 
-        # Copies, because a tensor that is handed over twice could not be told apart in the traced graph.
+        # Copies, because a tensor that is passed twice would be traced as one input.
         values = [value.detach().clone().requires_grad_(value.requires_grad) for value in self._inputs(batch)]
         graph = make_fx(step)(*values)
         compiled = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.preparation import BINARISATIONS
 
-__all__ = ["TrainingConfig"]
+if TYPE_CHECKING:
+    from pyro_ssvae.data.dataset import SemiSupervisedData
+    from pyro_ssvae.objectives import Objective
+
+__all__ = ["TrainingConfig", "settle"]
 
 
+@checked
 @dataclass(frozen=True)
 class TrainingConfig:
     """How to train: batches, schedule, averaging, stopping, device.
@@ -33,8 +39,11 @@ class TrainingConfig:
             keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 8 from 10,000
             examples up and 1 below, and 1 for models without classes.
         kl_anneal_end: Fraction of the schedule after which the weight stays 1.
+        kl_weight: Factor of this schedule, and so the weight of the KL at its end; 1 for a bound of log p(x), more for
+            a β-VAE, whose weight is constant with ``kl_warmup=0`` and ``kl_peak=1``.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
-        patience: Stop after this many evaluations without a better validation error; ``None`` to finish the schedule.
+        patience: Stop after this many evaluations without a better score on validation examples (the error; for models
+            without classes the bound); ``None`` to finish the schedule.
         evaluate_every: Steps between evaluations, each of which also writes a checkpoint; ``None`` is 250, or fewer, so
             that a shorter schedule has 10 evaluations, or more, so that a longer one has 40.
         binarisation: ``"none"``, ``"dynamic"`` (drawn anew each time an example is used), ``"static"`` (drawn once) or
@@ -49,6 +58,7 @@ class TrainingConfig:
         seed: Seed of every random number drawn during training; ``None`` is that of the data.
 
     Raises:
+        TypeError: For a value of the wrong type, or an unknown setting.
         ValueError: For a value outside its range; the message names the range.
     """
 
@@ -66,6 +76,7 @@ class TrainingConfig:
     kl_warmup: float = 0.15
     kl_peak: float | None = None
     kl_anneal_end: float = 0.5
+    kl_weight: float = 1.0
     ema_decay: float = 0.998
     patience: int | None = None
     evaluate_every: int | None = None
@@ -76,27 +87,12 @@ class TrainingConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Check every value."""
-        self._require("at least 1", 1, "batch_size", "labelled_batch_size")
-        self._require("at least 1, or none", 1, "max_steps", "max_epochs", "patience", "evaluate_every")
-        self._require("at least 0", 0, "warmup_steps", "weight_decay", "kl_peak", "seed")
-        self._require("positive", math.ulp(0.0), "learning_rate", "max_minutes", "gradient_clip")
-        for name in ("decay_start", "final_learning_rate", "kl_warmup", "kl_anneal_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 switches averaging off.")
+        """Check what depends on several values, and names; the decorator checks single numbers."""
         if self.kl_anneal_end < self.kl_warmup:
             raise ValueError(f"kl_anneal_end={self.kl_anneal_end} must not be less than kl_warmup={self.kl_warmup}.")
         _one_of("binarisation", self.binarisation, BINARISATIONS)
         _one_of("compile", self.compile, ("auto", "eager", "compiled", "graph"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
-
-    def _require(self, words: str, least: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise ValueError(f"{name}={value} must be {words}.")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the schedule in steps."""
@@ -130,13 +126,14 @@ class TrainingConfig:
         """
         progress = (step + 1) / total
         if progress < self.kl_warmup:
-            return progress / self.kl_warmup
+            return self.kl_weight * progress / self.kl_warmup
         peak = self.kl_peak
         if peak is None:
             peak = 8.0 if peaks and num_examples >= 10_000 else 1.0
         if progress >= self.kl_anneal_end or peak == 1.0:
-            return 1.0
-        return peak + (1.0 - peak) * (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
+            return self.kl_weight
+        fallen = (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
+        return self.kl_weight * (peak + (1.0 - peak) * fallen)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary."""
@@ -153,6 +150,29 @@ class TrainingConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"Unknown training settings {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
         return cls(**values)
+
+
+def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
+    """Return the settings with what data and objective add; raise ``ValueError`` for those without an effect."""
+    if config.seed is None:
+        config = replace(config, seed=data.seed)
+    if objective.kl_weight != 1.0:
+        if config.kl_weight not in (1.0, objective.kl_weight):
+            raise ValueError(
+                f"kl_weight={config.kl_weight} differs from objective.kl_weight={objective.kl_weight}; set one of them."
+            )
+        config = replace(config, kl_weight=objective.kl_weight)
+    if config.kl_weight != 1.0 and not objective.has_bound:
+        raise ValueError(
+            f"kl_weight={config.kl_weight} has no effect: the objective contains no bound, and no KL of z."
+        )
+    options: dict[str, Any] = {"binarisation": config.binarisation, "seed": config.seed}
+    if config.patience is not None and objective.validate(data, **options).score is None:
+        raise ValueError(
+            f"patience={config.patience} needs a score on validation examples, and {type(objective).__name__} gives "
+            "none here: give the data x_validation (and y_validation, where there are classes), or leave patience out."
+        )
+    return config
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

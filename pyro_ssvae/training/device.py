@@ -76,13 +76,11 @@ def make_fabric(config: TrainingConfig) -> Fabric:
 
     check_one_process()
     device = as_device(config.device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={config.device!r} is not supported; use auto, cpu, cuda or cuda:INDEX.")
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(
             "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "
             "precision='32-true' (--precision 32-true) here.",
-            stacklevel=3,
+            stacklevel=4,
         )
     devices = [device.index or 0] if device.type == "cuda" else 1
     precision: Any = config.precision  # checked by TrainingConfig

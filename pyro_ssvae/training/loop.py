@@ -6,23 +6,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
 from pyro_ssvae.models import Model
+from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.checkpoint import CHECKPOINT_FORMAT, check_like
-from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.config import TrainingConfig, settle
 from pyro_ssvae.training.device import describe_memory_error, make_fabric
 from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.signals import SignalHandler
@@ -74,6 +77,7 @@ class FitResult:
     why_eager: str | None = None
 
 
+@checked
 def fit(
     objective: Objective,
     data: SemiSupervisedData,
@@ -88,8 +92,8 @@ def fit(
     """Train an objective on data.
 
     Afterwards the module has the weights of the evaluation with the best validation score (the last evaluation, where
-    there is none), averaged where averaging is on. The random state of the process is seeded by ``config.seed``
-    or, where that is ``None``, by ``data.seed``.
+    there is none), averaged where averaging is on. Every random number of training follows from ``config.seed``
+    or, where that is ``None``, from ``data.seed``; the random state of the process is left as it was.
 
     Args:
         objective: The objective; its module is trained in place.
@@ -104,10 +108,13 @@ def fit(
         settings: Further entries of ``config.yaml``, for example how the model was made.
         progress: Whether to show progress on standard error.
         on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
-            metrics: to draw pictures of training, or to stop it by an exception.
+            metrics: to draw figures of training, or to stop it by an exception.
 
     Raises:
-        ValueError: If data and objective do not fit, before anything is trained or written; or under torchrun.
+        TypeError: If an argument is of another type, such as a model in place of an objective.
+        ValueError: If data, objective and settings do not fit, before anything is trained or written: also for
+            ``patience`` without a score on validation examples, a ``kl_weight`` of an objective without a bound, and
+            batches of one example for batch normalisation; or under torchrun.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
@@ -122,16 +129,17 @@ def fit(
     Warns:
         UserWarning: If steps run eagerly although a faster mode was wanted, with the reason.
     """
-    config = config or TrainingConfig()
-    config = replace(config, seed=data.seed if config.seed is None else config.seed)
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
-    fabric = make_fabric(config)
-    torch.manual_seed(config.seed or 0)
-    with nullcontext() if folder is None else folder.lock():
-        return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
+    config = settle(config or TrainingConfig(), objective, data)
+    fabric, kl_weight = make_fabric(config), objective.kl_weight
+    try:
+        with nullcontext() if folder is None else folder.lock(), seeded(config.seed or 0, fabric.device):
+            return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
+    finally:
+        objective.kl_weight = kl_weight
 
 
 def _train(
@@ -145,7 +153,7 @@ def _train(
     progress: bool,
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
 ) -> FitResult:
-    """Do what :func:`fit` says, in a folder that is locked."""
+    """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
     from pyro_ssvae.training.progress import ProgressReport
 
     loop: _Loop | None = None
@@ -201,6 +209,11 @@ class _Loop:
         self.fabric = fabric
         self.folder = folder
         self.seed = config.seed or 0
+        if isinstance(objective.module, Model):
+            objective.module.fit_units(data)
+            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
+            objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
+        objective.train()
         self.stream = BatchStream(
             data,
             batch_size=config.batch_size,
@@ -208,13 +221,10 @@ class _Loop:
             device=fabric.device,
             binarisation=config.binarisation,
             seed=self.seed,
+            join_single=any(isinstance(part, _BatchNorm) and part.training for part in objective.modules()),
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        if isinstance(objective.module, Model):
-            objective.module.fit_units(data)
-            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
-            objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
         self.train_step.check()
         self.average = self.train_step.average
@@ -331,12 +341,12 @@ class _Loop:
         return metrics
 
     def _keep_if_best(self, found: Validation) -> None:
-        # Without a score, and while the weight of the KL is not 1 so that the objective is no bound, the latest weights
+        # Without a score, and while the weight of the KL is not yet what it will be, the latest weights
         # count as the best: a classifier may be at its best while the generative model is still poor. Among equals, the
         # later. An evaluation that is not worth keeping counts only until there is one that is, and is not saved.
         if self.best.keep and not found.keep:
             return
-        annealing = self.objective.kl_weight != 1.0
+        annealing = self.objective.kl_weight != self.config.kl_weight
         if found.score is not None and not annealing and found.score < self.best.score:
             self.best.evaluations_since += 1
             return
@@ -428,7 +438,6 @@ class _Loop:
             module.load_state_dict(self.best.weights)
             if not self.best.keep:
                 self._save_model()
-        self.objective.kl_weight = 1.0
         self.objective.eval()
         return FitResult(
             stopped_by=stopped_by,

@@ -108,8 +108,23 @@ class TrainingStep:
             Exception: What the objective raises for a model, guide or data that it cannot take.
         """
         state = self.stream.state_dict()
-        with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
-            self.objective.losses(self._cast(next(self.stream)))
+        batch = self._cast(next(self.stream))
+        self.objective.train()
+        try:
+            with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
+                self.objective.losses(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            sizes = " and ".join(
+                f"{len(part)} {name}"
+                for name, part in (("unlabelled", batch.x_unlabelled), ("labelled", batch.x_labelled))
+                if part is not None
+            )
+            raise ValueError(
+                f"Batch normalisation needs at least two examples, and a batch here has {sizes}: raise batch_size or "
+                "labelled_batch_size, or, where there is only one example, build the model without batch normalisation."
+            ) from error
         self.stream.load_state_dict(state)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
@@ -313,7 +328,7 @@ class TrainingStep:
         return loss
 
     def _agrees(self, expected: float, found: float) -> bool:
-        # In mixed precision dropout draws other numbers when it is compiled, so that only gross differences tell.
+        # In mixed precision dropout draws other numbers when it is compiled, so that only large differences count.
         tolerance = {"64-true": 1e-9, "32-true": 1e-4}.get(self.config.precision, 0.25)
         return not math.isfinite(expected) or abs(found - expected) <= tolerance * max(1.0, abs(expected))
 

@@ -156,6 +156,7 @@ def test_a_step_moves_every_network(kind, labelled):
         assert not torch.equal(old, new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONTENDERS)
 def test_steps_lower_the_bound(kind):
     contender = kind(**settings())

@@ -17,8 +17,8 @@ import mnist_m1m2
 import mnist_m2
 import mnist_svm
 import pytest
+import result_tables
 import runs
-import tables
 import time_to_error
 import times
 import torch
@@ -36,9 +36,10 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
     return {"test/error": 0.25, "threads": torch.get_num_threads(), "name": run.name}
 
 
+@pytest.mark.slow
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    monkeypatch.setattr(tables, "write_tables", lambda docs: None)
+    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
     first, second = Run("m2", "a"), Run("m2", "b")
     runs.main("", lambda seeds: [first, second], train, ["--only", "b"])
     result = json.loads(second.path.read_text())

@@ -89,7 +89,7 @@ def test_no_unlabelled_examples():
 
 
 @pytest.mark.parametrize("num_labelled", [3, 6])
-def test_labels_of_unlabelled_examples_never_come_out(num_labelled):
+def test_labels_of_unlabelled_examples_are_never_returned(num_labelled):
     data = make(num_labelled=num_labelled)
     for batch in itertools.islice(BatchStream(data, batch_size=4), 20):
         assert (batch.y_labelled >= 0).all()
@@ -180,7 +180,7 @@ def test_a_state_does_not_change_while_the_stream_goes_on():
     assert all(equal(a, next(stream)) for a in expected)
 
 
-def test_streams_do_not_touch_global_generators():
+def test_streams_preserve_global_generators():
     before = torch.get_rng_state()
     for binarisation in ("dynamic", "static"):
         next(BatchStream(make(), binarisation=binarisation))
@@ -244,3 +244,33 @@ def test_binarisation_outside_the_unit_interval(binarisation):
     with pytest.raises(ValueError, match=r"x / scale runs from -1 to 3 \(scale=1\)"):
         BatchStream(data, binarisation=binarisation)
     assert next(BatchStream(data)).x_unlabelled.tolist() == [[-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "joined", "plain"),
+    [
+        (9, 4, [4, 5], [4, 4, 1]),
+        (8, 4, [4, 4], [4, 4]),
+        (3, 1, [1, 1, 1], [1, 1, 1]),
+        (1, 4, [1], [1]),
+        (5, 4, [5], [4, 1]),
+    ],
+)
+def test_a_last_batch_of_one_is_joined_to_the_one_before(count, size, joined, plain):
+    data = SemiSupervisedData.from_arrays(torch.arange(count)[:, None])
+    for join_single, sizes in ((True, joined), (False, plain)):
+        stream = BatchStream(data, batch_size=size, join_single=join_single)
+        assert stream.steps_per_epoch == len(sizes)
+        for _ in range(2):
+            passed = [stream.next_indices().unlabelled for _ in sizes]
+            assert [len(part) for part in passed] == sizes
+            assert sorted(torch.cat(passed).tolist()) == list(range(count))
+
+
+def test_joining_changes_no_order():
+    data = SemiSupervisedData.from_arrays(torch.arange(9)[:, None])
+    plain, joined = (BatchStream(data, batch_size=4, join_single=join) for join in (False, True))
+    orders = [
+        torch.cat([stream.next_indices().unlabelled for _ in range(n)]) for stream, n in ((plain, 6), (joined, 4))
+    ]
+    assert torch.equal(*orders)

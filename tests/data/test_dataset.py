@@ -105,9 +105,9 @@ def test_frozen():
         ({"y_test": [5], "x_test": X[:1], "num_classes": 3}, ValueError, "y_test holds label 5"),
         ({"y_test": [-2], "x_test": X[:1]}, ValueError, "y_test holds labels from -2"),
         ({"y_validation": [float("inf")], "x_validation": X[:1]}, ValueError, r"y_validation\[0\] is inf"),
-        ({"name": 3}, TypeError, "name=3 a str"),
+        ({"name": 3}, TypeError, "name=3 is of type int; a string"),
         ({"split": "random"}, TypeError, "split='random' must be a LabelSplit"),
-        ({"scale": "255"}, TypeError, "scale='255' is no number"),
+        ({"scale": "255"}, TypeError, "scale='255' is of type str; a number"),
         ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
         (
             {"x_test": X[:1, :1], "y_test": [0]},
@@ -120,7 +120,7 @@ def test_frozen():
             "dtype torch.float32, x has .* torch.uint8; both must be alike",
         ),
         ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 examples"),
-        ({"scale": 0}, ValueError, "scale=0.0 must be positive"),
+        ({"scale": 0}, ValueError, "scale=0.0 must be above 0"),
         ({"class_names": ["a"]}, ValueError, "class_names holds 1 names for 3 classes"),
         (
             {"split": LabelSplit([0], [], seed=0, balanced=True)},
@@ -279,7 +279,7 @@ def test_from_npz_with_some_labels_missing(write, images):
     assert SemiSupervisedData.from_npz(write(images)).num_classes is None
 
 
-def test_hidden_labels_leave_no_trace(write, images):
+def test_hidden_labels_are_not_stored(write, images):
     before = SemiSupervisedData.from_npz(write(images), num_labels=6, balanced=False)
     hidden = np.setdiff1d(np.arange(60), before.split.labelled)
     images["y_train"][hidden] = np.roll(images["y_train"][hidden], 1)
@@ -287,12 +287,12 @@ def test_hidden_labels_leave_no_trace(write, images):
     assert content(after) == content(before)
 
 
-def test_hidden_labels_leave_no_trace_in_a_balanced_split(images):
+def test_hidden_labels_are_not_stored_in_a_balanced_split(images):
     x, y = images["x_train"], images["y_train"]
     labelled = draw_label_split(y, 6, num_classes=3)
-    scrambled = np.where(np.isin(np.arange(60), labelled), y, 2 - y)
-    assert (scrambled != y).any()
-    before, after = (SemiSupervisedData.from_arrays(x, hide_labels(labels, labelled)) for labels in (y, scrambled))
+    changed = np.where(np.isin(np.arange(60), labelled), y, 2 - y)
+    assert (changed != y).any()
+    before, after = (SemiSupervisedData.from_arrays(x, hide_labels(labels, labelled)) for labels in (y, changed))
     assert content(after) == content(before)
 
 

@@ -128,7 +128,7 @@ def test_depths_and_modes(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_images_fill_the_square_and_are_cut_alike(tmp_path: Path) -> None:
+def test_images_are_cropped_to_the_central_square(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae.data import SemiSupervisedData
+from pyro_ssvae import SemiSupervisedData
 
 X = np.arange(12.0).reshape(6, 2)
 

@@ -394,3 +394,9 @@ def test_digits_without_labels_warn():
     with pytest.warns(UserWarning, match="clustering"):
         data = SemiSupervisedData.from_name("digits", num_labels=0)
     assert data.num_classes == 10
+
+
+@pytest.mark.parametrize("arguments", [{"name": 3}, {"data_dir": 3}, {"download": "no"}, {"num_labels": None}])
+def test_arguments_of_the_wrong_type(arguments):
+    with pytest.raises(TypeError, match=f"{next(iter(arguments))}=.* is of type"):
+        SemiSupervisedData.from_name(**({"name": "digits"} | arguments))

@@ -48,7 +48,7 @@ def test_extremes_stay_as_they_are():
     assert binarise(x, scale=255.0).float().mean(0).tolist() == [0.0, 1.0]
 
 
-def test_the_global_generator_is_left_alone(grey):
+def test_the_global_generator_is_preserved(grey):
     before = torch.get_rng_state()
     binarise(grey, scale=255.0)
     assert torch.equal(torch.get_rng_state(), before)

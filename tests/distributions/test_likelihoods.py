@@ -125,8 +125,8 @@ def test_categorical_is_a_table_lookup() -> None:
     torch.testing.assert_close(distribution.mean, torch.einsum("bld,l->bd", logits.softmax(1), values))
     many = distribution.sample((4000,))
     assert set((many * 5).round().unique().tolist()) <= set(range(6))
-    spread = distribution.base_dist.variance.sqrt() / math.sqrt(4000)
-    assert bool(((many.mean(0) - distribution.mean).abs() < 4.5 * spread).all())
+    error = distribution.base_dist.variance.sqrt() / math.sqrt(4000)
+    assert bool(((many.mean(0) - distribution.mean).abs() < 4.5 * error).all())
 
 
 @pytest.mark.parametrize(("loc", "log_scale"), [(0.4, 0.0), (0.9, -2.0), (-0.1, 1.0), (0.5, -4.0)])
@@ -313,8 +313,8 @@ def test_mixed_finds_the_distributions_that_its_columns_were_drawn_from() -> Non
         found, wanted = likelihood(params, 1), likelihood(truth, 1)
         gain = float((found.log_prob(x) - wanted.log_prob(x)).mean())
         assert -1e-5 < gain < 10 * 9 / len(x)  # nine numbers count: 2 + 2 + 1 + 4
-        spread = 4.5 * x.std(0) / math.sqrt(len(x))
-        assert bool(((found.mean - wanted.mean).abs() < spread).all())
+        error = 4.5 * x.std(0) / math.sqrt(len(x))
+        assert bool(((found.mean - wanted.mean).abs() < error).all())
         torch.testing.assert_close(found.variance, x.var(0), rtol=0.05, atol=0.0)
 
 

@@ -91,15 +91,15 @@ def test_mixture_equals_stock_pyro_in_value_and_gradient(scale: float) -> None:
     z = torch.randn(3, 5, 4).double().requires_grad_()
     ours, theirs = (distribution(*parts).log_prob(z) for distribution in (DiagonalMixture, stock))
     torch.testing.assert_close(ours, theirs)
-    pairs = (torch.autograd.grad(value.sum(), [*parts, z]) for value in (ours, theirs))
-    for a, b in zip(*pairs, strict=True):
+    gradients = (torch.autograd.grad(value.sum(), [*parts, z]) for value in (ours, theirs))
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(DiagonalMixture(*parts).mean, stock(*parts).mean)
     torch.testing.assert_close(DiagonalMixture(*parts).variance, stock(*parts).variance)
 
 
 def test_mixture_is_accurate_far_from_zero() -> None:
-    """Narrow components far out: in single precision the terms of the written-out square would cancel to nothing."""
+    """Components of small scale far from zero: in float32 the terms of an expanded square would cancel."""
     parts = [part.detach() for part in mixtures(torch.float32, 0.01, loc=30.0)]
     z = parts[1] + 0.01
     exact = stock(*(part.double() for part in parts)).log_prob(z.double())
@@ -158,11 +158,11 @@ def test_models_with_it_train_copy_and_save(name: str, tmp_path: Path) -> None:
         M1((6,), latent_dim=2, hidden_dims=(8,), prior=name),
         M2((6,), 3, latent_dim=2, hidden_dims=(8,), prior=name),
     )
-    pairs = {
+    models = {
         "m1": (m1, UnsupervisedELBO(m1, num_examples=30), Batch(x, None, None)),
         "m2": (m2, SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30), Batch(x, x[:3], y)),
     }
-    for where, (module, objective, batch) in pairs.items():
+    for where, (module, objective, batch) in models.items():
         optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
         losses = []
         for _ in range(40):

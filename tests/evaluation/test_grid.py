@@ -54,9 +54,9 @@ def test_histogram_puts_the_first_coordinate_along_rows() -> None:
 
 def test_smoothing_adds_noise() -> None:
     grid = Grid(extent=8.0, size=321)
-    narrow = grid.probabilities(gaussian(0.0, 0.6).log_prob)
+    sharp = grid.probabilities(gaussian(0.0, 0.6).log_prob)
     wide = grid.probabilities(gaussian(0.0, 1.0).log_prob)
-    assert grid.total_variation(grid.smooth(narrow, 0.8), wide) < 1e-3
+    assert grid.total_variation(grid.smooth(sharp, 0.8), wide) < 1e-3
 
 
 @pytest.mark.parametrize(("extent", "size"), [(0.0, 10), (1.0, 1)])
@@ -76,7 +76,7 @@ def test_annealing_finds_log_z_of_a_mixture() -> None:
     assert grid == pytest.approx(-1.7, abs=0.02)
 
 
-def test_annealing_leaves_the_random_state_alone_and_checks_its_arguments() -> None:
+def test_annealing_preserves_the_random_state_and_checks_its_arguments() -> None:
     before = torch.get_rng_state()
     first = annealed_log_normaliser(lambda x: x.square().sum(-1), (2,), num_chains=10, num_temperatures=5, seed=4)
     assert torch.equal(torch.get_rng_state(), before)

@@ -47,7 +47,7 @@ class _Replay(nn.Module):
         return self.x[place]
 
 
-def test_reference_classifier_knows_its_classes_and_leaves_the_random_state_alone(
+def test_reference_classifier_predicts_classes_and_preserves_the_random_state(
     digits: SemiSupervisedData, reference: tuple[ReferenceClassifier, float]
 ) -> None:
     assert reference[1] < 0.04
@@ -64,7 +64,7 @@ def test_reference_classifier_knows_its_classes_and_leaves_the_random_state_alon
         ReferenceClassifier.train_on(digits.without_labels())
 
 
-def test_real_images_pass_and_a_single_one_does_not(
+def test_real_images_have_a_small_frechet_distance_and_copies_of_one_a_large(
     digits: SemiSupervisedData, reference: tuple[ReferenceClassifier, float]
 ) -> None:
     x = prepare(digits.x, scale=digits.scale)
@@ -76,7 +76,7 @@ def test_real_images_pass_and_a_single_one_does_not(
     assert sum(real["class_shares"]) == pytest.approx(1.0)
     counts = torch.bincount(digits.y_test).double() / 450
     assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the classifier errs now and then
-    assert (real["frechet_rows"], real["frechet_sets"]) == (450, len(digits.x) // 450)  # test rows are fewest
+    assert (real["frechet_size"], real["frechet_sets"]) == (450, len(digits.x) // 450)  # fewest are the test images
     lone = measure_generated_images(
         DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500
     )
@@ -99,14 +99,14 @@ def test_distances_are_means_over_sets(digits: SemiSupervisedData) -> None:
     ddgm, look = DDGM((1, 8, 8), generator=_Replay(x)), _Look()
     found = measure_generated_images(ddgm, few, look, num_samples=30, seed=4)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(4)
-    train, test = (rows[torch.randperm(len(rows), generator=generator)] for rows in (few.x, few.x_test))
-    (trained, _), (held_out, _) = (look.evaluate(rows, scale=few.scale) for rows in (train, test))
+    train, test = (part[torch.randperm(len(part), generator=generator)] for part in (few.x, few.x_test))
+    (trained, _), (held_out, _) = (look.evaluate(part, scale=few.scale) for part in (train, test))
     sets = [
-        [rows[start : start + 30] for start in range(0, most, 30)] for rows, most in ((held_out, 60), (trained, 90))
+        [part[start : start + 30] for start in range(0, most, 30)] for part, most in ((held_out, 60), (trained, 90))
     ]
     floor = sum(frechet_distance(first, second) for first in sets[0] for second in sets[1]) / 6.0
     assert found["frechet_floor"] == pytest.approx(floor)
-    assert (found["frechet_rows"], found["frechet_sets"]) == (30, 3)
+    assert (found["frechet_size"], found["frechet_sets"]) == (30, 3)
     features, probabilities = look.evaluate(sample_images(ddgm, 90, 4))  # as many as three sets of training images
     drawn = [features[start : start + 30] for start in (0, 30, 60)]
     distance = sum(frechet_distance(first, second) for first in drawn for second in sets[1]) / 9.0
@@ -115,7 +115,7 @@ def test_distances_are_means_over_sets(digits: SemiSupervisedData) -> None:
     assert found["class_shares"] == pytest.approx(shares.tolist())
 
 
-def test_alterations_by_hand() -> None:
+def test_corruptions_by_hand() -> None:
     x = torch.rand(6, 1, 12, 10)
     found = {kind: corrupt_images(x, kind, torch.Generator().manual_seed(0)) for kind in CORRUPTIONS}
     assert all(image.shape == x.shape for image in found.values())
@@ -130,8 +130,8 @@ def test_alterations_by_hand() -> None:
         torch.nn.functional.pad(x[:, :, :, 4:], (0, 4)),
         torch.nn.functional.pad(x[:, :, :, :-4], (4, 0)),
     ]
-    for row, image in enumerate(found["shifted"]):
-        assert any(torch.equal(image, way[row]) for way in expected)
+    for index, image in enumerate(found["shifted"]):
+        assert any(torch.equal(image, way[index]) for way in expected)
     with pytest.raises(ValueError, match="noise, permuted"):
         corrupt_images(x, "upside down", torch.Generator())
 
@@ -191,7 +191,7 @@ def test_measures_of_images(digits: SemiSupervisedData, monkeypatch: pytest.Monk
     found = measure_image_model(ddgm, few, digits, others={"bright": torch.ones(9, 1, 8, 8)}, num_samples=60)
     assert torch.equal(torch.get_rng_state(), before)
     assert set(found["auroc"]) == {*CORRUPTIONS, "bright"}
-    assert (found["held_out"], found["frechet_rows"], asked[-1][0]) == ("test", 40, 40)
+    assert (found["held_out"], found["frechet_size"], asked[-1][0]) == ("test", 40, 40)
     assert asked[-1][1] is few.y_test  # digits: 0, 1 and 8 are not flipped
     assert set(found["nearest_training_image"]) == {"generated", "test"}
     assert len(found["class_shares"]) == len(found["real_class_shares"]) == 10
@@ -206,7 +206,7 @@ def test_measures_of_images(digits: SemiSupervisedData, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("num_validation", [0, 1, 30])
-def test_measures_of_images_without_test_rows(digits: SemiSupervisedData, num_validation: int) -> None:
+def test_measures_of_images_without_test_examples(digits: SemiSupervisedData, num_validation: int) -> None:
     torch.manual_seed(0)
     ddgm, reference = DDGM((1, 8, 8)), ReferenceClassifier((1, 8, 8), 10)
     none, x = digits.x_test[:0], digits.x_test[:num_validation]
@@ -217,20 +217,20 @@ def test_measures_of_images_without_test_rows(digits: SemiSupervisedData, num_va
     real = {"real_class_shares", "real_confidence", "auroc"}
     assert real & set(found) == (real if num_validation else set())
     assert ("frechet_floor" in found) == (num_validation > 1)
-    assert found["frechet_rows"] == (30 if num_validation == 30 else 50)
+    assert found["frechet_size"] == (30 if num_validation == 30 else 50)
     assert found["held_out"] == ("validation" if num_validation else None)
     assert set(found["nearest_training_image"]) == {"generated"} | ({"validation"} if num_validation else set())
 
 
-def test_a_judge_without_test_rows(digits: SemiSupervisedData) -> None:
+def test_reference_classifier_without_test_examples(digits: SemiSupervisedData) -> None:
     rest = {"x_test": digits.x_test[:0], "y_test": digits.y_test[:0]}
     none = {"x_validation": rest["x_test"], "y_validation": rest["y_test"]}
     assert 0.0 <= ReferenceClassifier.train_on(replace(digits, **rest), steps=1)[1] <= 1.0
-    judged = replace(digits, **rest, **none)
-    assert ReferenceClassifier.train_on(judged, steps=1)[1] != ReferenceClassifier.train_on(judged, steps=1)[1]  # nan
+    without = replace(digits, **rest, **none)
+    assert ReferenceClassifier.train_on(without, steps=1)[1] != ReferenceClassifier.train_on(without, steps=1)[1]  # nan
 
 
-def test_nearest_rows() -> None:
+def test_nearest_examples() -> None:
     reference = torch.randn(30, 2, 3)
     distance, place = find_nearest(reference[[4, 7]] + 1e-3, reference)
     assert place.tolist() == [4, 7]

@@ -102,7 +102,7 @@ class Ignorant(nn.Module):
 def test_the_posterior_of_a_discrete_model_is_exact() -> None:
     prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
     m2 = M2((D,), K, latent_dim=L, hidden_dims=(8,), decoder=Ignorant(), class_prior=prior)
-    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)  # every row there is
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)  # every possible example
     log_px = dist.Bernoulli(logits=m2.decoder.logits).to_event(1).log_prob(x.unsqueeze(1)).detach()
     joint = log_px + prior.log_pi
     # z explains nothing, so its weights average to one: only their noise is left.
@@ -182,13 +182,13 @@ def test_the_standard_error_is_that_of_the_sample() -> None:
 
 
 def test_a_stack_agrees_with_ancestral_sampling() -> None:
-    """log p(x|y) is the mean of p(x|z1) over z and z1 drawn from the story, for every row there is."""
+    """log p(x|y) is the mean of p(x|z1) over z and z1 drawn from the generative model, for every possible x."""
     torch.manual_seed(4)
     prior = FixedClassPrior(K, [0.6, 0.3, 0.1])
     m1 = M1((D,), latent_dim=3, hidden_dims=(8,))
     stack = M1M2.from_m1(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,), class_prior=prior)
     with torch.no_grad():
-        for parameter in m1.decoder.parameters():  # a story with contrast
+        for parameter in m1.decoder.parameters():  # p(x|z1) that depends on z1
             parameter.mul_(3.0)
         stack.m2.decoder.first.class_weight.mul_(5.0)
         for parameter in stack.m2.encoder.parameters():  # and a guide with tails: q(z|z1,y) is the prior, q(z1|x) broad
@@ -197,7 +197,7 @@ def test_a_stack_agrees_with_ancestral_sampling() -> None:
         x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)
         y = torch.arange(K).unsqueeze(-1)
         z1 = stack.decode_z1(y, stack.prior().sample((K, 100_000))).sample()  # (K, 100_000, L1)
-        log_px = torch.stack([stack.decode_x(z1).log_prob(row) for row in x])  # (N, K, 100_000)
+        log_px = torch.stack([stack.decode_x(z1).log_prob(one) for one in x])  # (N, K, 100_000)
         by_class = log_px.double().logsumexp(-1) - math.log(100_000)
     found = log_likelihood(stack, x, num_samples=20_000)
     torch.testing.assert_close(found.log_px_given_y, by_class, atol=0.08, rtol=0.0)
@@ -222,7 +222,7 @@ class _Wide(nn.Module):
 
 @pytest.mark.parametrize(("limit", "largest"), [(60_000, 60_000), (1_200_000, 1_000_000), (1000, 10_000)])
 def test_memory_stays_within_its_limit(limit: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws of a row are cut where one row has too many, rows where several have; two find the width at first."""
+    """Chunks of draws if one example exceeds the limit, else of examples; the first call finds the width with two."""
     monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._MAX_ELEMENTS", limit)
     m1 = M1((4,), latent_dim=3, hidden_dims=(8,), likelihood="gaussian", decoder=_Wide())
     log_likelihood(m1, torch.randn(5, 4), num_samples=100 if limit > 1000 else 3)
@@ -236,7 +236,7 @@ def test_width_is_what_each_draw_adds() -> None:
         (M1(image, hidden_dims=(500, 500)), 784),
         (M1(image, hidden_dims=(500, 500), likelihood="gaussian"), 2 * 784),
         (M1(image, hidden_dims=(500, 900)), 900),
-        (M2(image, 10, latent_dim=2), 10 * 784),  # its classifier is wider, but sees the row alone
+        (M2(image, 10, latent_dim=2), 10 * 784),  # its classifier is wider, but its input is x alone
     ):
         with torch.no_grad():
             assert _width(module.eval(), zeros) == width
@@ -265,11 +265,11 @@ def test_random_state_scale_and_mode_are_respected() -> None:
     m2 = M2((6,), K, latent_dim=2, hidden_dims=(8,), dropout=0.5, classifier="mlp").train()
     x = torch.randint(0, 256, (7, 6), dtype=torch.uint8)
     state = torch.get_rng_state()
-    rows: list[int] = []
-    found = log_likelihood(m2, x, num_samples=5, scale=255.0, binarisation="dynamic", seed=2, progress=rows.append)
+    counts: list[int] = []
+    found = log_likelihood(m2, x, num_samples=5, scale=255.0, binarisation="dynamic", seed=2, progress=counts.append)
     assert torch.equal(torch.get_rng_state(), state)
     assert m2.training
-    assert rows[-1] == 7
+    assert counts[-1] == 7
     again = log_likelihood(m2, x, num_samples=5, scale=255.0, binarisation="dynamic", seed=2)
     assert torch.equal(found.log_px, again.log_px)
 
@@ -282,11 +282,11 @@ def test_bad_arguments() -> None:
         log_likelihood(m1, torch.zeros(0, 6))
     with pytest.raises(ValueError, match="num_samples=0"):
         log_likelihood(m1, torch.zeros(1, 6), num_samples=0)
-    with pytest.raises(ValueError, match=r"\(N, 6\); got \(2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"\(B, 6\); got \(2, 3, 2\)"):
         log_likelihood(m1, torch.zeros(2, 3, 2))
     with pytest.raises(ValueError, match=r"scale=1.*Bernoulli"):
-        log_likelihood(m1, torch.full((2, 6), 200, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="Bernoulli"):
+        log_likelihood(m1, torch.full((2, 6), 200, dtype=torch.uint8), scale=1.0)
+    with pytest.raises(ValueError, match="NaN or infinite values in 2 of 2"):
         log_likelihood(m1, torch.full((2, 6), torch.nan))
     counts = M1((6,), latent_dim=3, hidden_dims=(8,), likelihood="poisson")
     grey = torch.full((2, 6), 100, dtype=torch.uint8)

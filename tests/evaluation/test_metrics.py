@@ -21,12 +21,12 @@ def make_m2() -> M2:
     return M2(IMAGE, K, latent_dim=3, hidden_dims=(16,))
 
 
-def rows(n: int = 11) -> Tensor:
+def make_examples(n: int = 11) -> Tensor:
     return torch.randint(0, 17, (n, *IMAGE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def test_error_and_probabilities_of_stored_rows(device: torch.device) -> None:
-    m2, x = make_m2().to(device), rows()
+def test_error_and_probabilities_of_stored_examples(device: torch.device) -> None:
+    m2, x = make_m2().to(device), make_examples()
     probabilities = predict_batches(m2, x, scale=16.0, batch_size=4)
     torch.testing.assert_close(probabilities, m2.predict_proba(x.float() / 16.0).cpu())
     y = probabilities.argmax(-1)
@@ -38,8 +38,8 @@ def test_error_and_probabilities_of_stored_rows(device: torch.device) -> None:
     assert classification_error(m2, x[:0], y[:0]) is None
 
 
-def test_diagnostics_are_the_sums_they_claim(device: torch.device) -> None:
-    m2, x = make_m2().to(device), rows()
+def test_diagnostics_equal_explicit_sums(device: torch.device) -> None:
+    m2, x = make_m2().to(device), make_examples()
     found = posterior_diagnostics(m2, x, scale=16.0, batch_size=4)
     m2.eval()
     with torch.no_grad():
@@ -62,11 +62,11 @@ def test_kl_without_closed_form_is_estimated() -> None:
             return dist.Laplace(torch.zeros(3), torch.ones(3)).to_event(1)
 
     m2 = M2(IMAGE, K, latent_dim=3, hidden_dims=(16,), prior=Laplace())
-    assert math.isfinite(posterior_diagnostics(m2, rows(), scale=16.0)["kl_z"])
+    assert math.isfinite(posterior_diagnostics(m2, make_examples(), scale=16.0)["kl_z"])
 
 
-def test_bound_is_fixed_by_the_seed_and_touches_nothing(device: torch.device) -> None:
-    m2, x = make_m2(), rows(40)
+def test_bound_is_fixed_by_the_seed_and_preserves_random_state_and_mode(device: torch.device) -> None:
+    m2, x = make_m2(), make_examples(40)
     objective = SemiSupervisedELBO(m2, num_labelled=1, num_unlabelled=39).to(device)
     m2.train()
     before = torch.get_rng_state()
@@ -80,7 +80,7 @@ def test_bound_is_fixed_by_the_seed_and_touches_nothing(device: torch.device) ->
     assert grey == pytest.approx(first, rel=0.02)
 
 
-def test_class_control_of_decoders_that_obey_and_ignore(device: torch.device) -> None:
+def test_class_control_of_decoders_that_use_and_ignore_the_class(device: torch.device) -> None:
     """The classifier reads the brightest of K rows of pixels; one decoder draws row y, another always row 0."""
 
     class Reader(torch.nn.Module):
@@ -88,18 +88,18 @@ def test_class_control_of_decoders_that_obey_and_ignore(device: torch.device) ->
             return 100 * x[:, 0, :K].mean(-1)
 
     class Writer(torch.nn.Module):
-        def __init__(self, obeys: bool) -> None:
+        def __init__(self, uses_class: bool) -> None:
             super().__init__()
-            self.obeys = obeys
+            self.uses_class = uses_class
 
         def forward(self, z: Tensor, y: Tensor) -> Tensor:
-            y = (y if self.obeys else torch.zeros_like(y)).expand(torch.broadcast_shapes(z.shape[:-1], y.shape))
+            y = (y if self.uses_class else torch.zeros_like(y)).expand(torch.broadcast_shapes(z.shape[:-1], y.shape))
             lit = torch.nn.functional.one_hot(y, 8).float() * 20 - 10
             return lit.unsqueeze(-1).expand(*lit.shape, 8).flatten(-2)
 
-    for obeys, expected in ((True, 1.0), (False, 1 / K)):
-        m2 = M2(IMAGE, K, latent_dim=3, hidden_dims=(8,), classifier=Reader(), decoder=Writer(obeys)).to(device)
+    for uses_class, expected in ((True, 1.0), (False, 1 / K)):
+        m2 = M2(IMAGE, K, latent_dim=3, hidden_dims=(8,), classifier=Reader(), decoder=Writer(uses_class)).to(device)
         before = torch.get_rng_state()
-        found = class_control(m2, rows(), scale=16.0)
+        found = class_control(m2, make_examples(), scale=16.0)
         assert found == {"analogies": pytest.approx(expected), "samples": pytest.approx(expected)}
         assert torch.equal(before, torch.get_rng_state())

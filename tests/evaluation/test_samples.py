@@ -42,7 +42,7 @@ def test_the_median_distance_is_the_bandwidth() -> None:
 
 
 @pytest.mark.parametrize("distance", [energy_distance, squared_mmd])
-def test_distances_are_zero_on_average_for_one_law_and_not_for_two(distance: object) -> None:
+def test_distances_are_zero_on_average_for_one_distribution_and_not_for_two(distance: object) -> None:
     generator = torch.Generator().manual_seed(0)
     alike = torch.tensor([distance(*torch.randn(2, 200, 3, generator=generator)) for _ in range(60)])
     assert float(alike.mean()) == pytest.approx(0.0, abs=4 * float(alike.std()) / math.sqrt(60))
@@ -51,7 +51,7 @@ def test_distances_are_zero_on_average_for_one_law_and_not_for_two(distance: obj
     assert distance(x, y + 0.5) > float(alike.max())
 
 
-def test_rows_are_taken_in_parts_without_a_difference() -> None:
+def test_chunks_do_not_change_the_distances() -> None:
     x, y = torch.randn(2, 2300, 4)
     whole = 2 * torch.cdist(x.double(), y.double()).mean()
     within = [torch.pdist(z.double()).mean() for z in (x, y)]

@@ -46,9 +46,9 @@ def test_a_perfect_model_of_the_ring() -> None:
     found = measure_toy_model(ddgm, "ring", num_samples=800, langevin_steps=1, num_chains=60)
     assert torch.equal(torch.get_rng_state(), before)
     for kind, floor in (("energy_distance", "floor"), ("squared_mmd", "mmd_floor")):
-        mean, spread = found[floor]
-        assert abs(found[kind] - mean) < 4 * spread
-        assert abs(mean) < 2 * spread
+        mean, std = found[floor]
+        assert abs(found[kind] - mean) < 4 * std
+        assert abs(mean) < 2 * std
     assert found["modes"] == 10
     assert 0.975 < found["high_quality"] < 1.0
     assert len(found["shares"]) == 10

@@ -111,7 +111,7 @@ def test_model_scores_and_guide_draws() -> None:
     torch.testing.assert_close(drawn.nodes["_RETURN"]["value"], ddgm.generator(z))
 
 
-def test_far_away_the_quadratic_term_wins() -> None:
+def test_quadratic_term_dominates_far_from_the_origin() -> None:
     ddgm = make_ddgm()
     radius = torch.tensor([10.0, 100.0, 1000.0])
     energy = ddgm.energy(torch.stack([radius, torch.zeros(3)], -1))
@@ -150,7 +150,7 @@ def test_langevin_steps_lower_the_energy_of_samples() -> None:
 
 
 class _SumOfAll(torch.nn.Module):
-    """Experts that are summed too early: the energy of a row would depend on the rows beside it."""
+    """Experts that are summed too early: the energy of an example would depend on the others in its batch."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features.sum(-1)
@@ -195,7 +195,7 @@ def test_parts_of_ones_own() -> None:
     assert ddgm.config()["custom"] == {"features": "Sequential", "generator": "MLPGenerator"}
     with pytest.raises(TypeError, match="features must be"):
         make_ddgm(features=3)
-    with pytest.raises(TypeError, match="experts must be a module, not str"):
+    with pytest.raises(TypeError, match="experts is of type str, and must be a module"):
         make_ddgm(experts="linear")
 
 
@@ -209,7 +209,7 @@ def test_experts_of_ones_own() -> None:
     assert ddgm.config()["custom"] == {"experts": "Linear"}
 
 
-def test_the_model_scores_rows_of_known_classes() -> None:
+def test_the_model_scores_examples_of_known_classes() -> None:
     ddgm = make_ddgm(num_classes=3)
     x, y = torch.randn(4, 2), torch.tensor([2, 0, 1, 1])
     nodes = poutine.trace(ddgm.model).get_trace(x, y).nodes

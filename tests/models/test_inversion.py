@@ -33,8 +33,8 @@ def test_descent_comes_nearer_than_the_best_draw(space: str) -> None:
     x = ddgm.sample(20)
     near = [ddgm.generate_from(ddgm.invert(x, space=space, steps=steps)) for steps in (0, 200)]
     if space == "features":
-        x, near = ddgm.features(x), [ddgm.features(rows) for rows in near]
-    before, after = ((rows - x).square().sum(-1).mean() for rows in near)
+        x, near = ddgm.features(x), [ddgm.features(path) for path in near]
+    before, after = ((path - x).square().sum(-1).mean() for path in near)
     assert float(after) < 0.1 * float(before)
 
 

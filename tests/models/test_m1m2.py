@@ -93,7 +93,7 @@ def test_equals_stock_trace_enum_elbo(joint: bool) -> None:
     torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-10)
 
 
-def test_stacked_training_leaves_m1_alone_and_evaluation_reaches_x() -> None:
+def test_stacked_training_does_not_change_m1_and_evaluation_includes_x() -> None:
     stack = make_stack()
     objective = SemiSupervisedELBO(stack, num_labelled=4, num_unlabelled=20)
     before = {name: tensor.clone() for name, tensor in stack.m1.state_dict().items()}
@@ -173,7 +173,7 @@ def test_priors_of_a_stack_are_trained(options: dict[str, object]) -> None:
     assert math.isfinite(objective.unlabelled_bound(x))
 
 
-def test_pruned_latents_are_zero_on_the_way_down() -> None:
+def test_inactive_latents_of_m1_are_zero_in_the_decoder() -> None:
     stack = make_stack(active=ACTIVE)
     z1 = torch.randn(2, 3)
     full = torch.zeros(2, 5)
@@ -207,7 +207,7 @@ def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch
     assert loaded.config() == stack.config()
 
 
-def test_a_stack_on_modules_of_ones_own_asks_for_them(tmp_path: Path) -> None:
+def test_loading_a_stack_with_custom_modules_requires_them(tmp_path: Path) -> None:
     own = M1M2(make_m1(), make_latent_m2(classifier=None), classifier=torch.nn.Sequential(torch.nn.Flatten()))
     pyro_ssvae.save(own, tmp_path)
     with pytest.raises(ValueError, match=r"folder, classifier=<your Sequential>\)"):
@@ -306,7 +306,7 @@ def test_swapping_by_argument_subclass_and_function() -> None:
 
 
 def test_a_function_is_used_for_training_and_evaluation() -> None:
-    """With a model of x handed in, the frozen M1 adds a constant to the loss; the gradients are those of M2 alone."""
+    """With a model of x given, the frozen M1 adds a constant to the loss; the gradients are those of M2 alone."""
     stack, x = make_stack(), torch.rand(6, *IMAGE).round()
     whole = SemiSupervisedELBO(stack, num_labelled=0, num_unlabelled=6, model=stack.model)
     latent = SemiSupervisedELBO(stack, num_labelled=0, num_unlabelled=6)

@@ -14,7 +14,7 @@ from pyro_ssvae.objectives.augmentation import _blur, _cut_mix, _shuffle_patches
 
 
 def _trained(x: Tensor, weight: float) -> DDGM:
-    """Return a model whose energy has been trained beside a perfect generator, of which it can learn nothing."""
+    """Return a model whose energy was trained with a perfect generator, which gives no gradient on average."""
 
     def guide(x: Tensor) -> Tensor:
         pyro.sample("z", pyro.distributions.Normal(torch.zeros(len(x), 4), 1.0).to_event(2))
@@ -43,7 +43,7 @@ def test_negative_augmentation_raises_energies_up_to_the_margin() -> None:
     assert float(copies.min()) >= 0.0
     assert float(copies.max()) <= 1.0 + 1e-6
     same = (copies.flatten(1).sort().values == x.flatten(1).sort().values).all(-1)
-    assert 0.2 < float(same.double().mean()) < 0.3  # a quarter of the copies are scrambled
+    assert 0.2 < float(same.double().mean()) < 0.3  # a quarter of the copies have shuffled patches
     energy = torch.tensor([1.0, 2.0], requires_grad=True)
     of_copies = torch.tensor([100.0, -100.0], requires_grad=True)
     loss = augmentation.loss(energy, of_copies, torch.tensor([5.0, 5.0]))
@@ -69,42 +69,42 @@ def test_cut_mix_joins_two_images_along_a_line() -> None:
     across = torch.tensor([True, False, True]).view(3, 1, 1, 1)
     copies = _cut_mix(x, torch.tensor(0.45).expand(3, 1, 1, 1), across)
     assert copies.shape == x.shape
-    for row, before, part in ((0, 3.0, slice(0, 5)), (2, 2.0, slice(0, 5))):  # 0, 0.1, ..., 0.4 of 11 lines
-        assert copies[row, :, part].unique().item() == row + 1.0
-        assert copies[row, :, 5:].unique().item() == before
+    for index, before, part in ((0, 3.0, slice(0, 5)), (2, 2.0, slice(0, 5))):  # 0, 0.1, ..., 0.4 of 11 lines
+        assert copies[index, :, part].unique().item() == index + 1.0
+        assert copies[index, :, 5:].unique().item() == before
     assert copies[1, :, :, :3].unique().item() == 2.0  # 0, 0.2, 0.4 of 6 columns
     assert copies[1, :, :, 3:].unique().item() == 1.0
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, (9, 8)), (8, (9, 8)), (8, (5, 16))])
-def test_tiles_change_places(count: int, size: tuple[int, int]) -> None:
-    """Each image has its own order, which all channels share; within a tile, and at an edge, nothing moves."""
+def test_patches_are_shuffled(count: int, size: tuple[int, int]) -> None:
+    """Each image has its own order, shared by all channels; patches keep their pixels, and the remaining edges stay."""
     torch.manual_seed(0)
-    rows = min(count, *size)
-    height, width = (side // rows for side in size)
+    number = min(count, *size)
+    height, width = (side // number for side in size)
     x = torch.arange(3 * 2 * size[0] * size[1]).view(3, 2, *size).float()
     copies = _shuffle_patches(x, count)
     assert torch.equal(copies[:, 1] - copies[:, 0], x[:, 1] - x[:, 0])
-    assert torch.equal(copies[..., rows * height :, :], x[..., rows * height :, :])
-    assert torch.equal(copies[..., rows * width :], x[..., rows * width :])
+    assert torch.equal(copies[..., number * height :, :], x[..., number * height :, :])
+    assert torch.equal(copies[..., number * width :], x[..., number * width :])
     orders = []
-    for row, copy in zip(x, copies, strict=True):
+    for image, copy in zip(x, copies, strict=True):
         tiles, moved = (
             [
                 part[:, down * height : (down + 1) * height, along * width : (along + 1) * width]
-                for down in range(rows)
-                for along in range(rows)
+                for down in range(number)
+                for along in range(number)
             ]
-            for part in (row, copy)
+            for part in (image, copy)
         )
         orders.append([next(i for i, tile in enumerate(tiles) if torch.equal(tile, found)) for found in moved])
-        assert sorted(orders[-1]) == list(range(rows**2))
+        assert sorted(orders[-1]) == list(range(number**2))
         assert orders[-1] != sorted(orders[-1])
     assert orders[0] != orders[1]
 
 
-def test_what_is_cut_mix_is_raised() -> None:
-    """Two halves of data that are never seen together."""
+def test_energy_of_cut_mix_is_raised() -> None:
+    """Halves of two images, which no image of the data combines."""
     torch.manual_seed(0)
     x = torch.zeros(256, 1, 8, 8)
     x[:128, :, :, 2:6] = 1.0  # a bar, upright
@@ -121,8 +121,8 @@ def test_what_is_cut_mix_is_raised() -> None:
     assert abs(above[0.0]) < 1.0 < 2.5 < above[1.0]
 
 
-def test_a_blank_image_is_raised() -> None:
-    """Where the generator never goes, nothing else says what the energy should be."""
+def test_energy_of_a_blank_image_is_raised() -> None:
+    """The generator gives no blank image, so no other term of the loss changes its energy."""
     torch.manual_seed(0)
     x = torch.zeros(256, 1, 8, 8)
     x[:, :, 2:6, 2:6] = 0.5 + 0.5 * torch.rand(256, 1, 4, 4)
@@ -141,14 +141,14 @@ def test_negative_augmentation_refuses_what_is_no_image() -> None:
         NegativeAugmentation(margin=0.0)
 
 
-def test_moves_are_shifts_around_the_edges_and_turns() -> None:
+def test_shift_and_flip_draws_every_shift_and_flip_equally_often() -> None:
     torch.manual_seed(0)
-    height, width, share = 12, 20, 0.16  # up to 2 rows and 3 columns
+    height, width, share = 12, 20, 0.16  # up to 2 pixels down and 3 along
     image = torch.rand(3, height, width)
     possible = torch.stack(
         [
-            torch.roll(picture, (down, along), (-2, -1))
-            for picture in (image, image.flip(-1))
+            torch.roll(flipped, (down, along), (-2, -1))
+            for flipped in (image, image.flip(-1))
             for down in range(-2, 3)
             for along in range(-3, 4)
         ]
@@ -162,7 +162,7 @@ def test_moves_are_shifts_around_the_edges_and_turns() -> None:
     assert ((shares - expected).abs() < 5.0 * (expected / len(moved)) ** 0.5).all()
 
 
-def test_gradients_go_back_to_where_pixels_came_from() -> None:
+def test_gradients_are_those_of_the_original_pixels() -> None:
     torch.manual_seed(0)
     x, weights = torch.rand(5, 1, 8, 8, requires_grad=True), torch.rand(5, 1, 8, 8)
     torch.manual_seed(1)
@@ -173,7 +173,7 @@ def test_gradients_go_back_to_where_pixels_came_from() -> None:
     torch.testing.assert_close(slope.flatten(1), expected, rtol=0.0, atol=0.0)
 
 
-def test_losses_of_what_the_energy_sees() -> None:
+def test_losses_of_shifted_and_flipped_images() -> None:
     """Data and samples are moved before the energy sees them, and the entropy is that of samples as they are."""
     torch.manual_seed(0)
     ddgm = DDGM((1, 8, 8)).eval()
@@ -200,5 +200,5 @@ def test_shift_and_flip_refuses_what_is_no_image() -> None:
     with pytest.raises(ValueError, match=r"shape \(3,\); set max_shift=0"):
         shift_and_flip(torch.rand(4, 3), 0.1)
     ddgm = DDGM((2,))
-    with pytest.raises(ValueError, match=r"max_shift=0.6 must lie in \[0, 0.5\]"):
+    with pytest.raises(ValueError, match="max_shift=0.6 must be at least 0 and at most 0.5"):
         EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, max_shift=0.6)

@@ -27,7 +27,7 @@ def make_m2(**options: object) -> M2:
     return M2((D,), K, latent_dim=L, hidden_dims=(8,), classifier="mlp", **options).double()
 
 
-def rows(n: int, seed: int = 2) -> Tensor:
+def make_examples(n: int, seed: int = 2) -> Tensor:
     return torch.rand(n, D, generator=torch.Generator().manual_seed(seed)).round().double()
 
 
@@ -37,7 +37,7 @@ def draws(*shape: int) -> Tensor:
 
 
 def bound_of_class(m2: M2, x: Tensor, y: Tensor, noise: Tensor, kl_weight: float = 1.0) -> Tensor:
-    """L(x, y), row by row, with everything spelt out; π uniform."""
+    """L(x, y) of each example, written out; π uniform."""
     loc, log_scale = m2.encoder(x, y).chunk(2, -1)
     z = loc + log_scale.exp() * noise
     log_q = (-0.5 * noise**2 - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -48,7 +48,7 @@ def bound_of_class(m2: M2, x: Tensor, y: Tensor, noise: Tensor, kl_weight: float
 
 
 def hand_unlabelled(m2: M2, x: Tensor, kl_weight: float = 1.0) -> Tensor:
-    """U(x) of each row: five lines that enumeration must reproduce."""
+    """U(x) of each example: five lines that enumeration must reproduce."""
     noise = draws(K, len(x), L)
     log_q = m2.classify(x).log_softmax(-1)
     total = torch.zeros(len(x)).double()
@@ -74,7 +74,7 @@ def assert_same_loss_and_gradients(ours: Tensor, hand: Tensor, m2: M2) -> None:
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("kl_weight", [1.0, 0.3])
 def test_unlabelled_bound_is_the_sum_over_classes(batch: int, kl_weight: float) -> None:
-    m2, x = make_m2(), rows(batch)
+    m2, x = make_m2(), make_examples(batch)
     objective = SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=batch, analytic_kl=False)
     objective.kl_weight = kl_weight
     torch.manual_seed(3)
@@ -84,7 +84,7 @@ def test_unlabelled_bound_is_the_sum_over_classes(batch: int, kl_weight: float) 
 
 
 def test_objective_is_equation_9() -> None:
-    m2, x_u, x_l = make_m2(), rows(5), rows(3, seed=4)
+    m2, x_u, x_l = make_m2(), make_examples(5), make_examples(3, seed=4)
     y = torch.tensor([0, 3, 1])
     n_u, n_l, alpha = 50, 12, 7.0
     objective = SemiSupervisedELBO(m2, num_labelled=n_l, num_unlabelled=n_u, alpha=alpha, analytic_kl=False)
@@ -93,13 +93,13 @@ def test_objective_is_equation_9() -> None:
     torch.manual_seed(3)
     unlabelled = hand_unlabelled(m2, x_u).sum() * n_u / 5
     labelled = bound_of_class(m2, x_l, y, draws(3, L)).sum() * n_l / 3
-    # J^alpha with alpha = c N, divided by N: rows of the minibatch stand for n_u and n_l rows.
+    # J^alpha with alpha = c N, divided by N: the minibatch stands for n_u and n_l examples.
     j_alpha = unlabelled + labelled + alpha * (n_u + n_l) * F.cross_entropy(m2.classify(x_l), y)
     assert_same_loss_and_gradients(ours, j_alpha / (n_u + n_l), m2)
 
 
 def test_equals_stock_trace_enum_elbo() -> None:
-    m2, x = make_m2(), rows(5)
+    m2, x = make_m2(), make_examples(5)
     torch.manual_seed(3)
     ours = SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=20, analytic_kl=False)(Batch(x, None, None))
     torch.manual_seed(3)
@@ -107,9 +107,9 @@ def test_equals_stock_trace_enum_elbo() -> None:
     assert_same_loss_and_gradients(ours, stock, m2)
 
 
-def test_auxiliary_term_is_what_teaches_the_classifier_labels() -> None:
-    """Fails if the auxiliary term is dropped: without it labelled rows do not touch the classifier at all."""
-    m2, x, y = make_m2(), rows(4), torch.tensor([0, 1, 2, 3])
+def test_auxiliary_term_trains_the_classifier_on_labels() -> None:
+    """Fails if the auxiliary term is dropped: without it labelled examples do not change the classifier at all."""
+    m2, x, y = make_m2(), make_examples(4), torch.tensor([0, 1, 2, 3])
     for alpha in (0.0, 5.0):
         objective = SemiSupervisedELBO(m2, num_labelled=4, num_unlabelled=0, alpha=alpha)
         loss = objective(Batch(None, x, y))
@@ -134,11 +134,11 @@ def make_point_m2(**options: object) -> M2:
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 5, 2), (11, 1), (12,)])
 def test_minibatch_bounds_average_to_the_full_bound(sizes: tuple[int, ...]) -> None:
-    m2, x = make_point_m2(), rows(12)
+    m2, x = make_point_m2(), make_examples(12)
     y = torch.arange(12) % K
     full = SemiSupervisedELBO(m2, num_labelled=12, num_unlabelled=12, alpha=2.0)
     expected = full(Batch(x, x, y))
-    # Under uniform sampling a minibatch of size b appears with rows in it equally often: weigh by b / N.
+    # Under uniform sampling a minibatch of size b contains each example equally often: weigh by b / N.
     parts = zip(x.split(sizes), y.split(sizes), sizes, strict=True)
     average = sum(size / 12 * full(Batch(part, part, labels)) for part, labels, size in parts)
     assert_same_loss_and_gradients(average, expected, m2)
@@ -146,7 +146,7 @@ def test_minibatch_bounds_average_to_the_full_bound(sizes: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize("batches", [(True, True), (True, False), (False, True)])
 def test_global_term_is_scored_once(batches: tuple[bool, bool]) -> None:
-    x, y = rows(6), torch.arange(6) % K
+    x, y = make_examples(6), torch.arange(6) % K
     learned, fixed = make_point_m2(class_prior="map"), make_point_m2()
     batch = Batch(x if batches[0] else None, x if batches[1] else None, y if batches[1] else None)
     sizes = {"num_unlabelled": 6 * batches[0], "num_labelled": 6 * batches[1]}
@@ -159,7 +159,7 @@ def test_global_term_is_scored_once(batches: tuple[bool, bool]) -> None:
 
 
 def test_dirichlet_posterior_enters_as_its_kl_divergence() -> None:
-    m2, x, y = make_point_m2(class_prior="dirichlet"), rows(6), torch.arange(6) % K
+    m2, x, y = make_point_m2(class_prior="dirichlet"), make_examples(6), torch.arange(6) % K
     m2.class_prior.logits.data = torch.tensor([0.5, 0.0, -0.5, 0.2]).double()
     m2.class_prior.log_total.data.fill_(math.log(30.0))
     objective = SemiSupervisedELBO(m2, num_labelled=6, num_unlabelled=0, alpha=0.0)
@@ -181,13 +181,13 @@ def test_gradient_reaches_every_parameter() -> None:
     for options in ({}, {"class_prior": "map"}, {"class_prior": "dirichlet"}, {"likelihood": "gaussian"}):
         m2 = make_m2(**options)
         objective = SemiSupervisedELBO(m2, num_labelled=4, num_unlabelled=20)
-        loss = objective(Batch(rows(5), rows(4), torch.tensor([0, 1, 2, 3])))
+        loss = objective(Batch(make_examples(5), make_examples(4), torch.tensor([0, 1, 2, 3])))
         for name, gradient in gradients(loss, m2).items():
             assert gradient.abs().max() > 0, (options, name)
 
 
-def test_labelled_pass_is_silent_and_unlabelled_pass_insists_on_enumeration() -> None:
-    m2, x = make_m2(), rows(4)
+def test_labelled_bound_does_not_warn_and_unlabelled_bound_requires_enumeration() -> None:
+    m2, x = make_m2(), make_examples(4)
     labelled = SemiSupervisedELBO(m2, num_labelled=4, num_unlabelled=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -208,8 +208,8 @@ def test_labelled_pass_is_silent_and_unlabelled_pass_insists_on_enumeration() ->
                 unlabelled(Batch(x, None, None))
 
 
-def test_plain_functions_can_be_handed_in() -> None:
-    m2, x = make_m2(), rows(5)
+def test_plain_functions_as_model_and_guide() -> None:
+    m2, x = make_m2(), make_examples(5)
 
     def model(x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         with data_plate(x, size):
@@ -231,7 +231,7 @@ def test_plain_functions_can_be_handed_in() -> None:
 
 
 def test_evaluated_bound_is_the_mean_of_u_without_the_global_term() -> None:
-    x = rows(5)
+    x = make_examples(5)
     for prior in ("uniform", "map"):
         m2 = make_point_m2(class_prior=prior)
         with torch.no_grad():
@@ -244,8 +244,8 @@ def test_evaluated_bound_is_the_mean_of_u_without_the_global_term() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_labelled": 0, "num_unlabelled": 0}, "not both zero"),
-        ({"num_labelled": -1, "num_unlabelled": 3}, "non-negative"),
+        ({"num_labelled": 0, "num_unlabelled": 0}, "not both be zero"),
+        ({"num_labelled": -1, "num_unlabelled": 3}, "num_labelled=-1"),
         ({"num_labelled": 1, "num_unlabelled": 3, "alpha": -1.0}, "alpha=-1.0"),
     ],
 )

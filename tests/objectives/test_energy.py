@@ -36,9 +36,9 @@ def test_losses_by_hand(share: float) -> None:
     loss, terms = elbo.energy_loss(ddgm.model, ddgm.guide, x)
     torch.manual_seed(5)
     generated = ddgm.generator(ddgm.prior().expand((40,)).sample())
-    rows = x.clone().requires_grad_()
-    of_data, of_samples = ddgm.energy_net(rows), ddgm.energy_net(generated)
-    (slope,) = torch.autograd.grad(of_data.sum(), rows)
+    leaf = x.clone().requires_grad_()
+    of_data, of_samples = ddgm.energy_net(leaf), ddgm.energy_net(generated)
+    (slope,) = torch.autograd.grad(of_data.sum(), leaf)
     size = slope[: round(40 * share)].square().sum(-1).mean()
     torch.testing.assert_close(loss, of_data.mean() - of_samples.mean() + 0.15 * size)
     torch.testing.assert_close(terms["energy_gradient_norm"], size.sqrt())
@@ -49,7 +49,7 @@ def test_losses_by_hand(share: float) -> None:
         EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, penalty_fraction=0)
 
 
-def test_each_side_gets_the_gradient_of_its_own_loss() -> None:
+def test_each_network_gets_the_gradient_of_its_own_loss() -> None:
     ddgm = make_ddgm().eval()
     entropy = MutualInformationEntropy(4, (2,), (8,))
     elbo = EnergyLoss(entropy, ddgm.generator)
@@ -69,7 +69,7 @@ def test_each_side_gets_the_gradient_of_its_own_loss() -> None:
         torch.testing.assert_close(parameter.grad, torch.autograd.grad(critic_loss, parameter, retain_graph=True)[0])
 
 
-def test_stock_svi_trains_the_pair() -> None:
+def test_stock_svi_trains_model_and_guide() -> None:
     pyro.clear_param_store()
     ddgm = make_ddgm()
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_stock_svi_trains_the_pair() -> None:
     assert float(ddgm.energy(x[:500]).mean()) < float(ddgm.energy(x[:500] + 3.0).mean())
 
 
-def test_sides_may_have_optimisers_of_their_own() -> None:
+def test_networks_may_have_separate_optimisers() -> None:
     ddgm = make_ddgm().eval()
     entropy = MutualInformationEntropy(4, (2,), (8,))
     elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.1)
@@ -122,11 +122,11 @@ def test_labelled_data_add_their_cross_entropy_under_svi() -> None:
     objective = EnergyObjective.for_data(ddgm, data, gradient_penalty=0.003, alpha=2.0)
     before = [parameter.clone() for parameter in ddgm.parameters()]
     fit(objective, data, TrainingConfig(max_steps=3, batch_size=50, device="cpu"), progress=False)
-    # Energies of classes move with E(x) itself, whether or not rows carry labels.
+    # Energies of classes move with E(x) itself, whether or not examples carry labels.
     assert not any(torch.equal(old, new) for old, new in zip(before, ddgm.parameters(), strict=True))
 
 
-def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
+def test_importance_weighted_samples_follow_the_energy() -> None:
     torch.manual_seed(0)
     x = 2.0 * torch.rand(4000, 2) - 1.0  # a generator that is even on a square
     blurred, log_density = perturb_samples(x.requires_grad_(), 0.3)
@@ -141,9 +141,9 @@ def test_importance_weights_turn_rows_into_draws_of_the_energy() -> None:
     assert not weights.requires_grad
     assert float(weights.sum()) == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close((weights[:, None] * blurred).sum(0), mean, atol=0.03, rtol=0)
-    spread = (weights[:, None] * (blurred - mean).square()).sum(0)
-    torch.testing.assert_close(spread, torch.full((2,), variance), atol=0.015, rtol=0)
-    # No row counts for more than the square root of their number, as a multiple of the mean: here for a half, 2 / 4.
+    second = (weights[:, None] * (blurred - mean).square()).sum(0)
+    torch.testing.assert_close(second, torch.full((2,), variance), atol=0.015, rtol=0)
+    # Weights are truncated at the square root of their number, as a multiple of their mean: here at a half, 2 / 4.
     shares = torch.tensor([0.97, 0.01, 0.01, 0.01])
     truncated = torch.tensor([0.5, 0.01, 0.01, 0.01]) / 0.53
     torch.testing.assert_close(normalise_importance_weights(-shares.log(), torch.zeros(4)), truncated)
@@ -172,7 +172,7 @@ def test_importance_weighted_phase_at_the_end() -> None:
     config = TrainingConfig(max_steps=12, batch_size=64, evaluate_every=6, ema_decay=0.0, device="cpu")
     run = fit(objective, data, config, progress=False, on_evaluation=look)
     (middle, *first), (end, *second) = seen
-    assert second == [True, True]  # of the weighed rows
+    assert second == [True, True]  # of the weighted samples
     last = run.metrics[-1]["learning_rate"]  # of the sixth of six steps anew, not of the twelfth of twelve
     assert last == pytest.approx(config.learning_rate_at(5, 6))
     assert last != pytest.approx(config.learning_rate_at(11, 12))
@@ -183,10 +183,10 @@ def test_importance_weighted_phase_at_the_end() -> None:
     torch.manual_seed(0)
     weighted, _ = objective.energy_loss_fn.energy_loss(ddgm.model, ddgm.guide, x, importance_weighted=True)
     torch.manual_seed(0)
-    rows, log_density = perturb_samples(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
-    of_rows = ddgm.energy_net(rows)
+    samples, log_density = perturb_samples(ddgm.generator(ddgm.prior().expand((64,)).sample()), 0.2)
+    energies = ddgm.energy_net(samples)
     expected = (
-        ddgm.energy_net(x).mean() - (normalise_importance_weights(of_rows, log_density) * of_rows).sum()
+        ddgm.energy_net(x).mean() - (normalise_importance_weights(energies, log_density) * energies).sum()
     )  # no penalty
     torch.testing.assert_close(weighted, expected)
     with pytest.raises(ValueError, match="mle_fraction=1.0"):
@@ -258,10 +258,10 @@ class _Constant(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.row = nn.Parameter(torch.zeros(2))
+        self.point = nn.Parameter(torch.zeros(2))
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.row.expand(len(z), 2)
+        return self.point.expand(len(z), 2)
 
 
 def test_a_collapsed_generator_stops_training(tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_functions_in_place_of_model_and_guide() -> None:
     torch.manual_seed(3)
     losses = objective.losses(Batch(x, None, None))
     torch.manual_seed(3)
-    rows = module.generator(torch.rand(64, 4) - 0.5)
-    expected = (module.energy_net(x) + x[:, 0]).mean() - (module.energy_net(rows) + rows[:, 0]).mean()
+    samples = module.generator(torch.rand(64, 4) - 0.5)
+    expected = (module.energy_net(x) + x[:, 0]).mean() - (module.energy_net(samples) + samples[:, 0]).mean()
     torch.testing.assert_close(losses["energy"].total, expected)
     run = fit(objective, data, TrainingConfig(max_steps=20, batch_size=32, device="cpu"), progress=False)
     assert (run.steps, run.why_eager) == (20, None)
@@ -321,6 +321,7 @@ def test_cuda_graphs_need_cuda() -> None:
         fit(EnergyObjective.for_data(make_ddgm(), data), data, config, progress=False)
 
 
+@pytest.mark.slow
 def test_labelled_data_train_the_class_energies() -> None:
     data = SemiSupervisedData.from_arrays(
         *two_classes(2000, few=20), x_validation=two_classes(500)[0], y_validation=two_classes(500)[1]

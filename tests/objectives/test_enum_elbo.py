@@ -23,7 +23,7 @@ from pyro_ssvae.models.m2 import ENUMERATE
 K, L, D = 4, 3, 6
 
 
-def rows(n: int = 5) -> Tensor:
+def make_examples(n: int = 5) -> Tensor:
     return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
 
 
@@ -78,7 +78,7 @@ def make_stack() -> M1M2:
     return M1M2.from_m1(m1, K, latent_dim=2, hidden_dims=(8,)).double().unfreeze_m1()
 
 
-PAIRS: dict[str, Callable[[], nn.Module]] = {
+MODULES: dict[str, Callable[[], nn.Module]] = {
     "m2": make_m2,
     "m2, gaussian": lambda: make_m2(likelihood="gaussian"),
     "m2, map": lambda: make_m2(class_prior="map"),
@@ -107,9 +107,9 @@ def value_and_gradient(elbo: Any, module: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([loss.detach().reshape(1), flat_gradient(loss, module)])
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", MODULES)
 def test_equals_stock_trace_enum_elbo(name: str) -> None:
-    module, x = PAIRS[name](), rows()
+    module, x = MODULES[name](), make_examples()
     torch.manual_seed(3)
     stock = value_and_gradient(TraceEnum_ELBO(max_plate_nesting=1), module, x)
     torch.manual_seed(3)
@@ -130,7 +130,7 @@ def within_four_standard_errors(draw: Callable[[], Tensor], expected: Tensor, nu
 
 @pytest.mark.parametrize("name", ["m2", "m2, map", "ladder"])
 def test_analytic_kl_is_stock_on_average(name: str) -> None:
-    module, x = PAIRS[name](), rows(3)
+    module, x = MODULES[name](), make_examples(3)
     torch.manual_seed(4)
     stock = TraceEnum_ELBO(max_plate_nesting=1)
     with pyro.validation_enabled(False):
@@ -140,19 +140,19 @@ def test_analytic_kl_is_stock_on_average(name: str) -> None:
         )
 
 
-def test_analytic_kl_takes_noise_away() -> None:
-    module, x = make_m2(), rows()
+def test_analytic_kl_reduces_the_variance() -> None:
+    module, x = make_m2(), make_examples()
     torch.manual_seed(0)
-    spread = [
+    deviations = [
         torch.stack([elbo.differentiable_loss(module.model, module.guide, x).detach() for _ in range(200)]).std()
         for elbo in (StaticEnumELBO(), StaticEnumELBO(analytic_kl=False))
     ]
-    assert spread[0] < spread[1]
+    assert deviations[0] < deviations[1]
 
 
 def test_a_latent_drawn_last_by_the_guide_gets_no_closed_form() -> None:
     """In the ladder z1 comes first in the guide, and p(z1|z,y) hangs on it: E[KL(q(z1|x) || p(z1|z,y))] is wrong."""
-    module, x = Ladder(), rows()
+    module, x = Ladder(), make_examples()
     seen = []
     kl = torch.distributions.kl.kl_divergence
 
@@ -180,22 +180,22 @@ class _NoSynchronisation(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("enumeration", ["exact", "top-k"])
-@pytest.mark.parametrize("name", PAIRS)
-def test_nothing_waits_for_the_device(name: str, enumeration: str) -> None:
-    module, x = PAIRS[name](), rows()
+@pytest.mark.parametrize("name", MODULES)
+def test_no_host_device_synchronisation(name: str, enumeration: str) -> None:
+    module, x = MODULES[name](), make_examples()
     with pyro.validation_enabled(False), _NoSynchronisation():
         StaticEnumELBO(enumeration=enumeration).differentiable_loss(module.model, module.guide, x, size=20).backward()
 
 
-def test_the_stock_elbo_does_wait() -> None:
+def test_the_stock_elbo_synchronises() -> None:
     """The check above would notice."""
-    module, x = make_m2(), rows()
+    module, x = make_m2(), make_examples()
     with pyro.validation_enabled(False), _NoSynchronisation(), pytest.raises(AssertionError, match="host wait"):
         TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(module.model, module.guide, x)
 
 
 def test_objective_with_the_stock_elbo_is_the_same() -> None:
-    m2, batch = make_m2(), Batch(rows(), rows(3), torch.tensor([0, 3, 1]))
+    m2, batch = make_m2(), Batch(make_examples(), make_examples(3), torch.tensor([0, 3, 1]))
     losses = []
     for elbo in ("static", "stock"):
         objective = SemiSupervisedELBO(m2, num_labelled=12, num_unlabelled=50, elbo=elbo, analytic_kl=False)
@@ -208,7 +208,7 @@ def test_objective_with_the_stock_elbo_is_the_same() -> None:
 
 def test_trains_under_stock_svi() -> None:
     pyro.clear_param_store()
-    m2, x = make_m2(), rows(20)
+    m2, x = make_m2(), make_examples(20)
     model, guide = pyro_view(m2)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), StaticEnumELBO(enumeration="top-k"))
     losses = [svi.step(x) for _ in range(150)]
@@ -237,7 +237,7 @@ def make_still(num_classes: int = K) -> M2:
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_top_k_is_exact_on_average(top_k: int) -> None:
-    module, x = make_still(), rows(4)
+    module, x = make_still(), make_examples(4)
     expected = value_and_gradient(StaticEnumELBO(), module, x)
     elbo = StaticEnumELBO(enumeration="top-k", top_k=top_k)
     torch.manual_seed(5)
@@ -246,7 +246,7 @@ def test_top_k_is_exact_on_average(top_k: int) -> None:
 
 
 def test_top_k_is_exact_on_average_with_noise_in_z_and_a_ladder() -> None:
-    module, x = Ladder(), rows(3)
+    module, x = Ladder(), make_examples(3)
     exact, elbo = StaticEnumELBO(), StaticEnumELBO(enumeration="top-k")
     torch.manual_seed(5)
     zero = torch.zeros_like(value_and_gradient(exact, module, x))
@@ -258,7 +258,7 @@ def test_top_k_is_exact_on_average_with_noise_in_z_and_a_ladder() -> None:
 
 @pytest.mark.parametrize("top_k", [K - 1, K, 50])
 def test_top_k_of_all_but_one_is_exact(top_k: int) -> None:
-    module, x = make_still(), rows()
+    module, x = make_still(), make_examples()
     ours = value_and_gradient(StaticEnumELBO(enumeration="top-k", top_k=top_k), module, x)
     torch.testing.assert_close(ours, value_and_gradient(StaticEnumELBO(), module, x), rtol=1e-12, atol=1e-12)
 
@@ -280,8 +280,8 @@ def test_the_drawn_class_is_never_among_the_exact_ones_and_follows_the_rest() ->
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / len(logits))
 
 
-def test_a_sure_classifier_leaves_no_noise_and_no_nan() -> None:
-    module, x = make_still(), rows()
+def test_a_certain_classifier_gives_an_exact_finite_gradient() -> None:
+    module, x = make_still(), make_examples()
     with torch.no_grad():
         module.classifier.layers[-1].weight.mul_(1e4)
     elbo = StaticEnumELBO(enumeration="top-k")
@@ -292,7 +292,7 @@ def test_a_sure_classifier_leaves_no_noise_and_no_nan() -> None:
 
 
 def test_hundreds_of_classes() -> None:
-    module, x = make_still(300), rows()
+    module, x = make_still(300), make_examples()
     expected = StaticEnumELBO().differentiable_loss(module.model, module.guide, x).detach()
     elbo = StaticEnumELBO(enumeration="top-k")
     torch.manual_seed(0)
@@ -324,7 +324,7 @@ def test_networks_in_bf16_leave_the_bound_in_fp32_and_close(enumeration: str) ->
 # Out of reach.
 
 
-def _pair(**parts: Any) -> tuple[Callable[..., None], Callable[..., None]]:
+def _make_functions(**parts: Any) -> tuple[Callable[..., None], Callable[..., None]]:
     """A module whose guide has a class y, an optional second site, and whose model has an optional third."""
 
     def model(x: Tensor) -> None:
@@ -368,15 +368,15 @@ def _normal(x: Tensor) -> Any:
         ({"event": 0}, "do not line up"),
     ],
 )
-def test_pairs_out_of_reach_say_why_and_what_to_do(parts: dict[str, Any], words: str) -> None:
-    model, guide = _pair(**parts)
+def test_unsupported_models_are_refused_with_the_reason(parts: dict[str, Any], words: str) -> None:
+    model, guide = _make_functions(**parts)
     with pyro.validation_enabled(False), pytest.raises(StaticELBOError, match=words) as caught:
         StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 5))
     assert "elbo='stock'" in str(caught.value)
 
 
-def test_enumeration_that_is_silently_off_is_an_error() -> None:
-    model, guide = _pair(infer={})
+def test_missing_enumeration_is_an_error() -> None:
+    model, guide = _make_functions(infer={})
     with pytest.raises(EnumerationError, match="enumerated no site"):
         StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 2))
 

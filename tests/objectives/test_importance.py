@@ -17,7 +17,7 @@ from pyro_ssvae.evaluation import log_likelihood
 D, L, K = 6, 3, 4
 
 
-def rows(n: int = 5) -> Tensor:
+def make_examples(n: int = 5) -> Tensor:
     return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
 
 
@@ -48,7 +48,7 @@ def log_weights_by_hand(m2: M2, x: Tensor, k: int) -> Tensor:
 
 @pytest.mark.parametrize("size", [None, 20])
 def test_importance_weighted_bound_of_m2_by_hand(size: int | None) -> None:
-    m2, x, k = make_m2(), rows(), 7
+    m2, x, k = make_m2(), make_examples(), 7
     torch.manual_seed(3)
     loss = StaticEnumELBO(num_particles=k, importance_weighted=True).differentiable_loss(
         m2.model, m2.guide, x, size=size
@@ -65,7 +65,7 @@ def test_importance_weighted_bound_of_m2_by_hand(size: int | None) -> None:
 
 
 def test_several_draws_without_weights_are_their_mean() -> None:
-    m2, x, k = make_m2(), rows(), 7
+    m2, x, k = make_m2(), make_examples(), 7
     torch.manual_seed(3)
     loss = StaticEnumELBO(num_particles=k, analytic_kl=False).differentiable_loss(m2.model, m2.guide, x)
     torch.manual_seed(3)
@@ -74,8 +74,8 @@ def test_several_draws_without_weights_are_their_mean() -> None:
     torch.testing.assert_close(loss, (log_q.exp() * (log_q + math.log(K) - bound)).sum())
 
 
-def test_labelled_rows_too() -> None:
-    m2, x, k = make_m2(), rows(), 7
+def test_importance_weighted_bound_of_labelled_examples() -> None:
+    m2, x, k = make_m2(), make_examples(), 7
     y = torch.tensor([0, 1, 2, 3, 0])
     elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, require_enumeration=False)
     torch.manual_seed(3)
@@ -87,12 +87,12 @@ def test_labelled_rows_too() -> None:
     torch.testing.assert_close(loss, -4 * (log_weights.logsumexp(0) - math.log(k)).sum())
 
 
-PAIRS = {"m1": make_m1, "m2": make_m2, "stack": make_stack, "dirichlet": lambda: make_m2(class_prior="dirichlet")}
+MODULES = {"m1": make_m1, "m2": make_m2, "stack": make_stack, "dirichlet": lambda: make_m2(class_prior="dirichlet")}
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", MODULES)
 def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
-    module, x = PAIRS[name](), rows(40)
+    module, x = MODULES[name](), make_examples(40)
     module.train()
     means, errors = [], []
     for k in (1, 5, 50):
@@ -108,7 +108,7 @@ def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
 
 
 def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
-    module, x = make_stack(), rows(40)
+    module, x = make_stack(), make_examples(40)
     means, errors = [], []
     for k in (1, 10):
         elbo = StaticEnumELBO(num_particles=k, analytic_kl=False)
@@ -121,8 +121,8 @@ def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
 
 
 def stacked_and_its_limit() -> tuple[M1M2, Tensor, float]:
-    """A stack in stacked training, rows, and the mean of log p(z1) under q(z1|x): what no bound may pass."""
-    stack, x = make_stack().freeze_m1().train(), rows(10)
+    """A stack in stacked training, examples, and the mean of log p(z1) under q(z1|x): an upper limit of every bound."""
+    stack, x = make_stack().freeze_m1().train(), make_examples(10)
     with torch.no_grad():
         z1 = stack.encode_z1(x).sample((200,))  # (200, B, L1)
         y = torch.arange(K).view(-1, 1, 1, 1)
@@ -149,7 +149,7 @@ def test_the_stacked_bound_rises_with_draws_and_stays_below_its_limit() -> None:
 
 
 def test_top_k_inside_the_weighted_bound_of_a_stack_is_unbiased() -> None:
-    stack, x = make_stack().freeze_m1().train(), rows()
+    stack, x = make_stack().freeze_m1().train(), make_examples()
     options = {"num_particles": 3, "importance_weighted": True}
     exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_top_k_inside_the_weighted_bound_of_a_stack_is_unbiased() -> None:
 
 
 def test_top_k_inside_the_weighted_bound_is_unbiased() -> None:
-    m2, x = make_m2(), rows()
+    m2, x = make_m2(), make_examples()
     options = {"num_particles": 3, "importance_weighted": True}
     exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
     with torch.no_grad():
@@ -174,18 +174,18 @@ def test_top_k_inside_the_weighted_bound_is_unbiased() -> None:
     assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
 
 
-def test_what_is_out_of_reach_says_so() -> None:
+def test_unsupported_combinations_are_refused() -> None:
     elbo = StaticEnumELBO(num_particles=3, importance_weighted=True, enumeration="top-k")
     stack = make_stack()
     with pytest.raises(StaticELBOError, match="depends on earlier draws"):
-        elbo.differentiable_loss(stack.model, stack.guide, rows())
+        elbo.differentiable_loss(stack.model, stack.guide, make_examples())
     with pytest.raises(ValueError, match="under one plate"):
         StaticEnumELBO(num_particles=3, importance_weighted=True, max_plate_nesting=2)
     with pytest.raises(ValueError, match="needs elbo='static'"):
         SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=1, elbo="stock", num_particles=2)
 
 
-def test_one_draw_cannot_be_weighed() -> None:
+def test_one_draw_cannot_be_importance_weighted() -> None:
     for build in (
         lambda: UnsupervisedELBO(make_m1(), num_examples=5, importance_weighted=True),
         lambda: SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=5, importance_weighted=True),
@@ -224,7 +224,7 @@ def test_terms_say_how_the_kl_is_computed(kind: type[M1], options: dict[str, obj
 
 
 def test_objectives_keep_the_classifier_term() -> None:
-    m2, x = make_m2(), rows()
+    m2, x = make_m2(), make_examples()
     y = torch.tensor([0, 1, 2, 3, 0])
     objective = SemiSupervisedELBO(
         m2, num_labelled=5, num_unlabelled=50, num_particles=4, importance_weighted=True, alpha=3.0
@@ -239,8 +239,8 @@ def test_objectives_keep_the_classifier_term() -> None:
     assert "num_particles" not in SemiSupervisedELBO(m2, num_labelled=5, num_unlabelled=50).config()
 
 
-def test_unsupervised_objective_is_the_bound_of_all_rows() -> None:
-    m1, x = make_m1(), rows()
+def test_unsupervised_objective_is_the_bound_of_all_examples() -> None:
+    m1, x = make_m1(), make_examples()
     objective = UnsupervisedELBO(m1, num_examples=50)
     torch.manual_seed(3)
     loss, terms = objective.loss(Batch(x, None, None))

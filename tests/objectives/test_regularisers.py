@@ -15,12 +15,12 @@ def test_no_strength_is_the_identity() -> None:
     torch.testing.assert_close(AffineAugmentation(strength=0.0)(x), x, atol=1e-5, rtol=0)
 
 
-def test_each_row_has_its_own_map_and_values_stay_in_range() -> None:
+def test_each_image_has_its_own_map_and_values_stay_in_range() -> None:
     x = torch.rand(1, 1, 28, 28).expand(6, -1, -1, -1)
     out = AffineAugmentation()(x)
     assert out.min() >= 0.0
     assert out.max() <= 1.0
-    assert all(not torch.allclose(out[0], row) for row in out[1:])
+    assert all(not torch.allclose(out[0], other) for other in out[1:])
 
 
 def test_shift_is_a_fraction_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ class _Same(AffineAugmentation):
         return x
 
 
-def test_consistency_is_the_cross_entropy_of_confident_rows() -> None:
+def test_consistency_is_the_cross_entropy_of_confident_examples() -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(20, 4)).requires_grad_()
     term = Consistency(4, threshold=0.8, strong=_Same(), align=False)
@@ -87,7 +87,7 @@ def test_alignment_divides_by_the_running_mean() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: AffineAugmentation(shift=-1.0), "non-negative"),
+        (lambda: AffineAugmentation(shift=-1.0), "shift=-1.0 must be at least 0"),
         (lambda: Consistency(3, weight=-1.0), "weight=-1"),
         (lambda: Consistency(3, threshold=1.5), "threshold=1.5"),
     ],

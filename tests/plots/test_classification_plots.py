@@ -53,7 +53,7 @@ def test_confusion_matrices_refuse_wrong_labels(true, predicted, names, message)
 
 
 def test_calibration_error_and_points():
-    # Two bins are filled: four rows of confidence 0.95, half right, and one of 0.65 that is right.
+    # Two bins are filled: four examples of confidence 0.95, half right, and one of 0.65 that is right.
     p = torch.tensor([[0.95, 0.05]] * 4 + [[0.35, 0.65]])
     figure = plot_reliability(p, [0, 0, 1, 1, 1], num_bins=10)
     points, (low, high) = figure.axes[0].containers[0][0], _ends(figure)

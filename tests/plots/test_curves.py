@@ -90,7 +90,7 @@ def test_axes_are_logarithmic_only_where_values_are_positive_and_far_apart():
     assert panel(plot_training_curves(with_zero), "Training loss").get_yscale() == "linear"
 
 
-def test_a_low_start_of_the_bound_is_cut_off_and_said_so():
+def test_a_low_start_of_the_bound_is_cut_off_and_annotated():
     rows = make_rows(30)
     rows[0]["train/bound_unlabelled"] = -600.0
     axes = panel(plot_training_curves(rows), "Bound on log p (higher is better)")

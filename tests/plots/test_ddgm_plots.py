@@ -95,7 +95,7 @@ def test_interpolations_and_analogies_of_images() -> None:
     start, end = torch.zeros(2, 3), torch.ones(2, 3)
     paths = plot_interpolations(ddgm, start, end, steps=3)
     assert [label.get_text() for label in paths.axes[0].get_yticklabels()] == ["z", "features", "z", "features"]
-    expected = ddgm.interpolate(start, end, steps=3)[2, 1, 0]  # the last image of the second pair
+    expected = ddgm.interpolate(start, end, steps=3)[2, 1, 0]  # the last image of the second path
     canvas = np.asarray(paths.axes[0].images[0].get_array())[..., 0]
     top = 2 * (64 + 4) + 3 * 4  # groups of two rows are apart
     np.testing.assert_allclose(canvas[top : top + 64 : 8, 2 * 68 : 2 * 68 + 64 : 8], expected, atol=1e-6)
@@ -109,7 +109,7 @@ def test_interpolations_and_analogies_of_images() -> None:
         plot_analogies(ddgm, torch.rand(4, 1, 8, 8))
 
 
-def test_a_feature_is_credited_to_its_latent() -> None:
+def test_variance_of_a_feature_is_assigned_to_its_latent() -> None:
     class Swapped(torch.nn.Module):  # features: the second latent, the first one, and their product
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.stack([x[:, 1], x[:, 0] ** 2, 2.0 * x[:, 0] * x[:, 1]], -1)

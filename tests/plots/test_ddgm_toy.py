@@ -62,7 +62,7 @@ def pixels(movie: Movie) -> list[np.ndarray]:
     return [np.asarray(frame.convert("RGB")) for frame in movie._frames]
 
 
-def test_a_movie_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
+def test_a_movie_is_resumed(tmp_path: Path) -> None:
     steps = list(range(0, 60_000, 1000))  # more than fit into one block of a GIF's comment
     movie = film(steps)
     again = Movie.load(movie.save(tmp_path / "training.gif"))

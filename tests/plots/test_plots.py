@@ -29,10 +29,10 @@ def make_model(event_shape=(1, 8, 8), num_classes=3, latent_dim=2, **options):
     return M2(event_shape, num_classes, latent_dim=latent_dim, **options)
 
 
-def make_rows(model, n=7):
+def make_examples(model, n=7):
     generator = torch.Generator().manual_seed(2)
-    rows = torch.rand(n, *model.event_shape, generator=generator)
-    return rows.to(next(model.parameters()).device), torch.arange(n) % model.num_classes
+    x = torch.rand(n, *model.event_shape, generator=generator)
+    return x.to(next(model.parameters()).device), torch.arange(n) % model.num_classes
 
 
 def mosaic(figure, axes=0):
@@ -67,14 +67,14 @@ def all_random_states(device):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_drawing_leaves_random_states_and_training_modes_alone(name, device):
+def test_drawing_preserves_random_states_and_training_modes(name, device):
     model = make_model(batch_norm=True).to(device)
     model.train()
     model.decoder.eval()
     buffers = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [part.training for part in model.modules()]
     tensors, python = all_random_states(device)
-    FIGURES[name](model, *make_rows(model))
+    FIGURES[name](model, *make_examples(model))
     tensors_after, python_after = all_random_states(device)
     assert all(torch.equal(a, b) for a, b in zip(tensors, tensors_after, strict=True))
     assert python == python_after
@@ -86,9 +86,9 @@ def test_drawing_leaves_random_states_and_training_modes_alone(name, device):
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_figure_is_the_same_png(name):
     model = make_model()
-    first = to_png(FIGURES[name](model, *make_rows(model)))
+    first = to_png(FIGURES[name](model, *make_examples(model)))
     torch.rand(3)
-    assert to_png(FIGURES[name](model, *make_rows(model))) == first
+    assert to_png(FIGURES[name](model, *make_examples(model))) == first
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
 
 
@@ -110,7 +110,7 @@ def test_samples_have_a_row_per_class_and_a_column_per_sample():
 
 def test_analogies_show_the_source_and_every_class():
     model = make_model().eval()
-    x, y = make_rows(model, 5)
+    x, y = make_examples(model, 5)
     figure = plot_analogies(model, x, y, num_images=4)
     assert mosaic(figure).shape == (4 * 64 + 3 * GAP, 4 * 64 + 3 * GAP + 4 * GAP, 3)
     assert texts(figure.axes[0].get_xticklabels()) == ["given", "0", "1", "2"]
@@ -123,16 +123,16 @@ def test_analogies_show_the_source_and_every_class():
 
 def test_analogies_predict_classes_that_are_not_given():
     model = make_model().eval()
-    x, _ = make_rows(model)
+    x, _ = make_examples(model)
     given = mosaic(plot_analogies(model, x, model.predict(x)))
     assert np.array_equal(mosaic(plot_analogies(model, x)), given)
     other = (model.predict(x) + 1) % 3
     assert not np.array_equal(mosaic(plot_analogies(model, x, other)), given)
 
 
-def test_reconstructions_pair_rows_with_predictions():
+def test_reconstructions_show_examples_and_predictions():
     model = make_model().eval()
-    x, _ = make_rows(model, 12)
+    x, _ = make_examples(model, 12)
     probability, predicted = model.predict_proba(x).max(-1)
     y = predicted.clone()
     y[3] = (y[3] + 1) % 3
@@ -156,7 +156,7 @@ def test_reconstructions_pair_rows_with_predictions():
 )
 def test_image_shapes(event_shape, image_shape):
     model = make_model(event_shape)
-    x, y = make_rows(model)
+    x, y = make_examples(model)
     plot_reconstructions(model, x, y, image_shape=image_shape)
     figure = plot_samples(model, num_columns=2, image_shape=image_shape)
     assert mosaic(figure).shape == (3 * 64 + 2 * GAP, 2 * 64 + GAP, 3)
@@ -164,7 +164,7 @@ def test_image_shapes(event_shape, image_shape):
 
 def test_colours_are_channels():
     model = make_model((3, 8, 8))
-    x, _ = make_rows(model)
+    x, _ = make_examples(model)
     shown = mosaic(plot_analogies(model, x))[:64:8, :64:8]
     np.testing.assert_allclose(shown, x[0].permute(1, 2, 0), rtol=1e-6)
 
@@ -181,9 +181,9 @@ def test_value_range_maps_to_black_and_white_and_clips():
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 8, 8), (1, 1, 8, 8)])
-def test_rows_that_are_no_images_are_refused(shape):
+def test_examples_that_are_no_images_are_refused(shape):
     model = make_model(shape)
-    x, _ = make_rows(model)
+    x, _ = make_examples(model)
     for draw in (plot_samples, plot_analogies, plot_reconstructions):
         with pytest.raises(ValueError, match=r"are not images: .*are allowed.*image_shape="):
             draw(model) if draw is plot_samples else draw(model, x)
@@ -192,9 +192,9 @@ def test_rows_that_are_no_images_are_refused(shape):
 
 
 @pytest.mark.parametrize("draw", [plot_analogies, plot_reconstructions, plot_latent_map])
-def test_wrong_rows_and_labels_are_refused(draw):
+def test_wrong_examples_and_labels_are_refused(draw):
     model = make_model()
-    x, y = make_rows(model)
+    x, y = make_examples(model)
     with pytest.raises(ValueError, match=r"shape \(7, 1, 4, 16\); the model takes examples of shape"):
         draw(model, x.reshape(7, 1, 4, 16), y)
     with pytest.raises(ValueError, match="at least 1"):
@@ -215,12 +215,12 @@ def test_numbers_of_images_are_checked(number, error):
     with pytest.raises(error, match="num_columns"):
         plot_samples(model, num_columns=number)
     with pytest.raises(error, match="num_images"):
-        plot_analogies(model, make_rows(model)[0], num_images=number)
+        plot_analogies(model, make_examples(model)[0], num_images=number)
 
 
 def test_two_latents_are_shown_as_they_are():
     model = make_model().eval()
-    x, y = make_rows(model)
+    x, y = make_examples(model)
     figure = plot_latent_map(model, x, y, labelled=[1, 0, 0, 1, 0, 0, 0])
     rest, ringed = figure.axes[0].collections
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_two_latents_are_shown_as_they_are():
 
 def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
     model = make_model().eval()
-    x, _ = make_rows(model, 4)
+    x, _ = make_examples(model, 4)
     y = torch.tensor([2, -1, 0, 2])
     figure = plot_latent_map(model, x, y)
     points = figure.axes[0].collections[0]
@@ -244,8 +244,8 @@ def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
         z = model.encode(x, completed).mean.double().numpy()
     expected = [*class_colours(3), np.array([0.8, 0.8, 0.8, 1.0])]
     for offset, colour in zip(points.get_offsets(), points.get_facecolors(), strict=True):
-        row = np.abs(z - offset).sum(1).argmin()
-        np.testing.assert_allclose(colour[:3], expected[y[row]][:3])
+        index = np.abs(z - offset).sum(1).argmin()
+        np.testing.assert_allclose(colour[:3], expected[y[index]][:3])
     assert "unknown" in texts(figure.legends[0].get_texts())
 
 
@@ -253,7 +253,7 @@ def test_points_have_the_colour_of_their_class_and_unknown_ones_are_grey():
 @pytest.mark.parametrize("method", ["auto", "pca", "tsne"])
 def test_every_method_works_for_every_number_of_latents(latent_dim, method):
     model = make_model(latent_dim=latent_dim)
-    figure = plot_latent_map(model, *make_rows(model), method=method)
+    figure = plot_latent_map(model, *make_examples(model), method=method)
     assert len(figure.axes[0].collections[0].get_offsets()) == 7
 
 
@@ -261,13 +261,13 @@ def test_a_collapsed_posterior_is_drawn():
     model = make_model(latent_dim=4)
     for parameter in model.encoder.parameters():
         parameter.data.zero_()
-    figure = plot_latent_map(model, *make_rows(model))
+    figure = plot_latent_map(model, *make_examples(model))
     assert figure.axes[0].get_xlabel() == "PC 1 (0% of the variance)"
 
 
 def test_latent_maps_refuse_what_they_cannot_draw():
     model = make_model(latent_dim=4)
-    x, y = make_rows(model)
+    x, y = make_examples(model)
     with pytest.raises(ValueError, match="auto, pca, tsne"):
         plot_latent_map(model, x, y, method="umap")
     with pytest.raises(ValueError, match="boolean for each of the 7 examples"):
@@ -282,16 +282,16 @@ def test_many_classes_get_a_continuous_map():
     assert len(np.unique(class_colours(10), axis=0)) == 10
     assert len(np.unique(class_colours(40), axis=0)) == 40
     model = make_model(num_classes=40)
-    figure = plot_latent_map(model, *make_rows(model, 50))
+    figure = plot_latent_map(model, *make_examples(model, 50))
     assert len(figure.axes) == 2  # the colour bar
     to_png(figure)
 
 
-def test_feature_means_are_in_standard_deviations_of_the_given_rows():
+def test_feature_means_are_in_standard_deviations_of_the_given_examples():
     model = make_model((5,), likelihood="gaussian")
-    x, y = make_rows(model, 6)
+    x, y = make_examples(model, 6)
     x[:, 4] = 0.5
-    y = y.clamp(max=1)  # no row of class 2
+    y = y.clamp(max=1)  # no example of class 2
     figure = plot_feature_means(model, x, y)
     samples, given = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
     assert samples.shape == given.shape == (3, 5)
@@ -303,14 +303,14 @@ def test_feature_means_are_in_standard_deviations_of_the_given_rows():
     assert texts(figure.axes[1].get_xticklabels()) == [*"01234"]
 
 
-def test_feature_means_need_no_rows():
+def test_feature_means_need_no_examples():
     figure = plot_feature_means(make_model((5,)))
     assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["samples"]
 
 
 def test_feature_means_check_their_arguments():
     model = make_model((5,))
-    x, y = make_rows(model)
+    x, y = make_examples(model)
     with pytest.raises(ValueError, match="x was given alone"):
         plot_feature_means(model, x)
     with pytest.raises(ValueError, match="y was given alone"):
@@ -321,7 +321,7 @@ def test_feature_means_check_their_arguments():
 
 def test_feature_means_leave_unknown_classes_out():
     model = make_model((5,), likelihood="gaussian")
-    x, y = make_rows(model, 6)
+    x, y = make_examples(model, 6)
     some = plot_feature_means(model, x, torch.where(torch.arange(6) < 4, y, -1)).axes[1].images[0].get_array()
     np.testing.assert_array_equal(some, plot_feature_means(model, x[:4], y[:4]).axes[1].images[0].get_array())
     plot_feature_means(model, x, torch.full((6,), -1))  # none known: samples alone
@@ -329,7 +329,7 @@ def test_feature_means_leave_unknown_classes_out():
 
 def test_unknown_classes_are_predicted_and_not_called_wrong():
     model = make_model().eval()
-    x, _ = make_rows(model)
+    x, _ = make_examples(model)
     predicted = model.predict(x)
     known = torch.where(torch.arange(7) < 3, predicted, -1)
     assert np.array_equal(mosaic(plot_analogies(model, x, known)), mosaic(plot_analogies(model, x, predicted)))
@@ -346,10 +346,10 @@ def test_m1_images_are_decoded_means():
     assert mosaic(plot_samples(m1, num_columns=3, seed=5)).shape == (3 * 64 + 2 * GAP, 3 * 64 + 2 * GAP, 3)
     torch.manual_seed(5)
     np.testing.assert_allclose(tile(plot_samples(m1, num_columns=3, seed=5), 1, 1), m1.generate(9)[4, 0], rtol=1e-5)
-    pairs = plot_reconstructions(m1, x)
-    assert len(pairs.axes) == 2
-    np.testing.assert_allclose(tile(pairs, 0, 1, axes=1), x[11, 0], rtol=1e-6)
-    np.testing.assert_allclose(tile(pairs, 1, 1, axes=1), decoded[11, 0], rtol=1e-5)
+    figure = plot_reconstructions(m1, x)
+    assert len(figure.axes) == 2
+    np.testing.assert_allclose(tile(figure, 0, 1, axes=1), x[11, 0], rtol=1e-6)
+    np.testing.assert_allclose(tile(figure, 1, 1, axes=1), decoded[11, 0], rtol=1e-5)
     paths = plot_interpolations(m1, x[:2], x[2:4], steps=5)
     assert texts(paths.axes[0].get_yticklabels()) == ["straight", "arc"] * 2
     for row, spherical in ((2, False), (3, True)):

@@ -19,7 +19,7 @@ from pyro_ssvae.plots.style import new_figure
 
 MODULE = importlib.import_module("pyro_ssvae.plots.figures")  # not the function of that name
 IMAGES = ["samples", "analogies", "reconstructions"]
-ROWS = ["latent_map", "confusion_matrix", "reliability"]
+CLASSES = ["latent_map", "confusion_matrix", "reliability"]
 
 
 def make_data(event_shape=(1, 8, 8), held_out="test", num_classes=3):
@@ -54,7 +54,7 @@ def test_a_run_on_images(tmp_path):
     data = make_data()
     model = make_model(data)
     paths = save_figures(model, data, write_metrics(tmp_path), tmp_path / "run" / "figures")
-    assert stems(paths) == [*IMAGES, *ROWS, "training_curves"]
+    assert stems(paths) == [*IMAGES, *CLASSES, "training_curves"]
     assert sorted(paths) == sorted((tmp_path / "run" / "figures").iterdir())
     for path in paths:
         height, width, channels = imread(path).shape
@@ -66,21 +66,21 @@ def test_a_run_on_images(tmp_path):
 def test_a_run_on_a_table(tmp_path):
     data = make_data((16,))  # a square number, and yet no image
     paths = save_figures(make_model(data), data, None, str(tmp_path))
-    assert stems(paths) == ["feature_means", *ROWS]
+    assert stems(paths) == ["feature_means", *CLASSES]
     data = make_data((16,), held_out=None)
     paths = save_figures(make_model(data), data, None, tmp_path, image_shape=(4, 4))
     assert stems(paths) == IMAGES
 
 
-def test_without_test_rows(tmp_path):
+def test_without_test_examples(tmp_path):
     data = make_data((5,), held_out="validation")
     paths = save_figures(make_model(data), data, None, tmp_path)
-    assert stems(paths) == ["feature_means", *ROWS]
+    assert stems(paths) == ["feature_means", *CLASSES]
     data = make_data(held_out=None)
     assert stems(save_figures(make_model(data), data, None, tmp_path)) == IMAGES
 
 
-def test_curves_need_rows(tmp_path):
+def test_curves_need_an_evaluation(tmp_path):
     data = make_data((5,), held_out=None)
     for metrics in (tmp_path / "none.csv", write_metrics(tmp_path, "step,train/loss\n")):
         paths = save_figures(make_model(data), data, metrics, tmp_path / "f")
@@ -100,7 +100,7 @@ def test_files_are_the_same_bytes_and_replace_older_ones(tmp_path):
     assert other[0].read_bytes() != first[other[0]]
 
 
-def test_a_full_disk_leaves_the_old_figure_and_no_scrap(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_figure_and_no_temporary_file(tmp_path, monkeypatch):
     data = make_data((5,), held_out=None)
     (path,) = save_figures(make_model(data), data, None, tmp_path)
     before = path.read_bytes()
@@ -172,7 +172,7 @@ def test_a_run_of_an_energy_model(tmp_path):
         ((5,), None, ["features_and_latents"]),
     ],
 )
-def test_an_energy_model_of_other_rows(tmp_path, shape, held_out, expected):
+def test_an_energy_model_of_other_shapes(tmp_path, shape, held_out, expected):
     data = make_data(shape, held_out)
     assert stems(save_figures(make_ddgm(data, num_classes=3), data, None, tmp_path)) == expected
 
@@ -182,7 +182,7 @@ def test_an_energy_model_without_classes_has_no_matrix(tmp_path):
     assert stems(save_figures(make_ddgm(data), data, None, tmp_path)) == ["features_and_latents", "interpolations"]
 
 
-def test_analogies_can_be_judged(tmp_path, monkeypatch):
+def test_analogies_are_drawn_for_known_classes(tmp_path, monkeypatch):
     seen = []
 
     def record(model, x, y, **options):
@@ -232,7 +232,7 @@ def test_held_out_examples_of_unknown_class(tmp_path, shape, num_known):
     y_test = torch.full_like(data.y_test, -1)
     y_test[:num_known] = data.y_test[:num_known]
     data = dataclasses.replace(data, y_test=y_test)
-    needing_labels = ROWS[1:] if num_known else []
+    needing_labels = CLASSES[1:] if num_known else []
     for make, expected in (
         (make_model, [*(IMAGES if len(shape) == 3 else ["feature_means"]), "latent_map"]),
         (lambda data: make_ddgm(data, num_classes=3), ENERGIES if len(shape) == 3 else ENERGIES[:1]),

@@ -23,18 +23,18 @@ CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_dec
 
 
 class Shrinking(nn.Module):
-    """A generator whose rows cover the data until it has been asked for some, and are one point from then on."""
+    """A generator whose samples cover the data for some calls in training, and are one point from then on."""
 
     def __init__(self, lasts: float) -> None:
         super().__init__()
         self.centre = nn.Parameter(torch.zeros(2))
         self.lasts = lasts
-        self.register_buffer("asked", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, z: Tensor) -> Tensor:
         if self.training:
-            self.asked.add_(1.0)
-        width = torch.where(self.asked < self.lasts, 1.0, 1e-3)
+            self.calls.add_(1.0)
+        width = torch.where(self.calls < self.lasts, 1.0, 1e-3)
         return self.centre + width * z[:, :2]
 
 
@@ -43,7 +43,7 @@ def make_objective(data: SemiSupervisedData, lasts: float) -> EnergyObjective:
     return EnergyObjective.for_data(DDGM((2,), generator=Shrinking(lasts)), data, generator_steps=1)
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
+def read_metrics(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -52,10 +52,10 @@ def state_of(folder: Path) -> dict[str, Any]:
     return RunFolder(folder).read_checkpoint(torch.device("cpu"))
 
 
-LASTS = 50.0  # two rows are asked for at every step: from step 25 on the generator has collapsed
+LASTS = 50.0  # two calls at every step: from step 25 on the generator has collapsed
 
 
-def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
+def test_a_collapse_keeps_the_checkpoint_and_model_before(tmp_path: Path) -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
     objective = make_objective(data, LASTS)
     seen: list[int] = []
@@ -70,13 +70,13 @@ def test_a_collapse_leaves_a_sound_checkpoint_and_model(tmp_path: Path) -> None:
     assert (
         energy_diagnostics(pyro_ssvae.load(tmp_path, generator=Shrinking(LASTS)), data.x_validation)["std_ratio"] > 0.3
     )
-    # What gave it away is told nevertheless.
-    rows = rows_of(tmp_path)
+    # metrics.csv also has the evaluations after the collapse.
+    rows = read_metrics(tmp_path)
     assert [int(row["step"]) for row in rows] == seen == [10, 20, 30, 40, 50, 60, 70]
     assert [float(row["val/std_ratio"]) < 0.05 for row in rows] == [False] * 2 + [True] * 5
 
 
-def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> None:
+def test_an_interruption_after_a_collapse_resumes_from_the_checkpoint_before(tmp_path: Path) -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
 
     def interrupt(_: Any, row: dict[str, Any]) -> None:
@@ -86,13 +86,13 @@ def test_a_stop_in_doubt_goes_on_from_the_sound_checkpoint(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         fit(make_objective(data, LASTS), data, CONFIG, out=tmp_path, progress=False, on_evaluation=interrupt)
     assert state_of(tmp_path)["step"] == 20
-    healed = make_objective(data, math.inf)
-    run = fit(healed, data, CONFIG, out=tmp_path, resume=True, progress=False)
+    lasting = make_objective(data, math.inf)
+    run = fit(lasting, data, CONFIG, out=tmp_path, resume=True, progress=False)
     assert [row["step"] for row in run.metrics] == list(range(10, 101, 10))
     assert (run.stopped_by, run.best_step, state_of(tmp_path)["step"]) == ("schedule", 100, 100)
 
 
-def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> None:
+def test_a_run_that_collapsed_at_the_start_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
     short = TrainingConfig.from_dict(CONFIG.to_dict() | {"max_steps": 30})
     run = fit(make_objective(data, 0.0), data, short, out=tmp_path, progress=False)
@@ -103,7 +103,7 @@ def test_a_run_that_was_never_sound_can_still_be_taken_up(tmp_path: Path) -> Non
     )
 
 
-def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
+def test_diverging_energies_keep_the_checkpoint_before(tmp_path: Path) -> None:
     class Diverging(EnergyObjective):
         """Reports a gap of a million nats from the 16th call on."""
 
@@ -126,8 +126,8 @@ def test_energies_that_diverge_leave_what_was_before(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailedError, match=r"step 20: energies diverge.*last\.pt"):
         fit(objective, data, eager, out=tmp_path, progress=False)
     assert state_of(tmp_path)["step"] == 10
-    assert [int(row["step"]) for row in rows_of(tmp_path)] == [10, 20]
-    assert float(rows_of(tmp_path)[-1]["train/energy_gap"]) > 1e4
+    assert [int(row["step"]) for row in read_metrics(tmp_path)] == [10, 20]
+    assert float(read_metrics(tmp_path)[-1]["train/energy_gap"]) > 1e4
 
 
 def test_training_examples_replace_missing_validation_examples() -> None:
@@ -143,7 +143,7 @@ def test_training_examples_replace_missing_validation_examples() -> None:
         fit(make_objective(data, LASTS), data, CONFIG, progress=False)
 
 
-def test_validating_changes_nothing() -> None:
+def test_validation_does_not_change_the_objective() -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
     objective = make_objective(data, 0.0)
     history = [{"val/std_ratio": 0.01}] * 3
@@ -156,7 +156,7 @@ def test_validating_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("x", [torch.ones(1, 2), torch.ones(5, 2)])
-def test_data_without_variance_says_nothing_about_the_generator(x: Tensor) -> None:
+def test_data_without_variance_have_no_std_ratio(x: Tensor) -> None:
     found = energy_diagnostics(make_objective(make_toy_data("ring", num_train=100), math.inf).module, x)
     assert "std_ratio" not in found
     assert math.isfinite(found["energy_gap"])

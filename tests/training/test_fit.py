@@ -19,8 +19,19 @@ import yaml
 from torch import Tensor
 
 import pyro_ssvae
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit, report
-from pyro_ssvae.data import BatchStream
+from pyro_ssvae import (
+    DDGM,
+    M1,
+    M2,
+    EnergyObjective,
+    SemiSupervisedData,
+    SemiSupervisedELBO,
+    TrainingConfig,
+    UnsupervisedELBO,
+    fit,
+    report,
+)
+from pyro_ssvae.data import BatchStream, make_toy_data
 from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.errors import NonFiniteLossError, RunFolderError
 from pyro_ssvae.training import RunFolder
@@ -29,15 +40,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_data(n: int = 90, num_labels: int = 9, validation: int = 30, seed: int = 0) -> SemiSupervisedData:
-    """Three classes of noisy binary rows."""
+    """Three classes of noisy binary examples."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n + validation) % 3
     centres = torch.eye(3).repeat_interleave(4, -1) * 0.8 + 0.1
     x = torch.bernoulli(centres[y], generator=generator)
     hidden = y[:n].clone()
     hidden[num_labels:] = -1
-    rows = {"x_validation": x[n:], "y_validation": y[n:]} if validation else {}
-    return SemiSupervisedData.from_arrays(x[:n], hidden, num_classes=3, **rows, x_test=x[n:], y_test=y[n:])
+    held_out = {"x_validation": x[n:], "y_validation": y[n:]} if validation else {}
+    return SemiSupervisedData.from_arrays(x[:n], hidden, num_classes=3, **held_out, x_test=x[n:], y_test=y[n:])
 
 
 def make_objective(data: SemiSupervisedData, **options: object) -> SemiSupervisedELBO:
@@ -170,7 +181,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
         assert results[0][name] == results[1][name], name
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_sigterm_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "eager")
     with subprocess.Popen(
@@ -186,7 +197,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_labels_of_unlabelled_rows_change_nothing() -> None:
+def test_labels_of_unlabelled_examples_change_nothing() -> None:
     """Scramble the labels that are hidden, split as before, train: the same weights to the last bit."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (60, 12)).astype(np.float32)
@@ -392,3 +403,132 @@ def test_works_outside_the_main_thread() -> None:
 def test_schedules_of_any_length_are_evaluated_often_enough(total: int, interval: int) -> None:
     assert TrainingConfig().evaluation_interval(total) == interval
     assert TrainingConfig(evaluate_every=7).evaluation_interval(total) == 7
+
+
+# Batch normalisation.
+
+
+@pytest.mark.parametrize(("unlabelled", "labelled", "epoch"), [(35, 8, 2), (34, 9, 2), (35, 9, 2), (17, 4, 1)])
+def test_batch_norm_and_a_last_batch_of_one(unlabelled: int, labelled: int, epoch: int) -> None:
+    data = make_data(n=unlabelled + labelled, num_labels=labelled)
+    run = fit(make_objective(data, batch_norm=True), data, changed(SHORT, max_epochs=3), progress=False)
+    assert run.steps == 3 * epoch
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "sizes", "words"),
+    [
+        (30, 9, {"batch_size": 1}, "1 unlabelled and 4 labelled"),
+        (30, 9, {"labelled_batch_size": 1}, "17 unlabelled and 1 labelled"),
+        (30, 1, {}, "17 unlabelled and 1 labelled"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:No training example is labelled as")
+def test_batches_of_one_are_refused_with_batch_norm(rows: int, labels: int, sizes: dict[str, int], words: str) -> None:
+    data = make_data(n=rows, num_labels=labels)
+    objective = make_objective(data, batch_norm=True)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    with pytest.raises(ValueError, match=f"Batch normalisation needs at least two examples.*{words}"):
+        fit(objective, data, changed(SHORT, **sizes), progress=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in objective.state_dict().items())
+
+
+def test_an_energy_model_of_one_example_is_refused() -> None:
+    data = SemiSupervisedData.from_arrays([[0.5, 0.5]])
+    with pytest.raises(ValueError, match="a batch here has 1 unlabelled"):
+        fit(EnergyObjective.for_data(DDGM.for_data(data), data), data, changed(SHORT, kl_warmup=0.0), progress=False)
+
+
+# Early stopping and the weight of the KL.
+
+
+def test_patience_without_a_score_is_refused_before_training(tmp_path: Path) -> None:
+    data = make_data(validation=0)
+    objective = make_objective(data)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    with pytest.raises(
+        ValueError, match="patience=2 needs a score on validation examples, .*give the data x_validation"
+    ):
+        fit(objective, data, changed(SHORT, patience=2), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(before[name], tensor) for name, tensor in objective.state_dict().items())
+    points = make_toy_data("ring", num_train=50, num_validation=20)
+    with pytest.raises(ValueError, match="EnergyObjective gives none"):
+        fit(EnergyObjective.for_data(DDGM((2,)), points), points, changed(SHORT, patience=2), progress=False)
+
+
+def test_patience_counts_under_a_constant_weight_of_the_kl() -> None:
+    data = make_data().without_labels()
+    objective = UnsupervisedELBO.for_data(M1.for_data(data, latent_dim=2, hidden_dims=(8,)), data)
+    config = changed(SHORT, patience=2, learning_rate=1e-12, max_steps=400, kl_warmup=0.0, kl_weight=2.0, ema_decay=0.0)
+    run = fit(objective, data, config, progress=False)
+    # Draws are the same at every evaluation: equal scores, which are no worse, so that training goes on.
+    assert run.stopped_by == "schedule"
+    rising = fit(objective, data, changed(config, learning_rate=3.0, ema_decay=0.0), progress=False)
+    assert rising.stopped_by == "patience"
+    assert rising.best_step == max(rising.metrics, key=lambda row: row["val/bound"])["step"]
+
+
+@pytest.mark.parametrize("on_objective", [False, True])
+def test_a_constant_weight_of_the_kl(on_objective: bool) -> None:
+    constant = TrainingConfig(max_steps=100, kl_warmup=0.0, kl_weight=4.0)
+    assert [constant.kl_weight_at(step, 100, 500) for step in (0, 50, 99)] == [4.0, 4.0, 4.0]
+    warm = TrainingConfig(kl_warmup=0.2, kl_anneal_end=0.6, kl_weight=2.0)
+    assert [warm.kl_weight_at(step, 10, 50_000) for step in (0, 1, 5)] == pytest.approx([1.0, 16.0, 2.0])
+    data = make_data().without_labels()
+    objective = UnsupervisedELBO.for_data(M1.for_data(data, latent_dim=2, hidden_dims=(8,)), data)
+    if on_objective:
+        objective.kl_weight = 4.0
+    seen: list[float] = []
+    config = changed(SHORT, kl_warmup=0.0, max_steps=300, kl_weight=1.0 if on_objective else 4.0)
+    run = fit(objective, data, config, progress=False, on_evaluation=lambda *_: seen.append(objective.kl_weight))
+    assert set(seen) == {4.0}
+    assert run.config.kl_weight == 4.0
+    assert objective.kl_weight == (4.0 if on_objective else 1.0)
+    plain = UnsupervisedELBO.for_data(M1.for_data(data, latent_dim=2, hidden_dims=(8,)), data)
+    unweighted = fit(plain, data, changed(config, kl_weight=1.0), progress=False)
+    assert run.metrics[-1]["val/kl_z"] < 0.5 * unweighted.metrics[-1]["val/kl_z"]
+
+
+def test_weights_of_the_kl_that_disagree_or_do_nothing_are_refused() -> None:
+    data = make_data()
+    objective = make_objective(data)
+    objective.kl_weight = 3.0
+    with pytest.raises(ValueError, match=r"kl_weight=2.0 differs from objective.kl_weight=3.0"):
+        fit(objective, data, changed(SHORT, kl_weight=2.0), progress=False)
+    points = make_toy_data("ring", num_train=50)
+    with pytest.raises(ValueError, match="kl_weight=2.0 has no effect"):
+        fit(EnergyObjective.for_data(DDGM((2,)), points), points, changed(SHORT, kl_weight=2.0), progress=False)
+
+
+# Seeds.
+
+
+def test_a_cell_that_runs_twice_gives_the_same_weights() -> None:
+    data = make_data()
+    points = make_toy_data("ring", num_train=50)
+
+    def run_cell() -> list[Tensor]:
+        m2 = SemiSupervisedELBO.for_data(M2.for_data(data, latent_dim=2, hidden_dims=(8,), dropout=0.2), data)
+        energies = EnergyObjective.for_data(DDGM.for_data(points), points, entropy="mutual_information")
+        for objective, examples in ((m2, data), (energies, points)):
+            fit(objective, examples, changed(SHORT, max_steps=5), progress=False)
+        return [*m2.state_dict().values(), *energies.state_dict().values()]
+
+    assert all(torch.equal(a, b) for a, b in zip(run_cell(), run_cell(), strict=True))
+
+
+def test_fit_leaves_the_random_state_as_it_was(device: torch.device) -> None:
+    def stop(*_: object) -> None:
+        raise ZeroDivisionError
+
+    data = make_data()
+    config = changed(SHORT, max_steps=12, device=str(device))
+    objective = make_objective(data)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        fit(objective, data, config, progress=False, on_evaluation=stop)
+    assert torch.equal(torch.get_rng_state(), before)
+    fit(objective, data, config, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)

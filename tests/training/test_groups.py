@@ -43,8 +43,8 @@ class TwoLosses(Objective):
 
     def groups(self) -> dict[str, ParameterGroup]:
         parts = {"first": self.module.a, "second": self.module.b}
-        pairs = zip(parts.items(), self.rates, strict=True)
-        return {name: ParameterGroup([part], rate, fraction=self.fraction) for (name, part), rate in pairs}
+        both = zip(parts.items(), self.rates, strict=True)
+        return {name: ParameterGroup([part], rate, fraction=self.fraction) for (name, part), rate in both}
 
     def updates(self, progress: float = 0.0) -> list[Update]:
         return [Update("first", self.first), Update("second", self.second), Update("second", self.second)]

@@ -50,8 +50,8 @@ def test_energies_in_the_plane(name: str, least_distance: float) -> None:
     fit(objective, data, TrainingConfig(**DDGM_TOY.training), progress=False)
     found = measure_toy_model(ddgm, name)
     assert found["total_variation"] <= least_distance
-    mean, spread = found["floor"]
-    assert found["energy_distance"] <= mean + 3.0 * spread
+    mean, std = found["floor"]
+    assert found["energy_distance"] <= mean + 3.0 * std
     if name == "ring":
         assert (found["modes"], found["langevin_modes"]) == (10, 10)
         assert found["high_quality"] >= 0.9
@@ -77,8 +77,8 @@ def test_generated_digits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This CPU has no bf16")
-def test_bf16_ends_where_fp32_does() -> None:
-    """The same runs in both precisions; one of the 450 test rows is worth 0.2 points."""
+def test_bf16_reaches_the_error_of_fp32() -> None:
+    """The same runs in both precisions; one of the 450 test examples is worth 0.2 points."""
     errors: dict[str, list[float]] = {"32-true": [], "bf16-mixed": []}
     for seed in range(3):
         data = SemiSupervisedData.from_name("digits", num_labels=100, seed=seed)

@@ -21,9 +21,9 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_data() -> SemiSupervisedData:
+def make_data(unit: float = 1.0) -> SemiSupervisedData:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(70, 1, 8, 8, generator=generator)  # 60 unlabelled examples in batches of 16: the last one is short
+    x = unit * torch.rand(70, 1, 8, 8, generator=generator)
     y = torch.cat([torch.arange(10) % 3, torch.full((60,), -1)])
     return SemiSupervisedData.from_arrays(x, y, x_validation=x[:20], y_validation=torch.arange(20) % 3)
 
@@ -33,9 +33,10 @@ def train(
     *,
     objective: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
+    unit: float = 1.0,
     **settings: Any,
 ) -> tuple[FitResult, dict[str, Tensor]]:
-    data = make_data()
+    data = make_data(unit)
     torch.manual_seed(1)
     module = model_class(data.event_shape, 3, **{"latent_dim": 2, "hidden_dims": (12,)} | (model or {}))
     loss = SemiSupervisedELBO.for_data(module, data, **(objective or {}))
@@ -53,7 +54,7 @@ PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "ml
         (
             {"pure": True, "enumeration": "top-k"},
             {"classifier": "mlp", "class_prior": "dirichlet", "likelihood": "gaussian", "batch_norm": True},
-            {"precision": "64-true"},
+            {"precision": "64-true", "unit": 100.0},
         ),
     ],
 )
@@ -101,7 +102,7 @@ class _Reading(M2):
         return qz if float(qz.mean.detach().sum()) < 1e9 else super().encode(0.0 * x, y)
 
 
-def test_a_model_that_reads_numbers_back_trains_eagerly_and_says_why() -> None:
+def test_a_model_that_synchronises_trains_eagerly_with_a_reason() -> None:
     with pytest.warns(UserWarning, match="run eagerly.*RuntimeError.*_local_scalar_dense") as caught:
         run, found = train(_Reading, compile="compiled")
     assert len(caught) == 1
@@ -123,7 +124,7 @@ class _Annealed(M2):
         return super().decode(y, z * (1.0 + 0.1 * self.calls))
 
 
-def test_a_model_with_python_state_is_found_out() -> None:
+def test_a_model_with_python_state_is_detected() -> None:
     with pytest.warns(UserWarning, match="depend on Python values"):
         run, _ = train(_Annealed, **PURE, compile="compiled")
     assert run.step_mode == "eager"

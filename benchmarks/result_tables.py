@@ -1,7 +1,7 @@
 """Write the tables of the result pages from result files: docs/_generated/NAME.md, which the pages include.
 
-    python benchmarks/tables.py              # every table
-    python benchmarks/tables.py --figures    # and the figures
+    python benchmarks/result_tables.py              # every table
+    python benchmarks/result_tables.py --figures    # and the figures
 
 A configuration without a result is left out of its table.
 """
@@ -396,11 +396,12 @@ TABLES: dict[str, Callable[[Results], str]] = {
 
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
+    from faults import make_fault_table
     from step_tables import make_step_tables
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
-    tables |= make_step_tables(docs / "benchmarks")
+    tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

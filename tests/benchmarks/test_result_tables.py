@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tables
+import result_tables
 from step_tables import make_step_tables
 from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
 
@@ -62,7 +62,7 @@ def test_a_table_has_a_line_for_each_configuration_that_has_a_result() -> None:
 
 def test_every_table_is_empty_without_results_and_has_cells_for_its_header_with_them() -> None:
     results = load_results(DOCS / "results")
-    for name, table in tables.TABLES.items():
+    for name, table in result_tables.TABLES.items():
         assert table({}) == "", name
         header, rule, *lines = table(results).splitlines()
         cells = {len(re.split(r"(?<!\\)\|", line)) for line in (header, rule, *lines)}
@@ -73,10 +73,10 @@ def test_every_table_is_empty_without_results_and_has_cells_for_its_header_with_
 def test_the_ablation_compares_the_same_label_splits() -> None:
     errors = {"default": (0.01, 0.03), "regularisers-alone": (0.02, 0.05), "labels-alone": (0.2, 0.2)}
     results = {
-        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in pair]
-        for name, pair in errors.items()
+        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in by_split]
+        for name, by_split in errors.items()
     }
-    first, second, third = (line[-1] for line in lines_of(tables.m2_ablation(results)))
+    first, second, third = (line[-1] for line in lines_of(result_tables.m2_ablation(results)))
     assert first == ""
     assert [float(one) for one in second.split(" ± ")] == pytest.approx([1.5, 0.71])
     assert [float(one) for one in third.split(" ± ")] == pytest.approx([18.0, 1.41])
@@ -85,9 +85,9 @@ def test_the_ablation_compares_the_same_label_splits() -> None:
 def test_real_samples_and_failed_seeds_are_shown() -> None:
     common = {"energy_distance": 0.5, "floor": [0.1, 0.2], "train_seconds": 1.0}
     results = {"ddgm-spiral-default": [common, {**common, "energy_distance": 0.9, "failed": "TrainingFailedError"}]}
-    (line,) = lines_of(tables.TABLES["ddgm_spiral"](results))
+    (line,) = lines_of(result_tables.TABLES["ddgm_spiral"](results))
     assert line[1].startswith("2, 1 ")
-    (line,) = lines_of(tables.TABLES["ddgm_toy_details"](results))
+    (line,) = lines_of(result_tables.TABLES["ddgm_toy_details"](results))
     assert float(line[2]) == pytest.approx((0.9 - 0.1) / 0.2)
 
 
@@ -116,7 +116,7 @@ def test_pages_include_every_table_and_no_other(tmp_path: Path) -> None:
     included = set(re.findall(r"\{include\} _generated/(\w+)\.md", pages))
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "results").mkdir()
-    tables.write_tables(tmp_path)
+    result_tables.write_tables(tmp_path)
     written = {path.stem: path.read_text() for path in (tmp_path / "_generated").glob("*.md")}
     assert included == set(written)
     assert len(set(written.values())) == 1  # nothing has been measured there
@@ -125,6 +125,6 @@ def test_pages_include_every_table_and_no_other(tmp_path: Path) -> None:
 def test_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> None:
     for folder in ("results", "benchmarks"):
         (tmp_path / folder).symlink_to(DOCS / folder)
-    tables.write_tables(tmp_path)
+    result_tables.write_tables(tmp_path)
     for path in sorted((tmp_path / "_generated").glob("*.md")):
         assert path.read_text() == (DOCS / "_generated" / path.name).read_text(), path.name

@@ -1,0 +1,7 @@
+"""Estimators in the manner of scikit-learn: thin faces over the models, objectives and the training loop."""
+
+from pyro_ssvae.estimators.classifiers import M1M2Classifier, M2Classifier
+from pyro_ssvae.estimators.density import DDGMDensity
+from pyro_ssvae.estimators.transformer import M1Transformer
+
+__all__ = ["DDGMDensity", "M1M2Classifier", "M1Transformer", "M2Classifier"]

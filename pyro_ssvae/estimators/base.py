@@ -1,0 +1,142 @@
+"""What the estimators share: checks of the input, training, prediction in double precision."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.estimators.likelihoods import choose_likelihood
+from pyro_ssvae.evaluation import log_likelihood
+from pyro_ssvae.models import Model
+from pyro_ssvae.objectives import Objective
+from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.loop import FitResult, fit
+
+Array = NDArray[Any]
+
+ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
+"""Settings of training for ``partial_fit``."""
+
+
+class DeepEstimator(BaseEstimator):
+    """Base class of the estimators.
+
+    A subclass sets the parameters in its constructor, and defines ``fit`` and what its model offers.
+    """
+
+    model_: Any
+    latent_dim: int | None
+    hidden_dims: Sequence[int] | None
+    likelihood: Any
+    max_steps: int | None
+    batch_size: Any
+    learning_rate: float
+    max_time: float | None
+    warm_start: bool
+    device: str
+    random_state: Any
+    verbose: int
+    callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None
+
+    # Input.
+
+    def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
+        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values."""
+        dtype = np.uint8 if getattr(X, "dtype", None) == np.uint8 else np.float64
+        return validate_data(
+            self, X, reset=reset, dtype=dtype, allow_nd=True, ensure_min_samples=min_rows, ensure_min_features=1
+        )
+
+    def _as_data(self, X: Array, y: Array | None = None, num_classes: int | None = None) -> SemiSupervisedData:
+        if not np.isfinite(X.astype(np.float32)).all():
+            raise ValueError("Input X holds values too large for float32; divide its columns by a constant.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about classes without a label, in terms of from_arrays
+            return SemiSupervisedData.from_arrays(X, y, num_classes=num_classes, name="X", seed=self._draw_seed())
+
+    def _draw_seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _sizes(self, X: Array) -> dict[str, Any]:
+        """Return widths of the networks, and the likelihood, for the parameters left at ``None`` or ``"auto"``."""
+        image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
+        latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
+        hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
+        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
+        likelihood = choose_likelihood(X) if automatic else copy.deepcopy(self.likelihood)
+        return {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
+
+    # Training.
+
+    def _config(self, **changes: Any) -> TrainingConfig:
+        settings = {
+            "max_steps": self.max_steps,
+            "max_minutes": None if self.max_time is None else self.max_time / 60.0,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "device": self.device,
+        }
+        return TrainingConfig(**(settings | changes))
+
+    def _train(self, objective: Objective, data: SemiSupervisedData, **changes: Any) -> FitResult:
+        """Train, and record what happened."""
+
+        def call(module: Any, metrics: dict[str, Any]) -> None:
+            for callback in self.callbacks or ():
+                callback(module, metrics)
+
+        done = fit(objective, data, self._config(**changes), progress=bool(self.verbose), on_evaluation=call)
+        self.model_ = objective.module
+        self.history_ = done.metrics
+        self.n_iter_ = done.steps
+        return done
+
+    def _previous(self, again: bool) -> Any:
+        """Return the model of an earlier fit where this one goes on from it."""
+        return getattr(self, "model_", None) if again else None
+
+    # Prediction.
+
+    def _apply(self, function: Callable[[Any, Tensor], Tensor], X: ArrayLike) -> Array:
+        """Apply a function of model and examples, for tables in double precision.
+
+        In single precision the answer for an example depends, in its last digits, on the others of the batch.
+        """
+        check_is_fitted(self, "model_")
+        rows = self._check_rows(X, reset=False)
+        model, x = self._in_double(rows)
+        return function(model, x).detach().cpu().numpy()
+
+    def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
+        model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
+        dtype = next(model.parameters()).dtype
+        return model, torch.as_tensor(rows).to(dtype) / self.model_.data_scale
+
+    def _log_likelihood(self, X: ArrayLike, num_samples: int) -> Array:
+        """Return log p(x) of each example in nats, by importance sampling with the same draws for every example."""
+        check_is_fitted(self, "model_")
+        model, x = self._in_double(self._check_rows(X, reset=False))
+        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()
+
+    @contextmanager
+    def _sampling(self) -> Iterator[Any]:
+        """Give the trained model, with the random state of torch seeded by ``random_state`` for the time being."""
+        check_is_fitted(self, "model_")
+        with torch.random.fork_rng():
+            torch.manual_seed(self._draw_seed())
+            yield self.model_
+
+    def _in_units_of_input(self, x: Tensor) -> Array:
+        return x.cpu().numpy() * self.model_.data_scale

@@ -1,0 +1,249 @@
+"""Semi-supervised classifiers: M2, and M2 on the latents of M1."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.distributions import FixedClassPrior
+from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
+from pyro_ssvae.estimators.labels import encode_labels
+from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
+from pyro_ssvae.presets import M1_BELOW, STACK_PURE
+
+__all__ = ["M1M2Classifier", "M2Classifier"]
+
+
+class M2Classifier(ClassifierMixin, DeepEstimator):
+    """M2 (Kingma et al. 2014) as a classifier that also learns from unlabelled examples, marked by -1 in ``y``.
+
+    Args:
+        latent_dim: Number of latents; ``None``: a quarter of the columns, from 2 to 10, and 50 for images.
+        hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
+        likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
+            :mod:`pyro_ssvae.distributions`.
+        class_prior: ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for
+            each of the sorted classes.
+        alpha: Weight of the mean cross-entropy of labelled examples.
+        bound_weight: Weight of the bounds; with 0 the classifier learns from labels alone.
+        max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
+        batch_size: Unlabelled examples per step.
+        learning_rate: Peak learning rate of Adam.
+        max_time: Longest time of training in seconds; ``None`` for no limit.
+        classes: All classes, where some may have no label in ``y``.
+        n_classes: Number of clusters, where ``y`` has no label at all.
+        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        random_state: Seed or ``RandomState`` of weights and training.
+        verbose: Whether to show progress.
+        callbacks: Functions that are called at every evaluation with the model and a dictionary of metrics.
+
+    Attributes:
+        classes_: Sorted classes, shape ``(K,)``.
+        model_: The trained :class:`pyro_ssvae.M2`.
+        transduction_: Predicted classes of the training examples, shape ``(N,)``; given labels are kept.
+        history_: One dictionary of metrics per evaluation.
+        n_iter_: Steps done.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> y_few = y.copy()
+        >>> y_few[np.arange(150) % 10 != 0] = -1
+        >>> M2Classifier(max_steps=300, random_state=0).fit(X, y_few).score(X, y) > 0.8
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        likelihood: Any = "auto",
+        class_prior: Any = "uniform",
+        alpha: float = 10.0,
+        bound_weight: float = 1.0,
+        max_steps: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 3e-3,
+        max_time: float | None = None,
+        classes: ArrayLike | None = None,
+        n_classes: int | None = None,
+        warm_start: bool = False,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
+    ) -> None:
+        self.latent_dim = latent_dim
+        self.hidden_dims = hidden_dims
+        self.likelihood = likelihood
+        self.class_prior = class_prior
+        self.alpha = alpha
+        self.bound_weight = bound_weight
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_time = max_time
+        self.classes = classes
+        self.n_classes = n_classes
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+
+    # Training.
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> M2Classifier:
+        """Train on labelled and unlabelled examples.
+
+        Args:
+            X: Examples with shape ``(N, D)``, or images ``(N, C, H, W)``.
+            y: Labels with shape ``(N,)``; -1, ``None``, NaN or ``""`` for none.
+        """
+        return self._fit(X, y, self.warm_start and hasattr(self, "model_"), self.classes)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> M2Classifier:
+        """Train for one pass over examples, starting from the weights of earlier calls.
+
+        Args:
+            X: Examples.
+            y: Labels.
+            classes: All classes; needed in the first call if ``y`` does not hold them all.
+        """
+        again = hasattr(self, "model_")
+        return self._fit(X, y, again, self.classes_ if again else classes, **ONE_PASS)
+
+    def _fit(self, X: ArrayLike, y: ArrayLike, again: bool, classes: ArrayLike | None, **changes: Any) -> M2Classifier:
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        rows = self._check_rows(X, reset=not again)
+        codes, self.classes_ = encode_labels(y, classes, self.n_classes)
+        if len(codes) != len(rows):
+            raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
+        if (codes >= 0).all():
+            message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
+            warnings.warn(message, UserWarning, stacklevel=3)
+        data = self._as_data(rows, codes, len(self.classes_))
+        self._train(self._make_objective(rows, data, self._previous(again), changes), data, **changes)
+        predicted = self._apply(lambda model, x: model.predict(x), X)
+        self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
+        return self
+
+    def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
+        if model is None:
+            model = M2.for_data(data, class_prior=self._class_prior(), **self._sizes(rows))
+        return SemiSupervisedELBO.for_data(model, data, alpha=self.alpha, bound_weight=self.bound_weight)
+
+    def _class_prior(self) -> Any:
+        if isinstance(self.class_prior, (list, tuple, np.ndarray)):
+            return FixedClassPrior(len(self.classes_), np.asarray(self.class_prior, dtype=float).tolist())
+        return self.class_prior
+
+    # Prediction.
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Return q(y|x), shape ``(N, K)``, columns in the order of ``classes_``."""
+        return self._apply(lambda model, x: model.predict_proba(x), X)
+
+    def predict_log_proba(self, X: ArrayLike) -> Array:
+        """Return log q(y|x), shape ``(N, K)``."""
+        return self._apply(lambda model, x: model.predict_proba(x).log(), X)
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Return the most probable class of each example, shape ``(N,)``."""
+        probabilities = self.predict_proba(X)
+        predicted: Array = self.classes_[probabilities.argmax(1)]
+        return predicted
+
+    def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
+        """Return estimates of log p(x) in nats, shape ``(N,)``, from ``num_samples`` draws of z per class."""
+        return self._log_likelihood(X, num_samples)
+
+    def sample(self, n_samples: int = 1, y: Any = None) -> tuple[Array, Array]:
+        """Return generated examples (means of p(x|y,z)) and their classes.
+
+        Args:
+            n_samples: How many.
+            y: A class, or one for each example; ``None`` to draw them by the class prior.
+
+        Raises:
+            ValueError: For classes that the estimator does not know.
+        """
+        check_is_fitted(self, "model_")
+        codes: Any = None
+        if y is not None:
+            labels = np.asarray(y)
+            if unknown := sorted(set(labels.ravel().tolist()) - set(self.classes_.tolist()), key=str):
+                raise ValueError(f"y={unknown[:5]} is no class of this estimator; classes: {self.classes_.tolist()}.")
+            codes = np.searchsorted(self.classes_, labels)
+        with self._sampling() as model:
+            x, codes = model.generate(n_samples, codes)
+        return self._in_units_of_input(x), self.classes_[codes.cpu().numpy()]
+
+
+class M1M2Classifier(M2Classifier):
+    """M1+M2 (Kingma et al. 2014) as a classifier: an M1 of all examples, then an M2 of its latents.
+
+    Args:
+        m1_latent_dim: Number of latents of M1; ``None``: half of the columns, from 2 to 20, and 50 for images.
+        **parameters: Those of :class:`M2Classifier`.
+    """
+
+    def __init__(
+        self,
+        *,
+        m1_latent_dim: int | None = None,
+        latent_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        likelihood: Any = "auto",
+        class_prior: Any = "uniform",
+        alpha: float = 1.0,
+        bound_weight: float = 1.0,
+        max_steps: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 3e-3,
+        max_time: float | None = None,
+        classes: ArrayLike | None = None,
+        n_classes: int | None = None,
+        warm_start: bool = False,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
+    ) -> None:
+        shared = {name: value for name, value in locals().items() if name not in ("self", "m1_latent_dim", "__class__")}
+        super().__init__(**shared)
+        self.m1_latent_dim = m1_latent_dim
+
+    def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
+        if model is None:
+            sizes = self._sizes(rows)
+            image, columns = rows.ndim > 2, int(np.prod(rows.shape[1:]))
+            m1_latents = 50 if image else min(20, max(2, columns // 2))
+            m1_latents = m1_latents if self.m1_latent_dim is None else self.m1_latent_dim
+            shared = {"hidden_dims": sizes["hidden_dims"], "prior": M1_BELOW.model["prior"] if image else None}
+            m1 = M1.for_data(data, latent_dim=m1_latents, likelihood=sizes["likelihood"], **shared)
+            unlabelled = data.without_labels()
+            self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
+            model = M1M2.for_data(
+                data,
+                m1=m1,
+                class_prior=self._class_prior(),
+                classify_from=STACK_PURE.model["classify_from"],
+                activation=STACK_PURE.model["activation"],
+                latent_dim=sizes["latent_dim"],
+                hidden_dims=sizes["hidden_dims"],
+            )
+        return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)

@@ -1,0 +1,201 @@
+"""The estimators on real tables: labels of every kind, scikit-learn's tools around them, what they promise."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits, load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
+from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
+from pyro_ssvae.estimators.likelihoods import choose_likelihood
+from pyro_ssvae.evaluation import log_likelihood
+
+X, Y = load_wine(return_X_y=True)
+X = StandardScaler().fit_transform(X)
+FEW = np.where(np.arange(len(Y)) % 9 == 0, Y, -1)
+QUICK: dict[str, Any] = {"max_steps": 200, "random_state": 0, "hidden_dims": (32,), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def fitted() -> M2Classifier:
+    return M2Classifier(**QUICK).fit(X, FEW)
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "names"),
+    [(None, ["a", "b", "c"]), (np.nan, ["a", "b", "c"]), ("", ["a", "b", "c"]), (-1, ["a", "b", "c"])],
+)
+def test_labels_are_words(unlabelled: Any, names: list[str], fitted: M2Classifier) -> None:
+    labels = np.array([names[y] if y >= 0 else unlabelled for y in FEW], dtype=object)
+    model = M2Classifier(**QUICK).fit(X, labels)
+    assert model.classes_.tolist() == names
+    np.testing.assert_array_equal(model.predict(X), np.array(names)[fitted.predict(X)])
+
+
+@pytest.mark.parametrize(("offset", "dtype"), [(3, int), (3, float), (0, np.int8)])
+def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, fitted: M2Classifier) -> None:
+    labels = np.where(FEW >= 0, 4 * FEW + offset, -1).astype(dtype)
+    model = M2Classifier(**QUICK).fit(X, labels)
+    assert model.classes_.tolist() == [offset, 4 + offset, 8 + offset]
+    np.testing.assert_array_equal(model.predict(X), 4 * fitted.predict(X) + offset)
+
+
+def test_given_labels_are_kept_and_others_predicted(fitted: M2Classifier) -> None:
+    assert (fitted.transduction_[FEW >= 0] == FEW[FEW >= 0]).all()
+    assert (fitted.transduction_[FEW < 0] == fitted.predict(X)[FEW < 0]).all()
+    assert np.mean(fitted.transduction_ == Y) > 0.9
+
+
+def test_a_class_without_a_label_is_named_by_classes() -> None:
+    model = M2Classifier(**QUICK, classes=[0, 1, 2]).fit(X, np.where(FEW == 2, -1, FEW))
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert model.predict_proba(X).shape == (len(X), 3)
+
+
+def test_labels_outside_the_named_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"classes=\[0, 1\] lacks: \[2\]"):
+        M2Classifier(**QUICK, classes=[0, 1]).fit(X, FEW)
+
+
+def test_without_labels_it_clusters() -> None:
+    assert M2Classifier(**QUICK, n_classes=3).fit(X, np.full(len(X), -1)).predict(X).max() <= 2
+
+
+def test_no_label_and_no_number_of_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_classes=K"):
+        M2Classifier(**QUICK).fit(X, np.full(len(X), -1))
+
+
+def test_labels_for_all_examples_warn() -> None:
+    with pytest.warns(UserWarning, match="y labels every example"):
+        M2Classifier(**QUICK).fit(X, Y)
+
+
+def test_weights_of_examples_are_refused() -> None:
+    with pytest.raises(TypeError, match="sample_weight"):
+        M2Classifier(**QUICK).fit(X, FEW, sample_weight=np.ones(len(X)))  # type: ignore[call-arg]
+
+
+def test_known_shares_of_the_classes() -> None:
+    model = M2Classifier(**QUICK, class_prior=[0.5, 0.3, 0.2]).fit(X, FEW)
+    torch.testing.assert_close(model.model_.class_prior.mean(), torch.tensor([0.5, 0.3, 0.2]))
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state(fitted: M2Classifier) -> None:
+    before = torch.get_rng_state()
+    again = M2Classifier(**QUICK).fit(X, FEW)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(again.sample(5)[0], fitted.sample(5)[0])
+
+
+def test_log_likelihood_agrees_with_the_library(fitted: M2Classifier) -> None:
+    ours = fitted.score_samples(X, num_samples=2000)
+    independent = log_likelihood(fitted.model_, torch.as_tensor(X, dtype=torch.float32), num_samples=2000)
+    error = 2.0**0.5 * independent.standard_error.numpy()
+    assert np.mean(np.abs(ours - independent.log_px.numpy()) < 4.0 * error) > 0.97
+
+
+def test_log_likelihood_of_an_example_does_not_depend_on_others(fitted: M2Classifier) -> None:
+    np.testing.assert_allclose(fitted.score_samples(X[5:8]), fitted.score_samples(X)[5:8], rtol=1e-10)
+
+
+def test_samples_of_a_class_are_classified_as_it(fitted: M2Classifier) -> None:
+    for label in fitted.classes_:
+        x, y = fitted.sample(50, y=label)
+        assert (y == label).all()
+        assert np.mean(fitted.predict(x) == label) > 0.7
+
+
+def test_samples_of_an_unknown_class_are_refused(fitted: M2Classifier) -> None:
+    with pytest.raises(ValueError, match=r"y=\[7\] is no class"):
+        fitted.sample(2, y=7)
+
+
+def test_training_goes_on_under_warm_start_and_partial_fit() -> None:
+    model = M2Classifier(**QUICK | {"max_steps": 20}, warm_start=True).fit(X, FEW)
+    first = model.model_
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    assert model.fit(X, FEW).model_ is first
+    assert model.partial_fit(X[:60], FEW[:60]).model_ is first
+    assert any(not torch.equal(before[name], value) for name, value in first.state_dict().items())
+    assert model.classes_.tolist() == [0, 1, 2]
+
+
+def test_time_limit_and_callbacks() -> None:
+    seen: list[int] = []
+
+    def record(_: Any, metrics: dict[str, Any]) -> None:
+        seen.append(metrics["step"])
+
+    model = M2Classifier(
+        random_state=0, max_steps=100_000, max_time=2.0, callbacks=[lambda _, m: seen.append(m["step"])]
+    )
+    model.fit(X, FEW)
+    assert 0 < model.n_iter_ < 9_000
+    assert seen == [entry["step"] for entry in model.history_]
+
+
+@pytest.mark.parametrize(
+    "estimator", [M2Classifier(**QUICK), M1M2Classifier(**QUICK), M1Transformer(**QUICK), DDGMDensity(max_steps=20)]
+)
+def test_pickle_and_clone(estimator: Any) -> None:
+    fitted = estimator.fit(X, FEW)
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
+    assert not hasattr(clone(fitted), "model_")
+    assert len(repr(fitted)) < 200
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:y labels every example")
+def test_tools_of_scikit_learn() -> None:
+    quick = QUICK | {"max_steps": 120, "learning_rate": 0.01}
+    pipeline = make_pipeline(StandardScaler(), M2Classifier(**quick))
+    assert cross_val_score(pipeline, X, Y, cv=3).mean() > 0.8
+    search = GridSearchCV(M2Classifier(**quick), {"alpha": [1.0, 10.0]}, cv=2).fit(X, Y)
+    assert search.best_params_["alpha"] in (1.0, 10.0)
+    calibrated = CalibratedClassifierCV(M2Classifier(**quick), cv=2).fit(X, Y)
+    assert calibrated.predict_proba(X).shape == (len(X), 3)
+    features = make_pipeline(M1Transformer(**QUICK | {"max_steps": 1000}), LogisticRegression())
+    assert features.fit(X, Y).score(X, Y) > 0.8
+    assert features[0].get_feature_names_out().tolist() == ["m1transformer0", "m1transformer1", "m1transformer2"]
+
+
+def test_m1_reconstructs_in_the_units_of_the_input() -> None:
+    transformer = M1Transformer(**QUICK | {"max_steps": 1000, "latent_dim": 8}).fit(X)
+    error = np.mean((transformer.inverse_transform(transformer.transform(X)) - X) ** 2)
+    assert error < 0.6  # standardised columns: the mean alone has 1
+
+
+@pytest.mark.slow
+def test_images_of_eight_bits() -> None:
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
+    few = np.where(np.arange(len(labels)) % 10 == 0, labels, -1)
+    model = M2Classifier(max_steps=150, random_state=0, hidden_dims=(64,)).fit(images, few)
+    assert model.score(images, labels) > 0.85
+    samples, _ = model.sample(3, y=7)
+    assert samples.shape == (3, 1, 8, 8)
+    assert 20.0 < samples.max() <= 255.0
+
+
+def test_the_likelihood_follows_the_columns() -> None:
+    rng = np.random.default_rng(0)
+    real, binary = rng.normal(size=(200, 2)), rng.integers(0, 2, (200, 1))
+    counts = rng.negative_binomial(1, 0.1, (200, 2)) * rng.integers(0, 2, (200, 2))
+    assert isinstance(choose_likelihood(real), Gaussian)
+    assert isinstance(choose_likelihood(binary), Bernoulli)
+    assert isinstance(choose_likelihood(counts), NegativeBinomial)
+    mixed = choose_likelihood(np.hstack([real, binary, counts]))
+    assert isinstance(mixed, Mixed)
+    assert sorted(mixed.columns) == [[0, 1], [2], [3, 4]]
