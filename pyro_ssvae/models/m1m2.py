@@ -308,7 +308,8 @@ def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
     if not isinstance(m1, M1):
         raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
-    mask = torch.as_tensor(to_numpy([True] * m1.latent_dim if active is None else active, "active")).bool()
+    values = to_numpy([True] * m1.latent_dim if active is None else active, "active")
+    mask = torch.as_tensor(values, device="cpu").bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
         raise ValueError(
             f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "

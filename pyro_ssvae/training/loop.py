@@ -24,7 +24,7 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.checkpoint import CHECKPOINT_FORMAT, check_like
+from pyro_ssvae.training.checkpoint import get_state, restore
 from pyro_ssvae.training.config import TrainingConfig, settle
 from pyro_ssvae.training.device import describe_memory_error, make_fabric
 from pyro_ssvae.training.run_folder import RunFolder
@@ -156,9 +156,9 @@ def _train(
     """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
     from pyro_ssvae.training.progress import ProgressReport
 
-    loop: _Loop | None = None
+    loop: Loop | None = None
     try:
-        loop = _Loop(objective, data, config, fabric, folder, on_evaluation)
+        loop = Loop(objective, data, config, fabric, folder, on_evaluation)
         if folder is not None:
             loop.open(folder, resume, settings or {})
         with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
@@ -180,7 +180,7 @@ def _train(
 
 
 @dataclass
-class _Best:
+class Best:
     """The best evaluation so far."""
 
     score: float = float("-inf")
@@ -190,7 +190,7 @@ class _Best:
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
-class _Loop:
+class Loop:
     """State of a run and the steps over it."""
 
     def __init__(
@@ -231,7 +231,7 @@ class _Loop:
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
-        self.best = _Best()
+        self.best = Best()
         self.validation = Validation()  # of the last evaluation
         self.log: TensorBoardLog | None = None
 
@@ -246,7 +246,7 @@ class _Loop:
         }
         state = folder.find_state(config, resume=resume)
         if state is not None:
-            self.load(state)
+            restore(self, state)
             print(f"Continuing the run in {folder.path} after step {self.step} of {self.total}.", file=sys.stderr)
         folder.write_config(config)
         if self.data.split is not None:
@@ -352,7 +352,7 @@ class _Loop:
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.objective.module.state_dict().items()}
         score = float("-inf") if found.score is None or annealing else found.score
-        self.best = _Best(score, self.step, 0, weights, found.keep)
+        self.best = Best(score, self.step, 0, weights, found.keep)
         if found.keep:
             self._save_model()
 
@@ -368,66 +368,7 @@ class _Loop:
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
             if self.validation.keep or (needed and self._checkpoint() is None):
-                self.folder.write_checkpoint(self.state())
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that a continued run needs to give the same numbers."""
-        device = self.fabric.device
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "step": self.step,
-            "seconds": self.seconds,
-            **self.train_step.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "metrics": self.metrics,
-            "best": vars(self.best),
-            "keep": self.validation.keep,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a state.
-
-        Raises:
-            RunFolderError: If it belongs to another model or other settings, or is damaged.
-        """
-        try:
-            self._check_state(state)
-            self.train_step.load_state_dict(state)
-            torch.set_rng_state(state["rng"])
-            if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
-            self.best = _Best(**state["best"])
-        except MemoryError:
-            raise
-        except Exception as error:  # a damaged state gives errors of many types
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            where = "" if self.folder is None else f" {self.folder.checkpoint}"
-            raise RunFolderError(
-                f"The checkpoint{where} does not fit this model and data, or is damaged ({why})."
-            ) from error
-        self.validation = Validation(keep=state["keep"])
-        self.step, self.seconds, self.metrics = state["step"], state["seconds"], state["metrics"]
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        """Raise an error unless the parts of a state that belong to the loop are of the right types and sizes."""
-        mine, best, weights = self.state(), dict(state["best"]), state["best"]["weights"]
-        for name in ("step", "seconds", "rng", "keep"):
-            check_like(state[name], mine[name], name)
-        check_like(best | {"weights": {}}, mine["best"] | {"weights": {}}, "best")
-        if weights != {}:
-            check_like(weights, self.objective.module.state_dict(), "best/weights")
-        step, seconds = state["step"], state["seconds"]
-        if not 0 <= step <= self.total:
-            raise ValueError(f"{step} steps are done, and the schedule has {self.total}; it can only be extended")
-        if not (0 <= best["step"] <= step and best["evaluations_since"] >= 0 <= seconds < float("inf")):
-            raise ValueError(f"best step {best['step']} after {step} steps and {seconds} seconds")
-        rows = [row["step"] for row in state["metrics"]]
-        if any(type(row) is not int for row in rows) or rows != sorted(set(rows)) or max(rows, default=0) > step:
-            raise ValueError("metrics are not those of increasing steps")
-        for row in state["metrics"]:
-            if not all(value is None or type(value) in (bool, int, float, str) for value in row.values()):
-                raise ValueError(f"metrics of step {row['step']} are no numbers")
+                self.folder.write_checkpoint(get_state(self))
 
     def finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
