@@ -184,6 +184,11 @@ class RunFolder:
                 "another folder."
             )
         before = self.read_config()
+        if before.get("model", {}).get("data") != _as_plain(config.get("model", {}).get("data")):
+            raise RunFolderError(
+                f"{self.path} holds a run on other data: range, scale or names of classes differ. Choose another "
+                "folder, or use the data of before."
+            )
         for section in ("training", "objective", "model"):
             if section in before and section in config:
                 refuse_changes(self.path, before[section], config[section], (*EXTENDING, *FREE))
