@@ -19,10 +19,10 @@ from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.training import (
-    describe_error,
     find_results,
     load_data,
     make_m1,
+    print_error,
     print_result,
     run_command,
     train_stages,
@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        return 2
+        return print_error(error)
 
 
 def _new_parser() -> Parser:

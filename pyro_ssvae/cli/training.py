@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,11 +35,11 @@ from pyro_ssvae.training.device import check_one_process, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
 __all__ = [
-    "describe_error",
     "find_results",
     "get_m1_config",
     "load_data",
     "make_m1",
+    "print_error",
     "print_result",
     "read_data",
     "run_command",
@@ -111,21 +112,22 @@ def run_command(
             print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        print(f"error: {describe_error(error)}", file=sys.stderr)
-        return 2
+        return print_error(error)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
     return 0
 
 
-def describe_error(error: Exception) -> str:
-    """Return what to tell of an error in one line; raise one that is a fault of the program again."""
+def print_error(error: Exception) -> int:
+    """Print an error in one line and return the exit status; raise one that is a fault of the program again."""
     if (words := describe_memory_error(error)) is not None:
-        return f"{words}; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
-    if not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
+        words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
+    elif not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
         raise error
-    return str(error)
+    with suppress(OSError):  # standard error may be a pipe that nobody reads
+        print(f"error: {words or error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tuple[RunFolder, dict[str, Any]]]:

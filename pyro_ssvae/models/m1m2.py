@@ -109,6 +109,7 @@ class M1M2(SemiSupervisedModel):
         self.freeze_m1()
 
     @classmethod
+    @checked
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> M1M2:
         """Build the usual M2 on an M1, with initial weights drawn by the seed of the data.
 
