@@ -140,7 +140,8 @@ def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tupl
         found = [(run, run.read_result()) for run in runs]
     except (ValueError, OSError):  # missing or damaged
         return []
-    return found if all(_LAST_ENTRIES.get(command) in (None, *result) for _, result in found) else []
+    finished = (run.is_finished and _LAST_ENTRIES.get(command) in (None, *result) for run, result in found)
+    return found if all(finished) else []
 
 
 def _print_finished(args: Flags) -> bool:
@@ -270,7 +271,7 @@ def train_stages(
 def _run_stage(args: Flags, stage: str, objective: Objective, data: Any, config: TrainingConfig) -> dict[str, Any]:
     """Train and report a stage, or continue it; if it was done before, load its model and result."""
     folder, module = RunFolder(Path(args.out) / stage), cast(Model, objective.module)
-    if folder.result.is_file() and not args.evaluate_again:
+    if folder.is_finished and not args.evaluate_again:
         module.load_state_dict(load(folder.path, cls=type(module)).state_dict())
         return folder.read_result()
     done = fit(objective, data, config, out=folder.path, resume=True, settings=args.settings)

@@ -19,7 +19,7 @@ except ImportError:  # on Windows, where nothing is locked
 __all__ = ["check_lock", "lock_folder"]
 
 _NAME = ".lock"
-_held: dict[Path, tuple[int, int]] = {}  # by folder: the descriptor of its lock, and the thread that holds it
+_held: dict[str, tuple[int, int]] = {}  # by folder: the descriptor of its lock, and the thread that holds it
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: If another process or thread holds the lock, or the folder cannot be made.
     """
-    key = folder.resolve()
+    key = _get_key(folder)
     if key in _held and _held[key][1] == threading.get_ident():
         yield
         return
@@ -58,9 +58,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def check_lock(folder: Path) -> None:
     """Raise ``RunFolderError`` if a folder that was locked has been removed, or is another one now."""
-    held = _held.get(folder.resolve())
+    held = _held.get(_get_key(folder))
     if held is not None and (not folder.is_dir() or ((folder / _NAME).exists() and not _is_lock(held[0], folder))):
         raise RunFolderError(f"{folder} was removed or replaced while the run was writing to it.")
+
+
+def _get_key(folder: Path) -> str:
+    return os.path.realpath(folder)  # which, unlike Path.resolve, accepts links that lead to themselves
 
 
 def _acquire(folder: Path) -> int:

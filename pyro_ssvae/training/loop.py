@@ -377,7 +377,7 @@ class Loop:
             last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         if self.best.weights:
             module.load_state_dict(self.best.weights)
-            if not self.best.keep:
+            if not self.best.keep or (self.folder is not None and not self.folder.has_model):
                 self._save_model()
         self.objective.eval()
         return FitResult(

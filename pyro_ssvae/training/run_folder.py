@@ -17,6 +17,7 @@ import yaml
 from pyro_ssvae._io import atomic_open, read_json, read_yaml, write_atomically, write_json
 from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.models.serialization import CONFIG, WEIGHTS
 from pyro_ssvae.training.checkpoint import pack, unpack
 from pyro_ssvae.training.lock import check_lock, lock_folder
 
@@ -84,6 +85,16 @@ class RunFolder:
     def has_progress(self) -> bool:
         """Whether there is a checkpoint, or a result, that a new run would replace."""
         return any(run.checkpoint.is_file() or run.result.is_file() for run in self.runs())
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a saved model."""
+        return all((self.model / name).is_file() for name in (CONFIG, WEIGHTS))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a result, and the files that were written before it."""
+        return self.result.is_file() and self.metrics.is_file() and self.has_model
 
     # Settings.
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 import pyro_ssvae
@@ -86,7 +87,10 @@ def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "model", "figures", "result.json"} <= names
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("val/error")] == [row["step"] for row in run.metrics]
+    losses = [row["train/loss"] for row in run.metrics]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
     wanted = {
         "model", "data", "num_labels", "seed", "regularisers", "test/error", "val/error", "test/bound",
         "train_seconds", "epochs", "steps", "device", "versions", "binarisation",
