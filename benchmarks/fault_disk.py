@@ -160,9 +160,11 @@ class Disk:
             self._disturb(fault, train, out, rng)
             words = f"{fault}, {state} run"
         else:
+            before = _read_files(out)
             words = f"{fault.__name__[1:]}, {state} run, {' '.join(argv[:2]) if argv[0] == 'train' else argv[0]}"
             with fault(out, rng) as setup:
                 silent = fault is _output  # Python's own status is 120 then
+                damaged = _read_files(out)
                 ended = self.commands.start(argv, setup, new=silent).wait()
                 check_ending(ended, f"{words}:", (0, 2, 120, -signal.SIGPIPE) if silent else (0, 2), silent=silent)
         for path in (out / "samples.npz", out / "samples.png"):
@@ -171,6 +173,10 @@ class Disk:
         check_ending(again, f"{words}, then train again:", (0, 2) if fault is _damaged else (0,))
         if again.status == 2 and str(out) not in again.text:
             raise Failure("dead", f"{words}, then train again: {again.text.strip().splitlines()[-1]}")
+        if fault is _damaged and state == "done":  # a file that the command had no need of stays as it was damaged
+            for path, content in before.items():
+                if content != damaged.get(path) and damaged.get(path) == _read_files(out).get(path):
+                    _restore(path, content)
         if again.status == 0:
             compare(out, self.commands.root / "done", words)
 
@@ -190,6 +196,16 @@ class Disk:
             shutil.rmtree(out, ignore_errors=True)
         for command in running:
             check_ending(command.wait(), f"{event}:", (0, 2) if setup is None else (0, -signal.SIGKILL))
+
+
+def _read_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _restore(path: Path, content: bytes) -> None:
+    if path.is_dir():
+        path.rmdir()
+    path.write_bytes(content)
 
 
 def _rename_or_die(rename: Callable[..., None], left: Iterator[int], *args: Any, **options: Any) -> None:
