@@ -26,7 +26,8 @@ from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
-from pyro_ssvae.evaluation import classification_error, measure_image_model, measure_toy_model
+from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
+from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset

@@ -24,19 +24,10 @@ from step import make_batches
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pyro_ssvae import (
-    DDGM,
-    M1,
-    M2,
-    EnergyObjective,
-    SemiSupervisedData,
-    SemiSupervisedELBO,
-    TrainingConfig,
-    UnsupervisedELBO,
-    fit,
-)
+import pyro_ssvae as ss
 from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.evaluation import classification_error, log_likelihood, measure_image_model, measure_toy_model
+from pyro_ssvae.evaluation import log_likelihood, measure_image_model, measure_toy_model
+from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY, M1_BELOW, PURE
 
 EAGER: dict[str, Any] = {"compile": "eager"}  # arguments of TrainingConfig and of Ours
@@ -44,17 +35,19 @@ _SMALL = {"hidden_dims": [32]}
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "tf32": {}, "bf16": {"precision": "bf16"}}
 
 
-def _train_m2(options: Options, data: SemiSupervisedData, steps: int, out: Path | None = None, **settings: Any) -> Any:
+def _train_m2(
+    options: Options, data: ss.SemiSupervisedData, steps: int, out: Path | None = None, **settings: Any
+) -> Any:
     """Train pure M2 for a number of steps and return the model and what ``fit`` returned."""
     resume = settings.pop("resume", False)
     pyro.set_rng_seed(1)
-    model = M2(data.event_shape, data.num_classes, **PURE.model, **options.choose({}, _SMALL))
+    model = ss.M2(data.event_shape, data.num_classes, **PURE.model, **options.choose({}, _SMALL))
     # A short run is compared with another: rounding must not change which class top-k picks.
     exact = {"enumeration": "exact"} if steps <= 100 else {}
-    objective = SemiSupervisedELBO.for_data(model, data, pure=True, **PURE.objective | exact)
+    objective = ss.SemiSupervisedELBO.for_data(model, data, pure=True, **PURE.objective | exact)
     changes = {"max_epochs": None, "max_steps": steps, "device": options.device, "evaluate_every": max(1, steps // 5)}
-    config = TrainingConfig(**PURE.training | changes | settings)
-    return model, fit(objective, data, config, out=out, resume=resume, progress=False)
+    config = ss.TrainingConfig(**PURE.training | changes | settings)
+    return model, ss.fit(objective, data, config, out=out, resume=resume, progress=False)
 
 
 def _compare_weights(first: Any, second: Any) -> float:
@@ -72,10 +65,10 @@ def check_everything(report: Report, options: Options) -> None:
         report.try_part(check.__name__[1:], check, report, options)
 
 
-def _check_bound(report: Report, options: Options, data: SemiSupervisedData) -> None:
+def _check_bound(report: Report, options: Options, data: ss.SemiSupervisedData) -> None:
     torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it in convolutions by default
     pyro.set_rng_seed(0)
-    model = M2(data.event_shape, data.num_classes)
+    model = ss.M2(data.event_shape, data.num_classes)
     x, noise = data.x[:100].float() / data.scale, torch.randn(model.num_classes, 100, model.latent_dim)
     bounds = []
     for device in ("cpu", options.device):
@@ -92,14 +85,14 @@ def _check_bound(report: Report, options: Options, data: SemiSupervisedData) -> 
     report.add_limited("bound, CPU against device, relative difference", difference, 1e-4)
 
 
-def _check_capture(report: Report, options: Options, data: SemiSupervisedData) -> None:
+def _check_capture(report: Report, options: Options, data: ss.SemiSupervisedData) -> None:
     captured, eager = (_train_m2(options, data, 60, **settings)[1] for settings in ({}, EAGER))
     difference = _compare_weights(captured.last_weights, eager.last_weights)
     report.add("steps ran as", f"{captured.step_mode}; {captured.why_eager or 'as wanted'}")
     report.add_limited("captured against eager, 60 steps, largest relative difference", difference, 1e-3)
 
 
-def _check_load(report: Report, options: Options, data: SemiSupervisedData) -> None:
+def _check_load(report: Report, options: Options, data: ss.SemiSupervisedData) -> None:
     code = "import torch, pyro_ssvae; torch.save(pyro_ssvae.load('run').predict(torch.load('x.pt')), 'y.pt')"
     with tempfile.TemporaryDirectory() as folder:
         model, _ = _train_m2(options, data, 40, out=Path(folder, "run"))
@@ -112,7 +105,7 @@ def _check_load(report: Report, options: Options, data: SemiSupervisedData) -> N
     report.add("a model trained here, loaded without CUDA: equal predictions", agreement, "≥ 0.999", agreement >= 0.999)
 
 
-def _check_resume(report: Report, options: Options, data: SemiSupervisedData) -> None:
+def _check_resume(report: Report, options: Options, data: ss.SemiSupervisedData) -> None:
     with tempfile.TemporaryDirectory() as folder:
         straight = _train_m2(options, data, 60)[1]
         _train_m2(options, data, 60, out=Path(folder, "run"), max_minutes=1e-9)
@@ -257,7 +250,7 @@ def train_m2(report: Report, options: Options) -> None:
         report.try_part(f"pure M2, {precision}", _train_long, report, options, data, precision)
 
 
-def _train_long(report: Report, options: Options, data: SemiSupervisedData, precision: str) -> None:
+def _train_long(report: Report, options: Options, data: ss.SemiSupervisedData, precision: str) -> None:
     steps = options.choose(500 * -(-data.num_unlabelled // 200), 30)
     changes = {"batch_size": 200, "evaluate_every": steps // 5, "precision": precision}
     model, run = _train_m2(options, data, steps, **changes)
@@ -276,12 +269,12 @@ def train_m1(report: Report, options: Options) -> None:
         report.try_part(f"M1, {prior} prior", _train_one_m1, report, options, data, prior)
 
 
-def _train_one_m1(report: Report, options: Options, data: SemiSupervisedData, prior: str) -> None:
+def _train_one_m1(report: Report, options: Options, data: ss.SemiSupervisedData, prior: str) -> None:
     pyro.set_rng_seed(0)
-    model = M1(data.event_shape, **M1_BELOW.model | {"prior": prior} | options.choose({}, _SMALL))
+    model = ss.M1(data.event_shape, **M1_BELOW.model | {"prior": prior} | options.choose({}, _SMALL))
     changes = {"max_epochs": None, "max_steps": options.choose(100_000, 20), "max_minutes": 3.0}
-    config = TrainingConfig(**M1_BELOW.training | changes, device=options.device)
-    run = fit(UnsupervisedELBO.for_data(model, data), data, config, progress=False)
+    config = ss.TrainingConfig(**M1_BELOW.training | changes, device=options.device)
+    run = ss.fit(ss.UnsupervisedELBO.for_data(model, data), data, config, progress=False)
     report.add(f"M1, {prior} prior: seconds of training", run.train_seconds, steps=run.steps, step_mode=run.step_mode)
     samples = options.choose(5000, 20)
     options.synchronise()
@@ -300,13 +293,13 @@ def train_ddgm(report: Report, options: Options) -> None:
     report.try_part("DDGM, ring", _train_one_ddgm, report, options, make_toy_data("ring", seed=0))
 
 
-def _train_one_ddgm(report: Report, options: Options, data: SemiSupervisedData, known: Any = None) -> None:
+def _train_one_ddgm(report: Report, options: Options, data: ss.SemiSupervisedData, known: Any = None) -> None:
     preset, name = (DDGM_TOY, "ring") if known is None else (DDGM_IMAGES, "mnist")
     pyro.set_rng_seed(0)
-    model = DDGM(data.event_shape, **preset.model)
-    objective = EnergyObjective.for_data(model, data, **preset.objective)
+    model = ss.DDGM(data.event_shape, **preset.model)
+    objective = ss.EnergyObjective.for_data(model, data, **preset.objective)
     changes = options.choose({}, {"max_steps": 6, "batch_size": 16, "evaluate_every": 3})
-    run = fit(objective, data, TrainingConfig(**preset.training | changes, device=options.device), progress=False)
+    run = ss.fit(objective, data, ss.TrainingConfig(**preset.training | changes, device=options.device), progress=False)
     most = 120.0 if name == "mnist" else math.inf
     report.add_limited(f"DDGM, {name}, {run.steps:,} steps, {run.step_mode}: seconds", run.train_seconds, most)
     few: dict[str, Any] = options.choose({}, {"num_samples": 50})
