@@ -82,6 +82,11 @@ class Failure(Exception):
         super().__init__(kind, " ".join(message.split())[:300])
 
 
+def choose(items: Sequence[Any], rng: Any) -> Any:
+    """Return one of a sequence at random."""
+    return items[int(rng.integers(len(items)))]
+
+
 def prepare(part: str, seed: int, root: Path) -> Run:
     """Return what runs the cases of a part, after making the files and runs that they start from."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[1])}
