@@ -68,9 +68,9 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     if run.options["labels_only"]:
         return train_on_labels(model, data, run.training["learning_rate"])
     objective = EnergyObjective.for_data(model, data, **run.objective)
-    out, started = run.folder(keep), time.perf_counter()
+    started = time.perf_counter()
     try:
-        result = fit_and_report(run, objective, data, keep, resume=out is not None and out.exists())
+        result = fit_and_report(run, objective, data, keep, resume=keep is not None)
     except (TrainingFailedError, NonFiniteLossError) as problem:
         seconds = round(time.perf_counter() - started, 1)
         result = {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
