@@ -1,4 +1,4 @@
-"""Implementations of the same training step of M2, with a common interface.
+"""Implementations of one training step of M2, with a common interface.
 
 All have the widths of :class:`Sizes`, softplus activations, Bernoulli pixels, a uniform class prior, an MLP as
 classifier, and Adam. A step is complete: bound, gradients, update. The loss is not read back to the host, except where
@@ -8,28 +8,163 @@ Pyro's ``SVI`` does so itself.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
-from contender import ALPHA, LEARNING_RATE, MNIST, NUM_LABELLED, NUM_UNLABELLED, Contender, Sizes, Unavailable
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tutorial import TutorialPyro
 
 import pyro_ssvae
 from pyro_ssvae.data import Batch
 from pyro_ssvae.training.device import make_fabric
 from pyro_ssvae.training.step import TrainingStep
 
-__all__ = ["ALPHA", "MNIST", "Contender", "HandWritten", "Ours", "Pyroved", "Sizes", "TutorialPyro", "Unavailable"]
+LEARNING_RATE = 1e-3
+NUM_LABELLED, NUM_UNLABELLED = 100, 49_900  # training examples that minibatches stand for: MNIST with 100 labels
+ALPHA = 10.0  # weight of the mean cross-entropy of labelled examples
+
+
+class Unavailable(Exception):
+    """A contender cannot run here, for the reason that the message gives."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of every network: pixels of an example, hidden units, latents."""
+
+    features: int = 784
+    hidden: int = 500
+    latent: int = 50
+
+
+MNIST = Sizes()
+
+
+class Contender:
+    """One implementation of a training step of M2, in ``"fp32"``, or ``"bf16"`` with the bound in float32.
+
+    Raises:
+        Unavailable: If it cannot run here.
+    """
+
+    warm_up = 1  # steps before a step takes its usual time
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+
+    def __init__(
+        self, *, num_classes: int, device: str = "cpu", precision: str = "fp32", seed: int = 0, sizes: Sizes = MNIST
+    ) -> None:
+        if precision not in self.precisions:
+            raise Unavailable(f"{type(self).__name__} is written for {', '.join(self.precisions)}")
+        pyro.set_rng_seed(seed)
+        self.num_classes, self.precision, self.sizes = num_classes, precision, sizes
+        self.device = torch.device(device)
+
+    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+        """Take one optimisation step on unlabelled x ``(B, features)``, and on labelled examples if there are any."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, x_labelled, y_labelled).")
+
+    def autocast(self) -> torch.autocast:
+        """Return the context that networks run in."""
+        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+class _TutorialNets(nn.Module):
+    """Networks of the tutorial: the one-hot class is concatenated to the input, and all runs for every class."""
+
+    def __init__(self, num_classes: int, sizes: Sizes) -> None:
+        super().__init__()
+        features, hidden, latent = sizes.features, sizes.hidden, sizes.latent
+        first, last = nn.Linear(features, hidden), nn.Linear(hidden, num_classes)
+        self.encoder_y = nn.Sequential(first, nn.Softplus(), last, nn.Softmax(-1))
+        self.encoder_z = nn.Sequential(nn.Linear(features + num_classes, hidden), nn.Softplus())
+        self.loc, self.log_scale = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        first, last = nn.Linear(latent + num_classes, hidden), nn.Linear(hidden, features)
+        self.decoder = nn.Sequential(first, nn.Softplus(), last, nn.Sigmoid())
+
+    def encode(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder_z(_concatenate(x, y))
+        return self.loc(hidden), self.log_scale(hidden).exp()
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        return self.decoder(_concatenate(z, y))
+
+
+def _concatenate(*parts: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+
+
+class TutorialPyro(Contender):
+    """Stock Pyro as in https://pyro.ai/examples/ss-vae.html, with today's Pyro and nothing tuned.
+
+    Two ``SVI`` objects share one optimiser: ``TraceEnum_ELBO`` with the classes enumerated in parallel, and
+    ``Trace_ELBO`` for the auxiliary loss of the classifier. As in the tutorial, both are stepped on every batch,
+    labelled or not; on unlabelled examples the second one has no loss, yet Adam moves the weights by its momentum.
+    Losses are sums over the batch; ``multiplier`` is the weight of the auxiliary loss.
+    """
+
+    precisions = ("fp32",)
+
+    def __init__(self, *, learning_rate: float = LEARNING_RATE, multiplier: float = ALPHA, **settings: Any) -> None:
+        super().__init__(**settings)
+        pyro.clear_param_store()
+        self.multiplier = multiplier
+        self.nets = _TutorialNets(self.num_classes, self.sizes).to(self.device)
+        optimizer = pyro.optim.Adam({"lr": learning_rate})
+        guide = config_enumerate(self.guide, "parallel", expand=True)
+        elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+        self.svi = SVI(self.model, guide, optimizer, loss=elbo)
+        self.auxiliary = SVI(self.model_classify, self.guide_classify, optimizer, loss=Trace_ELBO())
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """p(z) p(y) p(x|y,z), with one-hot classes ``(..., K)``."""
+        pyro.module("ss_vae", self.nets)
+        shape = (x.shape[0], self.sizes.latent)
+        with pyro.plate("data"):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(shape), x.new_ones(shape)).to_event(1))
+            prior = x.new_ones(x.shape[0], self.num_classes) / self.num_classes
+            y = pyro.sample("y", dist.OneHotCategorical(prior), obs=y)
+            pyro.sample("x", dist.Bernoulli(self.nets.decode(z, y), validate_args=False).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """q(y|x) q(z|x,y)."""
+        with pyro.plate("data"):
+            if y is None:
+                y = pyro.sample("y", dist.OneHotCategorical(self.nets.encoder_y(x)))
+            pyro.sample("z", dist.Normal(*self.nets.encode(x, y)).to_event(1))
+
+    def model_classify(self, x: Tensor, y: Tensor | None = None) -> None:
+        """The auxiliary loss: labels under q(y|x)."""
+        pyro.module("ss_vae", self.nets)
+        with pyro.plate("data"):
+            if y is not None:
+                with pyro.poutine.scale(scale=self.multiplier):
+                    pyro.sample("y_aux", dist.OneHotCategorical(self.nets.encoder_y(x)), obs=y)
+
+    def guide_classify(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Empty, since the auxiliary model has no latent variables."""
+
+    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+        """Take a step on the unlabelled examples, then one on the labelled ones."""
+        self.step_on(x)
+        if x_labelled is not None and y_labelled is not None:
+            self.step_on(x_labelled, y_labelled)
+
+    def step_on(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Step both ``SVI`` objects on a batch of either kind; ``SVI`` reads each loss on the host."""
+        one_hot = () if y is None else (F.one_hot(y, self.num_classes).to(x),)
+        self.svi.step(x, *one_hot)
+        self.auxiliary.step(x, *one_hot)
 
 
 class Pyroved(Contender):
-    """The semi-supervised VAE of the package ``pyroved`` with its trainer, without invariances.
-
-    Its API fixes the scale of q(z|x,y) to a softplus where the others take an exponential; otherwise the computation is
-    that of the tutorial.
-    """
+    """The semi-supervised VAE of ``pyroved`` with its trainer: the tutorial's, with a softplus for the scale of z."""
 
     precisions = ("fp32",)
 
@@ -40,16 +175,14 @@ class Pyroved(Contender):
         except ImportError as error:
             missing = error.name in (None, "pyroved")
             raise Unavailable("not installed: pip install pyroved" if missing else f"needs {error.name}") from error
-        sizes, width = self.sizes, [self.sizes.hidden]
-        networks = {"hidden_dim_e": width, "hidden_dim_d": width, "hidden_dim_cls": width, "activation": "softplus"}
-        model = pyroved.models.ssiVAE(
-            (sizes.features,), sizes.latent, self.num_classes, invariances=None, device=self.device, **networks
-        )
+        networks: dict[str, Any] = {f"hidden_dim_{part}": [self.sizes.hidden] for part in ("e", "d", "cls")}
+        networks |= {"activation": "softplus", "invariances": None, "device": self.device}
+        model = pyroved.models.ssiVAE((self.sizes.features,), self.sizes.latent, self.num_classes, **networks)
         self.trainer = pyroved.trainers.auxSVItrainer(model, lr=LEARNING_RATE, device=self.device)
 
-    def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
         """Do what the trainer does with one batch of each kind."""
-        self.trainer.compute_loss(x_unlabelled)
+        self.trainer.compute_loss(x)
         if x_labelled is not None and y_labelled is not None:
             self.trainer.compute_loss(x_labelled, F.one_hot(y_labelled, self.num_classes).to(x_labelled))
 
@@ -69,17 +202,14 @@ class _Networks(nn.Module):
         self.decode_out = nn.Linear(sizes.hidden, sizes.features)
 
     def classify(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classify_out(F.softplus(self.classify_hidden(x)))
-        return logits.float()
+        return self.classify_out(F.softplus(self.classify_hidden(x))).float()
 
     def encode(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         hidden = F.softplus(self.encode_x(x) + _look_up(self.encode_y, y))
-        loc, log_scale = self.encode_out(hidden).float().chunk(2, -1)
-        return loc, log_scale
+        return self.encode_out(hidden).float().chunk(2, -1)
 
     def decode(self, z: Tensor, y: Tensor | None) -> Tensor:
-        logits: Tensor = self.decode_out(F.softplus(self.decode_z(z) + _look_up(self.decode_y, y)))
-        return logits.float()
+        return self.decode_out(F.softplus(self.decode_z(z) + _look_up(self.decode_y, y))).float()
 
 
 def _class_weights(num_classes: int, features: int, hidden: int) -> Tensor:
@@ -95,12 +225,7 @@ def _look_up(weights: Tensor, y: Tensor | None) -> Tensor:
 class HandWritten(Contender):
     """Plain PyTorch without Pyro: the same terms as J^α, with the exact sum over classes.
 
-    Args:
-        graph: Whether the whole step is captured as a CUDA graph at the first call and replayed from then on.
-        **settings: Arguments of :class:`Contender`.
-
-    Raises:
-        Unavailable: With ``graph`` on another device than CUDA.
+    With ``graph`` the whole step is captured as a CUDA graph at the first call and replayed from then on.
     """
 
     def __init__(self, *, graph: bool = False, **settings: Any) -> None:
@@ -132,28 +257,26 @@ class HandWritten(Contender):
         """Return L(x, y), ``(B,)``, in nats."""
         return self.cost(x, y) + math.log(self.num_classes)
 
-    def loss(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
         """Return J^α / N, estimated from a minibatch, in nats per example."""
         total_size = NUM_LABELLED + NUM_UNLABELLED
-        total = NUM_UNLABELLED / total_size * self.unlabelled_bound(x_unlabelled).mean()
+        total = NUM_UNLABELLED / total_size * self.unlabelled_bound(x).mean()
         if x_labelled is not None and y_labelled is not None:
             total = total + NUM_LABELLED / total_size * self.labelled_bound(x_labelled, y_labelled).mean()
             total = total + ALPHA * F.cross_entropy(self.nets.classify(x_labelled), y_labelled)
         return total
 
-    def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
         """Take one step; with ``graph`` the first call captures it, after three ordinary steps."""
-        batch = (x_unlabelled, x_labelled, y_labelled)
+        batch = (x, x_labelled, y_labelled)
         if not self.graph:
             self._update(*batch)
             return
-        if self._captured is None:
-            self._capture(batch)
+        captured = self._captured = self._captured or self._capture(batch)
         for static, given in zip(self._static, batch, strict=True):
             if static is not None and given is not None:
                 static.copy_(given)
-        assert self._captured is not None
-        self._captured.replay()
+        captured.replay()
 
     def _update(self, *batch: Any) -> None:
         with self.autocast():
@@ -162,7 +285,7 @@ class HandWritten(Contender):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _capture(self, batch: tuple[Tensor | None, ...]) -> None:
+    def _capture(self, batch: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
         self._static = tuple(None if part is None else part.clone() for part in batch)
         # The state of Adam, allocated in the first step, must exist before the capture starts.
         side = torch.cuda.Stream()
@@ -171,9 +294,10 @@ class HandWritten(Contender):
             for _ in range(3):
                 self._update(*self._static)
         torch.cuda.current_stream().wait_stream(side)
-        self._captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._captured):
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
             self._update(*self._static)
+        return captured
 
 
 class _FixedBatch:
@@ -193,45 +317,31 @@ class _FixedBatch:
 
 
 class Ours(Contender):
-    """This package: the step of ``fit``, with moving average and sums for the log, without the two extra losses.
-
-    Args:
-        enumeration: Sum over the classes of unlabelled examples, ``"exact"`` or ``"top-k"``.
-        compile: Argument of :class:`pyro_ssvae.TrainingConfig`.
-        **settings: Arguments of :class:`Contender`.
-    """
+    """This package: the step of ``fit``, with moving average and sums for the log, without the two extra losses."""
 
     warm_up = 6  # the first steps are eager, then one is compiled or captured
 
     def __init__(self, *, enumeration: str = "exact", compile: str = "auto", **settings: Any) -> None:
         super().__init__(**settings)
-        self.module = pyro_ssvae.M2(
-            (self.sizes.features,),
-            self.num_classes,
-            hidden_dims=(self.sizes.hidden,),
-            latent_dim=self.sizes.latent,
-            activation="softplus",
-            classifier="mlp",
-        ).to(self.device)
+        options: dict[str, Any] = {"hidden_dims": (self.sizes.hidden,), "latent_dim": self.sizes.latent}
+        options |= {"activation": "softplus", "classifier": "mlp"}
+        self.module = pyro_ssvae.M2((self.sizes.features,), self.num_classes, **options).to(self.device)
         self.objective = pyro_ssvae.SemiSupervisedELBO(
             self.module, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
         )
-        precision = "bf16-mixed" if self.precision == "bf16" else "32-true"
-        constant_kl: dict[str, Any] = {"kl_warmup": 0.0, "kl_peak": 1.0}
-        config = pyro_ssvae.TrainingConfig(
-            learning_rate=LEARNING_RATE, compile=compile, device=str(self.device), precision=precision, **constant_kl
-        )
+        settings = {"learning_rate": LEARNING_RATE, "compile": compile, "kl_warmup": 0.0, "kl_peak": 1.0}
+        settings |= {"device": str(self.device), "precision": "bf16-mixed" if self.precision == "bf16" else "32-true"}
+        config = pyro_ssvae.TrainingConfig(**settings)
         self._stream: Any = _FixedBatch(self.device)
         self._step = TrainingStep(self.objective, self._stream, config, make_fabric(config), total=1_000_000)
         self._taken = 0
 
-    def loss(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
         """Return J^α / N, estimated from a minibatch, in nats per example."""
-        loss: Tensor = self.objective(Batch(x_unlabelled, x_labelled, y_labelled))
-        return loss
+        return self.objective(Batch(x, x_labelled, y_labelled))
 
-    def step(self, x_unlabelled: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
+    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
         """Take one step."""
-        self._stream.batch = Batch(x_unlabelled, x_labelled, y_labelled)
+        self._stream.batch = Batch(x, x_labelled, y_labelled)
         self._step(self._taken)
         self._taken += 1

@@ -2,9 +2,8 @@
 
     python benchmarks/ddgm.py --jobs 2                              # ring, spiral, MNIST, energies of classes: hours
     python benchmarks/ddgm.py --only ring-default --only ring-source
-    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the pictures
+    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the images
 
-Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not made again.
 With --keep DIR, models and figures are kept below DIR; an interrupted run continues from there, and one whose result is
 missing is measured again without training. The result of a run that fails says how it failed.
 """
@@ -18,22 +17,23 @@ from typing import Any
 import pyro
 import torch
 from ddgm_source import initialise, source_networks
-from runs import RESULTS, Result, Run, main
+from runs import RESULTS, Result, Run, fit_and_report, main
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit, report
+from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
+from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
 
+# Figures of images that the page shows, by configuration.
 FIGURES = {"mnist-default": ("samples", "nearest"), "mnist-source": ("samples",), "icons-default": ("nearest",)}
-"""Figures of images that the page shows, by configuration."""
 
 
 def configurations(seeds: int | None = None) -> list[Run]:
@@ -57,29 +57,20 @@ def _configure(name: str, seed: int, data: str, preset: Preset, num_labels: int 
     return Run("ddgm", name, seed, data, num_labels, preset.model, preset.objective, preset.training, options)
 
 
-def build_model(run: Run, event_shape: tuple[int, ...]) -> DDGM:
-    """Return the model of a run."""
-    options: dict[str, Any] = {**run.model, "num_classes": 10 if run.num_labels else None}
-    if run.options["source_networks"]:
-        options |= source_networks(event_shape)
-    return DDGM(event_shape, **options)
-
-
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Train one run and return its result."""
     data, with_labels = load_data(run, data_dir)
     pyro.set_rng_seed(run.seed)
-    model = build_model(run, data.event_shape)
-    if run.options["source_networks"]:
+    from_source = run.options["source_networks"]
+    networks = source_networks(data.event_shape) if from_source else {}
+    model = DDGM(data.event_shape, **run.model, num_classes=10 if run.num_labels else None, **networks)
+    if from_source:
         initialise(model, prepare(data.x[:1000], scale=data.scale))
     if run.options["labels_only"]:
-        return train_on_labels(model, data, TrainingConfig(**run.training))
+        return train_on_labels(model, data, run.training["learning_rate"])
     objective = EnergyObjective.for_data(model, data, **run.objective)
-    out, started = run.folder(keep), time.perf_counter()
-    config = TrainingConfig(seed=run.seed, **run.training)
+    started = time.perf_counter()
     try:
-        trained = fit(objective, data, config, out=out, resume=out is not None)
-        result = {**report(objective, data, trained), "curves": trained.metrics}
+        result = fit_and_report(run, objective, data, keep, resume=keep is not None)
     except (TrainingFailedError, NonFiniteLossError) as problem:
         seconds = round(time.perf_counter() - started, 1)
         result = {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
@@ -89,16 +80,14 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
         draw_figures(model, data, run)
     if run.data in TOY_DATASETS:
         return result | measure_toy_model(model, run.data, seed=run.seed)
-    others = load_others(run, data, data_dir)
+    others = load_others(run, data.event_shape, data_dir) if run.data == "mnist" else {}
     return result | measure_image_model(model, data, with_labels, others=others, seed=run.seed)
 
 
-def load_others(run: Run, data: SemiSupervisedData, data_dir: str | None) -> dict[str, Tensor]:
+def load_others(run: Run, shape: tuple[int, ...], data_dir: str | None) -> dict[str, Tensor]:
     """Return images of another data set, in the shape and pixel values of the training images."""
-    if run.data != "mnist":
-        return {}
     others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
-    x = convert_images(prepare(others.x_test, scale=others.scale), data.event_shape)
+    x = convert_images(prepare(others.x_test, scale=others.scale), shape)
     return {others.name: prepare(x, binarisation="threshold") if run.name == "mnist-source" else x}
 
 
@@ -107,7 +96,7 @@ def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiS
     if run.data in TOY_DATASETS:
         return make_toy_data(run.data, seed=run.seed), None
     if run.data == "icons":
-        assert data_dir is not None, "icons-default needs --data-dir with a folder of pictures"
+        assert data_dir is not None, "icons-default needs --data-dir with a folder of images"
         return SemiSupervisedData.from_folder(data_dir, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
     if run.name == "mnist-source":  # trained and measured on binary pixels
@@ -131,28 +120,25 @@ def draw_figures(model: DDGM, data: SemiSupervisedData, run: Run) -> None:
         save_figure(figure, RESULTS / f"{run.stem}-{kind}.png")
 
 
-def train_on_labels(model: DDGM, data: SemiSupervisedData, config: TrainingConfig, steps: int = 3000) -> Result:
+def train_on_labels(model: DDGM, data: SemiSupervisedData, learning_rate: float, steps: int = 3000) -> Result:
     """Train the same network on the labelled examples alone, all of them in every step; validation picks the step."""
     x, y = prepare(data.x[data.labelled_index], scale=data.scale), data.y[data.labelled_index]
-    optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=learning_rate)
     best, chosen, started = 1.0, 1.0, time.perf_counter()
-    curves: list[dict[str, float]] = []
+    curves: list[dict[str, Any]] = []
     for step in range(steps):
         loss = F.cross_entropy(model.train().classify(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 100 == 0:
-            error = _error(model, data.x_validation, data.y_validation, data.scale)
+            error = classification_error(model, data.x_validation, data.y_validation, scale=data.scale)
             curves.append({"step": step + 1, "val/error": error})
             if error < best:
-                best, chosen = error, _error(model, data.x_test, data.y_test, data.scale)
-    seconds = round(time.perf_counter() - started, 1)
-    return {"val/error": best, "test/error": chosen, "train_seconds": seconds, "curves": curves}
-
-
-def _error(model: DDGM, x: Tensor, y: Tensor, scale: float) -> float:
-    return float((model.predict(prepare(x, scale=scale)).cpu() != y).double().mean())
+                best = error
+                chosen = classification_error(model, data.x_test, data.y_test, scale=data.scale)
+    found = {"val/error": best, "test/error": chosen, "curves": curves}
+    return {**found, "train_seconds": round(time.perf_counter() - started, 1)}
 
 
 if __name__ == "__main__":

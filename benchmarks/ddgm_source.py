@@ -31,7 +31,6 @@ class _InputNoise(nn.Module):
         self.noise = noise
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return noisy inputs in training mode, and the inputs themselves otherwise."""
         return x + self.noise * torch.randn_like(x) if self.training else x
 
 
@@ -54,12 +53,7 @@ def source_networks(event_shape: Sequence[int]) -> dict[str, Any]:
 
 @torch.no_grad()
 def initialise(model: DDGM, x: Tensor) -> None:
-    """Set the initial weights of a model with :func:`source_networks`.
-
-    Args:
-        model: The model, changed in place.
-        x: A first batch of data, ``(B, *event_shape)``, scaled as in training.
-    """
+    """Set the initial weights of a model with :func:`source_networks`, by a first batch ``(B, *event_shape)``."""
     for layer in model.generator.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=_STD)

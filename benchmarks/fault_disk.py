@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from fault_runs import TRAIN, Commands, Setup, check_ending, choose_file, compare
-from faults import Failure
+from faults import Failure, choose
 
 __all__ = ["Disk"]
 
@@ -37,7 +37,7 @@ def _drop_capabilities() -> None:
 @contextmanager
 def _read_only(out: Path, rng: np.random.Generator) -> Iterator[Setup]:
     folders = [path for path in (out, *out.rglob("*")) if path.is_dir()] or [out.parent]
-    chosen = folders if rng.random() < 0.5 else [folders[int(rng.integers(len(folders)))]]
+    chosen = folders if rng.random() < 0.5 else [choose(folders, rng)]
     for path in chosen:
         path.chmod(0o555)
     yield _drop_capabilities
@@ -69,34 +69,31 @@ def _full_disk(out: Path, rng: np.random.Generator) -> Iterator[Setup | None]:
     subprocess.check_call(["mount", "-o", "remount,size=1g", str(out.parent)])
 
 
-def _set_aside(path: Path, out: Path) -> Path:
+@contextmanager
+def _set_aside(path: Path, out: Path) -> Iterator[None]:
     aside = out.with_name("aside")
     if path.exists():
         path.rename(aside)
-    return aside
-
-
-@contextmanager
-def _file_for_folder(out: Path, rng: np.random.Generator) -> Iterator[None]:
-    places = [out, out / "checkpoints", out / "model", out / "figures", out / "tensorboard"]
-    path = places[int(rng.integers(len(places)))] if out.exists() else out
-    aside = _set_aside(path, out)
-    path.write_text("a file")
-    yield None
+    yield
     path.unlink()
     if aside.exists():
         aside.rename(path)
 
 
 @contextmanager
+def _file_for_folder(out: Path, rng: np.random.Generator) -> Iterator[None]:
+    places = [out, out / "checkpoints", out / "model", out / "figures", out / "tensorboard"]
+    path = choose(places, rng) if out.exists() else out
+    with _set_aside(path, out):
+        path.write_text("a file")
+        yield None
+
+
+@contextmanager
 def _link(out: Path, rng: np.random.Generator) -> Iterator[None]:
-    target = [out.name, "nowhere/at/all", "/dev/null", "/proc/self"][int(rng.integers(4))]
-    aside = _set_aside(out, out)
-    out.symlink_to(target)
-    yield None
-    out.unlink()
-    if aside.exists():
-        aside.rename(out)
+    with _set_aside(out, out):
+        out.symlink_to(choose([out.name, "nowhere/at/all", "/dev/null", "/proc/self"], rng))
+        yield None
 
 
 @contextmanager
@@ -155,7 +152,7 @@ class Disk:
         out = self.commands.copy(state, folder)
         train = [*TRAIN, "--out", str(out)]
         others = [["train", "m2", "--resume", str(out)], ["info", str(out)], ["report", str(out)], ["sample", str(out)]]
-        argv = train if state == "new" or rng.random() < 0.4 else others[int(rng.integers(4))]
+        argv = train if state == "new" or rng.random() < 0.4 else choose(others, rng)
         if isinstance(fault, str):
             self._disturb(fault, train, out, rng)
             words = f"{fault}, {state} run"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fault_inputs import check_data, check_error, use_model
 from fault_runs import TRAIN, Commands, check_ending, choose_file, make_points
+from faults import choose
 from PIL import Image
 
 import pyro_ssvae as ss
@@ -25,6 +26,7 @@ import pyro_ssvae as ss
 __all__ = ["Files"]
 
 Generator = np.random.Generator
+_Damage = Callable[[bytes, Generator], bytes]
 _IDX = {"train-images-idx3-ubyte": (30, 28, 28), "train-labels-idx1-ubyte": (30,)}
 _IDX |= {name.replace("train", "t10k"): shape for name, shape in _IDX.items()}
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
@@ -79,20 +81,15 @@ def _append(content: bytes, rng: Generator) -> bytes:
 
 def _replace(content: bytes, rng: Generator) -> bytes:
     others = [b"", b"\n", rng.bytes(200), b"[" * 100_000, b"\xff\xfe{}", _EPS, _PDF, b"PK\x05\x06" + bytes(18)]
-    others += [
-        _save(np.save, np.zeros(3)),
-        _save(np.savez),
-        pickle.dumps({"x": Payload()}),
-        _save(_save_tensors),
-        gzip.compress(b""),
-    ]
-    return others[int(rng.integers(len(others)))]
+    others += [_save(np.save, np.zeros(3)), _save(np.savez), pickle.dumps({"x": Payload()}), _save(_save_tensors)]
+    others += [gzip.compress(b"")]
+    return choose(others, rng)
 
 
 _DAMAGE = (_flip, _flip_early, _truncate, _blank, _append, _replace)
 
 
-# Files made to do harm, by format.
+# Files made to do harm, by format; most have nothing of the file that they replace.
 
 
 def _make_npy(descr: str, shape: str, content: bytes = b"") -> bytes:
@@ -100,7 +97,7 @@ def _make_npy(descr: str, shape: str, content: bytes = b"") -> bytes:
     return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header)) + header + content
 
 
-def _hostile_npz(rng: Generator) -> bytes:
+def _hostile_npz(content: bytes, rng: Generator) -> bytes:
     """Return an archive whose array of examples is no array of numbers, or not the size that it says."""
     objects = np.empty((4, 2), object)
     objects[:] = Payload()
@@ -112,7 +109,7 @@ def _hostile_npz(rng: Generator) -> bytes:
     buffer, labels = io.BytesIO(), _save(np.save, np.arange(4))
     method = int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
     with zipfile.ZipFile(buffer, "w", method) as archive:
-        archive.writestr("x_train.npy", members[int(rng.integers(len(members)))])
+        archive.writestr("x_train.npy", choose(members, rng))
         archive.writestr("y_train.npy", labels)
     content = buffer.getvalue()
     if rng.random() < 0.2:  # an encrypted member, or an unknown compression, in both headers
@@ -124,13 +121,14 @@ def _hostile_npz(rng: Generator) -> bytes:
     return content
 
 
-def _hostile_idx(rng: Generator) -> bytes:
-    head = (b"\0\0\x08\x03", b"\0\0\x08\x04", b"\0\0\x0d\x03", b"\0\0\x08\0", b"\0\0\x08\xff")[int(rng.integers(5))]
+def _hostile_idx(content: bytes, rng: Generator) -> bytes:
+    heads = (b"\0\0\x08\x03", b"\0\0\x08\x04", b"\0\0\x0d\x03", b"\0\0\x08\0", b"\0\0\x08\xff")
+    head = choose(heads, rng)
     sizes = struct.pack(">4I", *(int(rng.choice([0, 1, 28, 2**31, 2**32 - 1])) for _ in range(4)))
     return head + sizes + bytes(100)
 
 
-def _hostile_image(rng: Generator) -> bytes:
+def _hostile_image(content: bytes, rng: Generator) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + bytes(4)
 
@@ -141,33 +139,29 @@ def _hostile_image(rng: Generator) -> bytes:
     others += [_save(Image.new(mode, (1, 5000)).save, format="png") for mode in ("1", "I;16", "RGBA")]
     others += [_save(frames[0].save, format=name) for name in ("TIFF", "PPM", "ICO", "PCX")]
     others += [_save(frames[0].save, format="gif", append_images=frames, save_all=True), _save(_save_tensors)]
-    return others[int(rng.integers(len(others)))]
+    return choose(others, rng)
 
 
-def _hostile_tensors(rng: Generator) -> bytes:
+def _hostile_tensors(content: bytes, rng: Generator) -> bytes:
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     odd: list[Any] = [{"a": entry | {"shape": [2**62, 4]}}, {"a": entry | {"dtype": "X"}}, {"a": None}, [], 3]
-    odd += [
-        {"a": entry | {"data_offsets": [4, 0]}},
-        {"a": entry, "b": entry},
-        {"\0": entry},
-        {"__metadata__": {"a": 1}},
-    ]
-    header = json.dumps(odd[int(rng.integers(len(odd)))]).encode()
+    odd += [{"a": entry | {"data_offsets": [4, 0]}}, {"a": entry, "b": entry}, {"\0": entry}]
+    odd += [{"__metadata__": {"a": 1}}]
+    header = json.dumps(choose(odd, rng)).encode()
     length = int(rng.choice([len(header), 0, 2**63 - 1, 2**31, 10**8]))
     return struct.pack("<Q", length) + header + bytes(4)
 
 
-def _hostile_json(rng: Generator, content: bytes) -> bytes:
+def _hostile_json(content: bytes, rng: Generator) -> bytes:
     """Return the settings of a model with one value replaced."""
     values: list[Any] = [None, True, -1, 0, 1e400, 10**12, 2**70, "x", "../../x", [], {}, [[]], "builtins.eval"]
     config = json.loads(content)
     place: dict[str, Any] = config if rng.random() < 0.4 else config["arguments"]
-    place[str(rng.choice(list(place)))] = values[int(rng.integers(len(values)))]
+    place[str(rng.choice(list(place)))] = choose(values, rng)
     if rng.random() < 0.2:
         place |= {"unknown": 1}
     texts = [b'{"a":' * 50_000, b'{"format": ' + b"9" * 5000 + b"}", b"{}", b"[]", b"null"]
-    return texts[int(rng.integers(len(texts)))] if rng.random() < 0.15 else json.dumps(config).encode()
+    return choose(texts, rng) if rng.random() < 0.15 else json.dumps(config).encode()
 
 
 def _hostile_yaml(rng: Generator) -> bytes:
@@ -175,13 +169,19 @@ def _hostile_yaml(rng: Generator) -> bytes:
     bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
     tag = "!!python/object/apply:os.system ['started-by-yaml']"
     texts = [bomb, f"command: {tag}\n", f"command: m2\nflags: {tag}\n", "[" * 50_000, "a: *b", "\t", "- 1\n", "null"]
-    texts += [
-        "command: m2\nflags: 3\n",
-        "command: [m2]\nflags: {}\n",
-        "command: m2\nflags: {latent_dim: {a: {b: 1}}}\n",
-    ]
+    texts += ["command: m2\nflags: 3\n", "command: [m2]\nflags: {}\n"]
+    texts += ["command: m2\nflags: {latent_dim: {a: {b: 1}}}\n"]
     texts += ["command: m2\nflags: {1: 2, null: 3, data: 5, hidden_dims: x}\n", "? [a]\n: b\n", "2001-99-99", "\0"]
-    return texts[int(rng.integers(len(texts)))].encode()
+    return choose(texts, rng).encode()
+
+
+_FORMATS: dict[str, tuple[str, _Damage]] = {  # where their files are, and what makes harmful ones
+    "npz": ("data.npz", _hostile_npz),
+    "idx": ("mnist", _hostile_idx),
+    "images": ("images", _hostile_image),
+    "weights": ("model/model.safetensors", _hostile_tensors),
+    "config": ("model/config.json", _hostile_json),
+}
 
 
 class Files:
@@ -202,6 +202,7 @@ class Files:
             picture = Image.fromarray(rng.integers(256, size=(12, 9, 3), dtype=np.uint8))
             picture.save(self.base / f"images/{'ab'[index % 2]}/{index}.{kind}")
         make_points(self.base / "data.npz")
+        torch.manual_seed(seed)
         model = ss.M2((4,), 3, latent_dim=2, hidden_dims=(8,), likelihood="gaussian", class_prior="map")
         ss.save(model, self.base / "model")
         self.commands = Commands(root)
@@ -215,19 +216,15 @@ class Files:
             self._damage_run(rng, folder)
             return
         shutil.copytree(self.base, folder, dirs_exist_ok=True)
-        places = {"npz": "data.npz", "idx": "mnist", "images": "images", "weights": "model/model.safetensors"}
-        place = folder / (places | {"config": "model/config.json"})[kind]
-        path = choose_file(place, rng) if place.is_dir() else place
-        harm = {"npz": _hostile_npz, "idx": _hostile_idx, "images": _hostile_image, "weights": _hostile_tensors}
+        place, harm = _FORMATS[kind]
+        path = folder / place
+        path = choose_file(path, rng) if path.is_dir() else path
         content = path.read_bytes()
-        damage = _DAMAGE[int(rng.integers(len(_DAMAGE)))]
+        damage = choose(_DAMAGE, rng)
         if rng.random() < 0.5:
-            damage = _hostile_json if kind == "config" else harm[kind]
-            content = damage(rng, content) if kind == "config" else damage(rng)
-            content = gzip.compress(content) if path.suffix == ".gz" else content
-        else:
-            content = damage(content, rng)
-        path.write_bytes(content)
+            damage = harm
+        content = damage(content, rng)
+        path.write_bytes(gzip.compress(content) if damage is harm and path.suffix == ".gz" else content)
         self._read(kind, folder, f"{path.relative_to(folder)}, {damage.__name__[1:]}:")
 
     def _read(self, kind: str, folder: Path, words: str) -> None:
@@ -255,7 +252,7 @@ class Files:
         elif rng.random() < 0.3:
             path.write_bytes(_save(_save_tensors))
         else:
-            path.write_bytes(_DAMAGE[int(rng.integers(len(_DAMAGE)))](path.read_bytes(), rng))
+            path.write_bytes(choose(_DAMAGE, rng)(path.read_bytes(), rng))
         argv = [["info", str(out)], ["train", "m2", "--resume", str(out)], [*TRAIN, "--out", str(out)]]
-        chosen = argv[int(rng.integers(len(argv)))]
+        chosen = choose(argv, rng)
         check_ending(self.commands.start(chosen).wait(), f"{path.relative_to(out)} damaged, {' '.join(chosen[:2])}:")

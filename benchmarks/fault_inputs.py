@@ -124,8 +124,8 @@ def make_targets(root: Path) -> dict[str, Target]:
         "DDGM.score_samples": Target(ddgm.score_samples, {"x": x}),
         **{f"M2.{name}": Target(getattr(m2, name), {"x": x}) for name in ("predict", "predict_proba")},
     }
-    for name in (name for name in dists.__all__ if name[0].isupper()):
-        if (kind := getattr(dists, name)) and isinstance(kind, type) and not inspect.isabstract(kind):
+    for name in dists.__all__:
+        if isinstance(kind := getattr(dists, name), type) and not inspect.isabstract(kind):
             required = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
             if all(p.name in ("latent_dim", "num_classes", "levels", "dim") for p in required):
                 targets[name] = Target(kind, {p.name: 3 for p in required})
@@ -145,11 +145,8 @@ def _make_values() -> list[Callable[[], Any]]:
     tensors += [torch.full((20, *_SHAPE), value) for value in (0.0, 2.0, -1.0, math.nan, math.inf)]
     kinds = ("bool", "uint8", "int32", "int64", "float16", "bfloat16", "float64", "complex64")
     tensors += [torch.zeros(20, *_SHAPE, dtype=getattr(torch, kind)) for kind in kinds]
-    tensors += [
-        torch.zeros(20, *_SHAPE, device="meta"),
-        torch.zeros(20, 64).to_sparse(),
-        torch.ones(2).requires_grad_(),
-    ]
+    tensors += [torch.zeros(20, *_SHAPE, device="meta"), torch.zeros(20, 64).to_sparse()]
+    tensors += [torch.ones(2).requires_grad_()]
     modules = [nn.Identity(), nn.Linear(64, 3), nn.Linear(2, 64), nn.Sequential(), torch.device("meta"), torch.float16]
     fixed = [*numbers, *texts, *lists, *others, *arrays, *tensors, *modules]
     return [*(lambda value=value: value for value in fixed), lambda: (i for i in range(3)), lambda: open("/dev/null")]

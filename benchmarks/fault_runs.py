@@ -20,7 +20,7 @@ import matplotlib.pyplot  # noqa: F401  likewise
 import numpy as np
 import sklearn.manifold  # noqa: F401  likewise
 import torch
-from faults import Failure
+from faults import Failure, choose
 
 import pyro_ssvae as ss
 from pyro_ssvae.cli.main import main
@@ -53,8 +53,7 @@ def make_points(path: Path) -> None:
 
 def choose_file(folder: Path, rng: np.random.Generator) -> Path:
     """Return a file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return files[int(rng.integers(len(files)))]
+    return choose(sorted(path for path in folder.rglob("*") if path.is_file()), rng)
 
 
 class Ended(NamedTuple):
@@ -116,9 +115,8 @@ class Command:
         with self.pipe:
             text = self.pipe.read()
         if "FAULTS_LOUD" in os.environ:
-            print(
-                f"$ pyro-ssvae {' '.join(self.argv)}   # status {self.ended}\n{text}", file=sys.__stderr__, flush=True
-            )
+            heading = f"$ pyro-ssvae {' '.join(self.argv)}   # status {self.ended}"
+            print(heading, text, sep="\n", file=sys.__stderr__, flush=True)
         return Ended(self.ended or 0, text)
 
 

@@ -82,6 +82,11 @@ class Failure(Exception):
         super().__init__(kind, " ".join(message.split())[:300])
 
 
+def choose(items: Sequence[Any], rng: Any) -> Any:
+    """Return one of a sequence at random."""
+    return items[int(rng.integers(len(items)))]
+
+
 def prepare(part: str, seed: int, root: Path) -> Run:
     """Return what runs the cases of a part, after making the files and runs that they start from."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -185,7 +190,7 @@ def _work(name: str, run: Run, batch: Sequence[int], sender: Connection, root: P
 
 def make_fault_table(folder: Path) -> dict[str, str]:
     """Return the table of failures by name, from ``faults.json`` in a folder."""
-    found = load_json(folder / "faults.json") or {}
+    found = load_json(folder / "faults.json", {})
     rows = [
         [part.words, f"{one['cases']:,}", *(str(one[kind]) for kind in FAILURES), f"{one['seconds'] / 60:.1f}"]
         for name, part in PARTS.items()
@@ -197,7 +202,7 @@ def make_fault_table(folder: Path) -> dict[str, str]:
 def _write(counts: dict[str, Any]) -> None:
     from result_tables import write_tables
 
-    RESULTS.write_text(json.dumps((load_json(RESULTS) or {}) | counts, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(load_json(RESULTS, {}) | counts, indent=2) + "\n")
     write_tables(RESULTS.parents[1])
 
 

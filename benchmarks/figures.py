@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from table_format import Results, load_results
+from table_format import Result, Results, load_results
 
 from pyro_ssvae.plots.style import ACCENT, FAINT, new_figure, save_figure, set_title, style_axes
 
 
 def draw_figures(docs: Path) -> None:
-    """Draw every figure whose results are there."""
     results = load_results(docs / "results")
     draw_failures(results, docs / "_static" / "pure-m2.png")
     draw_class_energies(results, docs / "results" / "ddgm-classes.png")
@@ -30,19 +30,14 @@ def draw_failures(results: Results, path: Path) -> None:
     figure = new_figure(10.0, 6.2)
     for axes, (column, label) in zip(figure.subplots(2, 2).flat, columns.items(), strict=True):
         for (name, words), colour in zip(runs.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
-            lines = [line for line in results[f"m2-{name}"][0]["curves"] if column in line]
-            values = [(100.0 if column == "val/error" else 1.0) * line[column] for line in lines]
-            axes.plot([line["step"] for line in lines], values, color=colour, label=words)
+            _draw_line(axes, results[f"m2-{name}"][0], column, color=colour, label=words)
         axes.set(xlabel="step", ylabel=label)
         style_axes(axes)
         if column in ("val/entropy_y", "val/mutual_information"):
             axes.axhline(2.302585, color="grey", linewidth=0.8, linestyle=":")
             axes.annotate("log 10", (0.98, 2.302585), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    error = figure.axes[0]
-    error.set_yscale("log")
-    error.set_yticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])
-    error.minorticks_off()
-    error.legend(frameon=False)
+    _use_log_axis(figure.axes[0], 3, 5, 10, 20, 40)
+    figure.axes[0].legend(frameon=False)
     set_title(figure, "M2 at 100 labels with too small and too large a weight of the cross-entropy")
     save_figure(figure, path)
 
@@ -56,13 +51,22 @@ def draw_class_energies(results: Results, path: Path) -> None:
     axes = figure.subplots()
     for (name, words), colour in zip(runs.items(), (ACCENT, FAINT), strict=True):
         for number, result in enumerate(results[name]):
-            errors = [100.0 * line["val/error"] for line in result["curves"]]
-            axes.plot([line["step"] for line in result["curves"]], errors, color=colour, label="" if number else words)
-    axes.set_yscale("log")
-    axes.set_yticks([2, 3, 5, 10, 20, 50], ["2", "3", "5", "10", "20", "50"])
-    axes.minorticks_off()
+            _draw_line(axes, result, "val/error", color=colour, label="" if number else words)
+    _use_log_axis(axes, 2, 3, 5, 10, 20, 50)
     axes.set(xlabel="steps", ylabel="validation error, %")
     style_axes(axes, grid=True)
     axes.legend(frameon=False, fontsize=8)
     set_title(figure, "Energies of classes from 100 labels", "A line for each seed; logarithmic axis.")
     save_figure(figure, path)
+
+
+def _draw_line(axes: Any, result: Result, column: str, **style: Any) -> None:
+    lines = [line for line in result["curves"] if column in line]
+    values = [(100.0 if column == "val/error" else 1.0) * line[column] for line in lines]
+    axes.plot([line["step"] for line in lines], values, **style)
+
+
+def _use_log_axis(axes: Any, *ticks: int) -> None:
+    axes.set_yscale("log")
+    axes.set_yticks(ticks, map(str, ticks))
+    axes.minorticks_off()

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from contenders import MNIST, Contender
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-
-__all__ = ["exact_step", "measure_floors", "profile_step", "top_k_step"]
 
 _FEW = 4_000  # decoded examples from which rates no longer depend on their number
 _FLOAT = 4  # bytes
@@ -33,14 +31,13 @@ _KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Product:
-    """An affine map ``(rows, inputs) -> (rows, outputs)`` and the number of matrix products that a step takes of it.
+class Product(NamedTuple):
+    """An affine map ``(examples, inputs) -> (examples, outputs)`` and how many matrix products a step takes of it.
 
     That is three with gradients of weights and inputs, two where the input is data.
     """
 
-    rows: int
+    examples: int
     inputs: int
     outputs: int
     passes: int = 3
@@ -48,34 +45,20 @@ class Product:
     @property
     def flops(self) -> float:
         """Floating-point operations of all products."""
-        return 2.0 * self.rows * self.inputs * self.outputs * self.passes
+        return 2.0 * self.examples * self.inputs * self.outputs * self.passes
 
 
-@dataclass(frozen=True)
-class Work:
-    """Work of a step: products, bytes moved, and activations, forward and backward counted separately."""
-
-    products: tuple[Product, ...]
-    bytes: float
-    activations: float
-    largest: int  # elements of the largest tensor
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of all products."""
-        return sum(product.flops for product in self.products)
-
-
-def _count_work(batch: int, decoded: int, classes: int) -> Work:
+def _count_work(batch: int, decoded: int, classes: int) -> tuple[list[Product], float, float]:
+    """Return products, bytes moved and activations of a step, the last two forward and backward."""
     features, hidden, latent = MNIST.features, MNIST.hidden, MNIST.latent
-    products = (
+    products = [
         Product(batch, features, hidden, 2),  # classifier
         Product(batch, hidden, classes),
         Product(batch, features, hidden, 2),  # encoder, once for all classes
         Product(decoded, hidden, 2 * latent),
         Product(decoded, latent, hidden),  # decoder
         Product(decoded, hidden, features),
-    )
+    ]
     parameters = sum(product.inputs * product.outputs + product.outputs for product in products) + 2 * classes * hidden
     # Parameters are read forward and backward, their gradients written; Adam reads four tensors and writes three.
     moved = (3 + 7) * parameters
@@ -83,96 +66,73 @@ def _count_work(batch: int, decoded: int, classes: int) -> Work:
     # and read by two products. The softplus of the pixels and its gradient need no tensor.
     moved += 6 * (decoded * (2 * hidden + 2 * latent + features) + batch * (hidden + classes))
     activations = 2.0 * (decoded * (2 * hidden + latent + features) + batch * (hidden + classes))
-    return Work(products, float(_FLOAT * moved), activations, decoded * features)
+    return products, float(_FLOAT * moved), activations
 
 
-def exact_step(batch: int, classes: int) -> Work:
-    """Return the work of a step that sums over every class."""
-    return _count_work(batch, batch * classes, classes)
+def _time(device: str, run: Callable[[], object], seconds: float = 0.15) -> float:
+    """Return the least seconds of a call, among those made within ``seconds``."""
+    synchronise: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best, ends = math.inf, time.perf_counter() + seconds
+    for attempt in range(10_000):
+        synchronise()
+        started = time.perf_counter()
+        run()
+        synchronise()
+        best = min(best, time.perf_counter() - started) if attempt else best
+        if attempt > 1 and time.perf_counter() > ends:
+            break
+    return best
 
 
-def top_k_step(batch: int, classes: int, top_k: int = 1) -> Work:
-    """Return the work of a step that takes the ``top_k`` likeliest classes and one other of each example."""
-    return _count_work(batch, batch * min(top_k + 1, classes), classes)
+def _measure_product(device: str, product: Product) -> float:
+    """Return operations per second of a product in all its passes."""
+    draw = partial(torch.randn, device=device)
+    x, gradient = draw(product.examples, product.inputs), draw(product.examples, product.outputs)
+    weight, bias = draw(product.outputs, product.inputs), draw(product.outputs)
+    passes = [lambda: F.linear(x, weight, bias), lambda: gradient.T @ x, lambda: gradient @ weight]
+    return product.flops / sum(_time(device, run) for run in passes[: product.passes])
 
 
-class Rates:
-    """Rates of a device, ``"cpu"`` or ``"cuda"``, each measured when it is first needed."""
+def _measure_copy(device: str, elements: int) -> float:
+    """Return bytes per second, read and written, of copying a tensor of this many floats."""
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source)
+    return 2 * _FLOAT * elements / _time(device, lambda: target.copy_(source))
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self._products: dict[Product, float] = {}
-        self._copies: dict[int, float] = {}
-        self._activation: float | None = None
 
-    def product(self, product: Product) -> float:
-        """Return operations per second of a product in all its passes."""
-        rows = min(product.rows, _FEW)
-        key = Product(rows, product.inputs, product.outputs, product.passes)
-        if key not in self._products:
-            x, gradient = self._random(rows, product.inputs), self._random(rows, product.outputs)
-            weight, bias = self._random(product.outputs, product.inputs), self._random(product.outputs)
-            passes = [lambda: F.linear(x, weight, bias), lambda: gradient.T @ x, lambda: gradient @ weight]
-            self._products[key] = key.flops / sum(self._time(run) for run in passes[: product.passes])
-        return self._products[key]
-
-    def copy(self, elements: int) -> float:
-        """Return bytes per second, read and written, of copying a tensor of about this many floats."""
-        elements = min(2 ** math.ceil(math.log2(elements)), 2**26)
-        if elements not in self._copies:
-            source = self._random(elements)
-            target = torch.empty_like(source)
-            self._copies[elements] = 2 * _FLOAT * elements / self._time(lambda: target.copy_(source))
-        return self._copies[elements]
-
-    def activation(self) -> float:
-        """Return activations per second: softplus forward and sigmoid backward, on a tensor that fits the cache."""
-        if self._activation is None:
-            size = 2**24 if self.device == "cuda" else 2**17
-            x = self._random(size)
-            out = torch.empty_like(x)
-            self._activation = (
-                2 * size / (self._time(lambda: torch.sigmoid(x, out=out)) + self._time(lambda: F.softplus(x)))
-            )
-        return self._activation
-
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device=self.device)
-
-    def _time(self, run: Callable[[], object], seconds: float = 0.15) -> float:
-        """Return the least seconds of a call, among those made within ``seconds``."""
-        best, ends = math.inf, time.perf_counter() + seconds
-        for attempt in range(10_000):
-            started = self._now()
-            run()
-            best = min(best, self._now() - started) if attempt else best
-            if attempt > 1 and time.perf_counter() > ends:
-                break
-        return best
-
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+def _measure_activation(device: str) -> float:
+    """Return activations per second: softplus forward and sigmoid backward, on a tensor that fits the cache."""
+    x = torch.randn(2**24 if device == "cuda" else 2**17, device=device)
+    out = torch.empty_like(x)
+    seconds = _time(device, lambda: torch.sigmoid(x, out=out)) + _time(device, lambda: F.softplus(x))
+    return 2 * x.numel() / seconds
 
 
 def measure_floors(device: str, classes: list[int], batch: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return the rates of a device, and for each number of classes the work and least milliseconds of both steps."""
-    rates = Rates(device)
-    found = {
-        "gflops": round(rates.product(Product(_FEW, MNIST.hidden, MNIST.features)) / 1e9, 1),
-        "copy_gb_per_second": round(rates.copy(2**26) / 1e9, 1),
-        "activations_g_per_second": round(rates.activation() / 1e9, 2),
+    product_rate, copy_rate = (cache(partial(rate, device)) for rate in (_measure_product, _measure_copy))
+    activation_rate = _measure_activation(device)
+    rates = {
+        "gflops": round(product_rate(Product(_FEW, MNIST.hidden, MNIST.features)) / 1e9, 1),
+        "copy_gb_per_second": round(copy_rate(2**26) / 1e9, 1),
+        "activations_g_per_second": round(activation_rate / 1e9, 2),
     }
     steps = []
     for count in classes:
-        for kind, work in (("exact", exact_step(batch, count)), ("top-k", top_k_step(batch, count))):
-            products = sum(product.flops / rates.product(product) for product in work.products)
-            seconds = {"products": products, "moving": work.bytes / rates.copy(work.largest)}
-            seconds["activations"] = work.activations / rates.activation()
-            sizes = {"classes": count, "sum": kind, "gflop": work.flops / 1e9, "gb": work.bytes / 1e9}
+        # The exact sum decodes every example with each class, top-k with the likeliest class and one other.
+        for kind, decoded in (("exact", batch * count), ("top-k", batch * min(2, count))):
+            products, moved, activations = _count_work(batch, decoded, count)
+            largest = min(2 ** math.ceil(math.log2(decoded * MNIST.features)), 2**26)
+            least = [one._replace(examples=min(one.examples, _FEW)) for one in products]
+            seconds = {
+                "products": sum(one.flops / product_rate(few) for one, few in zip(products, least, strict=True)),
+                "moving": moved / copy_rate(largest),
+                "activations": activations / activation_rate,
+            }
+            flops = sum(product.flops for product in products)
+            sizes = {"classes": count, "sum": kind, "gflop": flops / 1e9, "gb": moved / 1e9}
             steps.append({**sizes, **{name: 1000.0 * value for name, value in seconds.items()}})
-    return found, steps
+    return rates, steps
 
 
 def profile_step(contender: Contender, batch: tuple[Tensor, ...], steps: int = 10) -> dict[str, float]:

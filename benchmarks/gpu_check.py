@@ -7,21 +7,16 @@
     python benchmarks/gpu_check.py --only ddgm --data-dir DIR     # DDGM on MNIST and on the ring
     python benchmarks/gpu_check.py --only scale --data-dir DIR    # classes and batch sizes: speed and memory
 
-Without --only, all pieces run in this order. Each prints its table line by line and writes it to OUT/PIECE.json after
-every line, so that nothing measured is lost when the piece is interrupted or a later part fails. A part that fails is a
-line of the table; the exit status is 1 if a part failed or missed its target. ``--device cpu --tiny`` rehearses a piece
-on a CPU within two minutes.
-
-Needs this checkout, the dependencies of the package (on a machine without a network: their wheels, installed with
-``pip install --no-index --no-deps --target`` into a folder on PYTHONPATH), pytest for one part of ``tests``, and MNIST
-as four gzipped idx files, 11.6 MB in all, in DIR/MNIST/raw: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and
-their t10k companions. Without MNIST the pieces run on random pixels, which cost the same, and errors mean nothing.
+Without --only, all pieces run in this order. Each prints a table and writes it to OUT/PIECE.json after every line. The
+exit status is 1 if a part failed or missed its target. ``--device cpu --tiny`` rehearses a piece on a CPU within two
+minutes. docs/benchmarks.md says what the machine needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 import traceback
@@ -68,16 +63,11 @@ class Options:
             data = SemiSupervisedData.from_name("mnist", num_labels=num_labels, data_dir=self.data_dir)
         except DataUnavailableError as error:
             print(f"{error} Using random pixels instead.", file=sys.stderr)
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randint(0, 256, (60_000, 1, 28, 28), generator=generator, dtype=torch.uint8)
+            x = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
             y = torch.arange(60_000) % 10
-            kept = y[:50_000].clone()
-            if num_labels != "all":
-                kept[int(num_labels) :] = -1
-            test = {"x_test": x[50_000:], "y_test": y[50_000:]}
-            data = SemiSupervisedData.from_arrays(
-                x[:50_000], kept, x_validation=x[:1000], y_validation=y[:1000], **test
-            )
+            held_out = {"x_validation": x[:1000], "y_validation": y[:1000], "x_test": x[50_000:], "y_test": y[50_000:]}
+            kept = y if num_labels == "all" else torch.where(torch.arange(60_000) < int(num_labels), y, -1)
+            data = SemiSupervisedData.from_arrays(x[:50_000], kept[:50_000], **held_out)
         if not self.tiny:
             return data
         order = torch.cat([data.labelled_index[:500], (data.y < 0).nonzero()[:, 0]])[:2000]
@@ -86,21 +76,16 @@ class Options:
 
 
 class Report:
-    """The table of a piece, printed and written to a file line by line.
-
-    Args:
-        piece: Name of the piece.
-        folder: Folder of ``PIECE.json``.
-        options: Where the piece runs.
-    """
+    """The table of a piece, printed and written to a file line by line."""
 
     def __init__(self, piece: str, folder: Path, options: Options) -> None:
         self.path, self.started = folder / f"{piece}.json", time.perf_counter()
-        self.content: dict[str, Any] = {"piece": piece, "tiny": options.tiny, "machine": describe(options.device)}
+        machine = describe(options.device)
         self.lines: list[dict[str, Any]] = []
+        self.content: dict[str, Any] = {"piece": piece, "tiny": options.tiny, "machine": machine}
         self.content |= {"finished": False, "lines": self.lines}
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"\n## {piece}: {self.content['machine']}\n\n| what | value | target |\n| --- | --- | --- |", flush=True)
+        print(f"\n## {piece}: {machine}\n\n| what | value | target |\n| --- | --- | --- |", flush=True)
 
     @property
     def failed(self) -> bool:
@@ -108,29 +93,26 @@ class Report:
         return any(line["passed"] is False for line in self.lines)
 
     def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
-        """Add a line.
-
-        Args:
-            what: What was measured.
-            value: The value, as text or number; numbers are printed with four digits.
-            target: What it should be.
-            passed: Whether it is, or ``None`` if there is no target.
-            **more: Further entries of the line in the file, JSON-ready.
-        """
+        """Add a line: what was measured, its value, the target, whether it was met, and more entries for the file."""
         line = {"what": what, "value": value, "target": target, "passed": passed}
         self.lines.append({**line, "at_second": round(time.perf_counter() - self.started, 1), **more})
         verdict = "" if passed is None else " (met)" if passed else " (**missed**)"
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        text = f"{value:.4g}" if isinstance(value, float) else value
         print(f"| {what} | {text} | {target}{verdict} |", flush=True)
         self.write()
 
-    def try_part(self, name: str, part: Callable[[], None]) -> None:
-        """Run a part of the piece; an exception becomes a line, and no part starts after the time of the piece."""
+    def add_limited(self, what: str, value: float, most: float, **more: Any) -> None:
+        """Add a line whose value should be at most ``most``, which is infinite where there is no target."""
+        limited = most < math.inf
+        self.add(what, value, f"≤ {most:g}" if limited else "", value <= most if limited else None, **more)
+
+    def try_part(self, name: str, part: Callable[..., object], *args: Any) -> None:
+        """Call ``part(*args)``; an exception becomes a line, and no part starts after the time of the piece."""
         if time.perf_counter() - self.started > 60.0 * MINUTES:
             self.add(name, f"not run: {MINUTES:g} minutes are over")
             return
         try:
-            part()
+            part(*args)
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self.add(name, text, "runs", False, traceback=traceback.format_exc())
@@ -140,13 +122,8 @@ class Report:
     def write(self) -> None:
         """Write the file."""
         partial = self.path.with_suffix(".tmp")
-        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial.write_text(json.dumps(self.content, indent=1))
         partial.replace(self.path)
-
-    def finish(self) -> None:
-        """Mark the file as complete."""
-        self.content["finished"] = True
-        self.write()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.only or PIECES:
         report = Report(name, args.out, options)
         PIECES[name](report, options)
-        report.finish()
+        report.content["finished"] = True
+        report.write()
         failed |= report.failed
     return int(failed)
 

@@ -3,9 +3,9 @@
     python benchmarks/mnist_m1.py --jobs 2                  # every configuration, two at a time: hours
     python benchmarks/mnist_m1.py --only elbo --only iwae
 
-Each finished run is kept as docs/results/NAME-HASH.json and is not made again. With --keep DIR, models are kept under
-DIR/NAME-seed0, where benchmarks/mnist_m1m2.py and benchmarks/mnist_svm.py find the one that they build on. A model that
---only names and that is not under DIR is trained again; its result file stays as it is.
+With --keep DIR, models are kept under DIR/NAME-seed0, where benchmarks/mnist_m1m2.py and benchmarks/mnist_svm.py find
+the one that they build on. A model that --only names and that is not under DIR is trained again; its result file stays
+as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyro
 from runs import Result, Run, main
 
 import pyro_ssvae
-from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit, report
+from pyro_ssvae import M1, UnsupervisedELBO, report
 from pyro_ssvae.presets import M1_BELOW, M1_PRESETS
 
 SAMPLES = 5000  # importance samples per example
@@ -30,20 +30,16 @@ _LONG: dict[str, Any] = {**M1_BELOW.training, "max_epochs": None, "max_minutes":
 def configurations(seeds: int | None = None) -> list[Run]:
     """Return every run; there is one seed, whatever ``seeds``."""
     # A step with five importance samples costs two and a half steps with one, so the second stage is short.
-    second = _LONG | {"max_minutes": 24.0, "max_steps": 33_000, "kl_warmup": 0.0, "learning_rate": 5e-4}
-    weighted = {
-        "objective": {"num_particles": 5, "importance_weighted": True},
-        "training": second | {"decay_start": 0.3},
-    }
+    second = {"max_minutes": 24.0, "max_steps": 33_000, "kl_warmup": 0.0, "learning_rate": 5e-4, "decay_start": 0.3}
+    weighted = {"objective": {"num_particles": 5, "importance_weighted": True}, "training": _LONG | second}
     return [
         _configure("elbo", _BURDA, {"max_steps": 200_000}),
         _configure("iwae", _BURDA, {"max_minutes": 36.0, "max_steps": 110_000}, second_stage=weighted),
         _configure("vamp", _BURDA | {"prior": "vamp"}, {"max_steps": 60_000}),
         _configure("flow", _BURDA | {"prior": "flow"}, {"max_steps": 150_000}),
-        *(
-            Run("m1", f"preset-{name}", 0, "mnist", 0, one.model, one.objective, one.training, {"samples": 500})
-            for name, one in M1_PRESETS.items()
-        ),
+    ] + [
+        Run("m1", f"preset-{name}", 0, "mnist", 0, one.model, one.objective, one.training, {"samples": 500})
+        for name, one in M1_PRESETS.items()
     ]
 
 
@@ -52,7 +48,6 @@ def _configure(name: str, model: dict[str, Any], training: dict[str, Any], **opt
 
 
 def find_configuration(name: str) -> Run:
-    """Return the run of that name."""
     return next(run for run in configurations() if run.name == name)
 
 
@@ -72,20 +67,18 @@ def load_model(keep: str | None, name: str = BASE) -> M1:
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """Train one run, in one or two stages of which the last is kept, and return its result."""
-    data = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir).without_labels()
+    data = run.load(data_dir, "all").without_labels()
     pyro.set_rng_seed(run.seed)
     model = M1(data.event_shape, **run.model)
-    stages = [{"objective": run.objective, "training": run.training}]
-    stages += [run.options["second_stage"]] if "second_stage" in run.options else []
+    stages = [run, *(replace(run, **run.options[key]) for key in ("second_stage",) if key in run.options)]
     trained = []
     for stage in stages:
-        objective = UnsupervisedELBO.for_data(model, data, **stage["objective"])
-        out = run.folder(keep) if stage is stages[-1] else None
-        trained.append(fit(objective, data, TrainingConfig(seed=run.seed, **stage["training"]), out=out))
+        objective = UnsupervisedELBO.for_data(model, data, **stage.objective)
+        trained.append(stage.fit(objective, data, keep if stage is stages[-1] else None))
     result = report(objective, data, trained[-1], num_samples=run.options["samples"])
-    for name in ("steps", "epochs", "train_seconds"):
-        result[name] = round(sum(getattr(one, name) for one in trained), 3)
-    return {**result, "curves": [line for one in trained for line in one.metrics]}
+    sums = {name: sum(getattr(one, name) for one in trained) for name in ("steps", "epochs", "train_seconds")}
+    curves = [line for one in trained for line in one.metrics]
+    return {**result, **{name: round(value, 3) for name, value in sums.items()}, "curves": curves}
 
 
 def train_again(name: str, data_dir: str | None, keep: str) -> None:

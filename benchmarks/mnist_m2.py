@@ -3,7 +3,6 @@
     python benchmarks/mnist_m2.py --jobs 2                # took 40 minutes on two busy cores
     python benchmarks/mnist_m2.py --seeds 1 --only default-100
 
-Each finished run is kept as docs/results/NAME-HASH.json, where HASH is that of its settings, and is not made again.
 Settings are the package's defaults unless the configuration says otherwise.
 """
 
@@ -13,38 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 import pyro
-from runs import Result, Run, main
+from runs import Result, Run, fit_and_report, main
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit, report
+from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.presets import PURE
 
-_PURE: dict[str, Any] = {
-    "model": PURE.model,
-    "objective": PURE.objective,
-    "training": PURE.training,
-    "options": {"pure": True},
-}
+_ALONE: dict[str, Any] = {"options": {"pure": True}}
+_PURE: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective, "training": PURE.training, **_ALONE}
 
 # J^alpha alone on MLPs, with an alpha that is too small or too large.
-_CONSTANT_RATE: dict[str, Any] = {
-    "kl_warmup": 0.0,
-    "kl_peak": 1.0,
-    "binarisation": "dynamic",
-    "learning_rate": 1e-3,
-    "decay_start": 1.0,
-    "max_steps": 3000,
-}
-_SMALL_ALPHA: dict[str, Any] = {
-    "model": {"classifier": "mlp", "activation": "softplus"},
-    "objective": {"alpha": 0.1},
-    "training": _CONSTANT_RATE,
-    "options": {"pure": True},
-}
-_LARGE_ALPHA: dict[str, Any] = {
-    "model": {"classifier": "mlp", "latent_dim": 10},
-    "objective": {"alpha": 100.0},
-    "training": {**_CONSTANT_RATE, "learning_rate": 2e-3},
-    "options": {"pure": True},
+_CONSTANT_KL = {"kl_warmup": 0.0, "kl_peak": 1.0}
+_CONSTANT_RATE = {**_CONSTANT_KL, "binarisation": "dynamic", "decay_start": 1.0, "max_steps": 3000}
+_ALPHAS = {  # weight, learning rate, options of the model
+    "small": (0.1, 1e-3, {"classifier": "mlp", "activation": "softplus"}),
+    "large": (100.0, 2e-3, {"classifier": "mlp", "latent_dim": 10}),
 }
 
 
@@ -58,10 +39,12 @@ def configurations(seeds: int | None = None) -> list[Run]:
     labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}
     found += [Run("m2", "labels-alone-100", seed, **no_bound, **labels_only) for seed in splits]
     found += [Run("m2", "digits-100", seed, data="digits") for seed in splits]
-    found += [Run("m2", "pure-small-alpha", **_SMALL_ALPHA), Run("m2", "pure-large-alpha", **_LARGE_ALPHA)]
+    for name, (alpha, rate, model) in _ALPHAS.items():
+        settings = {"objective": {"alpha": alpha}, "training": {**_CONSTANT_RATE, "learning_rate": rate}}
+        found.append(Run("m2", f"pure-{name}-alpha", model=model, **settings, **_ALONE))
     found += [Run("m2", "pure-100", seed, **_PURE) for seed in splits]
     found += [Run("m2", "pure-3000", num_labels=3000, **_PURE)]
-    found += [_change(Run("m2", "pure-constant-kl-100", **_PURE), training={"kl_warmup": 0.0, "kl_peak": 1.0})]
+    found += [_change(Run("m2", "pure-constant-kl-100", **_PURE), training=_CONSTANT_KL)]
     equal_steps = {"max_epochs": None, "max_steps": 20_000}
     for sums in ("exact", "top-k"):
         runs = [Run("m2", f"equal-steps-{sums}", seed, **_PURE) for seed in splits]
@@ -75,18 +58,14 @@ def _change(run: Run, **changes: dict[str, Any]) -> Run:
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Train one run and return its result, with the metrics of its evaluations."""
-    data = SemiSupervisedData.from_name(run.data, num_labels=run.num_labels, seed=run.seed, data_dir=data_dir)
+    data = run.load(data_dir)
     if run.options.get("labels_only"):
         data = replace(data, x=data.x[data.labelled_index], y=data.y[data.labelled_index])
     pyro.set_rng_seed(run.seed)
     model = M2(data.event_shape, data.num_classes, **run.model)
     objective = SemiSupervisedELBO.for_data(model, data, pure=run.options.get("pure", False), **run.objective)
-    trained = fit(objective, data, TrainingConfig(seed=run.seed, **run.training), out=run.folder(keep))
-    result = report(objective, data, trained)
-    if run.data == "digits":
-        result["label_spreading"] = measure_label_spreading(data)
-    return {**result, "curves": trained.metrics}
+    result = fit_and_report(run, objective, data, keep)
+    return {**result, "label_spreading": measure_label_spreading(data)} if run.data == "digits" else result
 
 
 def measure_label_spreading(data: Any) -> float:

@@ -1,9 +1,7 @@
 """Classify MNIST by scikit-learn's SVM and logistic regression on the latents of an M1, by number of labels.
 
-    python benchmarks/mnist_m1.py --only flow --keep models    # first, the M1
-    python benchmarks/mnist_svm.py --keep models
-
-The result is kept as docs/results/NAME-HASH.json and is not made again.
+python benchmarks/mnist_m1.py --only flow --keep models    # first, the M1
+python benchmarks/mnist_svm.py --keep models
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ from pyro_ssvae.data import draw_label_split
 
 
 def configurations(seeds: int | None = None) -> list[Run]:
-    """Return the only run."""
     options = {"m1": BASE, "m1_result": find_configuration(BASE).path.stem}
     return [Run("m1", "svm", num_labels="all", options=options)]
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Train the classifiers and return their accuracies."""
-    data = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
+    data = run.load(data_dir)
     started = time.perf_counter()
     accuracies = classify_latents(load_model(keep, run.options["m1"]), data, run.seed)
     return {"svm": accuracies, "train_seconds": round(time.perf_counter() - started, 1)}
@@ -44,17 +40,16 @@ def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str
     from sklearn.svm import SVC
 
     z_test = model.transform(data.x_test / data.scale).numpy()
-    accuracies: dict[str, dict[str, float]] = {}
+    accuracies = {}
     for number in (100, 500, 1000, 2000, 5000):
         chosen = torch.as_tensor(draw_label_split(data.y.numpy(), number, data.num_classes, seed=seed))
         z, y = model.transform(data.x[chosen] / data.scale).numpy(), data.y[chosen].numpy()
         widths = [share / float(z.var(0).sum()) for share in (0.3, 1.0, 3.0, 10.0)]
         svm = GridSearchCV(SVC(), {"C": [1.0, 10.0, 100.0], "gamma": widths}, cv=5)
         logistic = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [1e-3, 0.01, 0.1, 1.0, 10.0]}, cv=5)
-        accuracies[str(number)] = {
-            "svm": float(svm.fit(z, y).score(z_test, data.y_test.numpy())),
-            "logistic": float(logistic.fit(z, y).score(z_test, data.y_test.numpy())),
-        }
+        methods = {"svm": svm, "logistic": logistic}
+        scores = {name: float(one.fit(z, y).score(z_test, data.y_test.numpy())) for name, one in methods.items()}
+        accuracies[str(number)] = scores
     return accuracies
 
 

@@ -27,7 +27,6 @@ from table_format import (
     get_values,
     last,
     load_results,
-    lookup,
     mean,
     percent,
 )
@@ -42,6 +41,7 @@ BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3} 
 
 ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent("test/error_last")}
 BOUND = {"test bound, nats": average("test/bound")}
+PUBLISHED_M2: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER[group[0]["num_labels"]]}
 RUNS: dict[str, Column] = {
     "test error by seed, %": each("test/error"),
     "at the last step, %": each("test/error_last"),
@@ -53,19 +53,16 @@ RUNS: dict[str, Column] = {
 # M2
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
-_PURE = {
-    "m2-pure-100": "`--pure`, 100 labels",
-    "m2-pure-constant-kl-100": "without KL annealing, 100 labels",
-    "m2-pure-3000": "`--pure`, 3,000 labels",
-}
+_BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
+_PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
+_PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels"}
 
 
-def m2_default(results: Results) -> str:
-    def control(group: list[Result]) -> str:
-        return format_mean([one["test/class_control"]["analogies"] for one in group], 2, 100.0)
+def _class_control(group: list[Result]) -> str:
+    return format_mean([one["analogies"] for one in get_values(group, "test/class_control")], 2, 100.0)
 
-    columns = {"label splits": count_seeds, **ERROR, **BOUND, "class control, %": control}
-    return build_table(results, "labels", _BY_LABELS, columns | {"published M2, %": lookup(M2_PAPER)})
+
+_DEFAULT = {"label splits": count_seeds, **ERROR, **BOUND, "class control, %": _class_control, **PUBLISHED_M2}
 
 
 def m2_ablation(results: Results) -> str:
@@ -80,42 +77,29 @@ def m2_ablation(results: Results) -> str:
         "m2-regularisers-alone-100": "the same without the bound",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    columns = {**ERROR, "by split, %": each("test/error"), "more than the first line, points": exceed}
+    columns = {**ERROR, **_BY_SPLIT, "more than the first line, points": exceed}
     return build_table(results, "trained on", rows, columns)
-
-
-def m2_enumeration(results: Results) -> str:
-    names = ("exact", "top-k", "exact-bf16", "top-k-bf16")
-    columns = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
-    columns |= {"seconds of training": each("train_seconds", 0, 1.0)}
-    return build_table(results, "sum over classes", {f"m2-equal-steps-{name}": name for name in names}, columns)
 
 
 def m2_digits(results: Results) -> str:
     group = results.get("m2-digits-100", [])
     methods = {
-        "M2": [1.0 - error for error in get_values(group, "test/error")],
-        "M2, at the last step": [1.0 - error for error in get_values(group, "test/error_last")],
-        "`LabelSpreading`, the better of its two kernels": get_values(group, "label_spreading"),
+        "M2": [{"accuracy": 1.0 - one["test/error"]} for one in group],
+        "M2, at the last step": [{"accuracy": 1.0 - one["test/error_last"]} for one in group],
+        "`LabelSpreading`, the better of its two kernels": [{"accuracy": one["label_spreading"]} for one in group],
     }
-    rows = [
-        [words, format_mean(values, 2, 100.0), " / ".join(f"{100.0 * value:.1f}" for value in values)]
-        for words, values in methods.items()
-        if values
-    ]
-    return format_table(["method", "test accuracy, %", "by split, %"], rows)
+    columns = {"test accuracy, %": percent("accuracy"), "by split, %": each("accuracy", 1)}
+    return build_table(methods, "method", {name: name for name in methods}, columns)
 
 
-def m2_failures(results: Results) -> str:
-    names = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large", "default-100": "default"}
-    columns: dict[str, Column] = {
-        "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
-        "validation error, %": last("val/error", 1, 100.0),
-        "H(q(y\\|x)), nats": last("val/entropy_y", 2),
-        "mutual information, nats": last("val/mutual_information", 2),
-        "KL of z, nats": last("val/kl_z", 1),
-    }
-    return build_table(results, "run", {f"m2-{name}": words for name, words in names.items()}, columns)
+_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-default-100": "default"}
+_DIAGNOSTICS: dict[str, Column] = {
+    "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
+    "validation error, %": last("val/error", 1, 100.0),
+    "H(q(y\\|x)), nats": last("val/entropy_y", 2),
+    "mutual information, nats": last("val/mutual_information", 2),
+    "KL of z, nats": last("val/kl_z", 1),
+}
 
 
 # M1 and M1+M2
@@ -134,7 +118,7 @@ def _log_px(group: list[Result]) -> str:
 
 def _steps_of_schedule(group: list[Result]) -> str:
     used = group[0]["configuration"]
-    stages = [used, *([used["options"]["second_stage"]] if "second_stage" in used["options"] else [])]
+    stages = [used, *(used["options"][key] for key in ("second_stage",) if key in used["options"])]
     return f"{group[0]['steps']:,} of {sum(stage['training']['max_steps'] for stage in stages):,}"
 
 
@@ -153,6 +137,7 @@ _M1_DETAILS: dict[str, Column] = {
     "effective samples, median": average("test/effective_samples", 0),
     "minutes of estimating log p(x)": average("likelihood_seconds", 1, 1 / 60),
 }
+_PRESETS = ("kingma", "nitta", "nnabla", "musyoku")
 _M1_PRESETS: dict[str, Column] = {
     "binarisation": lambda group: group[0]["binarisation"],
     **_NEGATIVE_BOUND,
@@ -161,12 +146,12 @@ _M1_PRESETS: dict[str, Column] = {
     "−log p(x), nats": _log_px,
     **_MINUTES,
 }
+_M1M2 = {"pure": "`--pure`, %", "default": "default, %", "full-bound": "default with the full bound, %"}
 _M1M2_RUNS = {
     "test error by split, %": each("test/error"),
     "at the last step, %": percent("test/error_last"),
     **BOUND,
-    "steps": RUNS["steps"],
-    "seconds of training": RUNS["seconds of training"],
+    **{name: RUNS[name] for name in ("steps", "seconds of training")},
 }
 
 
@@ -182,17 +167,15 @@ def m1_svm(results: Results) -> str:
 def m1m2(results: Results) -> str:
     rows = []
     for n in M1M2_PAPER:
-        groups = [results.get(f"m1m2-{name}-{n}", []) for name in ("pure", "default", "full-bound")]
+        groups = [results.get(f"m1m2-{name}-{n}", []) for name in _M1M2]
         if any(groups):
             rows.append([str(n), *(percent("test/error")(group) for group in groups), M1M2_PAPER[n], TSVM_PAPER[n]])
-    ours = ["`--pure`, %", "default, %", "default with the full bound, %"]
-    return format_table(["labels", *ours, "published M1+M2, %", "published M1 + TSVM, %"], rows)
+    return format_table(["labels", *_M1M2.values(), "published M1+M2, %", "published M1 + TSVM, %"], rows)
 
 
-def m1m2_runs(name: str, results: Results) -> str:
-    rows = {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER}
-    rows |= {f"m1m2-{name}-normal-{n}": f"{n}, M1 with a normal prior" for n in M1M2_PAPER}
-    return build_table(results, "labels", rows, _M1M2_RUNS)
+def _m1m2_rows(name: str) -> dict[str, str]:
+    normal = {"m1m2-pure-normal-100": "100, M1 with a normal prior"} if name == "pure" else {}
+    return {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER} | normal
 
 
 _BAYES: dict[str, Column] = {
@@ -211,8 +194,8 @@ def _in_deviations(key: str) -> Column:
     """How far the worst seed lies above two real samples, in standard deviations of their distance."""
 
     def column(group: list[Result]) -> str:
-        known = [one for one in group if one.get("floor") and one.get(key) is not None]
-        return f"{max((one[key] - one['floor'][0]) / one['floor'][1] for one in known):.1f}" if known else "–"
+        known = [(one[key] - one["floor"][0]) / one["floor"][1] for one in group if one.get(key) is not None]
+        return f"{max(known):.1f}" if known else "–"
 
     return column
 
@@ -221,30 +204,23 @@ def _floor(key: str) -> Column:
     """The mean of the means and the root mean square of the standard deviations of real samples."""
 
     def column(group: list[Result]) -> str:
-        floors = get_values(group, key)
-        if not floors:
+        if not (floors := get_values(group, key)):
             return "–"
-        deviation = statistics.mean(deviation**2 for _, deviation in floors) ** 0.5
-        return f"{statistics.mean(floor for floor, _ in floors):.2f} ± {deviation:.2f}"
+        means, deviations = zip(*floors, strict=True)
+        return f"{statistics.mean(means):.2f} ± {statistics.mean(one**2 for one in deviations) ** 0.5:.2f}"
 
     return column
 
 
-def _share(key: str, number: int) -> Column:
-    return lambda group: format_mean([shares[number] for shares in get_values(group, key)], 1, 100.0)
-
-
-def _log_z_gap(group: list[Result]) -> list[float]:
-    return [abs(one["log_z_ais"] - one["log_z_grid"]) for one in group if "log_z_ais" in one]
-
-
-def _log_z_errors(group: list[Result]) -> str:
-    errors = get_values(group, "log_z_ais_error")
-    return f"{max(gap / error for gap, error in zip(_log_z_gap(group), errors, strict=True)):.1f}"
+def _find_log_z_gap(group: list[Result], unit: str = "") -> float:
+    """Return the largest difference of both estimates, divided by what ``unit`` names."""
+    known = [one for one in group if "log_z_ais" in one]
+    return max(abs(one["log_z_ais"] - one["log_z_grid"]) / one.get(unit, 1.0) for one in known)
 
 
 SECONDS = {"seconds": mean("train_seconds", 0)}
 _RING: dict[str, Column] = {
+    "seeds": count_seeds,
     "modes of 10": each("modes", 0, 1.0),
     "high quality, %": percent("high_quality", 1, min),
     "after Langevin steps, %": percent("langevin_high_quality", 1, min),
@@ -267,8 +243,8 @@ _TOY_DETAILS: dict[str, Column] = {
 _LOG_Z: dict[str, Column] = {
     "on a grid": mean("log_z_grid"),
     "by annealing": mean("log_z_ais"),
-    "largest difference": lambda group: f"{max(_log_z_gap(group)):.3f}",
-    "in standard errors": _log_z_errors,
+    "largest difference": lambda group: f"{_find_log_z_gap(group):.3f}",
+    "in standard errors": lambda group: f"{_find_log_z_gap(group, 'log_z_ais_error'):.1f}",
 }
 _DIGITS: dict[str, Column] = {
     "seeds": count_seeds,
@@ -279,34 +255,39 @@ _DIGITS: dict[str, Column] = {
     "their confidence": mean("real_confidence", 3),
     **SECONDS,
 }
+_CLASS_RUNS = {"ddgm-classes": "100 labels and every other example"}
+_CLASS_RUNS |= {"ddgm-classes-labels-alone": "the 100 labels alone"}
 _CLASSES: dict[str, Column] = {"seeds": count_seeds, "test error, %": percent("test/error", 2, max), **SECONDS}
+
+
+def _share(number: int) -> Column:
+    return lambda group: format_mean([shares[number] for shares in get_values(group, "shares")], 1, 100.0)
+
+
+_SHARES = {str(number): _share(number) for number in range(10)}
 
 
 def _settings(*names: str) -> dict[str, str]:
     """Return the configurations of DDGM on these data sets, and what their rows are called."""
-    words = {"default": "preset", "source": "settings of the source"}
-    return {
-        f"ddgm-{data}-{kind}": f"{data}, {text}" if len(names) > 1 else text
-        for data in names
-        for kind, text in words.items()
-    }
+    found = {}
+    for data in names:
+        prefix = f"{data}, " if len(names) > 1 else ""
+        found |= {f"ddgm-{data}-default": f"{prefix}preset", f"ddgm-{data}-source": f"{prefix}settings of the source"}
+    return found
 
 
 def ddgm_digits_classes(results: Results) -> str:
-    results = {**results, "test images": results.get("ddgm-mnist-default", [])[:1]}
-    shares = [build_table(results, "share of each class, %", _settings("mnist"), _shares("class_shares"))]
-    real = build_table(results, "", {"test images": "test images"}, _shares("real_class_shares"))
-    return "\n".join([*shares, *real.splitlines()[2:]])
-
-
-def _shares(key: str) -> dict[str, Column]:
-    return {str(number): _share(key, number) for number in range(10)}
+    shares = {name: [{"shares": one["class_shares"]} for one in results.get(name, [])] for name in _settings("mnist")}
+    real = results.get("ddgm-mnist-default", [])[:1]
+    shares["real"] = [{"shares": one["real_class_shares"]} for one in real]
+    rows = {**_settings("mnist"), "real": "test images"}
+    return build_table(shares, "share of each class, %", rows, _SHARES)
 
 
 def ddgm_auroc(data: str, results: Results) -> str:
     areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
-    kinds = list({kind: None for found in areas.values() for one in found for kind in one})
-    return build_table(areas, "", _settings(data), {kind: mean(kind, 3) for kind in kinds})
+    columns = {kind: mean(kind, 3) for found in areas.values() for one in found for kind in one}
+    return build_table(areas, "", _settings(data), columns)
 
 
 def ddgm_icons(results: Results) -> str:
@@ -319,10 +300,8 @@ def ddgm_icons(results: Results) -> str:
 
 # Times
 
-_EXAMPLES = {
-    f"time-{name}": f"`python examples/{file}.py --data {name}`"
-    for name, file in (("ring", "ddgm_2d"), ("spiral", "ddgm_2d"), ("mnist", "ddgm"))
-}
+_FILES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
+_EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _FILES.items()}
 _M1_TIMES = {
     "time-likelihood": "log p(x) of 10,000 examples by 5,000 samples each",
     "time-stack-pure": "training M1+M2 with 100 labels, `--pure`",
@@ -345,37 +324,35 @@ def _table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Call
     return lambda results: build_table(results, first, rows, columns)
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
-    "m2_default": m2_default,
+TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
+    "m2_default": _table("labels", _BY_LABELS, _DEFAULT),
     "m2_default_runs": _table("labels", _BY_LABELS, RUNS),
     "m2_ablation": m2_ablation,
-    "m2_pure": _table("run", _PURE, {**ERROR, **BOUND, "published M2, %": lookup(M2_PAPER)}),
+    "m2_pure": _table("run", _PURE, {**ERROR, **BOUND, **PUBLISHED_M2}),
     "m2_pure_runs": _table("run", _PURE, RUNS),
-    "m2_enumeration": m2_enumeration,
+    "m2_enumeration": _table(
+        "sum over classes",
+        {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")},
+        {**_BY_SPLIT, "seconds of training": RUNS["seconds of training"]},
+    ),
     "m2_digits": m2_digits,
-    "m2_failures": m2_failures,
+    "m2_failures": _table("run", _ALPHAS, _DIAGNOSTICS),
     "m1_likelihood": _table("trained by", _M1, _M1_COLUMNS),
     "m1_likelihood_runs": _table("trained by", _M1, _M1_DETAILS),
-    "m1_presets": _table(
-        "preset", {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}, _M1_PRESETS
-    ),
+    "m1_presets": _table("preset", {f"m1-preset-{name}": f"`{name}`" for name in _PRESETS}, _M1_PRESETS),
     "m1_svm": m1_svm,
     "m1m2": m1m2,
-    **{f"m1m2_{name.replace('-', '_')}_runs": partial(m1m2_runs, name) for name in ("pure", "default", "full-bound")},
+    **{f"m1m2_{name.replace('-', '_')}_runs": _table("labels", _m1m2_rows(name), _M1M2_RUNS) for name in _M1M2},
     "m1_bayes": _table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
-    "ddgm_ring": _table("", _settings("ring"), {"seeds": count_seeds, **_RING, **_TOY}),
+    "ddgm_ring": _table("", _settings("ring"), {**_RING, **_TOY}),
     "ddgm_spiral": _table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
     "ddgm_toy_details": _table("", _settings("ring", "spiral"), _TOY_DETAILS),
-    "ddgm_ring_modes": _table("share of each mode, %", _settings("ring"), _shares("shares")),
+    "ddgm_ring_modes": _table("share of each mode, %", _settings("ring"), _SHARES),
     "ddgm_log_z": _table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
     "ddgm_digits": _table("", _settings("mnist"), _DIGITS),
     "ddgm_digits_classes": ddgm_digits_classes,
     "ddgm_digits_auroc": partial(ddgm_auroc, "mnist"),
-    "ddgm_classes": _table(
-        "trained on",
-        {"ddgm-classes": "100 labels and every other example", "ddgm-classes-labels-alone": "the 100 labels alone"},
-        _CLASSES,
-    ),
+    "ddgm_classes": _table("trained on", _CLASS_RUNS, _CLASSES),
     "ddgm_icons": ddgm_icons,
     "time_to_error": time_to_error,
     "ddgm_times": _table(
@@ -391,7 +368,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     ),
     "ddgm_icons_auroc": partial(ddgm_auroc, "icons"),
 }
-"""Tables of training runs by the name of their file."""
 
 
 def write_tables(docs: Path) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import get_peak_memory
+
+import pyro_ssvae
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -24,29 +26,17 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the result of one training run, as it is written in the benchmarks and presets.
+    """Everything that decides the result of one training run, as it is written in the benchmarks and presets."""
 
-    Args:
-        family: What is trained: ``"m2"``, ``"m1"``, ``"m1m2"`` or ``"ddgm"``.
-        name: Name of the configuration, for ``--only``.
-        seed: Seed of the label split, the weights and all draws.
-        data: Name of the data set.
-        num_labels: Number of training examples that keep their label; ``"all"`` for every one.
-        model: Arguments of the model that differ from its defaults.
-        objective: Arguments of the objective that differ from its defaults.
-        training: Arguments of :class:`pyro_ssvae.TrainingConfig` that differ from its defaults.
-        options: What else decides the result, JSON-ready.
-    """
-
-    family: str
-    name: str
-    seed: int = 0
+    family: str  # of the model; "time" for times
+    name: str  # of the configuration, for --only
+    seed: int = 0  # of the label split, the weights and all draws
     data: str = "mnist"
-    num_labels: int | str = 100
-    model: dict[str, Any] = field(default_factory=dict)
+    num_labels: int | str = 100  # or "all"
+    model: dict[str, Any] = field(default_factory=dict)  # arguments that differ from the defaults, as the next two
     objective: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # what else decides the result, JSON-ready
 
     @property
     def stem(self) -> str:
@@ -55,10 +45,7 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """File of the result; its name ends in a hash over every field, so that other settings have another file.
-
-        The hash covers the settings as written here and in the presets. Defaults of the package are not part of it.
-        """
+        """File of the result; its name ends in a hash of every field, which leaves out defaults of the package."""
         settings = json.dumps(asdict(self), sort_keys=True)
         return RESULTS / f"{self.stem}-{hashlib.sha256(settings.encode()).hexdigest()[:10]}.json"
 
@@ -66,9 +53,24 @@ class Run:
         """Return the run folder below ``keep``, or ``None`` without ``keep``."""
         return Path(keep) / f"{self.name}-seed{self.seed}" if keep else None
 
+    def load(self, data_dir: str | None, num_labels: int | str | None = None) -> pyro_ssvae.SemiSupervisedData:
+        """Return the data, with the labels of the run or with ``num_labels``."""
+        options: dict[str, Any] = {"num_labels": self.num_labels if num_labels is None else num_labels}
+        return pyro_ssvae.SemiSupervisedData.from_name(self.data, seed=self.seed, data_dir=data_dir, **options)
 
-Train = Callable[[Run, "str | None", "str | None"], Result]
-"""Trains ``(run, data_dir, keep)`` and returns the result."""
+    def fit(self, objective: Any, data: pyro_ssvae.SemiSupervisedData, keep: str | None = None, **options: Any) -> Any:
+        """Train by the settings of the run and return what :func:`pyro_ssvae.fit` returns."""
+        config = pyro_ssvae.TrainingConfig(seed=self.seed, **self.training)
+        return pyro_ssvae.fit(objective, data, config, out=self.folder(keep), **options)
+
+
+Train = Callable[[Run, "str | None", "str | None"], Result]  # (run, data_dir, keep) -> result
+
+
+def fit_and_report(run: Run, objective: Any, data: Any, keep: str | None = None, **options: Any) -> Result:
+    """Train a run and return the result, with the metrics of its evaluations; ``options`` are of ``fit``."""
+    trained = run.fit(objective, data, keep, **options)
+    return {**pyro_ssvae.report(objective, data, trained), "curves": trained.metrics}
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -77,26 +79,16 @@ def write_result(path: Path, result: Result) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def main(
-    description: str | None,
-    configurations: Callable[[int | None], list[Run]],
-    train: Train,
-    argv: Sequence[str] | None = None,
-) -> argparse.Namespace:
-    """Make the runs that the command line asks for and that have no result yet, then write all tables.
+def main(description: str | None, configurations: Any, train: Train, argv: Sequence[str] | None = None) -> Any:
+    """Make the runs that the command line asks for and that have no result yet, write all tables, return the flags.
 
-    Args:
-        description: What ``--help`` says.
-        configurations: Returns the runs, with this many seeds where a configuration has several (``None``: default).
-        train: Trains one run.
-        argv: The command line.
-
-    Returns:
-        The parsed command line.
+    ``configurations(seeds)`` returns the runs, with this many seeds where a configuration has several.
     """
     from result_tables import write_tables
 
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    epilog = "A run is made once; its result is docs/results/NAME-HASH.json, with a hash of its settings."
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=kind)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
     parser.add_argument("--only", action="append", metavar="NAME", help="make only this configuration; repeatable")
     parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where a configuration has several")
@@ -118,18 +110,15 @@ def main(
     return args
 
 
-def _make_in_process(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
+def _make_in_process(train: Train, run: Run, *given: Any) -> Result:
     """Make one run in a process of its own, which gives its peak memory, and write its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        result, peak = pool.submit(_train_with_peak, train, run, data_dir, keep, threads).result()
-    result = {"configuration": asdict(run), **result, "peak_memory_mib": peak}
+        result = pool.submit(_make, train, run, *given).result()
     write_result(run.path, result)
     return result
 
 
-def _train_with_peak(
-    train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int
-) -> tuple[Result, int]:
+def _make(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
     torch.set_num_threads(threads)
-    result = train(run, data_dir, keep)
-    return result, round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result = {"configuration": asdict(run), **train(run, data_dir, keep)}
+    return {**result, "peak_memory_mib": round(get_peak_memory() / 2**20)}

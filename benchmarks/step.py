@@ -7,31 +7,29 @@
 Every contender has its own process, which waits between its visits. Contenders alternate over the rounds (A B C A B C
 ...), so that other load on the machine affects all of them alike. Results are kept as docs/benchmarks/step-cpu.json;
 with --only, those of the others stay.
-
-Two threads on two cores need both cores for themselves: PyTorch's threads spin at every barrier until the last one
-arrives, which takes a time slice of the system if another program holds its core. On a machine with other load, set
-OMP_WAIT_POLICY=passive; the results name it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro, Unavailable
 from machine import describe, get_peak_memory, get_resident_memory
-from runs import DOCS, write_result
+from runs import DOCS, Result, write_result
+from table_format import load_json
 from torch import Tensor
 
 FOLDER = DOCS / "benchmarks"
@@ -47,59 +45,24 @@ CONTENDERS: dict[str, Callable[..., Contender]] = {
     "ours-top-k": partial(Ours, enumeration="top-k"),
     "ours-top-k-eager": partial(Ours, enumeration="top-k", compile="eager"),
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all contenders that are compared with each other have in common."""
-
-    classes: int
-    threads: int
-    labelled: int  # labelled examples per step
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long a contender is measured.
-
-    Args:
-        steps: Steps per visit at most.
-        seconds: Seconds per visit, after at least one step.
-        rounds: Visits.
-        patience: Seconds of a step above which it is not repeated.
-    """
-
-    steps: int
-    seconds: float
-    rounds: int
-    patience: float
+SETTING = ("classes", "threads", "labelled")  # what contenders that are compared with each other have in common
 
 
 class Timer:
-    """A contender, its batches, and the time of its steps.
+    """A contender, its batches, and the time of its steps; unavailable if one would exceed ``args.patience``."""
 
-    Raises:
-        Unavailable: If a step is estimated to take longer than ``effort.patience``.
-    """
-
-    def __init__(self, make: Callable[..., Contender], setting: Setting, effort: Effort) -> None:
-        self.effort = effort
-        labelled = setting.labelled
-        self.contender = make(num_classes=setting.classes)
-        self.batches = make_batches(BATCH_SIZE, labelled, setting.classes)
-        self.taken = 0
+    def __init__(self, make: Callable[..., Contender], setting: dict[str, int], args: Namespace) -> None:
+        self.args, self.taken = args, 0
         self.step_seconds: float | None = None
-        if setting.classes * BATCH_SIZE >= LARGE:
-            self._check_time(make_batches(20, labelled, setting.classes)[0])
-
-    def _check_time(self, batch: tuple[Tensor, ...]) -> None:
-        """Raise if a full step, whose time is proportional to the batch size, would take too long."""
-        for _ in range(2):  # the optimiser allocates its state in the first step
-            started = time.perf_counter()
-            self.contender.step(*batch)
-            seconds = (time.perf_counter() - started) * BATCH_SIZE / len(batch[0])
-        if seconds > self.effort.patience:
-            raise Unavailable(f"about {seconds:.0f} s")
+        classes, labelled = setting["classes"], setting["labelled"]
+        self.contender = make(num_classes=classes)
+        self.batches = make_batches(20, labelled, classes)
+        if classes * BATCH_SIZE >= LARGE:
+            self.take(1)  # the optimiser allocates its state in the first step
+            seconds = self.take(1) * BATCH_SIZE / 20  # the time is proportional to the batch size
+            if seconds > args.patience:
+                raise Unavailable(f"about {seconds:.0f} s")
+        self.batches = make_batches(BATCH_SIZE, labelled, classes)
 
     def take(self, steps: int) -> float:
         """Take steps and return seconds per step."""
@@ -111,17 +74,15 @@ class Timer:
 
     def visit(self) -> list[float]:
         """Return the seconds of steps, timed one by one; the first visit warms up before."""
-        effort = self.effort
         if self.step_seconds is None:
             self.take(self.contender.warm_up)
             self.step_seconds = self.take(1)
-            if self.step_seconds > effort.patience:
+            if self.step_seconds > self.args.patience:
                 return [self.step_seconds]
-        if self.step_seconds < effort.seconds:
+        if self.step_seconds < self.args.seconds:
             self.step_seconds = self.take(1)  # caches are cold after the visits to the others
-        least = math.ceil(3 / effort.rounds)
-        steps = max(least, min(effort.steps, int(effort.seconds / self.step_seconds)))
-        times = [self.take(1) for _ in range(steps)]
+        steps = min(self.args.steps, int(self.args.seconds / self.step_seconds))
+        times = [self.take(1) for _ in range(max(steps, math.ceil(3 / self.args.rounds)))]
         self.step_seconds = min(times)
         return times
 
@@ -132,31 +93,31 @@ def make_batches(
     """Return batches of random binary pixels, as bright as MNIST, and of labelled examples if ``labelled`` > 0."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(count: int) -> Tensor:
+    def draw_pixels(count: int) -> Tensor:
         return (torch.rand(count, 784, generator=generator) < 0.13).float().to(device)
 
-    batches: list[tuple[Tensor, ...]] = []
-    for _ in range(number):
-        batch: tuple[Tensor, ...] = (draw(size),)
-        if labelled:
-            batch += (draw(labelled), torch.randint(classes, (labelled,), generator=generator).to(device))
-        batches.append(batch)
-    return batches
+    def draw_batch() -> tuple[Tensor, ...]:
+        x = draw_pixels(size)
+        if not labelled:
+            return (x,)
+        return x, draw_pixels(labelled), torch.randint(classes, (labelled,), generator=generator).to(device)
+
+    return [draw_batch() for _ in range(number)]
 
 
 _timer: Timer | None = None  # of the contender whose process this is
 
 
-def build(name: str, setting: Setting, effort: Effort) -> dict[str, Any]:
+def build(name: str, setting: dict[str, int], args: Namespace) -> dict[str, Any]:
     """Build a contender in this process; return the memory before it, or why it cannot be measured."""
     global _timer
-    torch.set_num_threads(setting.threads)
-    base = {"base_mib": round(get_resident_memory() / 2**20)}
+    torch.set_num_threads(setting["threads"])
+    found: dict[str, Any] = {"base_mib": round(get_resident_memory() / 2**20)}
     try:
-        _timer = Timer(CONTENDERS[name], setting, effort)
+        _timer = Timer(CONTENDERS[name], setting, args)
     except Unavailable as error:
-        return {**base, "reason": str(error)}
-    return base
+        found["reason"] = str(error)
+    return found
 
 
 def visit() -> tuple[list[float], int]:
@@ -165,55 +126,51 @@ def visit() -> tuple[list[float], int]:
     return _timer.visit(), round(get_peak_memory() / 2**20)
 
 
-def measure(setting: Setting, names: list[str], effort: Effort) -> list[dict[str, Any]]:
+def measure(setting: dict[str, int], args: Namespace) -> list[Result]:
     """Measure contenders in one setting, in alternation, and return their results."""
     # Libraries read their number of threads from the environment when they are loaded.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(setting.threads)
-    results = {name: {"contender": name, **asdict(setting), "visits": [], "reason": None} for name in names}
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(setting["threads"])
+    names = args.only or CONTENDERS
+    results: dict[str, Result] = {name: {"contender": name, **setting, "visits": [], "reason": None} for name in names}
     context = multiprocessing.get_context("spawn")
     pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in names}
-    for round_ in range(-1, effort.rounds):
+    for round_ in range(-1, args.rounds):
         for name, result in results.items():
             if result["reason"]:
                 continue
             try:
                 if round_ < 0:
-                    result |= pools[name].submit(build, name, setting, effort).result()
+                    result |= pools[name].submit(build, name, setting, args).result()
                     continue
                 times, result["peak_mib"] = pools[name].submit(visit).result()
                 result["visits"].append([round(1000 * seconds, 4) for seconds in times])
-                result["reason"] = "one step only" if min(times) > effort.patience else None
+                result["reason"] = "one step only" if min(times) > args.patience else None
             except Exception as error:  # a process that ran out of memory, or what a contender raised
                 result["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     for name, result in results.items():
         pools[name].shutdown()
         times = sorted(time for visit in result["visits"] for time in visit)
-        words = f"{times[len(times) // 2]:.2f} ms" if times else result["reason"]
-        print(f"{asdict(setting)}, {name}: {words}", flush=True)
+        print(setting, f"{name}:", f"{times[len(times) // 2]:.2f} ms" if times else result["reason"], flush=True)
     return list(results.values())
 
 
-def keep(results: list[dict[str, Any]]) -> None:
-    """Write results beside those of other contenders and settings, in place of older ones of the same."""
+def keep(results: list[Result]) -> None:
+    """Write results, in place of older ones of the same contenders and settings."""
     path, machine = FOLDER / "step-cpu.json", describe("cpu")
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored = load_json(path, {})
     old = stored["results"] if stored.get("machine") == machine else []
-
-    def key(result: dict[str, Any]) -> tuple[Any, ...]:
-        return (result["contender"], *(result[name] for name in Setting.__dataclass_fields__))
-
-    merged = {key(result): result for result in [*old, *results]}
+    merged = {tuple(result[name] for name in ("contender", *SETTING)): result for result in [*old, *results]}
     lines = ",\n".join("  " + json.dumps(result) for result in merged.values())
     command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
     head = json.dumps({"command": command, "batch_size": BATCH_SIZE, "machine": machine}, indent=1)[:-2]
     path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
 
 
-def measure_floor(classes: list[int], threads: list[int]) -> dict[str, Any]:
+def measure_floor(classes: list[int], threads: list[int]) -> Result:
     """Return the least time of a step on this machine, and a profile of the steps."""
     from floor import measure_floors, profile_step
 
-    found: dict[str, Any] = {"command": "python benchmarks/step.py --floor", "batch_size": BATCH_SIZE}
+    found: Result = {"command": "python benchmarks/step.py --floor", "batch_size": BATCH_SIZE}
     found |= {"machine": describe("cpu"), "rates": [], "steps": [], "profile": []}
     for number in threads:
         torch.set_num_threads(number)
@@ -246,11 +203,8 @@ def main() -> None:
     if args.floor:
         write_result(FOLDER / "floor-cpu.json", measure_floor(args.classes, args.threads))
     else:
-        effort = Effort(args.steps, args.seconds, args.rounds, args.patience)
-        for labelled in args.labelled:
-            for classes in args.classes:
-                for threads in args.threads:
-                    keep(measure(Setting(classes, threads, labelled), args.only or list(CONTENDERS), effort))
+        for setting in itertools.product(args.classes, args.threads, args.labelled):
+            keep(measure(dict(zip(SETTING, setting, strict=True)), args))
     write_tables(DOCS)
 
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-Results = dict[str, list[Result]]
-"""Results by family and name of the configuration, such as ``"m2-default-100"``, in the order of the seeds."""
-Column = Callable[[list[Result]], str]
-"""Formats one cell from the results of a configuration."""
+Results = dict[str, list[Result]]  # by family and name of the configuration, in the order of the seeds
+Column = Callable[[list[Result]], str]  # formats one cell from the results of a configuration
 
 
 def load_results(folder: Path) -> Results:
-    """Return the results of a folder by configuration, each list in the order of the seeds."""
     found: dict[str, dict[int, Result]] = defaultdict(dict)
     for path in folder.glob("*.json"):
         if parts := re.fullmatch(r"(.+)-seed(\d+)-[0-9a-f]{10}", path.stem):
@@ -26,9 +23,9 @@ def load_results(folder: Path) -> Results:
     return {name: [by_seed[seed] for seed in sorted(by_seed)] for name, by_seed in found.items()}
 
 
-def load_json(path: Path) -> Any:
-    """Return the content of a file, or ``None`` if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+def load_json(path: Path, missing: Any) -> Any:
+    """Return the content of a file, or ``missing`` if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else missing
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -38,16 +35,9 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def build_table(results: Results, first: str, rows: dict[str, str], columns: dict[str, Column]) -> str:
-    """Return a Markdown table with one line per configuration.
-
-    Args:
-        results: All results.
-        first: Header of the first column.
-        rows: What the first column says, by name of the configuration.
-        columns: The other columns by header.
-    """
-    present = {words: group for name, words in rows.items() if (group := results.get(name))}
-    lines = [[words, *(column(group) for column in columns.values())] for words, group in present.items()]
+    """Return a Markdown table: ``first`` is the header of the first column, whose cells are those of ``rows``."""
+    present = [(words, results[name]) for name, words in rows.items() if results.get(name)]
+    lines = [[words, *(column(group) for column in columns.values())] for words, group in present]
     return format_table([first, *columns], lines)
 
 
@@ -56,20 +46,8 @@ def get_values(group: list[Result], key: str) -> list[Any]:
     return [result[key] for result in group if result.get(key) is not None]
 
 
-def format_mean(
-    values: Sequence[float],
-    digits: int = 2,
-    factor: float = 1.0,
-    worst: Callable[[Sequence[float]], float] | None = None,
-) -> str:
-    """Return mean ± standard deviation, and the worst value in brackets; "–" without values.
-
-    Args:
-        values: The values, one per seed.
-        digits: Digits after the decimal point.
-        factor: Multiplies every value; 100 for percentages.
-        worst: ``max`` or ``min``, whichever picks the worst value; ``None`` leaves the brackets out.
-    """
+def format_mean(values: Sequence[float], digits: int = 2, factor: float = 1.0, worst: Any = None) -> str:
+    """Return mean ± standard deviation, and in brackets the worst value, which ``worst`` picks; "–" without values."""
     values = [factor * value for value in values]
     if not values:
         return "–"
@@ -78,9 +56,6 @@ def format_mean(
         text += f" ± {statistics.stdev(values):.{digits}f}"
         text += f" ({worst(values):.{digits}f})" if worst else ""
     return text
-
-
-# Makers of columns
 
 
 def mean(key: str, digits: int = 2, factor: float = 1.0, worst: Any = None) -> Column:
@@ -106,11 +81,6 @@ def each(key: str, digits: int = 2, factor: float = 100.0) -> Column:
 def last(key: str, digits: int, factor: float = 1.0) -> Column:
     """The value at the last evaluation of the first seed."""
     return lambda group: f"{factor * group[0]['curves'][-1][key]:.{digits}f}"
-
-
-def lookup(numbers: dict[int, str]) -> Column:
-    """A published number, by number of labels."""
-    return lambda group: numbers[group[0]["num_labels"]]
 
 
 def count_seeds(group: list[Result]) -> str:

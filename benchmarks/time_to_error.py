@@ -14,9 +14,10 @@ import time
 from typing import Any
 
 import torch
+from contenders import TutorialPyro
 from runs import Result, Run, main
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.presets import PURE
 
@@ -26,33 +27,29 @@ TARGET = 0.05  # validation error
 def configurations(seeds: int | None = None) -> list[Run]:
     """Return every run; two seeds by default."""
     settings: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective}
-    training = {**PURE.training, "max_minutes": 45.0}
-    found = []
-    for seed in range(2 if seeds is None else seeds):
-        found.append(Run("time", "ours", seed, num_labels=3000, training=training, **settings))
-        options = {"batch_size": 200, "learning_rate": 4.2e-4, "multiplier": 46.0, "max_minutes": 45.0}
-        found.append(Run("time", "tutorial", seed, num_labels=3000, options=options))
-    return found
+    settings |= {"training": {**PURE.training, "max_minutes": 45.0}}
+    options = {"batch_size": 200, "learning_rate": 4.2e-4, "multiplier": 46.0, "max_minutes": 45.0}
+    kinds: dict[str, Any] = {"ours": settings, "tutorial": {"options": options}}
+    numbers = range(2 if seeds is None else seeds)
+    return [Run("time", name, seed, num_labels=3000, **kind) for seed in numbers for name, kind in kinds.items()]
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """Train one run and return its curve: pairs of seconds and validation error."""
-    data = SemiSupervisedData.from_name("mnist", num_labels=run.num_labels, seed=run.seed, data_dir=data_dir)
-    return _train_tutorial(run, data) if run.name == "tutorial" else _train_ours(run, data)
+    data = run.load(data_dir)
+    curve, steps = _train_tutorial(run, data) if run.name == "tutorial" else _train_ours(run, data)
+    threads = torch.get_num_threads()
+    return {"curve": curve, "steps": steps, "device": f"cpu, {threads} threads", "torch": torch.__version__}
 
 
-def _train_ours(run: Run, data: SemiSupervisedData) -> Result:
+def _train_ours(run: Run, data: SemiSupervisedData) -> tuple[list[tuple[float, float]], int]:
     torch.manual_seed(run.seed)
-    objective = SemiSupervisedELBO.for_data(
-        M2(data.event_shape, data.num_classes, **run.model), data, pure=True, **run.objective
-    )
-    trained = fit(objective, data, TrainingConfig(seed=run.seed, **run.training), progress=False)
-    return _result([(line["seconds"], line["val/error"]) for line in trained.metrics], trained.steps)
+    model = M2(data.event_shape, data.num_classes, **run.model)
+    trained = run.fit(SemiSupervisedELBO.for_data(model, data, pure=True, **run.objective), data, progress=False)
+    return [(line["seconds"], line["val/error"]) for line in trained.metrics], trained.steps
 
 
-def _train_tutorial(run: Run, data: SemiSupervisedData) -> Result:
-    from tutorial import TutorialPyro
-
+def _train_tutorial(run: Run, data: SemiSupervisedData) -> tuple[list[tuple[float, float]], int]:
     size, rate, multiplier, minutes = run.options.values()
     contender = TutorialPyro(num_classes=10, seed=run.seed, learning_rate=rate, multiplier=multiplier)
     stream = BatchStream(data, batch_size=size, labelled_batch_size=size, binarisation="none", seed=run.seed)
@@ -73,12 +70,7 @@ def _train_tutorial(run: Run, data: SemiSupervisedData) -> Result:
         with torch.no_grad():
             error = float((contender.nets.encoder_y(x).argmax(-1) != data.y_validation).double().mean())
         curve.append((round(seconds, 2), error))
-    return _result(curve, steps)
-
-
-def _result(curve: list[tuple[float, float]], steps: int) -> Result:
-    threads = torch.get_num_threads()
-    return {"curve": curve, "steps": steps, "device": f"cpu, {threads} threads", "torch": torch.__version__}
+    return curve, steps
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import mnist_m1m2
 import torch
@@ -28,11 +27,12 @@ from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 
 EXAMPLES = {"ring": "ddgm_2d.py", "spiral": "ddgm_2d.py", "mnist": "ddgm.py"}
+STACKS = {"stack-pure": "pure-100", "stack-default": "default-100"}
 
 
 def configurations(seeds: int | None = None) -> list[Run]:
-    """Return every run; there is one seed, whatever ``seeds``."""
-    return [Run("time", name, data=name if name in EXAMPLES else "mnist") for name in (*EXAMPLES, *MEASURES)]
+    names = (*EXAMPLES, "likelihood", *STACKS)
+    return [Run("time", name, data=name if name in EXAMPLES else "mnist") for name in names]
 
 
 def time_example(run: Run, data_dir: str | None) -> Result:
@@ -43,40 +43,31 @@ def time_example(run: Run, data_dir: str | None) -> Result:
         started = time.perf_counter()
         subprocess.run([*command, *place, "--out", folder], cwd=DOCS.parent, check=True)
         seconds = round(time.perf_counter() - started, 1)
-        return {
-            "seconds": seconds,
-            "train_seconds": json.loads(Path(folder, "result.json").read_text())["train_seconds"],
-        }
+        result = json.loads(Path(folder, "result.json").read_text())
+    return {"seconds": seconds, "train_seconds": result["train_seconds"]}
 
 
 def time_likelihood(data_dir: str | None, keep: str | None) -> Result:
-    """Estimate log p(x) of every test example and return the seconds."""
-    data = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
-    model = load_model(keep)
-    options: dict[str, Any] = {"num_samples": SAMPLES, "scale": data.scale, "binarisation": "dynamic"}
+    data, model = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir), load_model(keep)
     started = time.perf_counter()
-    found = log_likelihood(model, data.x_test, **options)
+    found = log_likelihood(model, data.x_test, num_samples=SAMPLES, scale=data.scale, binarisation="dynamic")
     seconds = round(time.perf_counter() - started, 1)
     return {"seconds": seconds, "test/log_likelihood": found.mean, "test/log_likelihood_error": found.mean_error}
 
 
 def time_stack(name: str, data_dir: str | None, keep: str | None) -> Result:
-    """Train M1+M2 and return the seconds of training."""
     run = next(run for run in mnist_m1m2.configurations(1) if run.name == name)
     result = mnist_m1m2.train(run, data_dir, keep)
     return {"seconds": result["train_seconds"], "steps": result["steps"], "test/error": result["test/error"]}
 
 
-MEASURES = {
-    "likelihood": time_likelihood,
-    "stack-pure": lambda data_dir, keep: time_stack("pure-100", data_dir, keep),
-    "stack-default": lambda data_dir, keep: time_stack("default-100", data_dir, keep),
-}
-
-
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Make one run and return its times."""
-    result = MEASURES[run.name](data_dir, keep) if run.name in MEASURES else time_example(run, data_dir)
+    if run.name in EXAMPLES:
+        result = time_example(run, data_dir)
+    elif run.name in STACKS:
+        result = time_stack(STACKS[run.name], data_dir, keep)
+    else:
+        result = time_likelihood(data_dir, keep)
     return {**result, "device": f"cpu, {torch.get_num_threads()} threads", "torch": torch.__version__}
 
 

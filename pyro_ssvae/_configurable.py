@@ -20,7 +20,7 @@ REGISTRY: dict[str, type[Configurable]] = {}
 class Configurable(nn.Module):
     """A module that records the arguments of its constructor, each stated once, in the signature of ``__init__``.
 
-    :func:`describe` turns them into a JSON-ready configuration, and :func:`build` makes the module again. A subclass
+    :func:`describe` converts them to a JSON-ready configuration, and :func:`build` makes the module again. A subclass
     with ``abstract=True`` in its head is a base class that no configuration names.
     """
 

@@ -1,4 +1,4 @@
-"""Likelihoods p(x|y,z): modules that turn the decoder's raw numbers into a Pyro distribution over x.
+"""Likelihoods p(x|y,z): modules that map the decoder's raw numbers to a Pyro distribution over x.
 
 For raw numbers with shape ``(*batch, num_params, *event_shape)`` the distribution has batch shape ``batch`` and event
 shape ``event_shape``.

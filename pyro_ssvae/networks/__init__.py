@@ -1,7 +1,7 @@
 """Networks of the models: plain modules, which may be replaced by others.
 
 Every network returns raw numbers (logits, locations, log-scales, features). Models and :mod:`pyro_ssvae.distributions`
-turn them into distributions and energies.
+map them to distributions and energies.
 """
 
 from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, MLPFeatures, MLPGenerator

@@ -11,7 +11,7 @@ __all__ = ["SignalHandler"]
 
 
 class SignalHandler:
-    """Turns the first SIGINT or SIGTERM into a request to stop; a second SIGINT interrupts at once.
+    """Converts the first SIGINT or SIGTERM to a request to stop; a second SIGINT interrupts at once.
 
     Used as a context manager; outside the main thread, where signals cannot be caught, it does nothing.
 

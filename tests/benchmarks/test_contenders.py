@@ -202,7 +202,7 @@ def test_an_unavailable_contender_gives_the_reason(monkeypatch):
         TutorialPyro(**settings(precision="bf16"))
     with pytest.raises(Unavailable, match="CUDA"):
         HandWritten(graph=True, **settings())
-    with pytest.raises(ValueError, match="precision"):
+    with pytest.raises(Unavailable, match="fp32, bf16"):
         HandWritten(**settings(precision="fp8"))
 
 

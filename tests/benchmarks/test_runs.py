@@ -106,11 +106,11 @@ def test_classifiers_on_latents_see_the_latents_of_the_labelled_examples(monkeyp
 
 
 def test_a_run_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(objective: Any, *_: Any, **__: Any) -> None:
+    def fails(run: Run, objective: Any, *_: Any, **__: Any) -> None:
         nn.init.constant_(objective.module.energy_net.bias, level)
         raise TrainingFailedError(70, "the generator has collapsed", None)
 
-    monkeypatch.setattr(ddgm, "fit", fails)
+    monkeypatch.setattr(ddgm, "fit_and_report", fails)
     monkeypatch.setattr(ddgm, "measure_toy_model", lambda model, name, *, seed: {"modes": 1, "of": (name, seed)})
     level = 1.0
     (run,) = [run for run in ddgm.configurations() if (run.name, run.seed) == ("ring-source", 1)]
