@@ -1,4 +1,4 @@
-"""Estimators in the manner of scikit-learn: thin faces over the models, objectives and the training loop."""
+"""Estimators in the manner of scikit-learn: the models, objectives and training loop of this package."""
 
 from pyro_ssvae.estimators.classifiers import M1M2Classifier, M2Classifier
 from pyro_ssvae.estimators.density import DDGMDensity
