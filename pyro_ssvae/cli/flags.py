@@ -244,7 +244,7 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
         values["max_epochs"] = None
     if resumed is not None:
         values["out"] = resumed
-    elif out is not None and RunFolder(out).has_progress:
+    elif out is not None and RunFolder(out).config.is_file() and RunFolder(out).has_progress:
         before, instead_of = _read_flags(command, parser, flags, Path(out))
         before |= {"data": instead_of or before["data"]}
         refuse_changes(Path(out), before, {name: value for name, value in values.items() if name in before}, FREE)

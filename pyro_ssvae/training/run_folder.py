@@ -177,7 +177,7 @@ class RunFolder:
                 the checkpoint is missing from a finished run, or unreadable.
         """
         if not self.checkpoint.is_file():
-            if self.result.is_file():
+            if self.result.is_file() and self.config.is_file():
                 raise RunFolderError(
                     f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot "
                     "be continued. Choose another folder."
@@ -194,6 +194,9 @@ class RunFolder:
                 f"{self.path} already holds a run. Continue it with resume=True (--resume {self.path}), or choose "
                 "another folder."
             )
+        if not self.config.is_file():
+            print(f"{self.config} is missing; it is written again, from the settings that are given.", file=sys.stderr)
+            return self.read_checkpoint()
         before = self.read_config()
         if before.get("model", {}).get("data") != _as_plain(config.get("model", {}).get("data")):
             raise RunFolderError(

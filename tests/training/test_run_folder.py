@@ -213,6 +213,17 @@ def test_a_label_split_that_is_lost_is_written_again(
     assert split.read_bytes() == before
 
 
+def test_settings_that_are_lost_are_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "m2", *TINY, "--out", str(tmp_path)]
+    assert main(command) == 0
+    before = (tmp_path / "config.yaml").read_bytes()
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "result.json").unlink()
+    assert main(command) == 0
+    assert "config.yaml is missing; it is written again" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
 # Checkpoints.
 
 
