@@ -24,17 +24,20 @@ _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are 
 
 
 class _GridDistribution(TorchDistribution):
-    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``."""
+    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``.
+
+    Where the values are codes in no order, the most probable one stands for the mean.
+    """
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real  # the grid, which Likelihood.check checks before training
 
-    def __init__(self, logits: Tensor, spacing: float) -> None:
-        self.logits, self.spacing = logits, spacing
+    def __init__(self, logits: Tensor, spacing: float, ordered: bool = True) -> None:
+        self.logits, self.spacing, self._ordered = logits, spacing, ordered
         super().__init__(logits.shape[:-1], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _GridDistribution:
-        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing)
+        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing, self._ordered)
 
     def log_prob(self, value: Tensor) -> Tensor:
         index = (value / self.spacing).round()
@@ -46,11 +49,13 @@ class _GridDistribution(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.logits.softmax(-1) @ self._values()
+        if self._ordered:
+            return self.logits.softmax(-1) @ self._values()
+        return self.logits.argmax(-1).to(self.logits) * self.spacing
 
     @property
     def variance(self) -> Tensor:
-        return self.logits.softmax(-1) @ self._values().square() - self.mean.square()
+        return self.logits.softmax(-1) @ self._values().square() - (self.logits.softmax(-1) @ self._values()).square()
 
     def impute(self, weights: Tensor, x: Tensor) -> Tensor:
         return weighted_mean(weights, self.logits.softmax(-1), 2).argmax(-1).to(x) * self.spacing
@@ -99,7 +104,8 @@ class Categorical(_Grid):
         levels: Number of values, counted from 0.
         spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1,
             and 1 for integer codes.
-        one_hot: Whether networks see a column for each level, for codes in no particular order.
+        one_hot: Whether values are codes in no particular order: networks see a column for each level, and the most
+            probable one is given as the mean.
 
     Raises:
         ValueError: For fewer than two levels or a spacing that is not positive.
@@ -124,7 +130,8 @@ class Categorical(_Grid):
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution over events, for logits with shape ``(*batch, levels, *event_shape)``."""
-        return _GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
+        logits = params.movedim(-1 - event_dim, -1)
+        return _GridDistribution(logits, self.spacing, not self.one_hot).to_event(event_dim)
 
 
 class DiscretisedLogistic(_Grid):
