@@ -16,7 +16,16 @@ from torch import Tensor
 
 from pyro_ssvae._checks import MAX_CLASSES
 
-__all__ = ["as_array", "as_examples", "as_images", "as_labels", "to_numpy"]
+__all__ = [
+    "as_array",
+    "as_examples",
+    "as_images",
+    "as_labels",
+    "check_finite",
+    "holds_missing",
+    "to_numpy",
+    "value_range",
+]
 
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 _CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
@@ -83,12 +92,17 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
 
 
 def as_examples(
-    values: Any, name: str = "x", *, event_shape: Sequence[int] | None = None, allow_empty: bool = False
+    values: Any,
+    name: str = "x",
+    *,
+    event_shape: Sequence[int] | None = None,
+    allow_empty: bool = False,
+    allow_missing: bool = False,
 ) -> Tensor:
     """Return finite numbers ``(N, *event_shape)`` as a CPU tensor that owns its memory; N may be 0 if ``allow_empty``.
 
     The tensor is uint8 where the values were uint8, float32 otherwise. Images get channels first, by
-    :func:`as_images`.
+    :func:`as_images`. If ``allow_missing``, values of tables may be NaN.
     """
     array = to_numpy(values, name)
     if array.ndim < 2:
@@ -105,18 +119,40 @@ def as_examples(
     try:
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
             dtype = np.uint8 if array.dtype == np.uint8 else np.float32
-            numbers = np.array(array, dtype=dtype, order="C")
-        bad = np.flatnonzero(~np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim))))
+            numbers = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+        check_finite(numbers, name, allow_missing=allow_missing and array.ndim == 2)
     except MemoryError:
         raise MemoryError(f"A copy of {name}, {array.shape}, does not fit into memory; use fewer examples.") from None
-    if len(bad):
-        count = int((~np.isfinite(numbers[bad])).sum())
-        places = ", ".join(f"{name}[{i}]" for i in bad[:3]) + (", ..." if len(bad) > 3 else "")
-        raise ValueError(
-            f"{name} holds {count} values that are NaN, infinite or beyond float32, in {len(bad)} of {len(array)} "
-            f"examples, the first in {places}; all must be finite. Drop those examples or fill the values in."
-        )
-    return torch.from_numpy(numbers)
+    return numbers
+
+
+def check_finite(x: Tensor, name: str, *, allow_missing: bool = False) -> None:
+    """Raise ``ValueError`` for examples ``(N, *event_shape)`` that are infinite or, unless allowed, NaN."""
+    if not x.is_floating_point():
+        return
+    bad = x.isinf() if allow_missing else ~x.isfinite()
+    if not bad.any():
+        return
+    examples = bad.flatten(1).any(1).nonzero().flatten().tolist()
+    places = ", ".join(f"{name}[{i}]" for i in examples[:3]) + (", ..." if len(examples) > 3 else "")
+    remedy = "Drop those examples or fill the values in"
+    if x.dim() == 2 and not allow_missing:
+        remedy += "; NaN is a missing value only for an M1 or M2 built with missing=True, as for_data does where needed"
+    raise ValueError(
+        f"{name} holds {int(bad.sum())} values that are {'' if allow_missing else 'NaN, '}infinite or beyond float32, "
+        f"in {len(examples)} of {len(x)} examples, the first in {places}; all must be finite. {remedy}."
+    )
+
+
+def holds_missing(*parts: Tensor) -> bool:
+    """Return whether a value is NaN."""
+    return any(bool(x.isnan().any()) for x in parts if x.is_floating_point())
+
+
+def value_range(x: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value that is not NaN; zeros where there is none."""
+    x = x[~x.isnan()] if holds_missing(x) else x
+    return (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
 
 
 def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | None = None) -> NDArray[Any]:

@@ -138,7 +138,7 @@ class SemiSupervisedData:
         Examples of uint8 are kept, other numbers become float32. Images get channels first: ``(N, H, W)`` becomes
         ``(N, 1, H, W)``, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. A ``Dataset`` or
         ``DataLoader`` as ``x`` (or ``x_validation``, ``x_test``) is read once; its items are examples, or pairs of
-        example and label.
+        example and label. NaN in a table is a missing value; images must be complete.
 
         Labels are whole numbers from 0, or words, numbered in the order of ``class_names`` or else sorted. -1, NaN,
         ``None`` and ``""`` mark an example without a label. Numbers that leave gaps (3 and 7) are numbered from 0
@@ -162,14 +162,17 @@ class SemiSupervisedData:
 
         Raises:
             TypeError: If examples are not numeric, or an argument has the wrong type.
-            ValueError: If values are not finite, shapes disagree, labels are no classes, or they are -1 and 1.
+            ValueError: If values are infinite (or NaN, for images), shapes disagree, labels are no classes, or they are
+                -1 and 1.
 
         Warns:
             UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one, if
                 classes are numbered anew, or if images may have their channels first or last.
         """
         x, y = read_dataset(x, y, "x")
-        examples = as_examples(x, "x")
+        examples = as_examples(x, "x", allow_missing=True)
+        if examples.is_floating_point() and examples.isnan().all():
+            raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples)
         held_out = (x_validation, x_test)

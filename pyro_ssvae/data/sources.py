@@ -46,7 +46,7 @@ def load_npz(
     """Read an npz file; see ``SemiSupervisedData.from_npz``."""
     file = as_path(path, "path")
     arrays = read_npz(file, ("x_train",), ("y_train", "x_test", "y_test"))
-    x = as_examples(arrays.pop("x_train"), "x_train")
+    x = as_examples(arrays.pop("x_train"), "x_train", allow_missing=True)
     x_test, y_test = as_held_out(arrays.get("x_test"), arrays.get("y_test"), "test", x)
     labels = encode_labels({"y_train": arrays.get("y_train"), "y_test": y_test}, [len(x), len(x_test)], num_classes)
     y_train = labels.y["y_train"].numpy() if "y_train" in arrays else None
@@ -129,7 +129,7 @@ def as_held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Any]:
             raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
         return train.new_empty((0, *train.shape[1:])), None
     x, y = read_dataset(x, y, f"x_{part}")
-    examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True)
+    examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True, allow_missing=True)
     if examples.shape[1:] != train.shape[1:] or examples.dtype != train.dtype:
         raise ValueError(
             f"x_{part} has examples of shape {tuple(examples.shape[1:])} and dtype {examples.dtype}, x has "

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_ssvae.distributions.likelihoods import Likelihood, select_examples, standard_units
+from pyro_ssvae.distributions.likelihoods import Likelihood, fill_missing, select_examples, standard_units
+from pyro_ssvae.distributions.torch_distributions import log_prob_of_observed, weighted_mean
 
 __all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
 
@@ -23,17 +24,20 @@ _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are 
 
 
 class _GridDistribution(TorchDistribution):
-    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``."""
+    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``.
+
+    Where the values are codes in no order, the most probable one stands for the mean.
+    """
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real  # the grid, which Likelihood.check checks before training
 
-    def __init__(self, logits: Tensor, spacing: float) -> None:
-        self.logits, self.spacing = logits, spacing
+    def __init__(self, logits: Tensor, spacing: float, ordered: bool = True) -> None:
+        self.logits, self.spacing, self._ordered = logits, spacing, ordered
         super().__init__(logits.shape[:-1], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _GridDistribution:
-        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing)
+        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing, self._ordered)
 
     def log_prob(self, value: Tensor) -> Tensor:
         index = (value / self.spacing).round()
@@ -45,11 +49,16 @@ class _GridDistribution(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.logits.softmax(-1) @ self._values()
+        if self._ordered:
+            return self.logits.softmax(-1) @ self._values()
+        return self.logits.argmax(-1).to(self.logits) * self.spacing
 
     @property
     def variance(self) -> Tensor:
-        return self.logits.softmax(-1) @ self._values().square() - self.mean.square()
+        return self.logits.softmax(-1) @ self._values().square() - (self.logits.softmax(-1) @ self._values()).square()
+
+    def impute(self, weights: Tensor, x: Tensor) -> Tensor:
+        return weighted_mean(weights, self.logits.softmax(-1), 2).argmax(-1).to(x) * self.spacing
 
     def _values(self) -> Tensor:
         levels = self.logits.shape[-1]
@@ -95,6 +104,8 @@ class Categorical(_Grid):
         levels: Number of values, counted from 0.
         spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1,
             and 1 for integer codes.
+        one_hot: Whether values are codes in no particular order: networks see a column for each level, and the most
+            probable one is given as the mean.
 
     Raises:
         ValueError: For fewer than two levels or a spacing that is not positive.
@@ -102,13 +113,25 @@ class Categorical(_Grid):
 
     name = "categorical"
 
-    def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
+    def __init__(self, levels: int = 256, spacing: float | None = None, one_hot: bool = False) -> None:
         super().__init__(levels, spacing)
         self.num_params = self.levels
+        self.one_hot = one_hot
+
+    def _standardise(self, x: Tensor) -> Tensor:
+        if not self.one_hot:
+            return super()._standardise(x)
+        levels = torch.arange(self.levels, dtype=x.dtype, device=x.device)
+        return ((x / self.spacing).round().unsqueeze(-1) == levels).to(x).flatten(-2)
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return super().config() | ({"one_hot": True} if self.one_hot else {})
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
         """Return the distribution over events, for logits with shape ``(*batch, levels, *event_shape)``."""
-        return _GridDistribution(params.movedim(-1 - event_dim, -1), self.spacing).to_event(event_dim)
+        logits = params.movedim(-1 - event_dim, -1)
+        return _GridDistribution(logits, self.spacing, not self.one_hot).to_event(event_dim)
 
 
 class DiscretisedLogistic(_Grid):
@@ -191,17 +214,50 @@ class _Counts(Likelihood):
     _mean: Tensor | None
     _unit_names = ("_shift", "_unit", "_mean")
 
+    def __init__(self, offset: bool = False) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
+        """Return the distribution over events, for parameters with shape ``(*batch, P, *event_shape)``.
+
+        Raises:
+            ValueError: With ``offset``, if events are no vectors.
+        """
+        if not self.offset:
+            return self._distribution(params, event_dim)
+        if event_dim != 1:
+            raise ValueError(f"offset=True is for rows of counts; events have {event_dim} dimensions.")
+        return _GivenTotal(self, params)
+
+    def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
+        """Return the distribution of counts whose totals are the mean one times a size."""
+        raise NotImplementedError
+
     def _estimate_units(self, x: Tensor, scale: float) -> None:
         x = select_examples(x, scale).clamp(min=0.0)
-        self._shift, self._unit = standard_units(x.log1p())
-        mean = x.mean((0, 2, 3) if x.dim() == 4 else (0,), keepdim=True)[0]
-        self._mean = mean.clamp(min=0.5 / len(x)).to(self._unit.dtype)
+        dims = (0, 2, 3) if x.dim() == 4 else (0,)
+        mean = fill_missing(x).mean(dims, keepdim=True)[0].clamp(min=0.5 / len(x))
+        self._mean = mean.to(torch.get_default_dtype())
+        self._shift, self._unit = standard_units(self._log_counts(x))
 
-    def network_input(self, x: Tensor) -> Tensor:
+    def _log_counts(self, x: Tensor) -> Tensor:
+        """Return log(1 + x), x relative to the size of its row where there is an offset."""
+        return (x / self._size(x) if self.offset else x).clamp(min=0.0).log1p()
+
+    def _size(self, x: Tensor) -> Tensor:
+        """Return the total of rows ``(..., D)``, relative to the mean one of the observed columns, ``(..., 1)``."""
+        observed = ~x.isnan()
+        mean = 1.0 if self._mean is None else self._mean.to(x)
+        ratio = x.nansum(-1, keepdim=True).clamp(min=0.5) / (observed * mean).sum(-1, keepdim=True)
+        return torch.where(observed.any(-1, keepdim=True), ratio, 1.0)
+
+    def _standardise(self, x: Tensor) -> Tensor:
         """Return standardised values of log(1 + x) with mean 3, none of them negative; ``x`` if units are not known."""
-        if self._unit is None:
-            return x
-        return (super().network_input(x.clamp(min=0.0).log1p()) + _CENTRE).clamp(min=0.0)
+        if self._unit is None and not self.offset:
+            return super()._standardise(x)
+        seen = super()._standardise(self._log_counts(x))
+        return seen if self._unit is None else (seen + _CENTRE).clamp(min=0.0)
 
     def _in_counts(self, log_mean: Tensor) -> Tensor:
         """Return the logarithm of mean counts that are given relative to those of the columns."""
@@ -216,16 +272,71 @@ class _Counts(Likelihood):
                 f"to {off:.2g} away from whole numbers. Counts must not be rescaled: set scale=1."
             )
 
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"offset": True} if self.offset else {}
+
+
+class _GivenTotal(TorchDistribution):
+    """Counts whose means are proportional to the total of the row that is observed.
+
+    Means, variances and samples are those of a row with the mean total.
+
+    Args:
+        likelihood: The likelihood of the counts.
+        params: Its parameters, with shape ``(*batch, P, D)``.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    takes_missing = True
+
+    def __init__(self, likelihood: _Counts, params: Tensor) -> None:
+        self.likelihood, self.params = likelihood, params
+        super().__init__(params.shape[:-2], params.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _GivenTotal:
+        return _GivenTotal(self.likelihood, self.params.expand(*batch_shape, *self.params.shape[-2:]))
+
+    def _given(self, value: Tensor) -> Any:
+        return self.likelihood._distribution(self.params, 1, self.likelihood._size(value).log())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return log_prob_of_observed(self._given(value), value)
+
+    def impute(self, weights: Tensor, x: Tensor) -> Tensor:
+        return weighted_mean(weights, self._given(x).mean)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        drawn: Tensor = self.likelihood._distribution(self.params, 1).sample(sample_shape)
+        return drawn
+
+    @property
+    def mean(self) -> Tensor:
+        mean: Tensor = self.likelihood._distribution(self.params, 1).mean
+        return mean
+
+    @property
+    def variance(self) -> Tensor:
+        variance: Tensor = self.likelihood._distribution(self.params, 1).variance
+        return variance
+
 
 class Poisson(_Counts):
-    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder returns log λ (relative to the column)."""
+    r"""Independent counts, :math:`e^{-\lambda} \lambda^x / x!`; the decoder returns log λ (relative to the column).
+
+    Args:
+        offset: Whether λ is also proportional to the total of the observed counts of the row, for tables of which rows
+            are samples of different size (words of texts, reads of genes). Networks then see the counts relative to
+            it, and log p(x) is that of the counts given their total; generated rows have the mean total.
+    """
 
     name = "poisson"
     num_params = 1
 
     def _estimate_units(self, x: Tensor, scale: float) -> None:
         super()._estimate_units(x, scale)
-        x = select_examples(x, scale)
+        x = fill_missing(select_examples(x, scale))
         ratio = float((x.var(0, correction=0) / x.mean(0).clamp(min=1e-9)).median())
         if ratio > _MAX_DISPERSION:
             warnings.warn(
@@ -235,24 +346,26 @@ class Poisson(_Counts):
                 stacklevel=2,
             )
 
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Poisson(rate)`` over events, for log-rates with shape ``(*batch, 1, *event_shape)``."""
+    def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
         log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # an untrained decoder may return more
-        return dist.Poisson(self._in_counts(log_rate).exp(), validate_args=False).to_event(event_dim)
+        rate = (self._in_counts(log_rate) + log_size).exp()
+        return dist.Poisson(rate, validate_args=False).to_event(event_dim)
 
 
 class NegativeBinomial(_Counts):
     r"""Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
 
     The decoder returns log m (relative to the mean of the column) and log r of each element.
+
+    Args:
+        offset: As for :class:`Poisson`, for m.
     """
 
     name = "negative_binomial"
     num_params = 2
 
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return the distribution over events, for log m and log r with shape ``(*batch, 2, *event_shape)``."""
+    def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
         log_mean, log_total = params.unbind(-1 - event_dim)
-        log_mean, log_total = self._in_counts(log_mean.clamp(-20.0, 20.0)), log_total.clamp(-10.0, 10.0)
+        log_mean, log_total = self._in_counts(log_mean.clamp(-20.0, 20.0)) + log_size, log_total.clamp(-10.0, 10.0)
         distribution = dist.NegativeBinomial(log_total.exp(), logits=log_mean - log_total, validate_args=False)
         return distribution.to_event(event_dim)

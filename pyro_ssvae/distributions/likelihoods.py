@@ -36,12 +36,14 @@ class Likelihood(Configurable):
         unit_interval: Whether the support is [0, 1].
         real_valued: Whether :meth:`forward` passes location and scale through :meth:`in_units`, so that units may be
             estimated.
+        missing: Whether ``x`` may have missing values (NaN); set by the model, from its argument of that name.
     """
 
     num_params: int
     name: str
     unit_interval: bool = False
     real_valued: bool = False
+    missing: bool = False
     _shift: Tensor | None
     _unit: Tensor | None
     _unit_names: tuple[str, ...] = ("_shift", "_unit")
@@ -77,9 +79,16 @@ class Likelihood(Configurable):
     def network_input(self, x: Tensor) -> Tensor:
         """Return what encoders and classifiers see of ``x``, with its shape: standardised columns if units are known.
 
-        The channels of images are standardised as a whole.
+        The channels of images are standardised as a whole. Where values may be missing, zeros (the means of the
+        columns) stand for them, and as many columns follow with ones where values are missing.
         """
-        return x if self._shift is None or self._unit is None else (x - self._shift) / self._unit
+        seen = self._standardise(x)
+        # What is missing, not what is observed: of columns in which nothing is, weights would be trained as biases.
+        return torch.cat([seen, x.isnan().to(seen)], -1) if self.missing else seen
+
+    def _standardise(self, x: Tensor) -> Tensor:
+        seen = x if self._shift is None or self._unit is None else (x - self._shift) / self._unit
+        return torch.where(seen.isnan(), 0.0, seen) if self.missing else seen
 
     def in_units(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale of standardised values, ``(*batch, *event_shape)``, in the units of x."""
@@ -223,15 +232,24 @@ def select_examples(x: Tensor, scale: float) -> Tensor:
 def standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every column of examples, ``event_shape``; of every channel of images.
 
-    The deviation is at least 1/20 of the range. A constant column gets the median one of the others.
+    The deviation is at least 1/20 of the range. A constant column gets the median one of the others. Missing values
+    are left out.
     """
     dims = (0, 2, 3) if x.dim() == 4 else (0,)
+    observed = (~x.isnan()).to(x).mean(dims, keepdim=True).clamp(min=1.0 / len(x))  # the fraction of the column
+    x = fill_missing(x)
     low, high, mean = (reduce(x, dims, keepdim=True) for reduce in (torch.amin, torch.amax, torch.mean))
-    unit = (x - mean).square().mean(dims, keepdim=True).sqrt().maximum((high - low) / _MAX_RANGE)
+    unit = ((x - mean).square().mean(dims, keepdim=True) / observed).sqrt().maximum((high - low) / _MAX_RANGE)
     varies = high > low
     unit = torch.where(varies, unit, unit[varies].median() if varies.any() else 1.0)
     dtype = torch.get_default_dtype()
     return mean[0].to(dtype), unit[0].to(dtype).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def fill_missing(x: Tensor) -> Tensor:
+    """Return examples with the mean of the column in place of missing values, zero where all of them are missing."""
+    missing = x.isnan()
+    return torch.where(missing, x.nanmean(0).nan_to_num(), x) if missing.any() else x
 
 
 def _check_unit_interval(x: Tensor, who: str) -> None:

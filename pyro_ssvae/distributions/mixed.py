@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ssvae.distributions.likelihoods import Likelihood
+from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 
 __all__ = ["Mixed"]
 
@@ -74,6 +75,8 @@ class Mixed(Likelihood):
         distributions = [
             likelihood(group[..., : likelihood.num_params, :], 1) for group, likelihood in self._split(params)
         ]
+        if self.missing:
+            distributions = [leave_out_missing(distribution) for distribution in distributions]
         return _Joint(distributions, self._order, self._positions)
 
     def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
@@ -82,14 +85,17 @@ class Mixed(Likelihood):
             for columns, likelihood in self._split(x):
                 likelihood.fit_units(columns, scale)
 
-    def network_input(self, x: Tensor) -> Tensor:
-        """Return what networks see of ``x``, ``(..., D)``: the columns as each part gives them."""
-        if all(likelihood._unit is None for likelihood in self._likelihoods()):
+    def _standardise(self, x: Tensor) -> Tensor:
+        """Return the columns as each part gives them, in the order of the parts if their number differs."""
+        parts = [(columns, likelihood._standardise(columns)) for columns, likelihood in self._split(x)]
+        if all(columns is seen for columns, seen in parts):
             return x
-        parts = [likelihood.network_input(columns) for columns, likelihood in self._split(x)]
-        return torch.cat(parts, -1).index_select(-1, self._positions)
+        joined = torch.cat([seen for _, seen in parts], -1)
+        return joined.index_select(-1, self._positions) if joined.shape == x.shape else joined
 
     def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
+        if x.shape[-1] != len(self._order):
+            raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
         return zip(groups, self._likelihoods(), strict=True)
 
@@ -127,6 +133,7 @@ class _Joint(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
+    takes_missing = True
 
     def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
         self.has_rsample = all(distribution.has_rsample for distribution in distributions)
@@ -138,10 +145,15 @@ class _Joint(TorchDistribution):
         return _Joint(expanded, self._order, self._positions)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        sizes = [distribution.event_shape[0] for distribution in self.distributions]
-        groups = value.index_select(-1, self._order).split(sizes, -1)
-        parts = [distribution.log_prob(group) for distribution, group in zip(self.distributions, groups, strict=True)]
+        parts = [distribution.log_prob(group) for distribution, group in self._split(value)]
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+
+    def impute(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self._join([impute(distribution, weights, group) for distribution, group in self._split(x)])
+
+    def _split(self, x: Tensor) -> zip[tuple[TorchDistribution, Tensor]]:
+        sizes = [distribution.event_shape[0] for distribution in self.distributions]
+        return zip(self.distributions, x.index_select(-1, self._order).split(sizes, -1), strict=True)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self._join([distribution.sample(sample_shape) for distribution in self.distributions])

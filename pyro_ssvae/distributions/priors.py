@@ -13,6 +13,7 @@ from pyro.distributions.transforms import AffineCoupling, Permute
 from torch import Tensor, nn
 
 from pyro_ssvae._configurable import Configurable
+from pyro_ssvae.distributions.likelihoods import fill_missing
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, StudentTOfTensors, as_independent_normal
 
 __all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "cache_prior"]
@@ -198,9 +199,9 @@ class VampPrior(_MixturePrior):
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
         """Set the pseudo-inputs to training examples, repeated if there are too few."""
-        u = x[torch.arange(self.num_components) % len(x)].to(self.pseudo_inputs)
+        u = fill_missing(x)[torch.arange(self.num_components) % len(x)].to(self.pseudo_inputs)
         if self._likelihood.real_valued:
-            u = self._likelihood.network_input(u)
+            u = self._likelihood.network_input(u)[..., : u.shape[-1]]  # without what says that nothing is missing
         if self._use_sigmoid:
             u = torch.logit(u.clamp(0.02, 0.98))  # farther out the sigmoid's gradient vanishes
         self.pseudo_inputs.copy_(u)

@@ -20,6 +20,10 @@ __all__ = [
     "ScaledNormal",
     "StudentTOfTensors",
     "as_independent_normal",
+    "impute",
+    "leave_out_missing",
+    "log_prob_of_observed",
+    "weighted_mean",
 ]
 
 _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of nearly equal numbers
@@ -30,6 +34,64 @@ def as_independent_normal(distribution: Any) -> torch.distributions.Normal | Non
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
+
+
+class _OfObserved(dist.Independent):
+    """Independent elements, of which the log-probability leaves out those that are missing (NaN)."""
+
+    takes_missing = True
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the observed elements, in nats."""
+        return log_prob_of_observed(self, value)
+
+
+def leave_out_missing(distribution: Any) -> Any:
+    """Return a distribution over vectors whose log-probability is that of the observed elements of a value.
+
+    Raises:
+        ValueError: If the elements are not independent.
+    """
+    if getattr(distribution, "takes_missing", False):
+        return distribution
+    if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
+        raise ValueError(
+            f"Missing values need a likelihood of independent elements; this one is a {type(distribution).__name__}. "
+            "Return a distribution of single elements with .to_event(event_dim)."
+        )
+    return _OfObserved(distribution.base_dist, 1)
+
+
+def log_prob_of_observed(distribution: Any, value: Tensor) -> Tensor:
+    """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
+    missing, elements = value.isnan(), distribution.base_dist
+    # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN.
+    filled = torch.where(missing, elements.mean.detach(), value)
+    return torch.where(missing, 0.0, elements.log_prob(filled)).sum(-1)
+
+
+def impute(distribution: Any, weights: Tensor, x: Tensor) -> Tensor:
+    """Return what a mixture of distributions says of the elements of ``x``, given what is observed of it.
+
+    That is the mean, or the most probable level of a categorical element.
+
+    Args:
+        distribution: Over vectors, with batch shape ``(..., B)``.
+        weights: Weights of the mixture, which broadcast to the batch shape and add up to one for each example.
+        x: Examples with shape ``(B, D)``, NaN where missing.
+
+    Returns:
+        Values with shape ``(B, D)``.
+    """
+    parts = (distribution, getattr(distribution, "base_dist", None))
+    own = next(filter(None, (getattr(part, "impute", None) for part in parts)), None)
+    return weighted_mean(weights, distribution.mean) if own is None else own(weights, x)
+
+
+def weighted_mean(weights: Tensor, values: Tensor, event_dim: int = 1) -> Tensor:
+    """Return the sum over mixture components of ``(..., B, *event)``, times their weights: ``(B, *event)``."""
+    weighted = weights.reshape(*weights.shape, *[1] * event_dim) * values
+    return weighted.flatten(0, -2 - event_dim).sum(0)
 
 
 class ScaledNormal(dist.Normal):

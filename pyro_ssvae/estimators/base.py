@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.estimators.likelihoods import choose_likelihood
+from pyro_ssvae.distributions.factory import make_likelihood
+from pyro_ssvae.estimators.columns import decode_categories, encode_categories, find_categories
+from pyro_ssvae.estimators.likelihoods import choose_likelihood, describe_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
 from pyro_ssvae.objectives import Objective
@@ -36,7 +38,9 @@ class DeepEstimator(BaseEstimator):
     A subclass sets the parameters in its constructor, and defines ``fit`` and what its model offers.
     """
 
+    _allow_missing = True
     model_: Any
+    categories_: dict[int, Array]
     latent_dim: int | None
     hidden_dims: Sequence[int] | None
     likelihood: Any
@@ -53,14 +57,26 @@ class DeepEstimator(BaseEstimator):
     # Input.
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
-        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values."""
+        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values.
+
+        Words become codes, and missing values NaN.
+        """
+        if self._allow_missing:
+            if reset:
+                self.categories_ = find_categories(X)
+            X = encode_categories(X, self.categories_)
         dtype = np.uint8 if getattr(X, "dtype", None) == np.uint8 else np.float64
-        return validate_data(
-            self, X, reset=reset, dtype=dtype, allow_nd=True, ensure_min_samples=min_rows, ensure_min_features=1
-        )
+        finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
+        sizes = {"ensure_min_samples": min_rows, "ensure_min_features": 1}
+        return validate_data(self, X, reset=reset, dtype=dtype, allow_nd=True, ensure_all_finite=finite, **sizes)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.categorical = self._allow_missing
+        return tags
 
     def _as_data(self, X: Array, y: Array | None = None, num_classes: int | None = None) -> SemiSupervisedData:
-        if not np.isfinite(X.astype(np.float32)).all():
+        if np.isinf(X.astype(np.float32)).any():
             raise ValueError("Input X holds values too large for float32; divide its columns by a constant.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about classes without a label, in terms of from_arrays
@@ -70,13 +86,18 @@ class DeepEstimator(BaseEstimator):
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _sizes(self, X: Array) -> dict[str, Any]:
-        """Return widths of the networks, and the likelihood, for the parameters left at ``None`` or ``"auto"``."""
+        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
         image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
         latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
         hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
         automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
-        likelihood = choose_likelihood(X) if automatic else copy.deepcopy(self.likelihood)
-        return {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
+        levels = {column: len(known) for column, known in self.categories_.items()}
+        likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
+        self.likelihood_ = describe_likelihood(likelihood, columns)
+        if self.verbose:
+            print(f"likelihood: {self.likelihood_}")
+        sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
+        return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
 
     # Training.
 
@@ -139,4 +160,14 @@ class DeepEstimator(BaseEstimator):
             yield self.model_
 
     def _in_units_of_input(self, x: Tensor) -> Array:
-        return x.cpu().numpy() * self.model_.data_scale
+        return decode_categories(x.cpu().numpy() * self.model_.data_scale, getattr(self, "categories_", {}))
+
+    def _impute(self, X: ArrayLike) -> Array:
+        """Return rows of a table with their missing values filled in, and observed ones as they are."""
+        check_is_fitted(self, "model_")
+        rows = self._check_rows(X, reset=False)
+        if not np.isnan(rows).any():
+            return decode_categories(rows, self.categories_)
+        model, x = self._in_double(rows)
+        filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
+        return decode_categories(np.where(np.isnan(rows), filled, rows), self.categories_)

@@ -51,6 +51,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
     Attributes:
         classes_: Sorted classes, shape ``(K,)``.
         model_: The trained :class:`pyro_ssvae.M2`.
+        likelihood_: How many columns follow which distribution, in words.
+        categories_: The categories of columns of words, by the position of the column.
         transduction_: Predicted classes of the training examples, shape ``(N,)``; given labels are kept.
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
@@ -109,7 +111,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         """Train on labelled and unlabelled examples.
 
         Args:
-            X: Examples with shape ``(N, D)``, or images ``(N, C, H, W)``.
+            X: Examples with shape ``(N, D)``, or images ``(N, C, H, W)``. Columns of a table may hold words
+                (categories) and missing values: NaN, ``None`` or ``""``.
             y: Labels with shape ``(N,)``; -1, ``None``, NaN or ``""`` for none.
         """
         return self._fit(X, y, self.warm_start and hasattr(self, "model_"), self.classes)
@@ -166,6 +169,14 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         probabilities = self.predict_proba(X)
         predicted: Array = self.classes_[probabilities.argmax(1)]
         return predicted
+
+    def impute(self, X: ArrayLike) -> Array:
+        """Return a table with its missing values filled in: by their posterior mean, or most probable category.
+
+        Observed values are returned as they are, except for categories that were not seen in training, which count as
+        missing. The array is of type ``object`` if there are columns of words.
+        """
+        return self._impute(X)
 
     def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
         """Return estimates of log p(x) in nats, shape ``(N,)``, from ``num_samples`` draws of z per class."""
@@ -234,7 +245,8 @@ class M1M2Classifier(M2Classifier):
             m1_latents = 50 if image else min(20, max(2, columns // 2))
             m1_latents = m1_latents if self.m1_latent_dim is None else self.m1_latent_dim
             shared = {"hidden_dims": sizes["hidden_dims"], "prior": M1_BELOW.model["prior"] if image else None}
-            m1 = M1.for_data(data, latent_dim=m1_latents, likelihood=sizes["likelihood"], **shared)
+            shared |= {name: sizes[name] for name in ("likelihood", "missing") if name in sizes}
+            m1 = M1.for_data(data, latent_dim=m1_latents, **shared)
             unlabelled = data.without_labels()
             self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
             model = M1M2.for_data(

@@ -39,6 +39,8 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         n_iter_: Steps done.
     """
 
+    _allow_missing = False
+
     def __init__(
         self,
         *,

@@ -36,6 +36,8 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
 
     Attributes:
         model_: The trained :class:`pyro_ssvae.M1`.
+        likelihood_: How many columns follow which distribution, in words.
+        categories_: The categories of columns of words, by the position of the column.
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
     """
@@ -70,7 +72,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
         self.callbacks = callbacks
 
     def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
-        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""
+        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
         return self._fit(X, self.warm_start and hasattr(self, "model_"))
 
     def partial_fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
@@ -87,6 +89,14 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
     def transform(self, X: ArrayLike) -> Array:
         """Return the means of q(z|x), shape ``(N, latent_dim)``."""
         return self._apply(lambda model, x: model.transform(x), X)
+
+    def impute(self, X: ArrayLike) -> Array:
+        """Return a table with its missing values filled in: by their posterior mean, or most probable category.
+
+        Observed values are returned as they are, except for categories that were not seen in training, which count as
+        missing. The array is of type ``object`` if there are columns of words.
+        """
+        return self._impute(X)
 
     def inverse_transform(self, X: ArrayLike) -> Array:
         """Return the means of p(x|z) for latents ``(N, latent_dim)``, in the units of the training examples."""

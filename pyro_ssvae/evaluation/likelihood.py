@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
-from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import fork_random_state
@@ -48,7 +47,7 @@ class LogLikelihood:
     r"""Estimates of log p(x) per example, in nats; on the CPU, in float64.
 
     Attributes:
-        log_px: log p(x), shape ``(N,)``.
+        log_px: log p(x), shape ``(N,)``; of the observed values where some are missing.
         standard_error: Standard error of ``log_px``, from the variance of the weights, shape ``(N,)``; NaN for a single
             draw.
         effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
@@ -158,12 +157,12 @@ def log_likelihood(
 
 def _check_examples(module: nn.Module, x: Tensor, scale: float, binarisation: str) -> None:
     """Raise ``ValueError`` for examples that the model cannot have been trained on."""
-    likelihood = getattr(module, "likelihood", None)
-    if binarisation != "none" or not isinstance(likelihood, Likelihood):
+    check = getattr(module, "check_examples", None)
+    if binarisation != "none" or check is None:
         return  # binarised values are zeros and ones, in the domain of every likelihood
     for batch in x.split(_CHECK_BATCH_SIZE):
         try:
-            likelihood.check(rescale(batch, scale))
+            check(rescale(batch, scale))
         except ValueError as error:
             raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
 

@@ -1,6 +1,7 @@
 """The models: modules whose methods ``model`` and ``guide`` are Pyro programs."""
 
-from pyro_ssvae.models.base import LatentVariableModel, Model, data_plate
+from pyro_ssvae.models.base import Model, data_plate
+from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = [

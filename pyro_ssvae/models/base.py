@@ -1,7 +1,8 @@
-"""Base classes of the models, the plate over examples, and the view of a model for stock Pyro."""
+"""The base class of the models, the plate over examples, and the view of a model for stock Pyro."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +10,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import holds_missing, value_range
 from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches
-from pyro_ssvae.distributions import Likelihood, Uniform
-from pyro_ssvae.distributions.factory import make_likelihood, make_prior
+from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.priors import Prior
 from pyro_ssvae.models.inputs import as_input
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENUMERATE",
-    "LatentVariableModel",
     "Model",
     "data_plate",
     "declare_parameters",
@@ -47,7 +46,6 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 depends on y alone is computed K times and not K x batch times."""
 
 _MAX_ELEMENTS = 2_000_000  # of the examples in one pass
-_MAX_LOG_SCALE = 15.0
 
 FORMAT = 1
 """Version of the format of saved configurations."""
@@ -74,11 +72,13 @@ class Model(Configurable, abstract=True):
     Attributes:
         data_scale: What the training examples were divided by, saved with the model; ``None`` before training.
         class_names: Names of the classes of the training examples, saved too; empty if not known.
+        missing: Whether examples may have missing values (NaN).
     """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
     num_classes: int | None
+    missing: bool = False
 
     def __init__(
         self,
@@ -121,6 +121,11 @@ class Model(Configurable, abstract=True):
                 f"The model has {self.num_classes} classes, the data {data.num_classes}. Build a new model with "
                 "num_classes=data.num_classes; a trained one gets no further classes."
             )
+        if not self.missing and _holds_missing(data):
+            raise ValueError(
+                f"The data has missing values (NaN), which this {type(self).__name__} does not take. Build a new M1 or "
+                "M2 by for_data(data), or with missing=True; for a DDGM, fill them in."
+            )
         for examples in (data.x, data.x_validation, data.x_test):
             for batch in iterate_batches(examples, scale=data.scale, batch_size=4096):
                 self.check_examples(batch)
@@ -150,7 +155,8 @@ class Model(Configurable, abstract=True):
         """Build the model for a data set, with initial weights drawn by the seed of the data.
 
         Args:
-            data: Gives the shape of examples and, if the model needs them, the number of classes.
+            data: Gives the shape of examples, if the model needs them, the number of classes, and whether values are
+                missing.
             **options: Arguments of the class, which take precedence.
 
         Returns:
@@ -164,7 +170,10 @@ class Model(Configurable, abstract=True):
             >>> M2.for_data(SemiSupervisedData.from_name("digits"), latent_dim=5).num_classes
             10
         """
-        arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data), **options}
+        arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
+        if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
+            arguments["missing"] = True
+        arguments |= options
         with seeded(data.seed):
             model = cls(**arguments)
         model.fit_units(data)
@@ -182,7 +191,8 @@ class Model(Configurable, abstract=True):
         (:meth:`~pyro_ssvae.distributions.Likelihood.fit_units`).
         """
         self.data_scale, self.class_names = data.scale, data.class_names
-        self._data_range = float(data.x.min()) / data.scale, float(data.x.max()) / data.scale
+        low, high = value_range(data.x)
+        self._data_range = low / data.scale, high / data.scale
 
     def initialise(self, x: Tensor) -> None:
         """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""
@@ -213,8 +223,8 @@ class Model(Configurable, abstract=True):
                 divided by :attr:`data_scale`, as in training; other numbers are taken as they are.
 
         Raises:
-            ValueError: For a model without classes, or examples that are not finite, of another shape than the model's
-                or outside [0, 1] where its likelihood needs that.
+            ValueError: For a model without classes, or examples that are infinite (or NaN, unless :attr:`missing`), of
+                another shape than the model's or outside [0, 1] where its likelihood needs that.
             TypeError: For examples that are not numeric.
 
         Warns:
@@ -243,65 +253,20 @@ class Model(Configurable, abstract=True):
             config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}
         return config
 
-    def _map(self, function: Callable[[Tensor], Tensor], x: ArrayLike, dim: int = 0) -> Tensor:
-        """Return what a function makes of examples, in batches joined along ``dim``, in evaluation mode."""
+    def _map(self, function: Callable[[Tensor], Tensor], x: ArrayLike, dim: int = 0, copies: int = 1) -> Tensor:
+        """Return what a function makes of examples, in batches joined along ``dim``, in evaluation mode.
+
+        Batches are smaller if the function holds ``copies`` of each example at a time.
+        """
         examples, scale = as_input(self, x)
         like = next(self.parameters())
         with torch.no_grad(), evaluation_mode(self):
-            batches = (batch.to(like) for batch in examples.split(max(1, _MAX_ELEMENTS // self.event_size)))
+            batches = (batch.to(like) for batch in examples.split(max(1, _MAX_ELEMENTS // (self.event_size * copies))))
             return torch.cat([function(batch if scale == 1.0 else batch / scale) for batch in batches], dim)
 
 
-class LatentVariableModel(Model, abstract=True):
-    """Base class of models whose examples follow a likelihood given latents, and whose latents are inferred.
-
-    Args:
-        event_shape: Shape of one example.
-        latent_dim: Number of latents ``L``.
-        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
-            :class:`~pyro_ssvae.distributions.Likelihood`.
-        prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
-        num_classes: Number of classes ``K``, at least 2; ``None`` for a model without classes.
-
-    Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names.
-        TypeError: For a likelihood or prior of the wrong type.
-    """
-
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        latent_dim: int,
-        likelihood: str | Likelihood,
-        prior: str | nn.Module | None,
-        num_classes: int | None = None,
-    ) -> None:
-        super().__init__(event_shape, latent_dim, prior, num_classes)
-        if isinstance(self.prior, Uniform):
-            raise ValueError("prior='uniform' has no density where a Gaussian guide reaches; take another prior of z.")
-        self.likelihood = make_likelihood(likelihood)
-
-    def check_examples(self, x: Tensor) -> None:
-        """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""
-        self.likelihood.check(x)
-
-    def fit_units(self, data: SemiSupervisedData) -> None:
-        """Remember the scale and the class names of a data set, and estimate the units of the likelihood."""
-        super().fit_units(data)
-        if data.event_shape == self.event_shape:
-            self.likelihood.fit_units(data.x, data.scale)
-
-    def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
-        """Return the diagonal Gaussian over z with location and log-scale ``(..., 2 * L)``."""
-        loc, log_scale = full_precision(params).chunk(2, dim=-1)
-        # Bounded, so that an example far from all training examples gives no infinite scale.
-        return dist.Normal(loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()).to_event(1)
-
-    def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
-        """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""
-        params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
-        distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
-        return distribution
+def _holds_missing(data: SemiSupervisedData) -> bool:
+    return holds_missing(data.x, data.x_validation, data.x_test)
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_ssvae._arrays import as_examples, to_numpy
+from pyro_ssvae._arrays import as_examples, check_finite, to_numpy, value_range
 from pyro_ssvae._checks import as_scale
 
 __all__ = ["as_input"]
@@ -17,7 +17,9 @@ _TOLERANCE = 1e-3  # by which rounding may take a mean in [0, 1] outside of it
 
 
 def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tensor, float]:
-    """Return examples as a tensor, finite and of the model's shape, and what they are to be divided by.
+    """Return examples as a tensor, of the model's shape, and what they are to be divided by.
+
+    They are finite, or NaN where missing if the model allows that.
 
     Args:
         model: The model.
@@ -29,7 +31,8 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        x = as_examples(array, "x", event_shape=model.event_shape, allow_empty=True)
+        allowed = {"allow_empty": True, "allow_missing": model.missing}
+        x = as_examples(array, "x", event_shape=model.event_shape, **allowed)
     x = x.detach()
     if x.shape[1:] != model.event_shape:
         raise ValueError(
@@ -38,12 +41,10 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
         )
     if x.is_meta:  # has no values
         return x, 1.0 if divisor is None else divisor
-    if x.is_floating_point() and not x.isfinite().all():
-        bad = int((~x.isfinite()).flatten(1).any(1).sum())
-        raise ValueError(f"x holds NaN or infinite values in {bad} of {len(x)} examples; all must be finite.")
+    check_finite(x, "x", allow_missing=model.missing)
     divisor = as_scale(divisor if scale is None else scale, x)
     if scale is None and len(x):
-        _check_scale(model, float(x.min()) / divisor, float(x.max()) / divisor)
+        _check_scale(model, *(end / divisor for end in value_range(x)))
     return x, divisor
 
 

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
-from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode
+from pyro_ssvae.models.base import data_plate, evaluation_mode
+from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.networks import MLP
 
 __all__ = ["M1"]
@@ -52,6 +53,8 @@ class M1(LatentVariableModel):
             ``None``.
         decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
             ``P = likelihood.num_params`` and ``D`` elements of an example; an ``MLP`` when ``None``.
+        missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
+            what is missing. :meth:`for_data` sets it by the data.
 
     Raises:
         ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
@@ -76,11 +79,12 @@ class M1(LatentVariableModel):
         prior: str | nn.Module | None = None,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        missing: bool = False,
     ) -> None:
-        super().__init__(event_shape, latent_dim, likelihood, prior)
+        super().__init__(event_shape, latent_dim, likelihood, prior, missing=missing)
         mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
         if encoder is None:
-            encoder = MLP(self.event_shape, 2 * latent_dim, hidden_dims, **mlp)
+            encoder = MLP(self._input_shape, 2 * latent_dim, hidden_dims, **mlp)
         if decoder is None:
             outputs = self.likelihood.num_params * self.event_size
             decoder = MLP((latent_dim,), outputs, tuple(hidden_dims)[::-1], **mlp)
@@ -120,6 +124,10 @@ class M1(LatentVariableModel):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
         return self._make_likelihood(self.decoder(z), z.shape[:-1])
+
+    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+        z = self.encode(x).sample((num_samples,))  # (S, B, L)
+        return z.new_full((1, 1), 1.0 / num_samples), self.decode(z)
 
     # Use of a trained model.
 

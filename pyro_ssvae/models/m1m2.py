@@ -35,13 +35,13 @@ from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import (
     ENUMERATE,
-    LatentVariableModel,
     Model,
     data_plate,
     evaluation_mode,
     full_precision,
     seeded,
 )
+from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
@@ -97,7 +97,8 @@ class M1M2(SemiSupervisedModel):
     ) -> None:
         mask = _as_mask(active, m1)
         _check_m2(m2, int(mask.sum()), classifier)
-        super().__init__(m1.event_shape, m2.num_classes, m2.latent_dim, m1.likelihood, m2.prior, m2.class_prior)
+        shared = (m1.likelihood, m2.prior, m2.class_prior, m1.missing)
+        super().__init__(m1.event_shape, m2.num_classes, m2.latent_dim, *shared)
         self.m1 = m1
         self.m2 = m2
         self.data_scale, self._data_range, self.class_names = m1.data_scale, m1._data_range, m1.class_names
@@ -160,7 +161,7 @@ class M1M2(SemiSupervisedModel):
         of_x = None
         if classify_from == "x":
             shared = {name: options[name] for name in _CLASSIFIER_OPTIONS if name in options}
-            of_x = make_classifier(classifier, m1.event_shape, num_classes, **shared)
+            of_x = make_classifier(classifier, m1._input_shape, num_classes, **shared)
         options |= {"latent_dim": latent_dim, "prior": prior, "likelihood": Gaussian(min_scale=min_scale)}
         m2 = M2((width,), num_classes, classifier=classifier if of_x is None else None, **options)
         return cls(m1, m2, active=active, classifier=of_x)
@@ -293,6 +294,10 @@ class M1M2(SemiSupervisedModel):
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self.decode_x(self.decode_z1(y, z).mean)
+
+    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+        z1 = self.encode_z1(x).sample((num_samples,))  # (S, B, L1)
+        return z1.new_full((1, 1), 1.0 / num_samples), self.decode_x(z1)
 
     @checked
     def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:

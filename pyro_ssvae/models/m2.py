@@ -58,6 +58,8 @@ class M2(SemiSupervisedModel):
             and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
         decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
             for ``P = likelihood.num_params`` and ``D`` elements of an example; a ``ConditionalMLP`` when ``None``.
+        missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
+            what is missing. :meth:`for_data` sets it by the data.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -88,16 +90,17 @@ class M2(SemiSupervisedModel):
         classifier: str | nn.Module | None = "auto",
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        missing: bool = False,
     ) -> None:
-        super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior)
+        super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, missing)
         mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
         self.classifier = None
         if classifier is not None:
             self.classifier = make_classifier(
-                classifier, self.event_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
+                classifier, self._input_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
             )
         if encoder is None:
-            encoder = ConditionalMLP(self.event_shape, num_classes, 2 * latent_dim, hidden_dims, **mlp)
+            encoder = ConditionalMLP(self._input_shape, num_classes, 2 * latent_dim, hidden_dims, **mlp)
         if decoder is None:
             outputs = self.likelihood.num_params * self.event_size
             decoder = ConditionalMLP((latent_dim,), num_classes, outputs, tuple(hidden_dims)[::-1], **mlp)

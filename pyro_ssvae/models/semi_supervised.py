@@ -16,7 +16,8 @@ from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.factory import make_class_prior
-from pyro_ssvae.models.base import LatentVariableModel, data_plate, evaluation_mode, get_device
+from pyro_ssvae.models.base import data_plate, evaluation_mode, get_device
+from pyro_ssvae.models.latent_variable import LatentVariableModel
 
 __all__ = ["SemiSupervisedModel"]
 
@@ -31,6 +32,7 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         likelihood: A name or a :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
         class_prior: A name or a :class:`~pyro_ssvae.distributions.ClassPrior`.
+        missing: Whether examples may have missing values.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -47,8 +49,9 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         likelihood: str | Likelihood,
         prior: str | nn.Module | None,
         class_prior: str | ClassPrior,
+        missing: bool = False,
     ) -> None:
-        super().__init__(event_shape, latent_dim, likelihood, prior, num_classes)
+        super().__init__(event_shape, latent_dim, likelihood, prior, num_classes, missing)
         self.class_prior = make_class_prior(class_prior, num_classes)
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
@@ -58,6 +61,11 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         raise NotImplementedError(f"{type(self).__name__} must define decode(y, z) -> distribution over x.")
+
+    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+        classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
+        z = self.encode(x, classes).sample((num_samples,))  # (S, K, B, L)
+        return self.classify(x).softmax(-1).T / num_samples, self.decode(classes, z)
 
     @classmethod
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:

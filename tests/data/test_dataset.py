@@ -95,7 +95,8 @@ def test_frozen():
     ("arguments", "error", "text"),
     [
         ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); \(N, D\) or"),
-        ({"x": np.full((6, 2), np.nan)}, ValueError, "12 values that are NaN"),
+        ({"x": np.full((6, 2), np.nan)}, ValueError, "x holds no value but NaN"),
+        ({"x": np.full((6, 2), np.inf)}, ValueError, "12 values that are infinite"),
         ({"x": X.astype(str)}, TypeError, "x has dtype <U3"),
         ({"x": X[:0], "y": []}, ValueError, "no values"),
         ({"y": Y[:4]}, ValueError, "y holds 4 labels for 6 examples"),
