@@ -179,7 +179,7 @@ def plot_feature_means(
             tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
     means = {title: _class_means(*table, len(names)) for title, table in tables.items()}
     reference = list(tables)[-1]
-    centre, std = np.nanmean(means[reference], 0), tables[reference][0].std(0)
+    centre, std = _observed_mean(means[reference]), np.nanstd(tables[reference][0], 0)
     std[std == 0.0] = np.inf  # a constant feature does not differ between classes
 
     width, height = np.clip([2.2 + 0.28 * len(std), 0.24 * len(names)], [5.0, 0.7], [11.0, 4.0])
@@ -202,11 +202,16 @@ def _flatten(x: Tensor) -> NDArray[np.float64]:
 
 
 def _class_means(x: NDArray[np.float64], y: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """Return means with shape ``(K, D)``, NaN for classes without an example."""
+    """Return means of observed values with shape ``(K, D)``, NaN for classes without any."""
     means = np.full((num_classes, x.shape[1]), np.nan)
     for k in np.unique(y):
-        means[k] = x[y == k].mean(0)
+        means[k] = _observed_mean(x[y == k])
     return means
+
+
+def _observed_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = np.ma.masked_invalid(x).mean(0).filled(np.nan)
+    return mean
 
 
 def plot_latent_map(

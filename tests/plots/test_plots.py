@@ -303,6 +303,15 @@ def test_feature_means_are_in_standard_deviations_of_the_given_examples():
     assert texts(figure.axes[1].get_xticklabels()) == [*"01234"]
 
 
+def test_feature_means_leave_missing_values_out():
+    model = make_model((5,), likelihood="gaussian", missing=True)
+    x, y = make_examples(model, 6)
+    x[0, 1] = x[3, 2] = torch.nan
+    given = np.asarray(plot_feature_means(model, x, y).axes[1].images[0].get_array())
+    means = torch.stack([x[y == k].nanmean(0) for k in range(3)])
+    np.testing.assert_allclose(given, (means - means.mean(0)) / torch.tensor(np.nanstd(x.numpy(), 0)), atol=1e-5)
+
+
 def test_feature_means_need_no_examples():
     figure = plot_feature_means(make_model((5,)))
     assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["samples"]
