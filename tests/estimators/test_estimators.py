@@ -49,6 +49,13 @@ def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, fitted: M2Classif
     np.testing.assert_array_equal(model.predict(X), 4 * fitted.predict(X) + offset)
 
 
+def test_labels_are_masked_or_bytes(fitted: M2Classifier) -> None:
+    model = M2Classifier(**QUICK).fit(X, np.ma.masked_array(Y, FEW < 0))
+    np.testing.assert_array_equal(model.predict(X), fitted.predict(X))
+    model = M2Classifier(**QUICK).fit(X, np.where(FEW >= 0, np.array([b"a", b"b", b"c"])[FEW], b""))
+    assert model.classes_.tolist() == ["a", "b", "c"]
+
+
 def test_given_labels_are_kept_and_others_predicted(fitted: M2Classifier) -> None:
     assert (fitted.transduction_[FEW >= 0] == FEW[FEW >= 0]).all()
     assert (fitted.transduction_[FEW < 0] == fitted.predict(X)[FEW < 0]).all()
