@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_ssvae._arrays import as_array, as_labels
 from pyro_ssvae._checks import MAX_CLASSES, as_count
 
-__all__ = ["Labels", "encode_labels", "encode_targets"]
+__all__ = ["Labels", "encode_labels", "encode_targets", "warn_about_labels"]
 
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 
@@ -69,6 +69,26 @@ def encode_labels(
     if len(names) != (num_classes or 0):
         raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
     return Labels(y, num_classes, names)
+
+
+def warn_about_labels(y: Tensor, class_names: Names) -> None:
+    """Warn if no training example, or none of a class, has a label."""
+    counts = torch.bincount(y[y >= 0], minlength=len(class_names))
+    missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
+    message = ""
+    if not counts.any():
+        message = (
+            "No training example has a label: q(y|x) is then a clustering, its classes in no particular order. Labels "
+            "are whole numbers from 0 in y."
+        )
+    elif missing:
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        message = (
+            f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
+            "example of each, or use balanced=True."
+        )
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def encode_targets(

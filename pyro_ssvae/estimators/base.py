@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.estimators.likelihoods import choose_likelihood
+from pyro_ssvae.distributions.choice import choose_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
 from pyro_ssvae.objectives import Objective

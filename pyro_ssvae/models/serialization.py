@@ -94,7 +94,8 @@ def load(
         model = _build(config, cls, modules)
         if data := config.get("data"):
             model.data_scale, model._data_range = data["scale"], tuple(data["range"])
-            model.class_names = tuple(data["class_names"])
+            model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
+            model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} lacks the entry {error}; the file is damaged.") from error
     try:

@@ -15,8 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
+from pyro_ssvae.distributions.choice import choose_likelihood
 from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
-from pyro_ssvae.estimators.likelihoods import choose_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 
 X, Y = load_wine(return_X_y=True)
