@@ -65,8 +65,7 @@ def load_table(
     features, categories = tuple(table.columns), _find_categories(table)
     x = as_examples(encode_rows(table, features, categories), name)
     rows, test_labels = (None, None) if test is None else _split_labels(read_table(test, label), label)
-    rows = None if rows is None else encode_rows(rows, features, categories)
-    x_test, test_labels = as_held_out(rows, test_labels, "test", x)
+    x_test, _ = as_held_out(None if rows is None else encode_rows(rows, features, categories), None, "test", x)
     given = {f"column {label}": labels, f"column {label} of the test rows": test_labels}
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
     y, y_test = (part.numpy() for part in known.y.values())
