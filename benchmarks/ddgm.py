@@ -78,7 +78,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     out, started = run.folder(keep), time.perf_counter()
     config = TrainingConfig(seed=run.seed, **run.training)
     try:
-        trained = fit(objective, data, config, out=out, resume=out is not None and out.exists())
+        trained = fit(objective, data, config, out=out, resume=out is not None)
         result = {**report(objective, data, trained), "curves": trained.metrics}
     except (TrainingFailedError, NonFiniteLossError) as problem:
         seconds = round(time.perf_counter() - started, 1)

@@ -63,8 +63,8 @@ class Part(NamedTuple):
 PARTS = {
     "kills": Part("killed processes", 50, 300.0, 16.0, 1),
     "disk": Part("faults of disks and folders", 100, 90.0, 16.0, 1),
-    "files": Part("damaged and hostile files", 500, 10.0, 2.0, 20),
-    "inputs": Part("generated arguments", 2000, 10.0, 2.0, 50),
+    "files": Part("damaged and hostile files", 500, 60.0, 2.0, 20),
+    "inputs": Part("generated arguments", 2000, 60.0, 2.0, 50),
 }
 Run = Callable[[int, Path], None]
 """Runs the case of a number in an empty folder, and raises ``Failure`` if it fails."""

@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_open", "check_memory", "read_json", "write_atomically", "write_json"]
+import yaml
+
+__all__ = ["atomic_open", "check_memory", "read_json", "read_yaml", "write_atomically", "write_json"]
+
+_LARGEST_JSON = 2**24  # bytes
+_LARGEST_YAML = 2**20
 
 
 @contextmanager
@@ -43,12 +48,39 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``ValueError`` if the file does not hold one."""
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(_read_text(path, _LARGEST_JSON))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A loader without anchors and aliases, by which a small file can stand for a large value."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if getattr(self.peek_event(), "anchor", None):
+            raise yaml.YAMLError("anchors and aliases (& and *) are not allowed")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file without anchors and aliases, or raise ``ValueError`` if it is unreadable."""
+    try:
+        return yaml.load(_read_text(path, _LARGEST_YAML), _PlainLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(told if str(path) in told else f"{path} is not readable YAML: {told}") from error
+
+
+def _read_text(path: Path, most: int) -> str:
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size:,} bytes, and at most {most:,} are read.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is a binary file, and text is needed.") from error
 
 
 def check_memory(num_bytes: int, what: str) -> None:

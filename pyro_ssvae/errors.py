@@ -80,10 +80,10 @@ class _TrainingStoppedError(PyroSSVAEError, RuntimeError):
 
 
 class TrainingFailedError(_TrainingStoppedError):
-    """Training failed although every loss is finite: a generator has collapsed, or energies diverge.
+    """Training failed although every loss is finite: a generator collapses, energies diverge, or memory runs out.
 
     Args:
-        step: Step of the evaluation that found it.
+        step: Step at which it was found.
         why: What is wrong.
         checkpoint: The last checkpoint written before it, or ``None``.
     """

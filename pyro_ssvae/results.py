@@ -86,6 +86,7 @@ def report(
     }
     if run.folder is not None:
         folder = RunFolder(run.folder)
+        folder.check()
         if figures:
             from pyro_ssvae.plots import save_figures  # imports matplotlib
 

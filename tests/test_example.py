@@ -213,12 +213,18 @@ def test_bad_data_and_models_end_with_one_message(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_occupied_folder_and_a_finished_run(
+def test_a_finished_run_is_reported_and_not_trained_again(
     example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--data", "digits", "--out", str(tmp_path / "run"), *TINY]
     assert example.main(flags) == 0
-    assert example.main(flags) == 2
-    assert f"--resume {tmp_path / 'run'}" in capsys.readouterr().err
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    capsys.readouterr()
+    assert example.main(flags) == 0
+    output = capsys.readouterr()
+    assert f"{tmp_path / 'run'} is finished" in output.out
+    assert "test error" in output.out
+    assert "step" not in output.err
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
     assert example.main(["--resume", str(tmp_path / "run")]) == 0  # reports again
     assert "nothing left to train" in capsys.readouterr().err

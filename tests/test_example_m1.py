@@ -214,9 +214,9 @@ def test_pixels_are_binarised_for_likelihoods_of_zeros_and_ones_only() -> None:
         assert args.training.binarisation == "none"
 
 
-def test_stack_refuses_a_folder_that_holds_a_run(
+def test_stack_refuses_a_folder_of_another_program(
     stack_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "config.yaml").write_text("flags: {}\n")
     assert stack_example.main([*TINY, "--out", str(tmp_path)]) == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "is not the configuration of a run; choose another folder" in capsys.readouterr().err

@@ -89,10 +89,11 @@ def report_images(
     with ProgressReport(REFERENCE_STEPS, enabled=known.num_labelled > 0, words="reference classifier") as bar:
         options = {"num_samples": args.num_samples, "seed": args.seed, "progress": bar.advance}
         found = measure_image_model(model, data, known, others=load_others(args, data), **options)
+    if "class_shares" in found:
+        save_figure(plot_class_shares(found, known.class_names), Path(args.out) / "figures" / "class_shares.png")
     RunFolder(args.out).write_result({**result, **found})
     print_result(found)
     if "class_shares" in found:
-        save_figure(plot_class_shares(found, known.class_names), Path(args.out) / "figures" / "class_shares.png")
         named = zip(known.class_names, found["class_shares"], strict=True)
         print("  classes generated: " + ", ".join(f"{name} {share:.1%}" for name, share in named))
     for name, area in found.get("auroc", {}).items():
@@ -131,7 +132,7 @@ def record_movie(
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.ddgm import Movie
 
-    path, resumed = Path(args.out) / "training.gif", args.resume is not None
+    path, resumed = Path(args.out) / "training.gif", RunFolder(args.out).checkpoint.is_file()
     movie = Movie.load(path) if resumed and args.frames and path.is_file() else Movie()
     if args.frames > 1 and not resumed:
         movie.add(plot_landscape(model, data.x_validation, title="Step 0"), 0)

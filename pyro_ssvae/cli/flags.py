@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import json
 import re
 import sys
 import time
@@ -13,12 +14,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pyro_ssvae._checks import as_device
+from pyro_ssvae._io import read_yaml
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.run_folder import EXTENDING, FREE, refuse_changes
 
 __all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
 
@@ -76,12 +77,16 @@ class Flag:
         kind: Any = self.kind or type(self.default)
         if text == "null" and self.default is None:
             return None
+        if not text.strip():
+            raise argparse.ArgumentTypeError("the value is empty; is a variable of the shell unset?")
         try:
-            value: Any = [int(part) for part in yaml.safe_load(text)] if kind is list else kind(text)
-        except (ValueError, TypeError, yaml.YAMLError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {_KINDS.get(kind, kind.__name__)}") from None
+            value: Any = json.loads(text) if kind is list else kind(text)
+            if kind is list and not (isinstance(value, list) and all(type(part) is int for part in value)):
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not {_KINDS.get(kind, kind.__name__)}") from None
         if self.choices and value not in self.choices:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.choices)}")
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not one of {', '.join(self.choices)}")
         if self.least is not None and value < self.least:
             raise argparse.ArgumentTypeError(f"{text} must be at least {self.least}")
         return value
@@ -111,10 +116,12 @@ class Flags:
     Args:
         command: The command.
         values: Values of all flags, by name.
+        instead_of: Data that could not be downloaded, in place of which ``data`` is used.
     """
 
-    def __init__(self, command: Command, values: dict[str, Any]) -> None:
+    def __init__(self, command: Command, values: dict[str, Any], instead_of: str | None = None) -> None:
         self.command = command
+        self.instead_of = instead_of
         self.values = values
         self.evaluate_again = False  # whether stages that have a result are evaluated again
         names = [flag.name for flag in (*_RUN, *_TRAINING)]
@@ -148,7 +155,8 @@ class Flags:
             labels = f"-{self.num_labels}" if "num_labels" in self.values else ""
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = f"{self.command.name}-{Path(self.data).stem}{labels}-seed{self.seed}-{stamp}"
-            self.values["out"] = str(Path("runs") / name)
+            names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+            self.values["out"] = str(next(path for name in names if not (path := Path("runs") / name).exists()))
         return str(self.values["out"])
 
     @property
@@ -157,20 +165,20 @@ class Flags:
         return {
             "command": self.command.name,
             "flags": {name: value for name, value in self.values.items() if name not in _NOT_SAVED},
+            **({} if self.instead_of is None else {"instead_of": self.instead_of}),
         }
 
     @property
     def fit(self) -> dict[str, Any]:
         """Arguments of :func:`pyro_ssvae.fit`."""
-        resume = self.resume is not None
-        return {"config": self.training, "out": self.out, "resume": resume, "settings": self.settings}
+        return {"config": self.training, "out": self.out, "resume": True, "settings": self.settings}
 
 
 _RUN = (
     Flag("seed", 0, "of the label split, the initial weights and training"),
     Flag("max_epochs", None, "length of training, in passes over the unlabelled examples", int),
     Flag("max_minutes", None, "stop after this much training time", float, metavar="M"),
-    Flag("out", None, "folder of the run; without it a new one under runs/", str, metavar="DIR"),
+    Flag("out", None, "folder of the run, continued if it was stopped; else a new one in runs/", str, metavar="DIR"),
     Flag("resume", None, "continue the run in this folder, with its own flags", str, metavar="DIR"),
     Flag("device", "auto", "auto, cpu, cuda, cuda:1; --cuda is --device cuda", metavar="DEV"),
     Flag("precision", "32-true", "32-true, bf16-mixed, 16-mixed or 64-true", metavar="P"),
@@ -206,31 +214,63 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
 
     Values on the command line take precedence over those of ``--config``, these over those of the run to resume, and
     these over the defaults. A length in steps on the command line replaces one in passes over the data.
+
+    The same command line continues the run in ``--out``, because schedulers start commands again; other settings than
+    those of the run are refused. ``--resume`` may change what extends the run, how it is evaluated, and the device.
     """
     flags = [flag for section in _get_sections(command).values() for flag in section]
     parser = _new_parser(command, program, {}, everything=True)
     given = _parse(parser, flags, sys.argv[1:] if argv is None else argv)
     wanted = given.pop("help", None)
     if "config" in given:
-        given = _parse(parser, flags, _as_argv(yaml.safe_load(Path(given["config"]).read_text()))) | given
-    chosen = given
-    if "resume" in given:
-        config = RunFolder(given["resume"]).read_config()
-        if config.get("command") != command.name:
-            started = config.get("command", "a Python program")
-            raise RunFolderError(f"{given['resume']} was started by {started}, and not by {command.name}.")
-        chosen = _parse(parser, flags, _as_argv(config)) | given
+        given = _parse(parser, flags, _as_argv(read_yaml(Path(given["config"])))) | given
+    out, resumed = given.get("out"), given.get("resume")
+    if out is not None and resumed is not None and Path(out).resolve() != Path(resumed).resolve():
+        raise ValueError(
+            f"--resume {resumed} goes on in that folder, and --out {out} has no effect; leave one of them out."
+        )
+    chosen, instead_of = given, None
+    if resumed is not None:
+        stored, instead_of = _read_flags(command, parser, flags, Path(resumed))
+        evaluation = [flag.name for flag in command.sections.get("evaluation", ())]
+        settings = {name: value for name, value in given.items() if name not in _NOT_SAVED}
+        refuse_changes(
+            Path(resumed), {name: stored.get(name) for name in settings}, settings, (*EXTENDING, *FREE, *evaluation)
+        )
+        chosen = stored | given
     values = {flag.name: flag.default for flag in flags} | chosen
     values |= command.find_defaults(values, given) | chosen
     if given.get("training.max_steps") is not None and "max_epochs" not in given:
         values["max_epochs"] = None
-    if values["resume"] is not None:
-        values["out"] = values["resume"]
+    if resumed is not None:
+        values["out"] = resumed
+    elif out is not None and RunFolder(out).has_progress:
+        before, instead_of = _read_flags(command, parser, flags, Path(out))
+        before |= {"data": instead_of or before["data"]}
+        refuse_changes(Path(out), before, {name: value for name, value in values.items() if name in before}, FREE)
     if wanted is not None:
         print(_new_parser(command, program, values, everything=wanted == "all").format_help(), end="")
         raise SystemExit(0)
     as_device(values["device"])
-    return Flags(command, values)
+    return Flags(command, values, instead_of)
+
+
+def _read_flags(
+    command: Command, parser: Parser, flags: Sequence[Flag], folder: Path
+) -> tuple[dict[str, Any], str | None]:
+    """Return the flags of a run, and the data in place of which it took others.
+
+    Raises:
+        RunFolderError: If the folder holds no run of this command.
+    """
+    config = RunFolder(folder).read_config()
+    if config.get("command") != command.name:
+        started = config.get("command", "a Python program")
+        raise RunFolderError(f"{folder} was started by {started}, and not by {command.name}.")
+    try:
+        return _parse(parser, flags, _as_argv(config)), config.get("instead_of")
+    except ValueError as error:
+        raise RunFolderError(f"{RunFolder(folder).config} is damaged: {error}") from error
 
 
 def _get_sections(command: Command) -> dict[str, Sequence[Flag]]:
@@ -275,10 +315,11 @@ def _parse(parser: Parser, flags: Sequence[Flag], argv: Sequence[str]) -> dict[s
 
 def _as_argv(values: Any, prefix: str = "") -> list[str]:
     """Return values by name, as a YAML file or the ``config.yaml`` of a run holds them, as a command line."""
-    if not isinstance(values, dict):
+    values = values.get("flags", values) if isinstance(values, dict) else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError("A file of flags must hold values by name, for example max_epochs: 20.")
     argv: list[str] = []
-    for key, value in values.get("flags", values).items():
+    for key, value in values.items():
         option = f"--{prefix}{key}" if prefix or "." in key else f"--{key.replace('_', '-')}"
         if isinstance(value, dict):
             argv += _as_argv(value, f"{key}.")

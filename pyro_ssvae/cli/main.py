@@ -19,9 +19,17 @@ from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.tables import add_commands, name_data, write_samples
-from pyro_ssvae.cli.training import load_data, make_m1, print_result, run_command, train_stages
+from pyro_ssvae.cli.training import (
+    find_results,
+    load_data,
+    make_m1,
+    print_error,
+    print_result,
+    run_command,
+    train_stages,
+)
 from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
+from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -37,7 +45,6 @@ from pyro_ssvae.training.loop import fit
 
 __all__ = ["main"]
 
-_STAGES = ("m1", "stacked", "joint")  # of M1+M2, in their order
 _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help
   pyro-ssvae train m2 --resume runs/digits               # continue after Ctrl-C
@@ -111,9 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _new_parser().parse_args(argv)
         return int(args.function(args) or 0)
-    except (PyroSSVAEError, ValueError, TypeError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return print_error(error)
 
 
 def _new_parser() -> Parser:
@@ -132,7 +140,7 @@ def _new_parser() -> Parser:
     again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
     info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
     sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
-    add_commands(commands, lambda run: load(_find_runs(run)[-1].path))
+    add_commands(commands, _load_last)
     for command, function in ((again, _report), (info, _describe), (sample, _sample)):
         command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
         command.set_defaults(function=function)
@@ -148,29 +156,15 @@ def _new_parser() -> Parser:
     return parser
 
 
-def _find_runs(folder: Path) -> list[RunFolder]:
-    """Return the run in a folder, or those of the stages of M1+M2.
-
-    Raises:
-        RunFolderError: If there is none.
-    """
-    RunFolder(folder).read_config()
-    stages = [RunFolder(folder / stage) for stage in _STAGES]
-    return [stage for stage in stages if stage.config.is_file()] or [RunFolder(folder)]
-
-
 def _report(args: argparse.Namespace) -> int:
     """Evaluate a finished run again, by the command that trained it, and return the exit status."""
     folder, config = args.run, RunFolder(args.run).read_config()
     name = config.get("command")
     if name not in _TRAIN:
         raise RunFolderError(f"{folder} was written by a Python program; call pyro_ssvae.report in it.")
-    runs = _find_runs(folder)
-    last = "joint" if config["flags"].get("joint_epochs") else "stacked"
-    missing = name == "m1m2" and runs[-1].path.name != last
-    if missing or not all(found.result.is_file() for found in runs):
+    if not find_results(name, config["flags"], folder):
         raise RunFolderError(f"{folder} is not finished; continue with: pyro-ssvae train {name} --resume {folder}")
-    trained = read_json(runs[-1].model / "config.json")["class"]
+    trained = read_json(RunFolder(folder).runs()[-1].model / "config.json")["class"]
     if trained not in {"M1", "M2", "M1M2", "DDGM"}:
         print(f"{trained} is evaluated as its base class. If its model function differs, call pyro_ssvae.report.")
     argv = ["--resume", str(folder), *(["--device", args.device] if args.device else [])]
@@ -184,21 +178,24 @@ def _describe(args: argparse.Namespace) -> None:
     flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
     print(f"run         {folder}, by {config.get('command', 'a Python program')}")
     _print_values("flags", flags)
-    for found in _find_runs(folder):
+    for found in RunFolder(folder).runs():
         if found.path != folder:
             print(f"\nstage       {found.path.name}")
         if (found.model / "config.json").is_file():
             model = read_json(found.model / "config.json")
-            _print_values("model", {"class": model["class"], **model["arguments"]})
+            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
         training = found.read_config().get("training", {})
         _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
         if found.metrics.is_file():
-            with open(found.metrics, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            _print_values("evaluation", {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {})
+            try:
+                rows = list(csv.DictReader(found.metrics.read_text(encoding="utf-8").splitlines()))
+                last = {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {}
+            except (ValueError, TypeError, csv.Error) as error:
+                raise RunFolderError(f"{found.metrics} is damaged: {error}") from error
+            _print_values("evaluation", last)
         if found.result.is_file():
             result = found.read_result()
-            _print_values("data", {k: result[k] for k in ("data", "num_labels", "num_unlabelled")})
+            _print_values("data", {k: result.get(k) for k in ("data", "num_labels", "num_unlabelled")})
             print_result(result, f"result      {found.result}")
         else:
             print("result      none, the run is not finished")
@@ -209,10 +206,15 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
     print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
+def _load_last(folder: Path) -> Any:
+    """Return the model of a run, or that of the last stage of M1+M2."""
+    RunFolder(folder).read_config()
+    return load(RunFolder(folder).runs()[-1].path)
+
+
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
-    found = _find_runs(args.run)[-1]
-    model: Any = load(found.path)
+    model = _load_last(args.run)
     torch.manual_seed(args.seed)
     if args.out is not None and args.out.suffix == ".csv":
         return write_samples(model, args)

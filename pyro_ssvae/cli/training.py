@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,11 +33,23 @@ from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig
+from pyro_ssvae.training.device import check_one_process, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
-__all__ = ["get_m1_config", "load_data", "make_m1", "print_result", "read_data", "run_command", "train_stages"]
+__all__ = [
+    "find_results",
+    "get_m1_config",
+    "load_data",
+    "make_m1",
+    "print_error",
+    "print_result",
+    "read_data",
+    "run_command",
+    "train_stages",
+]
 
 _LEAST_STEPS = 3000  # of M1 below M2, unless --m1-epochs is given
+_LAST_ENTRIES = {"ddgm": "held_out", "ddgm_2d": "energy_distance"}  # of results, added after report
 _RESULTS = {
     "train_seconds": "training took {:.0f} s",
     "test/error": "test error {:.2%}",
@@ -76,7 +89,8 @@ def run_command(
         evaluate_again: Whether stages that have a result are evaluated again.
 
     Returns:
-        0; 2 after an error, which is printed in one line; 130 after Ctrl-C or SIGTERM, when the state is saved.
+        0, also for a finished run, whose results are printed; 2 after an error, which is printed in one line; 130 after
+        Ctrl-C or SIGTERM, when the state is saved.
     """
     args: Flags | None = None
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -84,10 +98,14 @@ def run_command(
     if in_main_thread:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
+        check_one_process()
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        pyro.set_rng_seed(args.seed)
-        train(args)
+        with RunFolder(args.out).lock():
+            if evaluate_again or args.resume is not None or not _print_finished(args):
+                pyro.set_rng_seed(args.seed)
+                train(args)
+        print(f"results and figures in {args.out}")
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, SystemExit) and stopped.code != 143:  # which fit raises after SIGTERM
             raise
@@ -95,14 +113,44 @@ def run_command(
         if out is not None and RunFolder(out).config.is_file():
             print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
-    except (PyroSSVAEError, ValueError, TypeError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return print_error(error)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
-    print(f"results and figures in {args.out}")
     return 0
+
+
+def print_error(error: Exception) -> int:
+    """Print an error in one line and return the exit status; raise one that is a fault of the program again."""
+    if (words := describe_memory_error(error)) is not None:
+        words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
+    elif not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
+        raise error
+    with suppress(OSError):  # standard error may be a pipe that nobody reads
+        print(f"error: {words or error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """Return the runs in a folder (the stages of M1+M2) with their results; empty unless all are finished."""
+    runs = RunFolder(folder).runs()
+    last = "joint" if flags.get("joint_epochs") else "stacked"
+    if command == "m1m2" and runs[-1].path.name != last:
+        return []
+    try:
+        found = [(run, run.read_result()) for run in runs]
+    except (ValueError, OSError):  # missing or damaged
+        return []
+    return found if all(_LAST_ENTRIES.get(command) in (None, *result) for _, result in found) else []
+
+
+def _print_finished(args: Flags) -> bool:
+    """Print the results of a finished run, and return whether it is one."""
+    found = find_results(args.command.name, args.values, Path(args.out))
+    for run, result in found:
+        print_result(result, f"{run.path} is finished")
+    return bool(found)
 
 
 def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSupervisedData:
@@ -124,6 +172,7 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
     except DataUnavailableError as error:
         if args.resume is not None:
             raise
+        args.instead_of = args.data
         print(f"{error} Continuing with digits, for which --likelihood gaussian fits better.", file=sys.stderr)
         args.values["data"] = "digits"
         data = read_data("digits", args, kept)
@@ -209,8 +258,8 @@ def train_stages(
         rate = args.training.learning_rate / 10
         configs["joint"] = replace(args.training, max_steps=None, max_epochs=args.joint_epochs, learning_rate=rate)
     config = get_m1_config(args, len(data.x))
-    if args.resume is None:
-        RunFolder(args.out).create(args.settings)
+    if RunFolder(args.out).write_config(args.settings):
+        RunFolder(args.out).runs()[-1].result.unlink(missing_ok=True)  # a stage that is extended
     if args.m1 is None:
         unlabelled = data.without_labels()
         yield "m1", _run_stage(args, "m1", UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, config)
@@ -228,10 +277,7 @@ def _run_stage(args: Flags, stage: str, objective: Objective, data: Any, config:
     if folder.result.is_file() and not args.evaluate_again:
         module.load_state_dict(load(folder.path, cls=type(module)).state_dict())
         return folder.read_result()
-    resume = folder.checkpoint.is_file()
-    if not resume:
-        folder.config.unlink(missing_ok=True)  # of a stage that was stopped before its first evaluation
-    done = fit(objective, data, config, out=folder.path, resume=resume, settings=args.settings)
+    done = fit(objective, data, config, out=folder.path, resume=True, settings=args.settings)
     return report(objective, data, done, num_samples=args.num_samples)
 
 

@@ -218,7 +218,9 @@ class _ShuffledIndices:
         return {"order": order, "position": self.position, "generator": self.generator.get_state()}
 
     def check_state(self, state: dict[str, Any], name: str) -> None:
-        order = state["order"].cpu()
+        order, position = state["order"].cpu(), state["position"]
+        if type(position) is not int or not 0 <= position < len(order) + self.batch_size:
+            raise ValueError(f"The state has position {position!r} in {len(order)} {name} examples; it is damaged.")
         if len(order) and not torch.equal(order.sort().values, self.index):
             raise ValueError(
                 f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "

@@ -71,7 +71,7 @@ class FixedClassPrior(ClassPrior):
 
     def __init__(self, num_classes: int, probs: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(num_classes)
-        pi = torch.ones(num_classes) if probs is None else torch.as_tensor(probs, dtype=torch.float32)
+        pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
         if pi.shape != (num_classes,) or not bool(((pi > 0) & pi.isfinite()).all()):
             raise ValueError(
                 f"probs must hold {num_classes} positive finite numbers, one per class; got {pi.tolist()}."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import Permute, affine_coupling
+from pyro.distributions.transforms import AffineCoupling, Permute
 from torch import Tensor, nn
 
 from pyro_ssvae._configurable import Configurable
@@ -223,6 +224,25 @@ class VampPrior(_MixturePrior):
         return DiagonalMixture(self.logits, normal.loc, normal.scale)
 
 
+class _ShiftAndScale(nn.Module):
+    """Network of an affine coupling: shift and log-scale of one half of the latents from the other; zeros at first.
+
+    Pyro's own cannot be built without memory (on the device ``"meta"``).
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, hidden_dim: int) -> None:
+        super().__init__()
+        widths = (num_inputs, hidden_dim, hidden_dim, 2 * num_outputs)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        for parameter in self.layers[-1].parameters():  # identity maps: the prior starts out standard normal
+            nn.init.zeros_(parameter)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        for layer in self.layers[:-1]:
+            z = layer(z).relu()
+        return self.layers[-1](z).chunk(2, dim=-1)
+
+
 class Flow(Prior):
     """A normalising flow: affine couplings (real NVP) over a standard normal.
 
@@ -248,10 +268,9 @@ class Flow(Prior):
             )
         self.num_layers, self.hidden_dim = int(num_layers), int(hidden_dim)
         self.base = StandardNormal(latent_dim)
-        couplings = [affine_coupling(latent_dim, [hidden_dim] * 2) for _ in range(num_layers)]
-        for coupling in couplings:  # identity maps at first, so that the prior starts out standard normal
-            for parameter in coupling.nn.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+        split = latent_dim // 2
+        networks = [_ShiftAndScale(split, latent_dim - split, hidden_dim) for _ in range(num_layers)]
+        couplings = [AffineCoupling(split, network) for network in networks]
         self.couplings = nn.ModuleList(couplings)
         self.register_buffer("reversed", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 

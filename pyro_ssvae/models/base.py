@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -146,6 +147,7 @@ class Model(Configurable, abstract=True):
         """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the model."""
 
     @classmethod
+    @checked
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> Self:
         """Build the model for a data set, with initial weights drawn by the seed of the data.
 
@@ -367,9 +369,6 @@ def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], .
     Args:
         module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
         *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
-
-    Returns:
-        One callable per name.
 
     Example:
         >>> import pyro, pyro_ssvae

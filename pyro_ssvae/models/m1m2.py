@@ -105,10 +105,12 @@ class M1M2(SemiSupervisedModel):
         self.classifier = classifier
         self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
         # Puts z1 back among the latents of M1, with zeros for the rest.
-        self.register_buffer("placing", torch.eye(m1.latent_dim)[mask], persistent=False)  # (L1, m1.latent_dim)
+        placing = torch.eye(m1.latent_dim)[mask.nonzero().squeeze(-1).tolist()]
+        self.register_buffer("placing", placing, persistent=False)  # (L1, m1.latent_dim)
         self.freeze_m1()
 
     @classmethod
+    @checked
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> M1M2:
         """Build the usual M2 on an M1, with initial weights drawn by the seed of the data.
 
@@ -306,7 +308,10 @@ class M1M2(SemiSupervisedModel):
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
-    mask = torch.as_tensor(to_numpy([True] * m1.latent_dim if active is None else active, "active")).bool()
+    if not isinstance(m1, M1):
+        raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
+    values = to_numpy([True] * m1.latent_dim if active is None else active, "active")
+    mask = torch.as_tensor(values, device="cpu").bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):
         raise ValueError(
             f"active must be a mask of {m1.latent_dim} latents, at least one of them kept; got shape "
@@ -324,6 +329,6 @@ def _check_m2(m2: M2, width: int, classifier: nn.Module | None) -> None:
     if (classifier is None) == (m2.classifier is None):
         raise ValueError("For q(y|z1), give an m2 with a classifier; for q(y|x), classifier= and an m2 without one.")
     try:
-        m2.check_examples(torch.full((1, width), -0.5))
+        m2.check_examples(torch.full((1, width), -0.5, device="cpu"))
     except ValueError as error:
         raise ValueError(f"m2 must have a likelihood of real numbers, such as 'gaussian'. {error}") from error

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._checks import as_device
-from pyro_ssvae._configurable import REGISTRY, build
+from pyro_ssvae._configurable import REGISTRY, build, is_library_class
 from pyro_ssvae._io import read_json, write_atomically, write_json
 from pyro_ssvae.models.base import FORMAT, Model
 
 __all__ = ["load", "save"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+_ENTRIES = {"format": int, "class": str, "arguments": dict, "custom": dict, "base": dict, "data": dict}
+_LARGEST_CONSTANTS = 2**28  # bytes of what a model computes from its arguments and does not save
+_MOST_PARTS = 10_000  # modules that a configuration describes
+_Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the saved weights, by name
 
 
 @checked
@@ -68,7 +74,7 @@ def load(
         TypeError: If ``folder`` is no path, ``device`` no device or ``cls`` no class of models.
         FileNotFoundError: If there is no model in the folder.
         ValueError: For a damaged file, another format, an unknown class, a missing module of your own, or weights that
-            do not fit.
+            do not fit or are not finite; memory for a model is taken after that.
 
     Example:
         >>> import tempfile, torch, pyro_ssvae
@@ -87,34 +93,142 @@ def load(
         raise FileNotFoundError(
             f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
         )
-    config = read_json(folder / CONFIG)
+    config = _read_config(folder / CONFIG)
+    config, cls = _select(config, cls)
     try:
-        if config["format"] != FORMAT:
-            raise ValueError(f"{folder / CONFIG} has format {config['format']}; this version reads format {FORMAT}.")
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}
+            header = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+            _check_lengths(config, len(header))
+            _compare_on_meta(config, cls, modules, header)
+            state = {name: file.get_tensor(name) for name in header}
         model = _build(config, cls, modules)
-        if data := config.get("data"):
-            model.data_scale, model._data_range = data["scale"], tuple(data["range"])
-            model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
-            model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
-    except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} lacks the entry {error}; the file is damaged.") from error
-    try:
-        state = load_tensors((folder / WEIGHTS).read_bytes())
         model.load_state_dict(state)
+        _check_values(model)
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged or does not fit {folder / CONFIG}: {error}") from error
+        told = " ".join(str(error).split())
+        raise ValueError(f"{folder / WEIGHTS} is damaged or does not fit {folder / CONFIG}: {told}") from error
+    if data := config.get("data"):
+        model.data_scale, model._data_range = data["scale"], tuple(data["range"])
+        model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
+        model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
     return model.to(device).eval()
 
 
-def _build(config: dict[str, Any], cls: type[Model] | None, modules: dict[str, Any]) -> Any:
-    config, cls = _select(config, cls)
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration whose entries have the right types."""
+    config = read_json(path)
+    if config.get("format") != FORMAT or type(config["format"]) is not int:
+        raise ValueError(f"{path} has format {config.get('format')!r}; this version reads format {FORMAT}.")
+    for name in ("class", "arguments", "custom"):
+        if name not in config:
+            raise ValueError(f"{path} lacks the entry {name!r}; the file is damaged.")
+    named = [*config.items(), *(config["base"].items() if isinstance(config.get("base"), dict) else ())]
+    for name, value in named:
+        if name not in _ENTRIES or type(value) is not _ENTRIES[name]:
+            raise ValueError(f"{path} is damaged: unexpected entry {name!r}, {str(value)[:60]}.")
+    if not all(isinstance(value, str) for value in config["custom"].values()):
+        raise ValueError(f"{path} is damaged: the entry 'custom' must hold names of classes.")
+    if "data" in config:
+        _check_data_entry(config["data"], path)
+    return config
+
+
+def _check_data_entry(data: Mapping[str, Any], path: Path) -> None:
+    """Check scale, range and names of the training examples."""
+    ends, categories = data.get("range"), data.get("categories", {})
+    numbers = [data.get("scale"), *(ends if isinstance(ends, list) else ())]
+    finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    lists = [data.get("class_names"), data.get("feature_names", [])]
+    lists += [*categories.values(), list(categories)] if isinstance(categories, dict) else [None]
+    named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+    if len(numbers) != 3 or not finite or not named or numbers[0] <= 0 or not {*categories} <= {*lists[1]}:
+        raise ValueError(f"{path} is damaged: the entry 'data' must hold scale, range and names.")
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every entry of the mappings in a configuration."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _walk(part)
+
+
+def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
+    """Raise ``ValueError`` for more layers or parts than the saved weights, so that building them takes little."""
+    parts = 0
+    for name, value in _walk(config):
+        layers = (
+            len(value) if name == "hidden_dims" and isinstance(value, list) else value if name == "num_layers" else 0
+        )
+        parts += name == "class"
+        if (isinstance(layers, int) and layers > num_tensors) or parts > _MOST_PARTS:
+            raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")
+
+
+def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header) -> None:
+    """Raise ``ValueError`` unless the weights are those of the model; done without memory for either.
+
+    Constructors of other packages may need numbers; their models are compared when the weights are loaded.
+    """
+    try:
+        with torch.device("meta"):
+            model = _build(config, cls, modules)
+    except Exception:
+        if modules or not is_library_class(cls):
+            return
+        raise
+    needed = model.state_dict()
+    if lacking := sorted(needed.keys() - header.keys()):
+        raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
+    for name, (shape, dtype) in header.items():
+        if name in needed:
+            wanted = tuple(needed[name].shape)
+            kind = "F" if needed[name].is_floating_point() else "B" if needed[name].dtype == torch.bool else "I"
+            found = "B" if dtype == "BOOL" else "F" if "F" in dtype else "I"
+            if (shape, found) != (wanted, kind):
+                raise ValueError(
+                    f"{WEIGHTS} does not fit {CONFIG}: {name} has shape {shape} and type {dtype}, and {wanted} and "
+                    f"{needed[name].dtype} are needed."
+                )
+        elif not _is_optional(model, name):
+            raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not.")
+    constants = {name: buffer for name, buffer in model.named_buffers() if name not in needed}
+    if (size := sum(buffer.numel() * buffer.element_size() for buffer in constants.values())) > _LARGEST_CONSTANTS:
+        raise ValueError(f"{CONFIG} describes a model with {size:,} bytes of constants ({next(iter(constants))}, ...).")
+
+
+def _is_optional(model: Model, name: str) -> bool:
+    """Return whether a tensor is a buffer that a new model leaves open, such as the units of a likelihood."""
+    parent, _, last = name.rpartition(".")
+    try:
+        return model.get_submodule(parent)._buffers.get(last, last) is None
+    except AttributeError:
+        return False
+
+
+def _check_values(model: Model) -> None:
+    """Raise ``RuntimeError`` for weights that are NaN, or parameters that are infinite."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        bad = tensor.detach().isnan() if not isinstance(tensor, torch.nn.Parameter) else ~tensor.detach().isfinite()
+        if bool(bad.any()):
+            raise RuntimeError(f"{int(bad.sum())} numbers of {name} are NaN or infinite")
+
+
+def _build(config: dict[str, Any], cls: type[Model], modules: dict[str, Any]) -> Any:
     known = {*inspect.signature(cls).parameters, *config["arguments"], *config["custom"]}
     if unknown := modules.keys() - known:
         raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {cls.__name__}.")
     if missing := config["custom"].keys() - modules.keys():
         given = ", ".join(f"{name}=<your {config['custom'][name]}>" for name in sorted(missing))
         raise ValueError(f"The model was built with modules of your own; hand them in again: load(folder, {given}).")
-    return build(config, cls, **modules)
+    try:
+        return build(config, cls, **modules)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # a damaged configuration gives errors of many types
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{CONFIG} describes no {cls.__name__} that can be built ({told}).") from error
 
 
 def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, Any], type[Model]]:

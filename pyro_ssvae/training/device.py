@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from pyro_ssvae.training.config import TrainingConfig
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["has_bf16", "raise_mmap_threshold", "make_fabric"]
+__all__ = ["check_one_process", "describe_memory_error", "has_bf16", "make_fabric", "raise_mmap_threshold"]
 
 _LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc returns larger ones to the system as soon as they are freed
 
@@ -37,17 +39,42 @@ def raise_mmap_threshold() -> None:
     torch.empty(_LARGEST_HEAP_BLOCK, dtype=torch.uint8)
 
 
+def check_one_process() -> None:
+    """Raise ``ValueError`` where a launcher such as torchrun has started several processes."""
+    size = os.environ.get("WORLD_SIZE", "1").strip()
+    if size not in ("", "0", "1"):
+        raise ValueError(
+            f"WORLD_SIZE={size}: a launcher such as torchrun has started several processes, and there is one process "
+            "per run. Start python itself, or unset WORLD_SIZE."
+        )
+
+
+def describe_memory_error(error: BaseException) -> str | None:
+    """Return in words how much memory was missing; ``None`` for any other error."""
+    text = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in text:
+        return None
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]i?B)", text)
+    if asked is None:
+        return "out of memory"
+    number, unit = asked.groups()
+    return (
+        f"out of memory ({f'{float(number) / 2**30:.2f} GiB' if unit == 'bytes' else f'{number} {unit}'} more needed)"
+    )
+
+
 def make_fabric(config: TrainingConfig) -> Fabric:
     """Return a Fabric for one device and the chosen precision.
 
     Raises:
-        ValueError: For a device that does not exist, or is neither CPU nor CUDA.
+        ValueError: For a device that does not exist, or is neither CPU nor CUDA, and under torchrun.
 
     Warns:
         UserWarning: For bf16 on a CPU that has no arithmetic for it and so emulates it, ten times slower than float32.
     """
     from lightning_fabric import Fabric  # takes seconds to import
 
+    check_one_process()
     device = as_device(config.device)
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,9 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
+from pyro_ssvae.training.checkpoint import get_state, restore
 from pyro_ssvae.training.config import TrainingConfig, settle
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.device import describe_memory_error, make_fabric
 from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.signals import SignalHandler
 from pyro_ssvae.training.step import TrainingStep
@@ -98,9 +99,12 @@ def fit(
         objective: The objective; its module is trained in place.
         data: The data. Test examples are not used.
         config: Settings of the loop; the defaults when ``None``.
-        out: Folder of the run; nothing is written when ``None``.
-        resume: Continue the run in ``out`` from its checkpoint; on the CPU the result equals that of an uninterrupted
-            run to the last bit.
+        out: Folder of the run; nothing is written when ``None``. One process at a time works in it.
+        resume: Whether to continue a run in ``out`` from its checkpoint, so that a program that is started again, by a
+            user or a scheduler, does the rest; without a checkpoint the run starts. On the CPU the result equals that
+            of an uninterrupted run to the last bit. Settings must be those of the run, but for ``device``, ``compile``
+            and what extends it: ``max_epochs``, ``max_steps``, ``max_minutes``, ``patience``. If ``False``, a folder
+            with a checkpoint is refused.
         settings: Further entries of ``config.yaml``, for example how the model was made.
         progress: Whether to show progress on standard error.
         on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
@@ -110,13 +114,15 @@ def fit(
         TypeError: If an argument is of another type, such as a model in place of an objective.
         ValueError: If data, objective and settings do not fit, before anything is trained or written: also for
             ``patience`` without a score on validation examples, a ``kl_weight`` of an objective without a bound, and
-            batches of one example for batch normalisation.
+            batches of one example for batch normalisation; or under torchrun.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
-        TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed.
-            ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were worth keeping.
-        RunFolderError: If the folder cannot be used, written or resumed.
+        TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
+            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were
+            worth keeping.
+        RunFolderError: If the folder cannot be used, written or resumed: also if another process works in it, or it
+            holds a run with other settings.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
 
@@ -125,12 +131,13 @@ def fit(
     """
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
+    folder = RunFolder(out) if out is not None else None
     objective.check(data)
     config = settle(config or TrainingConfig(), objective, data)
     fabric, kl_weight = make_fabric(config), objective.kl_weight
     try:
-        with seeded(config.seed or 0, fabric.device):
-            return _train(objective, data, config, fabric, out, resume, settings, progress, on_evaluation)
+        with nullcontext() if folder is None else folder.lock(), seeded(config.seed or 0, fabric.device):
+            return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
     finally:
         objective.kl_weight = kl_weight
 
@@ -140,36 +147,40 @@ def _train(
     data: SemiSupervisedData,
     config: TrainingConfig,
     fabric: Fabric,
-    out: str | Path | None,
+    folder: RunFolder | None,
     resume: bool,
     settings: dict[str, Any] | None,
     progress: bool,
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
 ) -> FitResult:
-    """Do what :func:`fit` says, with settings that are complete and the process seeded."""
+    """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
     from pyro_ssvae.training.progress import ProgressReport
 
-    loop = _Loop(objective, data, config, fabric, RunFolder(out) if out is not None else None, on_evaluation)
-    if loop.folder is not None:
-        if resume:
-            loop.load(loop.folder.read_checkpoint(fabric.device))
-        else:
-            loop.folder.create({"training": config.to_dict(), **(settings or {})})
-            if data.split is not None:
-                data.split.save(loop.folder.split)
-    with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
-        with loop.logging():
-            stopped_by = loop.run(signals, report)
-    result = loop.finish(stopped_by)
+    loop: Loop | None = None
+    try:
+        loop = Loop(objective, data, config, fabric, folder, on_evaluation)
+        if folder is not None:
+            loop.open(folder, resume, settings or {})
+        with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
+            with loop.logging():
+                stopped_by = loop.run(signals, report)
+        result = loop.finish(stopped_by)
+    except (MemoryError, RuntimeError) as error:
+        if (words := describe_memory_error(error)) is None:
+            raise
+        sizes = f"batch_size={config.batch_size}, labelled_batch_size={config.labelled_batch_size}"
+        checkpoint = folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
+        why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
+        raise TrainingFailedError(0 if loop is None else loop.step, why, checkpoint) from error
     if stopped_by in ("SIGINT", "SIGTERM"):
-        saved = "" if out is None else f" The state is saved; continue with resume=True, out={str(out)!r}."
+        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
         print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
     return result
 
 
 @dataclass
-class _Best:
+class Best:
     """The best evaluation so far."""
 
     score: float = float("-inf")
@@ -179,7 +190,7 @@ class _Best:
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
-class _Loop:
+class Loop:
     """State of a run and the steps over it."""
 
     def __init__(
@@ -220,9 +231,26 @@ class _Loop:
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
-        self.best = _Best()
+        self.best = Best()
         self.validation = Validation()  # of the last evaluation
         self.log: TensorBoardLog | None = None
+
+    def open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
+        """Start the run in a folder, or continue it from its checkpoint."""
+        module = self.objective.module
+        config = {
+            "training": self.config.to_dict(),
+            "objective": self.objective.config(),
+            **({"model": module.config()} if isinstance(module, Model) else {}),
+            **settings,
+        }
+        state = folder.find_state(config, resume=resume)
+        if state is not None:
+            restore(self, state)
+            print(f"Continuing the run in {folder.path} after step {self.step} of {self.total}.", file=sys.stderr)
+        folder.write_config(config)
+        if self.data.split is not None:
+            folder.write_split(self.data.split)
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -281,6 +309,8 @@ class _Loop:
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
         self._check_finite()
+        if self.folder is not None:
+            self.folder.check()
         metrics: dict[str, Any] = {
             "step": self.step,
             "epoch": round(self.step / self.stream.steps_per_epoch, 4),
@@ -322,7 +352,7 @@ class _Loop:
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.objective.module.state_dict().items()}
         score = float("-inf") if found.score is None or annealing else found.score
-        self.best = _Best(score, self.step, 0, weights, found.keep)
+        self.best = Best(score, self.step, 0, weights, found.keep)
         if found.keep:
             self._save_model()
 
@@ -338,40 +368,7 @@ class _Loop:
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
             if self.validation.keep or (needed and self._checkpoint() is None):
-                self.folder.write_checkpoint(self.state())
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that a continued run needs to give the same numbers."""
-        device = self.fabric.device
-        return {
-            "format": 1,
-            "step": self.step,
-            "seconds": self.seconds,
-            **self.train_step.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "metrics": self.metrics,
-            "best": vars(self.best),
-            "keep": self.validation.keep,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a state.
-
-        Raises:
-            RunFolderError: If it belongs to another model or other settings.
-        """
-        try:
-            self.train_step.load_state_dict(state)
-            torch.set_rng_state(state["rng"].cpu())
-            if self.fabric.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.fabric.device)
-            self.best = _Best(**state["best"])
-            self.validation = Validation(keep=state["keep"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise RunFolderError(f"The checkpoint does not fit this model and data: {error}") from error
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.metrics = state["metrics"]
+                self.folder.write_checkpoint(get_state(self))
 
     def finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""

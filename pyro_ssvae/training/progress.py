@@ -34,6 +34,13 @@ class _RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
 
 
+class _Console(Console):
+    """A console that falls silent, instead of ending the process, when nobody reads what it prints."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class ProgressReport:
     """Shows steps done, rate, remaining time and the main metrics of the last evaluation.
 
@@ -54,7 +61,7 @@ class ProgressReport:
         words: str = "training",
         console: Console | None = None,
     ) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or _Console(stderr=True)
         self._total, self._done = total, done
         self._enabled = enabled
         self._progress = Progress(

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import csv
 import io
-import pickle
+import json
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from pyro_ssvae._io import atomic_open, read_json, write_atomically, write_json
+from pyro_ssvae._io import atomic_open, read_json, read_yaml, write_atomically, write_json
+from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.training.checkpoint import pack, unpack
+from pyro_ssvae.training.lock import check_lock, lock_folder
 
-__all__ = ["RunFolder"]
+__all__ = ["EXTENDING", "FREE", "RunFolder", "refuse_changes"]
+
+EXTENDING = ("max_epochs", "max_steps", "max_minutes", "patience")
+"""Settings that may change when a run is continued, because they only extend it."""
+
+FREE = ("device", "compile", "data_dir")
+"""Settings of the machine, which may change whenever a run is continued."""
+
+_STAGES = ("m1", "stacked", "joint")  # folders of M1+M2 in the folder of the run, in their order
 
 
 class RunFolder:
-    """Paths and formats of one run; every file is written atomically, and nothing is ever unpickled.
+    """Paths, formats and state of one run; every file is written atomically, and nothing is ever unpickled.
+
+    A run has not started (no ``config.yaml``), was stopped before its first checkpoint, can be continued (a
+    checkpoint), or is finished (``result.json``, which is written last).
 
     Args:
-        path: The folder; made by :meth:`create`.
+        path: The folder; made by :meth:`lock`.
+
+    Raises:
+        ValueError: For an empty name.
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not str(path).strip():
+            raise ValueError("The name of the run folder is empty; give one, for example out='runs/mine'.")
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
@@ -35,22 +57,35 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.result = self.path / "result.json"
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and write ``config.yaml``.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, keep other processes out of it, and remove what a process that was killed left half written.
 
         Raises:
-            RunFolderError: If a run is there already, or the folder cannot be made.
+            RunFolderError: If another process works in it, or it cannot be made.
         """
-        if self.config.exists():
-            raise RunFolderError(
-                f"{self.path} already holds a run. Continue it with --resume {self.path} (resume=True), or choose "
-                "another folder."
-            )
-        try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
-        except OSError as error:
-            raise RunFolderError(f"Cannot make the run folder {self.path}: {error}.") from error
+        with lock_folder(self.path):
+            for folder in (self.path, self.checkpoint.parent, self.model, self.figures):
+                for file in folder.glob(".*.tmp"):
+                    if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # the names of atomic_open
+                        file.unlink(missing_ok=True)
+            yield
+
+    def check(self) -> None:
+        """Raise ``RunFolderError`` if the folder was removed since it was locked."""
+        check_lock(self.path)
+
+    def runs(self) -> list[RunFolder]:
+        """Return the runs of the stages of M1+M2 that have started, or else this run."""
+        stages = [RunFolder(self.path / stage) for stage in _STAGES]
+        return [stage for stage in stages if stage.config.is_file()] or [self]
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether there is a checkpoint, or a result, that a new run would replace."""
+        return any(run.checkpoint.is_file() or run.result.is_file() for run in self.runs())
+
+    # Settings.
 
     def read_config(self) -> dict[str, Any]:
         """Return the settings of the run.
@@ -63,12 +98,101 @@ class RunFolder:
                 f"{self.path} holds no run (no config.yaml). Give the folder that an earlier run wrote."
             )
         try:
-            config = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.config} is not readable YAML: {error}") from error
-        if not isinstance(config, dict):
-            raise RunFolderError(f"{self.config} must hold settings by name.")
+            config = read_yaml(self.config)
+        except (ValueError, OSError) as error:
+            raise RunFolderError(str(error)) from error
+        if not isinstance(config, dict) or not ("training" in config or "command" in config):
+            raise RunFolderError(f"{self.config} is not the configuration of a run; choose another folder.")
+        sections = (name for name in ("flags", "training", "objective", "model") if name in config)
+        if wrong := [name for name in sections if not isinstance(config[name], dict)]:
+            raise RunFolderError(f"{self.config} is damaged: {wrong[0]} must hold settings by name.")
         return config
+
+    def write_config(self, config: Mapping[str, Any]) -> bool:
+        """Write the settings of a run that starts, or what changed in those of one that is continued.
+
+        A result of before the change is removed.
+
+        Returns:
+            Whether anything was written.
+        """
+        config = _as_plain(config)
+        if self.config.is_file() and not set(_differences(self.read_config(), config)) - set(FREE):
+            return False
+        try:
+            self.result.unlink(missing_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {self.config}: {error}.") from error
+        return True
+
+    def write_split(self, split: LabelSplit) -> None:
+        """Write the label split, or compare it with the one that is there; replace a damaged one, and say so.
+
+        Raises:
+            RunFolderError: If the run was trained on another split, or the file cannot be written.
+        """
+        try:
+            stored = LabelSplit.load(self.split)
+        except FileNotFoundError:
+            problem = "is missing" if self.checkpoint.is_file() else ""
+        except (ValueError, TypeError, OSError):
+            problem = "is damaged"
+        else:
+            if stored == split:
+                return
+            if self.checkpoint.is_file():
+                raise RunFolderError(
+                    f"{self.split} is another label split than that of the data; use the data of before."
+                )
+            problem = ""
+        if problem:
+            print(f"{self.split} {problem}; it is written again, from the data.", file=sys.stderr)
+        try:
+            split.save(self.split)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {self.split}: {error}.") from error
+
+    # State of training.
+
+    def find_state(self, config: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
+        """Return the state of training from which a run with these settings goes on; ``None`` for a new run.
+
+        A run that was stopped before its first checkpoint starts afresh.
+
+        Raises:
+            RunFolderError: If there is a run to continue and ``resume`` is false, or one with other settings; or if
+                the checkpoint is missing from a finished run, or unreadable.
+        """
+        if not self.checkpoint.is_file():
+            if self.result.is_file():
+                raise RunFolderError(
+                    f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot "
+                    "be continued. Choose another folder."
+                )
+            if self.config.is_file():
+                self.read_config()  # the configuration of another program must not be replaced
+                print(
+                    f"The run in {self.path} was stopped before its first checkpoint; it starts afresh.",
+                    file=sys.stderr,
+                )
+            return None
+        if not resume:
+            raise RunFolderError(
+                f"{self.path} already holds a run. Continue it with resume=True (--resume {self.path}), or choose "
+                "another folder."
+            )
+        before = self.read_config()
+        if before.get("model", {}).get("data") != _as_plain(config.get("model", {}).get("data")):
+            raise RunFolderError(
+                f"{self.path} holds a run on other data: range, scale or names of classes differ. Choose another "
+                "folder, or use the data of before."
+            )
+        for section in ("training", "objective", "model"):
+            if section in before and section in config:
+                refuse_changes(self.path, before[section], config[section], (*EXTENDING, *FREE))
+        return self.read_checkpoint()
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the training state.
@@ -76,30 +200,26 @@ class RunFolder:
         Raises:
             RunFolderError: If it cannot be written, for example on a full disk; the one before stays.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self._write(self.checkpoint, buffer.getvalue())
+        self._write(self.checkpoint, pack(state))
 
-    def read_checkpoint(self, device: torch.device) -> dict[str, Any]:
-        """Return the training state, on a device.
+    def read_checkpoint(self) -> dict[str, Any]:
+        """Return the training state, with tensors on the CPU.
 
         Raises:
             RunFolderError: If there is none or it is unreadable.
         """
-        if not self.checkpoint.is_file():
-            raise RunFolderError(
-                f"{self.path} has no checkpoint yet ({self.checkpoint.name}); start the run afresh in another folder."
-            )
         try:
-            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            return unpack(self.checkpoint.read_bytes())
+        except FileNotFoundError as error:
+            raise RunFolderError(f"{self.path} has no checkpoint yet ({self.checkpoint.name}).") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file gives errors of many types
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise RunFolderError(
-                f"The checkpoint {self.checkpoint} is unreadable ({type(error).__name__}). The model of the last "
-                f"evaluation, if any, is in {self.model}; training must start afresh in another folder."
+                f"The checkpoint {self.checkpoint} is unreadable ({why}). The model of the last evaluation, if any, is "
+                f"in {self.model}; to train again, choose another folder, or remove the checkpoint."
             ) from error
-        if not isinstance(state, dict) or "step" not in state:
-            raise RunFolderError(f"{self.checkpoint} is not a checkpoint of this package.")
-        return state
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write all rows of ``metrics.csv``; columns are the union of the rows' names, blanks where absent."""
@@ -111,7 +231,7 @@ class RunFolder:
         self._write(self.metrics, text.getvalue().encode())
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``."""
+        """Write ``result.json``, after everything else."""
         try:
             write_json(self.result, result)
         except OSError as error:
@@ -122,6 +242,7 @@ class RunFolder:
         return read_json(self.result)
 
     def _write(self, path: Path, content: bytes) -> None:
+        self.check()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_open(path) as file:
@@ -129,3 +250,31 @@ class RunFolder:
         except OSError as error:
             kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint.is_file() else ""
             raise RunFolderError(f"Cannot write {path}: {error}.{kept}") from error
+
+
+def refuse_changes(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Raise ``RunFolderError`` if settings of a run differ from those that are wanted, but for ``allowed`` ones."""
+    found = {name: pair for name, pair in _differences(before, after).items() if name not in allowed}
+    if found:
+        told = ", ".join(f"{name} is {old[:60]} there and {new[:60]} here" for name, (old, new) in found.items())
+        raise RunFolderError(
+            f"{folder} holds a run with other settings: {told}. Choose another folder, or leave them as they were; "
+            f"--resume (resume=True) may change {', '.join(EXTENDING)}."
+        )
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return what differs between nested settings, by its last name, as JSON."""
+    found: dict[str, tuple[str, str]] = {}
+    for name in [*before, *(name for name in after if name not in before)]:
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= _differences(old, new)
+        elif (pair := (json.dumps(_as_plain(old)), json.dumps(_as_plain(new))))[0] != pair[1]:
+            found[str(name).split(".")[-1]] = pair
+    return found
+
+
+def _as_plain(value: Any) -> Any:
+    """Return settings as JSON holds them: lists for tuples, and no object in two places."""
+    return json.loads(json.dumps(value))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
+from pyro_ssvae.training.checkpoint import check_like
 from pyro_ssvae.training.compilation import (
     CompiledLoss,
     clone_shared_gradients,
@@ -164,7 +165,7 @@ class TrainingStep:
         """Return the state that a resumed run needs."""
         return {
             "objective": self.objective.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers.items()},
             "scaler": self._scaler.state_dict(),
             "average": self.average.state_dict(),
             "stream": self.stream.state_dict(),
@@ -173,18 +174,26 @@ class TrainingStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; before the first step."""
+        """Restore a state; before the first step.
+
+        Raises:
+            Exception: ``ValueError`` where names, shapes or types do not fit; of other types for a damaged state.
+        """
+        mine = self.state_dict()
+        for name in ("objective", "scaler", "average"):
+            check_like(state[name], mine[name], name)
         self.objective.load_state_dict(state["objective"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-            if self.mode == "graph":
-                for group in optimizer.param_groups:
-                    group["lr"] = torch.as_tensor(group["lr"], device=self.fabric.device)
+            _load_moments(optimizer, state["optimizers"][name], name)
         self._scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state["average"])
         self.stream.load_state_dict(state["stream"])
-        self.sums = {name: value.to(self.fabric.device) for name, value in state["sums"].items()}
-        self._counts = Counter(state["counts"])
+        sums, counts = state["sums"], state["counts"]
+        for name, value in sums.items():
+            check_like(value, torch.zeros((), dtype=value.dtype), f"sums/{name}")
+            check_like(counts.get(name, 0), 0, f"counts/{name}")
+        self.sums = {name: value.to(self.fabric.device) for name, value in sums.items()}
+        self._counts = Counter({name: counts[name] for name in sums if name in counts})
 
     # Schedules.
 
@@ -328,6 +337,16 @@ class TrainingStep:
         self._compiled.clear()
         self._captured = None
         warnings.warn(f"Training steps run eagerly from here, and slower: {why}.", UserWarning, stacklevel=2)
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any], name: str) -> None:
+    """Restore the moments of Adam, by number of the parameter; the settings of the optimiser stay."""
+    parameters = dict(enumerate(part for group in optimizer.param_groups for part in group["params"]))
+    found = {int(number): value for number, value in moments.items()}
+    for number, value in found.items():
+        like = parameters[number]
+        check_like(value, {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}, f"{name}/{number}")
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _choose_mode(config: TrainingConfig, device: torch.device, objective: Objective, total: int) -> str:

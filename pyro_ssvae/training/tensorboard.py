@@ -27,9 +27,11 @@ class TensorBoardLog:
     def write(self, metrics: dict[str, Any]) -> None:
         """Write one evaluation."""
         if self._writer is not None:
+            # Otherwise its thread writes later, and where the folder is gone ends with an error of its own.
             for name, value in metrics.items():
                 if name not in ("step", "epoch"):
                     self._writer.add_scalar(name, value, metrics["step"])
+            self._writer.flush()
 
     def close(self) -> None:
         """Write out what is buffered."""

@@ -49,7 +49,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def state_of(folder: Path) -> dict[str, Any]:
-    return RunFolder(folder).read_checkpoint(torch.device("cpu"))
+    return RunFolder(folder).read_checkpoint()
 
 
 LASTS = 50.0  # two calls at every step: from step 25 on the generator has collapsed

@@ -1,0 +1,321 @@
+"""Run folders: every state a run can be in, locks, damaged files, changed settings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.cli.main import main
+from pyro_ssvae.errors import RunFolderError, TrainingFailedError
+from pyro_ssvae.training import RunFolder
+from pyro_ssvae.training.checkpoint import pack, unpack
+from pyro_ssvae.training.loop import FitResult
+
+pytestmark = pytest.mark.filterwarnings("ignore:The fit is worse")  # a few steps teach little
+
+SHORT = TrainingConfig(max_steps=20, evaluate_every=10, batch_size=16, compile="eager", device="cpu")
+TINY = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
+
+
+def make_data(seed: int = 0) -> SemiSupervisedData:
+    """Two classes, with a label split."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(60) % 2
+    return SemiSupervisedData.from_arrays(
+        rng.normal(size=(60, 4)) + 3 * y[:, None], np.where(np.arange(60) < 10, y, -1)
+    )
+
+
+def train(folder: Path, *, resume: bool = True, seed: int = 0, **changes: Any) -> FitResult:
+    data = make_data(seed)
+    torch.manual_seed(3)
+    model = M2(data.event_shape, 2, latent_dim=2, hidden_dims=(8,), likelihood="gaussian")
+    config = TrainingConfig.from_dict(SHORT.to_dict() | changes)
+    objective = SemiSupervisedELBO.for_data(model, data)
+    return fit(objective, data, config, out=folder, resume=resume, progress=False)
+
+
+def stop_training(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Kill training, as it were, where it calls a method of the run folder."""
+
+    def stop(*_: Any) -> None:
+        raise OSError("stopped here")
+
+    monkeypatch.setattr(RunFolder, method, stop)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train(tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_training(patch, "write_metrics")
+        with pytest.raises(OSError, match="stopped here"):
+            train(tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").is_file()
+    again = train(tmp_path / "run")
+    assert "stopped before its first checkpoint; it starts afresh" in capsys.readouterr().err
+    assert [row["train/loss"] for row in again.metrics] == [row["train/loss"] for row in expected.metrics]
+
+
+@pytest.mark.parametrize("flags", [["--out"], ["--resume"]])
+def test_a_command_stopped_before_its_first_checkpoint_starts_afresh(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "m2", *TINY, "--seed", "3", "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        stop_training(patch, "write_metrics")
+        assert main(command) == 2
+    assert main(command if flags == ["--out"] else ["train", "m2", "--resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["seed"] == 3
+    capsys.readouterr()
+
+
+def test_the_same_command_continues_an_interrupted_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "m2", *TINY, "--max-epochs", "4"]
+    assert main([*command, "--out", str(tmp_path / "straight")]) == 0
+    write = RunFolder.write_checkpoint
+
+    def write_and_stop(self: RunFolder, state: dict[str, Any]) -> None:
+        write(self, state)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_checkpoint", write_and_stop)
+        assert main([*command, "--out", str(tmp_path / "run")]) == 130
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    assert "Continuing the run" in capsys.readouterr().err
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("straight", "run")]
+    assert results[0]["test/bound"] == results[1]["test/bound"]
+
+
+def test_settings_may_be_extended_and_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, max_steps=10)
+    with pytest.raises(RunFolderError, match=r"learning_rate is .* there and 0\.5 here.*max_epochs, max_steps"):
+        train(tmp_path, learning_rate=0.5)
+    with pytest.raises(RunFolderError, match="already holds a run.*resume=True"):
+        train(tmp_path, resume=False)
+    assert train(tmp_path, max_steps=30).steps == 30
+    with pytest.raises(RunFolderError, match="can only be extended"):
+        train(tmp_path, max_steps=20)
+    with pytest.raises(RunFolderError, match="holds a run on other data"):
+        train(tmp_path, max_steps=30, seed=1)
+    capsys.readouterr()
+
+
+def test_flags_that_differ_from_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main(["train", "m2", *TINY, "--out", out]) == 0
+    for flags, words in (
+        (["train", "m2", *TINY, "--latent-dim", "3", "--out", out], "latent_dim is 2 there and 3 here"),
+        (["train", "m2", "--resume", out, "--training.learning_rate", "0.1"], "learning_rate is 0.003 there"),
+        (["train", "m2", "--resume", out, "--out", out + "2"], "leave one of them out"),
+        (["train", "m1", *TINY, "--out", out], "was started by m2, and not by m1"),
+        (["train", "m2", "--data", "", "--out", out], "the value is empty"),
+        (["train", "m2", "--data", "digits", "--out", ""], "the value is empty"),
+    ):
+        assert main(flags) == 2
+        assert words in capsys.readouterr().err
+    assert main(["train", "m2", "--resume", out, "--max-epochs", "2"]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2.0
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    tmp_path.joinpath(".lock").write_text("process 1 on a machine\n")  # a process that has ended holds nothing
+    with open(tmp_path / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="is in use by process 1 on a machine; wait for it, or choose another"):
+            train(tmp_path)
+    assert train(tmp_path).steps == 20
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_one_thread_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    caught: list[BaseException] = []
+
+    def try_it() -> None:
+        try:
+            train(tmp_path)
+        except RunFolderError as error:
+            caught.append(error)
+
+    with RunFolder(tmp_path).lock():
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join()
+    assert f"is in use by process {os.getpid()}" in str(caught[0])
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    train(tmp_path, max_steps=10)
+    ours = [tmp_path / ".metrics.csv.123.tmp", tmp_path / "checkpoints" / ".last.pt.77.tmp"]
+    others = [tmp_path / "notes.tmp", tmp_path / ".hidden"]
+    for path in (*ours, *others):
+        path.write_text("half")
+    train(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+
+
+def test_a_folder_that_disappears_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = RunFolder.write_metrics
+
+    def remove(self: RunFolder, rows: list[dict[str, Any]]) -> None:
+        self.path.rename(tmp_path / "moved")
+        write(self, rows)
+
+    monkeypatch.setattr(RunFolder, "write_metrics", remove)
+    with pytest.raises(RunFolderError, match="was removed or replaced while the run was writing"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE=2.*one process per run"):
+        train(tmp_path / "run")
+    assert main(["train", "m2", *TINY, "--out", str(tmp_path / "run")]) == 2
+    assert "WORLD_SIZE=2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK nonsense"])
+def test_a_label_split_that_is_lost_is_written_again(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "m2", *TINY, "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    split = tmp_path / "run" / "split.npz"
+    before = split.read_bytes()
+    if content is None:
+        split.unlink()
+    else:
+        split.write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", "m2", "--resume", str(tmp_path / "run"), "--max-epochs", "2"]) == 0
+    assert ("is missing" if content is None else "is damaged") in capsys.readouterr().err
+    assert split.read_bytes() == before
+
+
+# Checkpoints.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    train(folder)
+    return folder
+
+
+def test_a_checkpoint_keeps_tensors_numbers_and_names(finished: Path) -> None:
+    state = {"format": 1, "a": {"b": [torch.arange(3), 1.5, None, float("-inf")]}, "text": "é", "flag": True}
+    found = unpack(pack(state))
+    assert torch.equal(found["a"]["b"].pop(0), torch.arange(3))
+    assert found["a"] == {"b": [1.5, None, float("-inf")]}
+    assert (found["text"], found["flag"]) == ("é", True)
+
+
+def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        for name in path[:-1]:
+            state = state[name]
+        state[path[-1]] = to
+
+    return change
+
+
+def _spoil_weights(state: dict[str, Any]) -> None:
+    name = next(name for name, tensor in state["objective"].items() if tensor.is_floating_point())
+    state["objective"][name][...] = float("nan")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _set("format", to=99),
+        _set("format", to=True),
+        _set("step", to=-5),
+        _set("step", to=10**9),
+        _set("step", to="7"),
+        _set("seconds", to=float("nan")),
+        _set("best", to=[]),
+        _set("best", "step", to=10**6),
+        _set("metrics", to=[{"step": 3}, {"step": 2}]),
+        _set("metrics", to=[{"step": 3, "val/error": []}]),
+        _set("optimizers", to=None),
+        _set("rng", to=torch.zeros(3)),
+        _set("stream", to={}),
+        _set("objective", to={}),
+        _spoil_weights,
+        lambda state: state.pop("average"),
+    ],
+)
+def test_checkpoints_with_wrong_content_are_refused_in_words(
+    damage: Callable[[dict[str, Any]], None], finished: Path, tmp_path: Path
+) -> None:
+    train(tmp_path, max_steps=10)
+    folder = RunFolder(tmp_path)
+    state = folder.read_checkpoint()
+    damage(state)
+    folder.write_checkpoint(state)
+    before = folder.checkpoint.read_bytes()
+    with pytest.raises(RunFolderError, match=r"The checkpoint .*last\.pt (is unreadable|does not fit)"):
+        train(tmp_path)
+    assert folder.checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not the configuration of a run"),
+        ("flags:\n", "is not the configuration of a run"),
+        ("flags: [1]\ncommand: m2\n", "flags must hold settings by name"),
+        ("training: 3\n", "training must hold settings by name"),
+        ("a: &a [1, 1]\nb: [*a, *a]\n", "anchors and aliases"),
+        ("[" * 200_000, "not readable YAML"),
+        ("x: '" + "y" * 2**20 + "'", "bytes, and at most"),
+        (b"\xff\xfe\x00", "binary file"),
+    ],
+)
+def test_damaged_configurations_are_refused_in_words(text: str | bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RunFolderError, match=words):
+        train(tmp_path)
+    with pytest.raises(RunFolderError, match=words):
+        RunFolder(tmp_path).read_config()
+
+
+def test_memory_that_runs_out_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def need_memory(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes.")
+
+    monkeypatch.setattr(SemiSupervisedELBO, "losses", need_memory)
+    with pytest.raises(TrainingFailedError, match=r"out of memory \(4\.00 GiB more needed\); reduce batch_size=16"):
+        train(tmp_path)
+
+
+def test_a_file_of_flags_that_stands_for_gigabytes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    levels += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    (tmp_path / "flags.yaml").write_text("\n".join(levels))
+    assert main(["train", "m2", "--config", str(tmp_path / "flags.yaml")]) == 2
+    assert "anchors and aliases (& and *) are not allowed" in capsys.readouterr().err
