@@ -43,6 +43,10 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # numpy has no bfloat16
         values = values.numpy()
+    elif hasattr(values, "obs") and hasattr(values, "X"):  # an AnnData
+        values = as_array(values.X, name)
+    elif not hasattr(values, "__array__") and hasattr(values, "to_pandas"):  # a data set of Hugging Face
+        values = values.to_pandas()
     elif hasattr(values, "toarray"):  # of scipy.sparse
         values = _densify(values, "toarray", name)
     if any(map(np.ma.is_masked, values if isinstance(values, (list, tuple)) else (values,))):

@@ -7,6 +7,7 @@ from pathlib import Path
 __all__ = [
     "DataUnavailableError",
     "EnumerationError",
+    "MissingPackageError",
     "NonFiniteLossError",
     "PyroSSVAEError",
     "RunFolderError",
@@ -21,6 +22,10 @@ class PyroSSVAEError(Exception):
 
 class DataUnavailableError(PyroSSVAEError, RuntimeError):
     """A named data set is neither on disk nor downloadable."""
+
+
+class MissingPackageError(PyroSSVAEError, ImportError):
+    """A package that an optional feature needs is not installed."""
 
 
 class RunFolderError(PyroSSVAEError, RuntimeError):

@@ -15,6 +15,7 @@ from pyro_ssvae import PyroSSVAEError, errors
     [
         (errors.DataUnavailableError("no data"), RuntimeError),
         (errors.EnumerationError(["z"]), RuntimeError),
+        (errors.MissingPackageError("no pandas"), ImportError),
         (errors.NonFiniteLossError(3, Path("last.pt")), RuntimeError),
         (errors.RunFolderError("no folder"), RuntimeError),
         (errors.StaticELBOError("Two sites."), NotImplementedError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
+from pyro_ssvae.cli.tables import for_tables
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
@@ -19,14 +21,25 @@ from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_
 
 __all__ = ["COMMANDS", "binarisation_for", "parse_flags"]
 
-_NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, or a FOLDER of images"
+_NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, TABLE.csv, or a FOLDER of images"
+
+
+def _as_count_or_all(text: str) -> int | str:
+    try:
+        return "all" if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, or all") from None
+
+
 _DATA = (
     Flag("data", "mnist", _NAMES, metavar="DATA"),
+    Flag("label", None, "column of the labels in TABLE.csv, empty in unlabelled rows", str, metavar="COLUMN"),
+    Flag("test", None, "table of test rows (default: a tenth of the labelled rows of TABLE.csv)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
 )
-_NUM_LABELS = Flag("num_labels", 100, "training examples that keep their label")
-_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)", choices=sorted(LIKELIHOODS))
+_NUM_LABELS = Flag("num_labels", 100, "training examples that keep their label, or all", _as_count_or_all, metavar="N")
+_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)", choices=["auto", *sorted(LIKELIHOODS)])
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
@@ -162,7 +175,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
 _DDGM: Mapping[str, Sequence[Flag]] = {
     "data": (
         *_DATA,
-        replace(_NUM_LABELS, default=0, help="labels that train energies of classes; 0 for one energy", least=0),
+        Flag("num_labels", 0, "labels that train energies of classes; 0 for one energy", least=0),
     ),
     "objective": (
         Flag("alpha", 1.0, "weight of the mean cross-entropy of the labels", rare=True),
@@ -189,6 +202,7 @@ _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are label
   PROGRAM                         # MNIST, 100 labels
   PROGRAM --data digits           # 8x8 digits of scikit-learn, under a minute
   PROGRAM --data mine.npz --likelihood gaussian
+  PROGRAM table.csv --label species
   PROGRAM --resume runs/NAME      # continue a run that was stopped"""
 _M1_TEXT = f"""Train M1, a variational autoencoder (Kingma & Welling 2013).
 
@@ -222,10 +236,10 @@ _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with
 COMMANDS = {
     command.name: command
     for command in (
-        Command("m2", _M2_TEXT, _M2, lambda values, _: _use_preset(PURE) if values["pure"] else {}),
-        Command("m1", _M1_TEXT, _M1, _find_m1),
-        Command("m1m2", _M1M2_TEXT, _M1M2, _find_m1m2),
-        Command("ddgm", _DDGM_TEXT, _DDGM, _find_ddgm),
+        Command("m2", _M2_TEXT, _M2, for_tables(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
+        Command("m1", _M1_TEXT, _M1, for_tables(_find_m1)),
+        Command("m1m2", _M1M2_TEXT, _M1M2, for_tables(_find_m1m2)),
+        Command("ddgm", _DDGM_TEXT, _DDGM, for_tables(_find_ddgm)),
         Command("ddgm_2d", _DDGM_2D_TEXT, _DDGM_2D, lambda *_: _use_preset(DDGM_TOY)),
     )
 }

@@ -18,6 +18,7 @@ import torch
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
+from pyro_ssvae.cli.tables import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
     find_results,
     load_data,
@@ -47,6 +48,8 @@ __all__ = ["main"]
 _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help
   pyro-ssvae train m2 --resume runs/digits               # continue after Ctrl-C
+  pyro-ssvae train m2 table.csv --label species --out runs/table
+  pyro-ssvae predict runs/table rows.csv --out predictions.csv
   pyro-ssvae info runs/digits
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
@@ -110,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script and return the exit status: 0, 2 after an error, 130 after an interruption."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
-        return run_command(_TRAIN[argv[1]], argv[1], argv[2:], program=f"pyro-ssvae train {argv[1]}")
+        name = argv[1]
+        return run_command(_TRAIN[name], name, name_data(argv[2:]), program=f"pyro-ssvae train {name}")
     try:
         args = _new_parser().parse_args(argv)
         return int(args.function(args) or 0)
@@ -123,25 +127,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _new_parser() -> Parser:
     parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, describe, sample.",
+        description="Semi-supervised deep generative models: train, report, describe, predict, sample.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,report,info,sample}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample}"
+    )
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
     train.set_defaults(function=lambda _: None)
     again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
     info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
     sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
+    add_commands(commands, _load_last)
     for command, function in ((again, _report), (info, _describe), (sample, _sample)):
         command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
         command.set_defaults(function=function)
     again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
-    sample.add_argument("--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
+    sample.add_argument(
+        "-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)"
+    )
     sample.add_argument("--y", type=int, metavar="K", help="class of the examples; without it drawn")
     sample.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    sample.add_argument("--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN)")
+    sample.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows"
+    )
     return parser
 
 
@@ -195,12 +206,18 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
     print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
+def _load_last(folder: Path) -> Any:
+    """Return the model of a run, or that of the last stage of M1+M2."""
+    RunFolder(folder).read_config()
+    return load(RunFolder(folder).runs()[-1].path)
+
+
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
-    RunFolder(args.run).read_config()
-    found = RunFolder(args.run).runs()[-1]
-    model: Any = load(found.path)
+    model = _load_last(args.run)
     torch.manual_seed(args.seed)
+    if args.out is not None and args.out.suffix == ".csv":
+        return write_samples(model, args)
     y = None
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:

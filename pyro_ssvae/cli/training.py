@@ -19,7 +19,9 @@ from torch import Tensor
 
 from pyro_ssvae.cli.commands import binarisation_for, parse_flags
 from pyro_ssvae.cli.flags import Flags
+from pyro_ssvae.cli.tables import load_table
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
 from pyro_ssvae.evaluation import active_units
 from pyro_ssvae.models import Model
@@ -184,7 +186,7 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
-    """Return a data set by name, .npz file or folder of images.
+    """Return a data set by name, table, .npz file or folder of images.
 
     Raises:
         DataUnavailableError: If it is neither stored nor downloadable.
@@ -192,6 +194,8 @@ def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedDa
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
     if Path(name).is_dir():
         return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
+    if is_table(name):
+        return load_table(args, num_labels)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)

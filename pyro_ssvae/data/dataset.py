@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +14,11 @@ from torch import Tensor
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._checks import as_bool, as_scale, as_seed
-from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.labels import encode_labels, warn_about_labels
 from pyro_ssvae.data.named import load_named
 from pyro_ssvae.data.sources import Source, as_held_out, load_folder, load_npz, read_dataset
 from pyro_ssvae.data.splits import LabelSplit, draw_labelled, hide_labels
+from pyro_ssvae.data.tables import load_table
 
 __all__ = ["SemiSupervisedData"]
 
@@ -27,8 +27,8 @@ __all__ = ["SemiSupervisedData"]
 class SemiSupervisedData:
     """Training examples of which a few are labelled, with validation and test examples.
 
-    Build it by :meth:`from_arrays`, :meth:`from_npz`, :meth:`from_folder` or :meth:`from_name`, which check everything.
-    All tensors lie on the CPU and own their memory: examples are uint8 or float32, labels int64, -1 where unknown. The
+    Build it by :meth:`from_arrays`, :meth:`from_table`, :meth:`from_npz`, :meth:`from_folder` or :meth:`from_name`. All
+    tensors lie on the CPU and own their memory: examples are uint8 or float32, labels int64, -1 where unknown. The
     true labels of unlabelled training examples are nowhere in the object. Classes are unknown, and ``num_classes`` is
     ``None``, where no label was given.
 
@@ -45,6 +45,8 @@ class SemiSupervisedData:
         scale: Divides ``x``: the model sees ``x / scale``; 255 for 8-bit images, 16 for digits.
         split: Which examples of the original file are labelled and which validate, if drawn.
         seed: Seed of that draw; :meth:`pyro_ssvae.models.Model.for_data` and :func:`pyro_ssvae.fit` use it too.
+        feature_names: Names of the columns of a table; empty otherwise.
+        categories: The words for which the codes 0, 1, ... stand, by the name of the column.
 
     Example:
         >>> data = SemiSupervisedData.from_arrays([[0.0], [0.2], [0.9], [1.0]], [0, -1, -1, 1])
@@ -64,6 +66,8 @@ class SemiSupervisedData:
     scale: float
     split: LabelSplit | None = None
     seed: int = 0
+    feature_names: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -187,11 +191,54 @@ class SemiSupervisedData:
                 "made with, or none."
             )
         if y is not None and labels.num_classes is not None:
-            _warn_about_labels(labels.y["y"], labels.class_names)
+            warn_about_labels(labels.y["y"], labels.class_names)
         return cls(
             *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
             *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, as_seed(seed)),
         )
+
+    @classmethod
+    @checked
+    def from_table(
+        cls,
+        source: Any,
+        label: str | None = None,
+        *,
+        test: Any = None,
+        num_labels: int | Literal["all"] = "all",
+        num_validation: int | None = 0,
+        num_test: int | None = 0,
+        num_classes: int | None = None,
+        seed: int = 0,
+        balanced: bool = True,
+    ) -> SemiSupervisedData:
+        """Build from a table with one row per example: a CSV (``.csv``, ``.csv.gz``) or Parquet file, or a DataFrame.
+
+        Needs pandas: ``pip install 'pyro-ssvae[tables]'``. An AnnData, and what has a method ``to_pandas`` (a data set
+        of Hugging Face, a table of polars or pyarrow), are taken too. Columns hold numbers or words; words become codes
+        0, 1, ... in sorted order, or that of a pandas categorical. ``model.predict`` then takes tables with the same
+        columns. A first column without a name, the index that pandas writes into a CSV, is left out.
+
+        Args:
+            source: The table, or the path of its file.
+            label: Name of the column of labels, as in :meth:`from_arrays`, empty in unlabelled rows.
+            test: Another such table with test examples.
+            num_labels: As for :meth:`from_name`.
+            num_validation: How many labelled rows are drawn at random for validation; ``None``: a tenth.
+            num_test: The same for test examples.
+            num_classes: As for :meth:`from_arrays`.
+            seed: Seed of these draws and of the draw of labels.
+            balanced: As for :meth:`from_name`.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            MissingPackageError: If pandas, or pyarrow for Parquet, is not installed.
+            TypeError: If the source is no table, or a column holds neither numbers nor words.
+            ValueError: If a column is not found, is empty, mixes numbers with words or has more than 100 words, or
+                values are missing, no row has a label, or the file is damaged or does not fit into memory.
+        """
+        numbers = {"num_validation": num_validation, "num_test": num_test, "num_classes": num_classes}
+        return cls._from_source(load_table(source, label, test=test, seed=seed, **numbers), num_labels, seed, balanced)
 
     @classmethod
     def from_npz(
@@ -336,35 +383,17 @@ class SemiSupervisedData:
             y = torch.tensor(hide_labels(known[train], labelled))
             split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
             if source.num_classes is not None:
-                _warn_about_labels(y, source.class_names)
+                warn_about_labels(y, source.class_names)
         x, x_validation = (torch.tensor(source.x[index]) for index in (train, validation))
         x_test, y_test = torch.tensor(source.x_test), torch.tensor(source.y_test)
         scale = as_scale(source.scale, x)
         return cls(
             *(x, y, x_validation, y_validation, x_test, y_test),
             *(source.num_classes, source.name, source.class_names, scale, split, seed),
+            *(source.feature_names, dict(source.categories)),
         )
 
 
 def _select_known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     known = y >= 0
     return (x, y) if known.all() else (x[known], y[known])
-
-
-def _warn_about_labels(y: Tensor, class_names: tuple[str, ...]) -> None:
-    counts = torch.bincount(y[y >= 0], minlength=len(class_names))
-    missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
-    message = ""
-    if not counts.any():
-        message = (
-            "No training example has a label: q(y|x) is then a clustering, its classes in no particular order. Labels "
-            "are whole numbers from 0 in y."
-        )
-    elif missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        message = (
-            f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
-            "example of each, or use balanced=True."
-        )
-    if message:
-        warnings.warn(message, UserWarning, stacklevel=4)

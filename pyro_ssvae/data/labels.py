@@ -1,4 +1,4 @@
-"""Labels of several sets of examples as class indices: from whole numbers or words, with -1 for unlabelled examples."""
+"""Labels as class indices: from whole numbers or words, with -1 for unlabelled examples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_ssvae._arrays import as_array, as_labels
 from pyro_ssvae._checks import MAX_CLASSES, as_count
 
-__all__ = ["Labels", "encode_labels"]
+__all__ = ["Labels", "encode_labels", "encode_targets", "warn_about_labels"]
 
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 
@@ -52,7 +52,7 @@ def encode_labels(
     if num_classes is not None and as_count(num_classes, "num_classes", least=1) > MAX_CLASSES:
         raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
     arrays = {
-        name: np.full(size, -1) if values is None else _as_numbers_or_words(values, name)
+        name: np.full(size, -1) if values is None else _read(values, name)
         for (name, values), size in zip(given.items(), sizes, strict=True)
     }
     if any(array.dtype.kind == "U" for array in arrays.values()):
@@ -69,6 +69,67 @@ def encode_labels(
     if len(names) != (num_classes or 0):
         raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
     return Labels(y, num_classes, names)
+
+
+def warn_about_labels(y: Tensor, class_names: Names) -> None:
+    """Warn if no training example, or none of a class, has a label."""
+    counts = torch.bincount(y[y >= 0], minlength=len(class_names))
+    missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
+    message = ""
+    if not counts.any():
+        message = (
+            "No training example has a label: q(y|x) is then a clustering, its classes in no particular order. Labels "
+            "are whole numbers from 0 in y."
+        )
+    elif missing:
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        message = (
+            f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
+            "example of each, or use balanced=True."
+        )
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def encode_targets(
+    y: ArrayLike, classes: ArrayLike | None, num_classes: int | None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return labels ``(N,)`` for an estimator as indices of classes, -1 where unknown, and the classes, sorted.
+
+    Args:
+        y: Labels as in :func:`encode_labels`; numbers may leave gaps.
+        classes: All classes, if some may have no label.
+        num_classes: Number of clusters, if there is no label at all.
+
+    Raises:
+        TypeError: If labels are neither numbers nor words.
+        ValueError: If labels are not classes, are missing from ``classes``, or name fewer than two classes.
+    """
+    from sklearn.utils import column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+
+    labels = column_or_1d(_read(y, "y"), warn=True)
+    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
+    known = labels[labelled]
+    if len(known):
+        check_classification_targets(known)
+    if known.dtype.kind == "f":
+        known = known.astype(np.int64)  # whole, by the check
+    if classes is None:
+        found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
+    else:
+        found = np.unique(np.asarray(classes))
+        if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
+            raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
+    if len(found) < 2:
+        raise ValueError(
+            f"At least two classes are needed; y has {len(found)} class(es) among {len(known)} labelled examples (-1, "
+            "None, NaN or '' marks an unlabelled one). Name all classes by classes=[...], or cluster without labels by "
+            "n_classes=K."
+        )
+    codes = np.full(len(labels), -1)
+    codes[labelled] = np.searchsorted(found, known)
+    return codes, found
 
 
 def _check_largest(largest: dict[str, int], num_classes: int) -> None:
@@ -89,20 +150,19 @@ def _as_names(class_names: Any) -> Names:
     return names
 
 
-def _as_numbers_or_words(values: Any, name: str) -> NDArray[Any]:
-    """Return labels as an array of numbers, -1 or NaN where unknown, or of strings."""
+def _read(values: Any, name: str) -> NDArray[Any]:
+    """Return labels as an array of numbers, -1 or NaN where unknown, or of strings, ``""`` where unknown."""
     if isinstance(values, np.ma.MaskedArray):
-        mask, values = np.ma.getmaskarray(values), np.array(values.data, dtype=object)
-        values[mask] = None
+        values = np.ma.filled(values.astype(object), "")
     array = as_array(values, name)
-    if array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8", "replace")
-    if array.dtype.kind not in "OUT":  # T: strings of variable length
+    if array.dtype.kind not in "OSUT":  # T: strings of variable length
         return array
-    words = array.astype(str)
     if array.dtype.kind != "O":
-        return words
-    known = array[~np.isin(np.char.strip(words), _UNLABELLED)]
+        return _as_words(array)
+    decoded = [label.decode("utf-8", "replace") if isinstance(label, bytes) else label for label in array.flat]
+    array = np.fromiter(decoded, dtype=object, count=array.size).reshape(array.shape)
+    words = _as_words(array)
+    known = array[words != ""]
     if wrong := [label for label in known if not isinstance(label, (str, Real, np.bool_))]:
         raise TypeError(
             f"{name} holds a label of type {type(wrong[0]).__name__}; labels are whole numbers or words, and None or "
@@ -111,16 +171,21 @@ def _as_numbers_or_words(values: Any, name: str) -> NDArray[Any]:
     if any(isinstance(label, str) for label in known):
         return words
     numbers = np.full(array.shape, -1.0)
-    numbers[~np.isin(np.char.strip(words), _UNLABELLED)] = known.astype(float)
+    numbers[words != ""] = known.astype(float)
     return numbers
+
+
+def _as_words(array: NDArray[Any]) -> NDArray[Any]:
+    """Return labels as strings, ``""`` where unknown."""
+    words = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array.astype(str)
+    return np.where(np.isin(np.char.strip(words), _UNLABELLED), "", words)
 
 
 def _encode_words(
     arrays: dict[str, NDArray[Any]], names: Names | None, num_classes: int | None
 ) -> tuple[dict[str, NDArray[Any]], Names]:
     """Return indices into the names; these are the sorted words of the first array that has any, if not given."""
-    words = {name: array.astype(str) for name, array in arrays.items()}
-    words = {name: np.where(np.isin(np.char.strip(w), _UNLABELLED), "", w) for name, w in words.items()}
+    words = {name: _as_words(array) for name, array in arrays.items()}
     if names is None:
         found = (tuple(sorted({*np.unique(w).tolist()} - {""})) for w in words.values())
         names = next(filter(None, found), ())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.splits import Indices, select_last
 
-__all__ = ["Source", "as_held_out", "load_folder", "load_npz", "read_dataset"]
+__all__ = ["Source", "as_held_out", "draw_held_out", "load_folder", "load_npz", "read_dataset"]
 
 
 class Source(NamedTuple):
@@ -38,6 +40,8 @@ class Source(NamedTuple):
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     scale: float | None = None
+    feature_names: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def load_npz(
@@ -81,7 +85,7 @@ def load_folder(
     y = np.empty(len(images.x), dtype=np.int64)
     for index, known in zip(parts.values(), labels.y.values(), strict=True):
         y[index] = known.numpy()
-    validation, test = _draw_held_out(y, parts, num_validation, num_test, seed)
+    validation, test = draw_held_out(y, parts, num_validation, num_test, seed)
     rest = np.setdiff1d(np.arange(len(y)), test)
     return Source(
         *(images.x[rest], None if labels.num_classes is None else y[rest], images.x[test], y[test]),
@@ -93,12 +97,12 @@ def load_folder(
     )
 
 
-def _draw_held_out(
+def draw_held_out(
     y: Indices, parts: dict[str, Indices], num_validation: int | None, num_test: int | None, seed: int
 ) -> tuple[Indices, Indices]:
-    """Return the indices of validation and test images: those in folders of these names, else drawn.
+    """Return the indices of validation and test examples: those in folders of these names, else drawn.
 
-    They are drawn among the training images with a label, if there are any.
+    They are drawn among the training examples with a label, if there are any.
     """
     train = parts["train"]
     pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
@@ -106,7 +110,7 @@ def _draw_held_out(
     sizes = [_count_drawn(part, number, len(pool), len(parts[part])) for part, number in numbers.items()]
     if sum(sizes) >= len(pool):
         raise ValueError(
-            f"num_validation + num_test = {sum(sizes)} of {len(pool)} images leave none to train on; add images, or "
+            f"num_validation + num_test = {sum(sizes)} of {len(pool)} examples leave none to train on; add some, or "
             "pass num_validation=0 and num_test=0."
         )
     order = np.random.default_rng(seed).permutation(pool)

@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.labels import encode_targets
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
-from pyro_ssvae.estimators.labels import encode_labels
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -132,7 +132,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         rows = self._check_rows(X, reset=not again)
-        codes, self.classes_ = encode_labels(y, classes, self.n_classes)
+        codes, self.classes_ = encode_targets(y, classes, self.n_classes)
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
         if (codes >= 0).all():

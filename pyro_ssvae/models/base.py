@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches
+from pyro_ssvae.distributions.choice import choose_likelihood
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.priors import Prior
 from pyro_ssvae.models.inputs import as_input
@@ -47,8 +48,7 @@ depends on y alone is computed K times and not K x batch times."""
 
 _MAX_ELEMENTS = 2_000_000  # of the examples in one pass
 
-FORMAT = 1
-"""Version of the format of saved configurations."""
+FORMAT = 1  # of saved configurations
 
 
 class Model(Configurable, abstract=True):
@@ -73,6 +73,8 @@ class Model(Configurable, abstract=True):
         data_scale: What the training examples were divided by, saved with the model; ``None`` before training.
         class_names: Names of the classes of the training examples, saved too; empty if not known.
         missing: Whether examples may have missing values (NaN).
+        feature_names: Names of the columns of the table of training examples, saved too.
+        categories: The words for which codes in these columns stand, saved too.
     """
 
     model: Callable[..., Any]
@@ -98,6 +100,8 @@ class Model(Configurable, abstract=True):
         self.prior = make_prior(prior, latent_dim)
         self.data_scale: float | None = None
         self.class_names: tuple[str, ...] = ()
+        self.feature_names: tuple[str, ...] = ()
+        self.categories: Mapping[str, tuple[str, ...]] = {}
         self._data_range: tuple[float, float] | None = None
 
     def check_data(self, data: SemiSupervisedData) -> None:
@@ -140,8 +144,6 @@ class Model(Configurable, abstract=True):
         """Number of elements of an example."""
         return math.prod(self.event_shape)
 
-    # Training.
-
     def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return the model and guide functions whose bound is the training loss: ``self.model`` and ``self.guide``."""
         return self.model, self.guide
@@ -157,7 +159,8 @@ class Model(Configurable, abstract=True):
         Args:
             data: Gives the shape of examples, if the model needs them, the number of classes, and whether values are
                 missing.
-            **options: Arguments of the class, which take precedence.
+            **options: Arguments of the class, which take precedence. ``likelihood="auto"`` chooses a distribution for
+                each column of a table by its values.
 
         Returns:
             The model. The caller's random state is left as it was.
@@ -170,6 +173,9 @@ class Model(Configurable, abstract=True):
             >>> M2.for_data(SemiSupervisedData.from_name("digits"), latent_dim=5).num_classes
             10
         """
+        if options.get("likelihood") == "auto":
+            levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
+            options["likelihood"] = choose_likelihood((data.x / data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
         if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
             arguments["missing"] = True
@@ -185,12 +191,12 @@ class Model(Configurable, abstract=True):
         return {}
 
     def fit_units(self, data: SemiSupervisedData) -> None:
-        """Remember the scale and the class names of a data set; called by :meth:`for_data` and before training.
+        """Remember the scale and the names of a data set; called by :meth:`for_data` and before training.
 
-        A likelihood with units estimates them from the training examples, unless they are known
-        (:meth:`~pyro_ssvae.distributions.Likelihood.fit_units`).
+        A likelihood with units estimates them from the training examples, unless they are known.
         """
         self.data_scale, self.class_names = data.scale, data.class_names
+        self.feature_names, self.categories = data.feature_names, data.categories
         low, high = value_range(data.x)
         self._data_range = low / data.scale, high / data.scale
 
@@ -198,8 +204,6 @@ class Model(Configurable, abstract=True):
         """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""
         if isinstance(self.prior, Prior):
             self.prior.start_from(x)
-
-    # Classification.
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of q(y|x) or p(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
@@ -232,8 +236,6 @@ class Model(Configurable, abstract=True):
         """
         return self._map(lambda x: self.classify(x).softmax(-1), x)
 
-    # Saving.
-
     def config(self) -> dict[str, Any]:
         """Return what :func:`pyro_ssvae.load` needs to rebuild the model, JSON-ready.
 
@@ -244,11 +246,9 @@ class Model(Configurable, abstract=True):
         library = (cls for cls in type(self).__mro__ if is_library_class(cls) and REGISTRY.get(cls.__name__) is cls)
         base = next(library, type(self))
         if self.data_scale is not None:
-            config["data"] = {
-                "scale": self.data_scale,
-                "range": self._data_range,
-                "class_names": self.class_names,
-            }
+            names: dict[str, Any] = {"class_names": self.class_names}
+            names |= {"feature_names": self.feature_names, "categories": self.categories} if self.feature_names else {}
+            config["data"] = {"scale": self.data_scale, "range": self._data_range, **names}
         if base is not type(self):
             config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}
         return config
@@ -334,9 +334,6 @@ def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], .
     Args:
         module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
         *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
-
-    Returns:
-        One callable per name.
 
     Example:
         >>> import pyro, pyro_ssvae

@@ -102,6 +102,7 @@ class M1M2(SemiSupervisedModel):
         self.m1 = m1
         self.m2 = m2
         self.data_scale, self._data_range, self.class_names = m1.data_scale, m1._data_range, m1.class_names
+        self.feature_names, self.categories = m1.feature_names, m1.categories
         self.classifier = classifier
         self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
         # Puts z1 back among the latents of M1, with zeros for the rest.

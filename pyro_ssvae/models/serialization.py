@@ -110,7 +110,8 @@ def load(
         raise ValueError(f"{folder / WEIGHTS} is damaged or does not fit {folder / CONFIG}: {told}") from error
     if data := config.get("data"):
         model.data_scale, model._data_range = data["scale"], tuple(data["range"])
-        model.class_names = tuple(data["class_names"])
+        model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
+        model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
     return model.to(device).eval()
 
 
@@ -134,13 +135,15 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_data_entry(data: Mapping[str, Any], path: Path) -> None:
-    """Check scale, range and class names of the training examples."""
-    lists = [data.get("range"), data.get("class_names")]
-    numbers = [data.get("scale"), *(lists[0] if isinstance(lists[0], list) else ())]
+    """Check scale, range and names of the training examples."""
+    ends, categories = data.get("range"), data.get("categories", {})
+    numbers = [data.get("scale"), *(ends if isinstance(ends, list) else ())]
     finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-    named = isinstance(lists[1], list) and all(isinstance(name, str) for name in lists[1])
-    if len(numbers) != 3 or not finite or not named or numbers[0] <= 0:
-        raise ValueError(f"{path} is damaged: the entry 'data' must hold scale, range and class names.")
+    lists = [data.get("class_names"), data.get("feature_names", [])]
+    lists += [*categories.values(), list(categories)] if isinstance(categories, dict) else [None]
+    named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+    if len(numbers) != 3 or not finite or not named or numbers[0] <= 0 or not {*categories} <= {*lists[1]}:
+        raise ValueError(f"{path} is damaged: the entry 'data' must hold scale, range and names.")
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

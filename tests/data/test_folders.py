@@ -194,7 +194,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> Non
         ({"image_size": 10**7}, ValueError, "2 images of 10000000 x 10000000 pixels would take .* GB"),
         ({"num_test": True}, TypeError, "num_test=True is of type bool"),
         ({"num_test": -1}, ValueError, "num_test=-1 is too small"),
-        ({"num_validation": 1, "num_test": 1}, ValueError, "= 2 of 2 images leave none to train on"),
+        ({"num_validation": 1, "num_test": 1}, ValueError, "= 2 of 2 examples leave none to train on"),
         ({"num_labels": 1.5}, TypeError, "num_labels=1.5 is of type float"),
         ({"seed": "0"}, TypeError, "seed='0' is of type str"),
         ({"balanced": 1}, TypeError, "balanced=1 is of type int"),

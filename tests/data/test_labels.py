@@ -20,6 +20,7 @@ def build(y, **others):
         ["dog", "cat", None, "dog", "cat", -1],
         ["dog", "cat", np.nan, "dog", "cat", " "],
         [b"dog", b"cat", b"", b"dog", b"cat", b""],
+        [b"dog", b"cat", None, b"dog", b"cat", np.nan],
         np.array(["dog", "cat", None, "dog", "cat", np.nan], dtype=object),
         np.array([["dog"], ["cat"], [""], ["dog"], ["cat"], [""]]),
         np.ma.array(["dog", "cat", "ox", "dog", "cat", "ox"], mask=[0, 0, 1, 0, 0, 1]),

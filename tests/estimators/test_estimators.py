@@ -15,8 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
+from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
-from pyro_ssvae.estimators.likelihoods import choose_likelihood, describe_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 
 X, Y = load_wine(return_X_y=True)
@@ -47,6 +47,13 @@ def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, fitted: M2Classif
     model = M2Classifier(**QUICK).fit(X, labels)
     assert model.classes_.tolist() == [offset, 4 + offset, 8 + offset]
     np.testing.assert_array_equal(model.predict(X), 4 * fitted.predict(X) + offset)
+
+
+def test_labels_are_masked_or_bytes(fitted: M2Classifier) -> None:
+    model = M2Classifier(**QUICK).fit(X, np.ma.masked_array(Y, FEW < 0))
+    np.testing.assert_array_equal(model.predict(X), fitted.predict(X))
+    model = M2Classifier(**QUICK).fit(X, np.where(FEW >= 0, np.array([b"a", b"b", b"c"])[FEW], b""))
+    assert model.classes_.tolist() == ["a", "b", "c"]
 
 
 def test_given_labels_are_kept_and_others_predicted(fitted: M2Classifier) -> None:

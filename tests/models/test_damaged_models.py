@@ -59,6 +59,8 @@ def test_a_configuration_is_compared_with_the_weights_before_memory_is_taken(
         {"custom": {"encoder": 3}},
         {"data": {"scale": 0, "range": [0, 1], "class_names": []}},
         {"data": {"scale": 1.0, "range": [0], "class_names": []}},
+        {"data": {"scale": 1.0, "range": [0, 1], "class_names": [], "feature_names": [3]}},
+        {"data": {"scale": 1.0, "range": [0, 1], "class_names": [], "categories": {"a": ["b"]}}},
     ],
 )
 def test_damaged_entries_of_a_configuration_are_named(change: dict[str, Any], tmp_path: Path) -> None:

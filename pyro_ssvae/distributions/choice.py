@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae.distributions import Bernoulli, Categorical, Gaussian, Likelihood, Mixed, NegativeBinomial
+from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood
+from pyro_ssvae.distributions.mixed import Mixed
+
+__all__ = ["choose_likelihood", "describe_likelihood"]
 
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts

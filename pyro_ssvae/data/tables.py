@@ -1,0 +1,224 @@
+"""Tables: CSV and Parquet files, DataFrames, and objects that convert to one; columns of words become codes."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import os
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_ssvae._arrays import as_array, as_examples
+from pyro_ssvae._checks import as_path
+from pyro_ssvae._io import check_memory
+from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
+from pyro_ssvae.errors import MissingPackageError
+
+__all__ = ["encode_rows", "import_pandas", "is_table", "load_table", "read_table", "select_columns"]
+
+Categories = Mapping[str, tuple[str, ...]]
+
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
+_MAX_LEVELS = 100  # different words in a column
+_NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")  # names by pandas
+
+
+def import_pandas() -> Any:
+    """Return pandas, or raise ``MissingPackageError``."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingPackageError("Tables are read by pandas: pip install 'pyro-ssvae[tables]'.") from error
+    return pandas
+
+
+def is_table(name: Any) -> bool:
+    """Return whether a path ends as those of tables do."""
+    return str(name).lower().endswith(_SUFFIXES)
+
+
+def load_table(
+    source: Any,
+    label: str | None,
+    *,
+    test: Any,
+    num_validation: int | None,
+    num_test: int | None,
+    num_classes: int | None,
+    seed: int,
+) -> Source:
+    """Read a table, and draw test and validation rows; see ``SemiSupervisedData.from_table``."""
+    name = Path(source).name.split(".")[0] if isinstance(source, (str, os.PathLike)) else "table"
+    if test is not None and num_test:
+        raise ValueError(f"num_test={num_test}: the test rows are those of test; leave num_test out.")
+    table, labels = _split_labels(read_table(source, label), label)
+    if labels is not None and labels.isna().all():
+        raise ValueError(f"No row has a label in column {label}; label some, or pass label=None and num_classes=K.")
+    features, categories = tuple(table.columns), _find_categories(table)
+    x = as_examples(encode_rows(table, features, categories), name, allow_missing=True)
+    rows, test_labels = (None, None) if test is None else _split_labels(read_table(test, label), label)
+    x_test, _ = as_held_out(None if rows is None else encode_rows(rows, features, categories), None, "test", x)
+    given = {f"column {label}": labels, f"column {label} of the test rows": test_labels}
+    known = encode_labels(given, [len(x), len(x_test)], num_classes)
+    y, y_test = (part.numpy() for part in known.y.values())
+    parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
+    validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
+    rest = np.setdiff1d(parts["train"], drawn)
+    return Source(
+        *(x.numpy()[rest], None if labels is None else y[rest]),
+        *(np.concatenate([x.numpy()[drawn], x_test.numpy()]), np.concatenate([y[drawn], y_test])),
+        ids=rest,
+        validation=np.flatnonzero(np.isin(rest, validation)),
+        name=name,
+        num_classes=known.num_classes,
+        class_names=known.class_names,
+        feature_names=features,
+        categories=categories,
+    )
+
+
+def read_table(source: Any, label: str | None = None) -> Any:
+    """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        MissingPackageError: If pandas, or pyarrow for Parquet, is not installed.
+        TypeError: If the source is no table.
+        ValueError: If a file is damaged, or would not fit into memory, or two columns have the same name.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        table = _read_file(as_path(source, "source"))
+    elif hasattr(source, "obs") and hasattr(source, "var_names"):
+        table = import_pandas().DataFrame(as_array(source, "source"), columns=source.var_names)
+        if label is not None:
+            table = table.assign(**{label: select_columns(source.obs, [label])[label].to_numpy()})
+    else:
+        table = source.to_pandas() if hasattr(source, "to_pandas") else source
+    if not (hasattr(table, "columns") and hasattr(table, "iloc")):
+        raise TypeError(
+            f"source is of type {type(source).__name__}; pass the path of a table ({', '.join(_SUFFIXES)}) or a "
+            "DataFrame. SemiSupervisedData.from_arrays reads arrays."
+        )
+    table = table.rename(columns=str)
+    if len(twice := table.columns[table.columns.duplicated()]):
+        raise ValueError(f"Two columns of the table are named {twice[0]}; rename one of them.")
+    return table
+
+
+def _read_file(path: Path) -> Any:
+    if not is_table(path):
+        raise ValueError(f"{path} is no table by its name; {', '.join(_SUFFIXES)} are read.")
+    pandas = import_pandas()
+    suffix = path.suffix.lower()
+    check_memory(_GROWTH.get(suffix, 3) * path.stat().st_size, str(path))
+    try:
+        if suffix == ".parquet":
+            return pandas.read_parquet(path)
+        with gzip.open(path, "rt", errors="replace") if suffix == ".gz" else open(path, errors="replace") as file:
+            header = file.readline(2**20)
+        table = pandas.read_csv(path, sep=max(",;\t", key=header.count), low_memory=False)
+    except ImportError as error:
+        raise MissingPackageError("Parquet files are read by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    return table.iloc[:, 1:] if table.columns[0] == "Unnamed: 0" else table  # the index that pandas and R write
+
+
+def select_columns(table: Any, names: Iterable[str]) -> Any:
+    """Return the columns of these names, or raise ``ValueError`` with the names that there are."""
+    found = list(map(str, table.columns))
+    if missing := [name for name in names if name not in set(found)]:
+        near = difflib.get_close_matches(missing[0], found, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(found[:20])}."
+        raise ValueError(f"The table has no column {', '.join(missing[:10])}. {hint}")
+    return table.set_axis(found, axis=1)[list(names)]
+
+
+def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
+    """Return the table without the column of labels, and that column."""
+    if label is None:
+        return table, None
+    labels = select_columns(table, [label])[label]
+    table = table.drop(columns=label)
+    if not len(table.columns):
+        raise ValueError(f"The table has no column but {label}; examples need at least one.")
+    return table, labels
+
+
+def _find_categories(table: Any) -> dict[str, tuple[str, ...]]:
+    """Return the levels of the columns of words, by their names."""
+    is_numeric = import_pandas().api.types.is_numeric_dtype
+    if empty := table.columns[table.isna().all()].tolist() if len(table) else []:
+        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
+    words = [name for name, dtype in table.dtypes.items() if not is_numeric(dtype)]
+    found = {name: levels for name in words if (levels := _find_levels(table[name], name)) is not None}
+    if found:
+        sizes = ", ".join(f"{name} ({len(levels)})" for name, levels in list(found.items())[:10])
+        warnings.warn(
+            f"Columns of words are read as codes: {sizes}. likelihood='auto' gives them a categorical likelihood.",
+            UserWarning,
+            stacklevel=5,
+        )
+    return found
+
+
+def _find_levels(column: Any, name: str) -> tuple[str, ...] | None:
+    """Return the different words in a column, sorted; ``None`` if it holds numbers."""
+    pandas = import_pandas()
+    kind = pandas.api.types.infer_dtype(column, skipna=True)
+    known = column.dropna()
+    if kind in _NUMBERS:
+        return None
+    if kind == "categorical":
+        levels = tuple(map(str, column.cat.categories))
+    elif kind not in ("string", "mixed-integer", "empty"):
+        raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. Leave it out.")
+    else:
+        wrong = known[pandas.to_numeric(known, errors="coerce").isna()]
+        if not len(wrong):
+            return None
+        if 2 * len(wrong) <= len(known):
+            raise ValueError(
+                f"Column {name} holds numbers and {len(wrong)} other values, such as {str(wrong.iloc[0])[:40]!r}; "
+                "correct these, or leave the cells empty."
+            )
+        levels = tuple(sorted(set(known.map(str))))
+    if len(levels) > _MAX_LEVELS:
+        raise ValueError(
+            f"Column {name} holds {len(levels)} different words, such as {levels[0][:40]!r}; at most {_MAX_LEVELS} are "
+            "taken as categories. Leave out names, dates and texts, or encode them as numbers."
+        )
+    return levels
+
+
+def encode_rows(table: Any, names: Sequence[str], categories: Categories) -> NDArray[np.float64]:
+    """Return the columns ``names`` of a table as numbers ``(N, D)``, words as codes, NaN where a value is missing.
+
+    Raises:
+        ValueError: If a column is missing, or holds a word that is no number or none of its categories.
+    """
+    pandas, rows, encoded = import_pandas(), select_columns(table, names), {}
+    for name, dtype in rows.dtypes.items():
+        if name in categories:
+            words = rows[name].astype(object).map(str, na_action="ignore")
+            encoded[name] = words.map({level: code for code, level in enumerate(categories[name])})
+            if len(unknown := words[words.notna() & encoded[name].isna()]):
+                raise ValueError(
+                    f"Column {name} holds {unknown.iloc[0]!r}, which is none of {', '.join(categories[name][:10])}, "
+                    "the words that it had in training. Leave those rows out."
+                )
+        elif not pandas.api.types.is_numeric_dtype(dtype):
+            try:
+                encoded[name] = pandas.to_numeric(rows[name])
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"Column {name} must hold numbers, as in training: {error}.") from error
+    numbers: NDArray[np.float64] = rows.assign(**encoded).to_numpy(dtype=np.float64, na_value=np.nan)
+    return numbers

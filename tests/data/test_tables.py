@@ -1,0 +1,246 @@
+"""Tables: files and DataFrames, columns of words, labels by the name of their column, and models of them."""
+
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+
+import pyro_ssvae
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData
+from pyro_ssvae.distributions import Bernoulli, Categorical, Gaussian, Mixed
+
+from_table = SemiSupervisedData.from_table
+CODES = "Columns of words are read as codes"
+
+
+def make_table(**columns):
+    return pd.DataFrame(
+        {
+            "age": [20, 30, 40, 50, 60, 70],
+            "colour": ["red", "green", "red", "blue", "green", "red"],
+            "height": [1.5, 1.6, 1.7, 1.8, 1.9, 2.0],
+            "smokes": [True, False, True, False, False, True],
+            "class": ["ill", "well", None, "", "ill", "well"],
+        }
+        | columns
+    )
+
+
+def make_numbers(n=40, **columns):
+    x = np.random.default_rng(0).normal(size=(n, 3)).round(3)
+    return pd.DataFrame(x, columns=["a", "b", "c"]).assign(**{"kind": np.arange(n) % 2} | columns)
+
+
+def test_columns_of_numbers_and_words():
+    with pytest.warns(UserWarning, match=rf"{CODES}: colour \(3\)\. likelihood='auto'") as caught:
+        data = from_table(make_table(), "class")
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    assert data.feature_names == ("age", "colour", "height", "smokes")
+    assert data.categories == {"colour": ("blue", "green", "red")}
+    assert data.x[:2].tolist() == [[20, 2, 1.5, 1], [30, 1, pytest.approx(1.6), 0]]
+    assert (data.y.tolist(), data.class_names, data.name, data.scale) == (
+        [0, 1, -1, -1, 0, 1],
+        ("ill", "well"),
+        "table",
+        1.0,
+    )
+    assert (len(data.x_validation), len(data.x_test)) == (0, 0)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".tsv", ".parquet"])
+@pytest.mark.filterwarnings(f"ignore:{CODES}")
+def test_files(ending, tmp_path):
+    path, table = tmp_path / f"people{ending}", make_table()
+    if ending == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, sep="\t" if ending == ".tsv" else ",")  # with the index as a column without a name
+    data, expected = from_table(path, "class"), from_table(table, "class")
+    assert (data.name, data.feature_names, data.categories) == ("people", expected.feature_names, expected.categories)
+    assert torch.equal(data.x, expected.x)
+    assert torch.equal(data.y, expected.y)
+
+
+def test_semicolons_and_pandas_types(tmp_path):
+    (tmp_path / "a.csv").write_text("u;v;y\n1;2.5;0\n3;4;1\n5;6;\n")
+    data = from_table(str(tmp_path / "a.csv"), "y")
+    assert (data.x.tolist(), data.y.tolist()) == ([[1, 2.5], [3, 4], [5, 6]], [0, 1, -1])
+    table = pd.DataFrame({"n": pd.array([1, 2, 3], dtype="Int64"), "text": ["1", "2.5", "3"], "y": [3, 4, -1]})
+    table["size"] = pd.Categorical(["small", "large", "small"], categories=["small", "medium", "large"])
+    with pytest.warns(UserWarning, match="numbered from 0|words are read as codes"):
+        data = from_table(table, "y")
+    assert data.categories == {"size": ("small", "medium", "large")}
+    assert (data.x.tolist(), data.class_names) == ([[1, 1, 0], [2, 2.5, 2], [3, 3, 0]], ("3", "4"))
+
+
+def test_rows_are_held_out_and_labels_hidden():
+    table = make_numbers()
+    data = from_table(table, "kind", num_validation=None, num_test=6, num_labels=10, seed=3)
+    assert (len(data.x), data.num_labelled, len(data.x_validation), len(data.x_test)) == (30, 10, 4, 6)
+    rows = torch.cat([data.x, data.x_validation, data.x_test])
+    assert torch.equal(
+        rows[rows[:, 0].argsort()], torch.tensor(table.sort_values("a")[["a", "b", "c"]].to_numpy()).float()
+    )
+    number = {tuple(row): kind for *row, kind in table.astype("float32").to_numpy().tolist()}
+    assert [number[tuple(row)] for row in data.x_test.tolist()] == data.y_test.tolist()
+    known = data.labelled_index
+    assert [number[tuple(row)] for row in data.x[known].tolist()] == data.y[known].tolist()
+    data = from_table(table, "kind", test=table[["c", "kind", "a", "b"]][:5])
+    assert (len(data.x), len(data.x_validation)) == (40, 0)
+    assert torch.equal(data.x_test, data.x[:5])
+    assert data.y_test.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_no_label_column_gives_examples_without_classes():
+    data = from_table(make_numbers())
+    assert (data.num_classes, data.feature_names) == (None, ("a", "b", "c", "kind"))
+    assert from_table(make_numbers(), num_classes=4).num_classes == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "text"),
+    [
+        (make_numbers(), {"label": "knd"}, ValueError, "no column knd. Did you mean kind?"),
+        (make_numbers(), {"label": "species"}, ValueError, "no column species. Columns: a, b, c, kind."),
+        (make_numbers(d=np.nan), {}, ValueError, "No row has a value in column d; leave such columns out"),
+        (make_numbers(d=np.nan), {"label": "d"}, ValueError, "No row has a label in column d"),
+        (make_numbers(a=[1.0, np.nan] * 20), {}, ValueError, "table holds 20 values that are NaN"),
+        (
+            make_numbers(d=["1", "2", "?", "3"] * 10),
+            {},
+            ValueError,
+            r"numbers and 10 other values, such as '\?'",
+        ),
+        (make_numbers(d=[1, "two"] * 20), {}, ValueError, "d holds numbers and 20 other values, such as 'two'"),
+        (
+            make_numbers(120, d=[f"id{n}" for n in range(120)]),
+            {},
+            ValueError,
+            "d holds 120 different words",
+        ),
+        (make_numbers(d=pd.Timestamp(2020, 1, 1)), {}, TypeError, "d holds values of kind datetime64"),
+        (make_numbers(d=[[1, 2]] * 40), {}, TypeError, "d holds values of kind mixed"),
+        (make_numbers()[["kind"]], {"label": "kind"}, ValueError, "no column but kind"),
+        (make_numbers().rename(columns={"a": "b"}), {}, ValueError, "Two columns of the table are named b"),
+        (make_numbers()[:0], {}, ValueError, "no values"),
+        (np.zeros((4, 2)), {}, TypeError, "of type ndarray; pass the path of a table.*from_arrays reads arrays"),
+        ("nowhere.csv", {}, FileNotFoundError, "nowhere.csv"),
+        ("mine.xlsx", {}, ValueError, "mine.xlsx is no table by its name; .csv, .csv.gz"),
+        (make_numbers(), {"test": make_numbers()[["a", "b"]]}, ValueError, "no column c, kind"),
+        (make_numbers(), {"test": make_numbers(), "num_test": 3}, ValueError, "leave num_test out"),
+        (make_numbers(), {"label": "kind", "num_test": 40}, ValueError, "of 40 examples leave none to train on"),
+        (
+            make_numbers(),
+            {"label": "kind", "test": make_numbers(kind="c")},
+            ValueError,
+            "of the test rows holds the class 'c'",
+        ),
+        (make_numbers(), {"lable": "kind"}, TypeError, "Did you mean label?"),
+    ],
+)
+def test_refused(source, options, error, text):
+    with pytest.raises(error, match=text):
+        from_table(source, **options)
+
+
+@pytest.mark.filterwarnings(f"ignore:{CODES}")
+def test_words_of_the_test_rows_must_be_known():
+    with pytest.raises(ValueError, match="Column colour holds 'mauve', which is none of blue, green, red"):
+        from_table(make_table(), "class", test=make_table(colour="mauve"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", b""), ("a.csv.gz", b"a,b\n1,2\n"), ("a.parquet", b"PAR1")])
+def test_damaged_files(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read as a table: "):
+        from_table(tmp_path / name)
+
+
+def test_a_file_that_would_not_fit_into_memory(tmp_path):
+    with open(tmp_path / "huge.csv", "wb") as file:
+        file.truncate(2**42)  # a hole, which takes no disk
+    with pytest.raises(ValueError, match=r"huge.csv would take 13,194\.1 GB of memory"):
+        from_table(tmp_path / "huge.csv")
+
+
+def test_pandas_is_optional(monkeypatch, tmp_path):
+    (tmp_path / "a.csv").write_text("a,y\n1,0\n2,1\n")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(pyro_ssvae.errors.MissingPackageError, match=r"pip install 'pyro-ssvae\[tables\]'"):
+        from_table(tmp_path / "a.csv", "y")
+
+
+def test_a_model_saves_the_names_and_takes_tables_by_them(tmp_path):
+    table = make_table()
+    with pytest.warns(UserWarning, match=CODES):
+        data = from_table(table, "class")
+    m2 = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="auto")
+    assert sorted(m2.likelihood.columns) == [[0, 2], [1], [3]]
+    kinds = {tuple(columns): part for columns, part in zip(m2.likelihood.columns, m2.likelihood.parts, strict=True)}
+    assert [type(kinds[key]) for key in ((0, 2), (1,), (3,))] == [Gaussian, Categorical, Bernoulli]
+    assert kinds[1,].levels == 3
+    loaded = pyro_ssvae.load(pyro_ssvae.save(m2, tmp_path))
+    assert (loaded.feature_names, loaded.categories) == (data.feature_names, data.categories)
+    assert loaded.config() == m2.config()
+    expected = m2.predict_proba(data.x)
+    for rows in (table, table[["class", "smokes", "height", "colour", "age"]].assign(other="new")):
+        torch.testing.assert_close(loaded.predict_proba(rows), expected)
+    with pytest.raises(ValueError, match="no column colour"):
+        loaded.predict(table.drop(columns="colour"))
+    with pytest.raises(ValueError, match="Column age must hold numbers"):
+        loaded.predict(table.assign(age="old"))
+    stack = M1M2.from_m1(M1.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="auto"), 2)
+    assert (stack.feature_names, stack.categories) == (data.feature_names, data.categories)
+
+
+def test_automatic_likelihood_of_one_kind():
+    assert isinstance(M1.for_data(from_table(make_numbers(), "kind"), likelihood="auto").likelihood, Gaussian)
+    with pytest.warns(UserWarning, match=CODES):
+        data = from_table(make_numbers(d="one")[["d"]])
+    likelihood = M1.for_data(data, likelihood="auto").likelihood
+    assert isinstance(likelihood, Categorical)
+    assert likelihood.levels == 2
+    assert not isinstance(likelihood, Mixed)
+
+
+class Dataset:
+    """What is used of a data set of Hugging Face."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def to_pandas(self):
+        return self.table
+
+
+def make_anndata():
+    table = make_numbers()
+    x = csr_matrix(np.where(table[["a", "b", "c"]] > 0, table[["a", "b", "c"]], 0.0))
+    return SimpleNamespace(
+        X=x, obs=table[["kind"]].set_axis(list(map(str, table.index))), var_names=pd.Index(["a", "b", "c"])
+    )
+
+
+def test_objects_that_hold_tables():
+    table = make_numbers()
+    expected = from_table(table, "kind")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = from_table(Dataset(table), "kind")
+        assert torch.equal(data.x, expected.x)
+        numbers = table[["a", "b", "c"]]
+        assert torch.equal(SemiSupervisedData.from_arrays(Dataset(numbers), table["kind"]).x, expected.x)
+        cells = make_anndata()
+        data = from_table(cells, "kind")
+        assert torch.equal(data.x, expected.x.clamp(min=0.0))
+        assert torch.equal(data.y, expected.y)
+        assert data.feature_names == ("a", "b", "c")
+        assert torch.equal(SemiSupervisedData.from_arrays(cells, cells.obs["kind"]).x, data.x)
+        assert torch.equal(SemiSupervisedData.from_arrays(cells.X, table["kind"]).x, data.x)
+    with pytest.raises(ValueError, match="Did you mean kind"):
+        from_table(cells, "kin")

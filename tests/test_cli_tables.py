@@ -1,0 +1,148 @@
+"""Tables on the command line: training, predictions, errors, samples, and wrong use."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.datasets import load_wine
+
+import pyro_ssvae
+from pyro_ssvae.cli.main import main
+from pyro_ssvae.distributions import Mixed
+
+SMALL = ["--latent-dim", "3", "--hidden-dims", "[16]", "--training.max_steps", "150", "--device", "cpu"]
+NAMES = np.array(["barolo", "grignolino", "barbera"])
+CODES = "ignore:Columns of words are read as codes"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wine as a table with one label in three, and a model of it."""
+    folder, wine = tmp_path_factory.mktemp("tables"), load_wine(as_frame=True)
+    hue = pd.Series(np.where(wine.data["hue"] > 1.0, "bright", "dark"))
+    table = wine.data.assign(hue=hue, cultivar=NAMES[wine.target])
+    table.to_csv(folder / "all.csv", index=False)
+    table.assign(cultivar=table["cultivar"].where(table.index % 3 == 0)).to_csv(folder / "few.csv", index=False)
+    command = ["train", "m2", str(folder / "few.csv"), "--label", "cultivar", "--out", str(folder / "run"), *SMALL]
+    with pytest.warns(UserWarning, match="read as codes"):
+        assert main(command) == 0
+    return folder
+
+
+def test_training_uses_every_label_and_a_likelihood_for_each_column(folder: Path) -> None:
+    flags = yaml.safe_load((folder / "run" / "config.yaml").read_text())["flags"]
+    assert (flags["num_labels"], flags["likelihood"], flags["label"]) == ("all", "auto", "cultivar")
+    model = pyro_ssvae.load(folder / "run")
+    assert isinstance(model.likelihood, Mixed)
+    assert model.categories == {"hue": ("bright", "dark")}
+    assert model.class_names == tuple(sorted(NAMES))
+
+
+@pytest.mark.filterwarnings(CODES)
+def test_resumed_and_reported(folder: Path) -> None:
+    assert main(["train", "m2", "--resume", str(folder / "run"), "--training.max_steps", "151"]) == 0
+    assert main(["report", str(folder / "run")]) == 0
+
+
+def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "predictions.csv"
+    assert main(["predict", str(folder / "run"), str(folder / "all.csv"), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"178 rows in {out}\n")
+    found, table = pd.read_csv(out), pd.read_csv(folder / "all.csv")
+    columns = [f"p({name})" for name in sorted(NAMES)]
+    assert found.columns.tolist() == ["row", "predicted", *columns]
+    assert found["row"].tolist() == list(range(178))
+    np.testing.assert_allclose(found[columns].sum(axis=1), 1.0, atol=1e-4)
+    assert (found["predicted"] == np.sort(NAMES)[found[columns].to_numpy().argmax(1)]).all()
+    assert (found["predicted"] == table["cultivar"]).mean() > 0.9
+    assert main(["predict", str(folder / "run"), str(folder / "all.csv"), "--least-sure", "5"]) == 0
+    (folder / "least.csv").write_text(capsys.readouterr().out)
+    least = pd.read_csv(folder / "least.csv")
+    largest = found[columns].max(axis=1)
+    assert least["row"].tolist() == largest.sort_values(kind="stable").index[:5].tolist()
+
+
+def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(folder / "all.csv")
+    predicted = pyro_ssvae.load(folder / "run").predict(table).numpy()
+    wrong = np.sort(NAMES)[predicted] != table["cultivar"]
+    assert main(["evaluate", str(folder / "run"), str(folder / "all.csv"), "--label", "cultivar"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["error", f"{wrong.mean():.2%}", "of", "178", "rows"]
+    assert lines[1].startswith("cross-entropy")
+    assert lines[2] == f"error of barbera: {wrong[table['cultivar'] == 'barbera'].mean():.2%} of 48 rows"
+    assert main(["evaluate", str(folder / "run"), str(folder / "few.csv"), "--label", "cultivar"]) == 0
+    captured = capsys.readouterr()
+    assert "of 60 rows" in captured.out
+    assert captured.err == "118 rows without a label are left out\n"
+
+
+def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "samples.csv"
+    assert main(["sample", str(folder / "run"), "-n", "300", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    samples, table = pd.read_csv(out), pd.read_csv(folder / "all.csv")
+    assert samples.columns.tolist() == [*table.columns[:-1], "class"]
+    assert set(samples["hue"]) == {"bright", "dark"}
+    assert set(samples["class"]) == set(NAMES)
+    numbers = table.columns[:-1].drop("hue")
+    mean, std = table[numbers].mean(), table[numbers].std()
+    assert ((samples[numbers].mean() - mean).abs() < 0.5 * std).all()
+    assert (samples[numbers].std() / std).between(0.6, 1.7).all()
+    assert main(["sample", str(folder / "run"), "-n", "5", "--y", "1", "--out", str(out)]) == 0
+    assert pd.read_csv(out)["class"].tolist() == ["barolo"] * 5
+
+
+@pytest.mark.filterwarnings(CODES, "ignore:Posterior collapse")
+def test_classes_that_are_numbers_and_a_model_without_classes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pd.read_csv(folder / "all.csv").assign(cultivar=load_wine().target)
+    table.assign(cultivar=table["cultivar"].where(table.index % 2 == 0)).to_csv(tmp_path / "a.csv", index=False)
+    files = [str(tmp_path / "a.csv"), "--label", "cultivar", "--test", str(tmp_path / "a.csv")]
+    assert main(["train", "m2", *files, *SMALL, "--num-labels", "60", "--out", str(tmp_path / "m2")]) == 0
+    assert "60 labelled" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "m2"), str(tmp_path / "a.csv"), "--label", "cultivar"]) == 0
+    assert float(capsys.readouterr().out.split()[1].rstrip("%")) < 15.0
+    assert main(["train", "m1", *files[:3], *SMALL, "--num-samples", "2", "--out", str(tmp_path / "m1")]) == 0
+    assert main(["sample", str(tmp_path / "m1"), "-n", "4", "--out", str(tmp_path / "m1.csv")]) == 0
+    assert pd.read_csv(tmp_path / "m1.csv").shape == (4, 13)
+    assert main(["predict", str(tmp_path / "m1"), str(tmp_path / "a.csv")]) == 2
+    assert "This M1 has no classes" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings(CODES)
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["train", "m2", "all.csv"], "all.csv needs --label COLUMN"),
+        (["train", "m2", "all.csv", "--label", "cultivr"], "no column cultivr. Did you mean cultivar?"),
+        (["train", "m2", "nowhere.csv", "--label", "y"], "nowhere.csv"),
+        (["train", "m2", "--data", "digits", "--label", "y"], "--label: for tables, and --data digits is none"),
+        (["train", "m2", "--num-labels", "many"], "'many' is not a whole number, or all"),
+        (["train", "ddgm", "all.csv"], "images (C, H, W) of at least 8x8 pixels are needed"),
+        (["predict", "run", "rows.csv"], "rows.csv"),
+        (["predict", "run", "all.csv", "--least-sure", "0"], "--least-sure=0 is too small"),
+        (["predict", "nowhere", "all.csv"], "holds no run"),
+        (["predict", "run"], "required: TABLE"),
+        (["evaluate", "run", "all.csv"], "required: --label"),
+        (["evaluate", "run", "all.csv", "--label", "hue"], "holds the class 'bright', which is none of barbera"),
+        (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),
+    ],
+)
+def test_wrong_use(
+    words: list[str],
+    text: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
