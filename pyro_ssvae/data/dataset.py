@@ -234,8 +234,8 @@ class SemiSupervisedData:
             FileNotFoundError: If there is no such file.
             MissingPackageError: If pandas, or pyarrow for Parquet, is not installed.
             TypeError: If the source is no table, or a column holds neither numbers nor words.
-            ValueError: If a column is not found, is empty, mixes numbers with words or has more than 100 words, or
-                values are missing, no row has a label, or the file is damaged or does not fit into memory.
+            ValueError: If a column is not found, is empty, mixes numbers with words or has more than 100 words,
+                or no row has a label, or the file is damaged or does not fit into memory.
         """
         numbers = {"num_validation": num_validation, "num_test": num_test, "num_classes": num_classes}
         return cls._from_source(load_table(source, label, test=test, seed=seed, **numbers), num_labels, seed, balanced)

@@ -78,6 +78,15 @@ def test_semicolons_and_pandas_types(tmp_path):
     assert (data.x.tolist(), data.class_names) == ([[1, 1, 0], [2, 2.5, 2], [3, 3, 0]], ("3", "4"))
 
 
+def test_empty_cells_are_missing_values(tmp_path):
+    (tmp_path / "a.csv").write_text("u,colour,y\n1,red,0\n,blue,1\n3,,\n4,red,1\n")
+    with pytest.warns(UserWarning, match="words are read as codes"):
+        data = from_table(str(tmp_path / "a.csv"), "y")
+    assert data.x.isnan().tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    model = M2.for_data(data, likelihood="auto", latent_dim=2, hidden_dims=(4,))
+    assert model.predict(pd.DataFrame({"colour": [None, "red"], "u": [1.0, np.nan]})).shape == (2,)
+
+
 def test_rows_are_held_out_and_labels_hidden():
     table = make_numbers()
     data = from_table(table, "kind", num_validation=None, num_test=6, num_labels=10, seed=3)
@@ -109,7 +118,7 @@ def test_no_label_column_gives_examples_without_classes():
         (make_numbers(), {"label": "species"}, ValueError, "no column species. Columns: a, b, c, kind."),
         (make_numbers(d=np.nan), {}, ValueError, "No row has a value in column d; leave such columns out"),
         (make_numbers(d=np.nan), {"label": "d"}, ValueError, "No row has a label in column d"),
-        (make_numbers(a=[1.0, np.nan] * 20), {}, ValueError, "table holds 20 values that are NaN"),
+        (make_numbers(a=[1.0, np.inf] * 20), {}, ValueError, "table holds 20 values that are infinite"),
         (
             make_numbers(d=["1", "2", "?", "3"] * 10),
             {},
