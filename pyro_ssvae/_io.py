@@ -49,8 +49,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``ValueError`` if the file does not hold one."""
     try:
         value = json.loads(_read_text(path, _LARGEST_JSON))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        told = str(error)
+        raise ValueError(told if str(path) in told else f"{path} is not readable JSON: {told}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value

@@ -58,7 +58,7 @@ def read_folder(
     """
     image_size = as_count(image_size, "image_size", least=1)
     classes_in_names = as_bool(classes_in_names, "classes_in_names")
-    if on_error not in ("raise", "skip"):
+    if not isinstance(on_error, str) or on_error not in ("raise", "skip"):
         raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'.")
     folder, files = _list_images(path)
     check_memory(2 * 3 * image_size**2 * len(files), f"{len(files)} images of {image_size} x {image_size} pixels")

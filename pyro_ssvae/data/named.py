@@ -227,9 +227,9 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
     rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
     rest.sort()
     test.sort()
-    num_validation = _DIGITS_VALIDATION if num_validation is None else num_validation
+    num_validation = _DIGITS_VALIDATION if num_validation is None else as_count(num_validation, "num_validation")
     largest = len(rest) - len(_DIGITS)
-    if as_count(num_validation, "num_validation") > largest:
+    if num_validation > largest:
         raise ValueError(
             f"num_validation={num_validation} examples cannot be held out of {len(rest)} training examples of digits; "
             f"at most {largest}."

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import as_count
+from pyro_ssvae._checks import as_count, show
 from pyro_ssvae._configurable import Configurable
 
 __all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior"]
@@ -63,6 +63,7 @@ class FixedClassPrior(ClassPrior):
         probs: ``K`` positive numbers, normalised to sum to one; uniform if ``None``.
 
     Raises:
+        TypeError: If ``probs`` are no numbers.
         ValueError: If ``probs`` has another length than ``K`` or a value that is not positive and finite.
     """
 
@@ -71,7 +72,10 @@ class FixedClassPrior(ClassPrior):
 
     def __init__(self, num_classes: int, probs: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(num_classes)
-        pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
+        try:
+            pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{show('probs', probs)}; {num_classes} numbers are needed, one per class.") from error
         if pi.shape != (num_classes,) or not bool(((pi > 0) & pi.isfinite()).all()):
             raise ValueError(
                 f"probs must hold {num_classes} positive finite numbers, one per class; got {pi.tolist()}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -83,6 +84,7 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int, **config: Any) ->
     if isinstance(prior, Prior) and prior.latent_dim != latent_dim:
         raise ValueError(f"The prior is over {prior.latent_dim} latents, the model has latent_dim={latent_dim}.")
     if isinstance(prior, nn.Module):
+        _check_call(prior, "prior", "a distribution over z")
         return prior
     if not isinstance(prior, str):
         raise TypeError(f"prior must be a name or a module, not {type(prior).__name__}; names: {', '.join(PRIORS)}.")
@@ -112,3 +114,13 @@ def make_class_prior(class_prior: str | ClassPrior, num_classes: int, **config: 
     if class_prior not in _CLASS_PRIORS:
         raise ValueError(f"class_prior={class_prior!r} is unknown; choose uniform, map or dirichlet.")
     return _CLASS_PRIORS[class_prior](num_classes, **config)
+
+
+def _check_call(module: nn.Module, name: str, returns: str) -> None:
+    """Raise ``TypeError`` for a module that cannot be called without arguments."""
+    try:
+        inspect.signature(module.forward).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"{name}, a {type(module).__name__}, must return {returns} when called without arguments: {error}."
+        ) from error

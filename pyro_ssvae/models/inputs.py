@@ -44,6 +44,8 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
             f"{', '.join(map(str, model.event_shape))}); got {tuple(x.shape)}."
         )
     if x.is_meta:  # has no values
+        if not next(model.parameters()).is_meta:
+            raise ValueError("x is on the device 'meta', where tensors hold no values; pass it on the CPU.")
         return x, 1.0 if divisor is None else divisor
     check_finite(x, "x", allow_missing=model.missing)
     divisor = as_scale(divisor if scale is None else scale, x)

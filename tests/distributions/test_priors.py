@@ -16,7 +16,15 @@ from torch import Tensor
 import pyro_ssvae
 from pyro_ssvae import M1, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
-from pyro_ssvae.distributions import PRIORS, Flow, MixtureOfGaussians, StandardNormal, StudentT, VampPrior
+from pyro_ssvae.distributions import (
+    PRIORS,
+    FixedClassPrior,
+    Flow,
+    MixtureOfGaussians,
+    StandardNormal,
+    StudentT,
+    VampPrior,
+)
 from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.distributions.priors import Prior
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
@@ -200,3 +208,14 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             build()
+
+
+@pytest.mark.parametrize("probs", ["flow", [None], {}, b"x", [0.5, "half"]])
+def test_probabilities_that_are_no_numbers_are_refused(probs: object) -> None:
+    with pytest.raises(TypeError, match="2 numbers are needed, one per class"):
+        FixedClassPrior(2, probs)  # type: ignore[arg-type]
+
+
+def test_a_prior_of_ones_own_is_called_without_arguments() -> None:
+    with pytest.raises(TypeError, match="a Linear, must return a distribution over z when called without arguments"):
+        M1((3,), prior=torch.nn.Linear(2, 2))
