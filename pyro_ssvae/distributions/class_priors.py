@@ -74,6 +74,7 @@ class FixedClassPrior(ClassPrior):
         super().__init__(num_classes)
         try:
             pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
+            pi.tolist()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{show('probs', probs)}; {num_classes} numbers are needed, one per class.") from error
         if pi.shape != (num_classes,) or not bool(((pi > 0) & pi.isfinite()).all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,6 +117,12 @@ class LatentVariableModel(Model, abstract=True):
 
     def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
         """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""
+        needed = self.likelihood.num_params * self.event_size
+        if params.shape[-1] != needed and params.numel() != math.prod(batch_shape) * needed:
+            raise ValueError(
+                f"The decoder returned shape {tuple(params.shape)}; its last size must be {needed}, "
+                f"{self.likelihood.num_params} parameter(s) for each of {self.event_size} values."
+            )
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
         return leave_out_missing(distribution) if self.missing else distribution
