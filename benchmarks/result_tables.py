@@ -374,10 +374,12 @@ def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
     from faults import make_fault_table
     from step_tables import make_step_tables
+    from tables import make_tables
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
     tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
+    tables |= make_tables(docs / "results" / "tables.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

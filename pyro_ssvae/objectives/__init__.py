@@ -4,11 +4,12 @@ from pyro_ssvae.objectives.augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
 from pyro_ssvae.objectives.energy_losses import EnergyLoss
 from pyro_ssvae.objectives.entropy import BatchNormEntropy, Entropy, MutualInformationEntropy, NearestNeighbourEntropy
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency
 
 __all__ = [
     "AffineAugmentation",
     "BatchNormEntropy",
+    "ColumnAugmentation",
     "Consistency",
     "EnergyLoss",
     "Entropy",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 
-__all__ = ["AffineAugmentation", "Consistency"]
+__all__ = ["AffineAugmentation", "ColumnAugmentation", "Consistency"]
 
 
 @checked
@@ -72,6 +73,48 @@ class AffineAugmentation(nn.Module):
 
 
 @checked
+class ColumnAugmentation(nn.Module):
+    """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
+
+    Args:
+        swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
+            one for all.
+        noise: Standard deviation of the noise in the units of x, likewise.
+
+    Raises:
+        ValueError: For a probability outside [0, 1], or negative noise.
+
+    Example:
+        >>> ColumnAugmentation(swap=[1.0, 0.0])(torch.ones(3, 2)).sum()
+        tensor(6.)
+    """
+
+    name = "augmentation"
+    swap: Tensor
+    noise: Tensor
+
+    def __init__(self, swap: float | Sequence[float] = 0.2, noise: float | Sequence[float] = 0.0) -> None:
+        super().__init__()
+        for given, values, most in (("swap", swap, 1.0), ("noise", noise, math.inf)):
+            numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
+            if not ((numbers >= 0.0) & (numbers <= most) & numbers.isfinite()).all():
+                raise ValueError(f"{given}={values} must be at least 0 and {'at most 1' if most == 1 else 'finite'}.")
+            self.register_buffer(given, numbers)
+        self._swaps, self._adds = bool(self.swap.any()), bool(self.noise.any())
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"swap": self.swap.tolist(), "noise": self.noise.tolist()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return changed rows with the shape of ``x``, ``(B, D)``."""
+        if self._swaps:
+            others = x.gather(0, torch.randint(len(x), x.shape, device=x.device))
+            x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
+        return x + self.noise * torch.randn_like(x) if self._adds else x
+
+
+@checked
 class Consistency(nn.Module):
     r"""Cross-entropy of a strongly augmented example against the confident pseudo-label of the example itself.
 
@@ -88,7 +131,7 @@ class Consistency(nn.Module):
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
-        strong: The strong augmentation.
+        strong: The strong augmentation; ``None`` is one of images.
         align: Whether to align the mean prediction with the uniform distribution.
         decay: Decay per step of the running mean of predictions.
 
@@ -105,7 +148,7 @@ class Consistency(nn.Module):
         *,
         weight: float = 10.0,
         threshold: float = 0.9,
-        strong: AffineAugmentation | None = None,
+        strong: AffineAugmentation | ColumnAugmentation | None = None,
         align: bool = True,
         decay: float = 0.99,
     ) -> None:

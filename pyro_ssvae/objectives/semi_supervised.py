@@ -27,7 +27,7 @@ from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, p
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, Consistency
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -94,7 +94,7 @@ class SemiSupervisedELBO(Objective):
         alpha: float = 10.0,
         bound_weight: float = 1.0,
         bound_batch_size: int | None = None,
-        augmentation: AffineAugmentation | None = None,
+        augmentation: AffineAugmentation | ColumnAugmentation | None = None,
         consistency: Consistency | None = None,
         enumeration: str = "exact",
         top_k: int = 1,

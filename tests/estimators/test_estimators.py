@@ -138,6 +138,17 @@ def test_training_goes_on_under_warm_start_and_partial_fit() -> None:
     assert model.classes_.tolist() == [0, 1, 2]
 
 
+def test_consistency_learns_from_unlabelled_examples() -> None:
+    """Two classes that differ a little in each of 40 binary columns, with four labels each."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 600)
+    x = (rng.random((600, 40)) < np.where(y[:, None] == 1, 0.7, 0.3)).astype(float)
+    few = np.where(np.isin(np.arange(600), [*np.flatnonzero(y == 0)[:4], *np.flatnonzero(y == 1)[:4]]), y, -1)
+    quick = QUICK | {"bound_weight": 0.0, "max_steps": 600}
+    alone = M2Classifier(**quick, consistency_weight=0.0).fit(x, few).score(x, y)
+    assert alone < 0.85 < 0.95 < M2Classifier(**quick).fit(x, few).score(x, y)
+
+
 def test_time_limit_and_callbacks() -> None:
     seen: list[int] = []
 

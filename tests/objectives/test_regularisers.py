@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae.objectives import AffineAugmentation, Consistency
+from pyro_ssvae.objectives import AffineAugmentation, ColumnAugmentation, Consistency
 
 
 def test_no_strength_is_the_identity() -> None:
@@ -84,10 +84,31 @@ def test_alignment_divides_by_the_running_mean() -> None:
     assert len(seen) == 2
 
 
+def test_columns_take_values_of_other_rows() -> None:
+    torch.manual_seed(0)
+    x = torch.arange(1000.0)[:, None] + torch.tensor([0.0, 10_000.0, 20_000.0])
+    out = ColumnAugmentation(swap=[0.3, 0.0, 1.0])(x)
+    assert all(torch.isin(out[:, column], x[:, column]).all() for column in range(3))
+    changed = (out != x).float().mean(0)
+    torch.testing.assert_close(changed, torch.tensor([0.3, 0.0, 1.0]), atol=0.05, rtol=0)
+
+
+def test_noise_of_columns_has_the_given_deviation_and_leaves_missing_values() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(5000, 3)
+    x[:10] = torch.nan
+    out = ColumnAugmentation(swap=0.0, noise=[0.5, 2.0, 0.0])(x)
+    assert torch.equal(out.isnan(), x.isnan())
+    torch.testing.assert_close(out[10:].mean(0), torch.ones(3), atol=0.1, rtol=0)
+    torch.testing.assert_close(out[10:].std(0), torch.tensor([0.5, 2.0, 0.0]), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: AffineAugmentation(shift=-1.0), "shift=-1.0 must be at least 0"),
+        (lambda: ColumnAugmentation(swap=[0.5, 1.5]), r"swap=\[0.5, 1.5\] must be at least 0 and at most 1"),
+        (lambda: ColumnAugmentation(noise=-1.0), "noise=-1.0 must be at least 0"),
         (lambda: Consistency(3, weight=-1.0), "weight=-1"),
         (lambda: Consistency(3, threshold=1.5), "threshold=1.5"),
     ],
