@@ -1,6 +1,6 @@
 """Classifiers of tables with five labels a class: M2Classifier beside scikit-learn's, on the same rows and labels.
 
-    python benchmarks/tables.py --data-dir FOLDER                          # every set, seeds 0 to 9: two hours
+    python benchmarks/tables.py --data-dir FOLDER                          # every set, seeds 0 to 9: hours
     python benchmarks/tables.py --data-dir FOLDER --choose --seeds 0 1 2  # the sets that defaults were chosen on
 
 FOLDER holds ``NAME.csv.gz`` (of R's mlbench and kernlab): a header, the class in the last column, empty fields for

@@ -243,7 +243,7 @@ class M1M2Classifier(M2Classifier):
 
     Args:
         m1_latent_dim: Number of latents of M1; ``None``: half of the columns, from 2 to 20, and 50 for images.
-        **parameters: Those of :class:`M2Classifier`; ``consistency_weight`` is for tables only.
+        **parameters: Those of :class:`M2Classifier` without ``consistency_weight``.
     """
 
     def __init__(
@@ -256,7 +256,6 @@ class M1M2Classifier(M2Classifier):
         class_prior: Any = "uniform",
         alpha: float = 1.0,
         bound_weight: float = 1.0,
-        consistency_weight: float = 10.0,
         max_steps: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 3e-3,
@@ -293,5 +292,4 @@ class M1M2Classifier(M2Classifier):
                 latent_dim=sizes["latent_dim"],
                 hidden_dims=sizes["hidden_dims"],
             )
-        pure = {"pure": True, "alpha": self.alpha, "bound_weight": self.bound_weight}
-        return SemiSupervisedELBO.for_data(model, data, **(pure if rows.ndim > 2 else self._weights(rows, data)))
+        return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)
