@@ -22,3 +22,9 @@ def _seeded_and_single_threaded():
 @pytest.fixture(params=_DEVICES)
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are drawn, and their files left empty: rendering takes most of the time of a short run."""
+    monkeypatch.setattr("pyro_ssvae.plots.style.to_png", lambda figure: b"")

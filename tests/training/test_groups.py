@@ -145,6 +145,7 @@ def test_curves_show_every_group() -> None:
     assert "Training loss" not in titles
 
 
+@pytest.mark.slow
 def test_the_preset_for_points_is_compiled() -> None:
     # A loss that Inductor cannot compile runs eagerly with a warning, and warnings are errors here.
     objective, data = make_energy_objective(**DDGM_TOY.objective | {"langevin_steps": 1})
