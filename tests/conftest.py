@@ -22,3 +22,16 @@ def _seeded_and_single_threaded():
 @pytest.fixture(params=_DEVICES)
 def device(request):
     return torch.device(request.param)
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are drawn, and their files left empty: rendering takes most of the time of a short run."""
+    monkeypatch.setattr("pyro_ssvae.plots.style.to_png", lambda figure: b"")
+
+
+@pytest.fixture(params=["traced", pytest.param("compiled", marks=pytest.mark.slow)])
+def traced_or_compiled(request, monkeypatch):
+    """Steps that would be compiled run as traced; with ``-m slow`` Inductor compiles them, which takes a minute."""
+    if request.param == "traced":
+        monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)

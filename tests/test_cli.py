@@ -21,6 +21,7 @@ from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.training import RunFolder
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 TINY = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
 TINY_M1 = ["--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
 
@@ -97,8 +98,7 @@ def test_every_stage_of_m1m2_is_described_evaluated_and_sampled(
     assert "is not finished; continue with: pyro-ssvae train m1m2 --resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("during", ["training", "report"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "during"), [(signal.SIGINT, "report"), (signal.SIGTERM, "training")])
 def test_an_interruption_saves_and_says_how_to_continue(
     number: signal.Signals,
     during: str,

@@ -15,6 +15,7 @@ import pyro_ssvae
 from pyro_ssvae import TrainingConfig
 
 PATH = Path(__file__).parents[1] / "examples" / "m2.py"
+pytestmark = pytest.mark.usefixtures("unrendered")
 TINY = ["--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
 
 

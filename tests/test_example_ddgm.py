@@ -25,6 +25,8 @@ from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_PRESETS, PURE, Preset
 from pyro_ssvae.training import RunFolder
 
+pytestmark = pytest.mark.usefixtures("unrendered")
+
 
 def load_example(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")

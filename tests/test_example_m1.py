@@ -18,6 +18,10 @@ from pyro_ssvae.cli.training import get_m1_config
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.presets import M1_PRESETS
 
+pytestmark = [
+    pytest.mark.usefixtures("unrendered"),
+    *(pytest.mark.filterwarnings(f"ignore:{words}") for words in ("Posterior collapse", "The fit is worse")),
+]  # one epoch teaches little
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY_M1 = ["--data", "digits", "--hidden-dims", "[8]", "--latent-dim", "3", "--device", "cpu", "--num-samples", "5"]
 ABOVE = ["--data", "digits", "--device", "cpu", "--hidden-dims", "[8]", "--latent-dim", "2", "--max-epochs", "1"]
@@ -78,10 +82,6 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
         torch.manual_seed(1)
         losses.append(UnsupervisedELBO(model, num_examples=5)(Batch(torch.ones(5, 6), None, None)).item())
     assert losses[0] == losses[1]
-
-
-# One epoch teaches little.
-pytestmark = pytest.mark.filterwarnings("ignore:Posterior collapse", "ignore:The fit is worse")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def train(model: Any, data: SemiSupervisedData, steps: int = 30, **options: Any)
 
 
 @pytest.mark.parametrize("make", [Gaussian, Laplace, StudentT, lambda: Gaussian(variance="shared")])
-@pytest.mark.parametrize("scale", [2.0**20, 1e-3, 1e8, 1e-25])
+@pytest.mark.parametrize("scale", [1e8, 1e-25])
 def test_training_does_not_depend_on_the_scale(make: Callable[[], Likelihood], scale: float) -> None:
     """log p(s x) = log p(x) - D log s, and the same predictions, after training."""
     x = make_table()
@@ -145,7 +145,7 @@ def test_counts_are_relative_to_their_columns(kind: type[Likelihood]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "mean"),
-    [("poisson", 1), ("poisson", 100), *(("negative_binomial", mean) for mean in (1, 100, 10_000))],
+    [("poisson", 1), ("poisson", 100), ("negative_binomial", 1), ("negative_binomial", 10_000)],
 )
 def test_counts_of_any_size_are_classified(name: str, mean: int) -> None:
     g = np.random.default_rng(0)

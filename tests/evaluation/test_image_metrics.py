@@ -30,7 +30,7 @@ def digits() -> SemiSupervisedData:
 
 @pytest.fixture(scope="module")
 def reference(digits: SemiSupervisedData) -> tuple[ReferenceClassifier, float]:
-    return ReferenceClassifier.train_on(digits, steps=400)
+    return ReferenceClassifier.train_on(digits, steps=200)
 
 
 class _Replay(nn.Module):
@@ -75,7 +75,7 @@ def test_real_images_have_a_small_frechet_distance_and_copies_of_one_a_large(
     assert real["confidence"] == pytest.approx(real["real_confidence"], abs=0.02)
     assert sum(real["class_shares"]) == pytest.approx(1.0)
     counts = torch.bincount(digits.y_test).double() / 450
-    assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.01)  # the classifier errs now and then
+    assert real["real_class_shares"] == pytest.approx(counts.tolist(), abs=0.015)  # the classifier errs now and then
     assert (real["frechet_size"], real["frechet_sets"]) == (450, len(digits.x) // 450)  # fewest are the test images
     lone = measure_generated_images(
         DDGM((1, 8, 8), generator=_Replay(x, one=True)), digits, reference[0], num_samples=500

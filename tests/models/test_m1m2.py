@@ -385,16 +385,17 @@ def test_parts_that_do_not_fit(call: object, error: type[Exception], words: str)
         call()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_fit_on_digits(tmp_path: Path) -> None:
     data = SemiSupervisedData.from_name("digits", num_labels=100)
     bare = data.without_labels()
     m1 = make_m1(latent_dim=8, hidden_dims=(64,), likelihood="gaussian")
-    plain = {"kl_warmup": 0.0, "kl_peak": 1.0, "batch_size": 100}
+    plain = {"kl_warmup": 0.0, "kl_peak": 1.0, "batch_size": 100, "learning_rate": 3e-3}
     objective = pyro_ssvae.UnsupervisedELBO.for_data(m1, bare)
-    fit(objective, bare, TrainingConfig(max_steps=800, **plain), progress=False)
+    fit(objective, bare, TrainingConfig(max_steps=300, **plain), progress=False)
     stack = make_stack(m1, num_classes=10, latent_dim=4, hidden_dims=(64,))
     objective = SemiSupervisedELBO.for_data(stack, data, pure=True, alpha=1.0)
-    run = fit(objective, data, TrainingConfig(max_steps=800, **plain), out=tmp_path / "run", progress=False)
+    run = fit(objective, data, TrainingConfig(max_steps=300, **plain), out=tmp_path / "run", progress=False)
     result = report(objective, data, run)
     assert result["test/error"] < 0.25  # 0.16
     assert result["step_mode"] == "eager"

@@ -24,7 +24,7 @@ def _trained(x: Tensor, weight: float) -> DDGM:
     ddgm = DDGM((1, 8, 8), latent_dim=4)
     elbo = EnergyLoss(NearestNeighbourEntropy(dim=4), ddgm.generator, negative_weight=weight)
     optimizer = torch.optim.Adam(ddgm.energy_net.parameters(), lr=3e-3)
-    for _ in range(200):
+    for _ in range(100):
         loss, _ = elbo.energy_loss(ddgm.model, guide, x)
         optimizer.zero_grad()
         loss.backward()

@@ -78,7 +78,7 @@ def test_stock_svi_trains_model_and_guide() -> None:
     before = {name: tensor.clone() for name, tensor in [*ddgm.named_parameters(), *entropy.named_parameters()]}
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3, "betas": (0.5, 0.999)}), elbo)
     x = make_toy_data("ring", num_train=2000).x
-    for step in range(150):
+    for step in range(80):
         svi.step(x[100 * (step % 20) :][:100])
     assert all(not torch.equal(tensor, before[name]) for name, tensor in ddgm.named_parameters())
     assert all(not torch.equal(tensor, before[name]) for name, tensor in entropy.named_parameters())
@@ -206,7 +206,7 @@ def test_fit_updates_energy_generator_and_critic(tmp_path: Path, device: torch.d
     objective = EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.003)
     losses = objective.losses(Batch(data.x[:50], None, None))
     assert set(losses) == {"energy", "generator", "critic"} == set(objective.groups())
-    config = TrainingConfig(max_steps=300, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
+    config = TrainingConfig(max_steps=60, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
     run = fit(objective, data, config, out=tmp_path / "run", progress=False)
     last = run.metrics[-1]
     assert {"energy_gap", "entropy", "energy_gradient_norm", "sample_std", "energy_data"} <= {

@@ -72,6 +72,7 @@ def test_a_run_on_a_table(tmp_path):
     assert stems(paths) == IMAGES
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_without_test_examples(tmp_path):
     data = make_data((5,), held_out="validation")
     paths = save_figures(make_model(data), data, None, tmp_path)
@@ -164,6 +165,7 @@ def test_a_run_of_an_energy_model(tmp_path):
     assert ddgm.training
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize(
     ("shape", "held_out", "expected"),
     [
@@ -182,7 +184,7 @@ def test_an_energy_model_without_classes_has_no_matrix(tmp_path):
     assert stems(save_figures(make_ddgm(data), data, None, tmp_path)) == ["features_and_latents", "interpolations"]
 
 
-def test_analogies_are_drawn_for_known_classes(tmp_path, monkeypatch):
+def test_analogies_are_drawn_for_known_classes(monkeypatch):
     seen = []
 
     def record(model, x, y, **options):
@@ -195,7 +197,7 @@ def test_analogies_are_drawn_for_known_classes(tmp_path, monkeypatch):
     for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
         data = SemiSupervisedData.from_arrays(x[:3], [0, 1, 2], x_test=x, y_test=classes).without_labels()
         with pytest.raises(StopIteration):
-            save_figures(make_ddgm(data), data, None, tmp_path, seed=seed)
+            figures(make_ddgm(data), data, image_shape=None, seed=seed)["analogies"]()
     chosen = y[(seen[0][0][:, 0, 0, 0] * 39.0).round().long()].view(-1, 3)
     assert len(chosen) == 6
     assert (chosen[:, 0] == chosen[:, 1]).all()
@@ -225,6 +227,7 @@ def test_a_run_of_m1(tmp_path, shape, held_out, expected):
     assert m1.training
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
 @pytest.mark.parametrize("num_known", [0, 3])
 def test_held_out_examples_of_unknown_class(tmp_path, shape, num_known):

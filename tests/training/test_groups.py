@@ -145,8 +145,9 @@ def test_curves_show_every_group() -> None:
     assert "Training loss" not in titles
 
 
+@pytest.mark.usefixtures("traced_or_compiled")
 def test_the_preset_for_points_is_compiled() -> None:
-    # A loss that Inductor cannot compile runs eagerly with a warning, and warnings are errors here.
+    # A loss that cannot be compiled runs eagerly with a warning, and warnings are errors here.
     objective, data = make_energy_objective(**DDGM_TOY.objective | {"langevin_steps": 1})
     run = fit(objective, data, TrainingConfig(compile="compiled", **SETTINGS), progress=False)
     assert (run.step_mode, run.why_eager) == ("compiled", None)

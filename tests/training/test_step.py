@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ssvae import M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import M1, M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.training.compilation import has_compiler
 from pyro_ssvae.training.device import make_fabric
@@ -47,6 +47,7 @@ def train(
 PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "mlp"}}
 
 
+@pytest.mark.usefixtures("traced_or_compiled")
 @pytest.mark.parametrize(
     ("objective", "model", "settings"),
     [
@@ -61,13 +62,26 @@ PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "ml
 def test_compiled_training_equals_eager_training_up_to_rounding(
     objective: dict[str, Any], model: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    assert has_compiler(), "this test compiles C++"
     options: dict[str, Any] = {"objective": objective, "model": model, **settings}
     _, expected = train(**options, compile="eager")
     run, found = train(**options, compile="compiled")
     assert (run.step_mode, run.why_eager) == ("compiled", None)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_that_inductor_compiles_equals_an_eager_one() -> None:
+    assert has_compiler(), "this test compiles C++"
+    data = make_data().without_labels()
+    weights = []
+    for mode in ("eager", "compiled"):
+        torch.manual_seed(1)
+        objective = UnsupervisedELBO.for_data(M1(data.event_shape, latent_dim=2, hidden_dims=()), data)
+        run = fit(objective, data, TrainingConfig(**SETTINGS | {"compile": mode}), progress=False)
+        assert (run.step_mode, run.why_eager) == (mode, None)
+        weights.append(run.last_weights)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_auto_is_eager_on_a_cpu_for_short_schedules_and_for_the_stock_elbo() -> None:
@@ -124,6 +138,7 @@ class _Annealed(M2):
         return super().decode(y, z * (1.0 + 0.1 * self.calls))
 
 
+@pytest.mark.usefixtures("traced_or_compiled")
 def test_a_model_with_python_state_is_detected() -> None:
     with pytest.warns(UserWarning, match="depend on Python values"):
         run, _ = train(_Annealed, **PURE, compile="compiled")
