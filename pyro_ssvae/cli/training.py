@@ -225,7 +225,7 @@ def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
         m1 = load(folder if folder.is_dir() else args.m1)
     for warning in caught:  # a subclass, as in examples/m1.py, is loaded as M1
         print(warning.message)
-    if not isinstance(m1, M1):
+    if not hasattr(m1, "transform"):  # M1 alone has features
         raise ValueError(f"--m1 {args.m1} holds a {type(m1).__name__}, and an M1 is needed.")
     if tuple(m1.event_shape) != data.event_shape:
         shapes = f"{tuple(m1.event_shape)}, and those of {data.name} have {data.event_shape}"

@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from pyro_ssvae._arrays import as_array, as_examples
 from pyro_ssvae._checks import as_path
 from pyro_ssvae._io import check_memory
+from pyro_ssvae.data.columns import encode_categories, find_categories
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.errors import MissingPackageError
 
 __all__ = ["encode_rows", "import_pandas", "is_table", "load_table", "read_table", "select_columns"]
 
-Categories = Mapping[str, tuple[str, ...]]
-
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
-_MAX_LEVELS = 100  # different words in a column
-_NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")  # names by pandas
+_NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")
+_KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
 
 
 def import_pandas() -> Any:
@@ -63,7 +62,11 @@ def load_table(
     if labels is not None and labels.isna().all():
         raise ValueError(f"No row has a label in column {label}; label some, or pass label=None and num_classes=K.")
     features, categories = tuple(table.columns), _find_categories(table)
-    x = as_examples(encode_rows(table, features, categories), name, allow_missing=True)
+    numbers = encode_rows(table, features, categories)
+    empty = [column for column, values in zip(features, numbers.T, strict=True) if np.isnan(values).all()]
+    if empty and len(numbers):
+        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
+    x = as_examples(numbers, name, allow_missing=True)
     rows, test_labels = (None, None) if test is None else _split_labels(read_table(test, label), label)
     x_test, _ = as_held_out(None if rows is None else encode_rows(rows, features, categories), None, "test", x)
     given = {f"column {label}": labels, f"column {label} of the test rows": test_labels}
@@ -154,14 +157,15 @@ def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
 
 
 def _find_categories(table: Any) -> dict[str, tuple[str, ...]]:
-    """Return the levels of the columns of words, by their names."""
-    is_numeric = import_pandas().api.types.is_numeric_dtype
-    if empty := table.columns[table.isna().all()].tolist() if len(table) else []:
-        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
-    words = [name for name, dtype in table.dtypes.items() if not is_numeric(dtype)]
-    found = {name: levels for name in words if (levels := _find_levels(table[name], name)) is not None}
+    """Return the words in the columns of words, by their names."""
+    infer_dtype = import_pandas().api.types.infer_dtype
+    for name, column in table.items():
+        if (kind := infer_dtype(column, skipna=True)) not in _KINDS:
+            raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. Leave it out.")
+    columns = find_categories(table, strict=True)
+    found = {table.columns[position]: tuple(map(str, words)) for position, words in columns.items()}
     if found:
-        sizes = ", ".join(f"{name} ({len(levels)})" for name, levels in list(found.items())[:10])
+        sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(found.items())[:10])
         warnings.warn(
             f"Columns of words are read as codes: {sizes}. likelihood='auto' gives them a categorical likelihood.",
             UserWarning,
@@ -170,55 +174,13 @@ def _find_categories(table: Any) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _find_levels(column: Any, name: str) -> tuple[str, ...] | None:
-    """Return the different words in a column, sorted; ``None`` if it holds numbers."""
-    pandas = import_pandas()
-    kind = pandas.api.types.infer_dtype(column, skipna=True)
-    known = column.dropna()
-    if kind in _NUMBERS:
-        return None
-    if kind == "categorical":
-        levels = tuple(map(str, column.cat.categories))
-    elif kind not in ("string", "mixed-integer", "empty"):
-        raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. Leave it out.")
-    else:
-        wrong = known[pandas.to_numeric(known, errors="coerce").isna()]
-        if not len(wrong):
-            return None
-        if 2 * len(wrong) <= len(known):
-            raise ValueError(
-                f"Column {name} holds numbers and {len(wrong)} other values, such as {str(wrong.iloc[0])[:40]!r}; "
-                "correct these, or leave the cells empty."
-            )
-        levels = tuple(sorted(set(known.map(str))))
-    if len(levels) > _MAX_LEVELS:
-        raise ValueError(
-            f"Column {name} holds {len(levels)} different words, such as {levels[0][:40]!r}; at most {_MAX_LEVELS} are "
-            "taken as categories. Leave out names, dates and texts, or encode them as numbers."
-        )
-    return levels
-
-
-def encode_rows(table: Any, names: Sequence[str], categories: Categories) -> NDArray[np.float64]:
+def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
     """Return the columns ``names`` of a table as numbers ``(N, D)``, words as codes, NaN where a value is missing.
 
     Raises:
         ValueError: If a column is missing, or holds a word that is no number or none of its categories.
     """
-    pandas, rows, encoded = import_pandas(), select_columns(table, names), {}
-    for name, dtype in rows.dtypes.items():
-        if name in categories:
-            words = rows[name].astype(object).map(str, na_action="ignore")
-            encoded[name] = words.map({level: code for code, level in enumerate(categories[name])})
-            if len(unknown := words[words.notna() & encoded[name].isna()]):
-                raise ValueError(
-                    f"Column {name} holds {unknown.iloc[0]!r}, which is none of {', '.join(categories[name][:10])}, "
-                    "the words that it had in training. Leave those rows out."
-                )
-        elif not pandas.api.types.is_numeric_dtype(dtype):
-            try:
-                encoded[name] = pandas.to_numeric(rows[name])
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"Column {name} must hold numbers, as in training: {error}.") from error
-    numbers: NDArray[np.float64] = rows.assign(**encoded).to_numpy(dtype=np.float64, na_value=np.nan)
+    by_position = {position: categories[name] for position, name in enumerate(names) if name in categories}
+    rows = encode_categories(select_columns(table, names), by_position, strict=True)
+    numbers: NDArray[np.float64] = rows.to_numpy(dtype=np.float64, na_value=np.nan)
     return numbers

@@ -16,10 +16,10 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.distributions.factory import make_likelihood
-from pyro_ssvae.estimators.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
 from pyro_ssvae.objectives import Objective

@@ -313,8 +313,6 @@ class M1M2(SemiSupervisedModel):
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:
     """Return the mask of the active latents of an M1, with shape ``(m1.latent_dim,)``, on the CPU."""
-    if not isinstance(m1, M1):
-        raise TypeError(f"m1 must be an M1; got {type(m1).__name__}.")
     values = to_numpy([True] * m1.latent_dim if active is None else active, "active")
     mask = torch.as_tensor(values, device="cpu").bool()
     if mask.shape != (m1.latent_dim,) or not bool(mask.any()):

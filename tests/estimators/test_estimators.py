@@ -293,6 +293,10 @@ def test_missing_values_where_none_were_in_training_are_refused(fitted: M2Classi
     holes[3, 2] = np.nan
     with pytest.raises(ValueError, match=r"holds 1 values that are NaN.*the first in x\[3\]"):
         fitted.predict(holes)
-    names = np.array([[f"name {row}", 1.0] for row in range(1200)], dtype=object)
-    with pytest.raises(ValueError, match="Column 0 of X holds 1200 different words"):
+    names = np.array([[f"name {row}", 1.0] for row in range(101)], dtype=object)
+    with pytest.raises(ValueError, match="Column 0 of X holds 101 different words, such as 'name 0'; at most 100"):
+        M1Transformer(**QUICK).fit(names)
+    M1Transformer(**QUICK).fit(names[:100])
+    names[1:, 0] = range(100)
+    with pytest.raises(ValueError, match="Column 0 of X holds numbers and 1 other values, such as 'name 0'"):
         M1Transformer(**QUICK).fit(names)
