@@ -163,7 +163,7 @@ def plot_feature_means(
     """Draw the mean of every feature in every class, of 200 samples per class and of given data with known classes.
 
     Shown are class means minus the mean over classes, in standard deviations of each feature (of the data, without
-    data of the samples). A class without data is left white.
+    data of the samples). A class without data is left white. Features of a table have the names of its columns.
     """
     names = as_class_names(class_names, model.num_classes)
     if (x is None) != (y is None):
@@ -182,15 +182,16 @@ def plot_feature_means(
     centre, std = _observed_mean(means[reference]), np.nanstd(tables[reference][0], 0)
     std[std == 0.0] = np.inf  # a constant feature does not differ between classes
 
+    features = [*(model.feature_names or map(str, range(len(std))))]
     width, height = np.clip([2.2 + 0.28 * len(std), 0.24 * len(names)], [5.0, 0.7], [11.0, 4.0])
-    figure = new_figure(float(width), float(len(means) * (height + 0.4) + 1.2))
+    figure = new_figure(float(width), float(len(means) * (height + 0.4) + 1.2 + 0.05 * max(map(len, features))))
     panels = figure.subplots(len(means), 1, sharex=True, squeeze=False)[:, 0]
     colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -_COLOUR_LIMIT, "vmax": _COLOUR_LIMIT}
     for axes, (title, mean) in zip(panels, means.items(), strict=True):
         image = axes.imshow((mean - centre) / std, aspect="auto", interpolation="nearest", **colours)
         style_axes(axes, title=title, frame=False)
         name_ticks(axes, names, vertical=True, most=20)
-    name_ticks(panels[-1], [*map(str, range(len(std)))])
+    name_ticks(panels[-1], features)
     panels[-1].set_xlabel("feature")
     add_colour_bar(figure, image, list(panels), "standard deviations", extend="both", shrink=0.9, aspect=25)
     set_title(figure, "Class means of every feature", "relative to the mean over classes")

@@ -36,16 +36,17 @@ class _Panel(NamedTuple):
     title: str
     unit: str
     lines: Mapping[str, str]  # columns of the metrics, and their names in the legend
+    good: str = ""  # how the curves of a good run look
     log: bool = False
     zero: bool = False  # whether a linear axis starts at zero
     cut: bool = False  # whether the axis leaves out the first evaluations if they are far below all later ones
 
 
 _PANELS = (
-    _Panel("Validation error", "%", {"val/error": ""}, log=True),
-    _Panel("Training loss", "nats per example", {"train/loss": ""}, log=True),
+    _Panel("Validation error", "%", {"val/error": ""}, "falls, then stays low", log=True),
+    _Panel("Training loss", "nats per example", {"train/loss": ""}, "falls, then levels off", log=True),
     _Panel(
-        "Bound on log p (higher is better)",
+        "Bound on log p",
         "nats per example",
         {
             "train/bound_unlabelled": "unlabelled",
@@ -53,22 +54,51 @@ _PANELS = (
             "train/bound": "training",
             "val/bound": "validation",
         },
+        "rises, then levels off",
         cut=True,
     ),
-    _Panel("Classification loss", "nats per example", {"train/classification_loss": ""}, log=True),
-    _Panel("Consistency loss", "nats per example", {"train/consistency_loss": ""}, log=True),
-    _Panel("KL from posterior to prior of z", "nats per example", {"val/kl_z": ""}, zero=True),
-    _Panel("Active latents", "", {"val/active_units": ""}, zero=True),
+    _Panel("Classification loss", "nats per example", {"train/classification_loss": ""}, "falls", log=True),
+    _Panel("Consistency loss", "nats per example", {"train/consistency_loss": ""}, "stays small or falls", log=True),
+    _Panel(
+        "KL from posterior to prior of z",
+        "nats per example",
+        {"val/kl_z": ""},
+        "above 1 (z is used), then levels off",
+        zero=True,
+    ),
+    _Panel("Active latents", "", {"val/active_units": ""}, "above 0, then constant", zero=True),
     _Panel(
         "q(y|x) on validation data",
         "nats",
         {"val/entropy_y": "mean entropy", "val/mutual_information": "mutual information"},
+        "entropy falls to 0, information rises to log K",
         zero=True,
     ),
-    _Panel("Mean energy, training", "nats", {"train/energy_data": "data", "train/energy_samples": "samples"}),
-    _Panel("Mean energy, validation", "nats", {"val/energy_data": "data", "val/energy_samples": "samples"}),
-    _Panel("Energy of data minus samples", "nats", {"train/energy_gap": "training", "val/energy_gap": "validation"}),
-    _Panel("Gradient of the energy in x, norm", "nats per unit of x", {"train/energy_gradient_norm": ""}, log=True),
+    _Panel(
+        "Mean energy, training",
+        "nats",
+        {"train/energy_data": "data", "train/energy_samples": "samples"},
+        "data and samples stay close",
+    ),
+    _Panel(
+        "Mean energy, validation",
+        "nats",
+        {"val/energy_data": "data", "val/energy_samples": "samples"},
+        "data and samples stay close",
+    ),
+    _Panel(
+        "Energy of data minus samples",
+        "nats",
+        {"train/energy_gap": "training", "val/energy_gap": "validation"},
+        "stays near 0",
+    ),
+    _Panel(
+        "Gradient of the energy in x, norm",
+        "nats per unit of x",
+        {"train/energy_gradient_norm": ""},
+        "does not grow without end",
+        log=True,
+    ),
     _Panel(
         "Gradient of the loss, norm before clipping",
         "",
@@ -78,13 +108,14 @@ _PANELS = (
             "train/gradient_norm_generator": "generator",
             "train/gradient_norm_critic": "critic",
         },
+        "does not grow without end",
         log=True,
     ),
-    _Panel("Loss of negative augmentation", "nats per example", {"train/negative_loss": ""}, log=True),
+    _Panel("Loss of negative augmentation", "nats per example", {"train/negative_loss": ""}, "falls", log=True),
     _Panel("Entropy of the generator (estimate)", "nats + constant", {"train/entropy": ""}),
     _Panel("Loss of the critic", "nats", {"train/critic_loss": ""}),
-    _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, zero=True),
-    _Panel("Standard deviation, samples / data", "", {"val/std_ratio": ""}, zero=True),
+    _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, "not near 0 (collapse)", zero=True),
+    _Panel("Standard deviation, samples / data", "", {"val/std_ratio": ""}, "near 1; near 0 is collapse", zero=True),
     _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
 )
 _KNOWN = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
@@ -201,6 +232,10 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
             axes.plot(columns["step"][best], values[best], "o", color=ALARM, markersize=5)
     axes.set_ylabel(panel.unit)
     style_axes(axes, title=panel.title, grid=True)
+    if panel.good:
+        axes.set_title(panel.title, loc="left", pad=15.0)
+        hint: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(f"good: {panel.good}", (0.0, 1.0), (0.0, 4.0), color=FAINT, **hint)
     _scale(axes, panel, np.stack(list(shown.values())))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

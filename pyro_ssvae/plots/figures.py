@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pyro_ssvae.evaluation.image_metrics import get_held_out
 from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, latent_diagnostics, posterior_diagnostics
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots.classes import plot_confusion_matrix, plot_feature_means, plot_latent_map, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
@@ -29,8 +31,8 @@ from pyro_ssvae.plots.images import (
     plot_samples,
     plot_traversals,
 )
-from pyro_ssvae.plots.inputs import as_image_shape, map_batches
-from pyro_ssvae.plots.style import save_figure
+from pyro_ssvae.plots.inputs import as_image_shape, decode_means, encode_means, map_batches
+from pyro_ssvae.plots.style import ALARM, save_figure, set_title
 
 __all__ = ["figures", "save_figures"]
 
@@ -39,6 +41,10 @@ _NUM_ANALOGIES = 6  # of a DDGM
 _MAX_CLASSES_OF_ANALOGIES = 20  # of a model with classes, each a column
 _MAX_LABELLED = 500
 _MAX_POINTS = 2000  # held-out examples in a figure that shows many, such as the latent map
+_LEAST_KL = 1.0  # nats; latents that carry less are hardly used
+_LEAST_EFFECT = 0.01  # of the class on means of p(x|y,z), in standard deviations of x
+_SHOW_LATENTS = ("samples", "reconstructions", "analogies", "interpolations", "traversals", "latent_map")
+_SHOW_CLASSES = ("samples", "analogies", "feature_means")
 
 _Drawings = dict[str, Callable[[], Figure]]
 
@@ -64,16 +70,16 @@ def _(model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None 
     if options is not None:
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
     if len(x) < 2:
-        return found
+        return _add_warnings(found, model, data)
     few_x, few_y, names = x[:_MAX_POINTS], y[:_MAX_POINTS], data.class_names or None
     if options is not None:
         start, end = x[: len(x) // 2 * 2].chunk(2)
         start, end = start[:_NUM_INTERPOLATIONS], end[:_NUM_INTERPOLATIONS]
-        found["reconstructions"] = lambda: plot_reconstructions(model, x, **options)
+        found["reconstructions"] = lambda: plot_reconstructions(model, x, y, seed=seed, **options)
         found["interpolations"] = lambda: plot_interpolations(model, start, end, **options)
         found["traversals"] = lambda: plot_traversals(model, few_x, **options)
     found["latent_map"] = lambda: plot_latent_map(model, few_x, few_y, class_names=names, seed=seed)
-    return found
+    return _add_warnings(found, model, data)
 
 
 @figures.register
@@ -94,17 +100,16 @@ def _(
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
         shown_x, shown_y = (x, y) if len(x) else (x_labelled, y_labelled)
         if len(shown_x) and model.num_classes <= _MAX_CLASSES_OF_ANALOGIES:
-            first = torch.tensor([int((shown_y == k).nonzero()[0]) for k in shown_y.unique()[:10]])
-            found["analogies"] = lambda: plot_analogies(model, shown_x[first], shown_y[first], **options)
+            found["analogies"] = lambda: plot_analogies(model, shown_x, shown_y, seed=seed, **options)
         if len(shown_x):
-            found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, **options)
+            found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, seed=seed, **options)
     if len(x):
         map_x, map_y = torch.cat([x[:_MAX_POINTS], x_labelled]), torch.cat([y[:_MAX_POINTS], y_labelled])
         ringed = torch.arange(len(map_x)) >= len(x[:_MAX_POINTS])
         found["latent_map"] = lambda: plot_latent_map(
             model, map_x, map_y, labelled=ringed, class_names=names, seed=seed
         )
-    return found | _get_classifier_figures(model, x, y, names, part)
+    return _add_warnings(found, model, data) | _get_classifier_figures(model, x, y, names, part)
 
 
 @figures.register
@@ -199,6 +204,47 @@ def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | No
         return None
     low, high = prepare(torch.stack([data.x.min(), data.x.max()]), scale=data.scale).tolist()
     return {"image_shape": image_shape, "value_range": (min(0.0, low), max(1.0, high))}
+
+
+def _add_warnings(found: _Drawings, model: M1 | SemiSupervisedModel, data: SemiSupervisedData) -> _Drawings:
+    """Return the same figures with a red note where they show that latents or classes carry nothing."""
+    warnings = functools.cache(lambda: _find_warnings(model, data))
+
+    def draw(name: str) -> Figure:
+        figure = found[name]()
+        lines = [text for text, shown in zip(warnings(), (_SHOW_LATENTS, _SHOW_CLASSES), strict=True) if name in shown]
+        if any(lines):
+            set_title(figure, figure.get_suptitle(), "\n".join(filter(None, [*lines, figure.get_supxlabel()])), ALARM)
+        return figure
+
+    return {name: functools.partial(draw, name) for name in found}
+
+
+def _find_warnings(model: M1 | SemiSupervisedModel, data: SemiSupervisedData) -> tuple[str, str]:
+    """Return what to say of latents that carry nothing, and of a class without effect; empty where all is well."""
+    x = _get_held_out_examples(data)[1][:NUM_DIAGNOSED]
+    x = x if len(x) else prepare(data.x[:NUM_DIAGNOSED], scale=data.scale)
+    if isinstance(model, M1):
+        kl, effect = latent_diagnostics(model, x)["kl_z"], np.inf
+    else:
+        kl, effect = posterior_diagnostics(model, x)["kl_z"], _measure_class_effect(model, x)
+    no_latents = f"The latents carry {kl:.1g} nats: z is hardly used."
+    no_class = (
+        f"At the same z, means of p(x|y,z) differ by {effect:.1%} of the standard deviation of x: y is hardly used."
+    )
+    return no_latents if kl < _LEAST_KL else "", no_class if effect < _LEAST_EFFECT else ""
+
+
+def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
+    """Return the spread of means of p(x|y,z) over y at the same z, in standard deviations of x, root mean square."""
+    std = np.nanstd(x.flatten(1).double().numpy(), 0)
+    std[std == 0.0] = np.inf
+    x = x[: 1 + NUM_DIAGNOSED // model.num_classes]
+    z = encode_means(model, x, map_batches(model.predict, x))
+    classes = torch.arange(model.num_classes).repeat(len(z))
+    means = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0)).double().numpy()
+    spread = means.reshape(len(z), model.num_classes, -1).std(1)
+    return float(np.sqrt(np.square(spread / std).mean()))
 
 
 def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str) -> _Drawings:

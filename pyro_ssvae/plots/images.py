@@ -88,13 +88,14 @@ def plot_reconstructions(
     class_names: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
 ) -> Figure:
-    """Draw the first ``num_images`` images above their reconstructions.
+    """Draw images above their reconstructions: ``num_images`` of ``x``, at random and of all classes alike.
 
     A reconstruction is the mean of p(x|y',z) at the predicted class y' and the mean of q(z|x,y'), with y' and its
     probability below, red where ``y`` is another class; for M1 the mean of p(x|z) at the mean of q(z|x).
     """
-    x, y = select_examples(model, x, y, num_images)
+    x, y = select_examples(model, x, y, num_images, seed)
     captions, wrong, predicted = [""] * len(x), np.zeros(len(x), bool), None
     note = "above: x; below: mean of p(x|z) at the mean of q(z|x)"
     if model.num_classes is not None:
@@ -149,20 +150,22 @@ def plot_analogies(
     class_names: Sequence[str] | None = None,
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
 ) -> Figure:
     """Draw analogies between images.
 
-    For a model with classes: the first ``num_images`` images in the left column and, at the right of each, the mean of
-    p(x|y',z) for every class y', with z the mean of q(z|x,y); y is predicted where it is not given or -1.
+    For a model with classes: in the left column ``num_images`` of ``x``, at random and of all classes alike, and at the
+    right of each the mean of p(x|y',z) for every class y', with z the mean of q(z|x,y); y is predicted where it is not
+    given or -1.
 
     For a :class:`pyro_ssvae.DDGM`: images a, b, c (one after another in ``x``), and what is to c as b is to a by
     :meth:`DDGM.analogy`, from latents that :meth:`DDGM.invert` finds, whose images (G) are shown too; ``y`` affects
-    only the caption, and ``num_images`` and ``class_names`` are not accepted.
+    only the caption, and ``num_images``, ``class_names`` and ``seed`` are not accepted.
     """
     if model.num_classes is None:
         raise ValueError(f"Analogies need a model with classes or a DDGM, not {type(model).__name__} without classes.")
     names = as_class_names(class_names, model.num_classes)
-    x, y = select_examples(model, x, y, num_images)
+    x, y = select_examples(model, x, y, num_images, seed)
     z = encode_means(model, x, complete_classes(model, x, y))
     classes = torch.arange(model.num_classes).repeat(len(x))
     decoded = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae._arrays import as_labels
-from pyro_ssvae._checks import as_count
+from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import evaluation_mode
 
@@ -74,12 +74,24 @@ def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
     return x.detach()
 
 
-def select_examples(model: Model, x: Any, y: Any, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return the first ``num_images`` examples and their classes, -1 where unknown or ``y`` is ``None``."""
+def select_examples(model: Model, x: Any, y: Any, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return examples and their classes, -1 where unknown or ``y`` is ``None``.
+
+    Of more than ``num_images``, so many are drawn at random, from all classes alike, and sorted by class.
+    """
     x = check_examples(model, x)
     num_images = as_count(num_images, "num_images", least=1)
     y = as_classes(torch.full((len(x),), -1) if y is None else y, "y", len(x), model.num_classes, allow_unlabelled=True)
-    return x[:num_images], y[:num_images]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(as_seed(seed)))
+    if len(x) <= num_images:
+        return x, y
+    rank = torch.zeros_like(y)  # of an example in its class, in this order
+    for k in y.unique():
+        same = y[order] == k
+        rank[same] = torch.arange(int(same.sum()))
+    chosen = order[rank.argsort(stable=True)[:num_images]]
+    chosen = chosen[y[chosen].argsort(stable=True)]
+    return x[chosen], y[chosen]
 
 
 def as_classes(

@@ -104,17 +104,17 @@ def write_file(path: Path, content: bytes) -> Path:
 
 
 def class_colours(num_classes: int) -> NDArray[np.float64]:
-    """Return a colour per class, ``(K, 4)``: distinct ones up to 10 classes, else from a continuous map."""
+    """Return a colour per class, ``(K, 4)``: distinct ones up to 10 classes, else from the map turbo."""
     if num_classes <= len(_CLASS_COLOURS):
         return to_rgba_array(_CLASS_COLOURS[:num_classes])
-    return np.asarray(matplotlib.colormaps["viridis"](np.linspace(0.0, 1.0, num_classes)))
+    return np.asarray(matplotlib.colormaps["turbo"](np.linspace(0.0, 1.0, num_classes)))
 
 
-def set_title(figure: Figure, title: str, note: str = "") -> None:
-    """Put a title above a figure and a note in grey below it, both at the left."""
+def set_title(figure: Figure, title: str, note: str = "", colour: str = FAINT) -> None:
+    """Put a title above a figure and a note, by default in grey, below it, both at the left."""
     figure.suptitle(title, x=0.0, ha="left", fontsize=11, color=INK)
     if note:
-        figure.supxlabel(note, x=0.0, ha="left", fontsize=8, color=FAINT)
+        figure.supxlabel(note, x=0.0, ha="left", fontsize=8, color=colour)
 
 
 def style_axes(axes: Axes, *, title: str = "", grid: bool = False, frame: bool = True) -> None:

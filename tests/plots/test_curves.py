@@ -59,7 +59,7 @@ def test_a_file_and_its_rows_give_the_same_curves(tmp_path):
     for axes, other in zip(figure.axes, again.axes, strict=True):
         for line, same in zip(axes.lines, other.lines, strict=True):
             np.testing.assert_array_equal(line.get_xydata(), same.get_xydata())
-    shown = curve(panel(figure, "Bound on log p (higher is better)"), "labelled")
+    shown = curve(panel(figure, "Bound on log p"), "labelled")
     expected = [[row["step"], row["train/bound_labelled"]] for row in rows]
     np.testing.assert_allclose(shown, expected)
     note = "horizontal: training steps · 3.0 minutes · 10 epochs"
@@ -90,10 +90,18 @@ def test_axes_are_logarithmic_only_where_values_are_positive_and_far_apart():
     assert panel(plot_training_curves(with_zero), "Training loss").get_yscale() == "linear"
 
 
+def test_panels_say_what_is_good():
+    figure = plot_training_curves(make_rows())
+    hints = {axes.get_title(loc="left"): [text.get_text() for text in axes.texts] for axes in figure.axes}
+    assert hints["Bound on log p"] == ["good: rises, then levels off"]
+    assert hints["Validation error"] == ["good: falls, then stays low"]
+    assert hints["Learning rate"] == []
+
+
 def test_a_low_start_of_the_bound_is_cut_off_and_annotated():
     rows = make_rows(30)
     rows[0]["train/bound_unlabelled"] = -600.0
-    axes = panel(plot_training_curves(rows), "Bound on log p (higher is better)")
+    axes = panel(plot_training_curves(rows), "Bound on log p")
     assert axes.get_ylabel() == "nats (start cut off)"
     assert axes.get_ylim()[0] > -110.0
 

@@ -110,14 +110,14 @@ def test_samples_have_a_row_per_class_and_a_column_per_sample():
 
 def test_analogies_show_the_source_and_every_class():
     model = make_model().eval()
-    x, y = make_examples(model, 5)
-    figure = plot_analogies(model, x, y, num_images=4)
+    x, y = make_examples(model, 4)
+    figure = plot_analogies(model, x, y)
     assert mosaic(figure).shape == (4 * 64 + 3 * GAP, 4 * 64 + 3 * GAP + 4 * GAP, 3)
     assert texts(figure.axes[0].get_xticklabels()) == ["given", "0", "1", "2"]
     np.testing.assert_allclose(tile(figure, 2, 0, lead=1), x[2, 0], rtol=1e-6)
     with torch.no_grad():
         z = model.encode(x, y).mean
-        decoded = model.decode(torch.full((5,), 1), z).mean
+        decoded = model.decode(torch.full((4,), 1), z).mean
     np.testing.assert_allclose(tile(figure, 2, 2, lead=1), decoded[2, 0], rtol=1e-5)
 
 
@@ -148,6 +148,22 @@ def test_reconstructions_show_examples_and_predictions():
     colours = [caption.get_color() for caption in captions]
     assert colours == [INK] * 3 + [ALARM] + [INK] * 6
     assert texts(plot_reconstructions(model, x).axes[0].get_xticklabels())[3].count("\n") == 1
+
+
+@pytest.mark.parametrize("draw", [plot_analogies, plot_reconstructions])
+def test_of_many_examples_some_of_every_class_are_drawn(draw):
+    model = make_model()
+    y = torch.tensor([0] * 50 + [1] * 6 + [2] * 4)
+    x = (torch.arange(60) / 60.0)[:, None, None, None].expand(-1, 1, 8, 8)
+
+    def shown(seed):
+        figure = draw(model, x, y, num_images=6, seed=seed)
+        cells = [tile(figure, i, 0, lead=1) if draw is plot_analogies else tile(figure, 0, i) for i in range(6)]
+        return [round(60 * float(cell[0, 0])) for cell in cells]
+
+    assert [int(y[i]) for i in shown(0)] == [0, 0, 1, 1, 2, 2]
+    assert len(set(shown(0))) == 6
+    assert shown(0) == shown(0) != shown(1)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +317,8 @@ def test_feature_means_are_in_standard_deviations_of_the_given_examples():
     assert np.isnan(given[2]).all()
     assert (given[:2, 4] == 0.0).all()
     assert texts(figure.axes[1].get_xticklabels()) == [*"01234"]
+    model.feature_names = ("age", "height", "c", "d", "e")
+    assert texts(plot_feature_means(model).axes[0].get_xticklabels()) == [*model.feature_names]
 
 
 def test_feature_means_leave_missing_values_out():

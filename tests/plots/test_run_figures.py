@@ -146,6 +146,30 @@ def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
     assert next(model.parameters()).device.type == device.type
 
 
+@pytest.mark.parametrize(("step", "effect"), [(0.012, "differ by 1.0%"), (0.005, "differ by 0.4%"), (0.013, None)])
+def test_a_class_without_effect_is_named(step, effect):
+    x = torch.tensor([-1.0, 1.0]).repeat(6)[:, None].expand(-1, 5)
+    data = SemiSupervisedData.from_arrays(x, torch.arange(12) % 3, x_test=x, y_test=torch.arange(12) % 3)
+    model = make_model(data, likelihood="gaussian")
+    model.decode = lambda y, z: torch.distributions.Normal(step * y[:, None].expand(-1, 5), 1.0)
+    note = figures(model, data)["feature_means"]().get_supxlabel()
+    assert ("y is hardly used" in note) == (effect is not None)
+    assert (effect or "") in note
+
+
+@pytest.mark.parametrize("factor", [0.0, 200.0])
+@pytest.mark.parametrize("make", [make_model, lambda data: M1(data.event_shape, latent_dim=3, hidden_dims=(6,))])
+def test_latents_that_carry_nothing_are_named(make, factor):
+    data = make_data()
+    model = make(data)
+    for parameter in model.encoder.parameters():
+        parameter.data *= factor
+    drawings = figures(model, data)
+    for name in ("samples", "reconstructions", "latent_map"):
+        note = drawings[name]().get_supxlabel()
+        assert ("z is hardly used" in note) == (factor == 0.0)
+
+
 ENERGIES = ["features_and_latents", "samples", "nearest", "interpolations", "analogies", "energies"]
 
 
