@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import math
 import signal
@@ -118,6 +119,8 @@ def run_command(
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
+            for number in (signal.SIGINT, signal.SIGTERM):  # when Python ends, there is nothing left to stop
+                atexit.register(signal.signal, number, signal.SIG_IGN)
     return 0
 
 

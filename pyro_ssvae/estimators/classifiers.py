@@ -10,6 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
+from sklearn.compose import make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
@@ -39,8 +44,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for
-            each of the sorted classes.
+        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
+            regression on the labelled examples; ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or
+            known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
@@ -83,7 +89,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         latent_dim: int | None = None,
         hidden_dims: Sequence[int] | None = None,
         likelihood: Any = "auto",
-        class_prior: Any = "uniform",
+        class_prior: Any = "auto",
         alpha: float = 10.0,
         bound_weight: float = 1.0,
         consistency_weight: float = 10.0,
@@ -159,7 +165,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
         if model is None:
-            model = M2.for_data(data, class_prior=self._class_prior(), **self._sizes(rows))
+            model = M2.for_data(data, class_prior=self._class_prior(rows, data), **self._sizes(rows))
         return SemiSupervisedELBO.for_data(model, data, **self._weights(rows, data))
 
     def _weights(self, rows: Array, data: SemiSupervisedData) -> dict[str, Any]:
@@ -173,7 +179,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
         # Without any label, confident predictions are arbitrary.
         if self.consistency_weight and data.num_labelled:
-            found["consistency"] = Consistency(len(self.classes_), **options)
+            prior = self._class_prior(rows, data)
+            shares = prior.mean().tolist() if isinstance(prior, FixedClassPrior) else None
+            found["consistency"] = Consistency(len(self.classes_), shares=shares, **options)
         return found
 
     def _column_scales(self, rows: Array) -> Array:
@@ -183,10 +191,33 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         scales[list(getattr(self, "categories_", ()))] = 0.0
         return scales
 
-    def _class_prior(self) -> Any:
-        if isinstance(self.class_prior, (list, tuple, np.ndarray)):
-            return FixedClassPrior(len(self.classes_), np.asarray(self.class_prior, dtype=float).tolist())
-        return self.class_prior
+    def _class_prior(self, rows: Array, data: SemiSupervisedData) -> Any:
+        """Return the class prior of the model: one that is fixed, or the name of one that is learned."""
+        given, number = self.class_prior, len(self.classes_)
+        if isinstance(given, (list, tuple, np.ndarray)):
+            return FixedClassPrior(number, np.asarray(given, dtype=float).tolist())
+        if not (isinstance(given, str) and given == "auto"):
+            return given
+        known = data.y[data.y >= 0].numpy()
+        if rows.ndim > 2 or len(np.unique(known)) < number:
+            return FixedClassPrior(number)
+        return FixedClassPrior(number, self._estimate_shares(rows[data.y.numpy() >= 0], known, rows))
+
+    def _estimate_shares(self, labelled: Array, y: Array, rows: Array) -> list[float]:
+        """Return the mean prediction of a logistic regression on the labelled rows.
+
+        Labels drawn class by class say nothing of the shares, but the rows that look like each class do.
+        """
+        coded = list(getattr(self, "categories_", ()))
+        prepare = make_column_transformer(
+            (OneHotEncoder(handle_unknown="ignore"), coded),
+            remainder=make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()),
+            sparse_threshold=0,
+        )
+        features = prepare.fit(rows)
+        regression = LogisticRegression(max_iter=1000).fit(features.transform(labelled), y)
+        shares: list[float] = regression.predict_proba(features.transform(rows)).mean(0).tolist()
+        return shares
 
     # Prediction.
 
@@ -253,7 +284,7 @@ class M1M2Classifier(M2Classifier):
         latent_dim: int | None = None,
         hidden_dims: Sequence[int] | None = None,
         likelihood: Any = "auto",
-        class_prior: Any = "uniform",
+        class_prior: Any = "auto",
         alpha: float = 1.0,
         bound_weight: float = 1.0,
         max_steps: int | None = None,
@@ -286,7 +317,7 @@ class M1M2Classifier(M2Classifier):
             model = M1M2.for_data(
                 data,
                 m1=m1,
-                class_prior=self._class_prior(),
+                class_prior=self._class_prior(rows, data),
                 classify_from=STACK_PURE.model["classify_from"],
                 activation=STACK_PURE.model["activation"],
                 latent_dim=sizes["latent_dim"],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae.distributions.class_priors import FixedClassPrior
 
 __all__ = ["AffineAugmentation", "ColumnAugmentation", "Consistency"]
 
@@ -123,7 +124,7 @@ class Consistency(nn.Module):
     (FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence, Sohn et al., 2020,
     https://arxiv.org/abs/2001.07685, equation 4, without its weak augmentation.)
 
-    With ``align``, predictions are first multiplied by the ratio of the uniform distribution to their running mean, so
+    With ``align``, predictions are first multiplied by the ratio of the shares of the classes to their running mean, so
     that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
     https://arxiv.org/abs/1911.09785, section 3.1).
 
@@ -132,7 +133,8 @@ class Consistency(nn.Module):
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
         strong: The strong augmentation; ``None`` is one of images.
-        align: Whether to align the mean prediction with the uniform distribution.
+        align: Whether to align the mean prediction with ``shares``.
+        shares: Shares of the classes among unlabelled examples; uniform if ``None``.
         decay: Decay per step of the running mean of predictions.
 
     Raises:
@@ -141,6 +143,7 @@ class Consistency(nn.Module):
 
     name = "consistency"
     mean_prediction: Tensor
+    shares: Tensor | None
 
     def __init__(
         self,
@@ -150,6 +153,7 @@ class Consistency(nn.Module):
         threshold: float = 0.9,
         strong: AffineAugmentation | ColumnAugmentation | None = None,
         align: bool = True,
+        shares: Sequence[float] | None = None,
         decay: float = 0.99,
     ) -> None:
         super().__init__()
@@ -159,11 +163,13 @@ class Consistency(nn.Module):
         self.align = align
         self.decay = decay
         self.register_buffer("mean_prediction", torch.full((num_classes,), 1.0 / num_classes))
+        self.register_buffer("shares", None if shares is None else FixedClassPrior(num_classes, shares).mean())
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         names = ("weight", "threshold", "align", "decay")
-        return {name: getattr(self, name) for name in names} | {"strong": self.strong.config()}
+        shares = None if self.shares is None else self.shares.tolist()
+        return {name: getattr(self, name) for name in names} | {"shares": shares, "strong": self.strong.config()}
 
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the mean loss over examples, in nats.
@@ -177,6 +183,7 @@ class Consistency(nn.Module):
             if self.align:
                 self.mean_prediction.lerp_(target.mean(0), 1.0 - self.decay)
                 target = target / self.mean_prediction
+                target = target if self.shares is None else target * self.shares
                 target = target / target.sum(-1, keepdim=True)
             confidence, y = target.max(-1)
         loss = F.cross_entropy(classify(self.strong(x)), y, reduction="none")

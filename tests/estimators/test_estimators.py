@@ -300,3 +300,20 @@ def test_missing_values_where_none_were_in_training_are_refused(fitted: M2Classi
     names[1:, 0] = range(100)
     with pytest.raises(ValueError, match="Column 0 of X holds numbers and 1 other values, such as 'name 0'"):
         M1Transformer(**QUICK).fit(names)
+
+
+def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
+    """Labels drawn class by class say nothing of them."""
+    rng = np.random.default_rng(0)
+    classes = (rng.random(400) < 0.1).astype(int)
+    table = rng.normal(size=(400, 3)) + 6.0 * classes[:, None]
+    table[::7, 0] = np.nan
+    y = np.full(400, -1)
+    for k in (0, 1):
+        y[np.flatnonzero(classes == k)[:5]] = k
+    found = {
+        prior: M2Classifier(max_steps=10, random_state=0, class_prior=prior).fit(table, y).model_.class_prior.mean()
+        for prior in ("auto", "uniform")
+    }
+    assert found["auto"].tolist() == pytest.approx([0.9, 0.1], abs=0.05)
+    assert found["uniform"].tolist() == [0.5, 0.5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -116,3 +118,16 @@ def test_noise_of_columns_has_the_given_deviation_and_leaves_missing_values() ->
 def test_bad_arguments(make: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_predictions_are_aligned_with_the_shares_of_the_classes() -> None:
+    """The mean prediction, 0.7 for the first class, becomes its share, 0.25, and the pseudo-label the second class."""
+    strong = ColumnAugmentation(0.0, noise=1.0)
+
+    def classify(x: Tensor) -> Tensor:  # of an example, and of its augmented copy
+        return torch.tensor([[0.7, 0.3] if x.sum() == 0 else [0.2, 0.8]]).log().repeat(4, 1)
+
+    for shares, expected in ((None, 0.0), ([1.0, 3.0], -math.log(0.8))):
+        term = Consistency(2, threshold=0.6, shares=shares, decay=0.0, strong=strong, weight=1.0)
+        assert term(classify, torch.zeros(4, 3)).item() == pytest.approx(expected)
+    assert term.config()["shares"] == [0.25, 0.75]
