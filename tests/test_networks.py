@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_ssvae._math import softplus
+from pyro_ssvae.distributions.torch_distributions import softplus
 from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier
 from pyro_ssvae.networks.variational import FactoredLinear
 

@@ -95,15 +95,12 @@ def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
     found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
-    files = sorted(file for file in found if not any(map(_is_hidden, file.parts)) and (folder / file).is_file())
+    hidden = re.compile(r"\..*|__MACOSX")
+    files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
     if not files:
         raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
     common = os.path.commonpath([file.parent for file in files])
     return folder / common, [file.relative_to(common) for file in files]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_coloured(x: NDArray[np.uint8]) -> bool:

@@ -36,9 +36,7 @@ class Prior(Configurable):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
-        self.latent_dim = int(latent_dim)
+        self.latent_dim = latent_dim
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
@@ -130,9 +128,7 @@ class _MixturePrior(Prior):
 
     def __init__(self, latent_dim: int, num_components: int) -> None:
         super().__init__(latent_dim)
-        if num_components < 1:
-            raise ValueError(f"num_components={num_components} must be at least 1.")
-        self.num_components = int(num_components)
+        self.num_components = num_components
         self.logits = nn.Parameter(torch.zeros(num_components))
 
     def config(self) -> dict[str, Any]:
@@ -262,12 +258,9 @@ class Flow(Prior):
 
     def __init__(self, latent_dim: int, num_layers: int = 6, hidden_dim: int = 128) -> None:
         super().__init__(latent_dim)
-        if latent_dim < 2 or num_layers < 1 or hidden_dim < 1:
-            raise ValueError(
-                f"Flow needs latent_dim >= 2, num_layers >= 1 and hidden_dim >= 1; got {latent_dim}, {num_layers} "
-                f"and {hidden_dim}."
-            )
-        self.num_layers, self.hidden_dim = int(num_layers), int(hidden_dim)
+        if latent_dim < 2 or num_layers < 1:
+            raise ValueError(f"Flow needs latent_dim >= 2 and num_layers >= 1; got {latent_dim} and {num_layers}.")
+        self.num_layers, self.hidden_dim = num_layers, hidden_dim
         self.base = StandardNormal(latent_dim)
         split = latent_dim // 2
         networks = [_ShiftAndScale(split, latent_dim - split, hidden_dim) for _ in range(num_layers)]

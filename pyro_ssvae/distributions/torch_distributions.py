@@ -10,8 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-
-from pyro_ssvae._math import softplus
+from torch.nn import functional as F
 
 __all__ = [
     "BernoulliByLogits",
@@ -23,10 +22,25 @@ __all__ = [
     "impute",
     "leave_out_missing",
     "log_prob_of_observed",
+    "softplus",
     "weighted_mean",
 ]
 
 _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of nearly equal numbers
+
+
+def softplus(x: Tensor) -> Tensor:
+    r"""Return :math:`\log(1 + e^x)`, computed faster where no gradient is taken on a CPU.
+
+    PyTorch's ``softplus`` uses ``log1p``, which costs five times as much there as :math:`-\log \sigma(-x)`. The
+    absolute difference is at most 1e-7 in float32; below zero the relative error is larger, as values under 1e-7 are
+    lost.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.softplus(x)
+    # In place: writing to fresh memory costs more than the arithmetic. Where the sigmoid underflows, x is the value.
+    result = x.neg().sigmoid_().clamp_min_(torch.finfo(x.dtype).tiny).log_().neg_()
+    return torch.maximum(result, x, out=result)
 
 
 def as_independent_normal(distribution: Any) -> torch.distributions.Normal | None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable
-from pyro_ssvae._math import softplus
+from pyro_ssvae.distributions.torch_distributions import softplus
 
 __all__ = [
     "ACTIVATIONS",

@@ -171,13 +171,10 @@ def save_figures(
             f"{data.event_shape} and {data.num_classes or 'no'}. Pass the data that the model was trained on."
         )
     drawings = figures(model, data, image_shape=image_shape, seed=seed)
-    if metrics_path is not None and _has_rows(Path(metrics_path)):
-        drawings = {**drawings, "training_curves": lambda: plot_training_curves(metrics_path)}
+    metrics = None if metrics_path is None else Path(metrics_path)
+    if metrics and metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") > 1:
+        drawings = {**drawings, "training_curves": lambda: plot_training_curves(metrics)}
     return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]
-
-
-def _has_rows(metrics: Path) -> bool:
-    return metrics.is_file() and len(metrics.read_text(encoding="utf-8").split("\n", 2)) > 2
 
 
 def _get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:

@@ -104,7 +104,7 @@ def plot_reconstructions(
         true = torch.where(y < 0, predicted, y)
         wrong = (true != predicted).numpy()
         captions = [
-            f"{names[k]}\n{_format_percent(p)}" + ("" if k == t else f"\nis {names[t]}")
+            f"{names[k]}\n{'>99%' if 0.99 < p < 1.0 else f'{p:.0%}'}" + ("" if k == t else f"\nis {names[t]}")
             for k, p, t in zip(predicted.tolist(), probability.tolist(), true.tolist(), strict=True)
         ]
         note = "above: x; below: mean of p(x|y,z) at the predicted class, which is named with its q(y|x)"
@@ -113,11 +113,6 @@ def plot_reconstructions(
     figure = _draw_pairs(np.concatenate(pairs), captions, wrong)
     set_title(figure, "Images and their reconstructions", note)
     return figure
-
-
-def _format_percent(p: float) -> str:
-    """Return a probability in percent, never rounded up to 100%."""
-    return ">99%" if 0.99 < p < 1.0 else f"{p:.0%}"
 
 
 def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], wrong: NDArray[np.bool_]) -> Figure:
