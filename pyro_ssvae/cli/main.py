@@ -148,7 +148,7 @@ def _new_parser() -> Parser:
     sample.add_argument(
         "-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)"
     )
-    sample.add_argument("--y", type=int, metavar="K", help="class of the examples; without it drawn")
+    sample.add_argument("--y", metavar="CLASS", help="name or number of the class; without it drawn")
     sample.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
     sample.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows"
@@ -212,6 +212,16 @@ def _load_last(folder: Path) -> Any:
     return load(RunFolder(folder).runs()[-1].path)
 
 
+def _get_class(model: Any, given: str | None) -> int | None:
+    """Return the number of a class that is given by name or number."""
+    names = list(model.class_names) or [str(number) for number in range(model.num_classes)]
+    if given is None or given in names:
+        return None if given is None else names.index(given)
+    if given.isdecimal() and int(given) < len(names):
+        return int(given)
+    raise ValueError(f"--y {given}: no such class; classes: {', '.join(names[:20])}.")
+
+
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
     model = _load_last(args.run)
@@ -221,7 +231,7 @@ def _sample(args: argparse.Namespace) -> None:
     y = None
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
-        x, y = generate(args.num_samples, args.y)
+        x, y = generate(args.num_samples, _get_class(model, args.y))
     elif args.y is not None:
         raise ValueError(f"--y {args.y}: {type(model).__name__} does not generate examples of one class.")
     else:

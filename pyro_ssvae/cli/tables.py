@@ -38,6 +38,8 @@ def for_tables(find_defaults: _FindDefaults) -> _FindDefaults:
             return find_defaults(values | defaults | given, given) | defaults
         if unused := [f"--{name}" for name in ("label", "test") if name in given]:
             raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
+        if values.get("num_labels") and "num_labels" not in given and Path(values["data"]).is_dir():
+            return find_defaults(values, given) | {"num_labels": "all"}  # those that someone sorted
         return find_defaults(values, given)
 
     return find

@@ -224,7 +224,8 @@ class SemiSupervisedData:
             label: Name of the column of labels, as in :meth:`from_arrays`, empty in unlabelled rows.
             test: Another such table with test examples.
             num_labels: As for :meth:`from_name`.
-            num_validation: How many labelled rows are drawn at random for validation; ``None``: a tenth.
+            num_validation: How many labelled rows are drawn at random for validation; ``None``: a tenth, but none of
+                fewer than 100.
             num_test: The same for test examples.
             num_classes: As for :meth:`from_arrays`.
             seed: Seed of these draws and of the draw of labels.

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_ssvae._arrays import as_array, as_labels
 from pyro_ssvae._checks import MAX_CLASSES, as_count
 
-__all__ = ["Labels", "encode_labels", "encode_targets", "warn_about_labels"]
+__all__ = ["Labels", "encode_labels", "encode_targets", "select_known", "warn_about_labels"]
 
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 
@@ -105,16 +105,7 @@ def encode_targets(
         TypeError: If labels are neither numbers nor words.
         ValueError: If labels are not classes, are missing from ``classes``, or name fewer than two classes.
     """
-    from sklearn.utils import column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
-
-    labels = column_or_1d(_read(y, "y"), warn=True)
-    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
-    known = labels[labelled]
-    if len(known):
-        check_classification_targets(known)
-    if known.dtype.kind == "f":
-        known = known.astype(np.int64)  # whole, by the check
+    known, labelled = select_known(y)
     if classes is None:
         found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
     else:
@@ -127,9 +118,27 @@ def encode_targets(
             "None, NaN or '' marks an unlabelled one). Name all classes by classes=[...], or cluster without labels by "
             "n_classes=K."
         )
-    codes = np.full(len(labels), -1)
+    codes = np.full(len(labelled), -1)
     codes[labelled] = np.searchsorted(found, known)
     return codes, found
+
+
+def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the labels of labelled examples, whole numbers or words, and a mask ``(N,)`` of these examples.
+
+    Raises:
+        TypeError: If labels are neither numbers nor words.
+        ValueError: If labels are not classes.
+    """
+    from sklearn.utils import column_or_1d
+    from sklearn.utils.multiclass import check_classification_targets
+
+    labels = column_or_1d(_read(y, "y"), warn=True)
+    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
+    known = labels[labelled]
+    if len(known):
+        check_classification_targets(known)
+    return known.astype(np.int64) if known.dtype.kind == "f" else known, labelled  # whole, by the check
 
 
 def _check_largest(largest: dict[str, int], num_classes: int) -> None:

@@ -25,6 +25,7 @@ from pyro_ssvae.errors import MissingPackageError
 __all__ = ["encode_rows", "import_pandas", "is_table", "load_table", "read_table", "select_columns"]
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_FEWEST_TO_SHARE = 100  # labelled rows, of which by default a tenth is held out; an error on fewer says nothing
 _GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
 _NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")
 _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
@@ -61,6 +62,8 @@ def load_table(
     table, labels = _split_labels(read_table(source, label), label)
     if labels is not None and labels.isna().all():
         raise ValueError(f"No row has a label in column {label}; label some, or pass label=None and num_classes=K.")
+    if labels is not None and labels.notna().sum() < _FEWEST_TO_SHARE:
+        num_validation, num_test = num_validation or 0, num_test or 0
     features, categories = tuple(table.columns), _find_categories(table)
     numbers = encode_rows(table, features, categories)
     empty = [column for column, values in zip(features, numbers.T, strict=True) if np.isnan(values).all()]

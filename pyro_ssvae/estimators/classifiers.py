@@ -13,13 +13,14 @@ from sklearn.base import ClassifierMixin
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.labels import encode_targets
+from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import standard_units
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
@@ -242,6 +243,19 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         missing. The array is of type ``object`` if there are columns of words.
         """
         return self._impute(X)
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return the accuracy on the examples that have a label; so ``cross_val_score`` takes partly labelled data.
+
+        Raises:
+            ValueError: If no example has a label.
+        """
+        predicted = self.predict(X)
+        labels, known = select_known(y)
+        if not len(labels):
+            raise ValueError("y has no label (-1, None, NaN and '' mark unlabelled examples), and a score needs some.")
+        weights = None if sample_weight is None else np.asarray(sample_weight)[known]
+        return float(accuracy_score(labels, predicted[known], sample_weight=weights))
 
     def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
         """Return estimates of log p(x) in nats, shape ``(N,)``, from ``num_samples`` draws of z per class."""

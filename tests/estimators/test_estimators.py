@@ -22,7 +22,7 @@ from pyro_ssvae.evaluation import log_likelihood
 X, Y = load_wine(return_X_y=True)
 X = StandardScaler().fit_transform(X)
 FEW = np.where(np.arange(len(Y)) % 9 == 0, Y, -1)
-QUICK: dict[str, Any] = {"max_steps": 200, "random_state": 0, "hidden_dims": (32,), "device": "cpu"}
+QUICK: dict[str, Any] = {"max_steps": 300, "random_state": 0, "hidden_dims": (32,), "device": "cpu"}
 
 
 BRIEF = QUICK | {"max_steps": 20}  # for what does not depend on how well it is trained
@@ -317,3 +317,13 @@ def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
     }
     assert found["auto"].tolist() == pytest.approx([0.9, 0.1], abs=0.05)
     assert found["uniform"].tolist() == [0.5, 0.5]
+
+
+def test_a_score_leaves_out_unlabelled_examples(fitted: M2Classifier) -> None:
+    known = FEW >= 0
+    assert fitted.score(X, FEW) == fitted.score(X[known], FEW[known])
+    assert fitted.score(X, np.where(known, FEW, np.nan)) == fitted.score(X, FEW)
+    with pytest.raises(ValueError, match="y has no label"):
+        fitted.score(X, np.full(len(X), -1))
+    scores = cross_val_score(M2Classifier(**BRIEF | {"max_steps": 100}), X, FEW, cv=3)
+    assert scores.min() > 0.6
