@@ -230,7 +230,7 @@ def _find_warnings(model: M1 | SemiSupervisedModel, data: SemiSupervisedData) ->
         kl, share = latent_diagnostics(model, x)["kl_z"], 1.0
     else:
         kl, share = posterior_diagnostics(model, x)["kl_z"], _measure_class_effect(model, x)
-    no_latents = f"The latents carry {kl:.1g} nats: z is hardly used."
+    no_latents = f"The latents carry {kl:.2g} nats: z is hardly used."
     no_class = f"At the same z, the class explains {share:.1%} of the variance of x: y is hardly used."
     return no_latents if kl < _LEAST_KL else "", no_class if share < _LEAST_SHARE else ""
 
