@@ -16,8 +16,8 @@ These arguments mean the same everywhere:
 Up to ten classes have colours that can be told apart, also with the common colour-vision deficiencies; more have those
 of a continuous map, in which neighbours look alike.
 
-The figures of a run have a red note where they show little: where the KL of z of held-out examples is below 1 nat, and
-where means of p(x|y,z) for different y at the same z differ by less than 1 % of the standard deviation of x.
+The figures of a run have a red line under the title where the KL of z of held-out examples is below 1 nat, and where
+the variance over y of means of p(x|y,z) at the same z is less than 1 % of the variance of x.
 
 Examples that are no floating-point tensor, and labels and counts that are no (whole) numbers, raise ``TypeError``.
 Examples that are no images where images are drawn, and arguments that do not fit each other or the model, raise

@@ -119,7 +119,7 @@ def plot_reliability(probabilities: Any, y: Any, *, num_bins: int = 15, title: s
     axes.errorbar(mean_confidence, accuracy, interval, clip_on=False, label="model, 68% interval", **points)
     style_axes(axes, grid=True)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
-    axes.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=INK)
+    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
     edges = np.linspace(0, 1, num_bins + 1)
     share.bar(edges[:-1], counts / len(p), np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
     style_axes(share)

@@ -233,7 +233,7 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
     axes.set_ylabel(panel.unit)
     style_axes(axes, title=panel.title, grid=True)
     if panel.good:
-        axes.set_title(panel.title, loc="left", pad=15.0)
+        axes.set_title(panel.title, loc="left", fontsize=9, color=INK, pad=14.0)
         hint: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7}
         axes.annotate(f"good: {panel.good}", (0.0, 1.0), (0.0, 4.0), color=FAINT, **hint)
     _scale(axes, panel, np.stack(list(shown.values())))

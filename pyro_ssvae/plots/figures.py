@@ -32,7 +32,7 @@ from pyro_ssvae.plots.images import (
     plot_traversals,
 )
 from pyro_ssvae.plots.inputs import as_image_shape, decode_means, encode_means, map_batches
-from pyro_ssvae.plots.style import ALARM, save_figure, set_title
+from pyro_ssvae.plots.style import ALARM, save_figure
 
 __all__ = ["figures", "save_figures"]
 
@@ -42,7 +42,7 @@ _MAX_CLASSES_OF_ANALOGIES = 20  # of a model with classes, each a column
 _MAX_LABELLED = 500
 _MAX_POINTS = 2000  # held-out examples in a figure that shows many, such as the latent map
 _LEAST_KL = 1.0  # nats; latents that carry less are hardly used
-_LEAST_EFFECT = 0.01  # of the class on means of p(x|y,z), in standard deviations of x
+_LEAST_SHARE = 0.01  # of the variance of x, explained by the class
 _SHOW_LATENTS = ("samples", "reconstructions", "analogies", "interpolations", "traversals", "latent_map")
 _SHOW_CLASSES = ("samples", "analogies", "feature_means")
 
@@ -204,14 +204,16 @@ def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | No
 
 
 def _add_warnings(found: _Drawings, model: M1 | SemiSupervisedModel, data: SemiSupervisedData) -> _Drawings:
-    """Return the same figures with a red note where they show that latents or classes carry nothing."""
+    """Return the same figures, with a red line under the title where they show latents or classes that are not used."""
     warnings = functools.cache(lambda: _find_warnings(model, data))
 
     def draw(name: str) -> Figure:
         figure = found[name]()
         lines = [text for text, shown in zip(warnings(), (_SHOW_LATENTS, _SHOW_CLASSES), strict=True) if name in shown]
         if any(lines):
-            set_title(figure, figure.get_suptitle(), "\n".join(filter(None, [*lines, figure.get_supxlabel()])), ALARM)
+            axes = figure.axes[0]
+            text = "\n".join(filter(None, [*lines, axes.get_title(loc="left")]))
+            axes.set_title(text, loc="left", fontsize=8, color=ALARM)
         return figure
 
     return {name: functools.partial(draw, name) for name in found}
@@ -222,26 +224,26 @@ def _find_warnings(model: M1 | SemiSupervisedModel, data: SemiSupervisedData) ->
     x = _get_held_out_examples(data)[1][:NUM_DIAGNOSED]
     x = x if len(x) else prepare(data.x[:NUM_DIAGNOSED], scale=data.scale)
     if isinstance(model, M1):
-        kl, effect = latent_diagnostics(model, x)["kl_z"], np.inf
+        kl, share = latent_diagnostics(model, x)["kl_z"], 1.0
     else:
-        kl, effect = posterior_diagnostics(model, x)["kl_z"], _measure_class_effect(model, x)
-    no_latents = f"The latents carry {kl:.1g} nats: z is hardly used."
-    no_class = (
-        f"At the same z, means of p(x|y,z) differ by {effect:.1%} of the standard deviation of x: y is hardly used."
-    )
-    return no_latents if kl < _LEAST_KL else "", no_class if effect < _LEAST_EFFECT else ""
+        kl, share = posterior_diagnostics(model, x)["kl_z"], _measure_class_effect(model, x)
+    no_latents = f"The latents carry {kl:.2g} nats: z is hardly used."
+    no_class = f"At the same z, the class explains {share:.1%} of the variance of x: y is hardly used."
+    return no_latents if kl < _LEAST_KL else "", no_class if share < _LEAST_SHARE else ""
 
 
 def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
-    """Return the spread of means of p(x|y,z) over y at the same z, in standard deviations of x, root mean square."""
-    std = np.nanstd(x.flatten(1).double().numpy(), 0)
-    std[std == 0.0] = np.inf
+    """Return the variance of means of p(x|y,z) over y at the same z, as a share of that of x."""
+    variance = np.nanvar(x.flatten(1).double().numpy(), 0)
+    if x.ndim > 2:
+        variance[:] = variance.mean()  # pixels have one unit, and some hardly vary; columns of a table differ in units
+    variance[variance == 0.0] = np.inf
     x = x[: 1 + NUM_DIAGNOSED // model.num_classes]
     z = encode_means(model, x, map_batches(model.predict, x))
     classes = torch.arange(model.num_classes).repeat(len(z))
     means = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0)).double().numpy()
-    spread = means.reshape(len(z), model.num_classes, -1).std(1)
-    return float(np.sqrt(np.square(spread / std).mean()))
+    explained = means.reshape(len(z), model.num_classes, -1).var(1).mean(0)
+    return float((explained / variance).mean())
 
 
 def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str) -> _Drawings:

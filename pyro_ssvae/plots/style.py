@@ -110,11 +110,11 @@ def class_colours(num_classes: int) -> NDArray[np.float64]:
     return np.asarray(matplotlib.colormaps["turbo"](np.linspace(0.0, 1.0, num_classes)))
 
 
-def set_title(figure: Figure, title: str, note: str = "", colour: str = FAINT) -> None:
-    """Put a title above a figure and a note, by default in grey, below it, both at the left."""
+def set_title(figure: Figure, title: str, note: str = "") -> None:
+    """Put a title above a figure and a note in grey below it, both at the left."""
     figure.suptitle(title, x=0.0, ha="left", fontsize=11, color=INK)
     if note:
-        figure.supxlabel(note, x=0.0, ha="left", fontsize=8, color=colour)
+        figure.supxlabel(note, x=0.0, ha="left", fontsize=8, color=FAINT)
 
 
 def style_axes(axes: Axes, *, title: str = "", grid: bool = False, frame: bool = True) -> None:
