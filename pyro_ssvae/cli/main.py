@@ -214,9 +214,13 @@ def _load_last(folder: Path) -> Any:
 
 def _get_class(model: Any, given: str | None) -> int | None:
     """Return the number of a class that is given by name or number."""
+    if given is not None and (model.num_classes is None or not hasattr(model, "generate")):
+        raise ValueError(f"--y {given}: {type(model).__name__} does not generate examples of one class.")
+    if given is None:
+        return None
     names = list(model.class_names) or [str(number) for number in range(model.num_classes)]
-    if given is None or given in names:
-        return None if given is None else names.index(given)
+    if given in names:
+        return names.index(given)
     if given.isdecimal() and int(given) < len(names):
         return int(given)
     raise ValueError(f"--y {given}: no such class; classes: {', '.join(names[:20])}.")
@@ -226,14 +230,13 @@ def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
     model = _load_last(args.run)
     torch.manual_seed(args.seed)
+    number = _get_class(model, args.y)
     if args.out is not None and args.out.suffix == ".csv":
-        return write_samples(model, args)
+        return write_samples(model, number, args)
     y = None
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
-        x, y = generate(args.num_samples, _get_class(model, args.y))
-    elif args.y is not None:
-        raise ValueError(f"--y {args.y}: {type(model).__name__} does not generate examples of one class.")
+        x, y = generate(args.num_samples, number)
     else:
         x = generate(args.num_samples)
     path = args.out or args.run / "samples"

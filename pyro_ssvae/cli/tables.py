@@ -106,24 +106,22 @@ def _evaluate(model: Any, args: argparse.Namespace) -> None:
         print(f"error of {names[number]}: {wrong[y == number].mean():.2%} of {int((y == number).sum())} rows")
 
 
-def write_samples(model: Any, args: argparse.Namespace) -> None:
+def write_samples(model: Any, label: int | None, args: argparse.Namespace) -> None:
     """Write rows drawn from a model, and their classes if it has any, as a CSV file.
 
     Raises:
-        ValueError: For a model of images, or a class where the model has none.
+        ValueError: For a model of images.
     """
     if len(model.event_shape) > 1:
         raise ValueError(f"--out {args.out}: examples of shape {tuple(model.event_shape)} fit into no table; use .npz.")
     number = as_count(args.num_samples, "--num-samples", least=1)
-    if args.y is not None and model.num_classes is None:
-        raise ValueError(f"--y {args.y}: {type(model).__name__} does not generate examples of one class.")
     y = None
     with torch.no_grad():
         if hasattr(model, "sample"):
             x = model.sample(number)
         else:
             if model.num_classes is not None:
-                y = model.generate(number, args.y)[1]
+                y = model.generate(number, label)[1]
             z = model.prior().sample((number,))
             x = (model.decode(z) if y is None else model.decode(y, z)).sample()
     names = model.feature_names or [f"x{column}" for column in range(x.shape[1])]

@@ -11,11 +11,9 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.compose import make_column_transformer
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
@@ -45,8 +43,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
-            regression on the labelled examples; ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or
+        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a random
+            forest trained on the labelled rows; ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or
             known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
@@ -205,19 +203,17 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         return FixedClassPrior(number, self._estimate_shares(rows[data.y.numpy() >= 0], known, rows))
 
     def _estimate_shares(self, labelled: Array, y: Array, rows: Array) -> list[float]:
-        """Return the mean prediction of a logistic regression on the labelled rows.
+        """Return the mean prediction of a random forest trained on the labelled rows.
 
         Labels drawn class by class say nothing of the shares, but the rows that look like each class do.
         """
         coded = list(getattr(self, "categories_", ()))
-        prepare = make_column_transformer(
-            (OneHotEncoder(handle_unknown="ignore"), coded),
-            remainder=make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler()),
-            sparse_threshold=0,
-        )
-        features = prepare.fit(rows)
-        regression = LogisticRegression(max_iter=1000).fit(features.transform(labelled), y)
-        shares: list[float] = regression.predict_proba(features.transform(rows)).mean(0).tolist()
+        encode = make_column_transformer(
+            (OneHotEncoder(handle_unknown="ignore"), coded), remainder="passthrough", sparse_threshold=0
+        ).fit(rows)
+        forest = RandomForestClassifier(200, random_state=0).fit(encode.transform(labelled), y)
+        expected = forest.predict_proba(encode.transform(rows)).sum(0)
+        shares: list[float] = (expected + 1.0).tolist()  # none is zero; the prior divides them by their sum
         return shares
 
     # Prediction.

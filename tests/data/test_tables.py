@@ -89,7 +89,7 @@ def test_empty_cells_are_missing_values(tmp_path):
 
 def test_rows_are_held_out_and_labels_hidden():
     table = make_numbers()
-    data = from_table(table, "kind", num_validation=None, num_test=6, num_labels=10, seed=3)
+    data = from_table(table, "kind", num_validation=4, num_test=6, num_labels=10, seed=3)
     assert (len(data.x), data.num_labelled, len(data.x_validation), len(data.x_test)) == (30, 10, 4, 6)
     rows = torch.cat([data.x, data.x_validation, data.x_test])
     assert torch.equal(
