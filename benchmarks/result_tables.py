@@ -379,7 +379,7 @@ def write_tables(docs: Path) -> None:
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
     tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
-    tables |= make_tables(docs / "results" / "tables.json")
+    tables |= make_tables(docs / "benchmarks" / "tables.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

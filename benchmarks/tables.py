@@ -44,7 +44,7 @@ Fits = dict[str, dict[str, float]]
 """Scores by ``"SET/METHOD/SEED"``."""
 
 DOCS = Path(__file__).parents[1] / "docs"
-RESULTS = DOCS / "results" / "tables.json"
+RESULTS = DOCS / "benchmarks" / "tables.json"
 LABELS = 5  # of each class
 
 CHOOSE = ("satellite", "vowel", "breastcancer", "dna", "wine", "digits")

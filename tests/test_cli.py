@@ -110,6 +110,7 @@ def test_an_interruption_saves_and_says_how_to_continue(
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from commands in the background
     with monkeypatch.context() as patch:
         if during == "training":
             patch.setattr(RunFolder, "write_metrics", interrupt)

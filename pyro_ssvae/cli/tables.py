@@ -36,7 +36,7 @@ def for_tables(find_defaults: _FindDefaults) -> _FindDefaults:
             known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
             defaults = {name: value for name, value in _DEFAULTS.items() if name in known}
             return find_defaults(values | defaults | given, given) | defaults
-        if unused := [f"--{name}" for name in ("label", "test") if name in given]:
+        if unused := [f"--{name}" for name in ("label", "test") if given.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
         if values.get("num_labels") and "num_labels" not in given and Path(values["data"]).is_dir():
             return find_defaults(values, given) | {"num_labels": "all"}  # those that someone sorted
