@@ -157,11 +157,11 @@ class Disk:
             self._disturb(fault, train, out, rng)
             words = f"{fault}, {state} run"
         else:
-            before = _read_files(out)
+            before = _read_files(out) if fault is _damaged else {}
             words = f"{fault.__name__[1:]}, {state} run, {' '.join(argv[:2]) if argv[0] == 'train' else argv[0]}"
             with fault(out, rng) as setup:
                 silent = fault is _output  # Python's own status is 120 then
-                damaged = _read_files(out)
+                damaged = _read_files(out) if fault is _damaged else {}
                 ended = self.commands.start(argv, setup, new=silent).wait()
                 check_ending(ended, f"{words}:", (0, 2, 120, -signal.SIGPIPE) if silent else (0, 2), silent=silent)
         for path in (out / "samples.npz", out / "samples.png"):

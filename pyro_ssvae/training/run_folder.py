@@ -94,7 +94,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether there is a result, and the files that were written before it."""
-        return self.result.is_file() and self.metrics.is_file() and self.has_model
+        return all(path.is_file() for path in (self.config, self.metrics, self.result)) and self.has_model
 
     # Settings.
 
