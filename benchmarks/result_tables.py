@@ -38,7 +38,6 @@ TSVM_PAPER = {100: "11.82 ± 0.25", 600: "5.72 ± 0.05", 1000: "4.24 ± 0.07", 3
 BURDA = {"elbo": "86.76 (VAE, k = 1)", "iwae": "85.54 (IWAE, k = 5)"}  # Burda et al. (2015), Table 1
 BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3}  # bjlkeng's M1 + SVM, accuracy, %
 
-
 ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent("test/error_last")}
 BOUND = {"test bound, nats": average("test/bound")}
 PUBLISHED_M2: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER[group[0]["num_labels"]]}

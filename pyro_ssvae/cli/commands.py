@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
-from pyro_ssvae.cli.tables import for_tables
+from pyro_ssvae.cli.tables import for_own_data
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
@@ -34,7 +34,7 @@ def _as_count_or_all(text: str) -> int | str:
 _DATA = (
     Flag("data", "mnist", _NAMES, metavar="DATA"),
     Flag("label", None, "column of the labels in TABLE.csv, empty in unlabelled rows", str, metavar="COLUMN"),
-    Flag("test", None, "table of test rows (default: a tenth of the labelled rows of TABLE.csv)", str, rare=True),
+    Flag("test", None, "table of test rows (default: a tenth of 100 labelled rows or more)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
 )
@@ -236,10 +236,10 @@ _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with
 COMMANDS = {
     command.name: command
     for command in (
-        Command("m2", _M2_TEXT, _M2, for_tables(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
-        Command("m1", _M1_TEXT, _M1, for_tables(_find_m1)),
-        Command("m1m2", _M1M2_TEXT, _M1M2, for_tables(_find_m1m2)),
-        Command("ddgm", _DDGM_TEXT, _DDGM, for_tables(_find_ddgm)),
+        Command("m2", _M2_TEXT, _M2, for_own_data(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
+        Command("m1", _M1_TEXT, _M1, for_own_data(_find_m1)),
+        Command("m1m2", _M1M2_TEXT, _M1M2, for_own_data(_find_m1m2)),
+        Command("ddgm", _DDGM_TEXT, _DDGM, for_own_data(_find_ddgm)),
         Command("ddgm_2d", _DDGM_2D_TEXT, _DDGM_2D, lambda *_: _use_preset(DDGM_TOY)),
     )
 }

@@ -17,7 +17,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.tables import import_pandas, is_table, read_table, select_columns
 
-__all__ = ["add_commands", "for_tables", "load_table", "name_data", "write_samples"]
+__all__ = ["add_commands", "for_own_data", "load_table", "name_data", "write_samples"]
 
 _DEFAULTS = {"likelihood": "auto", "num_labels": "all"}
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
@@ -28,8 +28,8 @@ def name_data(argv: Sequence[str]) -> list[str]:
     return ["--data", *argv] if argv and is_table(argv[0]) else list(argv)
 
 
-def for_tables(find_defaults: _FindDefaults) -> _FindDefaults:
-    """Return a function that also finds the defaults of a training command that depend on whether it has a table."""
+def for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
+    """Return a function that also finds the defaults of a training command for a table or a folder of images."""
 
     def find(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if is_table(values["data"]):
@@ -46,7 +46,7 @@ def for_tables(find_defaults: _FindDefaults) -> _FindDefaults:
 
 
 def load_table(args: Any, num_labels: Any) -> SemiSupervisedData:
-    """Return the table that the flags name; a tenth of its labelled rows is for validation, another for testing.
+    """Return the table that the flags name; of 100 labelled rows or more a tenth each is for validation and testing.
 
     Raises:
         ValueError: If the labels of a model with classes are not named, or the table is refused.

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_ssvae import M1, M1M2, M2
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import encode_targets, select_known
-from pyro_ssvae.distributions import FixedClassPrior
+from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import standard_units
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
 from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
@@ -165,9 +165,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
         if model is None:
             model = M2.for_data(data, class_prior=self._class_prior(rows, data), **self._sizes(rows))
-        return SemiSupervisedELBO.for_data(model, data, **self._weights(rows, data))
+        return SemiSupervisedELBO.for_data(model, data, **self._weights(rows, data, model.class_prior))
 
-    def _weights(self, rows: Array, data: SemiSupervisedData) -> dict[str, Any]:
+    def _weights(self, rows: Array, data: SemiSupervisedData, class_prior: ClassPrior) -> dict[str, Any]:
         """Return arguments of the objective: weights, and regularisers with the augmentation that suits the data."""
         found: dict[str, Any] = {"alpha": self.alpha, "bound_weight": self.bound_weight, "consistency": None}
         options: dict[str, Any] = {"weight": self.consistency_weight}
@@ -178,8 +178,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
         # Without any label, confident predictions are arbitrary.
         if self.consistency_weight and data.num_labelled:
-            prior = self._class_prior(rows, data)
-            shares = prior.mean().tolist() if isinstance(prior, FixedClassPrior) else None
+            fixed = isinstance(class_prior, FixedClassPrior)  # one that is learned changes during training
+            shares = class_prior.mean().tolist() if fixed else None
             found["consistency"] = Consistency(len(self.classes_), shares=shares, **options)
         return found
 

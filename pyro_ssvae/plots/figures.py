@@ -219,11 +219,11 @@ def _add_warnings(found: _Drawings, model: M1 | SemiSupervisedModel, data: SemiS
     return {name: functools.partial(draw, name) for name in found}
 
 
-def _find_warnings(model: M1 | SemiSupervisedModel, data: SemiSupervisedData) -> tuple[str, str]:
+def _find_warnings(model: Any, data: SemiSupervisedData) -> tuple[str, str]:
     """Return what to say of latents that carry nothing, and of a class without effect; empty where all is well."""
     x = _get_held_out_examples(data)[1][:NUM_DIAGNOSED]
     x = x if len(x) else prepare(data.x[:NUM_DIAGNOSED], scale=data.scale)
-    if isinstance(model, M1):
+    if model.num_classes is None:
         kl, share = latent_diagnostics(model, x)["kl_z"], 1.0
     else:
         kl, share = posterior_diagnostics(model, x)["kl_z"], _measure_class_effect(model, x)
