@@ -124,7 +124,7 @@ def check_ending(ended: Ended, words: str, allowed: Sequence[int] = (0, 2), *, s
     """Raise ``Failure`` unless a command ended as it may, without a traceback and, if not silent, with a message."""
     lines = ended.text.strip().splitlines() or [""]
     if "Traceback (most recent call last)" in ended.text:
-        raise Failure("foreign", f"{words} {lines[-1]}")
+        raise Failure("foreign", f"{words} " + "\n    ".join(lines[-12:]))
     if ended.status not in allowed:
         raise Failure("dead" if ended.status == 2 else "foreign", f"{words} status {ended.status}, {lines[-1]}")
     if ended.status == 2 and not silent and not any(len(line) > 10 for line in lines if line.startswith("error: ")):
@@ -197,7 +197,8 @@ class Kills:
             ended = command.wait()
             words += f" {kind.name} {moment},"
             if "<frozen importlib" not in ended.text:  # while Python imports modules, it answers a signal itself
-                check_ending(ended, f"{words} first:", (0, -kind, 130, 143))
+                # Python ends itself by SIGINT where a KeyboardInterrupt that we caught had stopped code in a string.
+                check_ending(ended, f"{words} first:", (0, -kind, -signal.SIGINT, 130, 143))
         check_ending(Command(argv, new=True).wait(), f"{words} the same again:", (0,))
         compare(out, reference, words)
 

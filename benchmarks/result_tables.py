@@ -297,8 +297,6 @@ def ddgm_icons(results: Results) -> str:
     return build_table(distances, "distance to the nearest training icon", rows, columns)
 
 
-# Times
-
 _FILES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
 _EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _FILES.items()}
 _M1_TIMES = {
@@ -372,13 +370,14 @@ TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
     from faults import make_fault_table
+    from grey_cifar import make_grey_tables
     from step_tables import make_step_tables
     from tables import make_tables
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
     tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
-    tables |= make_tables(docs / "benchmarks" / "tables.json")
+    tables |= make_tables(docs / "benchmarks" / "tables.json") | make_grey_tables(results)
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

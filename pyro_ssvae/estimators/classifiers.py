@@ -10,10 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score
-from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
@@ -22,6 +19,7 @@ from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import standard_units
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
+from pyro_ssvae.estimators.shares import estimate_shares
 from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -43,9 +41,10 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a random
-            forest trained on the labelled rows; ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or
-            known probabilities, one for each of the sorted classes.
+        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
+            regression and a random forest trained on the labelled rows, as far as these are certain of it;
+            ``"uniform"``, ``"map"`` (learned),
+            ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
@@ -200,21 +199,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         known = data.y[data.y >= 0].numpy()
         if rows.ndim > 2 or len(np.unique(known)) < number:
             return FixedClassPrior(number)
-        return FixedClassPrior(number, self._estimate_shares(rows[data.y.numpy() >= 0], known, rows))
-
-    def _estimate_shares(self, labelled: Array, y: Array, rows: Array) -> list[float]:
-        """Return the mean prediction of a random forest trained on the labelled rows.
-
-        Labels drawn class by class say nothing of the shares, but the rows that look like each class do.
-        """
         coded = list(getattr(self, "categories_", ()))
-        encode = make_column_transformer(
-            (OneHotEncoder(handle_unknown="ignore"), coded), remainder="passthrough", sparse_threshold=0
-        ).fit(rows)
-        forest = RandomForestClassifier(200, random_state=0).fit(encode.transform(labelled), y)
-        expected = forest.predict_proba(encode.transform(rows)).sum(0)
-        shares: list[float] = (expected + 1.0).tolist()  # none is zero; the prior divides them by their sum
-        return shares
+        return FixedClassPrior(number, estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded))
 
     # Prediction.
 

@@ -319,6 +319,18 @@ def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
     assert found["uniform"].tolist() == [0.5, 0.5]
 
 
+def test_labels_that_say_nothing_leave_the_shares_equal() -> None:
+    """An estimate from columns that do not tell the classes apart is uncertain; over seeds it stays near 1/2."""
+    gaps = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        y = np.full(300, -1)
+        y[:10] = np.arange(10) % 2
+        prior = M2Classifier(max_steps=1).fit(rng.normal(size=(300, 8)), y).model_.class_prior
+        gaps.append(abs(float(prior.mean()[0]) - 0.5))
+    assert np.mean(gaps) < 0.05
+
+
 def test_a_score_leaves_out_unlabelled_examples(fitted: M2Classifier) -> None:
     known = FEW >= 0
     assert fitted.score(X, FEW) == fitted.score(X[known], FEW[known])

@@ -1,0 +1,68 @@
+"""Estimates of the shares of the classes from labels that were drawn class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from pyro_ssvae.estimators.base import Array
+
+__all__ = ["estimate_shares"]
+
+_FOLDS = 5
+
+
+def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> list[float]:
+    """Return an estimate of the share of each class among the rows of a table.
+
+    Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate is
+    the mean prediction of two classifiers that were trained on the labelled rows, weighted by their likelihood of
+    labels left out. A few labels give an uncertain estimate, and a wrong one does more harm than equal shares. So it is
+    shrunk towards these (James and Stein 1961): by its jackknife variance over its squared distance from them.
+
+    Args:
+        labelled: Rows with a label, shape ``(L, D)``, where NaN is missing.
+        y: Their classes from 0 to K - 1, shape ``(L,)``; each is there.
+        rows: Rows of which the shares are wanted, shape ``(N, D)``.
+        categories: Columns whose values are codes in no order.
+
+    Returns:
+        K positive numbers whose sum is 1.
+    """
+    fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), list(categories)), remainder=fill, sparse_threshold=0
+    ).fit(rows)
+    x, every = encode.transform(labelled), encode.transform(rows)
+    number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
+    uniform = np.full(number, 1.0 / number)
+    if folds < 2:  # no label can be left out
+        return uniform.tolist()
+    split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
+    whole, evidence = [], []
+    parts: list[list[Array]] = []
+    for classifier in (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0)):
+        whole.append(classifier.fit(x, y).predict_proba(every).mean(0))
+        parts.append([])
+        held_out = np.zeros(len(y))
+        for used, left in split:
+            classifier.fit(x[used], y[used])
+            held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
+            parts[-1].append(classifier.predict_proba(every).mean(0))
+        evidence.append(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0
+    weights = np.exp(np.array(evidence) - max(evidence))
+    weights /= weights.sum()
+    shares, by_fold = weights @ np.stack(whole), np.tensordot(weights, np.array(parts), 1)
+    variance = (folds - 1) * by_fold.var(0).sum()
+    distance = np.square(shares - uniform).sum()
+    certainty = max(0.0, 1.0 - variance / distance) if distance > 0 else 0.0
+    shares = uniform + certainty * (shares - uniform)
+    return ((len(rows) * shares + 1.0) / (len(rows) + number)).tolist()  # none is zero
