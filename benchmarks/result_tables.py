@@ -372,13 +372,17 @@ TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
     from faults import make_fault_table
+    from missing import make_tables as make_missing_tables
     from step_tables import make_step_tables
     from tables import make_tables
+    from unequal import make_tables as make_unequal_tables
 
     results = load_results(docs / "results")
     tables = {name: table(results) for name, table in TABLES.items()}
     tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
     tables |= make_tables(docs / "benchmarks" / "tables.json")
+    tables |= make_missing_tables(docs / "benchmarks" / "missing.json")
+    tables |= make_unequal_tables(docs / "benchmarks" / "unequal.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in tables.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

@@ -51,7 +51,11 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         (Bernoulli(), binary),
         (NegativeBinomial(), counts),
         (Gaussian(), ~binary & ~counts & ~nominal),
-        *((Categorical(max(2, number), 1.0, one_hot=True), [column]) for column, number in levels.items()),
+        # Columns with the same number of levels together: each part adds to the time of a step.
+        *(
+            (Categorical(max(2, number), 1.0, one_hot=True), [column for column in levels if levels[column] == number])
+            for number in dict.fromkeys(levels.values())
+        ),
     ]
     masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, kind) for kind, which in groups]
     parts = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]

@@ -22,6 +22,7 @@ from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import standard_units
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
+from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -160,6 +161,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         self._train(self._make_objective(rows, data, self._previous(again), changes), data, **changes)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
+        warn_about_class_prior(self.model_, data, self.classes_)
         return self
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
