@@ -133,6 +133,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             X: Examples with shape ``(N, D)``, or images ``(N, C, H, W)``. Columns of a table may hold words
                 (categories) and missing values: NaN, ``None`` or ``""``.
             y: Labels with shape ``(N,)``; -1, ``None``, NaN or ``""`` for none.
+
+        Warns:
+            UserWarning: If all examples are labelled, or the unlabelled rows of a table contradict the class prior.
         """
         return self._fit(X, y, self.warm_start and hasattr(self, "model_"), self.classes)
 

@@ -113,7 +113,7 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     prior, counted = model.class_prior.mean().detach().cpu().numpy(), np.bincount(found.argmax(1), minlength=number)
     gaps = [shares - prior for shares in (found.mean(0), counted / len(found))]
     if min(np.abs(gap).sum() / 2.0 for gap in gaps) > _APART:
-        k = int(np.abs(gaps[0]).argmax())
+        k = int(gaps[0].argmin())
         warnings.warn(
             f"The class prior gives class {names[k]} a share of {prior[k]:.0%}, and a classifier of the labels alone "
             f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: give known "
