@@ -189,10 +189,10 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         return found
 
     def _column_scales(self, rows: Array) -> Array:
-        """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
+        """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for other codes."""
         scales: Array = standard_units(torch.as_tensor(rows))[1].numpy()
         scales[((rows == 0) | (rows == 1) | np.isnan(rows)).all(0)] = 1.0  # the networks see them as they are
-        scales[list(getattr(self, "categories_", ()))] = 0.0
+        scales[[column for column, known in getattr(self, "categories_", {}).items() if len(known) > 2]] = 0.0
         return scales
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData) -> Any:
