@@ -369,17 +369,20 @@ TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
 
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
+    import missing  # these import this module
+    import tables
+    import unequal
     from faults import make_fault_table
     from grey_cifar import make_grey_tables
     from step_tables import make_step_tables
-    from tables import make_tables
 
-    results = load_results(docs / "results")
-    tables = {name: table(results) for name, table in TABLES.items()}
-    tables |= make_step_tables(docs / "benchmarks") | make_fault_table(docs / "benchmarks")
-    tables |= make_tables(docs / "benchmarks" / "tables.json") | make_grey_tables(results)
+    results, measured = load_results(docs / "results"), docs / "benchmarks"
+    found = {name: table(results) for name, table in TABLES.items()} | make_grey_tables(results)
+    found |= make_step_tables(measured) | make_fault_table(measured)
+    for module in (tables, missing, unequal):
+        found |= module.make_tables(measured / f"{module.__name__}.json")
     (docs / "_generated").mkdir(exist_ok=True)
-    for name, content in tables.items():
+    for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 

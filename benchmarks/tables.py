@@ -93,6 +93,15 @@ def split_rows(x: Array, y: Array, seed: int) -> tuple[Array, Array, Array, Arra
     return x, seen, x_test, y_test, y
 
 
+def write_words(x: Array, categories: Array) -> Array:
+    """Return rows with words in place of the codes of categories, and ``None`` where one is missing."""
+    if not categories.any():
+        return x
+    table = x.astype(object)
+    table[:, categories] = [[None if code != code else f"level {code:.0f}" for code in row] for row in x[:, categories]]
+    return table
+
+
 def fill_and_encode(x: Array, x_test: Array, categories: Array) -> tuple[Array, Array]:
     """Fill missing values by means and modes of the training rows, and write categories as zeros and ones."""
     encode = make_pipeline(
@@ -161,12 +170,18 @@ METHODS: dict[str, tuple[str, Callable[..., Any], list[dict[str, Any]]]] = {
 OWN = ("m2", "labels_alone")
 
 
+def prepare(method: str, x: Array, x_test: Array, categories: Array) -> tuple[Array, Array]:
+    """Return training and test rows as a method takes them: complete and standardised for scikit-learn."""
+    if method in OWN:
+        return write_words(x, categories), write_words(x_test, categories)
+    x, x_test = fill_and_encode(x, x_test, categories)
+    scaler = StandardScaler().fit(x)
+    return scaler.transform(x), scaler.transform(x_test)
+
+
 def measure(method: str, x: Array, y: Array, x_test: Array, y_test: Array, seed: int) -> dict[str, float]:
     """Fit one method, and return accuracy, macro-F1 and seconds, the choice of settings included."""
     _, fit, settings = METHODS[method]
-    if method not in OWN:  # networks of M2 standardise by themselves
-        scaler = StandardScaler().fit(x)
-        x, x_test = scaler.transform(x), scaler.transform(x_test)
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -186,20 +201,24 @@ def make_fits(sets: list[str], methods: list[str], seeds: list[int], folder: Pat
         rows, categories, classes = load_set(name, folder)
         for seed in seeds:
             x, seen, x_test, y_test, _ = split_rows(rows, classes, seed)
-            x, x_test = fill_and_encode(x, x_test, categories)
             for method in methods:
                 key = f"{name}/{method}/{seed}"
                 if again or key not in load_fits(results):
-                    scores = measure(method, x, seen, x_test, y_test, seed)
-                    found = load_fits(results) | {key: scores}
-                    lines = [f" {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
-                    results.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-                    print(key, scores, flush=True)
+                    own, own_test = prepare(method, x, x_test, categories)
+                    keep_fit(results, key, measure(method, own, seen, own_test, y_test, seed))
 
 
 def load_fits(results: Path) -> Fits:
     """Return the fits of a file, none where there is no such file."""
     return json.loads(results.read_text()) if results.exists() else {}
+
+
+def keep_fit(results: Path, key: str, scores: dict[str, float]) -> None:
+    """Write the scores of a fit to a file of results, and print them."""
+    found = load_fits(results) | {key: scores}
+    lines = [f" {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
+    results.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    print(key, scores, flush=True)
 
 
 # Tables
@@ -246,12 +265,17 @@ def make_difference_table(fits: Fits) -> str:
         others = [by[method] for method in METHODS if method not in OWN]
         best = max(others, key=statistics.mean)
         rows.append(
-            [_title(name), str(len(best)), _difference(by["m2"], by["labels_alone"]), _difference(by["m2"], best)]
+            [
+                _title(name),
+                str(len(best)),
+                format_difference(by["m2"], by["labels_alone"]),
+                format_difference(by["m2"], best),
+            ]
         )
     return format_table(["points of accuracy", "splits", "less labels alone", "less the best other method"], rows)
 
 
-def _difference(ours: list[float], theirs: list[float]) -> str:
+def format_difference(ours: list[float], theirs: list[float]) -> str:
     """Return mean ± standard error of paired differences, in points."""
     gaps = [100.0 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     error = f" ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.1f}" if len(gaps) > 1 else ""
@@ -277,6 +301,21 @@ def make_tables(results: Path = RESULTS) -> dict[str, str]:
     }
 
 
+def add_arguments(parser: argparse.ArgumentParser, results: Path) -> None:
+    """Add what the experiments on tables have in common."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), metavar="SEED")
+    parser.add_argument("--again", action="store_true", help="make fits anew, also those that are there")
+    parser.add_argument("--results", type=Path, default=results, metavar="FILE", help="where fits are kept")
+
+
+def write_tables(tables: dict[str, str], keep: bool) -> None:
+    """Print tables, and write them below ``docs/_generated`` if they are to be kept."""
+    for name, table in tables.items():
+        print(f"\n{table}")
+        if keep:
+            (DOCS / "_generated" / f"{name}.md").write_text(table + "\n")
+
+
 def main() -> None:
     """Make the missing fits, print the tables and write them below ``docs/_generated``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -284,16 +323,11 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="only the half on which defaults were chosen")
     parser.add_argument("--sets", nargs="+", choices=(*CHOOSE, *HELD_OUT), metavar="SET", help="only these sets")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)), metavar="SEED")
-    parser.add_argument("--again", action="store_true", help="make fits anew, also those that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where fits are kept")
+    add_arguments(parser, RESULTS)
     args = parser.parse_args()
     sets = args.sets or [*CHOOSE, *(() if args.choose else HELD_OUT)]
     make_fits(sets, args.methods, args.seeds, args.data_dir, args.results, args.again)
-    for name, table in make_tables(args.results).items():
-        print(f"\n{table}")
-        if args.results == RESULTS:
-            (DOCS / "_generated" / f"{name}.md").write_text(table + "\n")
+    write_tables(make_tables(args.results), keep=args.results == RESULTS)
 
 
 if __name__ == "__main__":

@@ -69,8 +69,9 @@ def report(
         per example, with classes summed out.
 
     Warns:
-        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), or a
-            semi-supervised fit is worse than its classifier on the labels alone.
+        UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), a
+            semi-supervised fit is worse than its classifier on the labels alone, or the unlabelled rows of a table have
+            other shares of the classes than the class prior, by a logistic regression on the labels.
     """
     model: Any = objective.module
     drawn: dict[str, Any] = {"binarisation": run.config.binarisation, "seed": run.config.seed}

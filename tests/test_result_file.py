@@ -104,3 +104,23 @@ def test_nothing_is_compared_without_unlabelled_examples_or_with_one_label_of_a_
     result = ss.report(objective, data, run)
     assert result["val/error_labels_alone"] is None
     assert result["worse_than_labels_alone"] is False
+
+
+@pytest.mark.filterwarnings("ignore:The fit is worse")
+def test_a_class_prior_that_contradicts_the_unlabelled_rows_is_told() -> None:
+    """A tenth of the rows are of the second class, and half of the labels."""
+    y = (torch.arange(300) % 10 == 0).long()
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) + 4.0 * y.unsqueeze(-1)
+    shown = torch.cat([(y == k).nonzero().flatten()[:8] for k in (0, 1)])
+    seen = torch.full((300,), -1).index_copy(0, shown, y[shown])
+    data = ss.SemiSupervisedData.from_arrays(x, seen, class_names=["well", "ill"])
+    config = ss.TrainingConfig(max_steps=5, device="cpu")
+    for prior in ("uniform", ss.distributions.FixedClassPrior(2, [0.9, 0.1])):
+        model = ss.M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="gaussian", class_prior=prior)
+        objective = ss.SemiSupervisedELBO.for_data(model, data)
+        run = ss.fit(objective, data, config, progress=False)
+        if prior == "uniform":
+            with pytest.warns(UserWarning, match=r"gives class ill a share of 50%.*class_prior='map'"):
+                ss.report(objective, data, run)
+        else:
+            ss.report(objective, data, run)

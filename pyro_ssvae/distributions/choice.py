@@ -23,10 +23,11 @@ _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of 
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
     """Return a likelihood, a :class:`Mixed` one where columns differ; missing values are left out.
 
-    Columns of zeros and ones, and images in [0, 1] or of 8 bits, are Bernoulli; columns of codes categorical; counts
-    (whole numbers from zero, a fifth of them zeros) negative binomial; all other real numbers, also positive ones and
-    those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of the row: those of whole numbers
-    from zero in 20 columns or more, a fifth of them zeros, of which few columns attain the maximum, as pixels do.
+    Columns of zeros and ones, codes of two words among them, and images in [0, 1] or of 8 bits, are Bernoulli; other
+    codes categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
+    numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
+    the row: those of whole numbers from zero in 20 columns or more, a fifth of them zeros, of which few columns attain
+    the maximum, as pixels do.
 
     Args:
         x: Examples with shape ``(N, *event_shape)``, NaN where missing.
@@ -35,7 +36,7 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     if x.ndim > 2:
         unit = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
         return Bernoulli() if unit else Gaussian()
-    levels = levels or {}
+    levels = {column: number for column, number in (levels or {}).items() if number > 2}
     missing = np.isnan(x)
     x = np.where(missing, 0.0, x)  # zero is allowed by each of the following
     observed = np.maximum((~missing).sum(0), 1)
@@ -51,7 +52,11 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         (Bernoulli(), binary),
         (NegativeBinomial(), counts),
         (Gaussian(), ~binary & ~counts & ~nominal),
-        *((Categorical(max(2, number), 1.0, one_hot=True), [column]) for column, number in levels.items()),
+        # Columns with the same number of levels together: each part adds to the time of a step.
+        *(
+            (Categorical(number, 1.0, one_hot=True), [column for column in levels if levels[column] == number])
+            for number in dict.fromkeys(levels.values())
+        ),
     ]
     masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, kind) for kind, which in groups]
     parts = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]

@@ -75,20 +75,26 @@ class Likelihood(Configurable):
             # Images in [0, 1] have pixels that hardly vary, whose noise standardising would blow up.
             if x.dim() < 3 or not (x.min() >= 0.0 and 0.5 < x.max() <= 1.0):
                 self._shift, self._unit = standard_units(x)
+        elif self.missing:  # networks see x itself, and the means of the columns for missing values
+            self._shift = fill_missing(select_examples(x, scale)).mean(0).to(torch.get_default_dtype())
 
     def network_input(self, x: Tensor) -> Tensor:
         """Return what encoders and classifiers see of ``x``, with its shape: standardised columns if units are known.
 
-        The channels of images are standardised as a whole. Where values may be missing, zeros (the means of the
-        columns) stand for them, and as many columns follow with ones where values are missing.
+        The channels of images are standardised as a whole. Where values may be missing, the means of the columns
+        (zeros, if standardised) stand for them, and as many columns follow with ones where values are missing.
         """
         seen = self._standardise(x)
         # What is missing, not what is observed: of columns in which nothing is, weights would be trained as biases.
         return torch.cat([seen, x.isnan().to(seen)], -1) if self.missing else seen
 
     def _standardise(self, x: Tensor) -> Tensor:
-        seen = x if self._shift is None or self._unit is None else (x - self._shift) / self._unit
-        return torch.where(seen.isnan(), 0.0, seen) if self.missing else seen
+        mean: Tensor | float = 0.0
+        if self._shift is not None and self._unit is not None:
+            x = (x - self._shift) / self._unit
+        elif self._shift is not None:
+            mean = self._shift
+        return torch.where(x.isnan(), mean, x) if self.missing else x
 
     def in_units(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return location and scale of standardised values, ``(*batch, *event_shape)``, in the units of x."""

@@ -20,6 +20,7 @@ from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import standard_units
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
 from pyro_ssvae.estimators.shares import estimate_shares
+from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -131,6 +132,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             X: Examples with shape ``(N, D)``, or images ``(N, C, H, W)``. Columns of a table may hold words
                 (categories) and missing values: NaN, ``None`` or ``""``.
             y: Labels with shape ``(N,)``; -1, ``None``, NaN or ``""`` for none.
+
+        Warns:
+            UserWarning: If all examples are labelled, or the unlabelled rows of a table contradict the class prior.
         """
         return self._fit(X, y, self.warm_start and hasattr(self, "model_"), self.classes)
 
@@ -159,6 +163,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         self._train(self._make_objective(rows, data, self._previous(again), changes), data, **changes)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
+        warn_about_class_prior(self.model_, data, self.classes_)
         return self
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
@@ -183,10 +188,10 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         return found
 
     def _column_scales(self, rows: Array) -> Array:
-        """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
+        """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for other codes."""
         scales: Array = standard_units(torch.as_tensor(rows))[1].numpy()
         scales[((rows == 0) | (rows == 1) | np.isnan(rows)).all(0)] = 1.0  # the networks see them as they are
-        scales[list(getattr(self, "categories_", ()))] = 0.0
+        scales[[column for column, known in getattr(self, "categories_", {}).items() if len(known) > 2]] = 0.0
         return scales
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData) -> Any:

@@ -6,6 +6,8 @@ import warnings
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
+
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.ddgm import DDGM
@@ -13,9 +15,12 @@ from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, lat
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
 
-__all__ = ["evaluate_model"]
+__all__ = ["evaluate_model", "warn_about_class_prior"]
 
 _NUM_CONTROLLED = 1000  # test examples behind class control
+_LEAST_ROWS, _MOST_ROWS = 100, 5000  # unlabelled rows behind estimated shares of the classes
+_LEAST_LABELS = 5  # of each class, on average
+_APART = 0.2  # total variation from which shares contradict a class prior
 
 
 @singledispatch
@@ -51,6 +56,7 @@ _test_bound = evaluate_model.dispatch(object)
 def _(
     model: SemiSupervisedModel, objective: Objective, data: SemiSupervisedData, *, seed: int = 0, **options: Any
 ) -> dict[str, Any]:
+    warn_about_class_prior(model, data, data.class_names)
     found = _test_bound(model, objective, data, seed=seed, **options)
     few = data.x_test[:_NUM_CONTROLLED]
     control = None if found["bound"] is None else class_control(model, few, scale=data.scale, seed=seed)
@@ -77,3 +83,42 @@ def _(model: DDGM, objective: Objective, data: SemiSupervisedData, *, seed: int 
     if not len(data.x_test):
         return {}
     return dict(energy_diagnostics(model, data.x_test, scale=data.scale, seed=seed))
+
+
+def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData, names: Any) -> None:
+    """Warn if the unlabelled rows of a table contradict the class prior of a model.
+
+    Their shares of the classes are estimated by a logistic regression on the labels alone, because predictions of the
+    model follow its prior. Both its mean prediction and the shares of predicted classes must differ from the prior.
+
+    Args:
+        model: The trained model.
+        data: Its data.
+        names: Names of the classes for the message, by their code.
+    """
+    known, unknown = (index[:: 1 + len(index) // _MOST_ROWS] for index in (data.labelled_index, data.unlabelled_index))
+    y, number = data.y[known].numpy(), model.num_classes
+    if data.x.dim() > 2 or len(unknown) < _LEAST_ROWS or len(y) < _LEAST_LABELS * number or len(np.unique(y)) < number:
+        return
+    from sklearn.linear_model import LogisticRegression  # takes a second to import
+
+    like = next(model.parameters())
+    of_labelled, of_others = (
+        model.likelihood.network_input(data.x[index].to(like) / data.scale).detach().flatten(1).cpu().numpy()
+        for index in (known, unknown)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-learn, about convergence
+        found = LogisticRegression(max_iter=1000).fit(of_labelled, y).predict_proba(of_others)
+    prior, counted = model.class_prior.mean().detach().cpu().numpy(), np.bincount(found.argmax(1), minlength=number)
+    gaps = [shares - prior for shares in (found.mean(0), counted / len(found))]
+    if min(np.abs(gap).sum() / 2.0 for gap in gaps) > _APART:
+        k = int(gaps[0].argmin())
+        warnings.warn(
+            f"The class prior gives class {names[k]} a share of {prior[k]:.0%}, and a classifier of the labels alone "
+            f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: give known "
+            "shares (class_prior=[...] of an estimator, FixedClassPrior of M2), or learn them (class_prior='map', "
+            "--class-prior map).",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -85,12 +85,13 @@ class LatentVariableModel(Model, abstract=True):
     def impute(self, x: ArrayLike, *, num_samples: int = 100, seed: int = 0) -> Tensor:
         """Return examples with their missing values (NaN) filled in.
 
-        A missing value becomes its mean given the observed ones, under draws from the guide, or the most probable
-        level of a categorical column. Observed values are returned as they are.
+        A missing value becomes its mean given the observed ones under the model, or the most probable level of a
+        categorical column, by importance sampling from the guide (MIWAE, Mattei & Frellsen, 2019,
+        https://arxiv.org/abs/1812.02633). Observed values are returned as they are.
 
         Args:
             x: Examples with shape ``(B, D)``, as for :meth:`Model.predict_proba`.
-            num_samples: Draws of the latents per example; classes are summed.
+            num_samples: Draws of the latents per example (and class).
             seed: Seed of the draws; the caller's random state is left as it was.
 
         Raises:
@@ -98,7 +99,9 @@ class LatentVariableModel(Model, abstract=True):
         """
 
         def fill(x: Tensor) -> Tensor:
-            weights, distribution = self._decode_posterior(x, num_samples)
+            log_weights, distribution = self._decode_posterior(x, num_samples)
+            log_weights = log_weights + distribution.log_prob(x)  # of the observed values
+            weights = log_weights.flatten(0, -2).softmax(0).view_as(log_weights)
             return torch.where(x.isnan(), impute(distribution, weights, x), x)
 
         copies = num_samples * self.likelihood.num_params * (self.num_classes or 1)
@@ -106,7 +109,7 @@ class LatentVariableModel(Model, abstract=True):
             return self._map(fill, x, copies=copies)
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
-        """Return p(x|·) at draws from the guide, with batch shape ``(..., B)``, and their weights, which broadcast."""
+        """Return log-ratios of the densities of draws in model and guide, ``(..., B)``, and p(x|·) at the draws."""
         raise NotImplementedError(f"{type(self).__name__} must define _decode_posterior(x, num_samples).")
 
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:

@@ -126,8 +126,9 @@ class M1(LatentVariableModel):
         return self._make_likelihood(self.decoder(z), z.shape[:-1])
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
-        z = self.encode(x).sample((num_samples,))  # (S, B, L)
-        return z.new_full((1, 1), 1.0 / num_samples), self.decode(z)
+        posterior = self.encode(x)
+        z = posterior.sample((num_samples,))  # (S, B, L)
+        return self.prior().log_prob(z) - posterior.log_prob(z), self.decode(z)
 
     # Use of a trained model.
 

@@ -297,8 +297,12 @@ class M1M2(SemiSupervisedModel):
         return self.decode_x(self.decode_z1(y, z).mean)
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
-        z1 = self.encode_z1(x).sample((num_samples,))  # (S, B, L1)
-        return z1.new_full((1, 1), 1.0 / num_samples), self.decode_x(z1)
+        posterior = self.encode_z1(x)
+        z1 = posterior.sample((num_samples,))  # (S, B, L1)
+        flat = z1.flatten(0, 1)
+        log_weights, of_z1 = self.m2._decode_posterior(flat, 1)  # p(z1) from one draw of z for each class
+        log_prior = (log_weights + of_z1.log_prob(flat)).logsumexp((0, 1)).view(z1.shape[:2])
+        return log_prior - posterior.log_prob(z1), self.decode_x(z1)
 
     @checked
     def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:

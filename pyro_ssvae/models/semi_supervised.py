@@ -64,8 +64,10 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
         classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
-        z = self.encode(x, classes).sample((num_samples,))  # (S, K, B, L)
-        return self.classify(x).softmax(-1).T / num_samples, self.decode(classes, z)
+        posterior = self.encode(x, classes)
+        z = posterior.sample((num_samples,))  # (S, K, B, L)
+        log_prior = self.prior().log_prob(z) + self.class_prior.mean().log().unsqueeze(-1)
+        return log_prior - posterior.log_prob(z), self.decode(classes, z)
 
     @classmethod
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:

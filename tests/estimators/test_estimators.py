@@ -228,6 +228,10 @@ def test_the_likelihood_follows_the_columns() -> None:
     holes[:, 1] = np.nan
     chosen = choose_likelihood(holes, {5: 4})
     assert describe_likelihood(chosen, 7) == "1 Bernoulli, 2 negative binomial, 3 Gaussian, 1 categorical (4 levels)"
+    codes = rng.integers(0, 2, (200, 5)).astype(float)
+    chosen = choose_likelihood(codes, {0: 3, 1: 2, 2: 3, 3: 4})
+    assert describe_likelihood(chosen, 5) == "2 Bernoulli, 2 categorical (3 levels), 1 categorical (4 levels)"
+    assert sorted(chosen.columns) == [[0, 2], [1, 4], [3]]
     reads = rng.negative_binomial(1, 1.0 / (1.0 + rng.gamma(0.5, 20.0, (1, 40))), (200, 40))
     assert describe_likelihood(choose_likelihood(reads), 40) == "40 negative binomial given the total of the row"
     assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
@@ -252,8 +256,8 @@ def test_columns_of_words_and_missing_values(capsys: pytest.CaptureFixture[str])
     table[::5, 0], table[1::5, 1], table[2::10, 2], table[7::10, 2] = np.nan, None, "", float("nan")
     few = np.where(np.arange(len(y)) < 30, y, -1)
     model = M2Classifier(**QUICK | {"max_steps": 300}, verbose=1).fit(table, few)
-    assert "likelihood: 1 Gaussian, 1 categorical (3 levels), 1 categorical (2 levels)\n" in capsys.readouterr().out
-    assert model.likelihood_ == "1 Gaussian, 1 categorical (3 levels), 1 categorical (2 levels)"
+    assert "likelihood: 1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)\n" in capsys.readouterr().out
+    assert model.likelihood_ == "1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)"
     assert {column: known.tolist() for column, known in model.categories_.items()} == {
         1: ["Bonn", "Kiel", "Ulm"],
         2: ["north", "south"],
@@ -311,12 +315,14 @@ def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
     y = np.full(400, -1)
     for k in (0, 1):
         y[np.flatnonzero(classes == k)[:5]] = k
-    found = {
-        prior: M2Classifier(max_steps=10, random_state=0, class_prior=prior).fit(table, y).model_.class_prior.mean()
-        for prior in ("auto", "uniform")
-    }
-    assert found["auto"].tolist() == pytest.approx([0.9, 0.1], abs=0.05)
-    assert found["uniform"].tolist() == [0.5, 0.5]
+    options: dict[str, Any] = {"max_steps": 10, "random_state": 0}
+    model = M2Classifier(**options).fit(table, y)
+    assert model.model_.class_prior.mean().tolist() == pytest.approx([0.9, 0.1], abs=0.05)
+    M2Classifier(**options, class_prior=[0.85, 0.15]).fit(table, y)
+    names = np.array(["healthy", "ill", ""])
+    with pytest.warns(UserWarning, match=r"gives class ill a share of 50%, .* (1\d|[5-9])% of the unlabelled"):
+        model = M2Classifier(**options, class_prior="uniform").fit(table, names[y])
+    assert model.model_.class_prior.mean().tolist() == [0.5, 0.5]
 
 
 def test_labels_that_say_nothing_leave_the_shares_equal() -> None:

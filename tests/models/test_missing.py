@@ -185,6 +185,14 @@ def test_units_are_those_of_the_observed_values() -> None:
         assert float(values.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_networks_see_the_mean_for_a_missing_zero_or_one() -> None:
+    x = torch.tensor([[0.0, 1.0], [1.0, torch.nan], [0.0, 1.0], [torch.nan, 1.0], [0.0, 0.0]])
+    data = SemiSupervisedData.from_arrays(x)
+    m1 = M1.for_data(data, latent_dim=1, hidden_dims=(4,), likelihood="auto")
+    expected = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 0.75, 0.0, 1.0], [0.25, 1.0, 1.0, 0.0]])
+    torch.testing.assert_close(m1.likelihood.network_input(x[[0, 1, 3]]), expected)
+
+
 @pytest.mark.parametrize("name", [*MAKERS, "mixed"])
 def test_fit_save_load_predict_and_impute(name: str, tmp_path: Path) -> None:
     x = make_table(name)
