@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pyro_ssvae._checks import as_bool, as_count
-from pyro_ssvae._io import check_memory
+from pyro_ssvae._io import check_memory, check_path
 
 __all__ = ["LabelledImages", "has_colour", "read_folder"]
 
@@ -92,8 +92,7 @@ def has_colour(path: str | os.PathLike[str]) -> bool:
 def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     """Return the deepest folder that holds every image, and the images' paths below it."""
     folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
+    check_path(folder, "a folder of images", Path.is_dir)
     found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
     hidden = re.compile(r"\..*|__MACOSX")
     files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
