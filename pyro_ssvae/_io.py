@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-__all__ = ["atomic_open", "check_memory", "read_json", "read_yaml", "write_atomically", "write_json"]
+__all__ = [
+    "atomic_open",
+    "check_memory",
+    "check_path",
+    "read_json",
+    "read_yaml",
+    "suggest_names",
+    "write_atomically",
+    "write_json",
+]
 
 _LARGEST_JSON = 2**24  # bytes
 _LARGEST_YAML = 2**20
@@ -76,12 +86,31 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_text(path: Path, most: int) -> str:
+    check_path(path, "a text file")
     if (size := path.stat().st_size) > most:
         raise ValueError(f"{path} has {size:,} bytes, and at most {most:,} are read.")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is a binary file, and text is needed.") from error
+
+
+def check_path(path: Path, needed: str, test: Callable[[Path], bool] = Path.is_file) -> None:
+    """Raise ``FileNotFoundError``, with near names in the folder, unless a path passes the test."""
+    if not test(path):
+        state = "is a folder" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {state}; {needed} is needed.{suggest_names(path)}")
+
+
+def suggest_names(path: Path, known: Sequence[str] = ()) -> str:
+    """Return a sentence with names like that of a path that does not exist, of those known and those beside it."""
+    missing = next((part for part in (*reversed(path.parents), path) if not part.exists()), None)
+    if missing is None:
+        return ""
+    with suppress(OSError):
+        known = [*known, *os.listdir(missing.parent)]
+    near = [str(missing.parent / name) for name in difflib.get_close_matches(missing.name, known)]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def check_memory(num_bytes: int, what: str) -> None:

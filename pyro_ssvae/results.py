@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -142,6 +143,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         return {}
     if data.num_labelled > _ALONE_LABELS or not data.num_unlabelled or len(data.y.unique()) < 3:  # two classes and -1
         return {}
+    print(f"Training the classifier on the {data.num_labelled} labels alone, for comparison.", file=sys.stderr)
     model, alone = objective.module, _train_on_labels(objective, data, run)
     x, y = data.known_validation
     enough = len(x) >= _ENOUGH

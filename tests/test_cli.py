@@ -159,8 +159,9 @@ def test_help_fits_two_screens_and_help_all_names_every_setting(
         (["train", "m2", "--num-label", "5"], "Did you mean --num-labels?"),
         (["train", "m2", "--kl_peak=3"], "Did you mean --training.kl_peak?"),
         (["train", "m2", "--max-epochs", "many"], "'many' is not a whole number"),
+        (["train", "m2", "--training.kl_warmup", "2"], "--training.kl_warmup 2.0 must be at least 0 and at most 1"),
         (["train", "m2", "--hidden-dims", "wide"], "'wide' is not a list of whole numbers"),
-        (["train", "m2", "digits"], "There is no flag digits."),
+        (["train", "m2", "digitz"], "There is no data set named 'digitz'"),
         (["train", "m2", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -173,6 +174,69 @@ def test_mistakes_end_with_one_line_and_status_2(
     assert words in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noisy images of two colours, ``train`` and ``new``, and a model of those in ``train``."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(140):
+        name, part = ("green", "red")[number % 2], "train" if number < 100 else "new"
+        image = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+        image[..., number % 2 == 0] += 120
+        file = folder / part / ("unlabelled" if number % 10 > 7 else name) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    size = ["--image-size", "8", "--training.max_steps", "40"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_ssvae.plots.style.to_png", lambda figure: b"")
+        assert main(["train", "m2", str(folder / "train"), *size, *TINY[4:], "--out", str(folder / "run")]) == 0
+    return folder
+
+
+def test_a_folder_of_images_is_described_classified_and_generated(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, new = str(photos / "run"), photos / "new"
+    assert main(["report", run]) == 0
+    captured = capsys.readouterr()
+    assert "2 classes: 0 green (32 labels), 1 red (32)\n84 training images are few for images in col" in captured.out
+    assert "Training the classifier on the 64 labels alone, for comparison.\n" in captured.err
+    assert main(["info", run]) == 0
+    assert "classes     0 green, 1 red\n" in capsys.readouterr().out
+    assert main(["sample", run, "-n", "3", "--y", "red", "--out", str(tmp_path / "red")]) == 0
+    assert np.load(tmp_path / "red.npz")["y"].tolist() == [1, 1, 1]
+    assert main(["sample", run, "--y", "blue"]) == 2
+    assert "error: --y blue is no class; the classes are green, red.\n" in capsys.readouterr().err
+    assert main(["predict", run, str(new), "--out", str(tmp_path / "new.csv")]) == 0
+    rows = [line.split(",") for line in (tmp_path / "new.csv").read_text().splitlines()]
+    assert rows[0] == ["file", "predicted", "p(green)", "p(red)"]
+    files = sorted(str(file.relative_to(new)) for file in new.rglob("*.png"))
+    assert sorted(row[0] for row in rows[1:]) == files
+    images = {file: np.asarray(Image.open(new / file)).mean((0, 1)) for file in files}
+    assert all(row[1] == ("green", "red")[int(images[row[0]][0] > images[row[0]][1])] for row in rows[1:])
+    assert all(float(row[2]) + float(row[3]) == pytest.approx(1.0, abs=1e-4) for row in rows[1:])
+
+
+def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, new = str(photos / "run"), photos / "new"
+    capsys.readouterr()
+    assert main(["evaluate", run, str(new)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "error           0.00% of 32 images"
+    assert captured.err == "8 images without a label are left out\n"
+    files = sorted(file for file in new.rglob("*.png") if file.parent.name != "unlabelled")
+    x, wrong = np.stack([np.asarray(Image.open(file)) for file in files]), [1 - (f.parent.name == "red") for f in files]
+    np.savez(tmp_path / "a.npz", x=x, y=np.array(["green", "red"])[wrong])
+    assert main(["evaluate", run, str(tmp_path / "a.npz")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "error           100.00% of 32 rows"
+    for data, label, words in (
+        (tmp_path / "a.npz", ["--label", "y"], "--label y: for tables, and"),
+        (new / "unlabelled", [], "None of the 8 images has a label in"),
+        (tmp_path / "b.npz", [], "b.npz does not exist; a table, an .npz file or a folder of images is needed."),
+    ):
+        assert main(["evaluate", run, str(data), *label]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_flags_in_a_file_are_checked_as_those_on_the_command_line(tmp_path: Path) -> None:
@@ -202,3 +266,14 @@ def test_one_seed_governs_split_weights_and_training() -> None:
 def test_module_is_the_console_script() -> None:
     found = subprocess.run([sys.executable, "-m", "pyro_ssvae", "--help"], capture_output=True, text=True, check=True)
     assert "pyro-ssvae train m2" in found.stdout
+
+
+def test_an_interruption_while_the_package_is_imported_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    start = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", start, sys.executable, "-m", "pyro_ssvae", "info", "nowhere"]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")

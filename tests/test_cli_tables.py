@@ -41,9 +41,13 @@ def test_training_uses_every_label_and_a_likelihood_for_each_column(folder: Path
 
 
 @pytest.mark.filterwarnings(CODES)
-def test_resumed_and_reported(folder: Path) -> None:
+def test_resumed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "m2", "--resume", str(folder / "run"), "--training.max_steps", "151"]) == 0
     assert main(["report", str(folder / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 classes: 0 barbera (16 labels), 1 barolo (20), 2 grignolino (24)\n" in printed
+    assert "no results on test examples; --test FILE names some for a table" in printed
+    assert "of the same classifier on the labels alone" in printed
 
 
 def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +131,13 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["predict", "run", "rows.csv"], "rows.csv"),
         (["predict", "run", "all.csv", "--least-sure", "0"], "--least-sure=0 is too small"),
         (["predict", "nowhere", "all.csv"], "holds no run"),
-        (["predict", "run"], "required: TABLE"),
-        (["evaluate", "run", "all.csv"], "required: --label"),
+        (["predict", "run"], "required: DATA"),
+        (["evaluate", "run", "all.csv"], "all.csv needs --label COLUMN"),
+        (["evaluate", "run", "."], ". is a folder of images, and the model is of examples of shape (13,)"),
+        (
+            ["predict", "run", "al.csv"],
+            "al.csv does not exist; a table, an .npz file or a folder of images is needed. Did",
+        ),
         (["evaluate", "run", "all.csv", "--label", "hue"], "holds the class 'bright', which is none of barbera"),
         (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),
     ],

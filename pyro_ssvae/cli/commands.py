@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
-from pyro_ssvae.cli.tables import for_own_data
+from pyro_ssvae.cli.own_data import for_own_data
 from pyro_ssvae.data.folders import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
@@ -19,7 +19,7 @@ from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.objectives.entropy import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
 
-__all__ = ["COMMANDS", "binarisation_for", "parse_flags"]
+__all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
 
 _NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, TABLE.csv, or a FOLDER of images"
 
@@ -38,8 +38,14 @@ _DATA = (
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
 )
-_NUM_LABELS = Flag("num_labels", 100, "training examples that keep their label, or all", _as_count_or_all, metavar="N")
-_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)", choices=["auto", *sorted(LIKELIHOODS)])
+_NUM_LABELS = Flag(
+    *("num_labels", 100, "labels to keep, or all; without the flag all of a table or folder"),
+    *(_as_count_or_all,),
+    metavar="N",
+)
+_LIKELIHOOD = Flag(
+    "likelihood", "bernoulli", "p(x|y,z), without the flag auto for a table", choices=["auto", *sorted(LIKELIHOODS)]
+)
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
@@ -126,6 +132,11 @@ def _has_photos(data: str, image_size: int | None) -> bool:
         shape = as_images(read_npz(data, ["x_train"])["x_train"]).shape[1:]
     except (OSError, ValueError):  # reported when the data is read
         return False
+    return is_photo(shape)
+
+
+def is_photo(shape: Sequence[int]) -> bool:
+    """Return whether examples of a shape are images in colour or larger than 32x32."""
     return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
 
 
@@ -142,7 +153,13 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "preset": (Flag("preset", "kingma", "defaults of model and training", choices=list(M1_PRESETS)),),
     "data": _DATA,
     "model": (
-        *(replace(_LIKELIHOOD, help="p(x|z)"), _PRIOR, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        *(
+            replace(_LIKELIHOOD, help="p(x|z), without the flag auto for a table"),
+            _PRIOR,
+            _LATENT_DIM,
+            _HIDDEN_DIMS,
+            _ACTIVATION,
+        ),
         Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
     ),
     "objective": _DRAWS,
@@ -153,7 +170,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _NUM_LABELS),
     "M1": (
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
-        replace(_LIKELIHOOD, help="p(x|z1)"),
+        replace(_LIKELIHOOD, help="p(x|z1), without the flag auto for a table"),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1"),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, before inactive ones are left out"),

@@ -109,6 +109,12 @@ class Command:
     sections: Mapping[str, Sequence[Flag]]
     find_defaults: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
+    @property
+    def options(self) -> dict[str, str]:
+        """The flags by the names of the arguments that they set."""
+        flags = (flag for section in _get_sections(self).values() for flag in section)
+        return {flag.name.removeprefix("training."): flag.option for flag in flags}
+
 
 class Flags:
     """Values of the flags of a command, as attributes, and the arguments of the library that they stand for.

@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.tables import add_commands, name_data, write_samples
+from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
     find_results,
     load_data,
     make_m1,
+    plain_warnings,
     print_error,
     print_result,
     run_command,
@@ -49,7 +51,9 @@ _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help
   pyro-ssvae train m2 --resume runs/digits               # continue after Ctrl-C
   pyro-ssvae train m2 table.csv --label species --out runs/table
+  pyro-ssvae train m2 photos/ --out runs/photos          # a folder of images, a subfolder per class
   pyro-ssvae predict runs/table rows.csv --out predictions.csv
+  pyro-ssvae predict runs/photos new/ --out predictions.csv
   pyro-ssvae info runs/digits
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
@@ -111,17 +115,20 @@ _TRAIN: dict[str, Callable[[Flags], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script and return the exit status: 0, 2 after an error, 130 after an interruption."""
+    _interrupts.restore()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
         name = argv[1]
         return run_command(_TRAIN[name], name, name_data(argv[2:]), program=f"pyro-ssvae train {name}")
+    args = argparse.Namespace()
     try:
-        args = _new_parser().parse_args(argv)
-        return int(args.function(args) or 0)
+        with plain_warnings():
+            _new_parser().parse_args(argv, args)
+            return int(args.function(args) or 0)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return print_error(error)
+        return print_error(error, {name: f"--{name.replace('_', '-')}" for name in vars(args)})
 
 
 def _new_parser() -> Parser:
@@ -184,6 +191,8 @@ def _describe(args: argparse.Namespace) -> None:
         if (found.model / "config.json").is_file():
             model = read_json(found.model / "config.json")
             _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
+            names = enumerate(model.get("data", {}).get("class_names", []))
+            _print_values("classes", {f"{number}": name for number, name in names if name != str(number)})
         training = found.read_config().get("training", {})
         _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
         if found.metrics.is_file():
@@ -203,7 +212,8 @@ def _describe(args: argparse.Namespace) -> None:
 
 def _print_values(title: str, values: dict[str, Any]) -> None:
     text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
-    print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
+    if values:
+        print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
 def _load_last(folder: Path) -> Any:
@@ -212,18 +222,13 @@ def _load_last(folder: Path) -> Any:
     return load(RunFolder(folder).runs()[-1].path)
 
 
-def _get_class(model: Any, given: str | None) -> int | None:
-    """Return the number of a class that is given by name or number."""
+def _get_class(model: Any, given: str | None) -> int | str | None:
+    """Return a class that is given by name or number, as ``generate`` takes it."""
     if given is not None and (model.num_classes is None or not hasattr(model, "generate")):
         raise ValueError(f"--y {given}: {type(model).__name__} does not generate examples of one class.")
     if given is None:
         return None
-    names = list(model.class_names) or [str(number) for number in range(model.num_classes)]
-    if given in names:
-        return names.index(given)
-    if given.isdecimal() and int(given) < len(names):
-        return int(given)
-    raise ValueError(f"--y {given}: no such class; classes: {', '.join(names[:20])}.")
+    return int(given) if given.isdecimal() and given not in model.class_names else given
 
 
 def _sample(args: argparse.Namespace) -> None:

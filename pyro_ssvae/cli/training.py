@@ -5,22 +5,24 @@ from __future__ import annotations
 import atexit
 import copy
 import math
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pyro
 from torch import Tensor
 
-from pyro_ssvae.cli.commands import binarisation_for, parse_flags
+from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
-from pyro_ssvae.cli.tables import load_table
+from pyro_ssvae.cli.own_data import load_table
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
@@ -42,6 +44,7 @@ __all__ = [
     "get_m1_config",
     "load_data",
     "make_m1",
+    "plain_warnings",
     "print_error",
     "print_result",
     "read_data",
@@ -49,6 +52,8 @@ __all__ = [
     "train_stages",
 ]
 
+_SHOWN_CLASSES = 10
+_FEW_PHOTOS = 2000
 _LEAST_STEPS = 3000  # of M1 below M2, unless --m1-epochs is given
 _LAST_ENTRIES = {"ddgm": "held_out", "ddgm_2d": "energy_distance"}  # of results, added after report
 _RESULTS = {
@@ -69,6 +74,10 @@ _RESULTS = {
     "total_variation": "total variation between exp(-E)/Z and the true density {:.2f}",
     "log_z_grid": "log Z {:.2f} on a grid",
     "log_z_ais": "log Z {:.2f} by annealed importance sampling",
+}
+_VALIDATION = {  # where there are no results on test examples
+    "val/error": "validation error {:.2%}",
+    "val/error_labels_alone": "error of the same classifier on the labels alone {:.2%}, by (cross-)validation",
 }
 
 
@@ -94,6 +103,7 @@ def run_command(
         Ctrl-C or SIGTERM, when the state is saved.
     """
     args: Flags | None = None
+    options = COMMANDS[command].options
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGTERM)
     if in_main_thread:
@@ -102,7 +112,7 @@ def run_command(
         check_one_process()
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        with RunFolder(args.out).lock():
+        with plain_warnings(options), RunFolder(args.out).lock():
             if evaluate_again or args.resume is not None or not _print_finished(args):
                 pyro.set_rng_seed(args.seed)
                 train(args)
@@ -115,7 +125,7 @@ def run_command(
             print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        return print_error(error)
+        return print_error(error, options)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -124,15 +134,39 @@ def run_command(
     return 0
 
 
-def print_error(error: Exception) -> int:
-    """Print an error in one line and return the exit status; raise one that is a fault of the program again."""
+def print_error(error: Exception, options: Mapping[str, str]) -> int:
+    """Print an error in one line, with flags in place of the arguments that they set, and return the exit status.
+
+    An error that is a fault of the program is raised again.
+    """
     if (words := describe_memory_error(error)) is not None:
         words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
     elif not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
         raise error
     with suppress(OSError):  # standard error may be a pipe that nobody reads
-        print(f"error: {words or error}", file=sys.stderr, flush=True)
+        print(f"error: {_name_options(words or str(error), options)}", file=sys.stderr, flush=True)
     return 2
+
+
+def _name_options(text: str, options: Mapping[str, str]) -> str:
+    """Return a message that names flags, ``--num-labels 5``, instead of arguments, ``num_labels=5``."""
+
+    def name(match: re.Match[str]) -> str:
+        option = options.get(match[1])
+        return match[0] if option is None else option if match[2] else f"{option} "
+
+    return re.sub(r"(?<![\w.-])(\w+)=(True\b)?", name, text)
+
+
+@contextmanager
+def plain_warnings(options: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Print each warning in one line, without the place in the code, and with the names of flags as errors have."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {_name_options(str(message), options)}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tuple[RunFolder, dict[str, Any]]]:
@@ -185,7 +219,26 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
             f"--num-labels {wanted} needs classes, and {data.name} has none. Put the images of each class in a folder "
             "of its own, or y_train into the .npz file. Models without classes are M1 and, with --num-labels 0, DDGM."
         )
+    if num_labels is None or not wanted:
+        _describe_data(args, data)
     return data
+
+
+def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
+    """Print the classes with their numbers of labels, and a remark on images that are few for good samples."""
+    if args.values.get("num_labels") and data.num_classes is not None:
+        counts = data.y[data.labelled_index].bincount(minlength=data.num_classes).tolist()
+        names = [name if name == str(number) else f"{number} {name}" for number, name in enumerate(data.class_names)]
+        shown = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
+        shown[0] = f"{names[0]} ({counts[0]} labels)"
+        many = len(shown) > _SHOWN_CLASSES
+        size = f" of {min(counts)} to {max(counts)} labels" if many else ""
+        print(f"{len(shown)} classes{size}: {', '.join(shown[:_SHOWN_CLASSES])}{', ...' if many else ''}", flush=True)
+    if is_photo(data.event_shape) and len(data.x) < _FEW_PHOTOS:
+        print(
+            f"{len(data.x)} training images are few for images in colour or larger than 32x32: expect poor samples.",
+            flush=True,
+        )
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
@@ -208,7 +261,10 @@ def print_result(result: dict[str, Any], title: str = "") -> None:
     """Print the main numbers of a result, one in a line."""
     if title:
         print(title)
-    for name, words in _RESULTS.items():
+    tested = any(value is not None for name, value in result.items() if name.startswith("test/"))
+    if "model" in result and not tested:  # a result of report
+        print("  no results on test examples; --test FILE names some for a table")
+    for name, words in (_RESULTS if tested else {**_RESULTS, **_VALIDATION}).items():
         if result.get(name) is not None:
             print(f"  {words.format(result[name])}")
 

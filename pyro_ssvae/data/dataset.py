@@ -170,8 +170,9 @@ class SemiSupervisedData:
                 -1 and 1.
 
         Warns:
-            UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one, if
-                classes are numbered anew, or if images may have their channels first or last.
+            UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one, or one
+                where others have more, if names of classes differ only by case or white space, if classes are numbered
+                anew, or if images may have their channels first or last.
         """
         x, y = read_dataset(x, y, "x")
         examples = as_examples(x, "x", allow_missing=True)
@@ -191,7 +192,7 @@ class SemiSupervisedData:
                 "made with, or none."
             )
         if y is not None and labels.num_classes is not None:
-            warn_about_labels(labels.y["y"], labels.class_names)
+            warn_about_labels(labels.y["y"], labels.class_names, labels.y["y"])
         return cls(
             *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
             *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, as_seed(seed)),
@@ -224,8 +225,8 @@ class SemiSupervisedData:
             label: Name of the column of labels, as in :meth:`from_arrays`, empty in unlabelled rows.
             test: Another such table with test examples.
             num_labels: As for :meth:`from_name`.
-            num_validation: How many labelled rows are drawn at random for validation; ``None``: a tenth, but none of
-                fewer than 100.
+            num_validation: How many labelled rows are drawn at random, stratified by class, for validation; ``None``: a
+                tenth, but none of fewer than 100.
             num_test: The same for test examples.
             num_classes: As for :meth:`from_arrays`.
             seed: Seed of these draws and of the draw of labels.
@@ -342,8 +343,9 @@ class SemiSupervisedData:
             path: The folder.
             image_size: Side of the square that every image is brought to, in pixels.
             num_labels: As for :meth:`from_name`; not used without classes.
-            num_validation: Number of validation examples, drawn at random among the training images (the labelled ones
-                if there are any); if ``None``, a tenth of them, or none where there is a folder ``val``.
+            num_validation: Number of validation examples, drawn at random among the training images (the labelled ones,
+                stratified by class, if there are any); if ``None``, a tenth of them, or none where there is a folder
+                ``val``.
             num_test: The same for test examples and the folder ``test``.
             seed: Seed of these draws and of the draw of labels.
             balanced: As for :meth:`from_name`.
@@ -384,7 +386,7 @@ class SemiSupervisedData:
             y = torch.tensor(hide_labels(known[train], labelled))
             split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
             if source.num_classes is not None:
-                warn_about_labels(y, source.class_names)
+                warn_about_labels(y, source.class_names, torch.tensor(known))
         x, x_validation = (torch.tensor(source.x[index]) for index in (train, validation))
         x_test, y_test = torch.tensor(source.x_test), torch.tensor(source.y_test)
         scale = as_scale(source.scale, x)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pyro_ssvae._checks import as_bool, as_count
-from pyro_ssvae._io import check_memory
+from pyro_ssvae._io import check_memory, check_path
 
 __all__ = ["LabelledImages", "has_colour", "read_folder"]
 
@@ -33,12 +33,13 @@ _UNLABELLED = re.compile("(unlabell?ed|unsup(ervised)?|nolabels?)(images?|data|s
 class LabelledImages(NamedTuple):
     """Images ``(N, C, S, S)``, uint8, the names of their classes ``(N,)``, empty where unknown, and of their parts.
 
-    The parts are ``train``, ``validation`` and ``test``.
+    The parts are ``train``, ``validation`` and ``test``; ``files`` are paths below the folder.
     """
 
     x: NDArray[np.uint8]
     classes: NDArray[np.str_]
     parts: NDArray[np.str_]
+    files: list[str]
 
 
 def read_folder(
@@ -75,12 +76,13 @@ def read_folder(
         message = f"{len(problems)} of {len(files)} images in {folder} cannot be read: {'; '.join(problems[:10])}"
         message += "; ..." if len(problems) > 10 else "."
         if on_error == "raise" or not read:
-            raise ValueError(f"{message} Repair or remove them, or leave them out by on_error='skip'.")
+            raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
         warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=4)
     parts, classes = np.array([_locate(file, classes_in_names) for file in read]).T
     _check_parts(folder, parts, classes)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
-    return LabelledImages(np.moveaxis(x, -1, 1).copy(), classes, np.where(parts == "", "train", parts))
+    names = [str((folder / file).relative_to(path)) for file in read]
+    return LabelledImages(np.moveaxis(x, -1, 1).copy(), classes, np.where(parts == "", "train", parts), names)
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
@@ -92,8 +94,7 @@ def has_colour(path: str | os.PathLike[str]) -> bool:
 def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     """Return the deepest folder that holds every image, and the images' paths below it."""
     folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one that holds images.")
+    check_path(folder, "a folder of images", Path.is_dir)
     found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
     hidden = re.compile(r"\..*|__MACOSX")
     files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())

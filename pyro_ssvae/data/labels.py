@@ -19,6 +19,8 @@ __all__ = ["Labels", "encode_labels", "encode_targets", "select_known", "warn_ab
 
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 
+_ENOUGH = 3  # labels of a class, beside which a class with one label is conspicuous
+
 Names = tuple[str, ...]
 
 
@@ -71,24 +73,47 @@ def encode_labels(
     return Labels(y, num_classes, names)
 
 
-def warn_about_labels(y: Tensor, class_names: Names) -> None:
-    """Warn if no training example, or none of a class, has a label."""
+def warn_about_labels(y: Tensor, class_names: Names, given: Tensor) -> None:
+    """Warn if no training example, or none of a class, has a label, or if labels look mistyped.
+
+    Args:
+        y: Labels ``(N,)`` that training sees, -1 where unknown.
+        class_names: Names of the classes.
+        given: Labels ``(M,)`` before some were hidden or held out.
+    """
     counts = torch.bincount(y[y >= 0], minlength=len(class_names))
     missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
-    message = ""
+    messages = _find_mistyped(given, class_names)
     if not counts.any():
-        message = (
+        messages.append(
             "No training example has a label: q(y|x) is then a clustering, its classes in no particular order. Labels "
             "are whole numbers from 0 in y."
         )
     elif missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        message = (
+        messages.append(
             f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
             "example of each, or use balanced=True."
         )
-    if message:
+    for message in messages:
         warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
+    """Return what to say of a class with one label among classes with more, and of names that are almost equal."""
+    counts = torch.bincount(y[y >= 0], minlength=len(class_names)).tolist()
+    single = tuple(name for name, count in zip(class_names, counts, strict=True) if count == 1)
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault("".join(name.split()).casefold(), []).append(repr(name))
+    found = [
+        f"The classes {' and '.join(names)} differ only by case or white space; if they are one, give it one name."
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    if single and max(counts) >= _ENOUGH:
+        found.append(f"Only one example has the label {_join(single)}: is it mistyped?")
+    return found
 
 
 def encode_targets(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._io import check_memory
+from pyro_ssvae._io import check_memory, check_path
 
 __all__ = ["read_idx", "read_npz"]
 
@@ -72,9 +72,7 @@ def read_npz(
             there is.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}; give the path of an .npz file.")
+    check_path(path, "an .npz file")
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not an .npz file (a zip archive of arrays), or an incomplete one; write it by "

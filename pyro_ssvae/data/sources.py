@@ -102,7 +102,8 @@ def draw_held_out(
 ) -> tuple[Indices, Indices]:
     """Return the indices of validation and test examples: those in folders of these names, else drawn.
 
-    They are drawn among the training examples with a label, if there are any.
+    They are drawn among the training examples with a label, if there are any, and then stratified by class; one of each
+    class stays for training where the numbers allow it.
     """
     train = parts["train"]
     pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
@@ -114,6 +115,11 @@ def draw_held_out(
             "pass num_validation=0 and num_test=0."
         )
     order = np.random.default_rng(seed).permutation(pool)
+    _, classes, counts = np.unique(y[order], return_inverse=True, return_counts=True)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+    size = counts[classes]
+    order = order[np.argsort((rank + 0.5) / size + (rank == size - 1), kind="stable")]  # any first part is stratified
     drawn = {"test": np.sort(order[: sizes[0]]), "validation": order[sizes[0] : sum(sizes)]}
     return np.append(parts["validation"], drawn["validation"]), np.append(parts["test"], drawn["test"])
 

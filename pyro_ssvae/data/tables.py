@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_ssvae._arrays import as_array, as_examples
 from pyro_ssvae._checks import as_path
-from pyro_ssvae._io import check_memory
+from pyro_ssvae._io import check_memory, check_path
 from pyro_ssvae.data.columns import encode_categories, find_categories
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
@@ -122,6 +122,7 @@ def read_table(source: Any, label: str | None = None) -> Any:
 def _read_file(path: Path) -> Any:
     if not is_table(path):
         raise ValueError(f"{path} is no table by its name; {', '.join(_SUFFIXES)} are read.")
+    check_path(path, "a table")
     pandas = import_pandas()
     suffix = path.suffix.lower()
     check_memory(_GROWTH.get(suffix, 3) * path.stat().st_size, str(path))

@@ -90,24 +90,26 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
 
     @checked
-    def generate(self, num_samples: int, y: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw z from its prior and decode it.
 
         Args:
             num_samples: Number of samples.
-            y: A class for all samples, classes with shape ``(num_samples,)``, or ``None`` to draw them from π.
+            y: A class for all samples, its number or name, classes with shape ``(num_samples,)``, or ``None`` to draw
+                them from π.
 
         Returns:
             The means of p(x|y,z), with shape ``(num_samples, *event_shape)``, and the classes, ``(num_samples,)``.
 
         Raises:
             TypeError: For a number of samples or classes that are no integers.
-            ValueError: For a non-positive number of samples, or classes of another shape or out of range.
+            ValueError: For a non-positive number of samples, or classes of another shape or that the model lacks.
         """
         with torch.no_grad(), evaluation_mode(self):
             if y is None:
                 classes = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
             else:
+                y = self._replace_names(y)
                 classes = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples)
                 if int(classes.max()) >= self.num_classes:
                     raise ValueError(f"y={int(classes.max())} is no class; the model has 0 to {self.num_classes - 1}.")
@@ -115,3 +117,12 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             z = self.prior().sample((num_samples,))
             mean: Tensor = self.decode(classes, z).mean
             return mean, classes
+
+    def _replace_names(self, y: Any) -> Any:
+        """Return a class, or classes, with numbers in place of names."""
+        if isinstance(y, (list, tuple)):
+            return [self._replace_names(name) for name in y]
+        if isinstance(y, str) and y not in self.class_names:
+            known = ", ".join(self.class_names[:20]) or f"known by number alone, 0 to {self.num_classes - 1}"
+            raise ValueError(f"y={y} is no class; the classes are {known}.")
+        return self.class_names.index(y) if isinstance(y, str) else y

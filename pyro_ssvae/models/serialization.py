@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._checks import as_device
 from pyro_ssvae._configurable import REGISTRY, build, is_library_class
-from pyro_ssvae._io import read_json, write_atomically, write_json
+from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
 from pyro_ssvae.models.base import FORMAT, Model
 
 __all__ = ["load", "save"]
@@ -92,6 +92,7 @@ def load(
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(
             f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
+            f"{suggest_names(folder)}"
         )
     config = _read_config(folder / CONFIG)
     config, cls = _select(config, cls)

@@ -174,7 +174,8 @@ def _train(
         raise TrainingFailedError(0 if loop is None else loop.step, why, checkpoint) from error
     if stopped_by in ("SIGINT", "SIGTERM"):
         saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
-        print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
+        if progress or folder is not None:
+            print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
     return result
 

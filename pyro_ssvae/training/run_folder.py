@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pyro_ssvae._io import atomic_open, read_json, read_yaml, write_atomically, write_json
+from pyro_ssvae._io import atomic_open, read_json, read_yaml, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.serialization import CONFIG, WEIGHTS
@@ -107,6 +107,7 @@ class RunFolder:
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path} holds no run (no config.yaml). Give the folder that an earlier run wrote."
+                f"{suggest_names(self.path)}"
             )
         try:
             config = read_yaml(self.config)

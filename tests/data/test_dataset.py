@@ -355,7 +355,7 @@ def test_data_sets_of_pytorch_refused(dataset, text):
 
 
 def test_from_npz_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.npz does not exist; give the path"):
+    with pytest.raises(FileNotFoundError, match="none.npz does not exist; an .npz file is needed"):
         SemiSupervisedData.from_npz(tmp_path / "none.npz")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         SemiSupervisedData.from_npz(tmp_path)

@@ -104,6 +104,22 @@ def test_held_out_images_are_drawn_among_the_labelled(tmp_path: Path) -> None:
     assert (len(data.known_validation[1]), len(data.known_test[1])) == (2, 2)
 
 
+def test_held_out_images_are_stratified_by_class(tmp_path: Path) -> None:
+    names = ["a"] * 50 + ["b"] * 30 + ["c"] * 20 + ["d"]
+    fill(tmp_path, *(f"{name}/{number:03}.png" for number, name in enumerate(names)))
+    with pytest.warns(UserWarning, match="Only one example has the label d: is it mistyped"):
+        data = SemiSupervisedData.from_folder(tmp_path, image_size=4, seed=2)
+    assert [y.bincount(minlength=4).tolist() for y in (data.y, data.y_validation, data.y_test)] == [
+        [40, 24, 16, 1],
+        [5, 3, 2, 0],
+        [5, 3, 2, 0],
+    ]
+    with pytest.warns(UserWarning, match="Only one example"):
+        other = SemiSupervisedData.from_folder(tmp_path, image_size=4, num_validation=90, num_test=7, seed=3)
+    assert other.y.tolist() == [0, 1, 2, 3]  # one of each class is left for training
+    assert not data.x_test.equal(other.x_test)
+
+
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     write(tmp_path / "clear.png", (255, 0, 0, 0), mode="RGBA")
     write(tmp_path / "half.png", (255, 0, 0, 128), mode="RGBA")
@@ -186,7 +202,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"path": "nowhere"}, FileNotFoundError, "nowhere is no folder"),
+        ({"path": "nowhere"}, FileNotFoundError, "nowhere does not exist; a folder of images is needed"),
         ({"path": None}, TypeError, "path=None is of type NoneType"),
         ({"path": ""}, ValueError, "path is empty"),
         ({"image_size": 0}, ValueError, "image_size=0"),

@@ -101,3 +101,11 @@ def test_numbers_with_gaps_become_names():
 def test_refused(y, options, error, text):
     with pytest.raises(error, match=text):
         build(y, **options)
+
+
+def test_labels_that_look_mistyped_are_warned_about():
+    y = ["cat", "dog"] * 3
+    with pytest.warns(UserWarning, match="Only one example has the label dgo: is it mistyped"):
+        SemiSupervisedData.from_arrays(np.zeros((7, 2)), [*y, "dgo"])
+    with pytest.warns(UserWarning, match="classes 'Cat ' and 'cat' differ only by case or white space"):
+        SemiSupervisedData.from_arrays(np.zeros((8, 2)), [*y, "Cat ", "Cat "])

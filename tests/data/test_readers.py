@@ -1,10 +1,12 @@
 import gzip
 import struct
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
 
+from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.data.readers import read_idx, read_npz
 
@@ -166,3 +168,23 @@ def test_images_are_brought_to_a_known_shape():
     for shape, event_shape in known:
         assert as_images(np.zeros(shape), event_shape=event_shape).shape[1:] == event_shape
     assert as_images(np.zeros((5, 4, 9)), event_shape=(3, 3)).shape == (5, 4, 9)
+
+
+def test_a_mistyped_path_is_answered_with_near_names(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("photos.npz", "flowers.csv", "notes.txt"):
+        (tmp_path / name).touch()
+    for read, name, needed, near in (
+        (SemiSupervisedData.from_npz, "photo.npz", "does not exist; an .npz file", "photos.npz"),
+        (SemiSupervisedData.from_npz, "photos", "is a folder; an .npz file", None),
+        (SemiSupervisedData.from_table, "flower.csv", "does not exist; a table", "flowers.csv"),
+        (partial(SemiSupervisedData.from_folder, image_size=8), "fotos", "does not exist; a folder of", "photos"),
+        (partial(SemiSupervisedData.from_folder, image_size=8), "foto/cats", "does not exist; a folder of", "photos"),
+    ):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(tmp_path / name)
+        assert needed in str(caught.value)
+        assert str(caught.value).partition(" Did you mean ")[2].startswith(f"{tmp_path / near}" if near else "")
+        assert ("Did you mean" in str(caught.value)) == (near is not None)
+    with pytest.raises(ValueError, match=r"no data set named 'minst'.* Did you mean mnist\?"):
+        SemiSupervisedData.from_name("minst")

@@ -81,6 +81,9 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
     m2 = make_m2(num_classes=3, class_prior=FixedClassPrior(3, [0.7, 0.2, 0.1]))
     assert m2.generate(4, y=2)[1].tolist() == [2, 2, 2, 2]
     assert m2.generate(2, y=torch.tensor([1, 0]))[1].tolist() == [1, 0]
+    m2.class_names = ("benign", "malignant", "unsure")
+    assert m2.generate(2, y="malignant")[1].tolist() == [1, 1]
+    assert m2.generate(2, y=["unsure", "benign"])[1].tolist() == [2, 0]
     torch.manual_seed(0)
     share = m2.generate(4000)[1].bincount(minlength=3) / 4000
     error = (share * (1 - share) / 4000).sqrt()
@@ -108,6 +111,11 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
         (lambda: make_m2().predict(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m2().generate(0), ValueError, "at least 1"),
         (lambda: make_m2().generate(2, y=10), ValueError, "0 to 9"),
+        (
+            lambda: make_m2().generate(2, y="cat"),
+            ValueError,
+            "y=cat is no class; the classes are known by number alone",
+        ),
         (lambda: make_m2().generate(2, y=torch.zeros(3).long()), ValueError, "3 labels for 2 examples"),
     ],
 )
