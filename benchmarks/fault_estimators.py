@@ -181,7 +181,9 @@ class Estimators:
         estimator, given = self._make(rng, aspect == "parameters")
         words = f"{type(estimator).__name__}({given}), X={kind} of {x.shape}, y={label or 'numbers'}:"
         X, labels = EXAMPLES[kind](x, rng), LABELS[label](y, rng) if label else y
-        fit = choose([estimator.fit, estimator.partial_fit], rng) if hasattr(estimator, "partial_fit") else estimator.fit
+        fit = (
+            choose([estimator.fit, estimator.partial_fit], rng) if hasattr(estimator, "partial_fit") else estimator.fit
+        )
         if attempt(fit, f"{words} {fit.__name__}", X, labels) is None:
             return
         if aspect == "again":
