@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ def _as_typed_frame(x: Array, rng: Generator) -> pd.DataFrame:
     table = pd.DataFrame(x.round().clip(0, 1), columns=[f"c{i}" for i in range(x.shape[1])])
     for name in table.columns:
         table[name] = table[name].astype(choose(kinds, rng))
-        if rng.random() < 0.3:
-            table.loc[rng.integers(len(x)), name] = None
+        with suppress(TypeError, ValueError):  # not every type has missing values
+            table[name] = table[name].mask(rng.random(len(x)) < 0.1)
     return table
 
 

@@ -25,6 +25,7 @@ __all__ = ["Tables"]
 
 Generator = np.random.Generator
 _TRAIN = "--label y --latent-dim 2 --hidden-dims [8] --training.max_steps 3 --device cpu".split()
+_MODELS = (["m2", "--data"], ["m1", "--num-samples", "2", "--data"], ["m1m2", "--m1-epochs", "1", "--data"])
 _DATA = {"num_labels": ["all", 0, 1, 4, 1000], "num_validation": [0, None, 2, 100], "num_test": [0, None, 2, 100]}
 _DATA |= {"num_classes": [None, 1, 2, 5], "balanced": [True, False], "seed": [0, 1]}
 
@@ -227,7 +228,7 @@ class Tables:
             "predict": ["predict", run, str(path), *choose([[], ["--least-sure", number]], rng), *out],
             "evaluate": ["evaluate", run, str(path), "--label", choose(["y", "y", "c3", "c0", "none", ""], rng)],
             "sample": ["sample", run, "-n", number, "--y", choose(["a", "0", "9", "-1", ""], rng), *out],
-            "train": ["train", choose(["m2", "m1", "m1m2"], rng), str(path), *_TRAIN, "--out", str(folder / "run")],
+            "train": ["train", *choose(_MODELS, rng), str(path), *_TRAIN, "--out", str(folder / "run")],
         }[choose(["predict", "predict", "evaluate", "sample", "train"], rng)]
         words = f"{' '.join(argv)[:200]} ({words}):"
         ended = run_main(argv)

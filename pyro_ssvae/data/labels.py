@@ -168,8 +168,8 @@ def _read(values: Any, name: str) -> NDArray[Any]:
         return array
     if array.dtype.kind != "O":
         return _as_words(array)
-    decoded = [label.decode("utf-8", "replace") if isinstance(label, bytes) else label for label in array.flat]
-    array = np.fromiter(decoded, dtype=object, count=array.size).reshape(array.shape)
+    decode = np.frompyfunc(lambda label: label.decode("utf-8", "replace") if isinstance(label, bytes) else label, 1, 1)
+    array = np.asarray(decode(array), dtype=object)
     words = _as_words(array)
     known = array[words != ""]
     if wrong := [label for label in known if not isinstance(label, (str, Real, np.bool_))]:

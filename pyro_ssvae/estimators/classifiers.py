@@ -149,6 +149,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
     def _fit(self, X: ArrayLike, y: ArrayLike, again: bool, classes: ArrayLike | None, **changes: Any) -> M2Classifier:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        self._check_parameters()
         rows = self._check_rows(X, reset=not again)
         codes, self.classes_ = encode_targets(y, classes, self.n_classes)
         if len(codes) != len(rows):
