@@ -88,7 +88,7 @@ def make_csv(rng: Generator) -> tuple[bytes, str]:
     text = {"blank": ends * 2 + text + ends * 3, "comment": f"# made by{ends}{text}", "null": text + "\0"}.get(
         fault, text
     )
-    text = text.replace(",", "," * 2**17, 1) if fault == "long cell" else text
+    text = text.replace("c0", "c" * 2**17, 1) if fault == "long cell" else text
     encoding = "utf-16" if fault == "utf-16" else encoding
     words = f"{rows} rows of {', '.join(kinds)}, labels {labels}, separator {separator!r}, {encoding}, fault {fault!r}"
     return text.encode(encoding, "replace"), words

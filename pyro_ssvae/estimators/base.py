@@ -75,7 +75,7 @@ class DeepEstimator(BaseEstimator):
             return validate_data(self, X, reset=reset, dtype=dtype, **options)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{type(self).__name__} cannot use X: {error}") from error
+            raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -111,7 +111,10 @@ class DeepEstimator(BaseEstimator):
     def _check_parameters(self) -> None:
         """Check the parameters by the annotations of the constructor, and their ranges by their names."""
         init: Any = type(self).__init__
-        bind_arguments(init, inspect.signature(init), self, **self.get_params(deep=False))
+        given = self.get_params(deep=False)
+        if isinstance(given["verbose"], bool):
+            given["verbose"] = int(given["verbose"])
+        bind_arguments(init, inspect.signature(init), self, **given)
         callbacks = () if self.callbacks is None else self.callbacks
         if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
             raise TypeError(f"{show('callbacks', callbacks)}; a list of functions of model and metrics is needed.")

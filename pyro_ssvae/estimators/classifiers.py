@@ -195,7 +195,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         """Return the class prior of the model: one that is fixed, or the name of one that is learned."""
         given, number = self.class_prior, len(self.classes_)
         if isinstance(given, (list, tuple, np.ndarray)):
-            return FixedClassPrior(number, np.asarray(given, dtype=float).tolist())
+            return FixedClassPrior(number, np.asarray(given).tolist())
         if not (isinstance(given, str) and given == "auto"):
             return given
         known = data.y[data.y >= 0].numpy()
