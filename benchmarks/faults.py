@@ -65,6 +65,7 @@ PARTS = {
     "disk": Part("faults of disks and folders", 100, 90.0, 16.0, 1),
     "files": Part("damaged and hostile files", 500, 60.0, 2.0, 20),
     "inputs": Part("generated arguments", 2000, 60.0, 2.0, 50),
+    "tables": Part("generated tables, labels and parameters", 2000, 60.0, 2.0, 50),
 }
 Run = Callable[[int, Path], None]
 """Runs the case of a number in an empty folder, and raises ``Failure`` if it fails."""
@@ -99,8 +100,9 @@ def prepare(part: str, seed: int, root: Path) -> Run:
     from fault_files import Files
     from fault_inputs import Inputs
     from fault_runs import Kills
+    from fault_tables import Tables
 
-    makers: dict[str, Any] = {"kills": Kills, "disk": Disk, "files": Files, "inputs": Inputs}
+    makers: dict[str, Any] = {"kills": Kills, "disk": Disk, "files": Files, "inputs": Inputs, "tables": Tables}
     return makers[part](seed, root)
 
 

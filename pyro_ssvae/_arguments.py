@@ -49,13 +49,13 @@ _RANGES = {
             1, _MAX_WIDTH
         ),
         "event_shape": _Range(1, 2**24),
-        "num_classes": _Range(1, MAX_CLASSES),
+        "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
         "top_k num_particles generator_steps num_samples max_plate_nesting": _Range(1, _MAX_COUNT),
-        "learning_rate max_minutes gradient_clip generator_rate sigma step_size scale": _Range(0, above=True),
-        "weight_decay kl_peak kl_weight alpha bound_weight entropy_weight gradient_penalty negative_weight weight "
-        "rotation log_scale shear shift strength": _Range(0),
+        "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale": _Range(0, above=True),
+        "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
+        "negative_weight weight rotation log_scale shear shift strength": _Range(0),
         "decay_start final_learning_rate kl_warmup kl_anneal_end threshold decay": _Range(0, 1),
         "ema_decay dropout mle_fraction": _Range(0, 1, below=True),
         "penalty_fraction": _Range(0, 1, above=True),

@@ -76,9 +76,10 @@ def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -
             continue
         encoded[position] = np.array([np.nan if _is_missing(value) else value for value in values], dtype=object)
         try:
-            encoded[position] = encoded[position].astype(np.float64) if strict else encoded[position]
+            encoded[position] = encoded[position].astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"Column {name} must hold numbers, as in training: {error}.") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"Column {name} must hold numbers: {error}.") from error
     if not encoded:
         return X
     table = X.copy() if hasattr(X, "isetitem") else np.array(X, dtype=object)
@@ -113,7 +114,7 @@ def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool
 
 def _object_columns(X: Any) -> dict[int, _Column]:
     """Return the columns that are not of a numeric type, by position."""
-    if hasattr(X, "iloc") and hasattr(X, "dtypes"):  # of pandas
+    if hasattr(X, "iloc") and hasattr(X, "columns"):  # of pandas
         kinds = enumerate(map(str, X.dtypes))
         numeric = re.compile("u?int|float|bool|double|date|time|complex", re.I)
         return {position: _read_column(X, position) for position, kind in kinds if not numeric.match(kind)}

@@ -193,15 +193,16 @@ def _read(values: Any, name: str) -> NDArray[Any]:
         return array
     if array.dtype.kind != "O":
         return _as_words(array)
-    decoded = [label.decode("utf-8", "replace") if isinstance(label, bytes) else label for label in array.flat]
-    array = np.fromiter(decoded, dtype=object, count=array.size).reshape(array.shape)
-    words = _as_words(array)
-    known = array[words != ""]
-    if wrong := [label for label in known if not isinstance(label, (str, Real, np.bool_))]:
+    decode = np.frompyfunc(lambda label: label.decode("utf-8", "replace") if isinstance(label, bytes) else label, 1, 1)
+    array = np.asarray(decode(array), dtype=object)
+    allowed = (str, Real, np.bool_)
+    if wrong := [label for label in array.flat if not isinstance(label, allowed) and str(label) not in _UNLABELLED]:
         raise TypeError(
             f"{name} holds a label of type {type(wrong[0]).__name__}; labels are whole numbers or words, and None or "
             "-1 marks an unlabelled example."
         )
+    words = _as_words(array)
+    known = array[words != ""]
     if any(isinstance(label, str) for label in known):
         return words
     numbers = np.full(array.shape, -1.0)

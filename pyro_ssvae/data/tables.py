@@ -142,7 +142,8 @@ def _read_file(path: Path) -> Any:
 def select_columns(table: Any, names: Iterable[str]) -> Any:
     """Return the columns of these names, or raise ``ValueError`` with the names that there are."""
     found = list(map(str, table.columns))
-    if missing := [name for name in names if name not in set(found)]:
+    known = set(found)
+    if missing := [name for name in names if name not in known]:
         near = difflib.get_close_matches(missing[0], found, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(found[:20])}."
         raise ValueError(f"The table has no column {', '.join(missing[:10])}. {hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from pyro_ssvae._arguments import bind_arguments
+from pyro_ssvae._checks import show
 from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
@@ -67,8 +70,12 @@ class DeepEstimator(BaseEstimator):
             X = encode_categories(X, self.categories_)
         dtype = np.uint8 if getattr(X, "dtype", None) == np.uint8 else np.float64
         finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
-        sizes = {"ensure_min_samples": min_rows, "ensure_min_features": 1}
-        return validate_data(self, X, reset=reset, dtype=dtype, allow_nd=True, ensure_all_finite=finite, **sizes)
+        options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
+        try:
+            return validate_data(self, X, reset=reset, dtype=dtype, **options)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -100,6 +107,17 @@ class DeepEstimator(BaseEstimator):
         return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
 
     # Training.
+
+    def _check_parameters(self) -> None:
+        """Check the parameters by the annotations of the constructor, and their ranges by their names."""
+        init: Any = type(self).__init__
+        given = self.get_params(deep=False)
+        if isinstance(given["verbose"], bool):
+            given["verbose"] = int(given["verbose"])
+        bind_arguments(init, inspect.signature(init), self, **given)
+        callbacks = () if self.callbacks is None else self.callbacks
+        if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+            raise TypeError(f"{show('callbacks', callbacks)}; a list of functions of model and metrics is needed.")
 
     def _config(self, **changes: Any) -> TrainingConfig:
         settings = {

@@ -152,6 +152,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
     def _fit(self, X: ArrayLike, y: ArrayLike, again: bool, classes: ArrayLike | None, **changes: Any) -> M2Classifier:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
+        self._check_parameters()
         rows = self._check_rows(X, reset=not again)
         codes, self.classes_ = encode_targets(y, classes, self.n_classes)
         if len(codes) != len(rows):
@@ -198,7 +199,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         """Return the class prior of the model: one that is fixed, or the name of one that is learned."""
         given, number = self.class_prior, len(self.classes_)
         if isinstance(given, (list, tuple, np.ndarray)):
-            return FixedClassPrior(number, np.asarray(given, dtype=float).tolist())
+            return FixedClassPrior(number, np.asarray(given).tolist())
         if not (isinstance(given, str) and given == "auto"):
             return given
         known = data.y[data.y >= 0].numpy()

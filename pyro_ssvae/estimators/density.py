@@ -66,6 +66,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
 
     def fit(self, X: ArrayLike, y: Any = None) -> DDGMDensity:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""
+        self._check_parameters()
         rows = self._check_rows(X, reset=True, min_rows=2)
         preset = DDGM_TOY if rows.ndim == 2 else DDGM_IMAGES
         self.mean_, self.spread_ = 0.0, 1.0

@@ -80,6 +80,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
         return self._fit(X, hasattr(self, "model_"), **ONE_PASS)
 
     def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
+        self._check_parameters()
         rows = self._check_rows(X, reset=not again, min_rows=2)
         data = self._as_data(rows)
         model = self._previous(again) or M1.for_data(data, **self._sizes(rows))
@@ -101,7 +102,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
     def inverse_transform(self, X: ArrayLike) -> Array:
         """Return the means of p(x|z) for latents ``(N, latent_dim)``, in the units of the training examples."""
         check_is_fitted(self, "model_")
-        latents = torch.as_tensor(check_array(X), dtype=torch.float32)
+        latents = torch.as_tensor(check_array(X, order="C"), dtype=torch.float32)
         if latents.shape[1] != self.model_.latent_dim:
             raise ValueError(f"X has {latents.shape[1]} columns; the model has {self.model_.latent_dim} latents.")
         with torch.no_grad():

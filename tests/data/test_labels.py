@@ -1,6 +1,7 @@
 """Labels as numbers and words, and what marks an unlabelled example."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -92,6 +93,7 @@ def test_numbers_with_gaps_become_names():
         ([0, 1] * 3, {"class_names": ["a", "a"]}, ValueError, "must differ"),
         (["a", ("b",), "a", "b", "a", "b"], {}, ValueError, "no rectangular array"),
         (np.array(["a", {}] * 3, dtype=object), {}, TypeError, "label of type dict"),
+        (pd.Series([[1], [2, 3], None] * 2), {}, TypeError, "label of type list"),
         (np.array(["2020-01-01"] * 6, dtype="datetime64[D]"), {}, TypeError, r"y has dtype datetime64\[D\]"),
         ([0, 0.5] * 3, {}, ValueError, r"y\[1\] is 0.5; labels are whole numbers or words"),
         ((label for label in "ababab"), {}, TypeError, "y is of type generator"),

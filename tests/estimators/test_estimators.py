@@ -1,9 +1,12 @@
 """The estimators on real tables: labels of every kind, scikit-learn's tools around them, what they promise."""
 
+import io
 import pickle
 from typing import Any
 
+import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -100,6 +103,55 @@ def test_weights_of_examples_are_refused() -> None:
         M2Classifier(**QUICK).fit(X, FEW, sample_weight=np.ones(len(X)))  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "error", "words"),
+    [
+        ({"max_steps": 2.5}, TypeError, "max_steps=2.5 is of type float; an integer of at least 1 is needed"),
+        ({"max_time": "10"}, TypeError, "max_time='10' is of type str; a number is needed, above 0"),
+        ({"hidden_dims": 16}, TypeError, "hidden_dims=16 is of type int; a sequence of integers is needed"),
+        ({"n_classes": 0}, ValueError, "n_classes=0 is too small"),
+        ({"consistency_weight": -1.0}, ValueError, "consistency_weight=-1.0 must be at least 0"),
+        ({"callbacks": [None]}, TypeError, "callbacks=.None. is of type list; a list of functions"),
+        ({"class_prior": ["a", "b", "c"]}, TypeError, "probs=.* is of type list; 3 numbers are needed"),
+    ],
+)
+def test_wrong_parameters(parameters: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        M2Classifier(**BRIEF | parameters).fit(X, FEW)
+
+
+def test_parameters_of_numpy_and_truth_values() -> None:
+    given = {"max_steps": np.int64(3), "hidden_dims": [np.int64(4)], "learning_rate": np.float32(1e-3)}
+    assert M2Classifier(**BRIEF | given, verbose=False).fit(X, FEW).n_iter_ == 3
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        ([[1.0, 2.0], [3.0]], r"DDGMDensity needs a table \(N, D\) or images \(N, C, H, W\) as X: .*inhomogeneous"),
+        (np.zeros(9, "i4,f4"), "DDGMDensity needs a table"),
+        ("abc", "DDGMDensity needs a table"),
+    ],
+)
+def test_what_is_no_table_is_refused(examples: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        DDGMDensity(max_steps=3).fit(examples)
+
+
+def test_columns_that_hold_other_objects_are_named() -> None:
+    with pytest.raises(TypeError, match="Column 1 of X must hold numbers: .* not 'dict'"):
+        M1Transformer(**BRIEF).fit(np.array([[1.0, {}], [2.0, {}]], dtype=object))
+    words = pd.DataFrame({"a": ["x"] * len(X)}).join(pd.DataFrame(X[:, 1:]).rename(columns=str))
+    model = M1Transformer(**BRIEF).fit(pd.DataFrame(X).rename(columns=str).rename(columns={"0": "a"}))
+    with pytest.raises(ValueError, match="Column a must hold numbers"):
+        model.transform(words)
+
+
+def test_reversed_arrays(briefly_fitted: M2Classifier) -> None:
+    expected = briefly_fitted.predict_proba(X[:, ::-1].copy())
+    np.testing.assert_array_equal(briefly_fitted.predict_proba(X[:, ::-1]), expected)
+
+
 def test_known_shares_of_the_classes() -> None:
     model = M2Classifier(**BRIEF, class_prior=[0.5, 0.3, 0.2]).fit(X, FEW)
     torch.testing.assert_close(model.model_.class_prior.mean(), torch.tensor([0.5, 0.3, 0.2]))
@@ -173,8 +225,9 @@ def test_time_limit_and_callbacks() -> None:
 )
 def test_pickle_and_clone(estimator: Any) -> None:
     fitted = estimator.fit(X, FEW)
-    again = pickle.loads(pickle.dumps(fitted))
-    np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
+    joblib.dump(fitted, stored := io.BytesIO())
+    for again in (pickle.loads(pickle.dumps(fitted)), joblib.load(stored)):
+        np.testing.assert_array_equal(again.score_samples(X), fitted.score_samples(X))
     assert not hasattr(clone(fitted), "model_")
     assert len(repr(fitted)) < 200
 
@@ -192,6 +245,19 @@ def test_tools_of_scikit_learn() -> None:
     features = make_pipeline(M1Transformer(**QUICK | {"max_steps": 1000}), LogisticRegression())
     assert features.fit(X, Y).score(X, Y) > 0.8
     assert features[0].get_feature_names_out().tolist() == ["m1transformer0", "m1transformer1", "m1transformer2"]
+
+
+@pytest.mark.filterwarnings("ignore:y labels every example")
+def test_search_calibration_and_tables_as_output() -> None:
+    search = GridSearchCV(M2Classifier(**BRIEF), {"alpha": [1.0, 10.0]}, cv=2).fit(X, FEW)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.predict(X).shape == (len(X),)
+    calibrated = CalibratedClassifierCV(search.best_estimator_, cv=2).fit(X, Y)
+    np.testing.assert_allclose(calibrated.predict_proba(X).sum(1), 1.0)
+    transformer = M1Transformer(**BRIEF).set_output(transform="pandas")
+    table = transformer.fit_transform(pd.DataFrame(X, index=np.arange(len(X)) + 5))
+    assert table.columns.tolist() == [f"m1transformer{latent}" for latent in range(3)]
+    assert table.index.tolist() == list(range(5, len(X) + 5))
 
 
 def test_m1_reconstructs_in_the_units_of_the_input() -> None:
