@@ -210,11 +210,14 @@ def test_a_model_saves_the_names_and_takes_tables_by_them(tmp_path):
 def test_automatic_likelihood_of_one_kind():
     assert isinstance(M1.for_data(from_table(make_numbers(), "kind"), likelihood="auto").likelihood, Gaussian)
     with pytest.warns(UserWarning, match=CODES):
-        data = from_table(make_numbers(d="one")[["d"]])
+        data = from_table(make_numbers(d=["one", "two", "three", "one"] * 10)[["d"]])
     likelihood = M1.for_data(data, likelihood="auto").likelihood
     assert isinstance(likelihood, Categorical)
-    assert likelihood.levels == 2
+    assert likelihood.levels == 3
     assert not isinstance(likelihood, Mixed)
+    with pytest.warns(UserWarning, match=CODES):
+        data = from_table(make_numbers(d="one")[["d"]])
+    assert isinstance(M1.for_data(data, likelihood="auto").likelihood, Bernoulli)
 
 
 class Dataset:
