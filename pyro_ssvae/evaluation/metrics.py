@@ -104,7 +104,7 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
 
     like = next(model.parameters())
     of_labelled, of_others = (
-        model.likelihood.network_input(data.x[index].to(like) / data.scale).detach().flatten(1).cpu().numpy()
+        model._classifier_input(data.x[index].to(like) / data.scale).detach().flatten(1).cpu().numpy()
         for index in (known, unknown)
     )
     with warnings.catch_warnings():

@@ -63,10 +63,20 @@ class LatentVariableModel(Model, abstract=True):
 
     @property
     def _input_shape(self) -> torch.Size:
-        """Shape of what encoders and classifiers see of an example."""
+        """Shape of what encoders see of an example."""
         like = [*self.likelihood.buffers(), *self.likelihood.parameters(), torch.zeros(())][0]
         example = torch.zeros(1, *self.event_shape, device=like.device)
         return self.likelihood.network_input(example).shape[1:]
+
+    @property
+    def _classifier_shape(self) -> torch.Size:
+        shape = self._input_shape
+        return torch.Size([shape[0] - self.event_size]) if self.missing else shape
+
+    def _classifier_input(self, x: Tensor) -> Tensor:
+        """Return what classifiers see of ``x``: not which values are missing, by which few labels are told apart."""
+        seen = self.likelihood.network_input(x)
+        return seen[..., : -self.event_size] if self.missing else seen
 
     def check_examples(self, x: Tensor) -> None:
         """Raise ``ValueError`` if examples ``(B, *event_shape)`` lie outside the domain of the likelihood."""

@@ -162,7 +162,7 @@ class M1M2(SemiSupervisedModel):
         of_x = None
         if classify_from == "x":
             shared = {name: options[name] for name in _CLASSIFIER_OPTIONS if name in options}
-            of_x = make_classifier(classifier, m1._input_shape, num_classes, **shared)
+            of_x = make_classifier(classifier, m1._classifier_shape, num_classes, **shared)
         options |= {"latent_dim": latent_dim, "prior": prior, "likelihood": Gaussian(min_scale=min_scale)}
         m2 = M2((width,), num_classes, classifier=classifier if of_x is None else None, **options)
         return cls(m1, m2, active=active, classifier=of_x)
@@ -284,7 +284,7 @@ class M1M2(SemiSupervisedModel):
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of q(y|x), with shape ``(B, K)``: q(y|z1) at a draw of z1 in training, else at its mean."""
         if self.classifier is not None:
-            return full_precision(self.classifier(self.likelihood.network_input(x)))
+            return full_precision(self.classifier(self._classifier_input(x)))
         q_z1 = self.encode_z1(x)
         return self.m2.classify(q_z1.rsample() if self.training else q_z1.mean)
 

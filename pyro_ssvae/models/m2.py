@@ -52,13 +52,13 @@ class M2(SemiSupervisedModel):
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
         classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, or a module that maps
-            x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, to logits ``(B, K)``. ``None`` builds
-            none, for an :class:`~pyro_ssvae.M1M2` with a classifier of its own.
-        encoder: A module that maps the same x and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``, the location
-            and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
+            x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, without the columns for what is
+            missing, to logits ``(B, K)``. ``None`` builds none, for an :class:`~pyro_ssvae.M1M2` with its own.
+        encoder: A module that maps x, with those columns, and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``,
+            the location and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
         decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
             for ``P = likelihood.num_params`` and ``D`` elements of an example; a ``ConditionalMLP`` when ``None``.
-        missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
+        missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the encoder sees
             what is missing. :meth:`for_data` sets it by the data.
 
     Raises:
@@ -97,7 +97,7 @@ class M2(SemiSupervisedModel):
         self.classifier = None
         if classifier is not None:
             self.classifier = make_classifier(
-                classifier, self._input_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
+                classifier, self._classifier_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
             )
         if encoder is None:
             encoder = ConditionalMLP(self._input_shape, num_classes, 2 * latent_dim, hidden_dims, **mlp)
@@ -148,7 +148,7 @@ class M2(SemiSupervisedModel):
         """
         if self.classifier is None:
             raise ValueError("This M2 was built with classifier=None, so it has no q(y|x).")
-        return full_precision(self.classifier(self.likelihood.network_input(x)))
+        return full_precision(self.classifier(self._classifier_input(x)))
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""

@@ -69,7 +69,7 @@ def remove(x: Tensor, fraction: float = 0.3) -> Tensor:
 
 def restrict(full: nn.Linear, part: nn.Linear, seen: Tensor) -> None:
     """Give a layer over the observed columns the weights of one over all, of which the other inputs are constant."""
-    others = [column for column in range(2 * COLUMNS) if column not in SEEN]
+    others = [column for column in range(full.in_features) if column not in SEEN]
     part.weight.copy_(full.weight[:, SEEN])
     part.bias.copy_(full.bias + full.weight[:, others] @ seen[0, others])
 
