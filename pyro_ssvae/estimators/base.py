@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import bind_arguments
-from pyro_ssvae._checks import show
+from pyro_ssvae._checks import MAX_SEED, as_count, show
 from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
@@ -120,6 +121,8 @@ class DeepEstimator(BaseEstimator):
         if isinstance(given["verbose"], bool):
             given["verbose"] = int(given["verbose"])
         bind_arguments(init, inspect.signature(init), self, **given)
+        if isinstance(self.random_state, Integral):
+            as_count(self.random_state, "random_state", most=MAX_SEED)
         callbacks = () if self.callbacks is None else self.callbacks
         if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
             raise TypeError(f"{show('callbacks', callbacks)}; a list of functions of model and metrics is needed.")
