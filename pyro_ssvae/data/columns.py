@@ -15,6 +15,7 @@ Categories = Mapping[int, Any]
 """Sequences of the categories of columns, by the position of the column."""
 
 _MAX_LEVELS = 100
+_WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 
 
 class _Column(NamedTuple):
@@ -31,7 +32,7 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     Categories that do not occur are left out unless ``strict``.
 
     Raises:
-        ValueError: For a column of numbers and some words, or of more than 100 categories.
+        ValueError: For a column of numbers and some words, of numbers with commas, or of more than 100 categories.
     """
     found = {}
     for position, column in _object_columns(X).items():
@@ -40,6 +41,11 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             words = [value for value in known if _is_word(value)]
             if not words:
                 continue
+            if all(map(_WITH_COMMAS.fullmatch, words)):
+                raise ValueError(
+                    f"Column {column.name} holds numbers with commas, such as {words[0]!r}; write them with a decimal "
+                    "point, and without separators of thousands."
+                )
             if 2 * len(words) <= len(known):
                 raise ValueError(
                     f"Column {column.name} holds numbers and {len(words)} other values, such as {words[0][:40]!r}; "

@@ -159,6 +159,8 @@ def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     from sklearn.utils.multiclass import check_classification_targets
 
     labels = column_or_1d(_read(y, "y"), warn=True)
+    if labels.dtype.kind not in "biufU":
+        raise TypeError(f"y has dtype {labels.dtype}; labels are whole numbers or words.")
     labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
     known = labels[labelled]
     if len(known):

@@ -131,11 +131,16 @@ def _read_file(path: Path) -> Any:
             return pandas.read_parquet(path)
         with gzip.open(path, "rt", errors="replace") if suffix == ".gz" else open(path, errors="replace") as file:
             header = file.readline(2**20)
-        table = pandas.read_csv(path, sep=max(",;\t", key=header.count), low_memory=False)
+        options = {"sep": max(",;\t|", key=header.count), "skipinitialspace": True, "low_memory": False}
+        table = pandas.read_csv(path, **options)
+        if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
+            other = pandas.read_csv(path, decimal=",", **options)
+            table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
     except ImportError as error:
         raise MissingPackageError("Parquet files are read by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+        hint = ". Save it as UTF-8." if isinstance(error, UnicodeError) else ""
+        raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
     return table.iloc[:, 1:] if table.columns[0] == "Unnamed: 0" else table  # the index that pandas and R write
 
 

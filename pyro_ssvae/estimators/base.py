@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import bind_arguments
-from pyro_ssvae._checks import show
+from pyro_ssvae._checks import MAX_SEED, as_count, show
 from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
@@ -64,6 +65,8 @@ class DeepEstimator(BaseEstimator):
 
         Words become codes, and missing values NaN.
         """
+        if reset:
+            vars(self).pop("model_", None)  # which must not be used with classes or columns of a fit that fails
         if self._allow_missing:
             if reset:
                 self.categories_ = find_categories(X)
@@ -72,10 +75,15 @@ class DeepEstimator(BaseEstimator):
         finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
         options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
         try:
-            return validate_data(self, X, reset=reset, dtype=dtype, **options)
+            rows = validate_data(self, X, reset=reset, dtype=dtype, **options)
+            if rows.ndim > 4:
+                raise ValueError(f"X has shape {rows.shape}.")
+            if (np.abs(rows) > np.finfo(np.float32).max).any():
+                raise ValueError("X holds values too large for float32; divide its columns by a constant.")
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
+        return rows
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -83,8 +91,6 @@ class DeepEstimator(BaseEstimator):
         return tags
 
     def _as_data(self, X: Array, y: Array | None = None, num_classes: int | None = None) -> SemiSupervisedData:
-        if np.isinf(X.astype(np.float32)).any():
-            raise ValueError("Input X holds values too large for float32; divide its columns by a constant.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about classes without a label, in terms of from_arrays
             return SemiSupervisedData.from_arrays(X, y, num_classes=num_classes, name="X", seed=self._draw_seed())
@@ -115,6 +121,8 @@ class DeepEstimator(BaseEstimator):
         if isinstance(given["verbose"], bool):
             given["verbose"] = int(given["verbose"])
         bind_arguments(init, inspect.signature(init), self, **given)
+        if isinstance(self.random_state, Integral):
+            as_count(self.random_state, "random_state", most=MAX_SEED)
         callbacks = () if self.callbacks is None else self.callbacks
         if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
             raise TypeError(f"{show('callbacks', callbacks)}; a list of functions of model and metrics is needed.")
@@ -136,7 +144,12 @@ class DeepEstimator(BaseEstimator):
             for callback in self.callbacks or ():
                 callback(module, metrics)
 
-        done = fit(objective, data, self._config(**changes), progress=bool(self.verbose), on_evaluation=call)
+        config, before = self._config(**changes), copy.deepcopy(objective.module.state_dict())
+        try:
+            done = fit(objective, data, config, progress=bool(self.verbose), on_evaluation=call)
+        except Exception:
+            objective.module.load_state_dict(before)  # under warm_start it is the model of an earlier fit
+            raise
         self.model_ = objective.module
         self.history_ = done.metrics
         self.n_iter_ = done.steps

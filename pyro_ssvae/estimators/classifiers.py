@@ -11,9 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
@@ -136,6 +137,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         Warns:
             UserWarning: If all examples are labelled, or the unlabelled rows of a table contradict the class prior.
         """
+        self._check_parameters()
         return self._fit(X, y, self.warm_start and hasattr(self, "model_"), self.classes)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> M2Classifier:
@@ -146,15 +148,14 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             y: Labels.
             classes: All classes; needed in the first call if ``y`` does not hold them all.
         """
-        again = hasattr(self, "model_")
-        return self._fit(X, y, again, self.classes_ if again else classes, **ONE_PASS)
+        self._check_parameters()
+        return self._fit(X, y, hasattr(self, "model_"), self.classes if classes is None else classes, **ONE_PASS)
 
     def _fit(self, X: ArrayLike, y: ArrayLike, again: bool, classes: ArrayLike | None, **changes: Any) -> M2Classifier:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
-        self._check_parameters()
         rows = self._check_rows(X, reset=not again)
-        codes, self.classes_ = encode_targets(y, classes, self.n_classes)
+        codes, self.classes_ = encode_targets(y, self.classes_ if again else classes, self.n_classes)
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
         if (codes >= 0).all():
@@ -240,6 +241,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         """
         predicted = self.predict(X)
         labels, known = select_known(y)
+        check_consistent_length(predicted, known, sample_weight)
         if not len(labels):
             raise ValueError("y has no label (-1, None, NaN and '' mark unlabelled examples), and a score needs some.")
         weights = None if sample_weight is None else np.asarray(sample_weight)[known]
@@ -262,9 +264,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         check_is_fitted(self, "model_")
         codes: Any = None
         if y is not None:
-            labels = np.asarray(y)
-            if unknown := sorted(set(labels.ravel().tolist()) - set(self.classes_.tolist()), key=str):
-                raise ValueError(f"y={unknown[:5]} is no class of this estimator; classes: {self.classes_.tolist()}.")
+            labels, classes = as_array(y, "y"), self.classes_.tolist()
+            if unknown := [label for label in labels.ravel().tolist() if label not in classes]:
+                raise ValueError(f"y={unknown[:5]} is no class of this estimator; classes: {classes}.")
             codes = np.searchsorted(self.classes_, labels)
         with self._sampling() as model:
             x, codes = model.generate(n_samples, codes)

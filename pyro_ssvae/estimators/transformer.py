@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
+from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -73,14 +74,15 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
 
     def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
+        self._check_parameters()
         return self._fit(X, self.warm_start and hasattr(self, "model_"))
 
     def partial_fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
         """Train for one pass over examples, starting from the weights of earlier calls."""
+        self._check_parameters()
         return self._fit(X, hasattr(self, "model_"), **ONE_PASS)
 
     def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
-        self._check_parameters()
         rows = self._check_rows(X, reset=not again, min_rows=2)
         data = self._as_data(rows)
         model = self._previous(again) or M1.for_data(data, **self._sizes(rows))
@@ -102,9 +104,9 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DeepEstim
     def inverse_transform(self, X: ArrayLike) -> Array:
         """Return the means of p(x|z) for latents ``(N, latent_dim)``, in the units of the training examples."""
         check_is_fitted(self, "model_")
-        latents = torch.as_tensor(check_array(X, order="C"), dtype=torch.float32)
-        if latents.shape[1] != self.model_.latent_dim:
-            raise ValueError(f"X has {latents.shape[1]} columns; the model has {self.model_.latent_dim} latents.")
+        latents = as_examples(X, "X")
+        if latents.shape[1:] != (self.model_.latent_dim,):
+            raise ValueError(f"X has shape {tuple(latents.shape)}; latents (N, {self.model_.latent_dim}) are needed.")
         with torch.no_grad():
             return self._in_units_of_input(self.model_.eval().decode(latents.to(next(self.model_.parameters()))).mean)
 

@@ -56,6 +56,8 @@ class AffineAugmentation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
+        if x.dim() != 4:
+            raise ValueError(f"Affine maps are for images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
         grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, align_corners=False)
 

@@ -66,6 +66,37 @@ def test_files(ending, tmp_path):
     assert torch.equal(data.y, expected.y)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "u;v;y\n1;2,5;a\n3;4;b\n-5;6,25;\n",
+        "u;v;y\n1;2.5;a\n3;4;b\n-5;6.25;\n",
+        "u, v, y\n1, 2.5, a\n3, 4, b\n-5, 6.25,\n",
+        "u|v|y\n1|2.5|a\n3|4|b\n-5|6.25|\n",
+        "\ufeffu\tv\ty\n1\t2.5\ta\n3\t4\tb\n-5\t6.25\t\n",
+    ],
+)
+def test_separators_and_decimal_commas(text, tmp_path):
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    data = from_table(tmp_path / "a.csv", "y")
+    assert (data.feature_names, data.class_names) == (("u", "v"), ("a", "b"))
+    assert (data.x.tolist(), data.y.tolist()) == ([[1, 2.5], [3, 4], [-5, 6.25]], [0, 1, -1])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'u,y\n"1,5",a\n"2,25",b\n', "Column u holds numbers with commas, such as '1,5'; write them with a decimal"),
+        (b'u,y\n"1,500",a\n900,b\n', "Column u holds numbers with commas, such as '1,500'"),
+        ("u,y\n1,grün\n2,rot\n".encode("cp1252"), "a.csv cannot be read as a table: .* Save it as UTF-8"),
+    ],
+)
+def test_what_is_written_otherwise_is_named(content, words, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        from_table(tmp_path / "a.csv", "y")
+
+
 def test_semicolons_and_pandas_types(tmp_path):
     (tmp_path / "a.csv").write_text("u;v;y\n1;2.5;0\n3;4;1\n5;6;\n")
     data = from_table(str(tmp_path / "a.csv"), "y")
