@@ -65,8 +65,8 @@ class DeepEstimator(BaseEstimator):
 
         Words become codes, and missing values NaN.
         """
-        if reset:
-            vars(self).pop("model_", None)  # which must not be used with classes or columns of a fit that fails
+        if reset and hasattr(self, "model_"):
+            del self.model_  # which must not be used with classes or columns of a fit that fails
         if self._allow_missing:
             if reset:
                 self.categories_ = find_categories(X)

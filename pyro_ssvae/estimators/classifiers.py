@@ -83,6 +83,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         True
     """
 
+    classes_: Array
+
     def __init__(
         self,
         *,

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_wine
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -19,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
+from pyro_ssvae.errors import NonFiniteLossError
 from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
 from pyro_ssvae.evaluation import log_likelihood
 
@@ -112,6 +114,7 @@ def test_weights_of_examples_are_refused() -> None:
         ({"n_classes": 0}, ValueError, "n_classes=0 is too small"),
         ({"consistency_weight": -1.0}, ValueError, "consistency_weight=-1.0 must be at least 0"),
         ({"callbacks": [None]}, TypeError, "callbacks=.None. is of type list; a list of functions"),
+        ({"random_state": -1}, ValueError, "random_state=-1 is too small"),
         ({"class_prior": ["a", "b", "c"]}, TypeError, "probs=.* is of type list; 3 numbers are needed"),
     ],
 )
@@ -131,6 +134,8 @@ def test_parameters_of_numpy_and_truth_values() -> None:
         ([[1.0, 2.0], [3.0]], r"DDGMDensity needs a table \(N, D\) or images \(N, C, H, W\) as X: .*inhomogeneous"),
         (np.zeros(9, "i4,f4"), "DDGMDensity needs a table"),
         ("abc", "DDGMDensity needs a table"),
+        (np.ones((9, 1, 2, 2, 2)), r"DDGMDensity needs a table .* X has shape \(9, 1, 2, 2, 2\)"),
+        (X * 1e39, "DDGMDensity needs a table .* too large for float32"),
     ],
 )
 def test_what_is_no_table_is_refused(examples: Any, words: str) -> None:
@@ -196,6 +201,29 @@ def test_training_goes_on_under_warm_start_and_partial_fit() -> None:
     assert model.partial_fit(X[:60], FEW[:60]).model_ is first
     assert any(not torch.equal(before[name], value) for name, value in first.state_dict().items())
     assert model.classes_.tolist() == [0, 1, 2]
+
+
+def test_a_fit_that_fails_leaves_no_half_of_a_model() -> None:
+    model = M2Classifier(**BRIEF, warm_start=True).fit(X, FEW)
+    before = model.predict_proba(X)
+    with pytest.raises(ValueError, match=r"classes=\[0, 1, 2\] lacks: \[7\]"):
+        model.fit(X, np.where(FEW == 2, 7, FEW))
+    with pytest.raises(NonFiniteLossError):
+        model.fit(X * 1e30, FEW)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+    with pytest.raises(ValueError, match="At least two classes"):
+        model.set_params(warm_start=False).fit(X[:, :2], np.zeros(len(X)))
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_labels_of_a_score_and_of_samples_are_checked(briefly_fitted: M2Classifier) -> None:
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        briefly_fitted.score(X, FEW[1:])
+    with pytest.raises(TypeError, match=r"y has dtype datetime64\[D\]"):
+        briefly_fitted.score(X, Y.astype("datetime64[D]"))
+    with pytest.raises(ValueError, match="y is no rectangular array"):
+        briefly_fitted.sample(2, y=[[0, 1], [2]])
 
 
 def test_consistency_learns_from_unlabelled_examples() -> None:
@@ -264,6 +292,8 @@ def test_m1_reconstructs_in_the_units_of_the_input() -> None:
     transformer = M1Transformer(**QUICK | {"max_steps": 400, "latent_dim": 8, "learning_rate": 0.01}).fit(X)
     error = np.mean((transformer.inverse_transform(transformer.transform(X)) - X) ** 2)
     assert error < 0.6  # standardised columns: the mean alone has 1
+    with pytest.raises(ValueError, match=r"X has shape \(1, 3\); latents \(N, 8\) are needed"):
+        transformer.inverse_transform([[0.0, 1.0, 2.0]])
 
 
 @pytest.mark.slow
