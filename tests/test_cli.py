@@ -183,7 +183,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(140):
         name, part = ("green", "red")[number % 2], "train" if number < 100 else "new"
         image = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8)
-        image[..., number % 2 == 0] += 120
+        image[..., 1 - number % 2] += 120
         file = folder / part / ("unlabelled" if number % 10 > 7 else name) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)

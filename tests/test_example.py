@@ -169,11 +169,11 @@ def test_without_a_download_digits_are_used(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--max-epochs", "0"], "max_epochs=0"),
+        (["--max-epochs", "0"], "--max-epochs 0 is too small"),
         (["--device", "toaster"], "toaster"),
         (["--resume", "/nowhere/at/all"], "holds no run"),
         (["--likelihood", "poison"], "bernoulli"),
-        (["--training.batch_size", "-5"], "batch_size=-5"),
+        (["--training.batch_size", "-5"], "--training.batch_size -5"),
         (["--no-such-flag"], "no-such-flag"),
         (["--max-steps", "100"], "--training.max_steps"),
         (["--batch_size=5"], "--training.batch_size"),
@@ -199,9 +199,9 @@ def test_cuda_without_gpu_is_a_clear_error(example: ModuleType, capsys: pytest.C
     [
         (["--data", "nothing.npz"], "nothing.npz"),
         (["--data", "nonsense"], "digits"),
-        (["--data", "digits", "--num-labels", "-1"], "num_labels"),
-        (["--data", "digits", "--alpha", "-1"], "alpha"),
-        (["--data", "digits", "--latent-dim", "0"], "latent_dim"),
+        (["--data", "digits", "--num-labels", "-1"], "--num-labels -1"),
+        (["--data", "digits", "--alpha", "-1"], "--alpha -1.0"),
+        (["--data", "digits", "--latent-dim", "0"], "--latent-dim 0"),
     ],
 )
 def test_bad_data_and_models_end_with_one_message(

@@ -136,7 +136,7 @@ def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: 
         assert example.main([flag, value]) == 2
         assert flag in capsys.readouterr().err
     assert example.main([*TINY, "--generator-rate", "-1", "--out", str(tmp_path / "run")]) == 2
-    assert "generator_rate=-1.0 must be above 0" in capsys.readouterr().err
+    assert "--generator-rate -1.0 must be above 0" in capsys.readouterr().err
 
 
 SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]

@@ -171,9 +171,9 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "M1": (
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
         replace(_LIKELIHOOD, help="p(x|z1), without the flag auto for a table"),
-        Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1"),
+        Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
-        Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, before inactive ones are left out"),
+        Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
         Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),
         Flag("m1_binarisation", None, _BINARISATION, str, choices=BINARISATIONS, rare=True),
     ),
