@@ -31,6 +31,7 @@ __all__ = ["M1M2Classifier", "M2Classifier"]
 
 # Regularisers of tables, chosen on six tables with five labels a class (docs/results_tables.md).
 _NOISE = 0.5  # standard deviation of the noise on labelled examples, in standard deviations of the column
+_SWAP_CODES = 0.3  # share of the categories of labelled examples that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
@@ -181,8 +182,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         options: dict[str, Any] = {"weight": self.consistency_weight}
         if rows.ndim == 2:
             few = min(1.0, _FEW_LABELS * len(self.classes_) / max(1, data.num_labelled))
-            noise = _NOISE * few**0.5 * self._column_scales(rows / data.scale)
-            found["augmentation"] = ColumnAugmentation(swap=0.0, noise=noise.tolist())
+            scales = self._column_scales(rows / data.scale)
+            swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
+            found["augmentation"] = ColumnAugmentation(swap.tolist(), noise.tolist())
             options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
         # Without any label, confident predictions are arbitrary.
         if self.consistency_weight and data.num_labelled:
