@@ -17,6 +17,7 @@ def restore() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_is_script = os.path.basename(sys.argv[0]).startswith("pyro-ssvae") or sys.orig_argv[1:3] == ["-m", "pyro_ssvae"]
+_start = sys.orig_argv[1:3]
+_is_script = _start == ["-m", "pyro_ssvae"] or os.path.basename("".join(_start[:1])).startswith("pyro-ssvae")
 if _is_script and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _quit)

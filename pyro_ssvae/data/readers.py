@@ -76,7 +76,7 @@ def read_npz(
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not an .npz file (a zip archive of arrays), or an incomplete one; write it by "
-            f"numpy.savez(path, {', '.join(f'{name}=...' for name in required)})."
+            f"numpy.savez(path, {', '.join(f'{name}=...' for name in required or optional[:1])})."
         )
     try:
         with zipfile.ZipFile(path) as archive:
