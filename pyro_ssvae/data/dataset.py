@@ -170,9 +170,8 @@ class SemiSupervisedData:
                 -1 and 1.
 
         Warns:
-            UserWarning: If ``y`` is given and no training example has a label, or a class has no labelled one, or one
-                where others have more, if names of classes differ only by case or white space, if classes are numbered
-                anew, or if images may have their channels first or last.
+            UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
+                classes are alike, classes are numbered anew, or images may have their channels first or last.
         """
         x, y = read_dataset(x, y, "x")
         examples = as_examples(x, "x", allow_missing=True)
@@ -343,9 +342,8 @@ class SemiSupervisedData:
             path: The folder.
             image_size: Side of the square that every image is brought to, in pixels.
             num_labels: As for :meth:`from_name`; not used without classes.
-            num_validation: Number of validation examples, drawn at random among the training images (the labelled ones,
-                stratified by class, if there are any); if ``None``, a tenth of them, or none where there is a folder
-                ``val``.
+            num_validation: Number of validation examples, drawn at random among the training images (if there are
+                labelled ones, among these, stratified); ``None``: a tenth, or none where there is a folder ``val``.
             num_test: The same for test examples and the folder ``test``.
             seed: Seed of these draws and of the draw of labels.
             balanced: As for :meth:`from_name`.
