@@ -40,7 +40,7 @@ def test_a_few_cases_of_each_part(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "points.npz"), "--cases", "3", "--jobs", "1"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     rows = re.findall(r"^\| (\w+) \| 3 \| (.*) \|$", done.stdout, re.MULTILINE)
-    assert [name for name, _ in rows] == ["kills", "disk", "files", "inputs"], done.stderr
+    assert [name for name, _ in rows] == ["kills", "disk", "files", "inputs", "tables"], done.stderr
     failures = sum(int(count) for _, counts in rows for count in counts.split(" | "))
     assert failures == done.stdout.count("python benchmarks/faults.py --only")
     assert done.returncode == int(failures > 0)
