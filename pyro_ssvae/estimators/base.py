@@ -174,7 +174,7 @@ class DeepEstimator(BaseEstimator):
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
         dtype = next(model.parameters()).dtype
-        return model, torch.as_tensor(rows).to(dtype) / self.model_.data_scale
+        return model, torch.tensor(rows, dtype=dtype) / self.model_.data_scale
 
     def _log_likelihood(self, X: ArrayLike, num_samples: int) -> Array:
         """Return log p(x) of each example in nats, by importance sampling with the same draws for every example."""

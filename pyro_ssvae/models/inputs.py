@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ssvae._arrays import as_examples, check_finite, to_numpy, value_range
 from pyro_ssvae._checks import as_scale
-from pyro_ssvae.data.tables import encode_rows
+from pyro_ssvae.data.tables import encode_rows, read_table
 
 __all__ = ["as_input"]
 
@@ -24,14 +24,14 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
 
     Args:
         model: The model.
-        x: A tensor, an array, a table or nested lists, with shape ``(B, *event_shape)``. Of a DataFrame, columns are
-            taken by name if the model knows the names of its columns.
+        x: A tensor, an array, a table or nested lists, with shape ``(B, *event_shape)``. Of a DataFrame, an AnnData and
+            the like, columns are taken by name if the model knows the names of its columns.
         scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
             that were probably meant to be divided are refused or warned about.
     """
     divisor: float | None = 1.0
-    if model.feature_names and hasattr(x, "columns") and hasattr(x, "iloc"):
-        x = encode_rows(x, model.feature_names, model.categories)
+    if model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
+        x = encode_rows(read_table(x), model.feature_names, model.categories)
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0

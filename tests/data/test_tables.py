@@ -287,3 +287,14 @@ def test_objects_that_hold_tables():
         assert torch.equal(SemiSupervisedData.from_arrays(cells.X, table["kind"]).x, data.x)
     with pytest.raises(ValueError, match="Did you mean kind"):
         from_table(cells, "kin")
+
+
+def test_prediction_takes_columns_of_any_table_by_name():
+    cells = make_anndata()
+    data = from_table(cells, "kind")
+    m2 = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="gaussian")
+    expected = m2.predict_proba(data.x)
+    turned = SimpleNamespace(X=cells.X[:, ::-1], obs=cells.obs, var_names=cells.var_names[::-1])
+    torch.testing.assert_close(m2.predict_proba(turned), expected)
+    table = pd.DataFrame(data.x.numpy(), columns=data.feature_names)
+    torch.testing.assert_close(m2.predict_proba(Dataset(table[["c", "b", "a"]])), expected)

@@ -181,6 +181,12 @@ def test_log_likelihood_of_an_example_does_not_depend_on_others(fitted: M2Classi
     np.testing.assert_allclose(fitted.score_samples(X[5:8]), fitted.score_samples(X)[5:8], rtol=1e-10)
 
 
+def test_arrays_that_cannot_be_written(fitted: M2Classifier) -> None:
+    locked = X.copy()
+    locked.setflags(write=False)  # as are those that pandas gives away
+    np.testing.assert_array_equal(fitted.predict_proba(locked), fitted.predict_proba(X))
+
+
 def test_samples_of_a_class_are_classified_as_it(fitted: M2Classifier) -> None:
     for label in fitted.classes_:
         x, y = fitted.sample(50, y=label)
