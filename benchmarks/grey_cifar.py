@@ -104,7 +104,8 @@ def make_grey_tables(results: dict[str, list[Result]]) -> dict[str, str]:
             cells[title] = format_mean(errors, 1, 100.0)
         for one in results.get(f"cifar-grey-scikit-learn-{labels}", []):
             cells |= {name: f"{100.0 * error:.1f}" for name, error in one["test/errors"].items()}
-    rows = [[name, *(cells.get(name, "–") for cells in columns.values())] for name in columns["1000"]]
+    names = dict.fromkeys(name for cells in columns.values() for name in cells)
+    rows = [[name, *(cells.get(name, "–") for cells in columns.values())] for name in names]
     return {"grey_cifar": format_table(["test error, %", *(f"{labels} labels" for labels in columns)], rows)}
 
 

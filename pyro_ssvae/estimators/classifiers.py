@@ -33,6 +33,7 @@ __all__ = ["M1M2Classifier", "M2Classifier"]
 _NOISE = 0.5  # standard deviation of the noise on labelled examples, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled examples that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
+_WIDE = 2000  # columns times classes, from which bounds of all examples of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
 
@@ -186,6 +187,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
             found["augmentation"] = ColumnAugmentation(swap.tolist(), noise.tolist())
             options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
+            if rows.shape[1] * len(self.classes_) > _WIDE:
+                found["bound_batch_size"] = 48  # as of images
         # Without any label, confident predictions are arbitrary.
         if self.consistency_weight and data.num_labelled:
             fixed = isinstance(class_prior, FixedClassPrior)  # one that is learned changes during training
