@@ -106,6 +106,8 @@ def make_grey_tables(results: dict[str, list[Result]]) -> dict[str, str]:
             cells |= {name: f"{100.0 * error:.1f}" for name, error in one["test/errors"].items()}
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     rows = [[name, *(cells.get(name, "–") for cells in columns.values())] for name in names]
+    if not any(results.get(f"cifar-grey-default-{labels}") for labels in columns):
+        return {"grey_cifar": ""}
     return {"grey_cifar": format_table(["test error, %", *(f"{labels} labels" for labels in columns)], rows)}
 
 

@@ -125,7 +125,7 @@ def test_constructors(make: Callable[..., Any], values: dict[str, Any], error: t
         (lambda: Consistency(3, align=None), TypeError, "align=None"),
         (lambda: make_m1().generate(2.5), TypeError, "num_samples=2.5"),
         (lambda: make_m1().transform(torch.zeros(1, 5), "a"), TypeError, "num_samples='a'"),
-        (lambda: make_m2().generate(2, y="a"), TypeError, "y has dtype"),
+        (lambda: make_m2().generate(2, y="a"), ValueError, "y=a is no class"),
         (lambda: make_m2().generate(2, y=0.5), ValueError, "labels are whole numbers"),
         (lambda: make_m2().generate(2, y=[0, 3]), ValueError, "y=3 is no class; the model has 0 to 2"),
         (lambda: make_m2().generate(2, y=-1), ValueError, "every label must be known"),

@@ -97,8 +97,11 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
         names: Names of the classes for the message, by their code.
     """
     known, unknown = (index[:: 1 + len(index) // _MOST_ROWS] for index in (data.labelled_index, data.unlabelled_index))
-    y, number = data.y[known].numpy(), model.num_classes
-    if data.x.dim() > 2 or len(unknown) < _LEAST_ROWS or len(y) < _LEAST_LABELS * number or len(np.unique(y)) < number:
+    number = model.num_classes
+    if data.x.dim() > 2 or len(unknown) < _LEAST_ROWS or len(known) < _LEAST_LABELS * number:
+        return
+    y = data.y[known].numpy()
+    if len(np.unique(y)) < number:
         return
     from sklearn.linear_model import LogisticRegression  # takes a second to import
 

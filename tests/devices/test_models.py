@@ -74,7 +74,9 @@ def run(name: str, function: Callable[[Any, Tensor], Any], answer: float = 1.0) 
 def make_data(x: Tensor) -> Any:
     """Return what evaluation reads of a data set; labels are all unknown where readings are answered by 0."""
     y = torch.zeros(len(x), dtype=torch.int64)
-    return SimpleNamespace(x=x, scale=1.0, x_validation=x, y_validation=y, x_test=x, y_test=y)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    indices = {"labelled_index": nothing, "unlabelled_index": nothing, "class_names": ()}
+    return SimpleNamespace(x=x, scale=1.0, x_validation=x, y_validation=y, x_test=x, y_test=y, **indices)
 
 
 # Models.
