@@ -11,6 +11,7 @@ from typing import Any
 
 import ddgm
 import ddgm_source
+import grey_cifar
 import mnist_bayes
 import mnist_m1
 import mnist_m1m2
@@ -29,7 +30,7 @@ from pyro_ssvae import DDGM, M1
 from pyro_ssvae.data import draw_label_split
 from pyro_ssvae.errors import TrainingFailedError
 
-MODULES = (mnist_m2, mnist_m1, mnist_m1m2, mnist_svm, mnist_bayes, ddgm, time_to_error, times)
+MODULES = (grey_cifar, mnist_m2, mnist_m1, mnist_m1m2, mnist_svm, mnist_bayes, ddgm, time_to_error, times)
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
