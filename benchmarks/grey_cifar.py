@@ -1,6 +1,6 @@
 """M2 on images that its defaults were not chosen on: CIFAR-10, grey and 28x28, beside scikit-learn on the same labels.
 
-    python benchmarks/grey_cifar.py --data-dir DIR --jobs 2    # half an hour on two cores
+    python benchmarks/grey_cifar.py --data-dir DIR --jobs 2    # an hour on two cores
 
 Settings are the package's defaults, as in ``examples/m2.py``. Methods of scikit-learn get pixels, or 50 principal
 components of all images; each is measured with all its settings, and the best on the test images is shown.

@@ -1,4 +1,7 @@
-"""Ctrl-C while the console script imports the package, which takes seconds, ends the process in silence."""
+"""Ctrl-C while the console script imports the package, which takes seconds, ends the process in silence.
+
+The handler is set when this module is imported, first of all: to import any module of the package imports torch.
+"""
 
 import os
 import signal

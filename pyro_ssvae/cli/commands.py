@@ -38,14 +38,10 @@ _DATA = (
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
 )
-_NUM_LABELS = Flag(
-    *("num_labels", 100, "labels to keep, or all; without the flag all of a table or folder"),
-    *(_as_count_or_all,),
-    metavar="N",
-)
-_LIKELIHOOD = Flag(
-    "likelihood", "bernoulli", "p(x|y,z), without the flag auto for a table", choices=["auto", *sorted(LIKELIHOODS)]
-)
+_LABELS_HELP = "labels to keep; all, by default for a table or folder, keeps every one"
+_NUM_LABELS = Flag("num_labels", 100, _LABELS_HELP, _as_count_or_all, metavar="N")
+_OF_TABLES = ", auto by default for a table"
+_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _OF_TABLES, choices=["auto", *sorted(LIKELIHOODS)])
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
@@ -153,13 +149,8 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "preset": (Flag("preset", "kingma", "defaults of model and training", choices=list(M1_PRESETS)),),
     "data": _DATA,
     "model": (
-        *(
-            replace(_LIKELIHOOD, help="p(x|z), without the flag auto for a table"),
-            _PRIOR,
-            _LATENT_DIM,
-            _HIDDEN_DIMS,
-            _ACTIVATION,
-        ),
+        replace(_LIKELIHOOD, help="p(x|z)" + _OF_TABLES),
+        *(_PRIOR, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
     ),
     "objective": _DRAWS,
@@ -170,7 +161,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _NUM_LABELS),
     "M1": (
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
-        replace(_LIKELIHOOD, help="p(x|z1), without the flag auto for a table"),
+        replace(_LIKELIHOOD, help="p(x|z1)" + _OF_TABLES),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),

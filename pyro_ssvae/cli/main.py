@@ -192,7 +192,7 @@ def _describe(args: argparse.Namespace) -> None:
             model = read_json(found.model / "config.json")
             _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
             names = enumerate(model.get("data", {}).get("class_names", []))
-            _print_values("classes", {f"{number}": name for number, name in names if name != str(number)})
+            _print_values("classes", {str(number): name for number, name in names if name != str(number)})
         training = found.read_config().get("training", {})
         _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
         if found.metrics.is_file():

@@ -152,8 +152,9 @@ def _name_options(text: str, options: Mapping[str, str]) -> str:
     """Return a message that names flags, ``--num-labels 5``, instead of arguments, ``num_labels=5``."""
 
     def name(match: re.Match[str]) -> str:
-        option = options.get(match[1])
-        return match[0] if option is None else option if match[2] else f"{option} "
+        if match[1] not in options:
+            return match[0]
+        return options[match[1]] + ("" if match[2] else " ")  # a switch has no value
 
     return re.sub(r"(?<![\w.-])(\w+)=(True\b)?", name, text)
 

@@ -114,14 +114,21 @@ def draw_held_out(
             f"num_validation + num_test = {sum(sizes)} of {len(pool)} examples leave none to train on; add some, or "
             "pass num_validation=0 and num_test=0."
         )
-    order = np.random.default_rng(seed).permutation(pool)
-    _, classes, counts = np.unique(y[order], return_inverse=True, return_counts=True)
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
-    size = counts[classes]
-    order = order[np.argsort((rank + 0.5) / size + (rank == size - 1), kind="stable")]  # any first part is stratified
+    order = _stratify(np.random.default_rng(seed).permutation(pool), y)
     drawn = {"test": np.sort(order[: sizes[0]]), "validation": order[sizes[0] : sum(sizes)]}
     return np.append(parts["validation"], drawn["validation"]), np.append(parts["test"], drawn["test"])
+
+
+def _stratify(order: Indices, y: Indices) -> Indices:
+    """Return indices in an order of which every first part is stratified by ``y``; one of each class comes last.
+
+    scikit-learn's splitters refuse classes of one example, and parts smaller than the number of classes.
+    """
+    _, classes, counts = np.unique(y[order], return_inverse=True, return_counts=True)
+    rank = np.empty(len(order), dtype=np.int64)  # of an example in its class
+    rank[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+    size = counts[classes]
+    return order[np.argsort((rank + 0.5) / size + (rank == size - 1), kind="stable")]
 
 
 def _count_drawn(part: str, given: int | None, available: int, num_in_folder: int) -> int:

@@ -46,9 +46,9 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
         class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
-            regression and a random forest trained on the labelled rows, as far as these are certain of it;
-            ``"uniform"``, ``"map"`` (learned),
-            ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
+            regression and a random forest trained on the labelled rows, nearer to equal shares the less certain it is;
+            ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
+            sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
@@ -188,7 +188,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             found["augmentation"] = ColumnAugmentation(swap.tolist(), noise.tolist())
             options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
             if rows.shape[1] * len(self.classes_) > _WIDE:
-                found["bound_batch_size"] = 48  # as of images
+                found["bound_batch_size"] = 48  # as SemiSupervisedELBO.for_data sets it for images
         # Without any label, confident predictions are arbitrary.
         if self.consistency_weight and data.num_labelled:
             fixed = isinstance(class_prior, FixedClassPrior)  # one that is learned changes during training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.compose import make_column_transformer
@@ -21,12 +22,14 @@ _FOLDS = 5
 
 
 def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> list[float]:
-    """Return an estimate of the share of each class among the rows of a table.
+    r"""Return an estimate of the share of each class among the rows of a table.
 
-    Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate is
-    the mean prediction of two classifiers that were trained on the labelled rows, weighted by their likelihood of
-    labels left out. A few labels give an uncertain estimate, and a wrong one does more harm than equal shares. So it is
-    shrunk towards these (James and Stein 1961): by its jackknife variance over its squared distance from them.
+    Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
+    the mean prediction of two classifiers of the labelled rows, weighted by their likelihood of labels left out. As a
+    wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V (the
+    positive-part estimator of James and Stein, 1961):
+
+    .. math:: s = \tfrac1K + \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right) (\hat s - \tfrac1K)
 
     Args:
         labelled: Rows with a label, shape ``(L, D)``, where NaN is missing.
@@ -35,7 +38,7 @@ def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence
         categories: Columns whose values are codes in no order.
 
     Returns:
-        K positive numbers whose sum is 1.
+        K positive numbers whose sum is 1; equal ones if a class has one label, so that none can be left out.
     """
     fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
     encode = make_column_transformer(
@@ -44,25 +47,27 @@ def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence
     x, every = encode.transform(labelled), encode.transform(rows)
     number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
     uniform = np.full(number, 1.0 / number)
-    if folds < 2:  # no label can be left out
+    if folds < 2:
         return uniform.tolist()
     split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
-    whole, evidence = [], []
-    parts: list[list[Array]] = []
-    for classifier in (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0)):
-        whole.append(classifier.fit(x, y).predict_proba(every).mean(0))
-        parts.append([])
-        held_out = np.zeros(len(y))
-        for used, left in split:
-            classifier.fit(x[used], y[used])
-            held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
-            parts[-1].append(classifier.predict_proba(every).mean(0))
-        evidence.append(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0
-    weights = np.exp(np.array(evidence) - max(evidence))
+    classifiers = (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0))
+    means, by_fold, log_likelihoods = zip(*(_predict(one, x, y, every, split) for one in classifiers), strict=True)
+    weights = np.exp(np.array(log_likelihoods) - max(log_likelihoods))
     weights /= weights.sum()
-    shares, by_fold = weights @ np.stack(whole), np.tensordot(weights, np.array(parts), 1)
-    variance = (folds - 1) * by_fold.var(0).sum()
+    shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
+    variance = (folds - 1) * left_out.var(0).sum()
     distance = np.square(shares - uniform).sum()
     certainty = max(0.0, 1.0 - variance / distance) if distance > 0 else 0.0
     shares = uniform + certainty * (shares - uniform)
     return ((len(rows) * shares + 1.0) / (len(rows) + number)).tolist()  # none is zero
+
+
+def _predict(classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any]) -> tuple[Array, Array, float]:
+    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out)."""
+    mean, number = classifier.fit(x, y).predict_proba(every).mean(0), int(y.max()) + 1
+    by_fold, held_out = [], np.zeros(len(y))
+    for used, left in split:
+        classifier.fit(x[used], y[used])
+        held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
+        by_fold.append(classifier.predict_proba(every).mean(0))
+    return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0

@@ -436,7 +436,7 @@ def test_labels_that_say_nothing_leave_the_shares_equal() -> None:
         y[:10] = np.arange(10) % 2
         prior = M2Classifier(max_steps=1).fit(rng.normal(size=(300, 8)), y).model_.class_prior
         gaps.append(abs(float(prior.mean()[0]) - 0.5))
-    assert np.mean(gaps) < 0.05
+    assert np.mean(gaps) < 0.01  # 0.02 without shrinkage
 
 
 def test_a_score_leaves_out_unlabelled_examples(fitted: M2Classifier) -> None:
