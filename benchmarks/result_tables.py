@@ -9,6 +9,7 @@ A configuration without a result is left out of its table.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -369,9 +370,6 @@ TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
 
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
-    import missing  # these import this module
-    import tables
-    import unequal
     from faults import make_fault_table
     from grey_cifar import make_grey_tables
     from step_tables import make_step_tables
@@ -379,8 +377,8 @@ def write_tables(docs: Path) -> None:
     results, measured = load_results(docs / "results"), docs / "benchmarks"
     found = {name: table(results) for name, table in TABLES.items()} | make_grey_tables(results)
     found |= make_step_tables(measured) | make_fault_table(measured)
-    for module in (tables, missing, unequal):
-        found |= module.make_tables(measured / f"{module.__name__}.json")
+    for name in ("tables", "missing", "unequal"):
+        found |= importlib.import_module(name).make_tables(measured / f"{name}.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

@@ -11,26 +11,17 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
-from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.errors import NonFiniteLossError
 from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
 from pyro_ssvae.evaluation import log_likelihood
-
-X, Y = load_wine(return_X_y=True)
-X = StandardScaler().fit_transform(X)
-FEW = np.where(np.arange(len(Y)) % 9 == 0, Y, -1)
-QUICK: dict[str, Any] = {"max_steps": 300, "random_state": 0, "hidden_dims": (32,), "device": "cpu"}
-
-
-BRIEF = QUICK | {"max_steps": 20}  # for what does not depend on how well it is trained
+from tests.estimators.wine import BRIEF, FEW, QUICK, X, Y
 
 
 @pytest.fixture(scope="module")
@@ -314,86 +305,6 @@ def test_images_of_eight_bits() -> None:
     assert 20.0 < samples.max() <= 255.0
 
 
-def test_the_likelihood_follows_the_columns() -> None:
-    rng = np.random.default_rng(0)
-    real, binary = rng.normal(size=(200, 2)), rng.integers(0, 2, (200, 1))
-    counts = rng.negative_binomial(1, 0.1, (200, 2)) * rng.integers(0, 2, (200, 2))
-    assert isinstance(choose_likelihood(real), Gaussian)
-    assert isinstance(choose_likelihood(binary), Bernoulli)
-    assert isinstance(choose_likelihood(counts), NegativeBinomial)
-    mixed = choose_likelihood(np.hstack([real, binary, counts]))
-    assert isinstance(mixed, Mixed)
-    assert sorted(mixed.columns) == [[0, 1], [2], [3, 4]]
-    assert describe_likelihood(mixed, 5) == "1 Bernoulli, 2 negative binomial, 2 Gaussian"
-    holes = np.hstack([real, binary, counts, rng.integers(0, 4, (200, 1)), rng.uniform(size=(200, 1))])
-    holes[rng.random(holes.shape) < 0.3] = np.nan
-    holes[:, 1] = np.nan
-    chosen = choose_likelihood(holes, {5: 4})
-    assert describe_likelihood(chosen, 7) == "1 Bernoulli, 2 negative binomial, 3 Gaussian, 1 categorical (4 levels)"
-    codes = rng.integers(0, 2, (200, 5)).astype(float)
-    chosen = choose_likelihood(codes, {0: 3, 1: 2, 2: 3, 3: 4})
-    assert describe_likelihood(chosen, 5) == "2 Bernoulli, 2 categorical (3 levels), 1 categorical (4 levels)"
-    assert sorted(chosen.columns) == [[0, 2], [1, 4], [3]]
-    reads = rng.negative_binomial(1, 1.0 / (1.0 + rng.gamma(0.5, 20.0, (1, 40))), (200, 40))
-    assert describe_likelihood(choose_likelihood(reads), 40) == "40 negative binomial given the total of the row"
-    assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
-
-
-def make_words(rows: int = 240) -> tuple[np.ndarray, np.ndarray]:
-    """Return a table of a number, a town that tells the class, and a word that follows from the town; and classes."""
-    rng = np.random.default_rng(0)
-    y = np.arange(rows) % 3
-    town = np.where(rng.random(rows) < 0.95, y, rng.integers(0, 3, rows))
-    number = 100.0 * town + 10.0 * rng.normal(size=rows)
-    table = np.array(
-        [[x, ("Bonn", "Kiel", "Ulm")[t], ("north", "south")[int(t != 1)]] for x, t in zip(number, town, strict=True)],
-        dtype=object,
-    )
-    return table, y
-
-
-def test_columns_of_words_and_missing_values(capsys: pytest.CaptureFixture[str]) -> None:
-    complete, y = make_words()
-    table = complete.copy()
-    table[::5, 0], table[1::5, 1], table[2::10, 2], table[7::10, 2] = np.nan, None, "", float("nan")
-    few = np.where(np.arange(len(y)) < 30, y, -1)
-    model = M2Classifier(**QUICK | {"max_steps": 300}, verbose=1).fit(table, few)
-    assert "likelihood: 1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)\n" in capsys.readouterr().out
-    assert model.likelihood_ == "1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)"
-    assert {column: known.tolist() for column, known in model.categories_.items()} == {
-        1: ["Bonn", "Kiel", "Ulm"],
-        2: ["north", "south"],
-    }
-    assert model.score(table, y) > 0.9
-    filled = model.impute(table)
-    gone = np.array([[value is None or value == "" or value != value for value in row] for row in table])
-    assert (filled[~gone] == table[~gone]).all()
-    assert np.mean(filled[1::5, 1] == complete[1::5, 1]) > 0.9
-    errors = (filled[::5, 0] - complete[::5, 0]).astype(float)
-    assert np.std(errors) < 0.5 * np.std(complete[:, 0].astype(float))
-    unknown, none = complete.copy(), complete.copy()
-    unknown[:, 1], none[:, 1] = "Rome", None
-    np.testing.assert_array_equal(model.predict_proba(unknown), model.predict_proba(none))
-    np.testing.assert_array_equal(model.score_samples(unknown), model.score_samples(none))
-    np.testing.assert_array_equal(model.predict(complete.tolist()), model.predict(complete))
-    assert set(model.sample(20)[0][:, 1]) <= {"Bonn", "Kiel", "Ulm"}
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).impute(table), filled)
-
-
-@pytest.mark.parametrize("estimator", [M2Classifier(**QUICK), M1M2Classifier(**QUICK), M1Transformer(**QUICK)])
-def test_missing_numbers_are_imputed(estimator: Any) -> None:
-    rng = np.random.default_rng(0)
-    holes = np.where(rng.random(X.shape) < 0.15, np.nan, X)
-    model = estimator.fit(holes, FEW)
-    filled = model.impute(holes)
-    np.testing.assert_array_equal(filled[~np.isnan(holes)], holes[~np.isnan(holes)])
-    gone = np.isnan(holes)
-    by_mean = np.broadcast_to(np.nanmean(holes, 0), X.shape)
-    assert np.mean((filled - X)[gone] ** 2) < 0.9 * np.mean((by_mean - X)[gone] ** 2)
-    np.testing.assert_array_equal(model.impute(X), X)
-    assert np.isfinite(model.score_samples(holes, num_samples=5)).all()
-
-
 def test_missing_values_where_none_were_in_training_are_refused(fitted: M2Classifier) -> None:
     holes = X.copy()
     holes[3, 2] = np.nan
@@ -406,37 +317,6 @@ def test_missing_values_where_none_were_in_training_are_refused(fitted: M2Classi
     names[1:, 0] = range(100)
     with pytest.raises(ValueError, match="Column 0 of X holds numbers and 1 other values, such as 'name 0'"):
         M1Transformer(**QUICK).fit(names)
-
-
-def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
-    """Labels drawn class by class say nothing of them."""
-    rng = np.random.default_rng(0)
-    classes = (rng.random(400) < 0.1).astype(int)
-    table = rng.normal(size=(400, 3)) + 6.0 * classes[:, None]
-    table[::7, 0] = np.nan
-    y = np.full(400, -1)
-    for k in (0, 1):
-        y[np.flatnonzero(classes == k)[:5]] = k
-    options: dict[str, Any] = {"max_steps": 10, "random_state": 0}
-    model = M2Classifier(**options).fit(table, y)
-    assert model.model_.class_prior.mean().tolist() == pytest.approx([0.9, 0.1], abs=0.05)
-    M2Classifier(**options, class_prior=[0.85, 0.15]).fit(table, y)
-    names = np.array(["healthy", "ill", ""])
-    with pytest.warns(UserWarning, match=r"gives class ill a share of 50%, .* (1\d|[5-9])% of the unlabelled"):
-        model = M2Classifier(**options, class_prior="uniform").fit(table, names[y])
-    assert model.model_.class_prior.mean().tolist() == [0.5, 0.5]
-
-
-def test_labels_that_say_nothing_leave_the_shares_equal() -> None:
-    """An estimate from columns that do not tell the classes apart is uncertain; over seeds it stays near 1/2."""
-    gaps = []
-    for seed in range(5):
-        rng = np.random.default_rng(seed)
-        y = np.full(300, -1)
-        y[:10] = np.arange(10) % 2
-        prior = M2Classifier(max_steps=1).fit(rng.normal(size=(300, 8)), y).model_.class_prior
-        gaps.append(abs(float(prior.mean()[0]) - 0.5))
-    assert np.mean(gaps) < 0.01  # 0.02 without shrinkage
 
 
 def test_a_score_leaves_out_unlabelled_examples(fitted: M2Classifier) -> None:
