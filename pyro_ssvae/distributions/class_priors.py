@@ -83,6 +83,11 @@ class FixedClassPrior(ClassPrior):
             )
         self.register_buffer("log_pi", (pi / pi.sum()).log())
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all classes have the same probability."""
+        return bool((self.log_pi == self.log_pi[0]).all())
+
     def model(self) -> Tensor:
         """Return log π; there is no random site."""
         return self.log_pi

@@ -7,34 +7,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import encode_targets, select_known
-from pyro_ssvae.distributions import ClassPrior, FixedClassPrior
-from pyro_ssvae.distributions.likelihoods import standard_units
+from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
-from pyro_ssvae.estimators.shares import estimate_shares
+from pyro_ssvae.estimators.shares import estimate_shares, shrink_shares
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
-from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
+from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 __all__ = ["M1M2Classifier", "M2Classifier"]
 
-# Regularisers of tables, chosen on six tables with five labels a class (docs/results_tables.md).
-_NOISE = 0.5  # standard deviation of the noise on labelled examples, in standard deviations of the column
-_SWAP_CODES = 0.3  # share of the categories of labelled examples that are exchanged, where noise has no meaning
-_SWAP = 0.2  # share of the columns that consistency changes
-_WIDE = 2000  # columns times classes, from which bounds of all examples of a batch take most of the time
-_FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
+_FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
 class M2Classifier(ClassifierMixin, DeepEstimator):
@@ -46,7 +39,8 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
         class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
-            regression and a random forest trained on the labelled rows, nearer to equal shares the less certain it is;
+            regression and a random forest trained on the labelled rows, then of an M2 trained for 500 steps with these
+            shares, both nearer to equal shares the less certain they are;
             ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
             sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
@@ -58,7 +52,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.
-        max_time: Longest time of training in seconds; ``None`` for no limit.
+        max_time: Longest time of each stage of training in seconds; ``None`` for no limit.
         classes: All classes, where some may have no label in ``y``.
         n_classes: Number of clusters, where ``y`` has no label at all.
         warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
@@ -174,36 +168,19 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
         if model is None:
-            model = M2.for_data(data, class_prior=self._class_prior(rows, data), **self._sizes(rows))
-        return SemiSupervisedELBO.for_data(model, data, **self._weights(rows, data, model.class_prior))
+            model = M2.for_data(data, class_prior=self._class_prior(rows, data, changes), **self._sizes(rows))
+        return self._regularised(model, data)
 
-    def _weights(self, rows: Array, data: SemiSupervisedData, class_prior: ClassPrior) -> dict[str, Any]:
-        """Return arguments of the objective: weights, and regularisers with the augmentation that suits the data."""
-        found: dict[str, Any] = {"alpha": self.alpha, "bound_weight": self.bound_weight, "consistency": None}
-        options: dict[str, Any] = {"weight": self.consistency_weight}
-        if rows.ndim == 2:
-            few = min(1.0, _FEW_LABELS * len(self.classes_) / max(1, data.num_labelled))
-            scales = self._column_scales(rows / data.scale)
-            swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
-            found["augmentation"] = ColumnAugmentation(swap.tolist(), noise.tolist())
-            options = {"weight": few * self.consistency_weight, "strong": ColumnAugmentation(_SWAP)}
-            if rows.shape[1] * len(self.classes_) > _WIDE:
-                found["bound_batch_size"] = 48  # as SemiSupervisedELBO.for_data sets it for images
-        # Without any label, confident predictions are arbitrary.
-        if self.consistency_weight and data.num_labelled:
-            fixed = isinstance(class_prior, FixedClassPrior)  # one that is learned changes during training
-            shares = class_prior.mean().tolist() if fixed else None
-            found["consistency"] = Consistency(len(self.classes_), shares=shares, **options)
-        return found
+    def _regularised(self, model: Any, data: SemiSupervisedData) -> SemiSupervisedELBO:
+        """Return the default objective with the weights given."""
+        without = {} if self.consistency_weight else {"consistency": None}
+        options: dict[str, Any] = {"alpha": self.alpha, "bound_weight": self.bound_weight, **without}
+        objective = SemiSupervisedELBO.for_data(model, data, **options)
+        if objective.consistency is not None:
+            objective.consistency.weight *= self.consistency_weight / 10.0
+        return objective
 
-    def _column_scales(self, rows: Array) -> Array:
-        """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for other codes."""
-        scales: Array = standard_units(torch.as_tensor(rows))[1].numpy()
-        scales[((rows == 0) | (rows == 1) | np.isnan(rows)).all(0)] = 1.0  # the networks see them as they are
-        scales[[column for column, known in getattr(self, "categories_", {}).items() if len(known) > 2]] = 0.0
-        return scales
-
-    def _class_prior(self, rows: Array, data: SemiSupervisedData) -> Any:
+    def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:
         """Return the class prior of the model: one that is fixed, or the name of one that is learned."""
         given, number = self.class_prior, len(self.classes_)
         if isinstance(given, (list, tuple, np.ndarray)):
@@ -214,7 +191,18 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         if rows.ndim > 2 or len(np.unique(known)) < number:
             return FixedClassPrior(number)
         coded = list(getattr(self, "categories_", ()))
-        return FixedClassPrior(number, estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded))
+        shares, certainty = estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
+        prior = FixedClassPrior(number, shares)
+        short = bool(changes) or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
+        if short or not certainty or not (self.bound_weight or self.consistency_weight):  # nothing uses the shares
+            return prior
+        model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
+        config = self._config(max_steps=_FIRST_STEPS)
+        done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
+        if done.steps < _FIRST_STEPS:  # max_time is over
+            return prior
+        predicted = model.predict_proba(data.x.float() / data.scale).mean(0).cpu().numpy()
+        return FixedClassPrior(number, shrink_shares(predicted, certainty, len(rows)))
 
     # Prediction.
 
@@ -328,7 +316,7 @@ class M1M2Classifier(M2Classifier):
             model = M1M2.for_data(
                 data,
                 m1=m1,
-                class_prior=self._class_prior(rows, data),
+                class_prior=self._class_prior(rows, data, changes),
                 classify_from=STACK_PURE.model["classify_from"],
                 activation=STACK_PURE.model["activation"],
                 latent_dim=sizes["latent_dim"],

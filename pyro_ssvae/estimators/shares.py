@@ -16,20 +16,23 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from pyro_ssvae.estimators.base import Array
 
-__all__ = ["estimate_shares"]
+__all__ = ["estimate_shares", "shrink_shares"]
 
 _FOLDS = 5
 
 
-def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> list[float]:
-    r"""Return an estimate of the share of each class among the rows of a table.
+def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> tuple[list[float], float]:
+    r"""Return an estimate of the share of each class among the rows of a table, and its certainty c.
 
     Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
     the mean prediction of two classifiers of the labelled rows, weighted by their likelihood of labels left out. As a
     wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V (the
     positive-part estimator of James and Stein, 1961):
 
-    .. math:: s = \tfrac1K + \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right) (\hat s - \tfrac1K)
+    .. math::
+
+        s = \tfrac1K + c \, (\hat s - \tfrac1K),
+        \quad c = \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right)
 
     Args:
         labelled: Rows with a label, shape ``(L, D)``, where NaN is missing.
@@ -38,7 +41,8 @@ def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence
         categories: Columns whose values are codes in no order.
 
     Returns:
-        K positive numbers whose sum is 1; equal ones if a class has one label, so that none can be left out.
+        K positive numbers whose sum is 1, and c in [0, 1]. If a class has one label, none can be left out: the numbers
+        are equal, and c = 0.
     """
     fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
     encode = make_column_transformer(
@@ -46,9 +50,8 @@ def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence
     ).fit(rows)
     x, every = encode.transform(labelled), encode.transform(rows)
     number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
-    uniform = np.full(number, 1.0 / number)
     if folds < 2:
-        return uniform.tolist()
+        return [1.0 / number] * number, 0.0
     split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
     classifiers = (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0))
     means, by_fold, log_likelihoods = zip(*(_predict(one, x, y, every, split) for one in classifiers), strict=True)
@@ -56,10 +59,15 @@ def estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence
     weights /= weights.sum()
     shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
     variance = (folds - 1) * left_out.var(0).sum()
-    distance = np.square(shares - uniform).sum()
-    certainty = max(0.0, 1.0 - variance / distance) if distance > 0 else 0.0
-    shares = uniform + certainty * (shares - uniform)
-    return ((len(rows) * shares + 1.0) / (len(rows) + number)).tolist()  # none is zero
+    distance = np.square(shares - 1.0 / number).sum()
+    certainty = max(0.0, 1.0 - float(variance / distance)) if distance > 0 else 0.0
+    return shrink_shares(shares, certainty, len(rows)), certainty
+
+
+def shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float]:
+    """Return shares of classes moved towards equal ones, none of them zero: as if every class had one row more."""
+    shares = 1.0 / len(shares) + certainty * (shares - 1.0 / len(shares))
+    return ((num_rows * shares + 1.0) / (num_rows + len(shares))).tolist()
 
 
 def _predict(classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any]) -> tuple[Array, Array, float]:

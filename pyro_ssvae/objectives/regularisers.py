@@ -11,9 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.class_priors import FixedClassPrior
+from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
+from pyro_ssvae.distributions.mixed import Mixed
 
-__all__ = ["AffineAugmentation", "ColumnAugmentation", "Consistency"]
+__all__ = ["AffineAugmentation", "ColumnAugmentation", "Consistency", "choose_regularisers"]
+
+# Of tables, chosen on six of them with five labels a class (docs/results_tables.md).
+_NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard deviations of the column
+_SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
+_SWAP = 0.2  # share of the columns that consistency changes
+_WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
+_FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
 
 @checked
@@ -190,3 +200,46 @@ class Consistency(nn.Module):
             confidence, y = target.max(-1)
         loss = F.cross_entropy(classify(self.strong(x)), y, reduction="none")
         return (loss * (confidence >= self.threshold)).mean()
+
+
+def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
+    """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
+
+    Images are changed by affine maps. Labelled rows of tables get noise, or exchange categories, and predictions must
+    be consistent when a fifth of the columns have values of other rows; both are weaker the more labels there are.
+    Predictions are aligned with the class prior if it is fixed. Without any label there is no consistency, as
+    confident predictions would be arbitrary.
+    """
+    number, prior = int(module.num_classes), getattr(module, "class_prior", None)
+    options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
+    if isinstance(prior, FixedClassPrior) and not prior.uniform:
+        options["shares"] = prior.mean().tolist()
+    if len(data.event_shape) == 3:
+        consistency = Consistency(number, **options) if data.num_labelled else None
+        return {"augmentation": AffineAugmentation(), "consistency": consistency, "bound_batch_size": 48}
+    if len(data.event_shape) != 1:
+        return {}
+    few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
+    scales = _noise_scales(data, getattr(module, "likelihood", None))
+    swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
+    options |= {"weight": 10.0 * few, "strong": ColumnAugmentation(_SWAP)}
+    consistency = Consistency(number, **options) if data.num_labelled else None
+    wide = data.event_shape[0] * number > _WIDE
+    return {
+        "augmentation": ColumnAugmentation(swap.tolist(), noise.tolist()),
+        "consistency": consistency,
+        "bound_batch_size": 48 if wide else None,
+    }
+
+
+def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
+    """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
+    x = select_examples(data.x, data.scale)
+    _, scales = standard_units(x)
+    scales[((x == 0) | (x == 1) | x.isnan()).all(0)] = 1.0  # the networks see them as they are
+    mixed = isinstance(likelihood, Mixed)
+    parts = zip(likelihood.columns, likelihood.parts, strict=True) if mixed else [(range(x.shape[1]), likelihood)]
+    for columns, part in parts:
+        if getattr(part, "one_hot", False):
+            scales[list(columns)] = 0.0
+    return scales

@@ -27,7 +27,7 @@ from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, p
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, choose_regularisers
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -127,7 +127,7 @@ class SemiSupervisedELBO(Objective):
     def for_data(
         cls, module: nn.Module, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
-        """Return the default objective for a model and data: J^α, with both regularisers for images.
+        """Return the default objective for a model and data: J^α, with augmentation and consistency.
 
         Args:
             module: The model.
@@ -147,12 +147,9 @@ class SemiSupervisedELBO(Objective):
         arguments: dict[str, Any] = {"num_labelled": data.num_labelled, "num_unlabelled": data.num_unlabelled}
         if pure and (options.get("augmentation") is not None or options.get("consistency") is not None):
             raise ValueError("pure=True leaves augmentation and consistency out; pass neither, or pure=False.")
-        if not pure and len(data.event_shape) == 3:
-            arguments |= {
-                "augmentation": AffineAugmentation(),
-                "consistency": Consistency(_num_classes(module)),
-                "bound_batch_size": 48,
-            }
+        if not pure:
+            _num_classes(module)
+            arguments |= choose_regularisers(module, data)
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:

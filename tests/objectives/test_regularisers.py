@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pyro
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.distributions import Bernoulli, Categorical, FixedClassPrior, Gaussian, Mixed
 from pyro_ssvae.objectives import AffineAugmentation, ColumnAugmentation, Consistency
 
 
@@ -131,3 +136,63 @@ def test_predictions_are_aligned_with_the_shares_of_the_classes() -> None:
         term = Consistency(2, threshold=0.6, shares=shares, decay=0.0, strong=strong, weight=1.0)
         assert term(classify, torch.zeros(4, 3)).item() == pytest.approx(expected)
     assert term.config()["shares"] == [0.25, 0.75]
+
+
+def make_table(num_labelled: int) -> SemiSupervisedData:
+    """600 rows: a column with standard deviation 4, one of zeros and ones, and codes of three words."""
+    random = np.random.default_rng(0)
+    x = np.stack([4.0 * random.normal(size=600), random.integers(2, size=600), random.integers(3, size=600)], 1)
+    return SemiSupervisedData.from_arrays(x, np.where(np.arange(600) < num_labelled, np.arange(600) % 2, -1))
+
+
+def test_regularisers_of_a_table_are_in_the_units_of_its_columns() -> None:
+    parts = Mixed([([0], Gaussian()), ([1], Bernoulli()), ([2], Categorical(3, 1.0, one_hot=True))])
+    data = make_table(10)
+    changes = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood=parts), data).config()["augmentation"]
+    assert changes["noise"] == pytest.approx([0.5 * float(data.x[:, 0].std()), 0.5, 0.0], rel=1e-2)
+    assert changes["swap"] == pytest.approx([0.0, 0.0, 0.3])
+
+
+def test_regularisers_of_a_table_are_weaker_the_more_labels_there_are() -> None:
+    few, many = (SemiSupervisedELBO.for_data(M2.for_data(data), data).config() for data in map(make_table, (10, 40)))
+    assert many["consistency"]["weight"] == few["consistency"]["weight"] / 4
+    assert many["augmentation"]["noise"] == pytest.approx([value / 2 for value in few["augmentation"]["noise"]])
+
+
+def test_consistency_follows_the_class_prior() -> None:
+    data = make_table(10)
+    for prior, align, shares in (
+        ("uniform", True, None),
+        ("map", False, None),
+        (FixedClassPrior(2, [3.0, 1.0]), True, pytest.approx([0.75, 0.25])),
+    ):
+        found = SemiSupervisedELBO.for_data(M2.for_data(data, class_prior=prior), data).config()["consistency"]
+        assert (found["align"], found["shares"]) == (align, shares)
+
+
+def test_without_labels_or_when_pure_there_is_no_consistency() -> None:
+    data = make_table(10)
+    model = M2.for_data(data)
+    assert SemiSupervisedELBO.for_data(model, data, pure=True).regularisers == []
+    assert SemiSupervisedELBO.for_data(model, data.without_labels()).regularisers == ["augmentation"]
+
+
+def test_unlabelled_rows_of_breast_cancer_help() -> None:
+    """Five labels a class, three splits: without regularisers M2 errs on 16 %, the classifier of the labels on 9 %."""
+    rows, classes = load_breast_cancer(return_X_y=True)
+    errors: dict[float, list[float]] = {0.0: [], 1.0: []}
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        train, test = order[:398], order[398:]
+        y = np.full(398, -1)
+        for k in (0, 1):
+            y[np.flatnonzero(classes[train] == k)[:5]] = k
+        data = SemiSupervisedData.from_arrays(rows[train], y)
+        for weight, found in errors.items():
+            pyro.set_rng_seed(seed)
+            model = M2(data.event_shape, 2, latent_dim=2, hidden_dims=(50,), likelihood="gaussian")
+            objective = SemiSupervisedELBO.for_data(model, data, pure=weight == 0.0, bound_weight=weight)
+            fit(objective, data, TrainingConfig(max_steps=400, device="cpu", compile="eager"), progress=False)
+            found.append(float(np.mean(model.predict(rows[test]).numpy() != classes[test])))
+    assert np.mean(errors[1.0]) < np.mean(errors[0.0])
+    assert np.mean(errors[1.0]) < 0.07
