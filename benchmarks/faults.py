@@ -32,8 +32,8 @@ from table_format import format_table, load_json
 FAILURES = {
     "corrupt": "corrupt or left-over files",
     "different": "different results",
-    "dead": "dead folders",
-    "foreign": "foreign tracebacks",
+    "dead": "runs that cannot continue",
+    "foreign": "tracebacks of others",
     "hang": "hangs",
     "started": "programs started",
 }

@@ -272,7 +272,9 @@ def make_difference_table(fits: Fits) -> str:
                 format_difference(by["m2"], best),
             ]
         )
-    return format_table(["points of accuracy", "splits", "less labels alone", "less the best other method"], rows)
+    return format_table(
+        ["accuracy, percentage points", "splits", "minus labels alone", "minus the best other method"], rows
+    )
 
 
 def format_difference(ours: list[float], theirs: list[float]) -> str:
