@@ -27,7 +27,13 @@ from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, p
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency
+from pyro_ssvae.objectives.regularisers import (
+    AffineAugmentation,
+    Augmentation,
+    ColumnAugmentation,
+    Consistency,
+    PhotoAugmentation,
+)
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -40,6 +46,14 @@ def _num_classes(module: Any) -> int:
             "EnergyObjective.for_data for DDGM."
         )
     return int(num_classes)
+
+
+def _choose_augmentations(data: SemiSupervisedData) -> tuple[Augmentation, Augmentation]:
+    """Return augmentations of labelled examples and, stronger, for consistency."""
+    if data.feature_source is not None:
+        return ColumnAugmentation(0.1), ColumnAugmentation(0.3)
+    kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
+    return kind(), kind(strength=1.5)
 
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
@@ -94,7 +108,7 @@ class SemiSupervisedELBO(Objective):
         alpha: float = 10.0,
         bound_weight: float = 1.0,
         bound_batch_size: int | None = None,
-        augmentation: AffineAugmentation | ColumnAugmentation | None = None,
+        augmentation: Augmentation | None = None,
         consistency: Consistency | None = None,
         enumeration: str = "exact",
         top_k: int = 1,
@@ -127,7 +141,10 @@ class SemiSupervisedELBO(Objective):
     def for_data(
         cls, module: nn.Module, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
-        """Return the default objective for a model and data: J^α, with both regularisers for images.
+        """Return the default objective for a model and data: J^α, with both regularisers for images and their features.
+
+        Grey images are rotated, zoomed, sheared and shifted, images in colour cropped, flipped and changed in colour;
+        of features some are exchanged with those of other images.
 
         Args:
             module: The model.
@@ -147,12 +164,10 @@ class SemiSupervisedELBO(Objective):
         arguments: dict[str, Any] = {"num_labelled": data.num_labelled, "num_unlabelled": data.num_unlabelled}
         if pure and (options.get("augmentation") is not None or options.get("consistency") is not None):
             raise ValueError("pure=True leaves augmentation and consistency out; pass neither, or pure=False.")
-        if not pure and len(data.event_shape) == 3:
-            arguments |= {
-                "augmentation": AffineAugmentation(),
-                "consistency": Consistency(_num_classes(module)),
-                "bound_batch_size": 48,
-            }
+        if not pure and (len(data.event_shape) == 3 or data.feature_source is not None):
+            weak, strong = _choose_augmentations(data)
+            consistency = Consistency(_num_classes(module), strong=strong)
+            arguments |= {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48}
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
