@@ -55,7 +55,7 @@ BLOG: dict[str, dict[str, tuple[float, ...]]] = {  # accuracies, %, in the order
         "features_svm": (66.1, 68.4, 72.8, 75.1, 77.3),
     },
 }
-_CHOSEN_ON = 3000  # labelled examples by which settings of an SVM are chosen
+_CHOSEN_ON = 2000  # labelled examples by which settings of an SVM are chosen
 _WIDTHS = (20, 50, 100)  # numbers of components
 
 
