@@ -219,7 +219,7 @@ def make_table(cells: Cells, data: str) -> str:
         if any(theirs):
             rows.append([f"{words}, the blog", *("–" if one is None else f"{one:.1f}" for one in theirs)])
     header = ["accuracy, %", *(f"{labels:,} labels" for labels in LABELS[data])]
-    return format_table(header, rows)
+    return format_table(header, rows) if any(key.startswith(data) for key in cells) else ""
 
 
 def make_tables(results: Path = RESULTS) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
+from pyro_ssvae.presets import FEATURES
 
 __all__ = ["add_commands", "find_image_shape", "for_own_data", "load_table", "name_data", "write_samples"]
 
@@ -44,16 +45,18 @@ def for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
             return find_defaults(values | defaults | given, given) | defaults
         if unused := [f"--{name}" for name in ("label", "test") if given.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
-        defaults = {}
+        chosen: dict[str, Any] = {}
         if values.get("num_labels") and "num_labels" not in given and Path(values["data"]).is_dir():
-            defaults["num_labels"] = "all"  # those that someone sorted
+            chosen["num_labels"] = "all"  # those that someone sorted
         if "likelihood" in values and "likelihood" not in given:
             shape, dtype = find_image_shape(values["data"])
             if values["features"] is not None:
-                defaults["likelihood"] = "gaussian"
+                chosen |= FEATURES.model
             elif shape[:1] >= (3,):
-                defaults["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
-        return find_defaults(values | defaults | given, given) | defaults
+                chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
+        if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
+            chosen["bound_weight"] = FEATURES.objective["bound_weight"]
+        return find_defaults(values | chosen | given, given) | chosen
 
     return find
 

@@ -19,6 +19,7 @@ from pyro_ssvae.distributions.factory import make_likelihood
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 from pyro_ssvae.models.base import Model, fork_random_state, full_precision
 from pyro_ssvae.networks.images import choose_networks
+from pyro_ssvae.presets import FEATURES
 
 __all__ = ["LatentVariableModel"]
 
@@ -67,7 +68,7 @@ class LatentVariableModel(Model, abstract=True):
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if data.feature_source is not None:
-            found["likelihood"] = "gaussian"
+            found |= FEATURES.model
         elif choose_networks(data.event_shape) != "mlp":
             found["networks"] = choose_networks(data.event_shape)
             if "decoder" not in given:  # whose outputs would not fit another likelihood

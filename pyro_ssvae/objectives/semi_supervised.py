@@ -34,6 +34,7 @@ from pyro_ssvae.objectives.regularisers import (
     Consistency,
     PhotoAugmentation,
 )
+from pyro_ssvae.presets import FEATURES
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -144,7 +145,7 @@ class SemiSupervisedELBO(Objective):
         """Return the default objective for a model and data: J^α, with both regularisers for images and their features.
 
         Grey images are rotated, zoomed, sheared and shifted, images in colour cropped, flipped and changed in colour;
-        of features some are exchanged with those of other images.
+        of features some are exchanged with those of other images, and the bound has the weight of ``presets.FEATURES``.
 
         Args:
             module: The model.
@@ -168,6 +169,7 @@ class SemiSupervisedELBO(Objective):
             weak, strong = _choose_augmentations(data)
             consistency = Consistency(_num_classes(module), strong=strong)
             arguments |= {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48}
+            arguments |= {} if data.feature_source is None else FEATURES.objective
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
