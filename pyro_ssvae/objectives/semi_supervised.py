@@ -52,7 +52,7 @@ def _num_classes(module: Any) -> int:
 def _choose_augmentations(data: SemiSupervisedData) -> tuple[Augmentation, Augmentation]:
     """Return augmentations of labelled examples and, stronger, for consistency."""
     if data.feature_source is not None:
-        return ColumnAugmentation(0.1), ColumnAugmentation(0.3)
+        return ColumnAugmentation(0.3), ColumnAugmentation(0.5)
     kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
     return kind(), kind(strength=1.5)
 
