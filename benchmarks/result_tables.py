@@ -370,6 +370,7 @@ TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
 
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
+    import blog_tables
     from faults import make_fault_table
     from grey_cifar import make_grey_tables
     from step_tables import make_step_tables
@@ -379,6 +380,7 @@ def write_tables(docs: Path) -> None:
     found |= make_step_tables(measured) | make_fault_table(measured)
     for name in ("tables", "missing", "unequal"):
         found |= importlib.import_module(name).make_tables(measured / f"{name}.json")
+    found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

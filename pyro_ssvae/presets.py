@@ -14,6 +14,7 @@ __all__ = [
     "DDGM_PHOTOS",
     "DDGM_TOY",
     "DDGM_SOURCE",
+    "FEATURES",
     "M1_BELOW",
     "M1_PRESETS",
     "PURE",
@@ -159,6 +160,16 @@ STACK = Preset(
 
 The bounds have a tenth of their weight in J^α, so that q(y|x) need not follow clusters of z1 that disagree with the
 classes."""
+
+FEATURES = Preset(
+    model={"likelihood": "gaussian"},
+    objective={"bound_weight": 0.01, "bound_batch_size": 48},
+    training={},
+)
+"""M1 and M2 of features of images, which is what ``for_data`` takes for such data.
+
+The bound of a thousand features has a hundredth of its weight in J^α: otherwise its differences between classes, of
+hundreds of nats, decide q(y|x), and not the labels."""
 
 _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 10.0, "ema_decay": 0.999}
 

@@ -107,6 +107,7 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
         "data": data.name,
         "num_labels": data.num_labelled,
         "num_unlabelled": data.num_unlabelled,
+        **({} if data.feature_source is None else {"features": data.feature_source.config()}),
         "seed": run.config.seed,
         "regularisers": objective.regularisers,
         "objective": objective.config(),

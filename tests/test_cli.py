@@ -277,3 +277,19 @@ def test_an_interruption_while_the_package_is_imported_is_silent(tmp_path: Path)
     command = [sys.executable, "-c", start, sys.executable, "-m", "pyro_ssvae", "info", "nowhere"]
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
+
+
+def test_features_stand_for_images_in_training_and_prediction(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = str(tmp_path / "run"), ["--image-size", "8", "--data-dir", str(tmp_path)]
+    steps = ["--training.max_steps", "30", *TINY[4:], "--features", "efficientnet_lite0", "--out", run]
+    assert main(["train", "m2", str(photos / "train"), *data, *steps]) == 0
+    assert len([*(tmp_path / "features").iterdir()]) == 3
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["features"]["network"], result["likelihood"]) == ("efficientnet_lite0", "gaussian")
+    capsys.readouterr()
+    assert main(["evaluate", run, str(photos / "new")]) == 0
+    assert float(capsys.readouterr().out.split()[1].rstrip("%")) < 20.0
+    assert main(["train", "m2", str(photos / "train"), *data, *steps[:-2], "--features", "resnet19"]) == 2
+    assert "resnet19" in capsys.readouterr().err

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pyro_ssvae import M1, M2
 from pyro_ssvae.distributions.torch_distributions import softplus
 from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP, ConvClassifier
+from pyro_ssvae.networks.images import ImageDecoder, ImageEncoder
 from pyro_ssvae.networks.variational import FactoredLinear
 
 
@@ -69,3 +71,40 @@ def test_mlp_without_hidden_layers_is_linear() -> None:
     net = MLP((2, 2), 3, ())
     x = torch.randn(4, 2, 2)
     torch.testing.assert_close(net(x), net.layers[0](x.flatten(1)))
+
+
+@pytest.mark.parametrize("networks", ["conv", "resnet"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 40, 64), (1, 9, 11)])
+def test_networks_of_images_treat_classes_and_images_independently(networks: str, shape: tuple[int, ...]) -> None:
+    model = M2(shape, 3, networks=networks, latent_dim=4, hidden_dims=(16,), likelihood="gaussian")
+    x, classes = torch.rand(2, *shape), torch.arange(3)[:, None]
+    posterior = model.encode(x, classes)
+    z = posterior.mean
+    decoded = model.decode(classes, z)
+    assert (posterior.batch_shape, decoded.batch_shape, decoded.event_shape) == ((3, 2), (3, 2), shape)
+    for k in range(3):
+        y = torch.full((2,), k)
+        torch.testing.assert_close(model.encode(x, y).mean, z[k])
+        torch.testing.assert_close(model.decode(y, z[k]).mean, decoded.mean[k])
+        torch.testing.assert_close(model.decode(y[:1], z[k, :1]).mean, decoded.mean[k, :1])
+    changes = (model.decode(classes, z + 1.0).mean - decoded.mean).detach()
+    assert (changes.flatten(2).std(-1) > 0.0).all()
+    kind = ImageEncoder if networks == "resnet" else ConvClassifier
+    assert isinstance(model.eval().classifier, kind)
+    torch.testing.assert_close(model.classify(x)[:1], model.classify(x[:1]))
+
+
+def test_encoder_and_decoder_of_images_have_no_classes_in_m1_and_may_be_replaced() -> None:
+    m1 = M1((3, 16, 16), networks="resnet", latent_dim=3, hidden_dims=(8,))
+    assert m1.reconstruct(torch.rand(2, 3, 16, 16)).shape == (2, 3, 16, 16)
+    assert isinstance(m1.decoder, ImageDecoder)
+    own = MLP((3, 16, 16), 6)
+    assert M1((3, 16, 16), networks="conv", latent_dim=3, encoder=own).encoder is own
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="networks='lstm' is unknown; choose auto, mlp or conv or resnet"):
+        M1((1, 8, 8), networks="lstm")
+    for shape in ((30,), (1, 6, 6)):
+        with pytest.raises(ValueError, match="at least 8x8 pixels"):
+            M2(shape, 3, networks="conv", classifier="mlp")

@@ -8,14 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
-from pyro_ssvae.cli.own_data import for_own_data
-from pyro_ssvae.data.folders import has_colour
+from pyro_ssvae.cli.own_data import find_image_shape, for_own_data
 from pyro_ssvae.data.preparation import BINARISATIONS
-from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
+from pyro_ssvae.networks.images import NETWORKS
 from pyro_ssvae.objectives.entropy import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
 
@@ -38,13 +36,17 @@ _DATA = (
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
 )
+_FEATURES = Flag(
+    "features", None, "network (efficientnet_lite0, ...) whose features stand for images", str, metavar="NAME"
+)
 _LABELS_HELP = "labels to keep; all, by default for a table or folder, keeps every one"
 _NUM_LABELS = Flag("num_labels", 100, _LABELS_HELP, _as_count_or_all, metavar="N")
-_OF_TABLES = ", auto by default for a table"
-_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _OF_TABLES, choices=["auto", *sorted(LIKELIHOODS)])
+_BY_DATA = ", by default by the data"
+_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _BY_DATA, choices=["auto", *sorted(LIKELIHOODS)])
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
+_NETWORKS = Flag("networks", "auto", "encoder and decoder; auto is conv for colour", choices=("auto", *NETWORKS))
 _HIDDEN_DIMS = Flag("hidden_dims", [500], "widths of the hidden layers of encoder and decoder")
 _ACTIVATION = Flag("activation", "relu", "of these layers", rare=True)
 _NUM_SAMPLES = Flag("num_samples", 0, "draws per test example for log p(x); 0 leaves it out", least=0)
@@ -120,15 +122,8 @@ def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
 
 def _has_photos(data: str, image_size: int | None) -> bool:
     """Return whether images are in colour or larger than 32x32."""
-    try:
-        if Path(data).is_dir():
-            return (image_size or 0) > 32 or has_colour(data)
-        if not data.endswith(".npz"):
-            return data == "cifar10"
-        shape = as_images(read_npz(data, ["x_train"])["x_train"]).shape[1:]
-    except (OSError, ValueError):  # reported when the data is read
-        return False
-    return is_photo(shape)
+    large = (image_size or 0) > 32 and Path(data).is_dir()
+    return large or is_photo(find_image_shape(data)[0])
 
 
 def is_photo(shape: Sequence[int]) -> bool:
@@ -137,20 +132,20 @@ def is_photo(shape: Sequence[int]) -> bool:
 
 
 _M2: Mapping[str, Sequence[Flag]] = {
-    "data": (*_DATA, _NUM_LABELS),
+    "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "model": (
         *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
-        Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp")),
-        *(_LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp", "resnet")),
+        *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
     ),
     "objective": _SEMI_SUPERVISED,
 }
 _M1: Mapping[str, Sequence[Flag]] = {
     "preset": (Flag("preset", "kingma", "defaults of model and training", choices=list(M1_PRESETS)),),
-    "data": _DATA,
+    "data": (*_DATA, _FEATURES),
     "model": (
-        replace(_LIKELIHOOD, help="p(x|z)" + _OF_TABLES),
-        *(_PRIOR, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        replace(_LIKELIHOOD, help="p(x|z)" + _BY_DATA),
+        *(_PRIOR, _NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
     ),
     "objective": _DRAWS,
@@ -158,11 +153,12 @@ _M1: Mapping[str, Sequence[Flag]] = {
 }
 _BINARISATION = "of the pixels while M1 is trained; else dynamic under a Bernoulli likelihood"
 _M1M2: Mapping[str, Sequence[Flag]] = {
-    "data": (*_DATA, _NUM_LABELS),
+    "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "M1": (
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
-        replace(_LIKELIHOOD, help="p(x|z1)" + _OF_TABLES),
+        replace(_LIKELIHOOD, help="p(x|z1)" + _BY_DATA),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
+        replace(_NETWORKS, name="m1_networks", rare=True),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
         Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_ssvae._arrays import as_images
 from pyro_ssvae._checks import as_count
 from pyro_ssvae._io import check_path, write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.folders import read_folder
+from pyro_ssvae.data.folders import has_colour, read_folder
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
+from pyro_ssvae.presets import FEATURES
 
-__all__ = ["add_commands", "for_own_data", "load_table", "name_data", "write_samples"]
+__all__ = ["add_commands", "find_image_shape", "for_own_data", "load_table", "name_data", "write_samples"]
 
-_DEFAULTS = {"likelihood": "auto", "num_labels": "all"}
+_DEFAULTS: dict[str, Any] = {"likelihood": "auto", "num_labels": "all"}
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 
@@ -43,11 +45,36 @@ def for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
             return find_defaults(values | defaults | given, given) | defaults
         if unused := [f"--{name}" for name in ("label", "test") if given.get(name) is not None]:
             raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
+        chosen: dict[str, Any] = {}
         if values.get("num_labels") and "num_labels" not in given and Path(values["data"]).is_dir():
-            return find_defaults(values, given) | {"num_labels": "all"}  # those that someone sorted
-        return find_defaults(values, given)
+            chosen["num_labels"] = "all"  # those that someone sorted
+        if "likelihood" in values and "likelihood" not in given:
+            shape, dtype = find_image_shape(values["data"])
+            if values["features"] is not None:
+                chosen |= FEATURES.model
+            elif shape[:1] >= (3,):
+                chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
+        if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
+            chosen["bound_weight"] = FEATURES.objective["bound_weight"]
+        return find_defaults(values | chosen | given, given) | chosen
 
     return find
+
+
+def find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
+    """Return shape and dtype of the images that ``--data`` names: zeros for the sides of those of a folder.
+
+    The shape is empty if there are none; what cannot be read is reported when the data is read.
+    """
+    try:
+        if Path(data).is_dir():
+            return (3 if has_colour(data) else 1, 0, 0), np.uint8
+        if not data.endswith(".npz"):
+            return ((3, 32, 32) if data == "cifar10" else (1, 28, 28)), np.uint8
+        x = read_npz(Path(data), ["x_train"])["x_train"]
+        return tuple(as_images(x).shape[1:]) if x.ndim in (3, 4) else (), x.dtype
+    except (OSError, ValueError):
+        return (), None
 
 
 def load_table(args: Any, num_labels: Any) -> SemiSupervisedData:
@@ -101,8 +128,9 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
 
 
 def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any]:
-    """Return the images of a folder as :func:`_read` does, in size and channels those of the model."""
-    shape = tuple(model.event_shape)
+    """Return the images of a folder as :func:`_read` does, in size and channels those of the model's."""
+    source = model.feature_source
+    shape = tuple(model.event_shape if source is None else source.image_shape)
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
     images = read_folder(folder, shape[1], on_error="skip")

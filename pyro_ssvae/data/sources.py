@@ -8,18 +8,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae._checks import as_count, as_path
+from pyro_ssvae._checks import as_bool, as_count, as_path, as_scale
 from pyro_ssvae.data.folders import read_folder
-from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.labels import encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.splits import Indices, select_last
+from pyro_ssvae.data.splits import Indices, LabelSplit, draw_labelled, hide_labels, select_last
 
-__all__ = ["Source", "as_held_out", "draw_held_out", "load_folder", "load_npz", "read_dataset"]
+__all__ = ["Source", "as_held_out", "draw_held_out", "load_folder", "load_npz", "read_dataset", "split_source"]
 
 
 class Source(NamedTuple):
@@ -137,6 +138,29 @@ def _count_drawn(part: str, given: int | None, available: int, num_in_folder: in
     if num_in_folder and number:
         raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
     return max(1, available // 10) if given is None and not num_in_folder else number
+
+
+def split_source(source: Source, num_labels: Any, seed: int, balanced: Any) -> dict[str, Any]:
+    """Hold validation examples out, draw the labels that are kept, and return what ``SemiSupervisedData`` holds."""
+    balanced = as_bool(balanced, "balanced")
+    validation = source.validation
+    train = np.setdiff1d(np.arange(len(source.x)), validation)
+    known, split = np.full(len(source.x), -1) if source.y is None else source.y, None
+    y, y_validation = (torch.tensor(known[index]) for index in (train, validation))
+    if source.y is not None:
+        labelled = draw_labelled(known[train], num_labels, source.num_classes or 0, seed, balanced)
+        y = torch.tensor(hide_labels(known[train], labelled))
+        split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
+        if source.num_classes is not None:
+            warn_about_labels(y, source.class_names, torch.tensor(known))
+    x, x_validation = (torch.tensor(source.x[index]) for index in (train, validation))
+    return {
+        **{"x": x, "y": y, "x_validation": x_validation, "y_validation": y_validation},
+        **{"x_test": torch.tensor(source.x_test), "y_test": torch.tensor(source.y_test)},
+        **{"num_classes": source.num_classes, "name": source.name, "class_names": source.class_names},
+        **{"scale": as_scale(source.scale, x), "split": split, "seed": seed},
+        **{"feature_names": source.feature_names, "categories": dict(source.categories)},
+    }
 
 
 def as_held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Any]:

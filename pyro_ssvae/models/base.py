@@ -20,6 +20,7 @@ from pyro_ssvae._arrays import holds_missing, value_range
 from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.distributions.choice import choose_likelihood
 from pyro_ssvae.distributions.factory import make_prior
@@ -75,6 +76,7 @@ class Model(Configurable, abstract=True):
         missing: Whether examples may have missing values (NaN).
         feature_names: Names of the columns of the table of training examples, saved too.
         categories: The words for which codes in these columns stand, saved too.
+        feature_source: How features were computed from images, saved too; the model then takes images as well.
     """
 
     model: Callable[..., Any]
@@ -102,6 +104,7 @@ class Model(Configurable, abstract=True):
         self.class_names: tuple[str, ...] = ()
         self.feature_names: tuple[str, ...] = ()
         self.categories: Mapping[str, tuple[str, ...]] = {}
+        self.feature_source: FeatureSource | None = None
         self._data_range: tuple[float, float] | None = None
 
     def check_data(self, data: SemiSupervisedData) -> None:
@@ -160,7 +163,8 @@ class Model(Configurable, abstract=True):
             data: Gives the shape of examples, if the model needs them, the number of classes, and whether values are
                 missing.
             **options: Arguments of the class, which take precedence. ``likelihood="auto"`` chooses a distribution for
-                each column of a table by its values.
+                each column of a table by its values. Images in colour have convolutional networks and a discretised
+                logistic likelihood (Gaussian, if they are not of 8 bits) by default, features a Gaussian one.
 
         Returns:
             The model. The caller's random state is left as it was.
@@ -179,7 +183,7 @@ class Model(Configurable, abstract=True):
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
         if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
             arguments["missing"] = True
-        arguments |= options
+        arguments |= cls._choose_arguments(data, options) | options
         with seeded(data.seed):
             model = cls(**arguments)
         model.fit_units(data)
@@ -190,6 +194,11 @@ class Model(Configurable, abstract=True):
         """Return the arguments of the constructor that say how many classes there are."""
         return {}
 
+    @classmethod
+    def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return defaults of the constructor's arguments that depend on the examples."""
+        return {}
+
     def fit_units(self, data: SemiSupervisedData) -> None:
         """Remember the scale and the names of a data set; called by :meth:`for_data` and before training.
 
@@ -197,6 +206,7 @@ class Model(Configurable, abstract=True):
         """
         self.data_scale, self.class_names = data.scale, data.class_names
         self.feature_names, self.categories = data.feature_names, data.categories
+        self.feature_source = data.feature_source
         low, high = value_range(data.x)
         self._data_range = low / data.scale, high / data.scale
 
@@ -224,7 +234,8 @@ class Model(Configurable, abstract=True):
 
         Args:
             x: Examples with shape ``(B, *event_shape)``: a tensor, an array, a table or nested lists. Integers are
-                divided by :attr:`data_scale`, as in training; other numbers are taken as they are.
+                divided by :attr:`data_scale`, as in training; other numbers are taken as they are. Where the examples
+                of training were features of images, images ``(B, C, H, W)``, too.
 
         Raises:
             ValueError: For a model without classes, or examples that are infinite (or NaN, unless :attr:`missing`), of
@@ -248,6 +259,8 @@ class Model(Configurable, abstract=True):
         if self.data_scale is not None:
             names: dict[str, Any] = {"class_names": self.class_names}
             names |= {"feature_names": self.feature_names, "categories": self.categories} if self.feature_names else {}
+            if self.feature_source is not None:
+                names["features"] = self.feature_source.config()
             config["data"] = {"scale": self.data_scale, "range": self._data_range, **names}
         if base is not type(self):
             config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}

@@ -25,11 +25,14 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
     Args:
         model: The model.
         x: A tensor, an array, a table or nested lists, with shape ``(B, *event_shape)``. Of a DataFrame, an AnnData and
-            the like, columns are taken by name if the model knows the names of its columns.
+            the like, columns are taken by name if the model knows the names of its columns. Of images, features are
+            computed if the model is one of features.
         scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
             that were probably meant to be divided are refused or warned about.
     """
     divisor: float | None = 1.0
+    if model.feature_source is not None:
+        x = model.feature_source.convert(x)
     if model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
         x = encode_rows(read_table(x), model.feature_names, model.categories)
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):

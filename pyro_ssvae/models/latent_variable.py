@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +18,8 @@ from pyro_ssvae.distributions import Likelihood, Uniform
 from pyro_ssvae.distributions.factory import make_likelihood
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 from pyro_ssvae.models.base import Model, fork_random_state, full_precision
+from pyro_ssvae.networks.images import choose_networks
+from pyro_ssvae.presets import FEATURES
 
 __all__ = ["LatentVariableModel"]
 
@@ -60,6 +63,18 @@ class LatentVariableModel(Model, abstract=True):
         for part in self.likelihood.modules():
             if isinstance(part, Likelihood):
                 part.missing = missing
+
+    @classmethod
+    def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if data.feature_source is not None:
+            found |= FEATURES.model
+        elif choose_networks(data.event_shape) != "mlp":
+            found["networks"] = choose_networks(data.event_shape)
+            if "decoder" not in given:  # whose outputs would not fit another likelihood
+                on_grid = data.x.dtype == torch.uint8 and data.scale == 255.0
+                found["likelihood"] = "discretised_logistic" if on_grid else "gaussian"
+        return {name: value for name, value in found.items() if name in inspect.signature(cls).parameters}
 
     @property
     def _input_shape(self) -> torch.Size:

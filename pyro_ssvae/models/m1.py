@@ -28,7 +28,7 @@ from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.latent_variable import LatentVariableModel
-from pyro_ssvae.networks import MLP
+from pyro_ssvae.networks.images import make_networks
 
 __all__ = ["M1"]
 
@@ -41,18 +41,22 @@ class M1(LatentVariableModel):
     Args:
         event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
         latent_dim: Number of latents ``L``.
-        hidden_dims: Hidden widths of the encoder; the decoder has them in reverse. 600-600 in the paper.
-        activation: Activation of both, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
-        batch_norm: Whether to normalise before each activation.
+        networks: Encoder and decoder: ``"mlp"``, or for images of at least 8x8 pixels ``"conv"`` or ``"resnet"``
+            (convolutions with residual blocks). ``"auto"``, the default of :meth:`for_data`, is ``"conv"`` for images
+            in colour, else ``"mlp"``.
+        hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse. 600-600 in
+            the paper.
+        activation: Activation of these layers, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
+        batch_norm: Whether these layers normalise before each activation.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
             normal when ``None``.
         encoder: A module that maps x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, to
-            ``(B, 2 * latent_dim)``, the location and log-scale of q(z|x); an :class:`~pyro_ssvae.networks.MLP` when
-            ``None``.
+            ``(B, 2 * latent_dim)``, the location and log-scale of q(z|x); that of ``networks`` when ``None``.
         decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
-            ``P = likelihood.num_params`` and ``D`` elements of an example; an ``MLP`` when ``None``.
+            ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when
+            ``None``.
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
             what is missing. :meth:`for_data` sets it by the data.
 
@@ -72,6 +76,7 @@ class M1(LatentVariableModel):
         event_shape: Sequence[int],
         *,
         latent_dim: int = 50,
+        networks: str = "mlp",
         hidden_dims: Sequence[int] = (600, 600),
         activation: str = "softplus",
         batch_norm: bool = False,
@@ -82,14 +87,18 @@ class M1(LatentVariableModel):
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, latent_dim, likelihood, prior, missing=missing)
-        mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
-        if encoder is None:
-            encoder = MLP(self._input_shape, 2 * latent_dim, hidden_dims, **mlp)
-        if decoder is None:
-            outputs = self.likelihood.num_params * self.event_size
-            decoder = MLP((latent_dim,), outputs, tuple(hidden_dims)[::-1], **mlp)
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = make_networks(
+            networks,
+            self._input_shape,
+            self.event_shape,
+            latent_dim,
+            self.likelihood.num_params,
+            hidden_dims=hidden_dims,
+            encoder=encoder,
+            decoder=decoder,
+            activation=activation,
+            batch_norm=batch_norm,
+        )
         self._attach_prior()
 
     # The generative model p(z) p(x|z) and the inference model q(z|x).

@@ -45,7 +45,7 @@ from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
-from pyro_ssvae.networks.variational import make_classifier
+from pyro_ssvae.networks.images import make_classifier
 
 __all__ = ["M1M2"]
 
@@ -103,6 +103,7 @@ class M1M2(SemiSupervisedModel):
         self.m2 = m2
         self.data_scale, self._data_range, self.class_names = m1.data_scale, m1._data_range, m1.class_names
         self.feature_names, self.categories = m1.feature_names, m1.categories
+        self.feature_source = m1.feature_source
         self.classifier = classifier
         self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
         # Puts z1 back among the latents of M1, with zeros for the rest.

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
 from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
-from pyro_ssvae.networks import ConditionalMLP
-from pyro_ssvae.networks.variational import make_classifier
+from pyro_ssvae.networks.images import make_classifier, make_networks
 
 __all__ = ["M2"]
 
@@ -41,23 +40,27 @@ class M2(SemiSupervisedModel):
         event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
         num_classes: Number of classes ``K``, at least 2.
         latent_dim: Number of latents ``L``.
-        hidden_dims: Hidden widths of encoder, decoder and an ``"mlp"`` classifier.
-        activation: Activation of those networks, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
-        batch_norm: Whether those networks normalise before each activation.
-        dropout: Probability of dropping a feature of the classifier; ``None`` is 0.3 for a convolutional one, else 0.
+        networks: Encoder and decoder: ``"mlp"``, or for images of at least 8x8 pixels ``"conv"`` or ``"resnet"``
+            (convolutions with residual blocks). ``"auto"``, the default of :meth:`for_data`, is ``"conv"`` for images
+            in colour, else ``"mlp"``.
+        hidden_dims: Widths of the fully connected layers of encoder, decoder and an ``"mlp"`` classifier.
+        activation: Activation of these layers, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
+        batch_norm: Whether these layers normalise before each activation.
+        dropout: Probability of dropping a feature of the classifier; ``None`` is 0 for an MLP, else 0.3.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.
         prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
             normal when ``None``.
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
-        classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, or a module that maps
-            x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, without the columns for what is
-            missing, to logits ``(B, K)``. ``None`` builds none, for an :class:`~pyro_ssvae.M1M2` with its own.
+        classifier: ``"auto"`` (an MLP, for images convolutional, or ``"resnet"`` with such networks), ``"conv"``,
+            ``"resnet"``, ``"mlp"``, or a module that maps x ``(B, *event_shape)``, as ``likelihood.network_input``
+            returns it, without the columns for what is missing, to logits ``(B, K)``. ``None`` builds none, for an
+            :class:`~pyro_ssvae.M1M2` with its own.
         encoder: A module that maps x, with those columns, and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``,
-            the location and log-scale of q(z|x,y); a :class:`~pyro_ssvae.networks.ConditionalMLP` when ``None``.
+            the location and log-scale of q(z|x,y); that of ``networks`` when ``None``.
         decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
-            for ``P = likelihood.num_params`` and ``D`` elements of an example; a ``ConditionalMLP`` when ``None``.
+            for ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when ``None``.
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the encoder sees
             what is missing. :meth:`for_data` sets it by the data.
 
@@ -80,6 +83,7 @@ class M2(SemiSupervisedModel):
         num_classes: int,
         *,
         latent_dim: int = 50,
+        networks: str = "mlp",
         hidden_dims: Sequence[int] = (500,),
         activation: str = "relu",
         batch_norm: bool = False,
@@ -95,17 +99,25 @@ class M2(SemiSupervisedModel):
         super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, missing)
         mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
         self.classifier = None
+        if classifier == "auto" and networks == "resnet":
+            classifier = "resnet"
         if classifier is not None:
             self.classifier = make_classifier(
                 classifier, self._classifier_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
             )
-        if encoder is None:
-            encoder = ConditionalMLP(self._input_shape, num_classes, 2 * latent_dim, hidden_dims, **mlp)
-        if decoder is None:
-            outputs = self.likelihood.num_params * self.event_size
-            decoder = ConditionalMLP((latent_dim,), num_classes, outputs, tuple(hidden_dims)[::-1], **mlp)
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = make_networks(
+            networks,
+            self._input_shape,
+            self.event_shape,
+            latent_dim,
+            self.likelihood.num_params,
+            num_classes,
+            hidden_dims=hidden_dims,
+            encoder=encoder,
+            decoder=decoder,
+            activation=activation,
+            batch_norm=batch_norm,
+        )
         self._attach_prior()
 
     # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).

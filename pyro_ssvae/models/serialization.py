@@ -17,6 +17,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._checks import as_device
 from pyro_ssvae._configurable import REGISTRY, build, is_library_class
 from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
+from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.models.base import FORMAT, Model
 
 __all__ = ["load", "save"]
@@ -113,6 +114,7 @@ def load(
         model.data_scale, model._data_range = data["scale"], tuple(data["range"])
         model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
         model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
+        model.feature_source = FeatureSource.from_config(data["features"]) if "features" in data else None
     return model.to(device).eval()
 
 
@@ -145,6 +147,11 @@ def _check_data_entry(data: Mapping[str, Any], path: Path) -> None:
     named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
     if len(numbers) != 3 or not finite or not named or numbers[0] <= 0 or not {*categories} <= {*lists[1]}:
         raise ValueError(f"{path} is damaged: the entry 'data' must hold scale, range and names.")
+    if "features" in data:
+        try:
+            FeatureSource.from_config(data["features"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: the entry 'features' says not how they were computed.") from error
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

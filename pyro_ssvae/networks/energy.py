@@ -151,9 +151,9 @@ class ConvFeatures(nn.Module):
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()
-        _check_image(event_shape)
+        check_image(event_shape)
         channels, feature_dim = (32, 128) if max(event_shape[1:]) <= 32 else (16, 64)
-        widths = [event_shape[0], *(channels * 2**number for number in range(_halvings(event_shape[1:])))]
+        widths = [event_shape[0], *(channels * 2**number for number in range(count_halvings(event_shape[1:])))]
         layers: list[nn.Module] = []
         for width, next_width in pairwise(widths):
             layers += [nn.Conv2d(width, next_width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -244,12 +244,12 @@ class ConvGenerator(nn.Module):
         output: str = "sigmoid",
     ) -> None:
         super().__init__()
-        _check_image(event_shape)
+        check_image(event_shape)
         small = max(event_shape[1:]) <= 32
         channels = (64 if small else 32) if channels is None else channels
         hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
         height, width = event_shape[1:]
-        count = _halvings((height, width))
+        count = count_halvings((height, width))
         # From the smallest; each halving rounds up.
         sizes = [(math.ceil(height / 2**n), math.ceil(width / 2**n)) for n in reversed(range(count + 1))]
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
@@ -309,12 +309,12 @@ def make_generator(
     return MLPGenerator(latent_dim, event_shape, (256, 256) if small else (500, 500), output=output)
 
 
-def _halvings(size: Sequence[int]) -> int:
+def count_halvings(size: Sequence[int]) -> int:
     """Return how many halvings bring the shorter side of an image below 8 pixels."""
     return max(1, math.ceil(math.log2((min(size) + 1) / 8)))
 
 
-def _check_image(event_shape: Sequence[int]) -> None:
+def check_image(event_shape: Sequence[int]) -> None:
     if len(event_shape) != 3 or min(event_shape[1:]) < 8:
         raise ValueError(
             f"A convolutional network here needs images (C, H, W) of at least 8x8 pixels; got event_shape="

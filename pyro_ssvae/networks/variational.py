@@ -21,7 +21,6 @@ __all__ = [
     "ConvClassifier",
     "FactoredLinear",
     "check_module",
-    "make_classifier",
     "resolve_network",
 ]
 
@@ -72,9 +71,13 @@ def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int |
 
 
 def resolve_network(
-    network: str | nn.Module, event_shape: Sequence[int], role: str, least_side: int
+    network: str | nn.Module,
+    event_shape: Sequence[int],
+    role: str,
+    least_side: int,
+    known: Sequence[str] = ("conv", "mlp"),
 ) -> str | nn.Module:
-    """Return ``"conv"`` or ``"mlp"``, or the given module; ``"auto"`` is ``"conv"`` for large enough images.
+    """Return a known name, or the given module; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``.
 
     Raises:
         ValueError: For an unknown name.
@@ -83,11 +86,12 @@ def resolve_network(
     if isinstance(network, nn.Module):
         return network
     if not isinstance(network, str):
-        raise TypeError(f"{role} must be 'auto', 'conv', 'mlp' or a module, not {type(network).__name__}.")
+        names = ", ".join(map(repr, ("auto", *known)))
+        raise TypeError(f"{role} must be {names} or a module, not {type(network).__name__}.")
     if network == "auto":
         return "conv" if len(event_shape) == 3 and min(event_shape[1:]) >= least_side else "mlp"
-    if network not in ("conv", "mlp"):
-        raise ValueError(f"{role}={network!r} is unknown; choose auto, conv or mlp, or pass a module.")
+    if network not in known:
+        raise ValueError(f"{role}={network!r} is unknown; choose auto, {' or '.join(known)}, or pass a module.")
     return network
 
 
@@ -280,38 +284,3 @@ class ConvClassifier(Configurable):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)`` to logits ``(B, K)``."""
         return self.layers(x)
-
-
-def make_classifier(
-    classifier: str | nn.Module,
-    event_shape: Sequence[int],
-    num_classes: int,
-    *,
-    hidden_dims: Sequence[int] = (500,),
-    activation: str = "relu",
-    batch_norm: bool = False,
-    dropout: float | None = None,
-) -> nn.Module:
-    """Return a classifier q(y|x) by name, or the given module unchanged.
-
-    Args:
-        classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"`` or a module.
-        event_shape: Shape of one example.
-        num_classes: Number of classes ``K``.
-        hidden_dims: Hidden widths of an MLP.
-        activation: Activation of an MLP.
-        batch_norm: Whether an MLP normalises before each activation.
-        dropout: Probability of dropping a feature; ``None`` is 0.3 for a convolutional network, else 0.
-
-    Raises:
-        ValueError: For an unknown name, or ``"conv"`` for examples that are not images.
-        TypeError: For anything that is neither a name nor a module.
-    """
-    classifier = resolve_network(classifier, event_shape, "classifier", least_side=6)
-    if isinstance(classifier, nn.Module):
-        return classifier
-    if dropout is None:
-        dropout = 0.3 if classifier == "conv" else 0.0
-    if classifier == "conv":
-        return ConvClassifier(event_shape, num_classes, dropout=dropout)
-    return MLP(event_shape, num_classes, hidden_dims, activation=activation, batch_norm=batch_norm, dropout=dropout)

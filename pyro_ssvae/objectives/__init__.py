@@ -4,7 +4,7 @@ from pyro_ssvae.objectives.augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
 from pyro_ssvae.objectives.energy_losses import EnergyLoss
 from pyro_ssvae.objectives.entropy import BatchNormEntropy, Entropy, MutualInformationEntropy, NearestNeighbourEntropy
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency
+from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 
 __all__ = [
     "AffineAugmentation",
@@ -17,6 +17,7 @@ __all__ = [
     "MutualInformationEntropy",
     "NearestNeighbourEntropy",
     "NegativeAugmentation",
+    "PhotoAugmentation",
     "Objective",
     "ParameterGroup",
     "Update",

@@ -15,8 +15,16 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.class_priors import FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
 from pyro_ssvae.distributions.mixed import Mixed
+from pyro_ssvae.presets import FEATURES
 
-__all__ = ["AffineAugmentation", "ColumnAugmentation", "Consistency", "choose_regularisers"]
+__all__ = [
+    "AffineAugmentation",
+    "Augmentation",
+    "ColumnAugmentation",
+    "Consistency",
+    "PhotoAugmentation",
+    "choose_regularisers",
+]
 
 # Of tables, chosen on six of them with five labels a class (docs/results_tables.md).
 _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard deviations of the column
@@ -86,6 +94,70 @@ class AffineAugmentation(nn.Module):
 
 
 @checked
+class PhotoAugmentation(nn.Module):
+    """A random crop, flip and change of colours for each photograph of a batch.
+
+    The crop has the size of the image and is taken from the image with mirrored margins. Colours are changed by the
+    same amounts in all pixels of an image.
+
+    Args:
+        crop: Largest shift of the crop, as a fraction of the height and of the width.
+        flip: Probability of exchanging left and right.
+        brightness: Standard deviation of what is added, in the units of x.
+        contrast: Standard deviation of the logarithm of the factor of differences from the mean pixel.
+        saturation: That of the factor of differences from grey.
+        strength: Factor of all but ``flip``.
+
+    Example:
+        >>> PhotoAugmentation()(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    name = "augmentation"
+
+    def __init__(
+        self,
+        crop: float = 0.125,
+        flip: float = 0.5,
+        brightness: float = 0.05,
+        contrast: float = 0.15,
+        saturation: float = 0.2,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if flip > 1.0:
+            raise ValueError(f"flip={flip} is a probability; it must be at most 1.")
+        self.crop, self.flip, self.strength = crop, flip, strength
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+
+    def config(self) -> dict[str, float]:
+        """Return the constructor's arguments."""
+        names = ("crop", "flip", "brightness", "contrast", "saturation", "strength")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
+        if x.dim() != 4:
+            raise ValueError(f"Crops are of images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
+        down, along = (self._positions(len(x), size, x.device) for size in x.shape[-2:])
+        flipped = torch.rand(len(x), 1, device=x.device) < self.flip
+        along = torch.where(flipped, along.flip(-1), along)
+        x = x.gather(-2, down[:, None, :, None].expand_as(x)).gather(-1, along[:, None, None, :].expand_as(x))
+        added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
+        grey = x.mean(1, keepdim=True)
+        x = grey + (self.saturation * saturation).exp() * (x - grey)
+        mean = grey.mean((2, 3), keepdim=True)
+        return mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
+
+    def _positions(self, num_images: int, size: int, device: torch.device) -> Tensor:
+        """Return the position that each pixel of a side is taken from, ``(num_images, size)``."""
+        largest = min(round(self.crop * self.strength * size), size - 1)
+        shift = torch.randint(-largest, largest + 1, (num_images, 1), device=device)
+        positions = (torch.arange(size, device=device) + shift).abs()
+        return size - 1 - (size - 1 - positions).abs()
+
+
+@checked
 class ColumnAugmentation(nn.Module):
     """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
 
@@ -127,6 +199,9 @@ class ColumnAugmentation(nn.Module):
         return x + self.noise * torch.randn_like(x) if self._adds else x
 
 
+Augmentation = AffineAugmentation | PhotoAugmentation | ColumnAugmentation
+
+
 @checked
 class Consistency(nn.Module):
     r"""Cross-entropy of a strongly augmented example against the confident pseudo-label of the example itself.
@@ -144,7 +219,7 @@ class Consistency(nn.Module):
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
-        strong: The strong augmentation; ``None`` is one of images.
+        strong: The strong augmentation; ``None`` is one of grey images.
         align: Whether to align the mean prediction with ``shares``.
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
         decay: Decay per step of the running mean of predictions.
@@ -163,7 +238,7 @@ class Consistency(nn.Module):
         *,
         weight: float = 10.0,
         threshold: float = 0.9,
-        strong: AffineAugmentation | ColumnAugmentation | None = None,
+        strong: Augmentation | None = None,
         align: bool = True,
         shares: Sequence[float] | None = None,
         decay: float = 0.99,
@@ -205,7 +280,8 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Images are changed by affine maps. Labelled rows of tables get noise, or exchange categories, and predictions must
+    Grey images are changed by affine maps, images in colour by crops, flips and changes of colour; features of images
+    are exchanged with those of others. Labelled rows of tables get noise, or exchange categories, and predictions must
     be consistent when a fifth of the columns have values of other rows; both are weaker the more labels there are.
     Predictions are aligned with the class prior if it is fixed. Without any label there is no consistency, as
     confident predictions would be arbitrary.
@@ -214,9 +290,11 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
     if isinstance(prior, FixedClassPrior) and not prior.uniform:
         options["shares"] = prior.mean().tolist()
-    if len(data.event_shape) == 3:
-        consistency = Consistency(number, **options) if data.num_labelled else None
-        return {"augmentation": AffineAugmentation(), "consistency": consistency, "bound_batch_size": 48}
+    if len(data.event_shape) == 3 or data.feature_source is not None:
+        weak, strong = _choose_augmentations(data)
+        consistency = Consistency(number, strong=strong, **options) if data.num_labelled else None
+        features = {} if data.feature_source is None else FEATURES.objective
+        return {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48, **features}
     if len(data.event_shape) != 1:
         return {}
     few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
@@ -230,6 +308,14 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         "consistency": consistency,
         "bound_batch_size": 48 if wide else None,
     }
+
+
+def _choose_augmentations(data: SemiSupervisedData) -> tuple[Augmentation, Augmentation]:
+    """Return augmentations of labelled examples and, stronger, for consistency."""
+    if data.feature_source is not None:
+        return ColumnAugmentation(0.3), ColumnAugmentation(0.5)
+    kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
+    return kind(), kind(strength=1.5)
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

@@ -27,7 +27,7 @@ from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, p
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, choose_regularisers
+from pyro_ssvae.objectives.regularisers import Augmentation, Consistency, choose_regularisers
 
 __all__ = ["SemiSupervisedELBO"]
 
@@ -94,7 +94,7 @@ class SemiSupervisedELBO(Objective):
         alpha: float = 10.0,
         bound_weight: float = 1.0,
         bound_batch_size: int | None = None,
-        augmentation: AffineAugmentation | ColumnAugmentation | None = None,
+        augmentation: Augmentation | None = None,
         consistency: Consistency | None = None,
         enumeration: str = "exact",
         top_k: int = 1,
@@ -128,6 +128,10 @@ class SemiSupervisedELBO(Objective):
         cls, module: nn.Module, data: SemiSupervisedData, *, pure: bool = False, **options: Any
     ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, with augmentation and consistency.
+
+        Grey images are rotated, zoomed, sheared and shifted, images in colour cropped, flipped and changed in colour.
+        Of features some are exchanged with those of other images, and the bound has the weight of ``presets.FEATURES``.
+        Columns of tables get noise or values of other rows.
 
         Args:
             module: The model.

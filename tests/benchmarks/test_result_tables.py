@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import blog_tables
 import missing
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import result_tables
 import unequal
 from step_tables import make_step_tables
 from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
+
+from pyro_ssvae import SemiSupervisedData
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -154,3 +157,42 @@ def test_committed_tables_are_those_of_the_committed_results(tmp_path: Path) -> 
     result_tables.write_tables(tmp_path)
     for path in sorted((tmp_path / "_generated").glob("*.md")):
         assert path.read_text() == (DOCS / "_generated" / path.name).read_text(), path.name
+
+
+def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels of two shades give the class away to the SVM on principal components."""
+    results, asked = tmp_path / "blog_tables.json", []
+
+    def load(name: str, *, num_labels: int, seed: int, data_dir: None) -> SemiSupervisedData:
+        asked.append((name, num_labels, seed))
+        y = np.arange(400) % 2
+        x = (np.random.default_rng(seed).integers(0, 100, (400, 1, 10, 10)) + 100 * y[:, None, None, None]).astype("u1")
+        return SemiSupervisedData.from_arrays(x, np.where(np.arange(400) < 40, y, -1), x_test=x, y_test=y)
+
+    monkeypatch.setattr(blog_tables.SemiSupervisedData, "from_name", load)
+    argv = ["", "--data", "mnist", "--methods", "pca_svm", "--labels", "100", "--results", str(results), "--seeds"]
+    for seeds in (["0"], ["0", "1"]):
+        monkeypatch.setattr("sys.argv", argv + seeds)
+        blog_tables.main()
+    assert asked == [("mnist", 100, 0), ("mnist", 100, 1)]
+    cells = json.loads(results.read_text())
+    assert [*cells] == ["mnist/pca_svm/100/0", "mnist/pca_svm/100/1"]
+    assert all(cell["accuracy"] == 1.0 for cell in cells.values())
+    lines = lines_of(blog_tables.make_tables(results)["blog_mnist"])
+    assert lines[0] == ["PCA + SVM", "100.0 ± 0.0", "–", "–", "–", "–"]
+    assert lines[1] == ["PCA + SVM, the blog", "69.2", "87.1", "89.1", "91.1", "92.9"]
+    assert blog_tables.get_blog("mnist", "m2", 1000) == 97.5
+    assert blog_tables.get_blog("mnist", "m2", 100) is None
+    assert blog_tables.get_blog("cifar10", "features_svm", 25_000) == 77.3
+
+
+def test_settings_of_an_svm_are_chosen_by_cross_validation() -> None:
+    """Only the first two of many columns tell the classes apart."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    x = np.concatenate([y[:, None] + 0.3 * rng.normal(size=(120, 2)), 3.0 * rng.normal(size=(120, 60))], 1)
+    svm = blog_tables.fit_svm(x[:60], y[:60], 0, (2, 62))
+    assert svm.width == 2
+    assert svm.score(x[60:, :2], y[60:]) > 0.9

@@ -295,3 +295,25 @@ def test_images_to_predict_may_have_channels_last_or_none():
             torch.testing.assert_close(model.predict_proba(given), model.predict_proba(x))
     model, x = M2((8, 6), 3, latent_dim=2, hidden_dims=(8,)), torch.rand(5, 8, 6)
     torch.testing.assert_close(model.predict_proba(x.numpy()), model.predict_proba(x))
+
+
+def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own(tmp_path: Path) -> None:
+    y = torch.arange(80) % 2
+    x = torch.randint(0, 60, (80, 3, 8, 8), dtype=torch.uint8)
+    x[y == 1, 0] += 150
+    data = pyro_ssvae.SemiSupervisedData.from_arrays(x, torch.where(torch.arange(80) < 20, y, -1), x_test=x, y_test=y)
+    model = M2.for_data(data, latent_dim=2, hidden_dims=(16,))
+    assert (model.likelihood.name, model.config()["arguments"]["networks"]) == ("discretised_logistic", "conv")
+    objective = SemiSupervisedELBO.for_data(model, data)
+    assert "crop" in objective.config()["augmentation"]
+    pyro_ssvae.fit(objective, data, pyro_ssvae.TrainingConfig(max_steps=40, device="cpu"), progress=False)
+    assert (model.predict(x) == y).double().mean() > 0.9
+    torch.testing.assert_close(
+        pyro_ssvae.load(pyro_ssvae.save(model, tmp_path)).classify(x / 255.0), model.classify(x / 255.0)
+    )
+    floats = pyro_ssvae.SemiSupervisedData.from_arrays(x / 255.0, y)
+    assert M2.for_data(floats, latent_dim=2, hidden_dims=(16,)).likelihood.name == "gaussian"
+    grey = pyro_ssvae.SemiSupervisedData.from_arrays(x[:, :1], y)
+    plain = M2.for_data(grey, latent_dim=2, hidden_dims=(16,))
+    assert (plain.likelihood.name, plain.config()["arguments"]["networks"]) == ("bernoulli", "mlp")
+    assert "rotation" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.distributions import Bernoulli, Categorical, FixedClassPrior, Gaussian, Mixed
-from pyro_ssvae.objectives import AffineAugmentation, ColumnAugmentation, Consistency
+from pyro_ssvae.objectives import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 
 
 def test_no_strength_is_the_identity() -> None:
@@ -203,3 +203,35 @@ def test_unlabelled_rows_of_breast_cancer_help() -> None:
     mean = {name: np.mean(found) for name, found in errors.items()}
     assert mean["default"] < mean["labels"] < mean["bound"]
     assert mean["default"] < 0.07
+
+
+def test_crops_move_images_and_mirror_their_margins() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 8, 6)
+    crops = PhotoAugmentation(crop=0.3, flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    padded = F.pad(x, (2, 2, 2, 2), mode="reflect")
+    expected = [padded[..., i : i + 8, j : j + 6] for i in range(5) for j in range(5)]
+    found = crops(x.expand(300, -1, -1, -1))
+    matches = torch.stack([(found - one).abs().amax((1, 2, 3)) < 1e-5 for one in expected])
+    assert matches.any(0).all()
+    assert matches.any(1).all()
+
+
+def test_flips_have_their_probability_and_colours_change_as_a_whole() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 8, 8).expand(2000, -1, -1, -1)
+    flips = PhotoAugmentation(crop=0.0, flip=0.3, strength=0.0)(x)
+    flipped = (flips - x.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
+    assert float(flipped.double().mean()) == pytest.approx(0.3, abs=0.04)
+    torch.testing.assert_close(flips[~flipped], x[~flipped])
+    lit = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.1, contrast=0.0, saturation=0.0)(x) - x
+    assert float(lit.flatten(1).std(1).max()) < 1e-5
+    assert float(lit[:, 0, 0, 0].std()) == pytest.approx(0.1, rel=0.1)
+    grey = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.0, saturation=0.5)(x)
+    torch.testing.assert_close(grey.mean(1), x.mean(1))
+    contrast = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.5, saturation=0.0)(x)
+    torch.testing.assert_close(contrast.mean((1, 2, 3)), x.mean((1, 2, 3)))
+    ratio = contrast.flatten(1).std(1).log() - x.flatten(1).std(1).log()
+    assert float(ratio.std()) == pytest.approx(0.5, rel=0.1)
+    with pytest.raises(ValueError, match="Crops are of images"):
+        PhotoAugmentation()(torch.rand(3, 5))

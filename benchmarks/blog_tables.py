@@ -1,0 +1,281 @@
+"""The tables of bjlkeng's blog on semi-supervised learning, on MNIST and CIFAR-10, and ours beside them.
+
+    python benchmarks/blog_tables.py --methods pca_svm                           # minutes
+    python benchmarks/blog_tables.py --data cifar10 --methods features_svm features_m2 --labels 1000
+    python benchmarks/blog_tables.py --data cifar10 --methods m1_svm --keep runs # trains one M1 for all labels
+
+A cell is the test accuracy of one method by one number of labels and one split (``--seeds``); it is written to
+docs/results/blog_tables.json as soon as it is known, and not made again except with ``--again``. Features are kept too,
+and with ``--keep`` the M1. The blog: https://bjlkeng.io/posts/semi-supervised-learning-with-variational-autoencoders
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
+from table_format import format_mean, format_table, load_json, load_results
+
+from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit, load
+from pyro_ssvae._io import write_json
+from pyro_ssvae.models.diagnostics import classification_error
+from pyro_ssvae.networks.images import ImageEncoder
+from pyro_ssvae.plots.style import new_axes, save_figure, style_axes
+
+Array = NDArray[Any]
+Cells = dict[str, dict[str, Any]]
+"""Measurements by ``"DATA/METHOD/LABELS/SEED"``."""
+
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS / "results" / "blog_tables.json"
+NETWORK = "efficientnet_lite0"
+LABELS = {"mnist": (100, 500, 1000, 2000, 5000), "cifar10": (1000, 2000, 5000, 10_000, 25_000)}
+BLOG: dict[str, dict[str, tuple[float, ...]]] = {  # accuracies, %, in the order of LABELS; M2 with 1,000 labels only
+    "mnist": {
+        "pca_svm": (69.2, 87.1, 89.1, 91.1, 92.9),
+        "cnn": (26.2, 92.1, 93.4, 95.5, 97.8),
+        "m1_svm": (62.8, 88.5, 90.5, 92.1, 93.3),
+        "m2": (97.5,),
+    },
+    "cifar10": {
+        "pca_svm": (35.6, 38.4, 42.0, 44.6, 48.2),
+        "cnn": (43.3, 48.4, 61.0, 67.3, 76.7),
+        "m1_svm": (32.1, 36.2, 37.5, 38.9, 40.9),
+        "m2": (42.0,),
+        "features_svm": (66.1, 68.4, 72.8, 75.1, 77.3),
+    },
+}
+_CHOSEN_ON = 2000  # labelled examples by which settings of an SVM are chosen
+_WIDTHS = (20, 50, 100)  # numbers of components
+
+
+def get_blog(data: str, method: str, labels: int) -> float | None:
+    """Return the blog's accuracy, %."""
+    numbers = BLOG[data].get(method, ())
+    known = dict(zip(LABELS[data] if len(numbers) > 1 else (1000,), numbers, strict=False))
+    return known.get(labels)
+
+
+# Methods: each returns test accuracy and what else there is to say, of data with some labels.
+
+
+def fit_svm(x: Array, y: Array, seed: int, widths: tuple[int, ...] = ()) -> Any:
+    """Fit an SVM by settings, and a number of leading columns, that cross-validation chooses."""
+    some = np.random.default_rng(seed).permutation(len(y))[:_CHOSEN_ON]
+    best: tuple[float, int, Any] = (-1.0, 0, None)
+    for width in widths or (x.shape[1],):
+        gammas = [share / float(x[:, :width].var(0).sum()) for share in (0.3, 1.0, 3.0)]
+        search = GridSearchCV(SVC(), {"C": [1.0, 10.0], "gamma": gammas}, cv=5 if len(y) <= 1000 else 3)
+        search.fit(x[some, :width], y[some])
+        best = max(best, (search.best_score_, width, search.best_params_), key=lambda one: one[0])
+    _, width, settings = best
+    svm = SVC(**settings).fit(x[:, :width], y)
+    svm.width = width
+    return svm
+
+
+def score_svm(x: Array, x_test: Array, data: SemiSupervisedData, widths: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return the test accuracy of an SVM on the labelled of all training rows ``(N, D)``."""
+    known = data.labelled_index.numpy()
+    svm = fit_svm(x[known], data.y.numpy()[known], data.seed, widths)
+    accuracy = float(svm.score(x_test[:, : svm.width], data.y_test.numpy()))
+    return {"accuracy": accuracy, "C": svm.C, "gamma": svm.gamma, "columns": svm.width}
+
+
+def pca_svm(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
+    """Classify by an SVM on principal components of all training images, by which 10,000 are found."""
+    x, x_test = (one.flatten(1).numpy() / np.float32(data.scale) for one in (data.x, data.x_test))
+    components = PCA(max(_WIDTHS), random_state=0).fit(x[:10_000])
+    return score_svm(components.transform(x), components.transform(x_test), data, _WIDTHS)
+
+
+def features_svm(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
+    """Classify by an SVM on standardised pretrained features."""
+    data = data.with_features(NETWORK)
+    mean, std = data.x.mean(0), data.x.std(0).clamp(min=1e-3)
+    return score_svm(*(((one - mean) / std).numpy() for one in (data.x, data.x_test)), data)
+
+
+def m1_svm(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
+    """Classify by an SVM on the latents of an M1, which is trained without labels, once for each split."""
+    folder = None if keep is None else keep / f"{data.name}-m1-seed{data.seed}"
+    if folder is not None and (folder / "model").is_dir():
+        model, seconds = load(folder), None
+    else:
+        unlabelled = data.without_labels()
+        model = M1.for_data(unlabelled, latent_dim=64, hidden_dims=[500], networks="conv")
+        config = TrainingConfig(max_steps=8000, batch_size=100, learning_rate=1e-3, kl_peak=1.0, device="cpu")
+        run = fit(UnsupervisedELBO.for_data(model, unlabelled), unlabelled, config, out=folder, resume=True)
+        seconds = round(run.train_seconds)
+    x, x_test = (model.transform(one).numpy() for one in (data.x, data.x_test))
+    return {**score_svm(x, x_test, data), "train_seconds": seconds}
+
+
+def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
+    """Train a classifier on the augmented labelled images alone."""
+    known = data.labelled_index
+    data = replace(data, x=data.x[known], y=data.y[known], split=None)
+    network = "auto"
+    if data.name == "cifar10":
+        network = ImageEncoder(data.event_shape, 10, residual=True, channels=16, hidden_dims=(), dropout=0.3)
+    steps = min(12_000, max(2000, len(known)))
+    config = TrainingConfig(max_steps=steps, labelled_batch_size=64, learning_rate=2e-3, device="cpu")
+    objective: dict[str, Any] = {"bound_weight": 0.0, "consistency": None}
+    return train_m2(data, config, {"classifier": network}, objective)
+
+
+def m2(data: SemiSupervisedData, keep: Path | None, steps: int | None = None) -> dict[str, Any]:
+    """Train M2 with its default settings."""
+    kind = "m2" if data.feature_source is None else "features-m2"
+    folder = None if keep is None else keep / f"{data.name}-{kind}-{data.num_labelled}-seed{data.seed}"
+    return train_m2(data, TrainingConfig(max_steps=steps, device="cpu"), {}, {}, folder)
+
+
+def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
+    """Train M2 with its default settings on pretrained features, for 1,000 steps, after which errors hardly change."""
+    return m2(data.with_features(NETWORK), keep, 1000)
+
+
+def train_m2(
+    data: SemiSupervisedData,
+    config: TrainingConfig,
+    model: dict[str, Any],
+    options: dict[str, Any],
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Train M2 and return accuracies: with the weights that validation chose, and with those of the last step."""
+    torch.manual_seed(data.seed)
+    module = M2.for_data(data, **model)
+    objective = SemiSupervisedELBO.for_data(module, data, **options)
+    run = fit(objective, data, config, out=folder, resume=folder is not None)
+    parts = {"accuracy": (data.x_test, data.y_test), "validation": (data.x_validation, data.y_validation)}
+    found: dict[str, Any] = {}
+    for suffix in ("", "_last"):
+        for name, (x, y) in parts.items():
+            found[name + suffix] = 1.0 - float(classification_error(module, x, y, scale=data.scale) or 0.0)
+        module.load_state_dict(run.last_weights)
+    return {**found, "steps": run.steps, "best_step": run.best_step, "train_seconds": round(run.train_seconds)}
+
+
+METHODS: dict[str, tuple[str, Callable[[SemiSupervisedData, Path | None], dict[str, Any]]]] = {
+    "pca_svm": ("PCA + SVM", pca_svm),
+    "cnn": ("CNN on the labels alone", cnn),
+    "m1_svm": ("M1 + SVM", m1_svm),
+    "m2": ("M2", m2),
+    "features_svm": ("pretrained features + SVM", features_svm),
+    "features_m2": ("pretrained features + M2", features_m2),
+}
+
+
+# Results
+
+
+def load_cells(path: Path) -> Cells:
+    """Return the cells of a file, and those that other result files hold already: M2 and M1 + SVM on MNIST."""
+    found: Cells = {}
+    published = load_results(path.parent)
+    for labels in LABELS["mnist"]:
+        for one in published.get(f"m2-default-{labels}", []):
+            found[f"mnist/m2/{labels}/{one['seed']}"] = {"accuracy": 1.0 - one["test/error"]}
+        for one in published.get("m1-svm", []):
+            found[f"mnist/m1_svm/{labels}/0"] = {"accuracy": one["svm"][str(labels)]["svm"]}
+    return found | load_json(path, {})
+
+
+def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Namespace) -> None:
+    """Measure one cell and write it, beside those that other processes have written meanwhile."""
+    options: dict[str, Any] = {"num_labels": labels, "seed": seed, "data_dir": args.data_dir}
+    started = time.perf_counter()
+    cell = METHODS[method][1](SemiSupervisedData.from_name(name, **options), args.keep)
+    cell |= {"seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
+    key = f"{name}/{method}/{labels}/{seed}"
+    write_json(args.results, dict(sorted((load_json(args.results, {}) | {key: cell}).items())))
+    print(f"{key}: {cell}", flush=True)
+
+
+def collect(cells: Cells, data: str, method: str, labels: int) -> list[float]:
+    """Return the accuracies of all splits, %."""
+    keys = [key for key in cells if key.startswith(f"{data}/{method}/{labels}/")]
+    return [100.0 * cells[key]["accuracy"] for key in sorted(keys)]
+
+
+def make_table(cells: Cells, data: str) -> str:
+    """Return accuracies by method and number of labels, ours and those of the blog."""
+    rows = []
+    for method, (words, _) in METHODS.items():
+        ours = [format_mean(collect(cells, data, method, labels), 1) for labels in LABELS[data]]
+        theirs = [get_blog(data, method, labels) for labels in LABELS[data]]
+        if any(cell != "–" for cell in ours):
+            rows.append([words, *ours])
+        if any(theirs):
+            rows.append([f"{words}, the blog", *("–" if one is None else f"{one:.1f}" for one in theirs)])
+    header = ["accuracy, %", *(f"{labels:,} labels" for labels in LABELS[data])]
+    return format_table(header, rows) if any(key.startswith(data) for key in cells) else ""
+
+
+def make_tables(results: Path = RESULTS) -> dict[str, str]:
+    """Return the tables by the name of their file."""
+    cells = load_cells(results)
+    return {f"blog_{data}": make_table(cells, data) for data in LABELS}
+
+
+def draw(cells: Cells, data: str, path: Path) -> None:
+    """Draw errors against numbers of labels, those of the blog dashed."""
+    figure, axes = new_axes(6.5, 4.2)
+    for number, (method, (words, _)) in enumerate(METHODS.items()):
+        ours = {n: collect(cells, data, method, n) for n in LABELS[data]}
+        theirs = {n: [one] for n in LABELS[data] if (one := get_blog(data, method, n)) is not None}
+        for found, style in ((ours, "o-"), (theirs, "s--")):
+            points = [(n, 100.0 - float(np.mean(values))) for n, values in found.items() if values]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", markersize=4)
+        axes.plot([], [], color=f"C{number}", label=words)
+    ticks = {"x": LABELS[data], "y": (1, 2, 5, 10, 20, 30, 50, 70)}
+    axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error, %")
+    low, high = axes.get_ylim()
+    axes.set_xticks(ticks["x"], [f"{n:,}" for n in ticks["x"]])
+    axes.set_yticks(ticks["y"], ticks["y"])
+    axes.set_ylim(low, high)
+    axes.minorticks_off()
+    style_axes(axes, title=f"{data}: ours, and the blog's dashed", grid=True, frame=True)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Make the missing cells, print the tables and write tables and figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", choices=tuple(LABELS), default=list(LABELS), metavar="DATA")
+    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--labels", nargs="+", type=int, metavar="N", help="numbers of labels; else those of the blog")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="folder of runs: M1, and M2 that go on if stopped")
+    parser.add_argument("--again", action="store_true", help="measure cells anew, also those that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where cells are kept")
+    args = parser.parse_args()
+    for name in args.data:
+        for method in args.methods:
+            for labels in args.labels or LABELS[name]:
+                for seed in args.seeds:
+                    if args.again or f"{name}/{method}/{labels}/{seed}" not in load_cells(args.results):
+                        make_cell(name, method, labels, seed, args)
+    for name, table in make_tables(args.results).items():
+        print(f"\n{table}")
+        if args.results == RESULTS:
+            (DOCS / "_generated" / f"{name}.md").write_text(table + "\n")
+            draw(load_cells(RESULTS), name.removeprefix("blog_"), DOCS / "results" / f"{name.replace('_', '-')}.png")
+
+
+if __name__ == "__main__":
+    main()

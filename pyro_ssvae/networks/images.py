@@ -1,0 +1,265 @@
+"""Convolutional and residual encoders, decoders and classifiers of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_ssvae._arguments import checked
+from pyro_ssvae.networks.energy import check_image, count_halvings
+from pyro_ssvae.networks.variational import MLP, ConditionalMLP, ConvClassifier, check_module, resolve_network
+
+__all__ = ["NETWORKS", "ImageDecoder", "ImageEncoder", "choose_networks", "make_classifier", "make_networks"]
+
+NETWORKS = ("mlp", "conv", "resnet")
+"""Names of the networks of a model."""
+
+
+class _Residual(nn.Module):
+    """Two convolutions whose result is added to the input, each after normalisation and activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(_activate(channels), nn.Conv2d(channels, channels, 3, padding=1)),
+            *(_activate(channels), nn.Conv2d(channels, channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images with the shape of ``x``, ``(B, C, H, W)``."""
+        return x + self.layers(x)
+
+
+def _activate(channels: int) -> nn.Module:
+    # Group normalisation: statistics of a batch would differ between clean, augmented and enumerated examples.
+    return nn.Sequential(nn.GroupNorm(channels // 8, channels), nn.ReLU())
+
+
+@checked
+class ImageEncoder(nn.Module):
+    """Numbers from an image, and from its class where there are classes: q(z|x), q(z|x,y), or logits of q(y|x).
+
+    A convolution at full size, then halvings down to about 7x7 or 4x4 pixels with twice as many channels each; before
+    each halving and at the end there is a residual block, if wanted. What depends on the image alone is computed once
+    for all classes.
+
+    Args:
+        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
+        out_features: Number of outputs.
+        num_classes: Number of classes of the second input; ``None`` for no such input.
+        residual: Whether there are residual blocks.
+        channels: Channels at full size, a multiple of 8.
+        hidden_dims: Widths of fully connected layers after the convolutions.
+        dropout: Probability of dropping a feature after the convolutions.
+        **options: Further arguments of these layers, as of :class:`MLP`.
+
+    Raises:
+        ValueError: If the event is no such image.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        out_features: int,
+        num_classes: int | None = None,
+        *,
+        residual: bool = False,
+        channels: int = 32,
+        hidden_dims: Sequence[int] = (256,),
+        dropout: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_image(event_shape)
+        layers: list[nn.Module] = [nn.Conv2d(event_shape[0], channels, 3, padding=1)]
+        for _ in range(count_halvings(event_shape[1:])):
+            layers += [_Residual(channels)] if residual else []
+            layers += [_activate(channels), nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)]
+            channels *= 2
+        layers += [_Residual(channels)] if residual else []
+        self.features = nn.Sequential(*layers, _activate(channels), nn.Flatten(), nn.Dropout(dropout))
+        width = int(check_module(self.features, event_shape, (None,), "encoder")[-1])
+        self.head = _make_head(width, out_features, num_classes, hidden_dims, options)
+
+    def forward(self, x: Tensor, *y: Tensor) -> Tensor:
+        """Map images ``(B, C, H, W)``, and classes ``(B,)`` or ``(K, 1)``, to ``(..., out_features)``."""
+        return self.head(self.features(x), *y)
+
+
+@checked
+class ImageDecoder(nn.Module):
+    """The parameters of the pixels of an image from latents, and from a class where there are classes.
+
+    Fully connected layers give a small image, which is doubled, with half as many channels each time; after each
+    doubling there is a convolution or a residual block.
+
+    Args:
+        latent_dim: Number of latents.
+        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
+        num_params: Parameters for each element of the image.
+        num_classes: Number of classes of the second input; ``None`` for no such input.
+        residual: Whether there are residual blocks.
+        channels: Channels at full size, a multiple of 8.
+        hidden_dims: Widths of the fully connected layers.
+        **options: Further arguments of these layers, as of :class:`MLP`.
+
+    Raises:
+        ValueError: If the event is no such image.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: Sequence[int],
+        num_params: int,
+        num_classes: int | None = None,
+        *,
+        residual: bool = False,
+        channels: int = 32,
+        hidden_dims: Sequence[int] = (256,),
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_image(event_shape)
+        count = count_halvings(event_shape[1:])
+        sizes = [tuple(math.ceil(side / 2**number) for side in event_shape[1:]) for number in range(count + 1)]
+        small = (channels * 2**count, *sizes[-1])
+        self.head = _make_head(latent_dim, math.prod(small), num_classes, hidden_dims, options)
+        layers: list[nn.Module] = [nn.Unflatten(-1, small)]
+        for number in reversed(range(count)):
+            width = channels * 2**number
+            layers += [_Residual(2 * width)] if residual else []
+            layers += [_activate(2 * width), _Doubled(2 * width, width, sizes[number])]
+        layers += [_Residual(channels)] if residual else []
+        self.layers = nn.Sequential(
+            *layers, _activate(channels), nn.Conv2d(channels, num_params * event_shape[0], 3, padding=1), nn.Flatten()
+        )
+
+    def forward(self, z: Tensor, *y: Tensor) -> Tensor:
+        """Map latents ``(..., B, L)``, and classes ``(B,)`` or ``(K, 1)``, to ``(..., B, P * D)``."""
+        small = self.head(z, *y)
+        return self.layers(small.flatten(0, -2)).view(*small.shape[:-1], -1)
+
+
+class _Doubled(nn.ConvTranspose2d):
+    """A transposed convolution that doubles both sides of an image, less one where the side wanted is odd."""
+
+    def __init__(self, in_channels: int, out_channels: int, size: Sequence[int]) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+        self._size = tuple(size)
+
+    def forward(self, x: Tensor, output_size: Any = None) -> Tensor:
+        """Map images ``(B, in_channels, h, w)`` to ``(B, out_channels, *size)``."""
+        height, width = self._size
+        return super().forward(x)[..., :height, :width]
+
+
+def _make_head(
+    shape: int | Sequence[int],
+    out_features: int,
+    num_classes: int | None,
+    hidden_dims: Sequence[int],
+    options: dict[str, Any],
+) -> nn.Module:
+    shape = (shape,) if isinstance(shape, int) else shape
+    if num_classes is None:
+        return MLP(shape, out_features, hidden_dims, **options)
+    return ConditionalMLP(shape, num_classes, out_features, hidden_dims, **options)
+
+
+def make_classifier(
+    classifier: str | nn.Module,
+    event_shape: Sequence[int],
+    num_classes: int,
+    *,
+    hidden_dims: Sequence[int] = (500,),
+    activation: str = "relu",
+    batch_norm: bool = False,
+    dropout: float | None = None,
+) -> nn.Module:
+    """Return a classifier q(y|x) by name, or the given module unchanged.
+
+    Args:
+        classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, ``"resnet"`` (an
+            :class:`ImageEncoder` with residual blocks) or a module.
+        event_shape: Shape of one example.
+        num_classes: Number of classes ``K``.
+        hidden_dims: Hidden widths of an MLP.
+        activation: Activation of an MLP.
+        batch_norm: Whether an MLP normalises before each activation.
+        dropout: Probability of dropping a feature; ``None`` is 0.3 for a network of images, else 0.
+
+    Raises:
+        ValueError: For an unknown name, or ``"conv"`` or ``"resnet"`` for examples that are not images.
+        TypeError: For anything that is neither a name nor a module.
+    """
+    classifier = resolve_network(classifier, event_shape, "classifier", least_side=6, known=("conv", "mlp", "resnet"))
+    if isinstance(classifier, nn.Module):
+        return classifier
+    if dropout is None:
+        dropout = 0.0 if classifier == "mlp" else 0.3
+    if classifier == "conv":
+        return ConvClassifier(event_shape, num_classes, dropout=dropout)
+    if classifier == "resnet":
+        channels = 32 if max(event_shape[1:], default=1) <= 32 else 16
+        own: dict[str, Any] = {"residual": True, "channels": channels, "hidden_dims": ()}
+        return ImageEncoder(event_shape, num_classes, dropout=dropout, **own)
+    return MLP(event_shape, num_classes, hidden_dims, activation=activation, batch_norm=batch_norm, dropout=dropout)
+
+
+def make_networks(
+    networks: str,
+    input_shape: Sequence[int],
+    event_shape: Sequence[int],
+    latent_dim: int,
+    num_params: int,
+    num_classes: int | None = None,
+    *,
+    hidden_dims: Sequence[int],
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    **options: Any,
+) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder of a model by name, or the given modules unchanged.
+
+    Args:
+        networks: A name in ``NETWORKS``; ``"auto"`` for that of :func:`choose_networks`.
+        input_shape: Shape of what the encoder sees of an example.
+        event_shape: Shape of an example.
+        latent_dim: Number of latents.
+        num_params: Parameters of the likelihood for each element of an example.
+        num_classes: Number of classes of the second input of both; ``None`` for no such input.
+        hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse.
+        encoder: The encoder, if it is given.
+        decoder: The decoder, if it is given.
+        **options: Further arguments of these layers, as of :class:`MLP`.
+
+    Raises:
+        ValueError: For an unknown name, or convolutions of what is no image.
+    """
+    if networks not in (*NETWORKS, "auto"):
+        raise ValueError(f"networks={networks!r} is unknown; choose auto, {' or '.join(NETWORKS)}.")
+    networks = choose_networks(event_shape) if networks == "auto" else networks
+    small = networks == "mlp" or max(event_shape[1:], default=1) <= 32
+    residual = networks == "resnet"
+    backwards = tuple(hidden_dims)[::-1]
+    if encoder is None and networks == "mlp":
+        encoder = _make_head(input_shape, 2 * latent_dim, num_classes, hidden_dims, options)
+    elif encoder is None:
+        options |= {"residual": residual, "channels": (16 if residual else 32) // (1 if small else 2)}
+        encoder = ImageEncoder(input_shape, 2 * latent_dim, num_classes, hidden_dims=hidden_dims, **options)
+    if decoder is None and networks == "mlp":
+        outputs = num_params * math.prod(event_shape)
+        decoder = _make_head(latent_dim, outputs, num_classes, backwards, options)
+    elif decoder is None:
+        options |= {"residual": residual, "channels": 16 if small else 8}
+        decoder = ImageDecoder(latent_dim, event_shape, num_params, num_classes, hidden_dims=backwards, **options)
+    return encoder, decoder
+
+
+def choose_networks(event_shape: Sequence[int]) -> str:
+    """Return ``"conv"`` for images in colour of at least 8x8 pixels, else ``"mlp"``."""
+    return "conv" if len(event_shape) == 3 and event_shape[0] >= 3 and min(event_shape[1:]) >= 8 else "mlp"
