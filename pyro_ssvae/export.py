@@ -142,14 +142,17 @@ def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadat
         raise MissingPackageError(
             "Export to ONNX needs onnx and onnxscript: pip install 'pyro-ssvae[export]'"
         ) from error
-    names = {"input_names": [*network.inputs], "output_names": [*network.outputs]}
+    inputs, outputs = [*network.inputs], [*network.outputs]
     with _quiet():
-        written = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
+        written = torch.onnx.export(
+            program, input_names=inputs, output_names=outputs, dynamo=True, external_data=False, verbose=False
+        )
     assert written is not None
     for node in written.model.graph:
         node.metadata_props.clear()  # of the source code that the node comes from
     written.model.metadata_props.update(metadata)
-    return written.model_proto.SerializeToString()
+    content: bytes = written.model_proto.SerializeToString()
+    return content
 
 
 @contextmanager
