@@ -43,21 +43,22 @@ _Program: TypeAlias = "torch.export.ExportedProgram"
 def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti: bool = False) -> dict[str, Any]:
     """Write the networks of a model to a folder, for programs that do without this package.
 
-    Those of :func:`make_networks` are written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, and
-    described in ``export.json``. Each file is then loaded and compared with the model.
+    They are ``classifier``, ``encoder``, ``decoder`` and ``likelihood``, or ``energy`` and ``generator`` of a DDGM; each
+    is written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, then loaded and compared with the model.
 
     Args:
         model: The model; it is not changed.
         folder: The folder, created if it does not exist. Files of an earlier export are replaced.
-        x: Examples to compare on, as for :meth:`Model.predict_proba`, of which the first 64 are taken; ``None`` for
-            examples that the model generates.
+        x: Examples ``(B, *event_shape)`` to compare on, as for ``predict_proba``, of which the first 64 are taken;
+            ``None`` for examples that the model generates.
         aoti: Whether to compile each network, by AOTInductor, as a package for C++ (``NAME.aoti.pt2``); takes about
             half a minute each and a C++ compiler. It runs on machines like this one, with this version of PyTorch.
 
     Returns:
-        The content of ``export.json``: what :func:`describe` says of the model; under ``networks``, by name, the shapes
-        of inputs, the names of outputs and for each file its size in bytes and the largest absolute difference of its
-        outputs from those of the model; and under ``not_exported`` why a network or file could not be written.
+        The content of ``export.json``: names of classes and columns, scale, shapes and likelihood; under ``networks``,
+        by name, the shapes of inputs, the names of outputs and for each file its size in bytes and the largest absolute
+        difference of its outputs from those of the model; and under ``not_exported`` why a network or file could not
+        be written.
 
     Raises:
         MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
@@ -310,7 +311,7 @@ def _compile(program: _Program, *_: Any) -> bytes:
 _STABLE: Any = {  # operators that ONNX has not, or that overflow as torch.onnx writes them
     torch.ops.aten.expm1.default: _expm1,
     torch.ops.aten.lgamma.default: _lgamma,
-    torch.ops.aten.log_sigmoid_forward.default: lambda x: (-nn.functional.softplus(-x), torch.zeros_like(x)),
+    torch.ops.aten.log_sigmoid.default: lambda x: -nn.functional.softplus(-x),
 }
 _AOTI = ".aoti.pt2"
 _WRITERS = {".onnx": _write_onnx, ".pt2": _write_program, _AOTI: _compile}
