@@ -43,8 +43,8 @@ _Program: TypeAlias = "torch.export.ExportedProgram"
 def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti: bool = False) -> dict[str, Any]:
     """Write the networks of a model to a folder, for programs that do without this package.
 
-    They are ``classifier``, ``encoder``, ``decoder`` and ``likelihood``, or ``energy`` and ``generator`` of a DDGM; each
-    is written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, then loaded and compared with the model.
+    They are ``classifier``, ``encoder``, ``decoder`` and ``likelihood``, or ``energy`` and ``generator`` of a DDGM.
+    Each is written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, and compared with the model.
 
     Args:
         model: The model; it is not changed.

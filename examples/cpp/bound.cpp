@@ -152,8 +152,8 @@ int run(const std::vector<std::string>& arguments) {
   double reconstruction = 0.0, divergence = 0.0;  // sums over the images, in nats
   for (int64_t start = 0; start < count; start += 1000) {
     const auto x = slice(images, start, std::min<int64_t>(1000, count - start));
-    const auto q = encoder.run({x});
-    const auto &mean = q[0], &scale = q[1];
+    const auto posterior = encoder.run({x});
+    const auto &mean = posterior[0], &scale = posterior[1];
     const auto latents = mean.shape[1];
     if (noise.empty())
       noise = seed.empty() ? std::vector<float>(count * latents) : draw_noise(count, latents, std::stoull(seed));
@@ -163,7 +163,8 @@ int run(const std::vector<std::string>& arguments) {
       z.data[i] += scale.data[i] * noise[start * latents + i];
       divergence += 0.5 * (m * m + s * s - 1.0) - std::log(s);
     }
-    for (float nats : likelihood.run({x, z})[0].data) reconstruction += nats;
+    const auto log_likelihood = likelihood.run({x, z});
+    for (float nats : log_likelihood[0].data) reconstruction += nats;
     if (start == 0) write_sheet(sheet, x, decoder.run({z})[0]);
   }
   std::printf("%lld images of %lld x %lld pixels, z %s\n", (long long)count, (long long)images.shape[2],
