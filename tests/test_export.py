@@ -17,21 +17,30 @@ from torch import Tensor, nn
 
 import pyro_ssvae as ss
 from pyro_ssvae.cli.main import main
-from pyro_ssvae.distributions import LIKELIHOODS, Bernoulli, Categorical, Gaussian, Mixed, NegativeBinomial
+from pyro_ssvae.distributions import (
+    LIKELIHOODS,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    Mixed,
+    NegativeBinomial,
+    Poisson,
+)
 
 ROOT = Path(__file__).parents[1]
 TINY = {"latent_dim": 3, "hidden_dims": (8,)}
 
 
-def make_mixed_model() -> tuple[ss.M2, np.ndarray]:
-    """Return an M2 of a table with missing values, and the table."""
+def make_mixed_model(*kinds: Likelihood) -> tuple[ss.M2, np.ndarray]:
+    """Return an M2 of a table with missing values, of two columns for each likelihood, and the table."""
     rng = np.random.default_rng(0)
-    columns = [rng.normal([3.0, 1e4], [1.0, 200.0], (90, 2)), rng.poisson(2, 90), rng.integers(0, 4, 90)]
-    x = np.column_stack([*columns, rng.integers(0, 2, 90)]).astype(np.float32)
+    x = np.column_stack([rng.integers(0, 2, (90, 2)) for _ in kinds]).astype(np.float32)
+    x[:, :2] += rng.normal([3.0, 1e4], [1.0, 200.0], (90, 2))
     x[rng.random(x.shape) < 0.2] = np.nan
     data = ss.SemiSupervisedData.from_arrays(x, ["rye", "oat", "maize"] * 30)
-    categorical = Categorical(4, 1.0, one_hot=True)
-    mixed = Mixed([([0, 1], Gaussian()), ([2], NegativeBinomial()), ([3], categorical), ([4], Bernoulli())])
+    mixed = Mixed([([2 * number, 2 * number + 1], kind) for number, kind in enumerate(kinds)])
     return ss.M2.for_data(data, likelihood=mixed, **TINY), x
 
 
@@ -48,14 +57,14 @@ def run(file: Path, **inputs: Tensor) -> list[Tensor]:
 
 
 def test_files_of_a_table_with_missing_values_agree_with_the_model_also_without_torch(tmp_path: Path) -> None:
-    model, x = make_mixed_model()
+    model, x = make_mixed_model(Gaussian(), Categorical(2, 1.0, one_hot=True))
     report = ss.export(model, tmp_path / "exported", x)
     assert report["not_exported"] == {}
     names = ("classifier", "encoder", "decoder", "likelihood")
     assert largest(report).keys() == {f"{name}.{kind}" for name in names for kind in ("onnx", "pt2")}
     assert max(largest(report).values()) < 1e-3  # of means up to 10,000
     assert json.loads((tmp_path / "exported" / "export.json").read_text()) == json.loads(json.dumps(report))
-    assert (report["class_names"], report["event_shape"]) == (("maize", "oat", "rye"), [5])
+    assert (report["class_names"], report["event_shape"]) == (("maize", "oat", "rye"), [4])
 
     lines = re.search(r"```python\n(import json.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)[1]
     assert len([line for line in lines.splitlines() if line]) <= 10
@@ -133,6 +142,14 @@ def test_a_ddgm_with_classes_is_as_it_was_after_an_export(tmp_path: Path) -> Non
     assert ss.export(model, tmp_path, x)["networks"].keys() == {"classifier", "energy", "generator"}
     torch.testing.assert_close(run(tmp_path / "classifier.onnx", x=x)[0], before)
     assert torch.equal(model.predict_proba(x), before)
+
+
+@pytest.mark.slow
+def test_a_table_with_columns_of_every_kind(tmp_path: Path) -> None:
+    kinds = (Gaussian(), Laplace(), Poisson(), NegativeBinomial(), Categorical(2, 1.0, one_hot=True), Bernoulli())
+    model, x = make_mixed_model(*kinds)
+    report = ss.export(model, tmp_path, x)
+    assert (report["not_exported"], len(largest(report))) == ({}, 8)
 
 
 @pytest.mark.slow
