@@ -241,7 +241,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
         "class_names": model.class_names or [str(number) for number in range(model.num_classes or 0)],
-        "scale": model.data_scale,
+        "scale": model.data_scale or 1.0,
         "event_shape": list(model.event_shape),
         "latent_dim": model.latent_dim,
         "likelihood": None if likelihood is None else {"name": likelihood.name, **likelihood.config()},
