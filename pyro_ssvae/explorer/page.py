@@ -1,0 +1,92 @@
+"""Writing the page: templates, runtime and payload in one file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from pyro_ssvae._io import write_atomically
+from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.explorer.networks import Graph
+from pyro_ssvae.explorer.payload import Payload
+
+__all__ = ["SCRIPTS", "write_page"]
+
+SCRIPTS = ("core", "model", "map", "decode", "answer", "own_image", "own_row", "ddgm", "main")
+"""The scripts of the page, which share one scope, in their order."""
+
+_VENDORED = {"ort": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
+
+
+def write_page(path: Path, payload: Payload) -> Path:
+    """Write the page and return its path.
+
+    Raises:
+        RunFolderError: If it cannot be written.
+    """
+    folder = files("pyro_ssvae.explorer")
+    blobs = {name: (folder / "vendor" / file).read_bytes() for name, file in _VENDORED.items()}
+    blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
+    blobs |= {f"graph-{name}": _zip(_to_onnx(graph)) for name, graph in payload.graphs.items()}
+    described = {name: [str(array.dtype), list(array.shape)] for name, array in payload.arrays.items()}
+    graphs = {name: {"inputs": [*graph.inputs], "outputs": graph.outputs} for name, graph in payload.graphs.items()}
+    meta = {**payload.meta, "arrays": described, "graphs": graphs}
+    page = _fill(folder / "web", meta, blobs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {path}: {error}. Free space, or choose another path.") from error
+    return path
+
+
+def _fill(web: Traversable, meta: dict[str, Any], blobs: dict[str, bytes]) -> str:
+    """Return the template with styles, scripts and contents in it."""
+
+    def read(name: str) -> str:
+        return (web / name).read_text(encoding="utf-8")
+
+    scripts = "\n".join(read(f"{name}.js") for name in SCRIPTS)
+    contents = "\n".join(
+        f'<script type="text/plain" id="blob-{name}">{base64.b64encode(blob).decode()}</script>'
+        for name, blob in blobs.items()
+    )
+    parts = {
+        "TITLE": html.escape(f"{meta['kind'].upper()} on {meta['data']}"),
+        "STYLE": read("style.css"),
+        "META": json.dumps(meta, allow_nan=False).replace("<", "\\u003c"),
+        "BLOBS": contents,
+        "SCRIPT": scripts,
+    }
+    page = read("page.html")
+    for name, text in parts.items():
+        page = page.replace(f"<!--{name}-->", text)
+    return page
+
+
+def _zip(content: bytes) -> bytes:
+    return gzip.compress(content, 9, mtime=0)
+
+
+def _to_onnx(graph: Graph) -> bytes:
+    batch = {0: torch.export.Dim("batch")}
+    with pyro.validation_enabled(False), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            graph.examples(),
+            input_names=[*graph.inputs],
+            output_names=graph.outputs,
+            dynamo=True,
+            dynamic_shapes=(tuple(batch for _ in graph.inputs),),
+            verbose=False,
+        )
+    return program.model_proto.SerializeToString()
