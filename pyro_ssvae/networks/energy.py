@@ -210,7 +210,7 @@ class UpsampledConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_channels, H, W)`` to images ``(B, out_channels, 2H, 2W)``."""
-        summed = F.avg_pool2d(F.pad(self.weight, (1, 1, 1, 1)), 2, stride=1, divisor_override=1)
+        summed = 4.0 * F.avg_pool2d(F.pad(self.weight, (1, 1, 1, 1)), 2, stride=1)
         return F.conv_transpose2d(x, summed.transpose(0, 1).flip(-1, -2), self.bias, stride=2, padding=1)
 
 
