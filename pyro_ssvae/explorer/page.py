@@ -11,13 +11,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import pyro
-import torch
-
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.explorer.networks import Graph
 from pyro_ssvae.explorer.payload import Payload
+from pyro_ssvae.export import as_onnx
 
 __all__ = ["SCRIPTS", "write_page"]
 
@@ -36,9 +33,9 @@ def write_page(path: Path, payload: Payload) -> Path:
     folder = files("pyro_ssvae.explorer")
     blobs = {name: (folder / "vendor" / file).read_bytes() for name, file in _VENDORED.items()}
     blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
-    blobs |= {f"graph-{name}": _zip(_to_onnx(graph)) for name, graph in payload.graphs.items()}
+    blobs |= {f"graph-{name}": _zip(as_onnx(network)) for name, network in payload.networks.items()}
     described = {name: [str(array.dtype), list(array.shape)] for name, array in payload.arrays.items()}
-    graphs = {name: {"inputs": [*graph.inputs], "outputs": graph.outputs} for name, graph in payload.graphs.items()}
+    graphs = {name: {"inputs": [*part.inputs], "outputs": [*part.outputs]} for name, part in payload.networks.items()}
     meta = {**payload.meta, "arrays": described, "graphs": graphs}
     page = _fill(folder / "web", meta, blobs)
     try:
@@ -75,18 +72,3 @@ def _fill(web: Traversable, meta: dict[str, Any], blobs: dict[str, bytes]) -> st
 
 def _zip(content: bytes) -> bytes:
     return gzip.compress(content, 9, mtime=0)
-
-
-def _to_onnx(graph: Graph) -> bytes:
-    batch = {0: torch.export.Dim("batch")}
-    with pyro.validation_enabled(False), torch.no_grad():
-        program = torch.onnx.export(
-            graph,
-            graph.examples(),
-            input_names=[*graph.inputs],
-            output_names=graph.outputs,
-            dynamo=True,
-            dynamic_shapes=(tuple(batch for _ in graph.inputs),),
-            verbose=False,
-        )
-    return program.model_proto.SerializeToString()

@@ -1,4 +1,4 @@
-"""What the page holds: graphs, rows with their latents, classes and log p(x), the map, and words about them."""
+"""What the page holds: networks, rows with their latents, classes and log p(x), the map, and words about them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_ssvae._arrays import value_range
 from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.errors import MissingPackageError
-from pyro_ssvae.explorer.networks import Graph, encode_rows, kind_of, make_graphs, score_rows
+from pyro_ssvae.explorer.networks import encode_rows, find_kind, make_page_networks, score_rows
+from pyro_ssvae.export import Network
 from pyro_ssvae.models.base import Model, fork_random_state
 
 __all__ = ["Payload", "make_payload"]
@@ -30,6 +32,7 @@ _MAX_DRAWS = 32
 _DECODED_VALUES = 65_000  # per row, over draws and classes, for log p(x)
 _UNKNOWN_SHARE = 0.01  # of training rows, whose log p(x) is below the limit
 _MAX_FEATURES = 50  # dimensions kept for the rows of a DDGM
+_PRIOR_DRAWS = 500
 _INK = 0.2  # least value of a pixel that belongs to what is drawn, in [0, 1]
 
 
@@ -40,12 +43,12 @@ class Payload:
     Attributes:
         meta: Words and numbers, JSON-ready.
         arrays: Arrays by name, little-endian.
-        graphs: Graphs by name.
+        networks: Networks by name.
     """
 
     meta: dict[str, Any]
     arrays: dict[str, Array]
-    graphs: dict[str, Graph]
+    networks: dict[str, Network]
 
 
 def make_payload(
@@ -54,13 +57,13 @@ def make_payload(
     """Return what the page of a model holds; arguments and errors are those of :func:`pyro_ssvae.explore`."""
     num_rows, seed = as_count(num_rows, "num_rows", least=10), as_seed(seed)
     model = copy.deepcopy(model).cpu().float().eval()
-    graphs, kind = make_graphs(model), kind_of(model)
+    networks, kind = make_page_networks(model), find_kind(model)
     stored, y, is_test = _choose_rows(data, num_rows, np.random.default_rng(seed))
     num_classes = model.num_classes or 1
     draws = _draw(model, seed)
     with fork_random_state(model, seed), pyro.validation_enabled(False):
         found = [
-            _evaluate(model, graphs, rescale(x, data.scale), y, draws)
+            _evaluate(model, networks, rescale(x, data.scale), y, draws)
             for x, y in zip(stored.split(_BATCH), y.split(_BATCH), strict=True)
         ]
     latents, predicted, log_p = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -72,6 +75,7 @@ def make_payload(
         "predicted": predicted.astype("<i2"),
         "test": is_test.astype("u1"),
         "score": score.astype("<f4"),
+        "prior": _draw_prior(model, seed).astype("<f4"),
         **{f"draws_{name}": part.numpy().astype("<f4") for name, part in draws.items()},
     }
     space = {"ddgm": "features", "m1m2": "z1"}.get(kind, "z")
@@ -89,13 +93,15 @@ def make_payload(
         "logPrior": _log_prior(model).tolist(),
         "unknownBelow": float(np.quantile(score[~is_test], _UNKNOWN_SHARE)),
         "classes": _name_classes(model, data),
+        "missing": model.missing,
         "colours": _name_colours(num_classes if model.num_classes else data.num_classes or 1),
         "features": _describe_columns(model, data) if len(data.event_shape) == 1 else [],
         "ink": _measure_ink(rescale(stored[:2000], data.scale)),
-        "prior": _describe_prior(model, seed),
+        "range": [value / data.scale for value in value_range(data.x)],
+        "rowScale": data.scale if stored.dtype == torch.uint8 else 255.0,
     }
     meta["map"] = _project(latents, stored, data, kind, projection, seed, arrays)
-    return Payload(meta, arrays, graphs)
+    return Payload(meta, arrays, networks)
 
 
 def _choose_rows(data: SemiSupervisedData, number: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Array]:
@@ -117,24 +123,24 @@ def _choose_rows(data: SemiSupervisedData, number: int, random: np.random.Genera
 
 def _draw(model: Any, seed: int) -> dict[str, Tensor]:
     """Return the draws for log p(x), fewer where there are many values to decode."""
-    if kind_of(model) == "ddgm":
+    if find_kind(model) == "ddgm":
         return {}
     num_classes = model.num_classes or 1
     number = max(1, min(_MAX_DRAWS, _DECODED_VALUES // (num_classes * model.event_size)))
     generator = torch.Generator().manual_seed(seed)
     draws = {"z": torch.randn(number, num_classes, model.latent_dim, generator=generator)}
-    if kind_of(model) == "m1m2":
+    if find_kind(model) == "m1m2":
         draws["z1"] = torch.randn(number, len(model.active), generator=generator)
     return draws
 
 
 def _evaluate(
-    model: Any, graphs: dict[str, Graph], x: Tensor, y: Tensor, draws: dict[str, Tensor]
+    model: Any, networks: dict[str, Network], x: Tensor, y: Tensor, draws: dict[str, Tensor]
 ) -> tuple[Array, Array, Array]:
     """Return latents, predicted classes (-1 without classes) and log p(x|y) of rows."""
     predicted = model.classify(x).argmax(-1) if model.num_classes else torch.full_like(y, -1)
-    latents = encode_rows(graphs, x, torch.where(y < 0, predicted, y).clamp(min=0))
-    log_p = score_rows(graphs, x, draws, 1 if kind_of(model) == "ddgm" else model.num_classes or 1)
+    latents = encode_rows(networks, x, torch.where(y < 0, predicted, y).clamp(min=0), model.num_classes or 1)
+    log_p = score_rows(networks, x, draws, 1 if find_kind(model) == "ddgm" else model.num_classes or 1)
     return latents.numpy(), predicted.numpy(), log_p.double().numpy()
 
 
@@ -211,12 +217,11 @@ def _measure_ink(x: Tensor) -> dict[str, float] | None:
     return {"side": float(np.mean(sides)) / max(height, width), "x": across / width, "y": down / height}
 
 
-def _describe_prior(model: Any, seed: int) -> dict[str, Any]:
-    """Return mean and standard deviation of p(z), and whether it lies in [-1, 1], for sliders and samples."""
+def _draw_prior(model: Any, seed: int) -> Array:
+    """Return draws from p(z), for samples and the range of sliders."""
     with fork_random_state(model, seed):
-        z = model.prior().sample((4000,))
-    bounded = float(z.abs().max()) <= 1.0
-    return {"mean": z.mean(0).tolist(), "sd": z.std(0).tolist(), "bounded": bounded}
+        draws: Array = model.prior().sample((_PRIOR_DRAWS,)).numpy()
+    return draws
 
 
 def _project(
@@ -230,14 +235,16 @@ def _project(
 ) -> dict[str, Any]:
     """Add the map and the latents to the arrays, and return how one follows from the other."""
     if kind == "ddgm" and stored[0].numel() == 2:
-        arrays["map"] = rescale(stored, data.scale).flatten(1).numpy().astype("<f4")
+        latents = rescale(stored, data.scale).flatten(1).numpy()
+        arrays["map"] = latents.astype("<f4")
+        _store_latents(latents.astype(np.float64), arrays)
         return {"method": "plane", "axes": list(data.feature_names) or ["x1", "x2"]}
     latents = latents.astype(np.float64)
     if kind == "ddgm" and latents.shape[1] > _MAX_FEATURES:
-        latents = _fit_pca(latents, _MAX_FEATURES, seed).transform(latents)
-    unit = np.maximum(np.abs(latents).max(0), 1e-12) / 32767.0
-    arrays["latents"] = np.round(latents / unit).astype("<i2")
-    arrays["latent_unit"] = unit.astype("<f4")
+        pca = _fit_pca(latents, _MAX_FEATURES, seed)
+        arrays["reduce"], arrays["reduce_mean"] = (part.astype("<f4") for part in (pca.components_, pca.mean_))
+        latents = pca.transform(latents)
+    _store_latents(latents, arrays)
     space: Mapping[str, Any] = {"mean": latents.mean(0).tolist(), "sd": latents.std(0).tolist()}
     if projection == "umap":
         arrays["map"] = _run_umap(latents, seed).astype("<f4")
@@ -256,6 +263,13 @@ def _project(
         "directions": pca.components_[:, :width].tolist(),
         **space,
     }
+
+
+def _store_latents(latents: Array, arrays: dict[str, Array]) -> None:
+    """Add latents in 16 bits, which are near enough for the map and for neighbours."""
+    unit = (np.maximum(np.abs(latents).max(0), 1e-12) / 32767.0).astype("<f4")
+    arrays["latents"] = np.clip(np.round(latents / unit), -32767, 32767).astype("<i2")
+    arrays["latent_unit"] = unit
 
 
 def _fit_pca(x: Array, number: int, seed: int) -> Any:

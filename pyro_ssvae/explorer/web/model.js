@@ -2,8 +2,8 @@
 
 const GRAPHS = META.graphs;
 const HAS_CLASS = Boolean(GRAPHS.decoder?.inputs.includes("y"));
-const NUM_CLASSES = GRAPHS.classifier || GRAPHS.energy?.outputs.includes("logits") ? CLASSES.length : 0;
-const DIMENSIONS = { x: META.shape, y: [], z: [META.latentDim], z1: [META.space === "z1" ? META.arrays.latents[1][1] : 0] };
+const NUM_CLASSES = GRAPHS.classifier ? CLASSES.length : 0;
+const DIMENSIONS = { x: META.shape, y: [CLASSES.length], z: [META.latentDim], z1: [META.arrays.latents[1][1]] };
 const sessions = {};
 let ort = null;
 let queue = Promise.resolve(); // graphs run one after the other, because they share one memory
@@ -25,13 +25,18 @@ async function loadModel() {
 function run(name, inputs, count) {
   const feeds = {};
   for (const input of GRAPHS[name].inputs) {
-    const values = inputs[input];
-    const shape = [count, ...DIMENSIONS[input]];
-    feeds[input] = input === "y" ? new ort.Tensor("int64", BigInt64Array.from(values, BigInt), shape) : new ort.Tensor("float32", values, shape);
+    const values = input === "y" ? oneHot(inputs.y) : inputs[input];
+    feeds[input] = new ort.Tensor("float32", values, [count, ...DIMENSIONS[input]]);
   }
   const result = queue.then(() => sessions[name].run(feeds));
   queue = result.catch(() => {});
   return result.then((tensors) => Object.fromEntries(Object.entries(tensors).map(([key, tensor]) => [key, tensor.data])));
+}
+
+function oneHot(classes) {
+  const found = new Float32Array(classes.length * CLASSES.length);
+  classes.forEach((k, i) => (found[i * CLASSES.length + k] = 1));
+  return found;
 }
 
 const repeat = (values, times) => {
@@ -44,14 +49,14 @@ const classRange = (count, times = 1) => Array.from({ length: count * times }, (
 /** Return the means of p(x|y,z), or generated examples, for latents of the map's space and their classes. */
 async function decode(latents, classes) {
   const count = classes.length;
-  if (META.kind === "ddgm") return (await run("generator", { z: latents }, count)).mean;
+  if (META.kind === "ddgm") return (await run("generator", { z: latents }, count)).x;
   const inputs = { [META.space]: latents, y: classes, x: new Float32Array(count * SIZE).fill(META.range[0]) };
   return (await run("decoder", inputs, count)).mean;
 }
 
 /** Return latents of the map's space: those of one example for its class. */
 async function encode(x, y) {
-  if (META.kind !== "ddgm") return (await run("encoder", { x, y: [y] }, 1)).loc;
+  if (META.kind !== "ddgm") return (await run("encoder", { x, y: [y] }, 1)).mean;
   return META.map.method === "plane" ? x : reduceFeatures((await run("energy", { x }, 1)).features);
 }
 
@@ -69,7 +74,7 @@ function reduceFeatures(features) {
 async function restyle(latents, y) {
   const count = CLASSES.length;
   if (META.kind !== "m1m2") return repeat(latents, count);
-  const style = (await run("upper_encoder", { z1: latents, y: [y] }, 1)).loc;
+  const style = (await run("upper_encoder", { z1: latents, y: [y] }, 1)).mean;
   return decodeUpper(repeat(style, count), classRange(count));
 }
 
@@ -80,8 +85,8 @@ async function decodeUpper(z, classes) {
 
 /** Return q(y|x), or p(y|x) of a DDGM, of `count` examples, as arrays of probabilities. */
 async function classify(x, count) {
-  const { logits } = await run(GRAPHS.classifier ? "classifier" : "energy", { x }, count);
-  return classRange(count).map((i) => softmax(logits.subarray(i * NUM_CLASSES, (i + 1) * NUM_CLASSES)));
+  const { probabilities } = await run("classifier", { x }, count);
+  return classRange(count).map((i) => Array.from(probabilities.subarray(i * NUM_CLASSES, (i + 1) * NUM_CLASSES)));
 }
 
 function logNormal(noise, scale, start, width) {
@@ -102,13 +107,13 @@ async function logLikelihoods(x) {
   const times = HAS_CLASS ? META.numDraws : total;
   let noise = ROWS.draws_z;
   if (META.kind === "m1m2") noise = expandDraws(ROWS.draws_z1, width, classes);
-  const [loc, scale] = [repeat(encoded.loc, times), repeat(encoded.scale, times)];
+  const [loc, scale] = [repeat(encoded.mean, times), repeat(encoded.scale, times)];
   const latents = move(loc, scale, noise);
   const weights = Array.from((await run("decoder", { [META.space]: latents, y, x: repeat(x, total) }, total)).log_p);
   weights.forEach((_, i) => (weights[i] -= logNormal(noise, scale, i * width, width)));
   if (META.kind === "m1m2") {
     encoded = await run("upper_encoder", { z1: latents, y }, total);
-    const z = move(encoded.loc, encoded.scale, ROWS.draws_z);
+    const z = move(encoded.mean, encoded.scale, ROWS.draws_z);
     const { log_p } = await run("upper_decoder", { z, y, z1: latents }, total);
     weights.forEach((_, i) => (weights[i] += log_p[i] - logNormal(ROWS.draws_z, encoded.scale, i * META.latentDim, META.latentDim)));
   }
