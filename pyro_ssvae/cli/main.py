@@ -1,4 +1,4 @@
-"""The console script ``pyro-ssvae``: train a model, evaluate a run again, describe it, generate examples from it."""
+"""The console script ``pyro-ssvae``: train, evaluate and describe a model, generate examples from it, explore it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
+from pyro_ssvae.cli.explore import add_explore
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
@@ -57,6 +58,7 @@ _EXAMPLES = """examples:
   pyro-ssvae info runs/digits
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
+  pyro-ssvae explore runs/digits -o explorer.html       # a page to open in a browser
 """
 
 
@@ -134,12 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _new_parser() -> Parser:
     parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, describe, predict, sample.",
+        description="Semi-supervised deep generative models: train, report, describe, predict, sample, explore.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample}"
+        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,explore}"
     )
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
@@ -148,6 +150,7 @@ def _new_parser() -> Parser:
     info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
     sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
     add_commands(commands, _load_last)
+    add_explore(commands, _load_last)
     for command, function in ((again, _report), (info, _describe), (sample, _sample)):
         command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
         command.set_defaults(function=function)

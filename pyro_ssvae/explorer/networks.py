@@ -22,6 +22,8 @@ from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = ["encode_rows", "find_kind", "make_page_networks", "score_rows"]
 
+_Shapes = dict[str, tuple[int, ...]]
+
 
 def find_kind(model: Any) -> str:
     """Return ``"m1"``, ``"m2"``, ``"m1m2"`` or ``"ddgm"``.
@@ -45,11 +47,12 @@ def make_page_networks(model: Model) -> dict[str, Network]:
     - ``energy`` and ``generator`` of a DDGM: x to E(x) and features, and z to x.
     """
     found = make_networks(model)
-    z = {"z": (model.latent_dim,)}
+    z: _Shapes = {"z": (model.latent_dim,)}
     if isinstance(model, DDGM):
         energy_net: Any = found["energy"].function  # without parametrisations
         inputs = found["energy"].inputs
-        found["energy"] = Network(lambda x: (energy_net(x), energy_net.features(x).flatten(1)), inputs, "energy", "features")
+        both = Network(lambda x: (energy_net(x), energy_net.features(x).flatten(1)), inputs, "energy", "features")
+        found["energy"] = both
         return found
     if isinstance(model, M1M2):
         return _make_stacked(model, found, z)
@@ -64,7 +67,7 @@ def make_page_networks(model: Model) -> dict[str, Network]:
     return found | {"decoder": Network(decode, inputs, "mean", "log_p")}
 
 
-def _make_stacked(model: M1M2, found: dict[str, Network], z: dict[str, tuple[int, ...]]) -> dict[str, Network]:
+def _make_stacked(model: M1M2, found: dict[str, Network], z: _Shapes) -> dict[str, Network]:
     z1, y, x = {"z1": (len(model.active),)}, {"y": (model.num_classes,)}, {"x": tuple(model.event_shape)}
 
     def encode_upper(z1: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +114,7 @@ def score_rows(networks: dict[str, Network], x: Tensor, draws: dict[str, Tensor]
     return torch.stack([_score_class(networks, x, draws, k, num_classes) for k in range(num_classes)], -1)
 
 
-def _score_class(
-    networks: dict[str, Network], x: Tensor, draws: dict[str, Tensor], k: int, num_classes: int
-) -> Tensor:
+def _score_class(networks: dict[str, Network], x: Tensor, draws: dict[str, Tensor], k: int, num_classes: int) -> Tensor:
     """Return log p(x|y), ``(B,)``, of one class ``y``, as the mean over draws of p(x,z|y) / q(z|x,y)."""
     y = torch.full((len(x),), k)
     mean, scale = networks["encoder"](x, *_given(networks["encoder"], y, num_classes))

@@ -35,9 +35,13 @@ def write_page(path: Path, payload: Payload) -> Path:
     blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
     blobs |= {f"graph-{name}": _zip(as_onnx(network)) for name, network in payload.networks.items()}
     described = {name: [str(array.dtype), list(array.shape)] for name, array in payload.arrays.items()}
-    graphs = {name: {"inputs": [*part.inputs], "outputs": [*part.outputs]} for name, part in payload.networks.items()}
+    names = payload.networks.items()
+    graphs = {name: {"inputs": [*network.inputs], "outputs": [*network.outputs]} for name, network in names}
     meta = {**payload.meta, "arrays": described, "graphs": graphs}
-    page = _fill(folder / "web", meta, blobs)
+    licence = (folder / "vendor" / "LICENSE").read_text(encoding="utf-8")
+    page = _fill(
+        folder / "web", {"META": _as_script(meta), "TITLE": _title(meta), "LICENCE": html.escape(licence)}, blobs
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())
@@ -46,28 +50,30 @@ def write_page(path: Path, payload: Payload) -> Path:
     return path
 
 
-def _fill(web: Traversable, meta: dict[str, Any], blobs: dict[str, bytes]) -> str:
+def _fill(web: Traversable, parts: dict[str, str], blobs: dict[str, bytes]) -> str:
     """Return the template with styles, scripts and contents in it."""
 
     def read(name: str) -> str:
         return (web / name).read_text(encoding="utf-8")
 
-    scripts = "\n".join(read(f"{name}.js") for name in SCRIPTS)
-    contents = "\n".join(
+    page = read("page.html")
+    parts |= {"STYLE": read("style.css"), "SCRIPT": "\n".join(read(f"{name}.js") for name in SCRIPTS)}
+    parts["BLOBS"] = "\n".join(
         f'<script type="text/plain" id="blob-{name}">{base64.b64encode(blob).decode()}</script>'
         for name, blob in blobs.items()
     )
-    parts = {
-        "TITLE": html.escape(f"{meta['kind'].upper()} on {meta['data']}"),
-        "STYLE": read("style.css"),
-        "META": json.dumps(meta, allow_nan=False).replace("<", "\\u003c"),
-        "BLOBS": contents,
-        "SCRIPT": scripts,
-    }
-    page = read("page.html")
     for name, text in parts.items():
         page = page.replace(f"<!--{name}-->", text)
     return page
+
+
+def _title(meta: dict[str, Any]) -> str:
+    return html.escape(f"{meta['kind'].upper().replace('M1M2', 'M1+M2')} on {meta['data']}")
+
+
+def _as_script(meta: dict[str, Any]) -> str:
+    """Return JSON that cannot end the element around it."""
+    return json.dumps(meta, allow_nan=False).replace("<", "\\u003c")
 
 
 def _zip(content: bytes) -> bytes:

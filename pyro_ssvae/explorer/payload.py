@@ -182,7 +182,7 @@ def _name_colours(number: int) -> list[str]:
 def _describe_columns(model: Model, data: SemiSupervisedData) -> list[dict[str, Any]]:
     """Return name, range, mean and words of every column, in the numbers that the model sees."""
     x = (data.x.double() / data.scale).numpy()
-    names = model.feature_names or tuple(f"column {column + 1}" for column in range(x.shape[1]))
+    names = model.feature_names or tuple(f"x{column + 1}" for column in range(x.shape[1]))
     columns = []
     for name, values in zip(names, x.T, strict=True):
         known = values[~np.isnan(values)]

@@ -1,6 +1,6 @@
 // What the model says about an example: classes, log p(x) among the training rows, nearest rows.
 
-const SCORES = {}; // sorted scores of the training rows, and the range of colours
+const SCORES = {}; // sorted scores of the training examples, and the range of colours
 const MAX_BARS = 12;
 const BINS = 44;
 
@@ -10,13 +10,14 @@ function startAnswer() {
   SCORES.ramp = [at(0.02), at(0.98)];
   SCORES.axis = [at(0.002), at(1)];
   byId("score-title").textContent = META.kind === "ddgm" ? "−E(x), which is log p(x) up to a constant" : "log p(x), in nats";
-  byId("score-help").textContent = `How usual the example is: the curve holds the training rows, the line is this example. To the left of the dashed line lies 1 % of the training rows; the page calls that unknown, and a class given there deserves no trust.${META.kind === "ddgm" ? "" : ` Estimated from ${META.numDraws} draws of z${NUM_CLASSES ? " per class" : ""}.`}`;
+  byId("score-help").textContent = `How usual the example is: grey are the training examples, the blue line is this one. To the left of the dashed line lies 1 % of the training examples; the page calls that unknown${NUM_CLASSES ? ", and a class given there deserves no trust" : ""}.${META.kind === "ddgm" ? "" : ` Estimated from ${META.numDraws} draws of z${NUM_CLASSES ? " per class" : ""}.`}`;
   byId("bars-block").hidden = !NUM_CLASSES;
   const key = [make("i"), META.kind === "ddgm" ? "p(y|x) of the energy" : "q(y|x), the classifier"];
   if (META.kind !== "ddgm") key.push(make("i", { class: "second" }), "p(y|x), Bayes’ rule on the decoder");
   byId("bars-help").replaceChildren(make("span", { class: "key" }, ...key));
-  if (META.kind !== "ddgm") byId("bars-help").append(". Where both agree, classifier and decoder tell the same story.");
-  byId("nearest-help").textContent = META.kind === "ddgm" ? (META.map.method === "plane" ? "The training and test rows nearest to it." : "Those with the most similar features.") : `Those whose ${META.space} is most similar${META.kind === "m2" ? ": the same style, of any class" : ""}.`;
+  if (META.kind !== "ddgm") byId("bars-help").append(". Good is: both agree.");
+  byId("nearest-block").hidden = META.map.method === "plane";
+  byId("nearest-help").textContent = META.kind === "ddgm" ? "Those with the most similar features." : `Those whose ${META.space} is most similar${META.kind === "m2" ? ": the same style, of any class" : ""}.`;
 }
 
 const shareBelow = (score) => {
@@ -34,7 +35,7 @@ function showAnswer(found) {
   const unknown = found.score < META.unknownBelow;
   const share = shareBelow(found.score);
   const answer = NUM_CLASSES ? `Class ${className(found.y)}, ${percent(found.probabilities[found.y])}` : "";
-  const how = unknown ? `unknown: ${SCORE_NAME} is lower than for ${percent(1 - share)} of the training rows` : `${SCORE_NAME} is higher than for ${percent(share)} of the training rows`;
+  const how = unknown ? `unknown: ${SCORE_NAME} is lower than for ${percent(1 - share)} of the training examples` : `${SCORE_NAME} is higher than for ${percent(share)} of the training examples`;
   const verdict = byId("verdict");
   verdict.textContent = answer ? `${answer}; ${how}` : how[0].toUpperCase() + how.slice(1);
   verdict.classList.toggle("unknown", unknown);
@@ -42,7 +43,7 @@ function showAnswer(found) {
   if (NUM_CLASSES) showBars(found);
   showHistogram(found.score);
   const near = nearestRows(found.latents, META.image ? 10 : 6);
-  const words = (i) => (CLASSES.length ? (ROWS.label[i] < 0 ? (ROWS.predicted[i] < 0 ? "row" : `${className(ROWS.predicted[i])}?`) : className(ROWS.label[i])) : `row ${i}`);
+  const words = (i) => (CLASSES.length ? (ROWS.label[i] < 0 ? (ROWS.predicted[i] < 0 ? "?" : `${className(ROWS.predicted[i])}?`) : className(ROWS.label[i])) : `example ${i}`);
   if (META.image) byId("nearest").replaceChildren(...near.map((i) => thumbnail(rowValues(i), words(i))));
   else byId("nearest").replaceChildren(columnTable(near.map(words), near.map(rowValues)));
   byId("nearest").classList.toggle("wide", !META.image);
@@ -63,6 +64,7 @@ function showBars(found) {
       make("span", { class: "numbers" }, shares.map(percent).join(" · ")),
     );
   });
+  byId("bars").style = nameWidth(CLASSES);
   byId("bars").replaceChildren(...rows);
 }
 
@@ -80,7 +82,7 @@ function showHistogram(score) {
   const counts = new Array(BINS).fill(0);
   for (const value of SCORES.sorted) counts[Math.min(BINS - 1, Math.max(0, Math.floor((BINS * (value - low)) / (high - low || 1))))]++;
   const most = Math.max(...counts);
-  const words = `${SCORE_NAME} of this example: ${number(score)}; of the training rows: ${number(low)} to ${number(high)}`;
+  const words = `${SCORE_NAME} of this example: ${number(score)}; of the training examples: ${number(low)} to ${number(high)}`;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height + foot}`, role: "img", "aria-label": words });
   counts.forEach((count, n) => {
     const size = (height - 14) * (count / most);

@@ -44,7 +44,7 @@ const rowClass = (i) => (ROWS.label[i] >= 0 ? ROWS.label[i] : ROWS.predicted[i])
 const className = (k) => (k < 0 ? "unknown" : (CLASSES[k] ?? String(k)));
 
 function describeRow(i) {
-  const words = [`${ROWS.test[i] ? "test row" : "training row"} ${i}`];
+  const words = [`${ROWS.test[i] ? "test" : "training"} example ${i}`];
   if (CLASSES.length) words.push(ROWS.label[i] < 0 ? "class not given" : `class ${className(ROWS.label[i])}`);
   if (ROWS.predicted[i] >= 0) words.push(`predicted ${className(ROWS.predicted[i])}`);
   words.push(`${SCORE_NAME} ${number(ROWS.score[i])}${ROWS.score[i] < META.unknownBelow ? ", unknown" : ""}`);
@@ -58,7 +58,7 @@ const number = (value) => {
   if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(2);
   return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3);
 };
-const percent = (share) => (share > 0.999 && share < 1 ? ">99.9 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
+const percent = (share) => (share > 0.995 && share < 1 ? ">99 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`);
 
 /** Return a value of a column in words: in the units of the table, with the word for which a code stands. */
 function columnWords(column, value) {
@@ -76,6 +76,9 @@ function make(tag, attributes = {}, ...children) {
   element.append(...children);
   return element;
 }
+
+/** Return a width for the longest of some names. */
+const nameWidth = (names) => `--names:${Math.min(10, 1.2 + 0.55 * Math.max(...names.map((name) => name.length)))}em`;
 
 const announce = (words) => (byId("live").textContent = words);
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -113,17 +116,16 @@ function latest(task) {
   };
 }
 
-/** Draw values as an image, or as a table of columns, in an element; returns the canvas of an image. */
-function show(element, values, caption = "") {
-  if (!META.image) return showColumns(element, values);
+/** Draw values as an image in an element. */
+function show(element, values, caption) {
+  if (!META.image) return;
   let canvas = element.querySelector("canvas");
   if (!canvas) {
     canvas = make("canvas", { class: "picture", role: "img" });
     element.replaceChildren(canvas);
   }
-  canvas.setAttribute("aria-label", caption || "image");
+  canvas.setAttribute("aria-label", caption);
   drawPicture(canvas, values);
-  return canvas;
 }
 
 function drawPicture(canvas, values) {
@@ -145,15 +147,17 @@ function drawPicture(canvas, values) {
 
 const SHOWN_COLUMNS = 30;
 
-function showColumns(element, values) {
+/** Show decoded columns in an element as bars, with a line at the values of an example that is kept. */
+function showColumns(element, values, kept) {
+  const share = (column, value) => 100 * Math.min(Math.max((value - column.low) / (column.high - column.low || 1), 0), 1);
   const rows = META.features.slice(0, SHOWN_COLUMNS).map((column, j) => {
-    const at = Math.min(Math.max((values[j] - column.low) / (column.high - column.low || 1), 0), 1);
-    const bar = make("span", { class: "track", "aria-hidden": "true" }, make("i", { style: `width:${100 * at}%` }));
-    const words = columnWords(column, values[j]);
-    return make("div", { class: "bar" }, make("span", { title: column.name }, column.name), bar, make("span", { class: "numbers" }, words));
+    const track = make("span", { class: "both start", "aria-hidden": "true" }, make("i", { style: `left:0;width:${share(column, values[j])}%` }));
+    if (kept && Number.isFinite(kept[j])) track.append(make("b", { style: `left:${share(column, kept[j])}%` }));
+    const words = [columnWords(column, values[j]), ...(kept ? [columnWords(column, kept[j])] : [])];
+    return make("div", { class: "bar" }, make("span", { title: column.name }, column.name), track, make("span", { class: "numbers" }, words.join(" · ")));
   });
-  element.replaceChildren(make("div", { class: "scroll" }, ...rows));
-  return null;
+  element.style = nameWidth(META.features.map((column) => column.name));
+  element.replaceChildren(make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "decoded columns" }, ...rows));
 }
 
 /** Return a small picture, or name, with words below it. */

@@ -50,25 +50,27 @@ async function drawEnergyPath() {
   }
   showPath(values, []);
   const { energy } = await run("energy", { x: values }, STEPS);
-  byId("path-help").textContent = `−E(x) along the path: ${Array.from(energy, (value) => number(-value)).join(", ")}. Values that stay high mean that the path does not leave the data.`;
+  byId("path-help").textContent = `${META.map.method === "plane" ? "The black line leads from G of one z to that of another. " : ""}−E(x) along the path: ${Array.from(energy, (value) => number(-value)).join(", ")}. Good is: no value far below the others, so that the path does not leave the data. For another one choose a start, move z, and choose an end.`;
 }
 
 function keepPoint(row, u, v) {
-  if (row >= 0) showKept(row);
   if (META.map.method === "plane") setRow([u, v]);
+  else if (row >= 0) showKept(row);
 }
 
 async function startDdgm() {
   const plane = META.map.method === "plane";
   byId("decode-title").textContent = "The generator";
   byId("decode-help").textContent = `G(z) turns latents z into ${plane ? "a point: the cross on the map" : "an image"}, at once. Draw z at random or move its sliders.`;
-  byId("map-title").textContent = plane ? "Data and energy in the plane" : "Map of the rows by their features";
+  byId("map-title").textContent = plane ? "Data and energy in the plane" : "Map of the examples by their features";
   byId("map-help").textContent = plane
     ? "Dark blue is where the model finds points likely (low energy E). Good is: blue where the points lie, and nowhere else. Orange points are samples of the generator, and should lie among the others."
-    : "Rows with similar features lie together. Hover to see a row, click to keep it.";
+    : "Examples with similar features lie together. Hover to see one, click to keep it.";
   byId("path-help").textContent = "Choose a start, move z, and choose an end: the path between them is decoded.";
   byId("path-buttons").hidden = false;
-  byId("decoded-words").textContent = "G(z)";
+  byId("path-title").textContent = "Path in z";
+  state.from = ROWS.prior.slice(0, META.latentDim);
+  state.to = ROWS.prior.slice(META.latentDim, 2 * META.latentDim);
   for (const [id, name] of [["path-start", "from"], ["path-end", "to"]]) {
     byId(id).addEventListener("click", () => {
       state[name] = state.latents;
@@ -86,9 +88,11 @@ async function startDdgm() {
     for (const id of ["zoom-in", "zoom-out", "zoom-reset"]) byId(id).addEventListener("click", () => drawField());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawField());
     await drawField();
+    await drawEnergyPath();
   } else {
     byId("samples-block").hidden = false;
     byId("samples-block").append(make("div", { class: "buttons" }, make("button", { type: "button", onclick: drawSampleGrid }, "Other samples")));
     await drawSampleGrid();
+    await drawEnergyPath();
   }
 }

@@ -11,8 +11,10 @@ const decodeNow = latest(async (latents, y) => {
   state.y = y;
   const values = await decode(latents, [y]);
   state.decoded = values;
-  show(byId("decoded"), values, "decoded example");
-  byId("decoded-words").textContent = NUM_CLASSES && META.kind !== "ddgm" ? `decoded as class ${className(y)}` : "decoded";
+  if (META.image) show(byId("decoded"), values, "decoded example");
+  else showColumns(byId("decoded"), values, META.kind === "ddgm" || state.row < 0 ? null : rowValues(state.row));
+  const how = META.kind === "ddgm" ? "G(z)" : NUM_CLASSES ? `decoded as class ${className(y)}` : "decoded";
+  byId("decoded-words").textContent = META.image || state.row < 0 || META.kind === "ddgm" ? how : `${how} · the kept example (black line)`;
   if (META.kind !== "ddgm") map.cross = placeOf(latents);
   else if (META.map.method === "plane") map.cross = [values[0], values[1]];
   drawTop();
@@ -44,7 +46,7 @@ function keepRow(i, u, v) {
     state.row = -1;
     state.kept = latentsAt(u, v, state.kept);
     byId("kept").replaceChildren();
-    byId("kept-words").textContent = "A place without a row is kept.";
+    byId("kept-words").textContent = "A place without an example is kept.";
   } else {
     state.kept = rowLatents(i);
     state.keptClass = Math.max(rowClass(i), 0);
@@ -78,6 +80,7 @@ function showPath(values, classes) {
   if (META.image) byId("path").replaceChildren(...parts.map((part, n) => thumbnail(part, pathWords(n, classes))));
   else if (META.map.method === "plane") byId("path").replaceChildren();
   else byId("path").replaceChildren(columnTable(["start", "", "", "", "middle", "", "", "", "end"], parts, 2));
+  byId("path").classList.toggle("wide", !META.image);
   byId("path-label").hidden = false;
   drawTop();
 }
@@ -135,6 +138,7 @@ function makeSliders(count) {
     });
     return make("label", { class: "slider" }, make("span", {}, `${name}[${j}]`), input, make("output", {}));
   });
+  byId("sliders").style = nameWidth([`${name}[99]`]);
   byId("sliders").replaceChildren(...parts);
   moveSliders();
 }
@@ -182,6 +186,7 @@ function makeStrip() {
     return button;
   });
   byId("strip").replaceChildren(...buttons);
+  byId("strip").classList.toggle("words", !META.image);
   if (!META.image) byId("strip").after(make("div", { id: "strip-table" }));
 }
 
@@ -189,6 +194,8 @@ function startDecoder() {
   makeStrip();
   state.latents = META.kind === "ddgm" ? ROWS.prior.slice(0, META.latentDim) : Float32Array.from(META.map.mean);
   state.kept = state.latents;
+  if (!META.image) byId("kept").hidden = true;
+  byId("decoded").parentElement.parentElement.classList.toggle("stacked", !META.image);
   const all = sliderOrder().length;
   makeSliders(Math.min(SLIDERS, all));
   byId("all-latents").hidden = all <= SLIDERS;

@@ -1,15 +1,15 @@
 // Puts the parts together, and offers what tests need.
 
 function describePage() {
-  const about = [`${META.numTraining.toLocaleString("en")} training rows, ${META.numLabelled.toLocaleString("en")} of them labelled`];
-  about.push(`${ROWS.count.toLocaleString("en")} rows on the map`);
+  const labelled = META.numLabelled ? `, ${META.numLabelled.toLocaleString("en")} of them labelled` : "";
+  const about = [`${META.numTraining.toLocaleString("en")} training examples${labelled}`, `${ROWS.count.toLocaleString("en")} training and test examples on the map`];
   if (META.kind !== "ddgm") about.push(`${META.space} has ${ROWS.width} dimensions`);
-  byId("about").textContent = `${about.join("; ")}. Move over the map and watch the decoder.`;
+  byId("about").textContent = `${about.join("; ")}.`;
   const style = { m2: "z describes what the class leaves open, the style. Good is: classes lie mixed, because the class says the rest.", m1: "z describes everything. Good is: what looks alike lies together.", m1m2: "z1 describes everything. Good is: classes form groups." }[META.kind];
-  byId("map-help").textContent = `Every point is a row, at the mean of its ${META.space}${META.map.method === "umap" ? ", by UMAP, which keeps neighbours but not distances" : ", seen from the side where it varies most (PCA)"}. ${style}`;
-  byId("decode-help").textContent = "Move over the map or pull a slider: the decoder shows what belongs there. Click a row to keep it, and to start from its style.";
+  byId("map-help").textContent = `Every point is an example, at the mean of its ${META.space}${META.map.method === "umap" ? ", by UMAP, which keeps neighbours but not distances" : ", seen from the side where it varies most (PCA)"}. ${style}`;
+  byId("decode-help").textContent = "Move over the map or pull a slider: the decoder shows what belongs there. Click an example to keep it, and to start from there.";
   byId("slider-help").textContent = META.kind === "ddgm" ? "" : "Most variable first. Sliders that change nothing belong to latents that the model does not use.";
-  map.top.setAttribute("aria-label", `Map of ${ROWS.count} rows`);
+  map.top.setAttribute("aria-label", `Map of ${ROWS.count} examples`);
 }
 
 /** Decode for a place under the cursor, which is not kept. */
@@ -52,16 +52,21 @@ async function start() {
   listeners.leave = () => META.kind !== "ddgm" && decodeAll(state.kept, state.keptClass);
   if (META.image) startImage();
   else startRow();
-  if (META.kind === "ddgm") await startDdgm();
   await decodeAll(state.kept, state.keptClass);
   const first = Math.max(0, ROWS.label.findIndex((k, i) => k >= 0 && !ROWS.test[i]));
-  if (META.kind === "ddgm") showKept(first);
-  else await keepRow(first);
+  if (META.map.method === "plane") byId("kept").parentElement.hidden = true;
+  else if (META.kind === "ddgm") showKept(first);
+  else {
+    await keepRow(first);
+    const other = ROWS.label.findIndex((k, i) => i !== first && !ROWS.test[i] && k >= 0 && k !== ROWS.label[first]);
+    endRow(other >= 0 ? other : Math.min(1, ROWS.count - 1));
+  }
   if (META.image) await useRow(first);
   else await setRow(rowValues(first));
+  if (META.kind === "ddgm") await startDdgm();
 }
 
-window.explorer = { META, ROWS, state, map, pad, own, SCORES, decode, encode, judge, keepRow, endRow, toScreen, rowValues, openImage, setRow, measureDecodes };
+window.explorer = { META, ROWS, state, map, pad, own, SCORES, decode, encode, judge, drawMap, keepRow, endRow, toScreen, rowValues, openImage, setRow, measureDecodes };
 start().then(
   () => (document.documentElement.dataset.ready = "true"),
   (error) => {

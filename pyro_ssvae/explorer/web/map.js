@@ -132,9 +132,8 @@ function drawTop() {
     context.lineWidth = 2;
     context.stroke();
   }
-  const mark = (i, word) => {
-    if (i < 0) return;
-    const [px, py] = toScreen(ROWS.map[2 * i], ROWS.map[2 * i + 1]);
+  const mark = (u, v, word) => {
+    const [px, py] = toScreen(u, v);
     context.beginPath();
     context.arc(px, py, 9, 0, 7);
     context.strokeStyle = style("--card");
@@ -150,8 +149,12 @@ function drawTop() {
     context.fillStyle = ink;
     context.fillText(word, px + 11, py - 9);
   };
-  mark(state.row, "kept");
-  mark(state.end, "end");
+  if (META.map.method === "plane") {
+    if (own.values) mark(own.values[0], own.values[1], "your point");
+  } else {
+    if (state.row >= 0) mark(ROWS.map[2 * state.row], ROWS.map[2 * state.row + 1], "kept");
+    if (state.end >= 0) mark(ROWS.map[2 * state.end], ROWS.map[2 * state.end + 1], "end");
+  }
   if (!map.cross) return;
   const [px, py] = toScreen(...map.cross);
   for (const [colour, width] of [[style("--card"), 4], [ink, 1.6]]) {
@@ -307,7 +310,7 @@ function startMap() {
   const options = [];
   if (CLASSES.length) options.push(["label", "class (grey: not given)"]);
   if (ROWS.predicted.some((k) => k >= 0)) options.push(["predicted", "predicted class"]);
-  options.push(["score", SCORE_NAME], ["unknown", "unknown rows"]);
+  options.push(["score", SCORE_NAME], ["unknown", "unknown examples"]);
   if (NUM_CLASSES && ROWS.label.some((k) => k >= 0)) options.push(["wrong", "right or wrong"]);
   byId("colour-by").append(...options.map(([value, words]) => make("option", { value }, words)));
   if (NUM_CLASSES) byId("colour-by").value = "predicted";

@@ -10,14 +10,15 @@ const judgeRow = latest(async () => {
   if (NUM_CLASSES) await explain(found);
 });
 
-/** Show how the log-probability of the answer changes if a column is replaced by its mean. */
+/** Show how the log-odds of the answer change if a column is replaced by its mean. */
 async function explain(found) {
   const copies = repeat(own.values, SIZE);
   META.features.forEach((column, j) => (copies[j * SIZE + j] = column.mean));
   const probabilities = await classify(copies, SIZE);
-  const log = (share) => Math.log(Math.max(share, 1e-30));
-  const before = log(found.probabilities[found.y]);
-  own.reasons = probabilities.map((shares) => before - log(shares[found.y]));
+  const log = (share) => Math.log(Math.max(share, 1e-37));
+  // From the other classes, because 1 - p has no digits left where p is nearly 1.
+  const logOdds = (shares) => log(shares[found.y]) - log(shares.reduce((sum, share, k) => sum + (k === found.y ? 0 : share), 0));
+  own.reasons = probabilities.map((shares) => logOdds(found.probabilities) - logOdds(shares));
   const order = own.reasons.map((_, j) => j).sort((a, b) => Math.abs(own.reasons[b]) - Math.abs(own.reasons[a]));
   const most = Math.max(0.1, Math.abs(own.reasons[order[0]]));
   const rows = order.slice(0, SHOWN_REASONS).map((j) => {
@@ -34,6 +35,7 @@ async function explain(found) {
 
 function setRow(values) {
   own.values = Float32Array.from(values);
+  drawTop();
   byId("columns").querySelectorAll("input, select").forEach((input, j) => {
     input.value = Number.isFinite(values[j]) ? values[j] : META.features[j].mean;
     input.nextElementSibling.textContent = META.features[j].words.length ? "" : columnWords(META.features[j], values[j]);
@@ -53,6 +55,7 @@ function makeColumn(column, j) {
   const output = make("output", {});
   input.addEventListener("input", () => {
     own.values[j] = Number(input.value);
+    drawTop();
     output.textContent = column.words.length ? "" : columnWords(column, own.values[j]);
     judgeRow();
   });
@@ -62,7 +65,9 @@ function makeColumn(column, j) {
 function startRow() {
   byId("own-row").hidden = false;
   byId("own-title").textContent = META.map.method === "plane" ? "A point of your own" : "A row of your own";
-  byId("own-help").textContent = META.map.method === "plane" ? "Move the point by its coordinates, or click on the map." : "Move the columns and watch the answer. The range of a slider is that of the training rows.";
+  byId("row-kept").hidden = META.map.method === "plane";
+  byId("own-help").textContent = META.map.method === "plane" ? "Move the point by its coordinates, or click on the map." : "Move the columns and watch the answer. A slider covers the range of the training examples.";
+  byId("own-card").style = nameWidth(META.features.map((column) => column.name));
   byId("columns").replaceChildren(...META.features.map(makeColumn));
   byId("row-kept").addEventListener("click", () => setRow(rowValues(Math.max(state.row, 0))));
   byId("row-means").addEventListener("click", () => setRow(META.features.map((column) => column.mean)));

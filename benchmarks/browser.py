@@ -73,17 +73,20 @@ class Browser:
         self._call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **options)
 
     def click(self, x: float, y: float, *, modifiers: int = 0) -> None:
+        """Move the mouse to a place in the window and click."""
         self.mouse("Moved", x, y)
         self.mouse("Pressed", x, y, buttons=1, modifiers=modifiers)
         self.mouse("Released", x, y, modifiers=modifiers)
 
     def key(self, key: str) -> None:
+        """Press a key, named as in JavaScript."""
         text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
-    def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        found = self._call("Page.captureScreenshot", captureBeyondViewport=whole)
+    def screenshot(self, path: Path) -> None:
+        """Write what the window shows as PNG."""
+        found = self._call("Page.captureScreenshot")
         path.write_bytes(base64.b64decode(found["data"]))
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
