@@ -9,6 +9,7 @@ from pyro_ssvae import _interrupts, presets  # noqa: F401 - _interrupts takes ef
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.errors import PyroSSVAEError
 from pyro_ssvae.explorer import explore
+from pyro_ssvae.export import export
 from pyro_ssvae.models.base import pyro_view
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
@@ -39,6 +40,7 @@ __all__ = [
     "TrainingConfig",
     "UnsupervisedELBO",
     "explore",
+    "export",
     "fit",
     "load",
     "presets",

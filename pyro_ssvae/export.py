@@ -4,24 +4,141 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from io import BytesIO, StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyro
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._io import write_atomically, write_json
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import MissingPackageError
-from pyro_ssvae.models.base import Model
+from pyro_ssvae.models.base import Model, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1m2 import M1M2
 
-__all__ = ["Network", "as_onnx", "describe", "make_networks", "trace"]
+__all__ = ["Network", "as_onnx", "describe", "export", "make_networks", "trace"]
+
+_EXAMPLES = 64  # on which files are checked
+_TOLERANCE = 1e-3  # relative to the largest number of an output
+
+
+@checked
+def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti: bool = False) -> dict[str, Any]:
+    """Write the networks of a model to a folder, for programs that do without this package.
+
+    Those of :func:`make_networks` are written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, and
+    described in ``export.json``. Each file is then loaded and compared with the model.
+
+    Args:
+        model: The model; it is not changed.
+        folder: The folder, created if it does not exist. Files of an earlier export are replaced.
+        x: Examples to compare on, as for :meth:`Model.predict_proba`, of which the first 64 are taken; ``None`` for
+            examples that the model generates.
+        aoti: Whether to compile each network, by AOTInductor, as a package for C++ (``NAME.aoti.pt2``); takes about
+            half a minute each and a C++ compiler. It runs on machines like this one, with this version of PyTorch.
+
+    Returns:
+        The content of ``export.json``: what :func:`describe` says of the model; under ``networks``, by name, the shapes
+        of inputs, the names of outputs and for each file its size in bytes and the largest absolute difference of its
+        outputs from those of the model; and under ``not_exported`` why a network could not be exported.
+
+    Raises:
+        MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
+        ValueError: For examples that the model does not take.
+        OSError: If the folder cannot be written.
+    """
+    _check_packages()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = _take_values(model, x)
+    networks = make_networks(model)
+    metadata = describe(model)
+    report: dict[str, Any] = {**metadata, "examples": len(values["x"]), "networks": {}, "not_exported": {}}
+    for name, network in networks.items():
+        try:
+            given = [values[key] for key in network.inputs]
+            outputs = _as_tuple(network(*given))
+            files = _write_files(network, folder / name, given, outputs, metadata, aoti)
+        except OSError:
+            raise
+        except Exception as error:  # torch.export, and modules of the caller's own, raise errors of many types
+            for file in folder.glob(f"{name}.*"):
+                file.unlink()
+            report["not_exported"][name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            continue
+        if name.startswith("encoder"):
+            values[name.replace("encoder_", "").replace("encoder", "z")] = outputs[0]
+        report["networks"][name] = {"inputs": network.inputs, "outputs": network.outputs, "files": files}
+    write_json(folder / "export.json", report)
+    return report
+
+
+def _take_values(model: Model, x: ArrayLike | None) -> dict[str, Tensor]:
+    """Return examples, classes and draws of z, ``(B, ...)``, by the name of the input that they are for."""
+    with fork_random_state(model, 0):
+        z = model.prior().sample((_EXAMPLES,))
+        if x is None:
+            generate: Any = model.sample if isinstance(model, DDGM) else model.generate
+            x = _as_tuple(generate(_EXAMPLES))[0]
+    examples, scale = as_input(model, x[:_EXAMPLES])  # type: ignore[index]
+    values = {"x": examples / scale, "z": z[: len(examples)]}
+    if model.num_classes is not None:
+        values["y"] = torch.eye(model.num_classes)[torch.arange(len(examples)) % model.num_classes]
+    return {name: value.float().cpu() for name, value in values.items()}
+
+
+def _write_files(
+    network: Network,
+    path: Path,
+    given: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    metadata: Mapping[str, Any],
+    aoti: bool,
+) -> dict[str, dict[str, float]]:
+    """Write the files of a network and return size and difference of each."""
+    program = trace(network)
+    contents = {".onnx": _write_onnx(program, network, metadata), ".pt2": _write_program(program, metadata)}
+    if aoti:
+        contents[".aoti.pt2"] = _compile(program)
+    found = {}
+    for suffix, content in contents.items():
+        file = path.with_name(path.name + suffix)
+        write_atomically(file, content)
+        differences = [abs(a - b).max().item() for a, b in zip(_run(file, given), outputs, strict=True)]
+        found[file.name] = {"bytes": len(content), "difference": max(differences)}
+        for difference, output in zip(differences, outputs, strict=True):
+            if not difference <= _TOLERANCE * (1.0 + float(output.abs().max())):
+                raise ValueError(f"the outputs of {file.name} differed from those of the model by {difference:.2g}")
+    return found
+
+
+def _run(file: Path, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the outputs of a file."""
+    with _quiet(), torch.no_grad():
+        if file.suffix == ".onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(file)
+            names = [value.name for value in session.get_inputs()]
+            outputs = session.run(None, {name: value.numpy() for name, value in zip(names, given, strict=True)})
+            return tuple(map(torch.from_numpy, outputs))
+        if ".aoti" in file.suffixes:
+            return _as_tuple(torch._inductor.aoti_load_package(str(file))(*given))
+        return _as_tuple(torch.export.load(file).module()(*given))
 
 
 class Network(nn.Module):
@@ -57,6 +174,11 @@ def make_networks(model: Model) -> dict[str, Network]:
     """
     model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
     for part in model.modules():
+        if hasattr(
+            part, "parametrizations"
+        ):  # a class of its own, because removal changes the class, which copies share
+            cls = type(part)
+            part.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
         for name in [*getattr(part, "parametrizations", ())]:
             parametrize.remove_parametrizations(part, name)  # keeps the weights that they give
     x, z = {"x": tuple(model.event_shape)}, {"z": (model.latent_dim,)}
@@ -79,17 +201,17 @@ def make_networks(model: Model) -> dict[str, Network]:
     return found
 
 
-def as_onnx(network: Network, metadata: Mapping[str, str] | None = None) -> bytes:
+def as_onnx(network: Network, metadata: Mapping[str, Any] | None = None) -> bytes:
     """Return a network as the content of an ONNX file, with a dynamic batch dimension and all weights inside.
 
     Inputs and outputs are float32, with the names of the network's.
 
     Args:
         network: One of :func:`make_networks`.
-        metadata: Written into the file, by :func:`describe` for example.
+        metadata: Written into the file as JSON by name; usually what :func:`describe` returns.
 
     Raises:
-        MissingPackageError: If onnx or onnxscript is not installed.
+        MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
     """
     return _write_onnx(trace(network), network, metadata or {})
 
@@ -97,19 +219,21 @@ def as_onnx(network: Network, metadata: Mapping[str, str] | None = None) -> byte
 def trace(network: Network) -> torch.export.ExportedProgram:
     """Return a network as a program of ``torch.export``, with a dynamic batch dimension."""
     batch = torch.export.Dim("batch")
-    examples = tuple(torch.zeros(3, *shape) for shape in network.inputs.values())
+    examples = tuple(torch.zeros(3, *shape, dtype=torch.float32) for shape in network.inputs.values())
+    shapes = (tuple({0: batch} for _ in examples),)
     with _quiet(), pyro.validation_enabled(False), torch.no_grad():
-        return torch.export.export(
-            network, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),), strict=False
-        )
+        program = torch.export.export(network, examples, dynamic_shapes=shapes, strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # which has paths of this machine
+    return program
 
 
-def describe(model: Model) -> dict[str, str]:
-    """Return what users of an exported file need to know of a model, as JSON by name."""
+def describe(model: Model) -> dict[str, Any]:
+    """Return what users of an exported file need to know of a model; ``scale`` is what integers are divided by."""
     from pyro_ssvae import __version__
 
     likelihood = getattr(model, "likelihood", None)
-    values = {
+    return {
         "model": type(model).__name__,
         "class_names": model.class_names or [str(number) for number in range(model.num_classes or 0)],
         "scale": model.data_scale,
@@ -121,7 +245,6 @@ def describe(model: Model) -> dict[str, str]:
         "missing": model.missing,
         "pyro_ssvae": __version__,
     }
-    return {name: json.dumps(value) for name, value in values.items()}
 
 
 def _index(y: Tensor) -> Tensor:
@@ -135,13 +258,8 @@ def _moments(distribution: Any) -> tuple[Tensor, Tensor]:
     return normal.loc, normal.scale
 
 
-def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadata: Mapping[str, str]) -> bytes:
-    try:
-        import onnxscript  # noqa: F401 - torch.onnx uses it
-    except ImportError as error:
-        raise MissingPackageError(
-            "Export to ONNX needs onnx and onnxscript: pip install 'pyro-ssvae[export]'"
-        ) from error
+def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadata: Mapping[str, Any]) -> bytes:
+    _check_packages()
     inputs, outputs = [*network.inputs], [*network.outputs]
     with _quiet():
         written = torch.onnx.export(
@@ -150,13 +268,41 @@ def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadat
     assert written is not None
     for node in written.model.graph:
         node.metadata_props.clear()  # of the source code that the node comes from
-    written.model.metadata_props.update(metadata)
+    written.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     content: bytes = written.model_proto.SerializeToString()
     return content
 
 
+def _write_program(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    buffer = BytesIO()
+    with _quiet():
+        torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    return buffer.getvalue()
+
+
+def _compile(program: torch.export.ExportedProgram) -> bytes:
+    with TemporaryDirectory() as folder, _quiet():
+        path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/network.pt2")
+        return Path(path).read_bytes()
+
+
+def _check_packages() -> None:
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise MissingPackageError(f"Export needs {', '.join(missing)}: pip install 'pyro-ssvae[export]'.")
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Leave out warnings, and what torch.export prints of a network that it cannot export."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

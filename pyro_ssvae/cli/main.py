@@ -1,4 +1,4 @@
-"""The console script ``pyro-ssvae``: train, evaluate and describe a model, generate examples from it, explore it."""
+"""The console script ``pyro-ssvae``: train, evaluate, describe, explore and export a model, generate examples."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 
 from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
+from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.explore import add_explore
 from pyro_ssvae.cli.flags import Flags, Parser
@@ -28,11 +29,13 @@ from pyro_ssvae.cli.training import (
     plain_warnings,
     print_error,
     print_result,
+    read_data,
     run_command,
     train_stages,
 )
 from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.errors import RunFolderError
+from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
+from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -59,6 +62,7 @@ _EXAMPLES = """examples:
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
   pyro-ssvae explore runs/digits -o explorer.html       # a page to open in a browser
+  pyro-ssvae export runs/digits --to exported            # ONNX files, for programs without this package
 """
 
 
@@ -136,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _new_parser() -> Parser:
     parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, describe, predict, sample, explore.",
+        description="Semi-supervised deep generative models: train, report, predict, sample, explore, export.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,explore}"
+        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,explore,export}"
     )
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
@@ -149,9 +153,10 @@ def _new_parser() -> Parser:
     again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
     info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
     sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
+    exporting = commands.add_parser("export", help="write the networks of a run as ONNX files and PyTorch programs")
     add_commands(commands, _load_last)
     add_explore(commands, _load_last)
-    for command, function in ((again, _report), (info, _describe), (sample, _sample)):
+    for command, function in ((again, _report), (info, _describe), (sample, _sample), (exporting, _export)):
         command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
         command.set_defaults(function=function)
     again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
@@ -163,6 +168,8 @@ def _new_parser() -> Parser:
     sample.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows"
     )
+    exporting.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, made if needed")
+    exporting.add_argument("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
     return parser
 
 
@@ -256,3 +263,30 @@ def _sample(args: argparse.Namespace) -> None:
 
         save_image(x.clamp(0.0, 1.0), path.with_suffix(".png"), nrow=math.ceil(math.sqrt(len(x))))
         print(f"image grid in {path.with_suffix('.png')}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Write the networks of a run for other programs, and print their files."""
+    x = _read_examples(args.run)
+    print(f"compared with the model on {'examples that it generates' if x is None else 'examples of its data'}")
+    done = export(_load_last(args.run), args.to, x, aoti=args.aoti)
+    for network in done["networks"].values():
+        for file, found in network["files"].items():
+            print(f"{file:24}{found['bytes'] / 1e6:8.2f} MB   largest difference {found['difference']:.1e}")
+    for name, reason in done["not_exported"].items():
+        print(f"{name:24}not exported: {reason}")
+    print(f"described in {args.to / 'export.json'}")
+
+
+def _read_examples(folder: Path) -> torch.Tensor | None:
+    """Return test examples of a run, or else those of training; ``None`` if its data is not at hand."""
+    name = RunFolder(folder).read_config().get("command")
+    if name not in _TRAIN:
+        return None
+    args = parse_flags(name, ["--resume", str(folder)])
+    try:
+        data = make_toy_data(args.data, seed=args.seed) if name == "ddgm_2d" else read_data(args.data, args, "all")
+    except (OSError, ValueError, PyroSSVAEError) as error:
+        print(f"The data of the run is not at hand: {error}", file=sys.stderr)
+        return None
+    return (data.x_test if len(data.x_test) else data.x)[:64] / data.scale
