@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+_PATIENCE = 120  # seconds
 
 
 class Browser:
@@ -103,8 +106,10 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            part = os.read(self._read, 1 << 20)
-            assert part, "Chromium has ended"
+            ready, _, _ = select.select([self._read], [], [], _PATIENCE)
+            part = os.read(self._read, 1 << 20) if ready else b""
+            if not part:
+                raise RuntimeError(f"Chromium has ended, or did not answer within {_PATIENCE} s.")
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(line)

@@ -246,7 +246,7 @@ def test_sliders_of_columns_change_the_answer_and_say_why(tmp_path):
 @pytest.mark.slow
 def test_the_command_writes_the_page_of_a_run(tmp_path):
     run = tmp_path / "run"
-    flags = ["--data=digits", f"--out={run}", "--latent-dim=2", "--hidden-dims=8", "--training.max_steps=2"]
+    flags = ["--data=digits", f"--out={run}", "--latent-dim=2", "--hidden-dims=[8]", "--training.max_steps=2"]
     assert main(["train", "m1", *flags, "--num-samples=0"]) == 0
     assert main(["explore", str(run), "-o", str(tmp_path / "page.html"), "--num-rows", "50"]) == 0
     with Browser(tmp_path / "page.html", tmp_path / "profile", dark=True) as browser:
