@@ -35,7 +35,7 @@ async function drawSampleGrid() {
   const z = ROWS.prior.slice(start * META.latentDim, (start + SHOWN_SAMPLES) * META.latentDim);
   const values = await decode(z, classRange(SHOWN_SAMPLES));
   const { energy } = await run("energy", { x: values }, SHOWN_SAMPLES);
-  const parts = classRange(SHOWN_SAMPLES).map((i) => thumbnail(values.subarray(i * SIZE, (i + 1) * SIZE), `−E ${number(-energy[i])}`));
+  const parts = classRange(SHOWN_SAMPLES).map((i) => thumbnail(values.subarray(i * SIZE, (i + 1) * SIZE), number(-energy[i])));
   byId("samples").replaceChildren(...parts);
 }
 

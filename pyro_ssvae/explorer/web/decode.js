@@ -13,7 +13,7 @@ const decodeNow = latest(async (latents, y) => {
   state.decoded = values;
   if (META.image) show(byId("decoded"), values, "decoded example");
   else showColumns(byId("decoded"), values, META.kind === "ddgm" || state.row < 0 ? null : rowValues(state.row));
-  const how = META.kind === "ddgm" ? "G(z)" : NUM_CLASSES ? `decoded as class ${className(y)}` : "decoded";
+  const how = META.kind === "ddgm" ? "G(z)" : HAS_CLASS ? `decoded as class ${className(y)}` : "decoded";
   byId("decoded-words").textContent = META.image || state.row < 0 || META.kind === "ddgm" ? how : `${how} · the kept example (black line)`;
   if (META.kind !== "ddgm") map.cross = placeOf(latents);
   else if (META.map.method === "plane") map.cross = [values[0], values[1]];
