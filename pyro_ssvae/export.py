@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -12,7 +13,7 @@ from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -32,29 +33,32 @@ from pyro_ssvae.models.m1m2 import M1M2
 
 __all__ = ["Network", "as_onnx", "describe", "export", "make_networks", "trace"]
 
+_ENCODED = {"encoder": "z", "encoder_z1": "z1"}  # what the first output of a network is an input of
 _EXAMPLES = 64  # on which files are checked
 _TOLERANCE = 1e-3  # relative to the largest number of an output
+_Program: TypeAlias = "torch.export.ExportedProgram"
 
 
 @checked
 def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti: bool = False) -> dict[str, Any]:
     """Write the networks of a model to a folder, for programs that do without this package.
 
-    Those of :func:`make_networks` are written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, and
-    described in ``export.json``. Each file is then loaded and compared with the model.
+    They are ``classifier``, ``encoder``, ``decoder`` and ``likelihood``, or ``energy`` and ``generator`` of a DDGM.
+    Each is written as ``NAME.onnx`` and ``NAME.pt2``, a program of ``torch.export``, and compared with the model.
 
     Args:
         model: The model; it is not changed.
         folder: The folder, created if it does not exist. Files of an earlier export are replaced.
-        x: Examples to compare on, as for :meth:`Model.predict_proba`, of which the first 64 are taken; ``None`` for
-            examples that the model generates.
+        x: Examples ``(B, *event_shape)`` to compare on, as for ``predict_proba``, of which the first 64 are taken;
+            ``None`` for examples that the model generates.
         aoti: Whether to compile each network, by AOTInductor, as a package for C++ (``NAME.aoti.pt2``); takes about
             half a minute each and a C++ compiler. It runs on machines like this one, with this version of PyTorch.
 
     Returns:
-        The content of ``export.json``: what :func:`describe` says of the model; under ``networks``, by name, the shapes
-        of inputs, the names of outputs and for each file its size in bytes and the largest absolute difference of its
-        outputs from those of the model; and under ``not_exported`` why a network could not be exported.
+        The content of ``export.json``: names of classes and columns, scale, shapes and likelihood; under ``networks``,
+        by name, the shapes of inputs, the names of outputs and for each file its size in bytes and the largest absolute
+        difference of its outputs from those of the model; and under ``not_exported`` why a network or file could not
+        be written.
 
     Raises:
         MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
@@ -69,20 +73,21 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
     metadata = describe(model)
     report: dict[str, Any] = {**metadata, "examples": len(values["x"]), "networks": {}, "not_exported": {}}
     for name, network in networks.items():
-        try:
+        files = {}
+        with _named_failure(name, report["not_exported"]):
             given = [values[key] for key in network.inputs]
             outputs = _as_tuple(network(*given))
-            files = _write_files(network, folder / name, given, outputs, metadata, aoti)
-        except OSError:
-            raise
-        except Exception as error:  # torch.export, and modules of the caller's own, raise errors of many types
-            for file in folder.glob(f"{name}.*"):
-                file.unlink()
-            report["not_exported"][name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            continue
-        if name.startswith("encoder"):
-            values[name.replace("encoder_", "").replace("encoder", "z")] = outputs[0]
-        report["networks"][name] = {"inputs": network.inputs, "outputs": network.outputs, "files": files}
+            values |= {_ENCODED[name]: outputs[0]} if name in _ENCODED else {}
+            program = trace(network)
+            for suffix, write in _WRITERS.items():
+                file = folder / (name + suffix)
+                file.unlink(missing_ok=True)
+                if aoti or suffix != _AOTI:
+                    with _named_failure(file.name, report["not_exported"]):
+                        write_atomically(file, write(program, network, metadata))
+                        files[file.name] = {"bytes": file.stat().st_size, "difference": _compare(file, given, outputs)}
+        if files:
+            report["networks"][name] = {"inputs": network.inputs, "outputs": network.outputs, "files": files}
     write_json(folder / "export.json", report)
     return report
 
@@ -101,29 +106,32 @@ def _take_values(model: Model, x: ArrayLike | None) -> dict[str, Tensor]:
     return {name: value.float().cpu() for name, value in values.items()}
 
 
-def _write_files(
-    network: Network,
-    path: Path,
-    given: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    metadata: Mapping[str, Any],
-    aoti: bool,
-) -> dict[str, dict[str, float]]:
-    """Write the files of a network and return size and difference of each."""
-    program = trace(network)
-    contents = {".onnx": _write_onnx(program, network, metadata), ".pt2": _write_program(program, metadata)}
-    if aoti:
-        contents[".aoti.pt2"] = _compile(program)
-    found = {}
-    for suffix, content in contents.items():
-        file = path.with_name(path.name + suffix)
-        write_atomically(file, content)
-        differences = [abs(a - b).max().item() for a, b in zip(_run(file, given), outputs, strict=True)]
-        found[file.name] = {"bytes": len(content), "difference": max(differences)}
-        for difference, output in zip(differences, outputs, strict=True):
-            if not difference <= _TOLERANCE * (1.0 + float(output.abs().max())):
-                raise ValueError(f"the outputs of {file.name} differed from those of the model by {difference:.2g}")
-    return found
+@contextmanager
+def _named_failure(name: str, failures: dict[str, str]) -> Iterator[None]:
+    """Note why a network or file cannot be exported, and go on."""
+    try:
+        yield
+    except OSError:  # of the folder, not of the network
+        raise
+    except Exception as error:  # torch.export, and modules of the caller's own, raise errors of many types
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        failures[name] = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+
+
+def _compare(file: Path, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference of a file's outputs; remove a file that fails, or is wrong."""
+    try:
+        found = 0.0
+        for got, wanted in zip(_run(file, given), outputs, strict=True):
+            found = max(found, difference := float((got - wanted).abs().max()))
+            if not difference <= _TOLERANCE * (1.0 + float(wanted.abs().max())):
+                raise ValueError(f"its outputs differ from those of the model by {difference:.2g}")
+        return found
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _run(file: Path, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -167,6 +175,7 @@ def make_networks(model: Model) -> dict[str, Network]:
     - ``classifier``: x to the probabilities of the classes;
     - ``encoder``: x, and y in a model with classes, to mean and scale of z;
     - ``decoder``: y, in a model with classes, and z to the mean of x;
+    - ``likelihood``: x, y and z to log p(x|y,z), in nats; not of an M1M2;
     - ``encoder_z1`` and ``decoder_z1`` of an M1M2: x to mean and scale of z1, and z1 to the mean of x;
     - ``energy`` and ``generator`` of a DDGM: x to E(x), and z to x.
 
@@ -194,6 +203,10 @@ def make_networks(model: Model) -> dict[str, Network]:
         decode: Any = model.decode
         found["encoder"] = Network(lambda x, *y: _moments(encode(x, *map(_index, y))), x | y, "mean", "scale")
         found["decoder"] = Network(lambda *given: decode(*map(_index, given[:-1]), given[-1]).mean, y | z, "mean")
+        if not isinstance(model, M1M2):  # whose p(x|y,z) is an integral over z1
+            found["likelihood"] = Network(
+                lambda x, *given: decode(*map(_index, given[:-1]), given[-1]).log_prob(x), x | y | z, "log_likelihood"
+            )
     if isinstance(model, M1M2):
         z1 = {"z1": (len(model.active),)}
         found["encoder_z1"] = Network(lambda x: _moments(model.encode_z1(x)), x, "mean", "scale")
@@ -216,7 +229,7 @@ def as_onnx(network: Network, metadata: Mapping[str, Any] | None = None) -> byte
     return _write_onnx(trace(network), network, metadata or {})
 
 
-def trace(network: Network) -> torch.export.ExportedProgram:
+def trace(network: Network) -> _Program:
     """Return a network as a program of ``torch.export``, with a dynamic batch dimension."""
     batch = torch.export.Dim("batch")
     examples = tuple(torch.zeros(3, *shape, dtype=torch.float32) for shape in network.inputs.values())
@@ -258,10 +271,11 @@ def _moments(distribution: Any) -> tuple[Tensor, Tensor]:
     return normal.loc, normal.scale
 
 
-def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadata: Mapping[str, Any]) -> bytes:
+def _write_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]) -> bytes:
     _check_packages()
     inputs, outputs = [*network.inputs], [*network.outputs]
     with _quiet():
+        program = program.run_decompositions(_STABLE)
         written = torch.onnx.export(
             program, input_names=inputs, output_names=outputs, dynamo=True, external_data=False, verbose=False
         )
@@ -273,17 +287,39 @@ def _write_onnx(program: torch.export.ExportedProgram, network: Network, metadat
     return content
 
 
-def _write_program(program: torch.export.ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+def _expm1(x: Tensor) -> Tensor:
+    """Return e^x - 1, which ONNX has not, to single precision also near zero."""
+    series = x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0 * (1.0 + x / 5.0))))
+    return torch.where(x.abs() < 0.2, series, x.exp() - 1.0)
+
+
+def _lgamma(x: Tensor) -> Tensor:
+    """Return log Γ(x) of positive numbers, which ONNX has not, by Stirling's series at x + 3."""
+    y = x + 3.0
+    series = (1.0 / 12.0 - (1.0 / 360.0 - 1.0 / (1260.0 * y * y)) / (y * y)) / y
+    return (y - 0.5) * y.log() - y + 0.5 * math.log(2.0 * math.pi) + series - (x * (x + 1.0) * (x + 2.0)).log()
+
+
+def _write_program(program: _Program, _: Network, metadata: Mapping[str, Any]) -> bytes:
     buffer = BytesIO()
     with _quiet():
         torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
 
 
-def _compile(program: torch.export.ExportedProgram) -> bytes:
+def _compile(program: _Program, *_: Any) -> bytes:
     with TemporaryDirectory() as folder, _quiet():
         path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/network.pt2")
         return Path(path).read_bytes()
+
+
+_STABLE: Any = {  # operators that ONNX has not, or that overflow as torch.onnx writes them
+    torch.ops.aten.expm1.default: _expm1,
+    torch.ops.aten.lgamma.default: _lgamma,
+    torch.ops.aten.log_sigmoid.default: lambda x: -nn.functional.softplus(-x),
+}
+_AOTI = ".aoti.pt2"
+_WRITERS = {".onnx": _write_onnx, ".pt2": _write_program, _AOTI: _compile}
 
 
 def _check_packages() -> None:
