@@ -56,7 +56,8 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+        self._session = ""
+        self._call("Browser.close")
         self._process.wait(20)
         os.close(self._read)
         os.close(self._write)

@@ -16,7 +16,7 @@ from browser import Browser
 def main() -> None:
     page = Path(sys.argv[1])
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, Browser(page, Path(folder)) as browser:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Browser(page, Path(folder)) as browser:
         print(f"{page.stat().st_size / 1e6:.1f} MB")
         print(f"{time.perf_counter() - start:.1f} s until the page answers, the start of Chromium included")
         print(f"{browser.run('explorer.measureDecodes(200)'):.0f} decodes and pictures a second")

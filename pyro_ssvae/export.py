@@ -183,9 +183,7 @@ def make_networks(model: Model) -> dict[str, Network]:
     """
     model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
     for part in model.modules():
-        if hasattr(
-            part, "parametrizations"
-        ):  # a class of its own, because removal changes the class, which copies share
+        if hasattr(part, "parametrizations"):  # removal changes the class, which a copy shares with its original
             cls = type(part)
             part.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
         for name in [*getattr(part, "parametrizations", ())]:

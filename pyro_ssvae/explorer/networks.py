@@ -47,6 +47,7 @@ def make_page_networks(model: Model) -> dict[str, Network]:
     - ``energy`` and ``generator`` of a DDGM: x to E(x) and features, and z to x.
     """
     found = make_networks(model)
+    found.pop("likelihood", None)  # the decoder has it as an output
     z: _Shapes = {"z": (model.latent_dim,)}
     if isinstance(model, DDGM):
         energy_net: Any = found["energy"].function  # without parametrisations

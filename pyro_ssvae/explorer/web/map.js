@@ -308,7 +308,7 @@ function onMapKey(event) {
 
 function startMap() {
   const options = [];
-  if (CLASSES.length) options.push(["label", "class (grey: not given)"]);
+  if (CLASSES.length) options.push(["label", "class"]);
   if (ROWS.predicted.some((k) => k >= 0)) options.push(["predicted", "predicted class"]);
   options.push(["score", SCORE_NAME], ["unknown", "unknown examples"]);
   if (NUM_CLASSES && ROWS.label.some((k) => k >= 0)) options.push(["wrong", "right or wrong"]);
