@@ -78,22 +78,39 @@ function drawMap() {
     context.drawImage(map.field.image, left, top, right - left, bottom - top);
   }
   const { colours, index } = colourRows();
-  const groups = colours.map(() => []);
-  for (let i = 0; i < ROWS.count; i++) if (isShown(i)) groups[index(i)].push(i);
   const size = Math.min(7, Math.max(2, 260 / Math.sqrt(ROWS.count)) * Math.sqrt(map.k / map.k0));
-  context.globalAlpha = 0.8;
-  // What is likely grey is drawn first, so that it does not cover what was asked for.
-  for (const g of [...groups.keys()].sort((a, b) => groups[b].length - groups[a].length)) {
-    context.fillStyle = colours[g];
-    for (const i of groups[g]) {
-      const [px, py] = toScreen(ROWS.map[2 * i], ROWS.map[2 * i + 1]);
-      if (px > -9 && py > -9 && px < map.width + 9 && py < map.height + 9) context.fillRect(px - size / 2, py - size / 2, size, size);
-    }
-  }
-  context.globalAlpha = 1;
+  drawPoints(context, colours, index, size);
   drawRings(context, colours, index, size);
   if (map.samples && byId("show-samples").checked) drawSamples(context);
   drawTop();
+}
+
+/** Draw the examples as squares, pixel by pixel, which stays fluid with tens of thousands of them. */
+function drawPoints(context, colours, index, size) {
+  const scale = window.devicePixelRatio || 1;
+  const [width, height] = [map.base.width, map.base.height];
+  const image = context.createImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const side = Math.max(1, Math.round(size * scale));
+  const codes = colours.map((colour) => {
+    const value = parseInt(colour.slice(1), 16);
+    return ((0xd8 << 24) | ((value & 255) << 16) | (value & 0xff00) | (value >> 16)) >>> 0; // bytes are red, green, blue, opacity
+  });
+  const grey = colours.indexOf(style("--point"));
+  for (const background of [true, false]) { // grey first, so that it does not cover what was asked for
+    for (let i = 0; i < ROWS.count; i++) {
+      const colour = index(i);
+      if ((colour === grey) !== background || !isShown(i)) continue;
+      const left = Math.round(scale * (map.x + map.k * ROWS.map[2 * i]) - side / 2);
+      const top = Math.round(scale * (map.y - map.k * ROWS.map[2 * i + 1]) - side / 2);
+      if (left < 0 || top < 0 || left + side > width || top + side > height) continue;
+      for (let row = top; row < top + side; row++) pixels.fill(codes[colour], row * width + left, row * width + left + side);
+    }
+  }
+  map.pixels ??= make("canvas");
+  [map.pixels.width, map.pixels.height] = [width, height];
+  map.pixels.getContext("2d").putImageData(image, 0, 0);
+  context.drawImage(map.pixels, 0, 0, map.width, map.height);
 }
 
 function drawRings(context, colours, index, size) {
@@ -199,8 +216,8 @@ function latentsAt(u, v, base) {
 }
 
 function nearestOnMap(u, v, most) {
-  const found = Array.from({ length: ROWS.count }, (_, i) => [Math.hypot(ROWS.map[2 * i] - u, ROWS.map[2 * i + 1] - v), i]);
-  return found.sort((a, b) => a[0] - b[0]).slice(0, most);
+  const distances = Float32Array.from({ length: ROWS.count }, (_, i) => Math.hypot(ROWS.map[2 * i] - u, ROWS.map[2 * i + 1] - v));
+  return smallest(distances, most).map((i) => [distances[i], i]);
 }
 
 /** Return the place of latents on the map. */
@@ -313,7 +330,8 @@ function startMap() {
   options.push(["score", SCORE_NAME], ["unknown", "unknown examples"]);
   if (NUM_CLASSES && ROWS.label.some((k) => k >= 0)) options.push(["wrong", "right or wrong"]);
   byId("colour-by").append(...options.map(([value, words]) => make("option", { value }, words)));
-  if (NUM_CLASSES) byId("colour-by").value = "predicted";
+  if (META.map.method === "plane") byId("colour-by").value = "unknown"; // so that only samples have a colour
+  else if (NUM_CLASSES) byId("colour-by").value = "predicted";
   const tested = ROWS.test.some(Boolean);
   const which = tested ? [["all", "all"], ["training", "training"], ["test", "test"]] : [["all", "training"]];
   byId("which-rows").append(...which.map(([value, words]) => make("option", { value }, words)));

@@ -159,5 +159,18 @@ function nearestRows(latents, most) {
     }
     distances[i] = sum;
   }
-  return Array.from(distances.keys()).sort((a, b) => distances[a] - distances[b]).slice(0, most);
+  return smallest(distances, most);
+}
+
+/** Return where the smallest values are, in their order. */
+function smallest(values, most) {
+  const found = [];
+  for (let i = 0; i < values.length; i++) {
+    if (found.length === most && values[i] >= values[found[most - 1]]) continue;
+    let at = found.length;
+    while (at > 0 && values[found[at - 1]] > values[i]) at--;
+    found.splice(at, 0, i);
+    if (found.length > most) found.pop();
+  }
+  return found;
 }
