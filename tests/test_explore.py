@@ -112,7 +112,8 @@ def test_columns_have_their_names_words_and_means():
     assert columns["depth"]["mean"] == pytest.approx(float(np.nanmean(data.x[:, 2])), abs=1e-5)
 
 
-def test_a_page_is_small_and_loads_nothing(tmp_path):
+def test_a_page_is_small_and_loads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_ssvae.explorer.page.as_onnx", lambda network: b"")
     data = make_rows()
     model = ss.M1.for_data(data.without_labels(), latent_dim=2, hidden_dims=(4,), likelihood="gaussian")
     path = ss.explore(model, data.without_labels(), tmp_path / "new" / "explorer.html")
@@ -244,6 +245,7 @@ def test_sliders_of_columns_change_the_answer_and_say_why(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
 def test_the_command_writes_the_page_of_a_run(tmp_path):
     run = tmp_path / "run"
     flags = ["--data=digits", f"--out={run}", "--latent-dim=2", "--hidden-dims=[8]", "--training.max_steps=2"]

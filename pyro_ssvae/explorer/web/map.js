@@ -327,7 +327,7 @@ function startMap() {
   const options = [];
   if (CLASSES.length) options.push(["label", "class"]);
   if (ROWS.predicted.some((k) => k >= 0)) options.push(["predicted", "predicted class"]);
-  options.push(["score", SCORE_NAME], ["unknown", "unknown examples"]);
+  options.push(["score", SCORE_NAME], ["unknown", "unknown"]);
   if (NUM_CLASSES && ROWS.label.some((k) => k >= 0)) options.push(["wrong", "right or wrong"]);
   byId("colour-by").append(...options.map(([value, words]) => make("option", { value }, words)));
   if (META.map.method === "plane") byId("colour-by").value = "unknown"; // so that only samples have a colour
