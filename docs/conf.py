@@ -1,4 +1,5 @@
 import os
+import tempfile
 from importlib.metadata import version as version_of
 from pkgutil import resolve_name
 from typing import Any
@@ -81,6 +82,21 @@ def resolve_reexport(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+def write_explorer(app: Any, exception: Exception | None) -> None:
+    """Write the explorer of a small M2 next to the pages."""
+    if exception is not None or app.builder.format != "html":
+        return
+    import pyro_ssvae as ss
+
+    data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
+    model = ss.M2.for_data(data, latent_dim=10)
+    config = ss.TrainingConfig(max_steps=600, max_minutes=1)
+    with tempfile.TemporaryDirectory() as folder:
+        ss.fit(ss.SemiSupervisedELBO.for_data(model, data), data, config, out=folder)
+    ss.explore(model, data, f"{app.outdir}/explorer.html")
+
+
 def setup(app: Any) -> None:
-    """Register the handler with Sphinx."""
+    """Register the handlers with Sphinx."""
     app.connect("missing-reference", resolve_reexport)
+    app.connect("build-finished", write_explorer)

@@ -8,6 +8,7 @@ it and writes a run folder; :func:`report` evaluates it on test examples; :func:
 from pyro_ssvae import _interrupts, presets  # noqa: F401 - _interrupts takes effect by its import
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.errors import PyroSSVAEError
+from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.base import pyro_view
 from pyro_ssvae.models.ddgm import DDGM
@@ -38,6 +39,7 @@ __all__ = [
     "StaticEnumELBO",
     "TrainingConfig",
     "UnsupervisedELBO",
+    "explore",
     "export",
     "fit",
     "load",

@@ -1,4 +1,4 @@
-"""The console script ``pyro-ssvae``: train a model, evaluate a run again, describe it, export it, generate examples."""
+"""The console script ``pyro-ssvae``: train, evaluate, describe, explore and export a model, generate examples."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
+from pyro_ssvae.cli.explore import add_explore
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
@@ -60,6 +61,7 @@ _EXAMPLES = """examples:
   pyro-ssvae info runs/digits
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
+  pyro-ssvae explore runs/digits -o explorer.html       # a page to open in a browser
   pyro-ssvae export runs/digits --to exported            # ONNX files, for programs without this package
 """
 
@@ -138,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _new_parser() -> Parser:
     parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, describe, predict, sample, export.",
+        description="Semi-supervised deep generative models: train, report, predict, sample, explore, export.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,export}"
+        dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,explore,export}"
     )
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
@@ -153,6 +155,7 @@ def _new_parser() -> Parser:
     sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
     exporting = commands.add_parser("export", help="write the networks of a run as ONNX files and PyTorch programs")
     add_commands(commands, _load_last)
+    add_explore(commands, _load_last)
     for command, function in ((again, _report), (info, _describe), (sample, _sample), (exporting, _export)):
         command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
         command.set_defaults(function=function)
