@@ -19,7 +19,6 @@ import pyro
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._io import write_atomically, write_json
@@ -74,6 +73,8 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
     report: dict[str, Any] = {**metadata, "examples": len(values["x"]), "networks": {}, "not_exported": {}}
     for name, network in networks.items():
         files = {}
+        for file in folder.glob(f"{name}.*"):
+            file.unlink()  # of an earlier export
         with _named_failure(name, report["not_exported"]):
             given = [values[key] for key in network.inputs]
             outputs = _as_tuple(network(*given))
@@ -81,7 +82,6 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
             program = trace(network)
             for suffix, write in _WRITERS.items():
                 file = folder / (name + suffix)
-                file.unlink(missing_ok=True)
                 if aoti or suffix != _AOTI:
                     with _named_failure(file.name, report["not_exported"]):
                         write_atomically(file, write(program, network, metadata))
@@ -182,12 +182,6 @@ def make_networks(model: Model) -> dict[str, Network]:
     Classes are one-hot, ``(B, K)``; x is in the units that ``model.predict_proba`` takes.
     """
     model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
-    for part in model.modules():
-        if hasattr(part, "parametrizations"):  # removal changes the class, which a copy shares with its original
-            cls = type(part)
-            part.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
-        for name in [*getattr(part, "parametrizations", ())]:
-            parametrize.remove_parametrizations(part, name)  # keeps the weights that they give
     x, z = {"x": tuple(model.event_shape)}, {"z": (model.latent_dim,)}
     y = {} if model.num_classes is None else {"y": (model.num_classes,)}
     found = {}
@@ -247,7 +241,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "model": type(model).__name__,
         "class_names": model.class_names or [str(number) for number in range(model.num_classes or 0)],
-        "scale": model.data_scale,
+        "scale": model.data_scale or 1.0,
         "event_shape": list(model.event_shape),
         "latent_dim": model.latent_dim,
         "likelihood": None if likelihood is None else {"name": likelihood.name, **likelihood.config()},
@@ -273,7 +267,8 @@ def _write_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]
     _check_packages()
     inputs, outputs = [*network.inputs], [*network.outputs]
     with _quiet():
-        program = program.run_decompositions(_STABLE)
+        if any(node.target in _STABLE for node in program.graph.nodes):
+            program = program.run_decompositions(_STABLE)
         written = torch.onnx.export(
             program, input_names=inputs, output_names=outputs, dynamo=True, external_data=False, verbose=False
         )

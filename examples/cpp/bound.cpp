@@ -115,16 +115,17 @@ Array slice(const Array& all, int64_t start, int64_t count) {
   return part;
 }
 
-// Originals, and below each line of them their reconstructions, ten in a line.
+// The first hundred originals, ten in a line, and below each line their reconstructions.
 void write_sheet(const std::string& path, const Array& x, const Array& means) {
-  const int64_t lines = x.shape[0] / 10, height = x.shape[2], width = x.shape[3];
+  const int64_t across = std::min<int64_t>(10, x.shape[0]), lines = std::min<int64_t>(10, x.shape[0] / across);
+  const int64_t height = x.shape[2], width = x.shape[3];
   std::ofstream file(path, std::ios::binary);
-  file << "P5\n" << 10 * width << " " << 2 * lines * height << "\n255\n";
+  file << "P5\n" << across * width << " " << 2 * lines * height << "\n255\n";
   for (int64_t line = 0; line < lines; ++line)
     for (const Array* images : {&x, &means})
       for (int64_t row = 0; row < height; ++row)
-        for (int64_t column = 0; column < 10 * width; ++column) {
-          const int64_t image = 10 * line + column / width;
+        for (int64_t column = 0; column < across * width; ++column) {
+          const int64_t image = across * line + column / width;
           const float grey = images->data[(image * height + row) * width + column % width];
           file.put(char(std::lround(255.0f * std::clamp(grey, 0.0f, 1.0f))));
         }
