@@ -50,7 +50,7 @@ def make_page_networks(model: Model) -> dict[str, Network]:
     found.pop("likelihood", None)  # the decoder has it as an output
     z: _Shapes = {"z": (model.latent_dim,)}
     if isinstance(model, DDGM):
-        energy_net: Any = found["energy"].function  # without parametrisations
+        energy_net: Any = model.energy_net
         inputs = found["energy"].inputs
         both = Network(lambda x: (energy_net(x), energy_net.features(x).flatten(1)), inputs, "energy", "features")
         found["energy"] = both
