@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pyro_ssvae._io import write_json
 from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.networks.images import ImageEncoder
 from pyro_ssvae.plots.style import new_axes, save_figure, style_axes
+from pyro_ssvae.presets import FEATURES
 
 Array = NDArray[Any]
 Cells = dict[str, dict[str, Any]]
@@ -134,16 +135,16 @@ def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     return train_m2(data, config, {"classifier": network}, objective)
 
 
-def m2(data: SemiSupervisedData, keep: Path | None, steps: int | None = None) -> dict[str, Any]:
+def m2(data: SemiSupervisedData, keep: Path | None, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train M2 with its default settings."""
     kind = "m2" if data.feature_source is None else "features-m2"
     folder = None if keep is None else keep / f"{data.name}-{kind}-{data.num_labelled}-seed{data.seed}"
-    return train_m2(data, TrainingConfig(max_steps=steps, device="cpu"), {}, {}, folder)
+    return train_m2(data, TrainingConfig(**(settings or {}), device="cpu"), {}, {}, folder)
 
 
 def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     """Train M2 with its default settings on pretrained features, for 1,000 steps, after which errors hardly change."""
-    return m2(data.with_features(NETWORK), keep, 1000)
+    return m2(data.with_features(NETWORK), keep, {**FEATURES.training, "max_steps": 1000})
 
 
 def train_m2(

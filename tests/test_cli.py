@@ -283,7 +283,8 @@ def test_features_stand_for_images_in_training_and_prediction(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, data = str(tmp_path / "run"), ["--image-size", "8", "--data-dir", str(tmp_path)]
-    steps = ["--training.max_steps", "30", *TINY[4:], "--features", "efficientnet_lite0", "--out", run]
+    steps = ["--training.max_steps", "80", "--training.learning_rate", "0.01", *TINY[4:], "--hidden-dims", "[64]"]
+    steps += ["--features", "efficientnet_lite0", "--out", run]
     assert main(["train", "m2", str(photos / "train"), *data, *steps]) == 0
     assert len([*(tmp_path / "features").iterdir()]) == 3
     result = json.loads((tmp_path / "run" / "result.json").read_text())

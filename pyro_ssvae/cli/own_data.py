@@ -56,6 +56,7 @@ def for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
                 chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
         if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
             chosen["bound_weight"] = FEATURES.objective["bound_weight"]
+            chosen |= {f"training.{name}": value for name, value in FEATURES.training.items()}
         return find_defaults(values | chosen | given, given) | chosen
 
     return find
