@@ -378,7 +378,7 @@ def write_tables(docs: Path) -> None:
     results, measured = load_results(docs / "results"), docs / "benchmarks"
     found = {name: table(results) for name, table in TABLES.items()} | make_grey_tables(results)
     found |= make_step_tables(measured) | make_fault_table(measured)
-    for name in ("tables", "missing", "unequal"):
+    for name in ("tables", "missing", "unequal", "cells"):
         found |= importlib.import_module(name).make_tables(measured / f"{name}.json")
     found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
     (docs / "_generated").mkdir(exist_ok=True)

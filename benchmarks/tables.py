@@ -158,6 +158,15 @@ def fit_best(fit: Callable[..., Any], settings: list[dict[str, Any]], x: Array, 
     return fit(x, y, seed, **settings[int(np.argmax(right))])
 
 
+def fit_quietly(fit: Callable[..., Any], settings: list[dict[str, Any]], x: Array, y: Array, seed: int) -> Any:
+    """Fit without warnings, with the best settings where there are several."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if len(settings) > 1:
+            return fit_best(fit, settings, x, y, seed)
+        return fit(x, y, seed, **(settings[0] if settings else {}))
+
+
 METHODS: dict[str, tuple[str, Callable[..., Any], list[dict[str, Any]]]] = {
     "logistic": ("logistic regression", fit_logistic, [{"C": 1.0}, {"C": 0.1}, {"C": 10.0}]),
     "forest": ("random forest", fit_forest, [{"min_samples_leaf": 1}, {"min_samples_leaf": 2}]),
@@ -183,16 +192,15 @@ def measure(method: str, x: Array, y: Array, x_test: Array, y_test: Array, seed:
     """Fit one method, and return accuracy, macro-F1 and seconds, the choice of settings included."""
     _, fit, settings = METHODS[method]
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if len(settings) > 1:
-            model = fit_best(fit, settings, x, y, seed)
-        else:
-            model = fit(x, y, seed, **(settings[0] if settings else {}))
+    model = fit_quietly(fit, settings, x, y, seed)
     seconds = time.perf_counter() - started
-    found = model.predict(x_test)
-    scores = {"accuracy": accuracy_score(y_test, found), "macro_f1": f1_score(y_test, found, average="macro")}
-    return {name: round(float(value), 4) for name, value in scores.items()} | {"seconds": round(seconds, 2)}
+    return score(y_test, model.predict(x_test)) | {"seconds": round(seconds, 2)}
+
+
+def score(y: Array, found: Array) -> dict[str, float]:
+    """Return accuracy and macro-F1 of predicted classes."""
+    scores = {"accuracy": accuracy_score(y, found), "macro_f1": f1_score(y, found, average="macro")}
+    return {name: round(float(value), 4) for name, value in scores.items()}
 
 
 def make_fits(sets: list[str], methods: list[str], seeds: list[int], folder: Path, results: Path, again: bool) -> None:
@@ -279,9 +287,13 @@ def make_difference_table(fits: Fits) -> str:
 
 def format_difference(ours: list[float], theirs: list[float]) -> str:
     """Return mean ± standard error of paired differences, in points."""
-    gaps = [100.0 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-    error = f" ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.1f}" if len(gaps) > 1 else ""
-    return f"{statistics.mean(gaps):+.1f}{error}"
+    return format_points([a - b for a, b in zip(ours, theirs, strict=True)], "+")
+
+
+def format_points(values: list[float], sign: str = "") -> str:
+    """Return mean ± standard error of fractions, in percent."""
+    error = f" ± {100.0 * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{100.0 * statistics.mean(values):{sign}.1f}{error}"
 
 
 def make_seconds_table(fits: Fits) -> str:

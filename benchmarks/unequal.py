@@ -9,14 +9,12 @@ Methods get 2,000 rows; 1,000 others are the test. Fits are kept in a JSON file 
 from __future__ import annotations
 
 import argparse
-import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 from table_format import format_table
 from tables import (
@@ -27,8 +25,10 @@ from tables import (
     fit_m2,
     fit_self_training,
     fit_spreading,
+    format_points,
     keep_fit,
     load_fits,
+    score,
     write_tables,
 )
 
@@ -75,12 +75,7 @@ def measure(method: str, seed: int) -> dict[str, float]:
         model = fit(scaler.transform(x), seen, seed, **settings)
     found = model.predict_proba(scaler.transform(x_test))
     y = found.argmax(1)
-    scores = {
-        "accuracy": accuracy_score(y_test, y),
-        "macro_f1": f1_score(y_test, y, average="macro"),
-        "calibration_error": calibration_error(found, y_test),
-    }
-    return {name: round(float(value), 4) for name, value in scores.items()}
+    return score(y_test, y) | {"calibration_error": round(calibration_error(found, y_test), 4)}
 
 
 def calibration_error(probabilities: Array, y: Array) -> float:
@@ -104,9 +99,7 @@ def make_tables(results: Path = RESULTS) -> dict[str, str]:
     for method, (words, _, _) in METHODS.items():
         own = [scores for key, scores in fits.items() if key.startswith(f"{method}/")]
         if own:
-            values = [[100.0 * scores[name] for scores in own] for name in own[0]]
-            errors = [f" ± {statistics.stdev(one) / len(one) ** 0.5:.1f}" if len(one) > 1 else "" for one in values]
-            cells = [f"{statistics.mean(one):.1f}{error}" for one, error in zip(values, errors, strict=True)]
+            cells = [format_points([scores[name] for scores in own]) for name in own[0]]
             rows.append([words, *cells, str(len(own))])
     return {"unequal": format_table(["%", "accuracy", "macro F1", "calibration error", "draws"], rows)}
 

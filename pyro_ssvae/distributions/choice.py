@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
+from pyro_ssvae.distributions.counts import NegativeBinomial
+from pyro_ssvae.distributions.discrete import Categorical
 from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
 
@@ -18,6 +19,7 @@ __all__ = ["choose_likelihood", "describe_likelihood"]
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts
 _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of different size
+_MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in more columns; chosen on cells
 
 
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
@@ -26,8 +28,9 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     Columns of zeros and ones, codes of two words among them, and images in [0, 1] or of 8 bits, are Bernoulli; other
     codes categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
     numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
-    the row: those of whole numbers from zero in 20 columns or more, a fifth of them zeros, of which few columns attain
-    the maximum, as pixels do.
+    the row, with one dispersion for each column: those of whole numbers from zero in 20 columns or more, a fifth of
+    them zeros, of which few columns attain the maximum, as pixels do. Of more than 100 such columns networks see the
+    first 30 principal components.
 
     Args:
         x: Examples with shape ``(N, *event_shape)``, NaN where missing.
@@ -47,7 +50,8 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     counts = whole & ~binary & (zeros >= _COUNT_ZEROS) & (x.max(0) >= _LEAST_LEVELS)
     shared = (x.max(0) == x.max()).mean()
     if len(whole) >= _COUNT_TABLE and whole.all() and counts.any() and zeros.mean() >= _COUNT_ZEROS and shared <= 0.1:
-        return NegativeBinomial(offset=True)
+        components = _COMPONENTS if len(whole) > _MANY_COLUMNS else None
+        return NegativeBinomial(offset=True, columns=len(whole), components=components)
     groups: list[tuple[Likelihood, Any]] = [
         (Bernoulli(), binary),
         (NegativeBinomial(), counts),

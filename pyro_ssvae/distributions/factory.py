@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from pyro_ssvae.distributions.class_priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior
-from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
+from pyro_ssvae.distributions.counts import NegativeBinomial, Poisson
+from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic
 from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
 from pyro_ssvae.distributions.mixed import Mixed
 from pyro_ssvae.distributions.priors import (

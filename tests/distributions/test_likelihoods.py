@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedELBO
@@ -164,6 +165,33 @@ def test_counts_are_in_closed_form() -> None:
     torch.testing.assert_close(distribution.log_prob(x), torch.as_tensor(expected))
     torch.testing.assert_close(distribution.mean, mean)
     torch.testing.assert_close(distribution.variance, mean + mean.square() / total)
+
+
+def test_counts_with_one_dispersion_for_each_column() -> None:
+    """It is found, and the probability is that of a decoder that returns the same number everywhere."""
+    random = np.random.default_rng(0)
+    r, m = np.array([0.5, 8.0]), np.array([4.0, 9.0])
+    x = torch.as_tensor(random.poisson(random.gamma(r, m / r, (4000, 2)))).float()
+    likelihood, params = NegativeBinomial(columns=2), torch.zeros(1, 2, requires_grad=True)
+    optimizer = torch.optim.Adam([*likelihood.parameters(), params], lr=0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = -likelihood(params, 1).log_prob(x).mean()
+        loss.backward()
+        optimizer.step()
+    assert likelihood.log_total.exp().tolist() == pytest.approx(r.tolist(), rel=0.15)
+    assert likelihood(params, 1).mean.tolist() == pytest.approx(m.tolist(), rel=0.1)
+    again = make_likelihood("negative_binomial", **likelihood.config() | {"offset": True})
+    nn.init.constant_(again.log_total, 0.7)
+    by_decoder, x = NegativeBinomial(offset=True), x[:5]
+    for one in (again, by_decoder):
+        one.fit_units(x)
+    raw = torch.randn(3, 5, 1, 2)
+    both = torch.cat([raw, again.log_total.expand_as(raw)], -2)
+    x[0, 1] = math.nan
+    torch.testing.assert_close(again(raw, 1).log_prob(x), by_decoder(both, 1).log_prob(x))
+    with pytest.raises(ValueError, match="columns=0"):
+        NegativeBinomial(columns=0)
 
 
 def mixed() -> Mixed:

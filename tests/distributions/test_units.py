@@ -157,6 +157,27 @@ def test_counts_of_any_size_are_classified(name: str, mean: int) -> None:
     assert log_likelihood(m2, data.x, num_samples=5).log_px.isfinite().all()
 
 
+def test_networks_see_principal_components_of_counts() -> None:
+    g = np.random.default_rng(0)
+    style = g.normal(size=(400, 1))
+    rates = np.exp(2.0 + 0.5 * style * g.choice([-1.0, 1.0], 40) + 0.3 * g.normal(size=40))
+    x = torch.as_tensor(g.poisson(rates * g.uniform(0.5, 2.0, (400, 1)))).float()
+    likelihood = NegativeBinomial(offset=True, columns=40, components=3)
+    assert likelihood.network_input(x[:2]).shape == (2, 3)
+    likelihood.fit_units(x)
+    seen = likelihood.network_input(x)
+    torch.testing.assert_close(seen.square().mean(), torch.tensor(1.0), atol=0.01, rtol=0.0)
+    assert abs(np.corrcoef(seen[:, 0], style[:, 0])[0, 1]) > 0.95
+    torch.testing.assert_close(likelihood.network_input(2.0 * x)[:, 0], seen[:, 0], atol=0.05, rtol=0.0)
+    assert np.corrcoef(seen.T)[0, 1] == pytest.approx(0.0, abs=1e-3)
+    few = NegativeBinomial(offset=True, components=3)
+    few.fit_units(x[:2])
+    assert few.network_input(x[:5]).isfinite().all()
+    assert few.network_input(x[:5]).shape == (5, 3)
+    with pytest.raises(ValueError, match="components=0"):
+        NegativeBinomial(components=0)
+
+
 def test_poisson_warns_of_counts_that_outweigh_the_labels() -> None:
     x = torch.poisson(torch.tensor([[10.0], [30_000.0]]).expand(2, 3).repeat(50, 1))
     with pytest.warns(UserWarning, match="likelihood='negative_binomial' does not"):

@@ -1,12 +1,15 @@
 """Columns of the tables that estimators are given: their likelihoods, words, missing values, shares of the classes."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
+import pyro_ssvae as ss
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.estimators import M1M2Classifier, M1Transformer, M2Classifier
@@ -35,6 +38,8 @@ def test_the_likelihood_follows_the_columns() -> None:
     assert sorted(chosen.columns) == [[0, 2], [1, 4], [3]]
     reads = rng.negative_binomial(1, 1.0 / (1.0 + rng.gamma(0.5, 20.0, (1, 40))), (200, 40))
     assert describe_likelihood(choose_likelihood(reads), 40) == "40 negative binomial given the total of the row"
+    assert choose_likelihood(reads).config() == {"offset": True, "columns": 40}
+    assert choose_likelihood(np.hstack([reads] * 3)).config() == {"offset": True, "columns": 120, "components": 30}
     assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
 
 
@@ -91,6 +96,30 @@ def test_missing_numbers_are_imputed(estimator: Any) -> None:
     assert np.mean((filled - X)[gone] ** 2) < 0.9 * np.mean((by_mean - X)[gone] ** 2)
     np.testing.assert_array_equal(model.impute(X), X)
     assert np.isfinite(model.score_samples(holes, num_samples=5)).all()
+
+
+def test_tables_of_many_counts(tmp_path: Path) -> None:
+    """Classes differ in thirty of 150 columns; some entries are missing, and the saved model is the same."""
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 3
+    excess = np.zeros((3, 150))
+    excess[y[:90], np.arange(90)] = 1.0
+    share = np.exp(0.5 * rng.normal(size=150) + excess[y])
+    totals = rng.uniform(0.5, 2.0, (240, 1))
+    table = rng.poisson(totals * rng.gamma(2.0, share / 2.0)).astype(float)
+    few = np.where(np.arange(240) < 15, y, -1)
+    model = M2Classifier(max_steps=100, random_state=0).fit(table, few)
+    assert model.model_.likelihood.components == 30
+    assert model.score(table[15:], y[15:]) > 0.9
+    ss.save(model.model_, tmp_path / "model.pt")
+    again = ss.load(tmp_path / "model.pt")
+    x = torch.as_tensor(table[:20], dtype=torch.float32)
+    torch.testing.assert_close(again.predict_proba(x), model.model_.predict_proba(x))
+    holes = np.where(rng.random(table.shape) < 0.1, np.nan, table)
+    model = M2Classifier(max_steps=20, random_state=0).fit(holes, few)
+    filled = model.impute(holes[:20])
+    assert np.isfinite(filled).all()
+    assert np.isfinite(model.score_samples(holes[:20], num_samples=5)).all()
 
 
 def test_shares_of_the_classes_are_estimated_from_unlabelled_rows() -> None:
