@@ -189,18 +189,27 @@ def prepare(method: str, x: Array, x_test: Array, categories: Array) -> tuple[Ar
 
 
 def measure(method: str, x: Array, y: Array, x_test: Array, y_test: Array, seed: int) -> dict[str, float]:
-    """Fit one method, and return accuracy, macro-F1 and seconds, the choice of settings included."""
+    """Fit one method, and return its scores and seconds, the choice of settings included."""
     _, fit, settings = METHODS[method]
     started = time.perf_counter()
     model = fit_quietly(fit, settings, x, y, seed)
     seconds = time.perf_counter() - started
-    return score(y_test, model.predict(x_test)) | {"seconds": round(seconds, 2)}
+    found = model.predict_proba(x_test)
+    scores = score(y_test, found.argmax(1)) | {"calibration_error": round(calibration_error(found, y_test), 4)}
+    return scores | {"seconds": round(seconds, 2)}
 
 
 def score(y: Array, found: Array) -> dict[str, float]:
     """Return accuracy and macro-F1 of predicted classes."""
     scores = {"accuracy": accuracy_score(y, found), "macro_f1": f1_score(y, found, average="macro")}
     return {name: round(float(value), 4) for name, value in scores.items()}
+
+
+def calibration_error(probabilities: Array, y: Array) -> float:
+    """Return the difference of accuracy and confidence within ten bins of confidence, weighted by their size."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == y
+    bins = np.ceil(10.0 * confidence).astype(int)
+    return float(np.abs(np.bincount(bins, right - confidence)).sum() / len(y))
 
 
 def make_fits(sets: list[str], methods: list[str], seeds: list[int], folder: Path, results: Path, again: bool) -> None:
@@ -304,6 +313,21 @@ def make_seconds_table(fits: Fits) -> str:
     return format_table(["seconds", *(words for words, _, _ in METHODS.values())], rows)
 
 
+def make_calibration_table(fits: Fits) -> str:
+    """Return scores and calibration errors of the sets whose fits have them."""
+    rows = []
+    for name in (*CHOOSE, *HELD_OUT):
+        for method, (words, _, _) in METHODS.items():
+            own = [
+                one for key, one in fits.items() if key.startswith(f"{name}/{method}/") and "calibration_error" in one
+            ]
+            if own:
+                names = ("accuracy", "macro_f1", "calibration_error")
+                cells = [format_points([one[score] for one in own]) for score in names]
+                rows.append([_title(name), words, *cells, str(len(own))])
+    return format_table(["%", "", "accuracy", "macro F1", "calibration error", "splits"], rows)
+
+
 def make_tables(results: Path = RESULTS) -> dict[str, str]:
     """Return the tables of a file of results, by the name of their file."""
     fits = load_fits(results)
@@ -312,6 +336,7 @@ def make_tables(results: Path = RESULTS) -> dict[str, str]:
         "tables_macro_f1": make_score_table(fits, "macro_f1"),
         "tables_differences": make_difference_table(fits),
         "tables_seconds": make_seconds_table(fits),
+        "tables_calibration": make_calibration_table(fits),
     }
 
 

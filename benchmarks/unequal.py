@@ -21,6 +21,7 @@ from tables import (
     DOCS,
     Array,
     add_arguments,
+    calibration_error,
     fit_logistic,
     fit_m2,
     fit_self_training,
@@ -76,13 +77,6 @@ def measure(method: str, seed: int) -> dict[str, float]:
     found = model.predict_proba(scaler.transform(x_test))
     y = found.argmax(1)
     return score(y_test, y) | {"calibration_error": round(calibration_error(found, y_test), 4)}
-
-
-def calibration_error(probabilities: Array, y: Array) -> float:
-    """Return the difference of accuracy and confidence within ten bins of confidence, weighted by their size."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == y
-    bins = np.ceil(10.0 * confidence).astype(int)
-    return float(np.abs(np.bincount(bins, right - confidence)).sum() / len(y))
 
 
 def make_fits(methods: list[str], seeds: list[int], results: Path, again: bool) -> None:
