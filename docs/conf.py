@@ -90,7 +90,7 @@ def write_explorer(app: Any, exception: Exception | None) -> None:
 
     data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
     model = ss.M2.for_data(data, latent_dim=10)
-    config = ss.TrainingConfig(max_steps=200, max_minutes=1)
+    config = ss.TrainingConfig(max_steps=100, max_minutes=1)
     with tempfile.TemporaryDirectory() as folder:
         ss.fit(ss.SemiSupervisedELBO.for_data(model, data), data, config, out=folder)
     ss.explore(model, data, f"{app.outdir}/explorer.html")

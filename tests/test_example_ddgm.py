@@ -46,7 +46,7 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("name", ["ring", "spiral"])
+@pytest.mark.parametrize("name", ["ring", pytest.param("spiral", marks=pytest.mark.slow)])
 def test_a_run_leaves_its_folder(
     example: ModuleType,
     name: str,
@@ -77,6 +77,7 @@ def titles(path: Path) -> list[int]:
     return Movie.load(path).steps
 
 
+@pytest.mark.slow
 def test_the_movie_continues_when_a_run_is_resumed(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

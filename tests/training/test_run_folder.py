@@ -69,7 +69,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(
     assert [row["train/loss"] for row in again.metrics] == [row["train/loss"] for row in expected.metrics]
 
 
-@pytest.mark.parametrize("flags", [["--out"], ["--resume"]])
+@pytest.mark.parametrize("flags", [["--out"], pytest.param(["--resume"], marks=pytest.mark.slow)])
 def test_a_command_stopped_before_its_first_checkpoint_starts_afresh(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,7 +195,9 @@ def test_a_launcher_of_several_processes_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK nonsense"])
+@pytest.mark.parametrize(
+    "content", [None, pytest.param(b"", marks=pytest.mark.slow), pytest.param(b"PK nonsense", marks=pytest.mark.slow)]
+)
 def test_a_label_split_that_is_lost_is_written_again(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
