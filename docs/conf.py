@@ -52,6 +52,7 @@ nitpicky = True
 nitpick_ignore = [  # not public, but named as base class or value of what is
     ("py:class", "pyro_ssvae.distributions.torch_distributions.ScaledNormal"),
     ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
+    ("py:class", "pyro_ssvae.data.features.FeatureSource"),
 ]
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+(\..*)?")]
 
@@ -83,14 +84,14 @@ def resolve_reexport(app: Any, env: Any, node: Any, contnode: Any) -> Any:
 
 
 def write_explorer(app: Any, exception: Exception | None) -> None:
-    """Write the explorer of a small M2 next to the pages."""
-    if exception is not None or app.builder.format != "html":
+    """Write the explorer of a small M2 next to the pages, in builds with ``-t explorer``, as it takes half a minute."""
+    if exception is not None or not app.tags.has("explorer"):
         return
     import pyro_ssvae as ss
 
     data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
     model = ss.M2.for_data(data, latent_dim=10)
-    config = ss.TrainingConfig(max_steps=100, max_minutes=1)
+    config = ss.TrainingConfig(max_steps=1500, max_minutes=1)
     with tempfile.TemporaryDirectory() as folder:
         ss.fit(ss.SemiSupervisedELBO.for_data(model, data), data, config, out=folder)
     ss.explore(model, data, f"{app.outdir}/explorer.html")

@@ -101,6 +101,7 @@ def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.filterwarnings(CODES, "ignore:Posterior collapse")
+@pytest.mark.slow
 def test_classes_that_are_numbers_and_a_model_without_classes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

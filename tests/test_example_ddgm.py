@@ -174,6 +174,7 @@ def make_folder(folder: Path, count: int = 60) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, out = make_folder(tmp_path / "images"), tmp_path / "run"
     flags = ["--data", str(folder), "--image-size", "16", "--training.batch_size", "16", "--out", str(out)]

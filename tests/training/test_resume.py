@@ -72,6 +72,7 @@ def _example(folder: Path, *flags: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("unrendered")
+@pytest.mark.slow
 def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real process, killed without warning at an arbitrary moment after its first checkpoint."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

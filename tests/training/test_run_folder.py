@@ -215,6 +215,7 @@ def test_a_label_split_that_is_lost_is_written_again(
     assert split.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_settings_that_are_lost_are_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "m2", *TINY, "--out", str(tmp_path)]
     assert main(command) == 0
