@@ -103,6 +103,7 @@ def test_stack_runs_all_stages(
     assert result["regularisers"] == ([] if pure else ["augmentation", "consistency"])
 
 
+@pytest.mark.slow
 def test_stack_resumes_between_stages_and_takes_an_m1(
     stack_example: ModuleType, m1_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

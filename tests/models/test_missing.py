@@ -223,6 +223,7 @@ def train(model: Any, data: SemiSupervisedData, steps: int) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_correlated_columns_are_imputed_better_than_by_their_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(300) % 2

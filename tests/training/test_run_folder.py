@@ -117,6 +117,7 @@ def test_settings_may_be_extended_and_not_changed(tmp_path: Path, capsys: pytest
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_flags_that_differ_from_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
     assert main(["train", "m2", *TINY, "--out", out]) == 0
