@@ -122,7 +122,7 @@ def make_tables(results: Path = RESULTS) -> dict[str, str]:
                 values, of_m2 = ([one[key] for one in both] for both in (own, ours))
                 cells += [format_points(values), "" if name == "m2" else format_difference(of_m2, values)]
             rows.append([*cells, f"{statistics.mean(one['seconds'] for one in own):.1f}"])
-    header = ["", "splits", "accuracy, %", "M2 less it", "macro F1, %", "M2 less it", "seconds"]
+    header = ["", "splits", "accuracy, %", "M2 minus it", "macro F1, %", "M2 minus it", "seconds"]
     return {"cells": format_table(header, rows)}
 
 

@@ -27,7 +27,7 @@ __all__ = ["FeatureSource", "compute_features", "make_source"]
 
 _BATCH = 64
 _PART = 1000  # images in one file of features
-_ENLARGEMENT = 4  # of small images: on CIFAR-10 a linear classifier gains little beyond 128 pixels
+_ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
 
@@ -202,7 +202,7 @@ def _apply(network: _Network, x: Tensor, scale: float, resolution: int | None) -
             if network.side is not None:
                 images = convert_images(images, (3, *images.shape[2:]))
             if resolution is not None:
-                # Bicubic: on CIFAR-10 a linear classifier is 2 points better than by bilinear interpolation.
+                # Bicubic gave a linear classifier a higher validation accuracy than bilinear, on CIFAR-10.
                 size = (resolution, resolution)
                 images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
             images = (images - mean) / std
