@@ -22,7 +22,7 @@ def main() -> None:
         print(f"{browser.run('explorer.measureDecodes(200)'):.0f} decodes and pictures a second")
         draw = "(() => { const start = performance.now(); for (let n = 0; n < 20; n++) explorer.drawMap();"
         print(f"{browser.run(draw + ' return (performance.now() - start) / 20; })()'):.1f} ms to draw the map")
-        answer = "(async () => { const start = performance.now(); for (let n = 0; n < 5; n++) await explorer.judge("
+        answer = "(async () => { const start = performance.now(); for (let n = 0; n < 5; n++) await explorer.assess("
         answer += "explorer.rowValues(n)); return (performance.now() - start) / 5; })()"
         print(f"{browser.run(answer):.0f} ms to answer for an example")
 

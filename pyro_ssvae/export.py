@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import singledispatch
 from importlib.util import find_spec
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -182,27 +183,50 @@ def make_networks(model: Model) -> dict[str, Network]:
     Classes are one-hot, ``(B, K)``; x is in the units that ``model.predict_proba`` takes.
     """
     model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
-    x, z = {"x": tuple(model.event_shape)}, {"z": (model.latent_dim,)}
-    y = {} if model.num_classes is None else {"y": (model.num_classes,)}
     found = {}
     if model.num_classes is not None:
+        x = {"x": tuple(model.event_shape)}
         found["classifier"] = Network(lambda x: model.classify(x).softmax(-1), x, "probabilities")
-    if isinstance(model, DDGM):
-        found["energy"] = Network(model.energy_net, x, "energy")
-        found["generator"] = Network(model.generator, z, "x")
-    if isinstance(model, LatentVariableModel):
-        encode: Any = model.encode
-        decode: Any = model.decode
-        found["encoder"] = Network(lambda x, *y: _moments(encode(x, *map(_index, y))), x | y, "mean", "scale")
-        found["decoder"] = Network(lambda *given: decode(*map(_index, given[:-1]), given[-1]).mean, y | z, "mean")
-        if not isinstance(model, M1M2):  # whose p(x|y,z) is an integral over z1
-            found["likelihood"] = Network(
-                lambda x, *given: decode(*map(_index, given[:-1]), given[-1]).log_prob(x), x | y | z, "log_likelihood"
-            )
-    if isinstance(model, M1M2):
-        z1 = {"z1": (len(model.active),)}
-        found["encoder_z1"] = Network(lambda x: _moments(model.encode_z1(x)), x, "mean", "scale")
-        found["decoder_z1"] = Network(lambda z1: model.decode_x(z1).mean, z1, "mean")
+    return found | _make_own_networks(model)
+
+
+@singledispatch
+def _make_own_networks(model: Any) -> dict[str, Network]:
+    """Return the networks of a kind of model, but for the classifier."""
+    return {}
+
+
+@_make_own_networks.register
+def _(model: DDGM) -> dict[str, Network]:
+    x, z = {"x": tuple(model.event_shape)}, {"z": (model.latent_dim,)}
+    return {"energy": Network(model.energy_net, x, "energy"), "generator": Network(model.generator, z, "x")}
+
+
+@_make_own_networks.register
+def _(model: LatentVariableModel) -> dict[str, Network]:
+    x, z = {"x": tuple(model.event_shape)}, {"z": (model.latent_dim,)}
+    y = {} if model.num_classes is None else {"y": (model.num_classes,)}
+    encode: Any = model.encode
+
+    def decode(*given: Tensor) -> Any:
+        *classes, latents = given
+        decoded: Any = model.decode
+        return decoded(*map(_index, classes), latents)
+
+    return {
+        "encoder": Network(lambda x, *y: _moments(encode(x, *map(_index, y))), x | y, "mean", "scale"),
+        "decoder": Network(lambda *given: decode(*given).mean, y | z, "mean"),
+        "likelihood": Network(lambda x, *given: decode(*given).log_prob(x), x | y | z, "log_likelihood"),
+    }
+
+
+@_make_own_networks.register
+def _(model: M1M2) -> dict[str, Network]:
+    found = _make_own_networks.dispatch(LatentVariableModel)(model)
+    del found["likelihood"]  # p(x|y,z) is an integral over z1
+    x, z1 = {"x": tuple(model.event_shape)}, {"z1": (len(model.active),)}
+    found["encoder_z1"] = Network(lambda x: _moments(model.encode_z1(x)), x, "mean", "scale")
+    found["decoder_z1"] = Network(lambda z1: model.decode_x(z1).mean, z1, "mean")
     return found
 
 

@@ -169,7 +169,7 @@ def test_the_page_computes_what_python_does(name, tmp_path):
     with browser:
         rows = "[0, 1, 2].map((i) => explorer.rowValues(i))"
         x = as_tensor([v for row in browser.run(rows) for v in as_tensor(row, ()).tolist()], model.event_shape)
-        found = browser.run(f"Promise.all({rows}.map((x) => explorer.judge(x)))")
+        found = browser.run(f"Promise.all({rows}.map((x) => explorer.assess(x)))")
         stored = browser.run("Array.from(explorer.ROWS.score.slice(0, 3))")
         z = browser.run("explorer.state.latents")
         decoded = as_tensor(browser.run("explorer.state.decoded"), model.event_shape)

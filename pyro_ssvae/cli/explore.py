@@ -17,7 +17,7 @@ from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.training import RunFolder
 
-__all__ = ["add_explore"]
+__all__ = ["add_explore", "load_run_data"]
 
 
 def add_explore(commands: Any, load_model: Callable[[Path], Any]) -> None:
@@ -37,14 +37,14 @@ def add_explore(commands: Any, load_model: Callable[[Path], Any]) -> None:
 
 def _explore(load_model: Callable[[Path], Any], args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    data = _load_data(args.run)
+    data = load_run_data(args.run)
     options = {"projection": args.projection, "num_rows": args.num_rows, "seed": args.seed}
     path = explore(load_model(args.run), data, args.out or args.run / "explorer.html", **options)
     size = path.stat().st_size / 1e6
     print(f"{path}: {size:.1f} MB, written in {time.perf_counter() - start:.0f} s; open it in a browser")
 
 
-def _load_data(folder: Path) -> SemiSupervisedData:
+def load_run_data(folder: Path) -> SemiSupervisedData:
     """Return the data that the flags of a run name.
 
     Raises:
@@ -52,10 +52,8 @@ def _load_data(folder: Path) -> SemiSupervisedData:
     """
     name = RunFolder(folder).read_config().get("command")
     if name not in COMMANDS:
-        raise RunFolderError(
-            f"{folder} was written by a Python program; call pyro_ssvae.explore(model, data, path) in it."
-        )
-    flags = parse_flags(name, ["--resume", str(folder)], program="pyro-ssvae explore")
+        raise RunFolderError(f"{folder} was written by a Python program; call pyro_ssvae.explore or export in it.")
+    flags = parse_flags(name, ["--resume", str(folder)])
     if name == "ddgm_2d":
         return make_toy_data(flags.data, seed=flags.seed)
     if name == "ddgm":

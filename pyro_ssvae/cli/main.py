@@ -17,9 +17,8 @@ import torch
 
 from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
-from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
-from pyro_ssvae.cli.explore import add_explore
+from pyro_ssvae.cli.explore import add_explore, load_run_data
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
@@ -29,7 +28,6 @@ from pyro_ssvae.cli.training import (
     plain_warnings,
     print_error,
     print_result,
-    read_data,
     run_command,
     train_stages,
 )
@@ -280,12 +278,8 @@ def _export(args: argparse.Namespace) -> None:
 
 def _read_examples(folder: Path) -> torch.Tensor | None:
     """Return test examples of a run, or else those of training; ``None`` if its data is not at hand."""
-    name = RunFolder(folder).read_config().get("command")
-    if name not in _TRAIN:
-        return None
-    args = parse_flags(name, ["--resume", str(folder)])
     try:
-        data = make_toy_data(args.data, seed=args.seed) if name == "ddgm_2d" else read_data(args.data, args, "all")
+        data = load_run_data(folder)
     except (OSError, ValueError, PyroSSVAEError) as error:
         print(f"The data of the run is not at hand: {error}", file=sys.stderr)
         return None

@@ -52,7 +52,7 @@ def for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
             shape, dtype = find_image_shape(values["data"])
             if values["features"] is not None:
                 chosen |= FEATURES.model
-            elif shape[:1] >= (3,):
+            elif shape and shape[0] >= 3:
                 chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
         if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
             chosen["bound_weight"] = FEATURES.objective["bound_weight"]

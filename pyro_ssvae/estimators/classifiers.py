@@ -21,6 +21,7 @@ from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
 from pyro_ssvae.estimators.shares import estimate_shares, shrink_shares
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
@@ -90,7 +91,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         class_prior: Any = "auto",
         alpha: float = 10.0,
         bound_weight: float = 1.0,
-        consistency_weight: float = 10.0,
+        consistency_weight: float = CONSISTENCY_WEIGHT,
         max_steps: int | None = None,
         batch_size: int = 128,
         learning_rate: float = 3e-3,
@@ -177,7 +178,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         options: dict[str, Any] = {"alpha": self.alpha, "bound_weight": self.bound_weight, **without}
         objective = SemiSupervisedELBO.for_data(model, data, **options)
         if objective.consistency is not None:
-            objective.consistency.weight *= self.consistency_weight / 10.0
+            objective.consistency.weight *= self.consistency_weight / CONSISTENCY_WEIGHT
         return objective
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ compute the same number.
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -25,16 +26,18 @@ __all__ = ["encode_rows", "find_kind", "make_page_networks", "score_rows"]
 _Shapes = dict[str, tuple[int, ...]]
 
 
+@singledispatch
 def find_kind(model: Any) -> str:
     """Return ``"m1"``, ``"m2"``, ``"m1m2"`` or ``"ddgm"``.
 
     Raises:
         TypeError: For a model of another kind.
     """
-    for kind, cls in (("ddgm", DDGM), ("m1", M1), ("m1m2", M1M2), ("m2", SemiSupervisedModel)):
-        if isinstance(model, cls):
-            return kind
     raise TypeError(f"The explorer is for M1, M2, M1M2 and DDGM; {type(model).__name__} is none of them.")
+
+
+for _cls, _kind in ((DDGM, "ddgm"), (M1, "m1"), (M1M2, "m1m2"), (SemiSupervisedModel, "m2")):
+    find_kind.register(_cls, lambda _, kind=_kind: kind)
 
 
 def make_page_networks(model: Model) -> dict[str, Network]:
@@ -49,19 +52,19 @@ def make_page_networks(model: Model) -> dict[str, Network]:
     found = make_networks(model)
     found.pop("likelihood", None)  # the decoder has it as an output
     z: _Shapes = {"z": (model.latent_dim,)}
-    if isinstance(model, DDGM):
-        energy_net: Any = model.energy_net
+    own: Any = model
+    if find_kind(model) == "ddgm":
+        energy_net = own.energy_net
         inputs = found["energy"].inputs
         both = Network(lambda x: (energy_net(x), energy_net.features(x).flatten(1)), inputs, "energy", "features")
         found["energy"] = both
         return found
-    if isinstance(model, M1M2):
-        return _make_stacked(model, found, z)
-    others: Any = model
+    if find_kind(model) == "m1m2":
+        return _make_stacked(own, found, z)
 
     def decode(*given: Tensor) -> tuple[Tensor, Tensor]:
         *y, z, x = given
-        below = others.decode(*(part.argmax(-1) for part in y), z)
+        below = own.decode(*(part.argmax(-1) for part in y), z)
         return below.mean, below.log_prob(x) + model.prior().log_prob(z)
 
     inputs = {**found["decoder"].inputs, "x": tuple(model.event_shape)}

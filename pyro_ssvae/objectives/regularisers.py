@@ -33,6 +33,9 @@ _SWAP = 0.2  # share of the columns that consistency changes
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
+CONSISTENCY_WEIGHT = 10.0
+"""Default weight of the consistency."""
+
 
 @checked
 class AffineAugmentation(nn.Module):
@@ -236,7 +239,7 @@ class Consistency(nn.Module):
         self,
         num_classes: int,
         *,
-        weight: float = 10.0,
+        weight: float = CONSISTENCY_WEIGHT,
         threshold: float = 0.9,
         strong: Augmentation | None = None,
         align: bool = True,
@@ -300,7 +303,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
     scales = _noise_scales(data, getattr(module, "likelihood", None))
     swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
-    options |= {"weight": 10.0 * few, "strong": ColumnAugmentation(_SWAP)}
+    options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
     consistency = Consistency(number, **options) if data.num_labelled else None
     wide = data.event_shape[0] * number > _WIDE
     return {

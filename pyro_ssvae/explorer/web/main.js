@@ -66,7 +66,7 @@ async function start() {
   if (META.kind === "ddgm") await startDdgm();
 }
 
-window.explorer = { META, ROWS, state, map, pad, own, SCORES, decode, encode, judge, drawMap, keepRow, endRow, toScreen, rowValues, openImage, setRow, measureDecodes };
+window.explorer = { META, ROWS, state, map, pad, own, SCORES, decode, encode, assess, drawMap, keepRow, endRow, toScreen, rowValues, openImage, setRow, measureDecodes };
 start().then(
   () => (document.documentElement.dataset.ready = "true"),
   (error) => {

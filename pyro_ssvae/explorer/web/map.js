@@ -139,26 +139,23 @@ function drawTop() {
   const context = map.top.getContext("2d");
   context.clearRect(0, 0, map.width, map.height);
   const ink = style("--ink");
+  const strokeWithEdge = () => {
+    for (const [colour, width] of [[style("--card"), 5], [ink, 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = width;
+      context.stroke();
+    }
+  };
   if (map.path.length) {
     context.beginPath();
     for (const [u, v] of map.path) context.lineTo(...toScreen(u, v));
-    context.strokeStyle = style("--card");
-    context.lineWidth = 5;
-    context.stroke();
-    context.strokeStyle = ink;
-    context.lineWidth = 2;
-    context.stroke();
+    strokeWithEdge();
   }
   const mark = (u, v, word) => {
     const [px, py] = toScreen(u, v);
     context.beginPath();
     context.arc(px, py, 9, 0, 7);
-    context.strokeStyle = style("--card");
-    context.lineWidth = 5;
-    context.stroke();
-    context.strokeStyle = ink;
-    context.lineWidth = 2;
-    context.stroke();
+    strokeWithEdge();
     context.font = "bold 14px system-ui, sans-serif";
     context.lineWidth = 4;
     context.strokeStyle = style("--card");

@@ -130,7 +130,7 @@ function expandDraws(draws, width, classes) {
 }
 
 /** Return everything the page says about one example. */
-async function judge(x) {
+async function assess(x) {
   const found = { x };
   if (NUM_CLASSES) found.probabilities = (await classify(x, 1))[0];
   found.y = NUM_CLASSES ? argmax(found.probabilities) : -1;

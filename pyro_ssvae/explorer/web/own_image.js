@@ -6,7 +6,7 @@ const judgeImage = latest(async () => {
   const values = padValues();
   pad.values = values;
   show(byId("seen"), values, "what the model sees");
-  const found = await judge(values);
+  const found = await assess(values);
   pad.answer = found;
   showAnswer(found);
 });

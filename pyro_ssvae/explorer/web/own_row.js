@@ -4,7 +4,7 @@ const own = { values: null, answer: null };
 const SHOWN_REASONS = 12;
 
 const judgeRow = latest(async () => {
-  const found = await judge(Float32Array.from(own.values));
+  const found = await assess(Float32Array.from(own.values));
   own.answer = found;
   showAnswer(found);
   if (NUM_CLASSES) await explain(found);
