@@ -1,6 +1,7 @@
-"""Checks of the arguments of functions and constructors: annotations give types, names give ranges.
+"""Checks of arguments: annotations give types, names give ranges, and errors name the remedy.
 
-An argument of the wrong type raises ``TypeError``, a wrong value ``ValueError``.
+An argument of the wrong type raises ``TypeError``, a wrong value ``ValueError``. ``name`` is the name of the caller's
+argument, for the message.
 """
 
 from __future__ import annotations
@@ -9,17 +10,33 @@ import difflib
 import functools
 import inspect
 import math
+import operator
 import os
+import reprlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pyro_ssvae._checks import MAX_CLASSES, MAX_SEED, as_count, show
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_SEED",
+    "as_bool",
+    "as_count",
+    "as_device",
+    "as_path",
+    "as_scale",
+    "as_seed",
+    "bind_arguments",
+    "checked",
+    "show",
+]
 
-__all__ = ["bind_arguments", "checked"]
-
+MAX_CLASSES = 65_536
+MAX_SEED = 2**32 - 1
 _MAX_WIDTH = 65_536
 _MAX_COUNT = 2**31 - 1
 
@@ -136,8 +153,7 @@ def _as_annotated(value: Any, name: str, annotation: Any) -> Any:
     if value is None and len(kinds) < str(annotation).count(" | ") + 1:
         return None
     if kinds == ["str", "Path"]:
-        if not isinstance(value, (str, os.PathLike)):
-            raise TypeError(f"{show(name, value)}; a path is needed.")
+        as_path(value, name)
     elif len(kinds) == 1 and kinds[0] in _MADE_BY:
         kind = kinds[0].removeprefix("nn.")
         if all(base.__name__ != kind for base in type(value).__mro__):
@@ -145,6 +161,29 @@ def _as_annotated(value: Any, name: str, annotation: Any) -> Any:
     elif len(kinds) == 1 and kinds[0] in _CONVERT:
         return _CONVERT[kinds[0]](value, name)
     return value
+
+
+def as_count(value: Any, name: str, *, least: int = 0, most: int | None = None) -> int:
+    """Return an integer of at least ``least`` and at most ``most``."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{show(name, value)}; an integer of at least {least} is needed, for example "
+            f"{name}={max(least, min(100, most or 100))}."
+        ) from None
+    if number < least:
+        raise ValueError(f"{name}={number} is too small; it must be at least {least}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name}={reprlib.repr(number)} is too large; it must be at most {most}.")
+    return number
+
+
+def show(name: str, value: Any) -> str:
+    """Return an argument, shortened, and its type, for a message."""
+    return f"{name}={' '.join(reprlib.repr(value).split())} is of type {type(value).__name__}"
 
 
 def _as_integer(value: Any, name: str) -> int:
@@ -169,7 +208,8 @@ def _as_number(value: Any, name: str) -> float:
     return value if type(value) in (int, float) else number
 
 
-def _as_flag(value: Any, name: str) -> bool:
+def as_bool(value: Any, name: str) -> bool:
+    """Return a truth value."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{show(name, value)}; True or False is needed.")
     return bool(value)
@@ -190,7 +230,54 @@ def _as_sizes(values: Any, name: str) -> tuple[int, ...]:
 _CONVERT: dict[str, Callable[[Any, str], Any]] = {
     "int": _as_integer,
     "float": _as_number,
-    "bool": _as_flag,
+    "bool": as_bool,
     "str": _as_text,
     "Sequence[int]": _as_sizes,
 }
+
+
+def as_path(value: Any, name: str) -> Path:
+    """Return a path, its ``~`` expanded."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{show(name, value)}; a path is needed, as a str or Path.")
+    if not str(value):
+        raise ValueError(f"{name} is empty; a path is needed.")
+    return Path(value).expanduser()
+
+
+def as_seed(seed: Any) -> int:
+    """Return a seed, an integer from 0 to 2^32 - 1."""
+    return as_count(seed, "seed", most=MAX_SEED)
+
+
+def as_scale(scale: Any, x: Tensor) -> float:
+    """Return the divisor of stored values, positive and finite: as given, else 255 for uint8 and 1 for floats."""
+    if scale is None:
+        return 255.0 if x.dtype == torch.uint8 else 1.0
+    return float(_as_number(scale, "scale"))
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return a device that exists, a CUDA device with its index; ``"auto"`` is CUDA if there is a GPU, else the CPU."""
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"{show('device', device)}; a name is needed: auto, cpu, cuda or cuda:INDEX.")
+    given, count = f"device={str(device)!r}", torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{given} is unknown; use one device: auto, cpu, cuda or cuda:INDEX.") from error
+    if found.type == "cpu":
+        return found
+    if found.type != "cuda":
+        raise ValueError(f"{given} is not supported; use one device: auto, cpu, cuda or cuda:INDEX.")
+    if not count:
+        raise ValueError(
+            f"{given} needs CUDA, and PyTorch finds no CUDA device here (no GPU, no driver, or a CPU-only build of "
+            "PyTorch). Use the CPU (leave out --cuda), or install a CUDA build on a machine with a GPU."
+        )
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= count:
+        raise ValueError(f"{given} does not exist; this machine has {count} CUDA device(s), counted from 0.")
+    return torch.device("cuda", index)

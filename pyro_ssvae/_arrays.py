@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._checks import MAX_CLASSES
+from pyro_ssvae._arguments import MAX_CLASSES
 
 __all__ = [
     "as_array",

@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_scale, as_seed
 from pyro_ssvae._arrays import as_examples, as_labels
-from pyro_ssvae._checks import MAX_CLASSES, as_count, as_scale, as_seed
 
 
 class Endless:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pyro_ssvae._checks import as_device
+from pyro_ssvae._arguments import as_device
 from pyro_ssvae._io import read_yaml
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_ssvae._arguments import as_count
 from pyro_ssvae._arrays import as_images
-from pyro_ssvae._checks import as_count
 from pyro_ssvae._io import check_path, write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.folders import has_colour, read_folder

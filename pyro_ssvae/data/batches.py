@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ssvae._checks import as_count, as_device, as_seed
+from pyro_ssvae._arguments import as_count, as_device, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import binarise, check_binarisation, derive_seed, rescale, threshold
 

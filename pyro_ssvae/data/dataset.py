@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import as_path, as_scale, as_seed, checked
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae._checks import as_path, as_scale, as_seed
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._arguments import as_count
 from pyro_ssvae._arrays import as_images, to_numpy
-from pyro_ssvae._checks import as_count
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.errors import DataUnavailableError, MissingPackageError

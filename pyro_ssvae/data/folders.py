@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pyro_ssvae._checks import as_bool, as_count
+from pyro_ssvae._arguments import as_bool, as_count
 from pyro_ssvae._io import check_memory, check_path
 
 __all__ = ["LabelledImages", "has_colour", "read_folder"]

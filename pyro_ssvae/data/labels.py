@@ -12,8 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from pyro_ssvae._arguments import MAX_CLASSES, as_count
 from pyro_ssvae._arrays import as_array, as_labels
-from pyro_ssvae._checks import MAX_CLASSES, as_count
 
 __all__ = ["Labels", "encode_labels", "encode_targets", "select_known", "warn_about_labels"]
 

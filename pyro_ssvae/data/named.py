@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_ssvae._arguments import as_bool, as_count, as_path
 from pyro_ssvae._arrays import as_images
-from pyro_ssvae._checks import as_bool, as_count, as_path
 from pyro_ssvae._io import suggest_names
 from pyro_ssvae.data.download import download
 from pyro_ssvae.data.readers import read_idx, read_npz

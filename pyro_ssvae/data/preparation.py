@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae._checks import as_count, as_device, as_seed
+from pyro_ssvae._arguments import as_count, as_device, as_seed
 
 __all__ = [
     "BINARISATIONS",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from pyro_ssvae._arguments import as_bool, as_count, as_path, as_scale
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae._checks import as_bool, as_count, as_path, as_scale
 from pyro_ssvae.data.folders import read_folder
 from pyro_ssvae.data.labels import encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz

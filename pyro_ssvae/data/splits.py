@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import as_labels, to_numpy
-from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
 

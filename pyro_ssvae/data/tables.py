@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import as_array, as_examples
-from pyro_ssvae._checks import as_path
 from pyro_ssvae._io import check_memory, check_path
 from pyro_ssvae.data.columns import encode_categories, find_categories
 from pyro_ssvae.data.labels import encode_labels

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._checks import as_count, show
+from pyro_ssvae._arguments import as_count, show
 from pyro_ssvae._configurable import Configurable
 
 __all__ = ["ClassPrior", "DirichletClassPrior", "FixedClassPrior", "MAPClassPrior"]

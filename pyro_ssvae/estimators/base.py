@@ -18,8 +18,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pyro_ssvae._arguments import bind_arguments
-from pyro_ssvae._checks import MAX_SEED, as_count, show
+from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
 from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import value_range
-from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.errors import MissingPackageError

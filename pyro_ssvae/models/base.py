@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike
 from pyro.poutine.runtime import InferDict, effectful
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import as_seed, checked
 from pyro_ssvae._arrays import holds_missing, value_range
-from pyro_ssvae._checks import as_seed
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource

@@ -8,8 +8,8 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_ssvae._arguments import as_scale
 from pyro_ssvae._arrays import as_examples, check_finite, to_numpy, value_range
-from pyro_ssvae._checks import as_scale
 from pyro_ssvae.data.tables import encode_rows, read_table
 
 __all__ = ["as_input"]

@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from pyro_ssvae._arguments import checked
-from pyro_ssvae._checks import as_device
+from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae._configurable import REGISTRY, build, is_library_class
 from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.features import FeatureSource

@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import to_numpy
-from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.m1 import M1

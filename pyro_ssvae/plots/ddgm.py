@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from pyro_ssvae._checks import as_count
+from pyro_ssvae._arguments import as_count
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
     compute_energies,

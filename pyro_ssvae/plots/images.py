@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._checks import as_count
+from pyro_ssvae._arguments import as_count
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import as_labels
-from pyro_ssvae._checks import as_count, as_seed
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import evaluation_mode
 

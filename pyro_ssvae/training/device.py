@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_ssvae._checks import as_device
+from pyro_ssvae._arguments import as_device
 from pyro_ssvae.training.config import TrainingConfig
 
 if TYPE_CHECKING:

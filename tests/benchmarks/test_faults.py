@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fault_inputs import check_error
-from fault_runs import Ended, check_ending, compare
+from fault_runs import Ended, Failure, check_ending, compare
 
 from pyro_ssvae import M2, TrainingConfig, save
 
@@ -47,10 +47,10 @@ def test_a_few_cases_of_each_part(tmp_path: Path) -> None:
     assert "in the campaign itself" not in done.stdout
 
 
-def run_one(number: int, folder: Path) -> None:
+def run_one(number: int, rng: np.random.Generator, folder: Path) -> None:
     """Behave well, fail, hang, die, start a program or have a fault of its own."""
     if number == 1:
-        raise faults.Failure("different", "two  lines\nof text")
+        raise Failure("different", "two  lines\nof text")
     if number == 2:
         time.sleep(60)
     if number == 3:
@@ -64,9 +64,10 @@ def run_one(number: int, folder: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the processes here use no thread
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_failures_of_every_kind_are_found(jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(faults.PARTS, "inputs", faults.Part("", 7, 1.0, 8.0, 5))
+    monkeypatch.setitem(faults.PARTS, "inputs", faults.Part("", "", 7, 2.0, 8.0))
     found = {
-        number: (kind, text) for number, kind, text in faults.run_cases("inputs", run_one, range(7), jobs, tmp_path)
+        number: (kind, text)
+        for number, kind, text in faults.run_cases("inputs", run_one, range(7), tmp_path, jobs=jobs)
     }
     kinds = {0: "", 1: "different", 2: "hang", 3: "foreign", 4: "started", 5: "foreign", 6: ""}
     assert {number: kind for number, (kind, _) in found.items()} == kinds
@@ -82,7 +83,7 @@ def test_errors_count_as_own_only_where_the_package_raises_them() -> None:
 
     check_error(catch(lambda: TrainingConfig(batch_size=0)))
     for error in (catch(int, "x"), catch(os.listdir, "/none"), catch(lambda: np.zeros(2).reshape(3))):
-        with pytest.raises(faults.Failure):
+        with pytest.raises(Failure):
             check_error(error)
 
 
@@ -101,7 +102,7 @@ def test_endings_of_commands(ended: Ended, kind: str | None) -> None:
     if kind is None:
         check_ending(ended, "")
     else:
-        with pytest.raises(faults.Failure) as caught:
+        with pytest.raises(Failure) as caught:
             check_ending(ended, "")
         assert caught.value.args[0] == kind
 
@@ -124,7 +125,7 @@ def test_runs_are_compared_to_the_last_bit(tmp_path: Path) -> None:
     others.append(write("weights"))
     kinds = []
     for other in others:
-        with pytest.raises(faults.Failure) as caught:
+        with pytest.raises(Failure) as caught:
             compare(other, reference, "")
         kinds.append(caught.value.args[0])
     assert kinds == ["different", "corrupt", "corrupt", "different"]
