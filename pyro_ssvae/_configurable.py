@@ -42,7 +42,6 @@ def _record_arguments(cls: type, init: Callable[..., None]) -> Callable[..., Non
     Those of the classes of this package are checked too; the annotations of others are their own affair.
     """
     signature = inspect.signature(init)
-    parameters = signature.parameters
     bind = functools.partial(bind_arguments, init, signature) if is_library_class(cls) else signature.bind
 
     @functools.wraps(init)
@@ -52,9 +51,9 @@ def _record_arguments(cls: type, init: Callable[..., None]) -> Callable[..., Non
         bound.apply_defaults()
         arguments: dict[str, Any] = {}
         for name, value in list(bound.arguments.items())[1:]:  # without self
-            if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 arguments |= value
-            elif parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
+            elif signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
                 arguments[name] = value
             elif value:
                 arguments["*"] = value  # build passes what stands before by position too
@@ -73,23 +72,17 @@ class _CustomError(TypeError):
 
 
 def describe(module: Configurable, cls: type | None = None) -> dict[str, Any]:
-    """Return how to build a module again, JSON-ready.
+    """Return how to build a module again, as an instance of its class or of a base class ``cls`` of it, JSON-ready.
 
-    Args:
-        module: The module.
-        cls: The class whose arguments are described: the module's class (``None``) or a base class of it.
-
-    Returns:
-        The name of the class under ``"class"``; under ``"arguments"`` those of its constructor, in which modules of
-        this package are described too and ``"*"`` holds further positional ones; and under ``"custom"`` the
-        arguments that only the caller can supply, by name, with their class.
+    ``"class"`` is the name of the class; ``"arguments"`` are those of its constructor, in which modules of this package
+    are described too and ``"*"`` holds further positional ones; ``"custom"`` are the arguments that only the caller can
+    supply, by name, with their class.
     """
     cls = type(module) if cls is None else cls
     recorded: dict[type, dict[str, Any]] = getattr(module, "_arguments", {})
-    constructor = next((base for base in cls.__mro__ if base in recorded), None)
     arguments: dict[str, Any] = {}
     custom: dict[str, str] = {}
-    for name, value in {} if constructor is None else recorded[constructor].items():
+    for name, value in next((recorded[base] for base in cls.__mro__ if base in recorded), {}).items():
         try:
             arguments[name] = _encode(value)
         except _CustomError as error:
@@ -117,15 +110,10 @@ def _encode(value: Any) -> Any:
 
 
 def build(config: Mapping[str, Any], cls: type | None = None, **given: Any) -> Any:
-    """Build a module from its configuration.
+    """Build a module from what :func:`describe` returned, by default of the class named there.
 
-    Args:
-        config: From :func:`describe`.
-        cls: The class to build; the one that the configuration names where ``None``.
-        **given: Arguments that replace those of the configuration.
-
-    Raises:
-        KeyError: For an entry that is missing or a class that is not registered.
+    Arguments that are ``given`` replace those of the configuration. Raises ``KeyError`` for an entry that is missing or
+    a class that is not registered.
     """
     arguments = {name: _decode(value) for name, value in config["arguments"].items()} | given
     names = list(arguments)

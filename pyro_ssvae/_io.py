@@ -57,11 +57,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``ValueError`` if the file does not hold one."""
-    try:
-        value = json.loads(_read_text(path, _LARGEST_JSON))
-    except (ValueError, RecursionError) as error:
-        told = str(error)
-        raise ValueError(told if str(path) in told else f"{path} is not readable JSON: {told}") from error
+    value = _read(path, "JSON", _LARGEST_JSON, json.loads)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
@@ -78,21 +74,19 @@ class _PlainLoader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file without anchors and aliases, or raise ``ValueError`` if it is unreadable."""
-    try:
-        return yaml.load(_read_text(path, _LARGEST_YAML), _PlainLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(told if str(path) in told else f"{path} is not readable YAML: {told}") from error
+    return _read(path, "YAML", _LARGEST_YAML, lambda text: yaml.load(text, _PlainLoader))  # noqa: S506 - a SafeLoader
 
 
-def _read_text(path: Path, most: int) -> str:
+def _read(path: Path, what: str, most: int, parse: Callable[[str], Any]) -> Any:
     check_path(path, "a text file")
     if (size := path.stat().st_size) > most:
         raise ValueError(f"{path} has {size:,} bytes, and at most {most:,} are read.")
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is a binary file, and text is needed.") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is not readable {what}: {' '.join(str(error).split())}") from error
 
 
 def check_path(path: Path, needed: str, test: Callable[[Path], bool] = Path.is_file) -> None:

@@ -33,11 +33,7 @@ class RunFolderError(PyroSSVAEError, RuntimeError):
 
 
 class EnumerationError(PyroSSVAEError, RuntimeError):
-    """A bound that sums over the classes needs an enumerated site, and the guide has none.
-
-    Args:
-        sites: Names of the guide's sites.
-    """
+    """A bound that sums over the classes needs an enumerated site, and the guide, with these sites, has none."""
 
     def __init__(self, sites: list[str]) -> None:
         super().__init__(
@@ -49,11 +45,7 @@ class EnumerationError(PyroSSVAEError, RuntimeError):
 
 
 class StaticELBOError(PyroSSVAEError, NotImplementedError):
-    """:class:`~pyro_ssvae.StaticEnumELBO` does not support a module; Pyro's ``TraceEnum_ELBO`` may do so.
-
-    Args:
-        reason: What is not supported, as a sentence.
-    """
+    """:class:`~pyro_ssvae.StaticEnumELBO` does not support a module; Pyro's ``TraceEnum_ELBO`` may do so."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -63,14 +55,7 @@ class StaticELBOError(PyroSSVAEError, NotImplementedError):
 
 
 class _TrainingStoppedError(PyroSSVAEError, RuntimeError):
-    """Training cannot go on.
-
-    Args:
-        message: What happened.
-        step: At which step, counted from 1.
-        checkpoint: The last checkpoint written before it, or ``None``.
-        remedy: What to try.
-    """
+    """Training cannot go on after ``step``, counted from 1; ``checkpoint`` is the last one written, or ``None``."""
 
     def __init__(self, message: str, step: int, checkpoint: Path | None, remedy: str = "") -> None:
         kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written before."
@@ -82,10 +67,7 @@ class _TrainingStoppedError(PyroSSVAEError, RuntimeError):
 class TrainingFailedError(_TrainingStoppedError):
     """Training failed although every loss is finite: a generator collapses, energies diverge, or memory runs out.
 
-    Args:
-        step: Step at which it was found.
-        why: What is wrong.
-        checkpoint: The last checkpoint written before it, or ``None``.
+    ``step`` is the step at which it was found, ``checkpoint`` the last one written before it, or ``None``.
     """
 
     def __init__(self, step: int, why: str, checkpoint: Path | None) -> None:
@@ -95,9 +77,7 @@ class TrainingFailedError(_TrainingStoppedError):
 class NonFiniteLossError(_TrainingStoppedError):
     """The loss became infinite or not a number.
 
-    Args:
-        step: The first step whose loss was not finite, counted from 1.
-        checkpoint: The last checkpoint written before it, or ``None``.
+    ``step`` is the first such step, counted from 1, ``checkpoint`` the last one written before it, or ``None``.
     """
 
     def __init__(self, step: int, checkpoint: Path | None) -> None:
