@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fault_inputs import EXAMPLES, LABELS, attempt, check_data, make_base, make_values, shorten, use_model
-from fault_runs import Ended, Failure, check_ending, choose
+from fault_runs import Command, Failure, check_ending, choose
 from PIL import Image
 
 import pyro_ssvae as ss
-from pyro_ssvae.cli.main import main
 from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
 
 Generator = np.random.Generator
@@ -121,17 +119,6 @@ def _write_images(folder: Path, rng: Generator) -> None:
             path.write_bytes(rng.bytes(int(rng.integers(0, 30))))
 
 
-def _run_main(argv: list[str]) -> Ended:
-    """Return how a command of the console script ends in this process."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        try:
-            status = main(argv)
-        except SystemExit as stopped:
-            status = stopped.code if isinstance(stopped.code, int) else 1
-    return Ended(status, output.getvalue())
-
-
 class Tables:
     """Gives generated input to estimators, to the readers of tables and folders, and to commands."""
 
@@ -143,9 +130,7 @@ class Tables:
         table.to_csv(root / "table.csv", index=False)
         for name, label in (("m2", ["--num-labels", "20"]), ("m1", ["--num-samples", "2"])):
             argv = ["train", name, str(root / "table.csv"), *_TRAIN, *label, "--out", str(root / name)]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                check_ending(_run_main(argv), f"train {name}:", (0,))
+            check_ending(Command(argv).wait(), f"train {name}:", (0,))
 
     def __call__(self, number: int, rng: Generator, folder: Path) -> None:
         """Run a case."""
@@ -253,7 +238,7 @@ class Tables:
             "train": ["train", *choose(_MODELS, rng), str(path), *_TRAIN, "--out", str(folder / "run")],
         }[choose(["predict", "predict", "evaluate", "sample", "train"], rng)]
         words = f"{' '.join(argv)[:200]} ({words}):"
-        ended = _run_main(argv)
+        ended = Command(argv).wait()
         check_ending(ended, words)
         if ended.status == 2 and len(ended.text.strip().splitlines()) > 1 and argv[0] != "train":
             raise Failure("foreign", f"{words} more than one line: {ended.text}")

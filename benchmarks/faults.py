@@ -29,7 +29,6 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from table_format import format_table, load_json
 
 FAILURES = {
@@ -62,8 +61,8 @@ PARTS = {
     "inputs": Part("generated arguments", "fault_inputs", 2000, 60.0, 2.0),
     "tables": Part("generated tables, labels and parameters", "fault_tables", 2000, 60.0, 2.0),
 }
-Run = Callable[[int, np.random.Generator, Path], None]
-"""Runs the case of a number in an empty folder, and raises ``Failure`` if it fails."""
+Run = Callable[[int, Any, Path], None]
+"""Runs the case of a number, with a random generator of numpy, in an empty folder, and raises ``Failure`` if it fails."""
 
 
 def prepare(part: str, root: Path, numbers: Sequence[int]) -> Run:
@@ -114,6 +113,7 @@ def _end(process: Any) -> None:
 
 def _work(part: str, run: Run, number: int, seed: int, root: Path) -> None:
     """Run a case in this process, and write its outcome."""
+    import numpy as np  # not before prepare has limited its threads
     import torch
     from fault_runs import Failure
 
