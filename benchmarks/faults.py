@@ -62,7 +62,7 @@ PARTS = {
     "tables": Part("generated tables, labels and parameters", "fault_tables", 2000, 60.0, 2.0),
 }
 Run = Callable[[int, Any, Path], None]
-"""Runs the case of a number, with a random generator of numpy, in an empty folder, and raises ``Failure`` if it fails."""
+"""Runs the case of a number, with a generator of numpy, in an empty folder, and raises ``Failure`` if it fails."""
 
 
 def prepare(part: str, root: Path, numbers: Sequence[int]) -> Run:
