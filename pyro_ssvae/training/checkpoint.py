@@ -16,7 +16,7 @@ from pyro_ssvae.objectives.base import Validation
 if TYPE_CHECKING:
     from pyro_ssvae.training.loop import Loop
 
-__all__ = ["check_like", "get_state", "pack", "restore", "unpack"]
+__all__ = ["check_like", "get_state", "load_moments", "pack", "restore", "unpack"]
 
 _FORMAT = 1  # version of the format
 
@@ -85,6 +85,16 @@ def check_like(found: Any, like: Any, name: str) -> None:
         kinds = (int, float) if type(like) is float else (type(like),)
         if type(found) not in kinds or found != found:
             raise ValueError(f"{name} is {str(found)[:60]!r}, no {type(like).__name__}")
+
+
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any], name: str) -> None:
+    """Restore the moments of Adam, by number of the parameter; the settings of the optimiser stay."""
+    parameters = dict(enumerate(part for group in optimizer.param_groups for part in group["params"]))
+    found = {int(number): value for number, value in moments.items()}
+    for number, value in found.items():
+        like = parameters[number]
+        check_like(value, {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}, f"{name}/{number}")
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def get_state(loop: Loop) -> dict[str, Any]:

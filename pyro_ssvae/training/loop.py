@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +15,24 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._interrupts import SignalHandler
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
-from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
+from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.checkpoint import get_state, restore
-from pyro_ssvae.training.config import TrainingConfig, settle
-from pyro_ssvae.training.device import describe_memory_error, make_fabric
-from pyro_ssvae.training.run_folder import RunFolder
-from pyro_ssvae.training.signals import SignalHandler
+from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
+from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
+from pyro_ssvae.training.run_folder import RunFolder, writing
 from pyro_ssvae.training.step import TrainingStep
-from pyro_ssvae.training.tensorboard import TensorBoardLog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from pyro_ssvae.training.progress import ProgressReport
 
 __all__ = ["FitResult", "fit"]
 
@@ -154,30 +151,32 @@ def _train(
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
 ) -> FitResult:
     """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
-    from pyro_ssvae.training.progress import ProgressReport
-
     loop: Loop | None = None
     try:
         loop = Loop(objective, data, config, fabric, folder, on_evaluation)
         if folder is not None:
             loop.open(folder, resume, settings or {})
-        with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
-            with loop.logging():
-                stopped_by = loop.run(signals, report)
+        bar = ProgressReport(loop.total, done=loop.step, enabled=progress)
+        with SignalHandler() as signals, bar as report, loop.logging() as loop.log:
+            stopped_by = loop.run(signals, report)
         result = loop.finish(stopped_by)
     except (MemoryError, RuntimeError) as error:
         if (words := describe_memory_error(error)) is None:
             raise
         sizes = f"batch_size={config.batch_size}, labelled_batch_size={config.labelled_batch_size}"
-        checkpoint = folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
         why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
-        raise TrainingFailedError(0 if loop is None else loop.step, why, checkpoint) from error
+        raise TrainingFailedError(0 if loop is None else loop.step, why, _find_checkpoint(folder)) from error
     if stopped_by in ("SIGINT", "SIGTERM"):
         saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
         if progress or folder is not None:
             print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
     return result
+
+
+def _find_checkpoint(folder: RunFolder | None) -> Path | None:
+    """Return the last checkpoint, if there is one."""
+    return folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
 
 
 @dataclass
@@ -228,7 +227,6 @@ class Loop:
         self.interval = config.evaluation_interval(self.total)
         self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
         self.train_step.check()
-        self.average = self.train_step.average
         self.step = 0
         self.seconds = 0.0
         self.metrics: list[dict[str, Any]] = []
@@ -240,7 +238,7 @@ class Loop:
         """Start the run in a folder, or continue it from its checkpoint."""
         module = self.objective.module
         config = {
-            "training": self.config.to_dict(),
+            "training": asdict(self.config),
             "objective": self.objective.config(),
             **({"model": module.config()} if isinstance(module, Model) else {}),
             **settings,
@@ -253,16 +251,9 @@ class Loop:
         if self.data.split is not None:
             folder.write_split(self.data.split)
 
-    @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Keep the TensorBoard log of the run folder open."""
-        if self.folder is not None:
-            self.log = TensorBoardLog(self.folder.tensorboard, self.step)
-        try:
-            yield
-        finally:
-            if self.log is not None:
-                self.log.close()
+    def logging(self) -> AbstractContextManager[TensorBoardLog | None]:
+        """Return the TensorBoard log of the run folder as a context, in which it is open."""
+        return nullcontext() if self.folder is None else closing(TensorBoardLog(self.folder.tensorboard, self.step))
 
     def run(self, signals: SignalHandler, report: ProgressReport) -> str:
         """Train until the schedule, a limit or a signal ends it; return which."""
@@ -300,12 +291,7 @@ class Loop:
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)
         if bad >= 0:
-            raise NonFiniteLossError(bad, self._checkpoint())
-
-    def _checkpoint(self) -> Path | None:
-        """Return the last checkpoint, if there is one."""
-        checkpoint = self.folder.checkpoint if self.folder is not None else None
-        return checkpoint if checkpoint is not None and checkpoint.is_file() else None
+            raise NonFiniteLossError(bad, _find_checkpoint(self.folder))
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
@@ -319,7 +305,7 @@ class Loop:
             "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
             **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
-        with self.average.applied():
+        with self.train_step.average.applied():
             found = self.objective.validate(
                 self.data,
                 history=[*self.metrics, metrics],
@@ -338,7 +324,7 @@ class Loop:
         if found.failure is not None:
             if self.folder is not None:
                 self.folder.write_metrics(self.metrics)
-            raise TrainingFailedError(self.step, found.failure, self._checkpoint())
+            raise TrainingFailedError(self.step, found.failure, _find_checkpoint(self.folder))
         return metrics
 
     def _keep_if_best(self, found: Validation) -> None:
@@ -359,22 +345,20 @@ class Loop:
 
     def _save_model(self) -> None:
         if self.folder is not None and isinstance(self.objective.module, Model):
-            try:
+            with writing(f"the model to {self.folder.model}"):
                 save(self.objective.module, self.folder.model)
-            except OSError as error:
-                raise RunFolderError(f"Cannot write the model to {self.folder.model}: {error}.") from error
 
     def _write(self, *, needed: bool = False) -> None:
         """Write metrics, and the checkpoint if it is worth keeping, or if there is none and one is needed."""
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
-            if self.validation.keep or (needed and self._checkpoint() is None):
+            if self.validation.keep or (needed and _find_checkpoint(self.folder) is None):
                 self.folder.write_checkpoint(get_state(self))
 
     def finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
         module = self.objective.module
-        with self.average.applied():
+        with self.train_step.average.applied():
             last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         if self.best.weights:
             module.load_state_dict(self.best.weights)
