@@ -15,7 +15,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.explorer.payload import Payload, make_payload
-from pyro_ssvae.export import as_onnx
+from pyro_ssvae.export import as_onnx, trace
 from pyro_ssvae.models.base import Model
 from pyro_ssvae.training.run_folder import writing
 
@@ -71,7 +71,7 @@ def _fill_page(payload: Payload) -> str:
     web, vendor = files("pyro_ssvae.explorer") / "web", files("pyro_ssvae.explorer") / "vendor"
     blobs = {name: (vendor / file).read_bytes() for name, file in _VENDORED.items()}
     blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
-    blobs |= {f"graph-{name}": _zip(as_onnx(network)) for name, network in payload.networks.items()}
+    blobs |= {f"graph-{name}": _zip(as_onnx(trace(network), network, {})) for name, network in payload.networks.items()}
     networks = payload.networks.items()
     meta = {
         **payload.meta,

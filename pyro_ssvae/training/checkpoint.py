@@ -42,11 +42,7 @@ def pack(state: dict[str, Any]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return the state that :func:`pack` wrote, with tensors on the CPU.
-
-    Raises:
-        Exception: Of many types, for a damaged file.
-    """
+    """Return the state that :func:`pack` wrote, with tensors on the CPU; a damaged file gives errors of many types."""
     tensors = load_tensors(content)
 
     def decode(value: Any) -> Any:
@@ -114,11 +110,7 @@ def get_state(loop: Loop) -> dict[str, Any]:
 
 
 def restore(loop: Loop, state: dict[str, Any]) -> None:
-    """Restore the state of a run.
-
-    Raises:
-        RunFolderError: If it belongs to another model or other settings, or is damaged.
-    """
+    """Restore the state of a run, or raise ``RunFolderError`` for one that does not fit."""
     try:
         _check_state(loop, state)
         loop.train_step.load_state_dict(state)

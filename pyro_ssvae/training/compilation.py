@@ -80,16 +80,8 @@ class _LossModule(nn.Module):
 class CompiledLoss:
     """A loss and its gradients with respect to some parameters, traced and compiled for one shape of batch.
 
-    Args:
-        objective: Owns all parameters and buffers that the loss depends on.
-        function: Maps a batch to its loss.
-        trained: The parameters that get gradients.
-        batch: A batch of the shape to compile for.
-        device: The device of everything.
-
-    Raises:
-        Exception: Whatever tracing or compiling raises, for example because the loss reads numbers back from the
-            device. Generators and buffers are then as before.
+    The objective owns all parameters and buffers that the loss depends on. Tracing and compiling raise errors of any
+    type, for example because the loss reads numbers back from the device; generators and buffers are then as before.
     """
 
     def __init__(
@@ -172,13 +164,8 @@ class CapturedSteps:
 
     The first steps of each shape run eagerly. A captured step reads the indices of its examples from buffers at fixed
     addresses; gathering, scaling and binarising the examples are part of the graph where the data lies on the device.
-    The states of the generators are registered, so draws continue where the step before stopped.
-
-    Args:
-        step: Does a step on a batch, without host-device synchronisation; every tensor it keeps must stay at its
-            address. It returns the names of what it logged.
-        stream: Gathers examples.
-        device: The CUDA device.
+    The states of the generators are registered, so draws continue where the step before stopped. The step is done
+    without host-device synchronisation, every tensor it keeps stays at its address, and it returns names of its terms.
     """
 
     def __init__(self, step: Callable[[Batch], list[str]], stream: BatchStream, device: torch.device) -> None:

@@ -134,14 +134,7 @@ class TrainingConfig:
         )
 
     def kl_weight_at(self, step: int, total: int, num_examples: int, *, peaks: bool = True) -> float:
-        """Return the weight of the KL of z at a step of the schedule.
-
-        Args:
-            step: The step, from 0.
-            total: Length of the schedule in steps.
-            num_examples: Number of training examples.
-            peaks: Whether the weight may exceed 1 by default (:attr:`Objective.peaks_kl`).
-        """
+        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``; above 1 only if it ``peaks``."""
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return self.kl_weight * progress / self.kl_warmup
@@ -225,14 +218,7 @@ def describe_memory_error(error: BaseException) -> str | None:
 
 
 def make_fabric(config: TrainingConfig) -> Fabric:
-    """Return a Fabric for one device and the chosen precision.
-
-    Raises:
-        ValueError: For a device that does not exist, or is neither CPU nor CUDA, and under torchrun.
-
-    Warns:
-        UserWarning: For bf16 on a CPU that has no arithmetic for it and so emulates it, ten times slower than float32.
-    """
+    """Return a Fabric for one device and the chosen precision, or raise ``ValueError``, also under torchrun."""
     from lightning_fabric import Fabric  # takes seconds to import
 
     check_one_process()

@@ -109,17 +109,14 @@ def fit(
 
     Raises:
         TypeError: If an argument is of another type, such as a model in place of an objective.
-        ValueError: If data, objective and settings do not fit, before anything is trained or written: also for
-            ``patience`` without a score on validation examples, a ``kl_weight`` of an objective without a bound, and
-            batches of one example for batch normalisation; or under torchrun.
+        ValueError: If data, objective and settings do not fit, before anything is trained or written; or under
+            torchrun.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
-            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were
-            worth keeping.
-        RunFolderError: If the folder cannot be used, written or resumed: also if another process works in it, or it
-            holds a run with other settings.
+            or memory runs out. Checkpoint and model are the last that were worth keeping.
+        RunFolderError: If the folder cannot be used, written or resumed, or another process works in it.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
 

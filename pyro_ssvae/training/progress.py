@@ -49,14 +49,7 @@ class _Console(Console):
 
 
 class ProgressReport:
-    """Shows steps done, rate, remaining time and the main metrics of the last evaluation.
-
-    Args:
-        total: Number of steps of the schedule.
-        done: Steps done before, in a resumed run.
-        enabled: Whether to show anything.
-        words: Label of the bar.
-    """
+    """Shows steps done (``done`` before, in a resumed run), rate, remaining time and metrics of the last evaluation."""
 
     def __init__(self, total: int, *, done: int = 0, enabled: bool = True, words: str = "training") -> None:
         self._console = _Console(stderr=True)
@@ -107,14 +100,7 @@ class ProgressReport:
 class TensorBoardLog:
     """Writes the metrics of each evaluation for TensorBoard; does nothing where it is not installed.
 
-    PyTorch's own writer has a thread, whose errors cannot be caught.
-
-    Args:
-        folder: Where the event files go.
-        from_step: First step to write; curves of a resumed run are cut there.
-
-    Raises:
-        RunFolderError: If the file cannot be written; from :meth:`write` too.
+    PyTorch's own writer has a thread, whose errors cannot be caught. Curves of a resumed run are cut at ``from_step``.
     """
 
     def __init__(self, folder: Path, from_step: int = 0) -> None:

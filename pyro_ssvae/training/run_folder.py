@@ -53,7 +53,8 @@ class RunFolder:
     """Paths, formats and state of one run; every file is written atomically, and nothing is ever unpickled.
 
     A run has not started (no ``config.yaml``), was stopped before its first checkpoint, can be continued (a
-    checkpoint), or is finished (``result.json``, which is written last).
+    checkpoint), or is finished (``result.json``, which is written last). Methods raise ``RunFolderError`` for what
+    cannot be locked, read, written (the file of before stays) or continued.
 
     Args:
         path: The folder; made by :meth:`lock`.
@@ -82,9 +83,6 @@ class RunFolder:
 
         A thread that holds the lock may lock the folder again. Afterwards folders that were made and are still empty
         are removed.
-
-        Raises:
-            RunFolderError: If another process or thread works in it, or it cannot be made.
         """
         key = self._key
         if key in _held and _held[key][1] == threading.get_ident():
@@ -152,11 +150,7 @@ class RunFolder:
     # Settings.
 
     def read_config(self) -> dict[str, Any]:
-        """Return the settings of the run.
-
-        Raises:
-            RunFolderError: If the folder holds no readable run.
-        """
+        """Return the settings of the run."""
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path} holds no run (no config.yaml). Give the folder that an earlier run wrote."
@@ -188,11 +182,7 @@ class RunFolder:
         return True
 
     def write_split(self, split: LabelSplit) -> None:
-        """Write the label split, or compare it with the one that is there; replace a damaged one, and say so.
-
-        Raises:
-            RunFolderError: If the run was trained on another split, or the file cannot be written.
-        """
+        """Write the label split, or compare it with the one that is there; replace a damaged one, and say so."""
         problem = ""
         try:
             if LabelSplit.load(self.split) == split:
@@ -215,11 +205,7 @@ class RunFolder:
     def find_state(self, config: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
         """Return the state of training from which a run with these settings goes on; ``None`` for a new run.
 
-        A run that was stopped before its first checkpoint starts afresh.
-
-        Raises:
-            RunFolderError: If there is a run to continue and ``resume`` is false, or one with other settings; or if
-                the checkpoint is missing from a finished run, or unreadable.
+        A run that was stopped before its first checkpoint starts afresh; one with a checkpoint needs ``resume``.
         """
         if not self.checkpoint.is_file():
             self._check_unstarted()
@@ -260,19 +246,11 @@ class RunFolder:
                 refuse_changes(self.path, before[section], config[section], (*EXTENDING, *FREE))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the training state.
-
-        Raises:
-            RunFolderError: If it cannot be written, for example on a full disk; the one before stays.
-        """
+        """Write the training state."""
         self._write(self.checkpoint, pack(state))
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """Return the training state, with tensors on the CPU.
-
-        Raises:
-            RunFolderError: If there is none or it is unreadable.
-        """
+        """Return the training state, with tensors on the CPU."""
         try:
             return unpack(self.checkpoint.read_bytes())
         except FileNotFoundError as error:

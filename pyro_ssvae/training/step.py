@@ -44,17 +44,9 @@ _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which
 
 
 class TrainingStep:
-    """The step of an objective: its optimisers, moving average, and sums of what is logged.
+    """The step of an objective in a schedule of ``total`` steps: optimisers, moving average, sums of what is logged.
 
-    Args:
-        objective: The objective; moved to the device.
-        stream: Where batches come from.
-        config: Settings of the loop; the learning rate is multiplied by that of each group.
-        fabric: Device and precision.
-        total: Length of the schedule in steps.
-
-    Raises:
-        ValueError: For a mode that is not available here.
+    The objective is moved to the device. A mode that is not available here raises ``ValueError``.
 
     Attributes:
         mode: ``"eager"``, ``"compiled"`` or ``"graph"``.
@@ -77,7 +69,7 @@ class TrainingStep:
         self.optimizers = {name: self._new_optimizer(group) for name, group in self._groups.items()}
         self._scaler = torch.amp.GradScaler(fabric.device.type, enabled=config.precision == "16-mixed")
         self.average = MovingAverage(objective.module, config.ema_decay, captured=self.mode == "graph")
-        self.sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()  # steps behind each sum: not every term occurs in every step
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
         self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
@@ -101,11 +93,7 @@ class TrainingStep:
         )
 
     def check(self) -> None:
-        """Compute the losses of the batch that comes next, and restore everything.
-
-        Raises:
-            Exception: What the objective raises for a model, guide or data that it cannot take.
-        """
+        """Compute the losses of the batch that comes next, which may raise any error, and restore everything."""
         state = self.stream.state_dict()
         batch = self._cast(next(self.stream))
         self.objective.train()
@@ -115,33 +103,24 @@ class TrainingStep:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            sizes = " and ".join(
-                f"{len(part)} {name}"
-                for name, part in (("unlabelled", batch.x_unlabelled), ("labelled", batch.x_labelled))
-                if part is not None
-            )
+            sizes = {"unlabelled": batch.x_unlabelled, "labelled": batch.x_labelled}
+            told = " and ".join(f"{len(part)} {name}" for name, part in sizes.items() if part is not None)
             raise ValueError(
-                f"Batch normalisation needs at least two examples, and a batch here has {sizes}: raise batch_size or "
+                f"Batch normalisation needs at least two examples, and a batch here has {told}: raise batch_size or "
                 "labelled_batch_size, or, where there is only one example, build the model without batch normalisation."
             ) from error
         self.stream.load_state_dict(state)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
-        """Do step ``number`` (from 0).
-
-        Args:
-            number: Which step of the schedule it is.
-            verify: Whether to compute the step's first loss eagerly too, and to go on eagerly if it differs.
-        """
+        """Do step ``number`` (from 0); ``verify`` also computes its first loss eagerly, to go on so if it differs."""
         self._set_schedule(number)
         self.objective.train()
         indices = self.stream.next_indices()
         expected = self._eager_loss(indices) if verify and self.mode != "eager" else None
         if self.mode == "graph":
-            terms = self._run_captured(indices)
+            self._counts.update(self._run_captured(indices))
         else:
-            terms = self._step(self.stream.gather(indices))
-        self._counts.update(terms)
+            self._counts.update(self._step(self.stream.gather(indices)))
         if expected is not None and not self._agrees(expected, float(self._first_loss)):
             self._go_eager(
                 f"in {self.mode} mode, a step gives a loss of {float(self._first_loss):.7g}, and eagerly "
@@ -154,8 +133,8 @@ class TrainingStep:
 
     def take_means(self) -> dict[str, float]:
         """Return the means of what is logged since the last call, each over the steps that had it, and start afresh."""
-        means = {name: float(value) / self._counts[name] for name, value in self.sums.items() if self._counts[name]}
-        for value in self.sums.values():
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items() if self._counts[name]}
+        for value in self._sums.values():
             value.zero_()  # in place: a captured step adds to this very tensor
         self._counts.clear()
         return means
@@ -168,16 +147,12 @@ class TrainingStep:
             "scaler": self._scaler.state_dict(),
             "average": self.average.state_dict(),
             "stream": self.stream.state_dict(),
-            "sums": {name: value.clone() for name, value in self.sums.items()},
+            "sums": {name: value.clone() for name, value in self._sums.items()},
             "counts": dict(self._counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; before the first step.
-
-        Raises:
-            Exception: ``ValueError`` where names, shapes or types do not fit; of other types for a damaged state.
-        """
+        """Restore a state, before the first step; raises errors of many types for one that does not fit."""
         mine = self.state_dict()
         for name in ("objective", "scaler", "average"):
             check_like(state[name], mine[name], name)
@@ -191,7 +166,7 @@ class TrainingStep:
         for name, value in sums.items():
             check_like(value, torch.zeros((), dtype=value.dtype), f"sums/{name}")
             check_like(counts.get(name, 0), 0, f"counts/{name}")
-        self.sums = {name: value.to(self.fabric.device) for name, value in sums.items()}
+        self._sums = {name: value.to(self.fabric.device) for name, value in sums.items()}
         self._counts = Counter({name: counts[name] for name in sums if name in counts})
 
     # Schedules.
@@ -243,9 +218,9 @@ class TrainingStep:
             terms = {"loss": total, **terms}
         terms |= {name: torch.stack(found).mean() for name, found in norms.items()}
         for name, value in terms.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros_like(value)
-            self.sums[name].add_(value)
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+            self._sums[name].add_(value)
         return list(terms)
 
     def _cast(self, batch: Batch) -> Batch:
@@ -348,12 +323,9 @@ def _name(update: Update) -> tuple[str, str]:
 
 
 class MovingAverage:
-    """Averages parameters and floating-point buffers, without host-device synchronisation.
+    """Exponential moving average of parameters and floating-point buffers, without host-device synchronisation.
 
-    Args:
-        module: The module whose weights are averaged.
-        decay: Decay per step; 0 keeps the average equal to the weights.
-        captured: Whether updates are part of a CUDA graph, which reads the decay from the device.
+    A decay of 0 keeps it equal to the weights. Updates captured in a CUDA graph read it from the device.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, captured: bool = False) -> None:
