@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,44 +131,9 @@ def fit(
     fabric, kl_weight = make_fabric(config), objective.kl_weight
     try:
         with nullcontext() if folder is None else folder.lock(), seeded(config.seed or 0, fabric.device):
-            return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
+            return Loop(objective, data, config, fabric, folder, on_evaluation).train(resume, settings or {}, progress)
     finally:
         objective.kl_weight = kl_weight
-
-
-def _train(
-    objective: Objective,
-    data: SemiSupervisedData,
-    config: TrainingConfig,
-    fabric: Fabric,
-    folder: RunFolder | None,
-    resume: bool,
-    settings: dict[str, Any] | None,
-    progress: bool,
-    on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
-) -> FitResult:
-    """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
-    loop: Loop | None = None
-    try:
-        loop = Loop(objective, data, config, fabric, folder, on_evaluation)
-        if folder is not None:
-            loop.open(folder, resume, settings or {})
-        bar = ProgressReport(loop.total, done=loop.step, enabled=progress)
-        with SignalHandler() as signals, bar as report, loop.logging() as loop.log:
-            stopped_by = loop.run(signals, report)
-        result = loop.finish(stopped_by)
-    except (MemoryError, RuntimeError) as error:
-        if (words := describe_memory_error(error)) is None:
-            raise
-        sizes = f"batch_size={config.batch_size}, labelled_batch_size={config.labelled_batch_size}"
-        why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
-        raise TrainingFailedError(0 if loop is None else loop.step, why, _find_checkpoint(folder)) from error
-    if stopped_by in ("SIGINT", "SIGTERM"):
-        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
-        if progress or folder is not None:
-            print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
-        raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
-    return result
 
 
 def _find_checkpoint(folder: RunFolder | None) -> Path | None:
@@ -187,25 +152,51 @@ class Best:
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
+@dataclass(eq=False)
 class Loop:
     """State of a run and the steps over it."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        data: SemiSupervisedData,
-        config: TrainingConfig,
-        fabric: Fabric,
-        folder: RunFolder | None,
-        on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
-    ) -> None:
-        self.on_evaluation = on_evaluation
-        self.objective = objective
-        self.data = data
-        self.config = config
-        self.fabric = fabric
-        self.folder = folder
-        self.seed = config.seed or 0
+    objective: Objective
+    data: SemiSupervisedData
+    config: TrainingConfig
+    fabric: Fabric
+    folder: RunFolder | None
+    on_evaluation: Callable[[Any, dict[str, Any]], None] | None
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+    validation: Validation = field(default_factory=Validation)  # of the last evaluation
+    log: TensorBoardLog | None = None
+
+    def train(self, resume: bool, settings: dict[str, Any], progress: bool) -> FitResult:
+        """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
+        try:
+            self._prepare()
+            if self.folder is not None:
+                self._open(self.folder, resume, settings)
+            folder = self.folder
+            log = nullcontext() if folder is None else closing(TensorBoardLog(folder.tensorboard, self.step))
+            bar = ProgressReport(self.total, done=self.step, enabled=progress)
+            with SignalHandler() as signals, bar, log as self.log:
+                stopped_by = self._run(signals, bar)
+            result = self._finish(stopped_by)
+        except (MemoryError, RuntimeError) as error:
+            if (words := describe_memory_error(error)) is None:
+                raise
+            sizes = f"batch_size={self.config.batch_size}, labelled_batch_size={self.config.labelled_batch_size}"
+            why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
+            raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
+        if stopped_by not in ("SIGINT", "SIGTERM"):
+            return result
+        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
+        if progress or folder is not None:
+            print(f"Stopped by {stopped_by} after step {self.step} of {self.total}.{saved}", file=sys.stderr)
+        raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
+
+    def _prepare(self) -> None:
+        """Make the stream of batches and the step, and compute the losses of a batch."""
+        objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
         if isinstance(objective.module, Model):
             objective.module.fit_units(data)
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
@@ -215,23 +206,17 @@ class Loop:
             data,
             batch_size=config.batch_size,
             labelled_batch_size=config.labelled_batch_size,
-            device=fabric.device,
+            device=self.fabric.device,
             binarisation=config.binarisation,
             seed=self.seed,
             join_single=any(isinstance(part, _BatchNorm) and part.training for part in objective.modules()),
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
+        self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total)
         self.train_step.check()
-        self.step = 0
-        self.seconds = 0.0
-        self.metrics: list[dict[str, Any]] = []
-        self.best = Best()
-        self.validation = Validation()  # of the last evaluation
-        self.log: TensorBoardLog | None = None
 
-    def open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
+    def _open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
         """Start the run in a folder, or continue it from its checkpoint."""
         module = self.objective.module
         config = {
@@ -248,11 +233,7 @@ class Loop:
         if self.data.split is not None:
             folder.write_split(self.data.split)
 
-    def logging(self) -> AbstractContextManager[TensorBoardLog | None]:
-        """Return the TensorBoard log of the run folder as a context, in which it is open."""
-        return nullcontext() if self.folder is None else closing(TensorBoardLog(self.folder.tensorboard, self.step))
-
-    def run(self, signals: SignalHandler, report: ProgressReport) -> str:
+    def _run(self, signals: SignalHandler, report: ProgressReport) -> str:
         """Train until the schedule, a limit or a signal ends it; return which."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(signals)) is None:
@@ -352,7 +333,7 @@ class Loop:
             if self.validation.keep or (needed and _find_checkpoint(self.folder) is None):
                 self.folder.write_checkpoint(get_state(self))
 
-    def finish(self, stopped_by: str) -> FitResult:
+    def _finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
         module = self.objective.module
         with self.train_step.average.applied():
