@@ -164,8 +164,8 @@ class CapturedSteps:
 
     The first steps of each shape run eagerly. A captured step reads the indices of its examples from buffers at fixed
     addresses; gathering, scaling and binarising the examples are part of the graph where the data lies on the device.
-    The states of the generators are registered, so draws continue where the step before stopped. The step is done
-    without host-device synchronisation, every tensor it keeps stays at its address, and it returns names of its terms.
+    The states of the generators are registered, so draws continue where the step before stopped. A step
+    must not synchronise host and device, and must keep its tensors at their addresses; it returns the names of terms.
     """
 
     def __init__(self, step: Callable[[Batch], list[str]], stream: BatchStream, device: torch.device) -> None:

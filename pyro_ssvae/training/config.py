@@ -134,7 +134,7 @@ class TrainingConfig:
         )
 
     def kl_weight_at(self, step: int, total: int, num_examples: int, *, peaks: bool = True) -> float:
-        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``; above 1 only if it ``peaks``."""
+        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``; ``peaks`` lets it exceed 1."""
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return self.kl_weight * progress / self.kl_warmup

@@ -112,7 +112,10 @@ class TrainingStep:
         self.stream.load_state_dict(state)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
-        """Do step ``number`` (from 0); ``verify`` also computes its first loss eagerly, to go on so if it differs."""
+        """Do step ``number`` (from 0).
+
+        ``verify`` compares its first loss with that of an eager step; if they differ, all further steps are eager.
+        """
         self._set_schedule(number)
         self.objective.train()
         indices = self.stream.next_indices()
