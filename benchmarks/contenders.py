@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import pyro_ssvae
 from pyro_ssvae.data import Batch
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.config import make_fabric
 from pyro_ssvae.training.step import TrainingStep
 
 LEARNING_RATE = 1e-3

@@ -11,7 +11,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyro_ssvae.training.device import has_bf16
+from pyro_ssvae.training.config import has_bf16
 
 
 def _read_proc(path: str, key: str) -> str:

@@ -31,7 +31,7 @@ from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1m2 import M1M2
 
-__all__ = ["Network", "as_onnx", "describe", "export", "make_networks", "trace"]
+__all__ = ["Network", "as_onnx", "export", "make_networks", "trace"]
 
 _ENCODED = {"encoder": "z", "encoder_z1": "z1"}  # what the first output of a network is an input of
 _EXAMPLES = 64  # on which files are checked
@@ -70,7 +70,7 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
     folder.mkdir(parents=True, exist_ok=True)
     values = _take_values(model, x)
     networks = make_networks(model)
-    metadata = describe(model)
+    metadata = _describe(model)
     report: dict[str, Any] = {**metadata, "examples": len(values["x"]), "networks": {}, "not_exported": {}}
     for name, network in networks.items():
         files = {}
@@ -151,14 +151,9 @@ def _run(file: Path, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 class Network(nn.Module):
-    """A function of a model as a module, whose inputs and outputs have names.
+    """A function of tensors ``(B, *shape)`` as a module, with the shapes of its inputs by name, and names of outputs.
 
     The model is not registered as a part, so that a program of the network holds only the weights that it uses.
-
-    Args:
-        function: Maps tensors ``(B, *shape)`` to a tensor, or a tuple of them.
-        inputs: The shapes of its inputs, without the batch dimension, by name.
-        outputs: The names of its outputs.
     """
 
     def __init__(self, function: Callable[..., Any], inputs: Mapping[str, tuple[int, ...]], *outputs: str) -> None:
@@ -172,13 +167,6 @@ class Network(nn.Module):
 
 def make_networks(model: Model) -> dict[str, Network]:
     """Return the networks of a model by name, as float32 modules on the CPU that share nothing with the model.
-
-    - ``classifier``: x to the probabilities of the classes;
-    - ``encoder``: x, and y in a model with classes, to mean and scale of z;
-    - ``decoder``: y, in a model with classes, and z to the mean of x;
-    - ``likelihood``: x, y and z to log p(x|y,z), in nats; not of an M1M2;
-    - ``encoder_z1`` and ``decoder_z1`` of an M1M2: x to mean and scale of z1, and z1 to the mean of x;
-    - ``energy`` and ``generator`` of a DDGM: x to E(x), and z to x.
 
     Classes are one-hot, ``(B, K)``; x is in the units that ``model.predict_proba`` takes.
     """
@@ -230,21 +218,6 @@ def _(model: M1M2) -> dict[str, Network]:
     return found
 
 
-def as_onnx(network: Network, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Return a network as the content of an ONNX file, with a dynamic batch dimension and all weights inside.
-
-    Inputs and outputs are float32, with the names of the network's.
-
-    Args:
-        network: One of :func:`make_networks`.
-        metadata: Written into the file as JSON by name; usually what :func:`describe` returns.
-
-    Raises:
-        MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
-    """
-    return _write_onnx(trace(network), network, metadata or {})
-
-
 def trace(network: Network) -> _Program:
     """Return a network as a program of ``torch.export``, with a dynamic batch dimension."""
     batch = torch.export.Dim("batch")
@@ -257,7 +230,7 @@ def trace(network: Network) -> _Program:
     return program
 
 
-def describe(model: Model) -> dict[str, Any]:
+def _describe(model: Model) -> dict[str, Any]:
     """Return what users of an exported file need to know of a model; ``scale`` is what integers are divided by."""
     from pyro_ssvae import __version__
 
@@ -287,14 +260,23 @@ def _moments(distribution: Any) -> tuple[Tensor, Tensor]:
     return normal.loc, normal.scale
 
 
-def _write_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]) -> bytes:
+def as_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]) -> bytes:
+    """Return the program of a network as the content of an ONNX file, with all weights and metadata as JSON inside.
+
+    Raises:
+        MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
+    """
     _check_packages()
-    inputs, outputs = [*network.inputs], [*network.outputs]
     with _quiet():
         if any(node.target in _STABLE for node in program.graph.nodes):
             program = program.run_decompositions(_STABLE)
         written = torch.onnx.export(
-            program, input_names=inputs, output_names=outputs, dynamo=True, external_data=False, verbose=False
+            program,
+            input_names=[*network.inputs],
+            output_names=[*network.outputs],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
         )
     assert written is not None
     for node in written.model.graph:
@@ -336,7 +318,7 @@ _STABLE: Any = {  # operators that ONNX has not, or that overflow as torch.onnx 
     torch.ops.aten.log_sigmoid.default: lambda x: -nn.functional.softplus(-x),
 }
 _AOTI = ".aoti.pt2"
-_WRITERS = {".onnx": _write_onnx, ".pt2": _write_program, _AOTI: _compile}
+_WRITERS = {".onnx": as_onnx, ".pt2": _write_program, _AOTI: _compile}
 
 
 def _check_packages() -> None:

@@ -6,7 +6,7 @@ are those for M2 with regularisers. A preset lists what differs from the default
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
@@ -40,9 +40,9 @@ class Preset:
         'softplus'
     """
 
-    model: dict[str, Any]
-    objective: dict[str, Any]
-    training: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     description: str = ""
 
 
@@ -50,69 +50,46 @@ PURE = Preset(
     model={"classifier": "mlp", "activation": "softplus"},
     objective={"alpha": 10.0, "enumeration": "top-k"},
     training={
-        "max_epochs": 40,
-        "batch_size": 50,
-        "labelled_batch_size": 50,
-        "learning_rate": 3e-3,
-        "decay_start": 0.5,
-        "kl_warmup": 0.04,
-        "kl_peak": 4.0,
-        "kl_anneal_end": 0.6,
-        "ema_decay": 0.999,
-        "binarisation": "dynamic",
-        "evaluate_every": 500,
+        "max_epochs": 40, "batch_size": 50, "labelled_batch_size": 50, "learning_rate": 3e-3,
+        "decay_start": 0.5, "kl_warmup": 0.04, "kl_peak": 4.0, "kl_anneal_end": 0.6, "ema_decay": 0.999,
+        "binarisation": "dynamic", "evaluate_every": 500,
     },
-)
+)  # fmt: skip
 """M2 under J^α alone, with the networks of the paper (MLPs of 500 softplus units) on binarised pixels. The weight of
 the KL of z rises to a peak of 4, falls, and is 1 in the last 40 % of the schedule."""
 
 _PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_peak": 1.0}
 
 _SOURCE: dict[str, Any] = {
-    **_PLAIN,
-    "max_epochs": 60,
-    "batch_size": 100,
-    "learning_rate": 3e-4,
-    "decay_start": 1.0,
-    "ema_decay": 0.0,
+    **_PLAIN, "max_epochs": 60, "batch_size": 100, "learning_rate": 3e-4, "decay_start": 1.0, "ema_decay": 0.0,
     "binarisation": "none",
-}
+}  # fmt: skip
 
 M1_PRESETS = {
     "kingma": Preset(
         model={"hidden_dims": [600, 600], "latent_dim": 50, "activation": "softplus"},
-        objective={},
         training={
-            **_PLAIN,
-            "warmup_steps": 500,
-            "max_epochs": 180,
-            "batch_size": 100,
-            "learning_rate": 1e-3,
-            "decay_start": 0.5,
-            "ema_decay": 0.999,
-            "binarisation": "dynamic",
+            **_PLAIN, "warmup_steps": 500, "max_epochs": 180, "batch_size": 100, "learning_rate": 1e-3,
+            "decay_start": 0.5, "ema_decay": 0.999, "binarisation": "dynamic",
         },
         description="M1 of Kingma et al. 2014: 600-600 softplus, 50 latents, dynamically binarised pixels",
     ),
     "nitta": Preset(
         model={"hidden_dims": [300, 300], "latent_dim": 50, "activation": "softplus"},
-        objective={},
         training={**_SOURCE, "max_epochs": 30, "learning_rate": 1e-3},
         description="300-300 softplus, 50 latents, grey values, 30 epochs",
     ),
     "nnabla": Preset(
         model={"hidden_dims": [500, 500], "latent_dim": 50, "activation": "elu"},
-        objective={},
         training={**_SOURCE, "binarisation": "threshold"},
         description="500-500 ELU, 50 latents, pixels binarised at 0.5",
     ),
     "musyoku": Preset(
         model={"hidden_dims": [600, 600], "latent_dim": 2, "activation": "softplus", "batch_norm": True},
-        objective={},
         training={**_SOURCE, "gradient_clip": 1.0},
         description="600-600 softplus with batch norm, 2 latents, for a map of the latents",
     ),
-}
+}  # fmt: skip
 """Settings of M1 by the source they follow; no weight averaging or learning rate decay where the source has none.
 
 What a source does not state is our choice: the schedule of ``kingma``, optimiser and epochs of ``nnabla``, epochs of
@@ -120,17 +97,11 @@ What a source does not state is our choice: the schedule of ``kingma``, optimise
 
 M1_BELOW = Preset(
     model={"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus", "prior": "flow"},
-    objective={},
     training={
-        **M1_PRESETS["kingma"].training,
-        "max_epochs": 300,
-        "learning_rate": 2e-3,
-        "weight_decay": 0.1,
-        "kl_warmup": 0.3,
-        "decay_start": 0.4,
-        "ema_decay": 0.9995,
+        **M1_PRESETS["kingma"].training, "max_epochs": 300, "learning_rate": 2e-3, "weight_decay": 0.1,
+        "kl_warmup": 0.3, "decay_start": 0.4, "ema_decay": 0.9995,
     },
-)
+)  # fmt: skip
 """M1 for M1+M2. A learned prior lets the latents keep the clusters of the data, a slow warm-up of the KL leaves more
 latents active, and weight decay delays overfitting."""
 
@@ -138,17 +109,10 @@ STACK_PURE = Preset(
     model={"classify_from": "z1", "latent_dim": 16, "activation": "relu"},
     objective={"alpha": 1.0, "enumeration": "top-k"},
     training={
-        **_PLAIN,
-        "warmup_steps": 200,
-        "max_steps": 20_000,
-        "batch_size": 200,
-        "labelled_batch_size": 50,
-        "learning_rate": 3e-3,
-        "decay_start": 0.5,
-        "ema_decay": 0.999,
-        "binarisation": "none",
+        **_PLAIN, "warmup_steps": 200, "max_steps": 20_000, "batch_size": 200, "labelled_batch_size": 50,
+        "learning_rate": 3e-3, "decay_start": 0.5, "ema_decay": 0.999, "binarisation": "none",
     },
-)
+)  # fmt: skip
 """M2 on the latents of M1 under J^α alone: q(y|z1), few latents z, z1 sampled anew at every step."""
 
 STACK = Preset(
@@ -175,58 +139,42 @@ can take the bound to minus millions of nats."""
 _DDGM: dict[str, Any] = {**_PLAIN, "final_learning_rate": 0.0, "gradient_clip": 10.0, "ema_decay": 0.999}
 
 DDGM_TOY = Preset(
-    model={},
     objective={"gradient_penalty": 0.003, "langevin_steps": 10, "mle_fraction": 0.1},
     training={
-        **_DDGM,
-        "max_steps": 12_000,
-        "batch_size": 512,
-        "learning_rate": 1e-3,
-        "decay_start": 0.4,
+        **_DDGM, "max_steps": 12_000, "batch_size": 512, "learning_rate": 1e-3, "decay_start": 0.4,
         "evaluate_every": 100,
     },
-)
+)  # fmt: skip
 """DDGM of points in the plane.
 
 The nearest-neighbour entropy of thin structures needs large batches. In the last tenth of the schedule only the energy
 is trained, by its importance-weighted likelihood."""
 
 _IMAGES: dict[str, Any] = {
-    "gradient_penalty": 0.07,
-    "penalty_fraction": 0.25,
-    "negative_weight": 1.0,
-    "entropy_weight": 0.3,
-    "generator_rate": 2.0,
-    "generator_steps": 1,
-}
+    "gradient_penalty": 0.07, "penalty_fraction": 0.25, "negative_weight": 1.0, "entropy_weight": 0.3,
+    "generator_rate": 2.0, "generator_steps": 1,
+}  # fmt: skip
 
 DDGM_IMAGES = Preset(
-    model={},
     objective={**_IMAGES, "shared_draws": True},
     training={**_DDGM, "max_steps": 8000, "batch_size": 128, "learning_rate": 1e-3, "decay_start": 0.5},
-)
+)  # fmt: skip
 """DDGM of grey images up to 32x32 pixels: one update of the generator, at twice the learning rate, for each of the
 energy's, on the same samples."""
 
 DDGM_PHOTOS = Preset(
-    model={},
     objective={**_IMAGES, "gradient_penalty": 0.1, "max_shift": 0.0625},
     training={**DDGM_IMAGES.training, "max_steps": 6000, "batch_size": 64, "learning_rate": 5e-4},
-)
+)  # fmt: skip
 """DDGM of images in colour, or larger than 32x32 pixels, and of few examples: with a lower learning rate, against
 saturated features where the background is white, and random shifts and flips, against memorised images."""
 
 DDGM_SOURCE = Preset(
-    model={},
     objective={"entropy": "batch_norm", "generator_rate": 1.0, "generator_steps": 1},
     training={
-        **_DDGM,
-        "max_steps": 15_000,
-        "batch_size": 100,
-        "learning_rate": 2e-4,
-        "decay_start": 1.0,
+        **_DDGM, "max_steps": 15_000, "batch_size": 100, "learning_rate": 2e-4, "decay_start": 1.0,
         "ema_decay": 0.0,
     },
-)
+)  # fmt: skip
 """DDGM with the settings of the reference implementation (musyoku), for comparison; its networks are given to the model
 separately."""

@@ -101,7 +101,10 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
     """Return what was trained, on what."""
     model = objective.module
     parts = {name: getattr(model, name, None) for name in ("likelihood", "prior", "class_prior")}
-    weight_at, total = run.config.kl_weight_at, run.steps
+    weights = [
+        run.config.kl_weight_at(int(tenth * run.steps / 10), run.steps, len(data.x), peaks=objective.peaks_kl)
+        for tenth in range(10)
+    ]
     return {
         "model": type(model).__name__,
         "data": data.name,
@@ -113,29 +116,25 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
         "objective": objective.config(),
         "loss": objective.describe(),
         **{name: getattr(part, "name", type(part).__name__) for name, part in parts.items() if part is not None},
-        "kl_weight": [
-            weight_at(int(tenth * total / 10), total, len(data.x), peaks=objective.peaks_kl) for tenth in range(10)
-        ],
+        "kl_weight": weights,
         "binarisation": run.config.binarisation,
     }
 
 
 def _measure_errors(model: Any, data: SemiSupervisedData, run: FitResult) -> dict[str, float | None]:
     """Return errors with the weights that validation chose, and with those of the last step."""
-
-    def measure(suffix: str) -> dict[str, float | None]:
-        parts = {"test": (data.x_test, data.y_test), "val": (data.x_validation, data.y_validation)}
-        return {
-            f"{name}/error{suffix}": classification_error(model, x, y, scale=data.scale) if len(x) else None
-            for name, (x, y) in parts.items()
-        }
-
-    errors = measure("")
     chosen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.load_state_dict(run.last_weights)
-    errors |= measure("_last")
+    errors = {}
+    for suffix, weights in (("", chosen), ("_last", run.last_weights)):
+        model.load_state_dict(weights)
+        errors[f"test/error{suffix}"] = _measure_error(model, data.x_test, data.y_test, data)
+        errors[f"val/error{suffix}"] = _measure_error(model, data.x_validation, data.y_validation, data)
     model.load_state_dict(chosen)
     return errors
+
+
+def _measure_error(model: Any, x: Tensor, y: Tensor, data: SemiSupervisedData) -> float | None:
+    return classification_error(model, x, y, scale=data.scale) if len(x) else None
 
 
 def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
@@ -166,9 +165,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
             stacklevel=4,
         )
     return {
-        "test/error_labels_alone": classification_error(alone, data.x_test, data.y_test, scale=data.scale)
-        if len(data.x_test)
-        else None,
+        "test/error_labels_alone": _measure_error(alone, data.x_test, data.y_test, data),
         "val/error_labels_alone": error if math.isfinite(error) else None,
         "worse_than_labels_alone": worse,
     }
@@ -201,8 +198,8 @@ def _cross_validate(objective: SemiSupervisedELBO, data: SemiSupervisedData, run
     """Return the error of the classifier on labels that it was not trained on; NaN with one label of a class."""
     from sklearn.model_selection import StratifiedKFold  # takes a second to import
 
-    y, known = data.y[data.labelled_index], data.labelled_index
-
+    known = data.labelled_index
+    y = data.y[known]
     folds = min(_FOLDS, int(y.unique(return_counts=True)[1].min()))
     if folds < 2:
         return math.nan

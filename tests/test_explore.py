@@ -113,7 +113,7 @@ def test_columns_have_their_names_words_and_means():
 
 
 def test_a_page_is_small_and_loads_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_ssvae.explorer.page.as_onnx", lambda network: b"")
+    monkeypatch.setattr("pyro_ssvae.explorer.as_onnx", lambda *_: b"")
     data = make_rows()
     model = ss.M1.for_data(data.without_labels(), latent_dim=2, hidden_dims=(4,), likelihood="gaussian")
     path = ss.explore(model, data.without_labels(), tmp_path / "new" / "explorer.html")

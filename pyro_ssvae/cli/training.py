@@ -35,8 +35,7 @@ from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
-from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.device import check_one_process, describe_memory_error
+from pyro_ssvae.training.config import TrainingConfig, check_one_process, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
 __all__ = [

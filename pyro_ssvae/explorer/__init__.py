@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import html
+import json
 import os
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pyro_ssvae._arguments import checked
-
-if TYPE_CHECKING:
-    from pyro_ssvae.data.dataset import SemiSupervisedData
-    from pyro_ssvae.models.base import Model
+from pyro_ssvae._io import write_atomically
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.explorer.payload import Payload, make_payload
+from pyro_ssvae.export import as_onnx, trace
+from pyro_ssvae.models.base import Model
+from pyro_ssvae.training.run_folder import writing
 
 __all__ = ["explore"]
+
+_SCRIPTS = ("core", "model", "map", "decode", "answer", "own_image", "own_row", "ddgm", "main")  # in their order
+_VENDORED = {"ort": "ort.wasm.bundle.min.mjs.gz", "wasm": "ort-wasm-simd-threaded.wasm.gz"}
 
 
 @checked
@@ -47,8 +57,43 @@ def explore(
         TypeError: For a model of another kind.
         ValueError: If the data does not fit the model, or an argument is out of range.
     """
-    from pyro_ssvae.explorer.page import write_page
-    from pyro_ssvae.explorer.payload import make_payload
-
     model.check_data(data)
-    return write_page(Path(path), make_payload(model, data, projection, num_rows, seed))
+    page = _fill_page(make_payload(model, data, projection, num_rows, seed))
+    path = Path(path)
+    with writing(path, " Free space, or choose another path."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, page.encode())
+    return path
+
+
+def _fill_page(payload: Payload) -> str:
+    """Return the template with styles, scripts, runtime and contents in it."""
+    web, vendor = files("pyro_ssvae.explorer") / "web", files("pyro_ssvae.explorer") / "vendor"
+    blobs = {name: (vendor / file).read_bytes() for name, file in _VENDORED.items()}
+    blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
+    blobs |= {f"graph-{name}": _zip(as_onnx(trace(network), network, {})) for name, network in payload.networks.items()}
+    networks = payload.networks.items()
+    meta = {
+        **payload.meta,
+        "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in payload.arrays.items()},
+        "graphs": {name: {"inputs": [*network.inputs], "outputs": [*network.outputs]} for name, network in networks},
+    }
+    parts = {
+        "META": json.dumps(meta, allow_nan=False).replace("<", "\\u003c"),  # cannot end the element around it
+        "TITLE": html.escape(f"{meta['kind'].upper().replace('M1M2', 'M1+M2')} on {meta['data']}"),
+        "LICENCE": html.escape((vendor / "LICENSE").read_text(encoding="utf-8")),
+        "STYLE": (web / "style.css").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((web / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS),
+        "BLOBS": "\n".join(
+            f'<script type="text/plain" id="blob-{name}">{base64.b64encode(blob).decode()}</script>'
+            for name, blob in blobs.items()
+        ),
+    }
+    page = (web / "page.html").read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = page.replace(f"<!--{name}-->", text)
+    return page
+
+
+def _zip(content: bytes) -> bytes:
+    return gzip.compress(content, 9, mtime=0)

@@ -16,7 +16,7 @@ from pyro_ssvae.objectives.base import Validation
 if TYPE_CHECKING:
     from pyro_ssvae.training.loop import Loop
 
-__all__ = ["check_like", "get_state", "pack", "restore", "unpack"]
+__all__ = ["check_like", "get_state", "load_moments", "pack", "restore", "unpack"]
 
 _FORMAT = 1  # version of the format
 
@@ -42,11 +42,7 @@ def pack(state: dict[str, Any]) -> bytes:
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """Return the state that :func:`pack` wrote, with tensors on the CPU.
-
-    Raises:
-        Exception: Of many types, for a damaged file.
-    """
+    """Return the state that :func:`pack` wrote, with tensors on the CPU; a damaged file gives errors of many types."""
     tensors = load_tensors(content)
 
     def decode(value: Any) -> Any:
@@ -87,6 +83,16 @@ def check_like(found: Any, like: Any, name: str) -> None:
             raise ValueError(f"{name} is {str(found)[:60]!r}, no {type(like).__name__}")
 
 
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any], name: str) -> None:
+    """Restore the moments of Adam, by number of the parameter; the settings of the optimiser stay."""
+    parameters = dict(enumerate(part for group in optimizer.param_groups for part in group["params"]))
+    found = {int(number): value for number, value in moments.items()}
+    for number, value in found.items():
+        like = parameters[number]
+        check_like(value, {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}, f"{name}/{number}")
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def get_state(loop: Loop) -> dict[str, Any]:
     """Return everything that a continued run needs to give the same numbers."""
     device = loop.fabric.device
@@ -104,11 +110,7 @@ def get_state(loop: Loop) -> dict[str, Any]:
 
 
 def restore(loop: Loop, state: dict[str, Any]) -> None:
-    """Restore the state of a run.
-
-    Raises:
-        RunFolderError: If it belongs to another model or other settings, or is damaged.
-    """
+    """Restore the state of a run, or raise ``RunFolderError`` for one that does not fit."""
     try:
         _check_state(loop, state)
         loop.train_step.load_state_dict(state)

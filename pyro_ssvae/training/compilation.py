@@ -1,8 +1,9 @@
-"""A loss and its gradients, traced once as a list of tensor operations and compiled.
+"""The faster modes of a step: compiled losses on the CPU, and captured steps on a GPU.
 
 Running a Pyro model and guide costs Python at every step: handlers, traces, distributions. What is left of it after
 ``make_fx`` has traced one step is a plain sequence of tensor operations, forward and backward, which draws the same
-random numbers and gives the same loss. Inductor compiles it for the CPU.
+random numbers and gives the same loss. Inductor compiles it for the CPU. On a GPU a whole step is captured as a CUDA
+graph, which is launched by a single call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +21,29 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_ssvae.data import Batch
-from pyro_ssvae.objectives.base import Loss
+from pyro_ssvae.data import Batch, BatchStream
+from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.objectives.base import Loss, Objective
+from pyro_ssvae.training.config import TrainingConfig
 
-__all__ = ["CompiledLoss", "clone_shared_gradients", "has_compiler", "preserve_state", "shapes_of"]
+__all__ = ["CapturedSteps", "CompiledLoss", "choose_mode", "clone_shared_gradients", "preserve_state", "shapes_of"]
+
+_WARM_UP = 3  # steps on a side stream before a capture, as CUDA's libraries want them; they train like any other
+
+
+def choose_mode(config: TrainingConfig, device: torch.device, objective: Objective, total: int) -> str:
+    """Return the mode that the settings name, or for ``"auto"`` the fastest one that is available."""
+    if config.compile == "graph" and device.type != "cuda":
+        raise ValueError("compile='graph' captures a CUDA graph and needs device='cuda'; use auto, compiled or eager.")
+    if config.compile == "compiled" and not has_compiler():
+        raise ValueError("compile='compiled' needs a C++ compiler (c++, g++ or clang++); use auto or eager.")
+    if config.compile != "auto":
+        return config.compile
+    if not objective.compilable or config.precision == "16-mixed":  # loss scaling asks whether gradients are finite
+        return "eager"
+    if device.type == "cuda":
+        return "graph"
+    return "compiled" if total >= objective.compile_after and has_compiler() else "eager"
 
 
 def has_compiler() -> bool:
@@ -32,12 +53,7 @@ def has_compiler() -> bool:
 
 @contextmanager
 def preserve_state(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run something and restore random generators and buffers afterwards.
-
-    Args:
-        module: Whose buffers are restored.
-        device: Whose default generator is restored, besides that of the CPU.
-    """
+    """Run something, and restore the buffers of a module and the generators of CPU and device afterwards."""
     buffers = list(module.buffers())
     values = [buffer.detach().clone() for buffer in buffers]
     try:
@@ -64,16 +80,8 @@ class _LossModule(nn.Module):
 class CompiledLoss:
     """A loss and its gradients with respect to some parameters, traced and compiled for one shape of batch.
 
-    Args:
-        objective: Owns all parameters and buffers that the loss depends on.
-        function: Maps a batch to its loss.
-        trained: The parameters that get gradients.
-        batch: A batch of the shape to compile for.
-        device: The device of everything.
-
-    Raises:
-        Exception: Whatever tracing or compiling raises, for example because the loss reads numbers back from the
-            device. Generators and buffers are then as before.
+    The objective owns all parameters and buffers that the loss depends on. Tracing and compiling raise errors of any
+    type, for example because the loss reads numbers back from the device; generators and buffers are then as before.
     """
 
     def __init__(
@@ -149,3 +157,61 @@ def clone_shared_gradients(gradients: Sequence[Tensor | None], parameters: Seque
             seen.add(gradient.untyped_storage().data_ptr())
         found.append(gradient)
     return found
+
+
+class CapturedSteps:
+    """Runs a step as a CUDA graph, one for each shape of batch.
+
+    The first steps of each shape run eagerly. A captured step reads the indices of its examples from buffers at fixed
+    addresses; gathering, scaling and binarising the examples are part of the graph where the data lies on the device.
+    The states of the generators are registered, so draws continue where the step before stopped. A step
+    must not synchronise host and device, and must keep its tensors at their addresses; it returns the names of terms.
+    """
+
+    def __init__(self, step: Callable[[Batch], list[str]], stream: BatchStream, device: torch.device) -> None:
+        self._step = step
+        self._stream = stream
+        self._side = torch.cuda.Stream(device)
+        self._captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Any, list[str]]] = {}
+        self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._pool: Any = None
+
+    def __call__(self, indices: BatchIndices, variant: tuple[Any, ...] = ()) -> list[str]:
+        """Do a step on the examples with these indices; return what the step returned when it was captured.
+
+        Each value of ``variant``, what else a captured step depends on, gets a graph of its own.
+        """
+        inputs: BatchIndices | Batch = indices if self._stream.resident else self._stream.gather(indices)
+        key = (variant, shapes_of(inputs))
+        if key not in self._captured:
+            if self._seen[key] < _WARM_UP:
+                self._seen[key] += 1
+                return self._run_beside(inputs)
+            self._captured[key] = self._capture(inputs)
+        graph, static, names = self._captured[key]
+        for buffer, part in zip(static, inputs, strict=True):
+            if buffer is not None:
+                buffer.copy_(part, non_blocking=True)
+        graph.replay()
+        return names
+
+    def _run_beside(self, inputs: BatchIndices | Batch) -> list[str]:
+        """Run eagerly on the side stream, as CUDA's libraries want it before a capture."""
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            names = self._run(inputs)
+        torch.cuda.current_stream().wait_stream(self._side)
+        return names
+
+    def _run(self, inputs: BatchIndices | Batch) -> list[str]:
+        return self._step(inputs if isinstance(inputs, Batch) else self._stream.gather(inputs))
+
+    def _capture(self, inputs: BatchIndices | Batch) -> tuple[torch.cuda.CUDAGraph, BatchIndices | Batch, list[str]]:
+        static = type(inputs)(*(part.clone() if isinstance(part, Tensor) else None for part in inputs))
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._stream.noise)
+        # Capturing runs nothing: the step itself is done by the first replay.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
+            names = self._run(static)
+        self._pool = graph.pool()
+        return graph, static, names

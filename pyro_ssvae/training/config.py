@@ -1,19 +1,36 @@
-"""Settings of the training loop; the defaults are the ones behind the published numbers."""
+"""Settings of training, whose defaults are the ones behind the published numbers; its device and memory."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+import os
+import re
+import warnings
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pyro_ssvae._arguments import checked
+import torch
+
+from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae.data.preparation import BINARISATIONS
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from pyro_ssvae.data.dataset import SemiSupervisedData
     from pyro_ssvae.objectives import Objective
 
-__all__ = ["TrainingConfig", "settle"]
+__all__ = [
+    "TrainingConfig",
+    "check_one_process",
+    "describe_memory_error",
+    "has_bf16",
+    "make_fabric",
+    "raise_mmap_threshold",
+    "settle",
+]
+
+_LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc returns larger ones to the system as soon as they are freed
 
 
 @checked
@@ -116,14 +133,7 @@ class TrainingConfig:
         )
 
     def kl_weight_at(self, step: int, total: int, num_examples: int, *, peaks: bool = True) -> float:
-        """Return the weight of the KL of z at a step of the schedule.
-
-        Args:
-            step: The step, from 0.
-            total: Length of the schedule in steps.
-            num_examples: Number of training examples.
-            peaks: Whether the weight may exceed 1 by default (:attr:`Objective.peaks_kl`).
-        """
+        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``; ``peaks`` lets it exceed 1."""
         progress = (step + 1) / total
         if progress < self.kl_warmup:
             return self.kl_weight * progress / self.kl_warmup
@@ -134,22 +144,6 @@ class TrainingConfig:
             return self.kl_weight
         fallen = (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
         return self.kl_weight * (peak + (1.0 - peak) * fallen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a dictionary."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        """Build from a dictionary.
-
-        Raises:
-            ValueError: For unknown settings.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"Unknown training settings {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
-        return cls(**values)
 
 
 def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
@@ -178,3 +172,62 @@ def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedDat
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16, as those with AVX-512 BF16, AMX or Arm's BF16 extension do."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build of PyTorch without oneDNN
+        return False
+
+
+def raise_mmap_threshold() -> None:
+    """Let the C library keep the memory that a step frees, instead of returning it to the system.
+
+    glibc adapts its threshold: once a block of almost 32 MiB has been freed, blocks up to that size come from its heap,
+    and the free end of the heap is returned only from twice that size on (``M_MMAP_THRESHOLD`` in ``mallopt(3)``).
+    Otherwise every step requests the same pages from the system again, which takes a tenth of its time on a CPU. With
+    other C libraries this has no effect.
+    """
+    torch.empty(_LARGEST_HEAP_BLOCK, dtype=torch.uint8)
+
+
+def check_one_process() -> None:
+    """Raise ``ValueError`` where a launcher such as torchrun has started several processes."""
+    size = os.environ.get("WORLD_SIZE", "1").strip()
+    if size not in ("", "0", "1"):
+        raise ValueError(
+            f"WORLD_SIZE={size}: a launcher such as torchrun has started several processes, and there is one process "
+            "per run. Start python itself, or unset WORLD_SIZE."
+        )
+
+
+def describe_memory_error(error: BaseException) -> str | None:
+    """Return in words how much memory was missing; ``None`` for any other error."""
+    text = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in text:
+        return None
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]i?B)", text)
+    if asked is None:
+        return "out of memory"
+    number, unit = asked.groups()
+    more = f"{float(number) / 2**30:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
+    return f"out of memory ({more} more needed)"
+
+
+def make_fabric(config: TrainingConfig) -> Fabric:
+    """Return a Fabric for one device and the chosen precision, or raise ``ValueError``, also under torchrun."""
+    from lightning_fabric import Fabric  # takes seconds to import
+
+    check_one_process()
+    device = as_device(config.device)
+    if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
+        warnings.warn(
+            "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "
+            "precision='32-true' (--precision 32-true) here.",
+            stacklevel=4,
+        )
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    precision: Any = config.precision  # checked by TrainingConfig
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +15,24 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._interrupts import SignalHandler
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
-from pyro_ssvae.errors import NonFiniteLossError, RunFolderError, TrainingFailedError
+from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.checkpoint import get_state, restore
-from pyro_ssvae.training.config import TrainingConfig, settle
-from pyro_ssvae.training.device import describe_memory_error, make_fabric
-from pyro_ssvae.training.run_folder import RunFolder
-from pyro_ssvae.training.signals import SignalHandler
+from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
+from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
+from pyro_ssvae.training.run_folder import RunFolder, writing
 from pyro_ssvae.training.step import TrainingStep
-from pyro_ssvae.training.tensorboard import TensorBoardLog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from pyro_ssvae.training.progress import ProgressReport
 
 __all__ = ["FitResult", "fit"]
 
@@ -112,17 +109,14 @@ def fit(
 
     Raises:
         TypeError: If an argument is of another type, such as a model in place of an objective.
-        ValueError: If data, objective and settings do not fit, before anything is trained or written: also for
-            ``patience`` without a score on validation examples, a ``kl_weight`` of an objective without a bound, and
-            batches of one example for batch normalisation; or under torchrun.
+        ValueError: If data, objective and settings do not fit, before anything is trained or written; or under
+            torchrun.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
-            or memory runs out. ``metrics.csv`` holds the metrics, and checkpoint and model are the last that were
-            worth keeping.
-        RunFolderError: If the folder cannot be used, written or resumed: also if another process works in it, or it
-            holds a run with other settings.
+            or memory runs out. Checkpoint and model are the last that were worth keeping.
+        RunFolderError: If the folder cannot be used, written or resumed, or another process works in it.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
 
@@ -137,47 +131,14 @@ def fit(
     fabric, kl_weight = make_fabric(config), objective.kl_weight
     try:
         with nullcontext() if folder is None else folder.lock(), seeded(config.seed or 0, fabric.device):
-            return _train(objective, data, config, fabric, folder, resume, settings, progress, on_evaluation)
+            return Loop(objective, data, config, fabric, folder, on_evaluation).train(resume, settings or {}, progress)
     finally:
         objective.kl_weight = kl_weight
 
 
-def _train(
-    objective: Objective,
-    data: SemiSupervisedData,
-    config: TrainingConfig,
-    fabric: Fabric,
-    folder: RunFolder | None,
-    resume: bool,
-    settings: dict[str, Any] | None,
-    progress: bool,
-    on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
-) -> FitResult:
-    """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
-    from pyro_ssvae.training.progress import ProgressReport
-
-    loop: Loop | None = None
-    try:
-        loop = Loop(objective, data, config, fabric, folder, on_evaluation)
-        if folder is not None:
-            loop.open(folder, resume, settings or {})
-        with SignalHandler() as signals, ProgressReport(loop.total, done=loop.step, enabled=progress) as report:
-            with loop.logging():
-                stopped_by = loop.run(signals, report)
-        result = loop.finish(stopped_by)
-    except (MemoryError, RuntimeError) as error:
-        if (words := describe_memory_error(error)) is None:
-            raise
-        sizes = f"batch_size={config.batch_size}, labelled_batch_size={config.labelled_batch_size}"
-        checkpoint = folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
-        why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
-        raise TrainingFailedError(0 if loop is None else loop.step, why, checkpoint) from error
-    if stopped_by in ("SIGINT", "SIGTERM"):
-        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
-        if progress or folder is not None:
-            print(f"Stopped by {stopped_by} after step {loop.step} of {loop.total}.{saved}", file=sys.stderr)
-        raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
-    return result
+def _find_checkpoint(folder: RunFolder | None) -> Path | None:
+    """Return the last checkpoint, if there is one."""
+    return folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
 
 
 @dataclass
@@ -191,25 +152,51 @@ class Best:
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
+@dataclass(eq=False)
 class Loop:
     """State of a run and the steps over it."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        data: SemiSupervisedData,
-        config: TrainingConfig,
-        fabric: Fabric,
-        folder: RunFolder | None,
-        on_evaluation: Callable[[Any, dict[str, Any]], None] | None,
-    ) -> None:
-        self.on_evaluation = on_evaluation
-        self.objective = objective
-        self.data = data
-        self.config = config
-        self.fabric = fabric
-        self.folder = folder
-        self.seed = config.seed or 0
+    objective: Objective
+    data: SemiSupervisedData
+    config: TrainingConfig
+    fabric: Fabric
+    folder: RunFolder | None
+    on_evaluation: Callable[[Any, dict[str, Any]], None] | None
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+    validation: Validation = field(default_factory=Validation)  # of the last evaluation
+    log: TensorBoardLog | None = None
+
+    def train(self, resume: bool, settings: dict[str, Any], progress: bool) -> FitResult:
+        """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
+        try:
+            self._prepare()
+            if self.folder is not None:
+                self._open(self.folder, resume, settings)
+            folder = self.folder
+            log = nullcontext() if folder is None else closing(TensorBoardLog(folder.tensorboard, self.step))
+            bar = ProgressReport(self.total, done=self.step, enabled=progress)
+            with SignalHandler() as signals, bar, log as self.log:
+                stopped_by = self._run(signals, bar)
+            result = self._finish(stopped_by)
+        except (MemoryError, RuntimeError) as error:
+            if (words := describe_memory_error(error)) is None:
+                raise
+            sizes = f"batch_size={self.config.batch_size}, labelled_batch_size={self.config.labelled_batch_size}"
+            why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
+            raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
+        if stopped_by not in ("SIGINT", "SIGTERM"):
+            return result
+        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
+        if progress or folder is not None:
+            print(f"Stopped by {stopped_by} after step {self.step} of {self.total}.{saved}", file=sys.stderr)
+        raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
+
+    def _prepare(self) -> None:
+        """Make the stream of batches and the step, and compute the losses of a batch."""
+        objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
         if isinstance(objective.module, Model):
             objective.module.fit_units(data)
             order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
@@ -219,28 +206,21 @@ class Loop:
             data,
             batch_size=config.batch_size,
             labelled_batch_size=config.labelled_batch_size,
-            device=fabric.device,
+            device=self.fabric.device,
             binarisation=config.binarisation,
             seed=self.seed,
             join_single=any(isinstance(part, _BatchNorm) and part.training for part in objective.modules()),
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        self.train_step = TrainingStep(objective, self.stream, config, fabric, self.total)
+        self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total)
         self.train_step.check()
-        self.average = self.train_step.average
-        self.step = 0
-        self.seconds = 0.0
-        self.metrics: list[dict[str, Any]] = []
-        self.best = Best()
-        self.validation = Validation()  # of the last evaluation
-        self.log: TensorBoardLog | None = None
 
-    def open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
+    def _open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
         """Start the run in a folder, or continue it from its checkpoint."""
         module = self.objective.module
         config = {
-            "training": self.config.to_dict(),
+            "training": asdict(self.config),
             "objective": self.objective.config(),
             **({"model": module.config()} if isinstance(module, Model) else {}),
             **settings,
@@ -253,18 +233,7 @@ class Loop:
         if self.data.split is not None:
             folder.write_split(self.data.split)
 
-    @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Keep the TensorBoard log of the run folder open."""
-        if self.folder is not None:
-            self.log = TensorBoardLog(self.folder.tensorboard, self.step)
-        try:
-            yield
-        finally:
-            if self.log is not None:
-                self.log.close()
-
-    def run(self, signals: SignalHandler, report: ProgressReport) -> str:
+    def _run(self, signals: SignalHandler, report: ProgressReport) -> str:
         """Train until the schedule, a limit or a signal ends it; return which."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(signals)) is None:
@@ -300,12 +269,7 @@ class Loop:
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)
         if bad >= 0:
-            raise NonFiniteLossError(bad, self._checkpoint())
-
-    def _checkpoint(self) -> Path | None:
-        """Return the last checkpoint, if there is one."""
-        checkpoint = self.folder.checkpoint if self.folder is not None else None
-        return checkpoint if checkpoint is not None and checkpoint.is_file() else None
+            raise NonFiniteLossError(bad, _find_checkpoint(self.folder))
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
@@ -319,7 +283,7 @@ class Loop:
             "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
             **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
-        with self.average.applied():
+        with self.train_step.average.applied():
             found = self.objective.validate(
                 self.data,
                 history=[*self.metrics, metrics],
@@ -338,7 +302,7 @@ class Loop:
         if found.failure is not None:
             if self.folder is not None:
                 self.folder.write_metrics(self.metrics)
-            raise TrainingFailedError(self.step, found.failure, self._checkpoint())
+            raise TrainingFailedError(self.step, found.failure, _find_checkpoint(self.folder))
         return metrics
 
     def _keep_if_best(self, found: Validation) -> None:
@@ -359,22 +323,20 @@ class Loop:
 
     def _save_model(self) -> None:
         if self.folder is not None and isinstance(self.objective.module, Model):
-            try:
+            with writing(f"the model to {self.folder.model}"):
                 save(self.objective.module, self.folder.model)
-            except OSError as error:
-                raise RunFolderError(f"Cannot write the model to {self.folder.model}: {error}.") from error
 
     def _write(self, *, needed: bool = False) -> None:
         """Write metrics, and the checkpoint if it is worth keeping, or if there is none and one is needed."""
         if self.folder is not None:
             self.folder.write_metrics(self.metrics)
-            if self.validation.keep or (needed and self._checkpoint() is None):
+            if self.validation.keep or (needed and _find_checkpoint(self.folder) is None):
                 self.folder.write_checkpoint(get_state(self))
 
-    def finish(self, stopped_by: str) -> FitResult:
+    def _finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
         module = self.objective.module
-        with self.average.applied():
+        with self.train_step.average.applied():
             last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         if self.best.weights:
             module.load_state_dict(self.best.weights)

@@ -1,7 +1,12 @@
-"""Progress of a run: a live bar on a terminal, elsewhere one line per evaluation."""
+"""Progress of a run: a live bar on a terminal, elsewhere one line per evaluation, and event files of TensorBoard."""
 
 from __future__ import annotations
 
+import os
+import platform
+import time
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +22,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-__all__ = ["ProgressReport"]
+from pyro_ssvae.training.run_folder import writing
+
+__all__ = ["ProgressReport", "TensorBoardLog"]
 
 _SHOWN = {
     "val/bound": "validation bound {:.1f} nats",
@@ -42,26 +49,10 @@ class _Console(Console):
 
 
 class ProgressReport:
-    """Shows steps done, rate, remaining time and the main metrics of the last evaluation.
+    """Shows steps done (``done`` before, in a resumed run), rate, remaining time and metrics of the last evaluation."""
 
-    Args:
-        total: Number of steps of the schedule.
-        done: Steps done before, in a resumed run.
-        enabled: Whether to show anything.
-        words: Label of the bar.
-        console: Where to print; standard error by default.
-    """
-
-    def __init__(
-        self,
-        total: int,
-        *,
-        done: int = 0,
-        enabled: bool = True,
-        words: str = "training",
-        console: Console | None = None,
-    ) -> None:
-        self._console = console or _Console(stderr=True)
+    def __init__(self, total: int, *, done: int = 0, enabled: bool = True, words: str = "training") -> None:
+        self._console = _Console(stderr=True)
         self._total, self._done = total, done
         self._enabled = enabled
         self._progress = Progress(
@@ -104,3 +95,46 @@ class ProgressReport:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+class TensorBoardLog:
+    """Writes the metrics of each evaluation for TensorBoard; does nothing where it is not installed.
+
+    PyTorch's own writer has a thread, whose errors cannot be caught. Curves of a resumed run are cut at ``from_step``.
+    """
+
+    def __init__(self, folder: Path, from_step: int = 0) -> None:
+        self._records: Any = None
+        self._what = f"the TensorBoard log to {folder}"
+        if find_spec("tensorboard") is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{time.time_ns():020d}.{platform.node()}.{os.getpid()}"
+        with writing(self._what):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(open(folder / name, "ab", buffering=0))
+        self._add(file_version="brain.Event:2")
+        self._add(step=from_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Write one evaluation."""
+        if self._records is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            values = {name: value for name, value in metrics.items() if name not in ("step", "epoch")}
+            values = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            self._add(step=metrics["step"], summary=Summary(value=scalars))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._records is not None:
+            self._records.close()
+
+    def _add(self, **entries: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        with writing(self._what):
+            self._records.write(Event(wall_time=time.time(), **entries).SerializeToString())

@@ -5,23 +5,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import platform
 import re
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pyro_ssvae._io import atomic_open, read_json, read_yaml, suggest_names, write_atomically, write_json
+from pyro_ssvae._io import read_json, read_yaml, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.serialization import CONFIG, WEIGHTS
 from pyro_ssvae.training.checkpoint import pack, unpack
-from pyro_ssvae.training.lock import check_lock, lock_folder
 
-__all__ = ["EXTENDING", "FREE", "RunFolder", "refuse_changes"]
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["EXTENDING", "FREE", "RunFolder", "refuse_changes", "writing"]
 
 EXTENDING = ("max_epochs", "max_steps", "max_minutes", "patience")
 """Settings that may change when a run is continued, because they only extend it."""
@@ -30,13 +37,24 @@ FREE = ("device", "compile", "data_dir")
 """Settings of the machine, which may change whenever a run is continued."""
 
 _STAGES = ("m1", "stacked", "joint")  # folders of M1+M2 in the folder of the run, in their order
+_held: dict[str, tuple[int, int]] = {}  # by folder: the descriptor of its lock, and the thread that holds it
+
+
+@contextmanager
+def writing(what: str | Path, hint: str = "") -> Iterator[None]:
+    """Raise ``RunFolderError``, which names what cannot be written, in place of an ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {what}: {error}.{hint}") from error
 
 
 class RunFolder:
     """Paths, formats and state of one run; every file is written atomically, and nothing is ever unpickled.
 
     A run has not started (no ``config.yaml``), was stopped before its first checkpoint, can be continued (a
-    checkpoint), or is finished (``result.json``, which is written last).
+    checkpoint), or is finished (``result.json``, which is written last). Methods raise ``RunFolderError`` for what
+    cannot be locked, read, written (the file of before stays) or continued.
 
     Args:
         path: The folder; made by :meth:`lock`.
@@ -57,24 +75,57 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.figures = self.path / "figures"
         self.result = self.path / "result.json"
+        self._lock = self.path / ".lock"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder, keep other processes out of it, and remove what a process that was killed left half written.
 
-        Raises:
-            RunFolderError: If another process works in it, or it cannot be made.
+        A thread that holds the lock may lock the folder again. Afterwards folders that were made and are still empty
+        are removed.
         """
-        with lock_folder(self.path):
-            for folder in (self.path, self.checkpoint.parent, self.model, self.figures):
-                for file in folder.glob(".*.tmp"):
-                    if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # the names of atomic_open
-                        file.unlink(missing_ok=True)
+        key = self._key
+        if key in _held and _held[key][1] == threading.get_ident():
             yield
+            return
+        missing = [part for part in (self.path, *self.path.parents) if not part.exists()]
+        try:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                descriptor = _acquire(self._lock)
+            except OSError as error:
+                raise RunFolderError(f"Cannot make the run folder {self.path}: {error}.") from error
+            _held[key] = descriptor, threading.get_ident()
+            try:
+                self._remove_temporary_files()
+                yield
+            finally:
+                del _held[key]
+                if _is_same(descriptor, self._lock):
+                    self._lock.unlink()
+                os.close(descriptor)
+        finally:
+            with suppress(OSError):  # not empty
+                for part in missing:
+                    part.rmdir()
+
+    def _remove_temporary_files(self) -> None:
+        for folder in (self.path, self.checkpoint.parent, self.model, self.figures):
+            for file in folder.glob(".*.tmp"):
+                if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # the names of atomic_open
+                    file.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise ``RunFolderError`` if the folder was removed since it was locked."""
-        check_lock(self.path)
+        """Raise ``RunFolderError`` if the folder was locked, and has been removed or is another one now."""
+        held = _held.get(self._key)
+        if held is not None:
+            replaced = self._lock.exists() and not _is_same(held[0], self._lock)
+            if replaced or not self.path.is_dir():
+                raise RunFolderError(f"{self.path} was removed or replaced while the run was writing to it.")
+
+    @property
+    def _key(self) -> str:
+        return os.path.realpath(self.path)  # which, unlike Path.resolve, accepts links that lead to themselves
 
     def runs(self) -> list[RunFolder]:
         """Return the runs of the stages of M1+M2 that have started, or else this run."""
@@ -99,11 +150,7 @@ class RunFolder:
     # Settings.
 
     def read_config(self) -> dict[str, Any]:
-        """Return the settings of the run.
-
-        Raises:
-            RunFolderError: If the folder holds no readable run.
-        """
+        """Return the settings of the run."""
         if not self.config.is_file():
             raise RunFolderError(
                 f"{self.path} holds no run (no config.yaml). Give the folder that an earlier run wrote."
@@ -123,81 +170,71 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> bool:
         """Write the settings of a run that starts, or what changed in those of one that is continued.
 
-        A result of before the change is removed.
-
-        Returns:
-            Whether anything was written.
+        A result of before the change is removed. Returns whether anything was written.
         """
         config = _as_plain(config)
         if self.config.is_file() and not set(_differences(self.read_config(), config)) - set(FREE):
             return False
-        try:
+        with writing(self.config):
             self.result.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
-        except OSError as error:
-            raise RunFolderError(f"Cannot write {self.config}: {error}.") from error
         return True
 
     def write_split(self, split: LabelSplit) -> None:
-        """Write the label split, or compare it with the one that is there; replace a damaged one, and say so.
-
-        Raises:
-            RunFolderError: If the run was trained on another split, or the file cannot be written.
-        """
+        """Write the label split, or compare it with the one that is there; replace a damaged one, and say so."""
+        problem = ""
         try:
-            stored = LabelSplit.load(self.split)
-        except FileNotFoundError:
-            problem = "is missing" if self.checkpoint.is_file() else ""
-        except (ValueError, TypeError, OSError):
-            problem = "is damaged"
-        else:
-            if stored == split:
+            if LabelSplit.load(self.split) == split:
                 return
             if self.checkpoint.is_file():
                 raise RunFolderError(
                     f"{self.split} is another label split than that of the data; use the data of before."
                 )
-            problem = ""
+        except FileNotFoundError:
+            problem = "is missing" if self.checkpoint.is_file() else ""
+        except (ValueError, TypeError, OSError):
+            problem = "is damaged"
         if problem:
             print(f"{self.split} {problem}; it is written again, from the data.", file=sys.stderr)
-        try:
+        with writing(self.split):
             split.save(self.split)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write {self.split}: {error}.") from error
 
     # State of training.
 
     def find_state(self, config: Mapping[str, Any], *, resume: bool) -> dict[str, Any] | None:
         """Return the state of training from which a run with these settings goes on; ``None`` for a new run.
 
-        A run that was stopped before its first checkpoint starts afresh.
-
-        Raises:
-            RunFolderError: If there is a run to continue and ``resume`` is false, or one with other settings; or if
-                the checkpoint is missing from a finished run, or unreadable.
+        A run that was stopped before its first checkpoint starts afresh; one with a checkpoint needs ``resume``.
         """
         if not self.checkpoint.is_file():
-            if self.result.is_file() and self.config.is_file():
-                raise RunFolderError(
-                    f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot "
-                    "be continued. Choose another folder."
-                )
-            if self.config.is_file():
-                self.read_config()  # the configuration of another program must not be replaced
-                print(
-                    f"The run in {self.path} was stopped before its first checkpoint; it starts afresh.",
-                    file=sys.stderr,
-                )
+            self._check_unstarted()
             return None
         if not resume:
             raise RunFolderError(
                 f"{self.path} already holds a run. Continue it with resume=True (--resume {self.path}), or choose "
                 "another folder."
             )
-        if not self.config.is_file():
+        if self.config.is_file():
+            self._check_settings(config)
+        else:
             print(f"{self.config} is missing; it is written again, from the settings that are given.", file=sys.stderr)
-            return self.read_checkpoint()
+        return self.read_checkpoint()
+
+    def _check_unstarted(self) -> None:
+        """Raise ``RunFolderError`` if a folder without a checkpoint holds what a new run must not replace."""
+        if not self.config.is_file():
+            return
+        if self.result.is_file():
+            raise RunFolderError(
+                f"{self.path} holds a finished run without its checkpoint ({self.checkpoint.name}), which cannot be "
+                "continued. Choose another folder."
+            )
+        self.read_config()  # the configuration of another program must not be replaced
+        print(f"The run in {self.path} was stopped before its first checkpoint; it starts afresh.", file=sys.stderr)
+
+    def _check_settings(self, config: Mapping[str, Any]) -> None:
+        """Raise ``RunFolderError`` if the run has other settings, but for those that may change."""
         before = self.read_config()
         if before.get("model", {}).get("data") != _as_plain(config.get("model", {}).get("data")):
             raise RunFolderError(
@@ -207,22 +244,13 @@ class RunFolder:
         for section in ("training", "objective", "model"):
             if section in before and section in config:
                 refuse_changes(self.path, before[section], config[section], (*EXTENDING, *FREE))
-        return self.read_checkpoint()
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the training state.
-
-        Raises:
-            RunFolderError: If it cannot be written, for example on a full disk; the one before stays.
-        """
+        """Write the training state."""
         self._write(self.checkpoint, pack(state))
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """Return the training state, with tensors on the CPU.
-
-        Raises:
-            RunFolderError: If there is none or it is unreadable.
-        """
+        """Return the training state, with tensors on the CPU."""
         try:
             return unpack(self.checkpoint.read_bytes())
         except FileNotFoundError as error:
@@ -247,10 +275,8 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``, after everything else."""
-        try:
+        with writing(self.result):
             write_json(self.result, result)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write {self.result}: {error}.") from error
 
     def read_result(self) -> dict[str, Any]:
         """Return ``result.json``."""
@@ -258,13 +284,10 @@ class RunFolder:
 
     def _write(self, path: Path, content: bytes) -> None:
         self.check()
-        try:
+        kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint.is_file() else ""
+        with writing(path, kept):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_open(path) as file:
-                file.write(content)
-        except OSError as error:
-            kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint.is_file() else ""
-            raise RunFolderError(f"Cannot write {path}: {error}.{kept}") from error
+            write_atomically(path, content)
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]) -> None:
@@ -293,3 +316,33 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
 def _as_plain(value: Any) -> Any:
     """Return settings as JSON holds them: lists for tuples, and no object in two places."""
     return json.loads(json.dumps(value))
+
+
+def _acquire(path: Path) -> int:
+    """Return the descriptor of a locked file."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            told = f"{path.parent} is in use by {holder}; wait for it, or choose another folder."
+            raise RunFolderError(told) from None
+        except OSError:  # a file system without locks
+            pass
+        if _is_same(descriptor, path):
+            break
+        os.close(descriptor)  # its holder removed the file in between
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+    return descriptor
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Return whether a descriptor is that of the file that is at a path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False

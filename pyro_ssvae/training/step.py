@@ -4,9 +4,8 @@ An objective has one or several groups of parameters, each with an optimiser and
 the objective's updates in order. It runs in one of three modes, which give the same training:
 
 * ``"eager"``: operation by operation, as written. The reference.
-* ``"compiled"``: each loss and its gradients traced once and compiled by Inductor
-  (:mod:`pyro_ssvae.training.compilation`).
-* ``"graph"``: the whole step captured as a CUDA graph (:mod:`pyro_ssvae.training.cuda_graph`).
+* ``"compiled"``: each loss and its gradients traced once and compiled by Inductor.
+* ``"graph"``: the whole step captured as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -23,39 +24,29 @@ from torch import Tensor, nn
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.data.batches import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
-from pyro_ssvae.training.checkpoint import check_like
+from pyro_ssvae.training.checkpoint import check_like, load_moments
 from pyro_ssvae.training.compilation import (
+    CapturedSteps,
     CompiledLoss,
+    choose_mode,
     clone_shared_gradients,
-    has_compiler,
     preserve_state,
     shapes_of,
 )
-from pyro_ssvae.training.config import TrainingConfig
-from pyro_ssvae.training.cuda_graph import CapturedSteps
-from pyro_ssvae.training.device import raise_mmap_threshold
-from pyro_ssvae.training.ema import MovingAverage
+from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["TrainingStep"]
+__all__ = ["MovingAverage", "TrainingStep"]
 
 _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which takes seconds
 
 
 class TrainingStep:
-    """The step of an objective: its optimisers, moving average, and sums of what is logged.
+    """The step of an objective in a schedule of ``total`` steps: optimisers, moving average, sums of what is logged.
 
-    Args:
-        objective: The objective; moved to the device.
-        stream: Where batches come from.
-        config: Settings of the loop; the learning rate is multiplied by that of each group.
-        fabric: Device and precision.
-        total: Length of the schedule in steps.
-
-    Raises:
-        ValueError: For a mode that is not available here.
+    The objective is moved to the device. A mode that is not available here raises ``ValueError``.
 
     Attributes:
         mode: ``"eager"``, ``"compiled"`` or ``"graph"``.
@@ -66,7 +57,7 @@ class TrainingStep:
     def __init__(
         self, objective: Objective, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
     ) -> None:
-        self.mode = _choose_mode(config, fabric.device, objective, total)
+        self.mode = choose_mode(config, fabric.device, objective, total)
         self.why_eager: str | None = None
         self.objective = objective.to(fabric.device)
         if config.precision == "64-true":
@@ -78,7 +69,7 @@ class TrainingStep:
         self.optimizers = {name: self._new_optimizer(group) for name, group in self._groups.items()}
         self._scaler = torch.amp.GradScaler(fabric.device.type, enabled=config.precision == "16-mixed")
         self.average = MovingAverage(objective.module, config.ema_decay, captured=self.mode == "graph")
-        self.sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
         self._counts: Counter[str] = Counter()  # steps behind each sum: not every term occurs in every step
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=fabric.device)
         self._number = torch.zeros((), dtype=torch.int64, device=fabric.device)  # of the step, from 1
@@ -86,7 +77,7 @@ class TrainingStep:
         self._first_loss = torch.zeros((), dtype=self._dtype, device=fabric.device)  # of the first update of a step
         self._updates: list[Update] = []
         self._seen: Counter[tuple[Any, ...]] = Counter()
-        self._compiled: dict[tuple[Any, ...], CompiledLoss] = {}
+        self._compiled: dict[tuple[Any, ...], tuple[CompiledLoss, tuple[Any, ...]]] = {}
         self._captured: CapturedSteps | None = None
 
     def _new_optimizer(self, group: ParameterGroup) -> torch.optim.Optimizer:
@@ -102,11 +93,7 @@ class TrainingStep:
         )
 
     def check(self) -> None:
-        """Compute the losses of the batch that comes next, and restore everything.
-
-        Raises:
-            Exception: What the objective raises for a model, guide or data that it cannot take.
-        """
+        """Compute the losses of the batch that comes next, which may raise any error, and restore everything."""
         state = self.stream.state_dict()
         batch = self._cast(next(self.stream))
         self.objective.train()
@@ -116,13 +103,10 @@ class TrainingStep:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            sizes = " and ".join(
-                f"{len(part)} {name}"
-                for name, part in (("unlabelled", batch.x_unlabelled), ("labelled", batch.x_labelled))
-                if part is not None
-            )
+            sizes = {"unlabelled": batch.x_unlabelled, "labelled": batch.x_labelled}
+            told = " and ".join(f"{len(part)} {name}" for name, part in sizes.items() if part is not None)
             raise ValueError(
-                f"Batch normalisation needs at least two examples, and a batch here has {sizes}: raise batch_size or "
+                f"Batch normalisation needs at least two examples, and a batch here has {told}: raise batch_size or "
                 "labelled_batch_size, or, where there is only one example, build the model without batch normalisation."
             ) from error
         self.stream.load_state_dict(state)
@@ -130,19 +114,16 @@ class TrainingStep:
     def __call__(self, number: int, *, verify: bool = False) -> None:
         """Do step ``number`` (from 0).
 
-        Args:
-            number: Which step of the schedule it is.
-            verify: Whether to compute the step's first loss eagerly too, and to go on eagerly if it differs.
+        ``verify`` compares its first loss with that of an eager step; if they differ, all further steps are eager.
         """
         self._set_schedule(number)
         self.objective.train()
         indices = self.stream.next_indices()
         expected = self._eager_loss(indices) if verify and self.mode != "eager" else None
         if self.mode == "graph":
-            terms = self._run_captured(indices)
+            self._counts.update(self._run_captured(indices))
         else:
-            terms = self._step(self.stream.gather(indices))
-        self._counts.update(terms)
+            self._counts.update(self._step(self.stream.gather(indices)))
         if expected is not None and not self._agrees(expected, float(self._first_loss)):
             self._go_eager(
                 f"in {self.mode} mode, a step gives a loss of {float(self._first_loss):.7g}, and eagerly "
@@ -155,8 +136,8 @@ class TrainingStep:
 
     def take_means(self) -> dict[str, float]:
         """Return the means of what is logged since the last call, each over the steps that had it, and start afresh."""
-        means = {name: float(value) / self._counts[name] for name, value in self.sums.items() if self._counts[name]}
-        for value in self.sums.values():
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items() if self._counts[name]}
+        for value in self._sums.values():
             value.zero_()  # in place: a captured step adds to this very tensor
         self._counts.clear()
         return means
@@ -169,22 +150,18 @@ class TrainingStep:
             "scaler": self._scaler.state_dict(),
             "average": self.average.state_dict(),
             "stream": self.stream.state_dict(),
-            "sums": {name: value.clone() for name, value in self.sums.items()},
+            "sums": {name: value.clone() for name, value in self._sums.items()},
             "counts": dict(self._counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state; before the first step.
-
-        Raises:
-            Exception: ``ValueError`` where names, shapes or types do not fit; of other types for a damaged state.
-        """
+        """Restore a state, before the first step; raises errors of many types for one that does not fit."""
         mine = self.state_dict()
         for name in ("objective", "scaler", "average"):
             check_like(state[name], mine[name], name)
         self.objective.load_state_dict(state["objective"])
         for name, optimizer in self.optimizers.items():
-            _load_moments(optimizer, state["optimizers"][name], name)
+            load_moments(optimizer, state["optimizers"][name], name)
         self._scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state["average"])
         self.stream.load_state_dict(state["stream"])
@@ -192,7 +169,7 @@ class TrainingStep:
         for name, value in sums.items():
             check_like(value, torch.zeros((), dtype=value.dtype), f"sums/{name}")
             check_like(counts.get(name, 0), 0, f"counts/{name}")
-        self.sums = {name: value.to(self.fabric.device) for name, value in sums.items()}
+        self._sums = {name: value.to(self.fabric.device) for name, value in sums.items()}
         self._counts = Counter({name: counts[name] for name in sums if name in counts})
 
     # Schedules.
@@ -244,9 +221,9 @@ class TrainingStep:
             terms = {"loss": total, **terms}
         terms |= {name: torch.stack(found).mean() for name, found in norms.items()}
         for name, value in terms.items():
-            if name not in self.sums:
-                self.sums[name] = torch.zeros_like(value)
-            self.sums[name].add_(value)
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+            self._sums[name].add_(value)
         return list(terms)
 
     def _cast(self, batch: Batch) -> Batch:
@@ -291,27 +268,27 @@ class TrainingStep:
 
     def _compile(self, place: int, update: Update, batch: Batch) -> CompiledLoss | None:
         """Return the compiled loss of an update for the first shape of batch; ``None`` where it runs eagerly."""
-        name = getattr(update.loss, "__name__", "")
-        key = (place, update.group, name, self.objective.training, shapes_of(batch))
+        key, shapes = (place, *_name(update)), shapes_of(batch)
         if key in self._compiled:
-            return self._compiled[key]
-        self._seen[key] += 1
-        if self._seen[key] <= _EAGER_FIRST or any(known[:4] == key[:4] for known in self._compiled):
-            return None  # batches of other shapes are rare
+            compiled, known = self._compiled[key]
+            return compiled if shapes == known else None  # batches of other shapes are rare
+        self._seen[key, shapes] += 1
+        if self._seen[key, shapes] <= _EAGER_FIRST:
+            return None
         parameters = self._groups[update.group].parameters
         try:
             function = lambda batch: self._compute(update, batch)  # noqa: E731
-            self._compiled[key] = CompiledLoss(self.objective, function, parameters, batch, self.fabric.device)
+            compiled = CompiledLoss(self.objective, function, parameters, batch, self.fabric.device)
         except Exception as error:  # tracing and compiling raise whatever model, guide or compiler do
             self._go_eager(_one_line(error))
             return None
-        return self._compiled[key]
+        self._compiled[key] = compiled, shapes
+        return compiled
 
     def _run_captured(self, indices: BatchIndices) -> list[str]:
         self._captured = self._captured or CapturedSteps(self._step, self.stream, self.fabric.device)
-        updates = tuple((update.group, getattr(update.loss, "__name__", "")) for update in self._updates)
         try:
-            return self._captured(indices, updates)
+            return self._captured(indices, tuple(map(_name, self._updates)))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # capturing raises whatever a model does that a graph cannot hold
@@ -339,31 +316,69 @@ class TrainingStep:
         warnings.warn(f"Training steps run eagerly from here, and slower: {why}.", UserWarning, stacklevel=2)
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any], name: str) -> None:
-    """Restore the moments of Adam, by number of the parameter; the settings of the optimiser stay."""
-    parameters = dict(enumerate(part for group in optimizer.param_groups for part in group["params"]))
-    found = {int(number): value for number, value in moments.items()}
-    for number, value in found.items():
-        like = parameters[number]
-        check_like(value, {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}, f"{name}/{number}")
-    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _choose_mode(config: TrainingConfig, device: torch.device, objective: Objective, total: int) -> str:
-    """Return the mode that the settings name, or for ``"auto"`` the fastest one that is available."""
-    if config.compile == "graph" and device.type != "cuda":
-        raise ValueError("compile='graph' captures a CUDA graph and needs device='cuda'; use auto, compiled or eager.")
-    if config.compile == "compiled" and not has_compiler():
-        raise ValueError("compile='compiled' needs a C++ compiler (c++, g++ or clang++); use auto or eager.")
-    if config.compile != "auto":
-        return config.compile
-    if not objective.compilable or config.precision == "16-mixed":  # loss scaling asks whether gradients are finite
-        return "eager"
-    if device.type == "cuda":
-        return "graph"
-    return "compiled" if total >= objective.compile_after and has_compiler() else "eager"
-
-
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _name(update: Update) -> tuple[str, str]:
+    return update.group, getattr(update.loss, "__name__", "")
+
+
+class MovingAverage:
+    """Exponential moving average of parameters and floating-point buffers, without host-device synchronisation.
+
+    A decay of 0 keeps it equal to the weights. Updates captured in a CUDA graph read it from the device.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, *, captured: bool = False) -> None:
+        self._decay = decay
+        self._captured = captured
+        self._live = [t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()]
+        self._average = [tensor.detach().clone() for tensor in self._live]
+        self._weight = 1.0
+        self._weight_on_device = torch.ones((), device=self._live[0].device)
+
+    def set_step(self, step: int) -> None:
+        """Set the decay for the update after step ``step`` (from 0): at most (step + 1) / (step + 11)."""
+        decay = min(self._decay, (step + 1) / (step + 11)) if self._decay else 0.0
+        if self._weight != 1.0 - decay:
+            self._weight = 1.0 - decay
+            self._weight_on_device.fill_(self._weight)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the averages with the present weights."""
+        live = [tensor.detach() for tensor in self._live]
+        if self._captured:
+            change = torch._foreach_sub(live, self._average)
+            torch._foreach_mul_(change, self._weight_on_device)
+            torch._foreach_add_(self._average, change)
+        else:
+            torch._foreach_lerp_(self._average, live, self._weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Use the averaged weights within the context, and the trained ones again afterwards."""
+        trained = [tensor.detach().clone() for tensor in self._live]
+        self._copy(self._average)
+        try:
+            yield
+        finally:
+            self._copy(trained)
+
+    @torch.no_grad()
+    def _copy(self, source: list[Tensor]) -> None:
+        # Copies rather than swapped storage: addresses stay what optimisers and captured graphs hold.
+        for tensor, value in zip(self._live, source, strict=True):
+            tensor.copy_(value)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """Return the averages."""
+        return {"average": self._average}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Restore the averages."""
+        for tensor, value in zip(self._average, state["average"], strict=True):
+            tensor.copy_(value)

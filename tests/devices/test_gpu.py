@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_ssvae import M2, FitResult, SemiSupervisedELBO, TrainingConfig, fit, load
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.config import make_fabric
 from pyro_ssvae.training.step import TrainingStep
 from tests.devices.cases import NUM_CLASSES, OBJECTIVES, SMALL, get_updates, make_batch, make_data
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_ssvae import TrainingConfig
 from pyro_ssvae.data import BatchStream
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.config import make_fabric
 from pyro_ssvae.training.step import TrainingStep
 from tests.devices.cases import OBJECTIVES, make_data
 from tests.devices.fake import OnDevice, needs_cuda_build

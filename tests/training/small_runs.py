@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from pyro_ssvae import (
@@ -42,7 +44,7 @@ SHORT = TrainingConfig(
 
 
 def changed(config: TrainingConfig, **values: object) -> TrainingConfig:
-    return TrainingConfig.from_dict(config.to_dict() | values)
+    return replace(config, **values)
 
 
 def without_seconds(rows: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_an_interruption_after_a_collapse_resumes_from_the_checkpoint_before(tmp
 
 def test_a_run_that_collapsed_at_the_start_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
-    short = TrainingConfig.from_dict(CONFIG.to_dict() | {"max_steps": 30})
+    short = replace(CONFIG, max_steps=30)
     run = fit(make_objective(data, 0.0), data, short, out=tmp_path, progress=False)
     assert (run.stopped_by, run.best_step) == ("schedule", 30)
     assert state_of(tmp_path)["step"] == 30
@@ -122,7 +123,7 @@ def test_diverging_energies_keep_the_checkpoint_before(tmp_path: Path) -> None:
     data = make_toy_data("ring", num_train=500, num_validation=200)
     torch.manual_seed(0)
     objective = Diverging.for_data(DDGM((2,), generator=Shrinking(math.inf)), data, generator_steps=1)
-    eager = TrainingConfig.from_dict(CONFIG.to_dict() | {"compile": "eager"})
+    eager = replace(CONFIG, compile="eager")
     with pytest.raises(TrainingFailedError, match=r"step 20: energies diverge.*last\.pt"):
         fit(objective, data, eager, out=tmp_path, progress=False)
     assert state_of(tmp_path)["step"] == 10

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def train(folder: Path, *, resume: bool = True, seed: int = 0, **changes: Any) -
     data = make_data(seed)
     torch.manual_seed(3)
     model = M2(data.event_shape, 2, latent_dim=2, hidden_dims=(8,), likelihood="gaussian")
-    config = TrainingConfig.from_dict(SHORT.to_dict() | changes)
+    config = replace(SHORT, **changes)
     objective = SemiSupervisedELBO.for_data(model, data)
     return fit(objective, data, config, out=folder, resume=resume, progress=False)
 

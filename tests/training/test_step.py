@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ssvae import M1, M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.training.compilation import has_compiler
-from pyro_ssvae.training.device import make_fabric
+from pyro_ssvae.training.config import make_fabric
 from pyro_ssvae.training.step import TrainingStep
 
 SETTINGS: dict[str, Any] = {
@@ -102,7 +102,7 @@ def test_auto_compiles_long_schedules_and_earlier_with_many_classes(monkeypatch:
     assert [mode(total) for total in (9_999, 10_000)] == ["eager", "compiled"]
     assert [mode(total, 100) for total in (999, 1_000)] == ["eager", "compiled"]
     assert mode(9_999, 100, enumeration="top-k") == "eager"
-    monkeypatch.setattr("pyro_ssvae.training.step.has_compiler", lambda: False)
+    monkeypatch.setattr("pyro_ssvae.training.compilation.has_compiler", lambda: False)
     assert mode(10_000) == "eager"
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler"):
         train(compile="compiled")
@@ -173,7 +173,7 @@ def test_graph_needs_cuda() -> None:
 
 
 def test_the_average_of_a_captured_step_is_the_same() -> None:
-    from pyro_ssvae.training.ema import MovingAverage
+    from pyro_ssvae.training.step import MovingAverage
 
     found = []
     for captured in (False, True):
