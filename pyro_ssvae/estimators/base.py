@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -58,6 +58,10 @@ class DeepEstimator(BaseEstimator):
     verbose: int
     callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None
 
+    def _set_parameters(self, given: Mapping[str, Any]) -> None:
+        """Keep the arguments of a constructor, given as its ``locals()``."""
+        vars(self).update({name: value for name, value in given.items() if name != "self"})
+
     # Input.
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
@@ -65,7 +69,9 @@ class DeepEstimator(BaseEstimator):
 
         Words become codes, and missing values NaN.
         """
-        if reset and hasattr(self, "model_"):
+        if not reset:
+            check_is_fitted(self, "model_")
+        elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
         if self._allow_missing:
             if reset:
@@ -97,20 +103,6 @@ class DeepEstimator(BaseEstimator):
 
     def _draw_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
-
-    def _sizes(self, X: Array) -> dict[str, Any]:
-        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
-        image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
-        latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
-        hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
-        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
-        levels = {column: len(known) for column, known in self.categories_.items()}
-        likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
-        self.likelihood_ = describe_likelihood(likelihood, columns)
-        if self.verbose:
-            print(f"likelihood: {self.likelihood_}")
-        sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
-        return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
 
     # Training.
 
@@ -155,10 +147,6 @@ class DeepEstimator(BaseEstimator):
         self.n_iter_ = done.steps
         return done
 
-    def _previous(self, again: bool) -> Any:
-        """Return the model of an earlier fit where this one goes on from it."""
-        return getattr(self, "model_", None) if again else None
-
     # Prediction.
 
     def _apply(self, function: Callable[[Any, Tensor], Tensor], X: ArrayLike) -> Array:
@@ -166,21 +154,13 @@ class DeepEstimator(BaseEstimator):
 
         In single precision the answer for an example depends, in its last digits, on the others of the batch.
         """
-        check_is_fitted(self, "model_")
-        rows = self._check_rows(X, reset=False)
-        model, x = self._in_double(rows)
+        model, x = self._in_double(self._check_rows(X, reset=False))
         return function(model, x).detach().cpu().numpy()
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
         dtype = next(model.parameters()).dtype
         return model, torch.tensor(rows, dtype=dtype) / self.model_.data_scale
-
-    def _log_likelihood(self, X: ArrayLike, num_samples: int) -> Array:
-        """Return log p(x) of each example in nats, by importance sampling with the same draws for every example."""
-        check_is_fitted(self, "model_")
-        model, x = self._in_double(self._check_rows(X, reset=False))
-        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()
 
     @contextmanager
     def _sampling(self) -> Iterator[Any]:
@@ -193,12 +173,40 @@ class DeepEstimator(BaseEstimator):
     def _in_units_of_input(self, x: Tensor) -> Array:
         return decode_categories(x.cpu().numpy() * self.model_.data_scale, getattr(self, "categories_", {}))
 
-    def _impute(self, X: ArrayLike) -> Array:
-        """Return rows of a table with their missing values filled in, and observed ones as they are."""
-        check_is_fitted(self, "model_")
-        rows = self._check_rows(X, reset=False)
-        if not np.isnan(rows).any():
-            return decode_categories(rows, self.categories_)
-        model, x = self._in_double(rows)
-        filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
+
+class GenerativeEstimator(DeepEstimator):
+    """Base class of estimators with an M1 or M2: of mixed columns, with missing values, and a bound on log p(x)."""
+
+    def _sizes(self, X: Array) -> dict[str, Any]:
+        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
+        image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
+        latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
+        hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
+        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
+        levels = {column: len(known) for column, known in self.categories_.items()}
+        likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
+        self.likelihood_ = describe_likelihood(likelihood, columns)
+        if self.verbose:
+            print(f"likelihood: {self.likelihood_}")
+        sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
+        return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
+
+    def impute(self, X: ArrayLike) -> Array:
+        """Return a table with its missing values filled in: by their posterior mean, or most probable category.
+
+        Observed values are returned as they are, except for categories that were not seen in training, which count as
+        missing. The array is of type ``object`` if there are columns of words.
+        """
+        rows = filled = self._check_rows(X, reset=False)
+        if np.isnan(rows).any():
+            model, x = self._in_double(rows)
+            filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
         return decode_categories(np.where(np.isnan(rows), filled, rows), self.categories_)
+
+    def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
+        """Return estimates of log p(x) in nats, shape ``(N,)``, by importance sampling.
+
+        Each takes ``num_samples`` draws of z (per class), the same ones for every example.
+        """
+        model, x = self._in_double(self._check_rows(X, reset=False))
+        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()
