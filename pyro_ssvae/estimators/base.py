@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import bind_arguments
 from pyro_ssvae._checks import MAX_SEED, as_count, show
-from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.labels import read_labels
+from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.distributions.factory import make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
@@ -34,6 +36,44 @@ Array = NDArray[Any]
 
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
+
+
+def encode_targets(
+    y: ArrayLike, classes: ArrayLike | None, num_classes: int | None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return labels ``(N,)`` for an estimator as indices of classes, -1 where unknown, and the classes, sorted.
+
+    Numbers may leave gaps. ``classes`` are all classes, if some may have no label, and ``num_classes`` is the number of
+    clusters, if there is no label at all.
+    """
+    known, labelled = select_known(y)
+    if classes is None:
+        found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
+    else:
+        found = np.unique(np.asarray(classes))
+        if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
+            raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
+    if len(found) < 2:
+        raise ValueError(
+            f"At least two classes are needed; y has {len(found)} class(es) among {len(known)} labelled examples (-1, "
+            "None, NaN or '' marks an unlabelled one). Name all classes by classes=[...], or cluster without labels by "
+            "n_classes=K."
+        )
+    codes = np.full(len(labelled), -1)
+    codes[labelled] = np.searchsorted(found, known)
+    return codes, found
+
+
+def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the labels of labelled examples, whole numbers or words, and a mask ``(N,)`` of these examples."""
+    labels = column_or_1d(read_labels(y, "y"), warn=True)
+    if labels.dtype.kind not in "biufU":
+        raise TypeError(f"y has dtype {labels.dtype}; labels are whole numbers or words.")
+    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
+    known = labels[labelled]
+    if len(known):
+        check_classification_targets(known)
+    return known.astype(np.int64) if known.dtype.kind == "f" else known, labelled  # whole, by the check
 
 
 class DeepEstimator(BaseEstimator):

@@ -22,9 +22,8 @@ from sklearn.utils.validation import check_consistent_length
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import FixedClassPrior
-from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator
+from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, select_known
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT

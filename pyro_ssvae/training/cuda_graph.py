@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae.data import Batch, BatchStream
-from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.training.compilation import shapes_of
 
 __all__ = ["CapturedSteps"]
