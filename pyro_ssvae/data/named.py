@@ -132,8 +132,8 @@ def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> A
         problems.append("downloading was switched off")
     raise DataUnavailableError(
         f"{name} is not available: looked for {files.first} in {files.subfolder}, or {name}.npz, in {root} and "
-        f"one folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) or "
-        "the environment variable PYRO_SSVAE_DATA; the data set digits needs no download."
+        f"one folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) "
+        "or the environment variable PYRO_SSVAE_DATA; the data set digits needs no download."
     )
 
 
