@@ -79,6 +79,7 @@ def load_named(
 
     Only ``digits`` uses the seed: it draws stratified test and validation examples.
     """
+    data_dir = None if data_dir is None else as_path(data_dir, "data_dir")
     if name not in DATASET_NAMES:
         raise ValueError(
             f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For your own files use FILE.npz, "

@@ -72,13 +72,6 @@ def write_zip(path, content, method=zipfile.ZIP_STORED):
     return path
 
 
-def change(path, old, new):
-    content = path.read_bytes()
-    assert old in content
-    path.write_bytes(content.replace(old, new))
-    return path
-
-
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -99,10 +92,6 @@ def test_members_that_are_no_arrays(tmp_path, content, text):
 
 
 def test_sizes_are_checked_before_memory_is_asked_for(tmp_path, monkeypatch):
-    size = struct.pack("<I", len(npy("(1,)", b"abcd")))
-    path = change(write_zip(tmp_path / "lie.npz", npy("(1,)", b"abcd")), size + size, size + struct.pack("<I", 2**31))
-    with pytest.raises(ValueError, match=r"lie\.npz is damaged|a in .*lie\.npz cannot be read"):
-        read_npz(path, ["a"])
     path = tmp_path / "large.npz"
     np.savez_compressed(path, a=np.zeros(10**6))
     monkeypatch.setattr("pyro_ssvae._io.Path.read_text", lambda _: "MemAvailable: 10000 kB\n")
