@@ -93,7 +93,7 @@ def load_named(
     indices = np.arange(len(arrays["x_train"]))
     num_validation = files.num_validation if num_validation is None else num_validation
     return Source(
-        *(arrays[key] for key in _IDX_FILES),
+        *(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"]),
         ids=indices,
         validation=select_last(indices, num_validation, len(indices)),
         name=name,
