@@ -17,10 +17,10 @@ from pyro_ssvae._arguments import as_count
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import check_path, write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.folders import has_colour, read_folder
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.sources import has_colour, read_folder
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.presets import FEATURES
 

@@ -1,7 +1,7 @@
 """Data: examples of which a few are labelled, the split that chooses them, and batches."""
 
-from pyro_ssvae.data.batches import Batch, BatchStream
-from pyro_ssvae.data.splits import LabelSplit, draw_label_split
+from pyro_ssvae.data.labels import LabelSplit, draw_label_split
+from pyro_ssvae.data.preparation import Batch, BatchStream
 from pyro_ssvae.data.toy import make_toy_data, ring_distribution
 
 __all__ = [

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import as_path, as_scale, as_seed, checked
+from pyro_ssvae._arguments import as_path, as_scale, checked
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
-from pyro_ssvae.data.labels import encode_labels, warn_about_labels
+from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named
 from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dataset, split_source
-from pyro_ssvae.data.splits import LabelSplit
 from pyro_ssvae.data.tables import load_table
 
 __all__ = ["SemiSupervisedData"]
@@ -211,8 +210,8 @@ class SemiSupervisedData:
         x_test, y_test = as_held_out(x_test, y_test, "test", examples)
         given = {"y": y, "y_validation": y_validation, "y_test": y_test}
         labels = encode_labels(given, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
-        if not (split is None or isinstance(split, LabelSplit)) or not isinstance(name, str):
-            raise TypeError(f"split={split!r} must be a LabelSplit or None, and name={name!r} a str.")
+        if not (split is None or isinstance(split, LabelSplit)):
+            raise TypeError(f"split={split!r} must be a LabelSplit or None.")
         num_labelled = int((labels.y["y"] >= 0).sum())
         if split is not None and len(split.labelled) != num_labelled:
             raise ValueError(
@@ -223,7 +222,7 @@ class SemiSupervisedData:
             warn_about_labels(labels.y["y"], labels.class_names, labels.y["y"])
         return cls(
             *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
-            *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, as_seed(seed)),
+            *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, seed),
         )
 
     @classmethod
@@ -273,6 +272,7 @@ class SemiSupervisedData:
         )
 
     @classmethod
+    @checked
     def from_npz(
         cls,
         path: str | os.PathLike[str],
@@ -304,11 +304,11 @@ class SemiSupervisedData:
             ValueError: If the file is not npz, is damaged or encrypted, lacks ``x_train``, takes more memory than there
                 is, or holds what :meth:`from_arrays` refuses.
         """
-        seed = as_seed(seed)
         source = load_npz(path, num_validation=num_validation, num_classes=num_classes, scale=scale)
         return cls(**split_source(source, "all" if num_labels is None else num_labels, seed, balanced))
 
     @classmethod
+    @checked
     def from_name(
         cls,
         name: str,
@@ -344,11 +344,11 @@ class SemiSupervisedData:
             >>> SemiSupervisedData.from_name("digits", num_labels=50)
             SemiSupervisedData('digits', 50 labelled + 1150 unlabelled examples of shape (1, 8, 8), ...
         """
-        seed = as_seed(seed)
         source = load_named(name, data_dir=data_dir, num_validation=num_validation, seed=seed, allow_download=download)
         return cls(**split_source(source, num_labels, seed, balanced))
 
     @classmethod
+    @checked
     def from_folder(
         cls,
         path: str | os.PathLike[str],
@@ -388,7 +388,6 @@ class SemiSupervisedData:
             TypeError: If an argument has the wrong type.
             ValueError: If it holds no image, damaged ones, too few, or a test image of a class without training images.
         """
-        seed = as_seed(seed)
         numbers: Any = {"image_size": image_size, "num_validation": num_validation, "num_test": num_test}
         source = load_folder(path, **numbers, seed=seed, classes_in_names=classes_in_names, on_error=on_error)
         return cls(**split_source(source, num_labels, seed, balanced))

@@ -78,9 +78,10 @@ class FeatureSource:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSource:
         """Build from a saved configuration; raise ``ValueError`` if it is damaged."""
         found = cls(**{**config, "image_shape": tuple(config["image_shape"])})
+        none = type(None)
         kinds: dict[str, Any] = {
-            "network": (str, type(None)),
-            "resolution": (int, type(None)),
+            "network": (str, none),
+            "resolution": (int, none),
             "scale": (int, float),
             "weights": str,
         }
@@ -120,34 +121,22 @@ class FeatureSource:
 def make_source(
     network: str | nn.Module, resolution: int | None, image_shape: tuple[int, ...], scale: float
 ) -> tuple[FeatureSource, _Network]:
-    """Return the source of features of images, and its network, in evaluation mode.
-
-    Raises:
-        TypeError: For a network that is neither a name nor a module.
-        ValueError: For an unknown name, or examples that are no images.
-        DataUnavailableError: If the weights are neither stored nor downloadable.
-        MissingPackageError: If timm is needed and not installed.
-    """
+    """Return the source of features of images, and its network; see ``SemiSupervisedData.with_features``."""
     if len(image_shape) != 3 or image_shape[0] not in (1, 3, 4):
         raise ValueError(f"Features are computed from images (C, H, W), and the examples have shape {image_shape}.")
     if not isinstance(network, (str, nn.Module)):
         raise TypeError(f"network must be a name or a module, not {type(network).__name__}.")
-    own = None if isinstance(network, str) else network
+    name, own = (network, None) if isinstance(network, str) else (None, network)
     found = _load(network) if isinstance(network, str) else _Network(network)
     if resolution is not None:
         resolution = as_count(resolution, "resolution", least=8)
     elif found.side is not None:
         resolution = min(found.side, _ENLARGEMENT * max(image_shape[1:])) if found.any_side else found.side
-    name = network if isinstance(network, str) else None
     return FeatureSource(name, resolution, image_shape, scale, found.get_hash(), own), found
 
 
 def compute_features(
-    source: FeatureSource,
-    network: _Network,
-    parts: Sequence[Tensor],
-    folder: Path,
-    progress: bool = True,
+    source: FeatureSource, network: _Network, parts: Sequence[Tensor], folder: Path, progress: bool
 ) -> list[Tensor]:
     """Return features ``(N, F)``, float32, of the images ``(N, C, H, W)`` of each part, of which some may be empty.
 
@@ -160,9 +149,8 @@ def compute_features(
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [(number, piece) for number, x in enumerate(parts) for piece in x.split(_PART) if len(piece)]
     title = f"features by {source.network or type(source.module).__name__}"
-    shown = track(pieces, title, console=Console(stderr=True), disable=not progress)
     found: list[list[Tensor]] = [[] for _ in parts]
-    for number, piece in shown:
+    for number, piece in track(pieces, title, console=Console(stderr=True), disable=not progress):
         file = folder / f"{_hash_images(source, piece)}.npy"
         features = _read(file, len(piece))
         if features is None:

@@ -1,27 +1,40 @@
-"""Labels as class indices: from whole numbers or words, with -1 for unlabelled examples."""
+"""Labels: as class indices, -1 where unknown, and which examples keep theirs."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._arguments import MAX_CLASSES, as_count
-from pyro_ssvae._arrays import as_array, as_labels
+from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_seed
+from pyro_ssvae._arrays import as_array, as_labels, to_numpy
+from pyro_ssvae._io import atomic_open
+from pyro_ssvae.data.readers import read_npz
 
-__all__ = ["Labels", "encode_labels", "encode_targets", "select_known", "warn_about_labels"]
+__all__ = [
+    "Indices",
+    "LabelSplit",
+    "draw_label_split",
+    "encode_labels",
+    "read_labels",
+    "select_last",
+    "warn_about_labels",
+]
 
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
-
 _ENOUGH = 3  # labels of a class, beside which a class with one label is conspicuous
 
 Names = tuple[str, ...]
+Indices = NDArray[np.int64]
 
 
 class Labels(NamedTuple):
@@ -40,21 +53,14 @@ def encode_labels(
 ) -> Labels:
     """Encode labels, of which the first are those for training, as ``SemiSupervisedData.from_arrays`` documents it.
 
-    Args:
-        given: Labels by the names of the caller's arguments; ``None`` for unlabelled examples.
-        sizes: Numbers of examples.
-        num_classes: K; if ``None``, as many as names, one more than the largest label, or no classes.
-        class_names: K names; if ``None``, the words or numbers found.
-
-    Raises:
-        TypeError: If labels are neither numbers nor words, or another argument has the wrong type.
-        ValueError: If shapes disagree, or a label is no class.
+    ``given`` holds labels by the names of the caller's arguments, ``None`` for unlabelled examples, and ``sizes`` the
+    numbers of examples.
     """
     names = None if class_names is None else _as_names(class_names)
     if num_classes is not None and as_count(num_classes, "num_classes", least=1) > MAX_CLASSES:
         raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
     arrays = {
-        name: np.full(size, -1) if values is None else _read(values, name)
+        name: np.full(size, -1) if values is None else read_labels(values, name)
         for (name, values), size in zip(given.items(), sizes, strict=True)
     }
     if any(array.dtype.kind == "U" for array in arrays.values()):
@@ -66,20 +72,18 @@ def encode_labels(
     largest = {name: int(labels.max()) for name, labels in y.items() if len(labels)}
     if num_classes is None:
         num_classes = max(len(names or ()), 1 + max(largest.values(), default=-1)) or None
-    _check_largest(largest, num_classes or 1)
+    for name, label in largest.items():
+        _check_largest(name, label, num_classes or 1)
     names = tuple(map(str, range(num_classes or 0))) if names is None else names
     if len(names) != (num_classes or 0):
         raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
     return Labels(y, num_classes, names)
 
 
-def warn_about_labels(y: Tensor, class_names: Names, given: Tensor) -> None:
+def warn_about_labels(y: Tensor, class_names: Names, given: Tensor, stacklevel: int = 4) -> None:
     """Warn if no training example, or none of a class, has a label, or if labels look mistyped.
 
-    Args:
-        y: Labels ``(N,)`` that training sees, -1 where unknown.
-        class_names: Names of the classes.
-        given: Labels ``(M,)`` before some were hidden or held out.
+    ``y``, ``(N,)``, are the labels that training sees, and ``given`` those before some were hidden or held out.
     """
     counts = torch.bincount(y[y >= 0], minlength=len(class_names))
     missing = [name for name, n in zip(class_names, counts.tolist(), strict=True) if n == 0]
@@ -96,7 +100,7 @@ def warn_about_labels(y: Tensor, class_names: Names, given: Tensor) -> None:
             "example of each, or use balanced=True."
         )
     for message in messages:
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
@@ -116,65 +120,12 @@ def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
     return found
 
 
-def encode_targets(
-    y: ArrayLike, classes: ArrayLike | None, num_classes: int | None
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return labels ``(N,)`` for an estimator as indices of classes, -1 where unknown, and the classes, sorted.
-
-    Args:
-        y: Labels as in :func:`encode_labels`; numbers may leave gaps.
-        classes: All classes, if some may have no label.
-        num_classes: Number of clusters, if there is no label at all.
-
-    Raises:
-        TypeError: If labels are neither numbers nor words.
-        ValueError: If labels are not classes, are missing from ``classes``, or name fewer than two classes.
-    """
-    known, labelled = select_known(y)
-    if classes is None:
-        found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
-    else:
-        found = np.unique(np.asarray(classes))
-        if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
-            raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
-    if len(found) < 2:
+def _check_largest(name: str, label: int, num_classes: int) -> None:
+    if label >= num_classes:
         raise ValueError(
-            f"At least two classes are needed; y has {len(found)} class(es) among {len(known)} labelled examples (-1, "
-            "None, NaN or '' marks an unlabelled one). Name all classes by classes=[...], or cluster without labels by "
-            "n_classes=K."
+            f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
+            "num_classes or encode the classes as 0, 1, 2, ..."
         )
-    codes = np.full(len(labelled), -1)
-    codes[labelled] = np.searchsorted(found, known)
-    return codes, found
-
-
-def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return the labels of labelled examples, whole numbers or words, and a mask ``(N,)`` of these examples.
-
-    Raises:
-        TypeError: If labels are neither numbers nor words.
-        ValueError: If labels are not classes.
-    """
-    from sklearn.utils import column_or_1d
-    from sklearn.utils.multiclass import check_classification_targets
-
-    labels = column_or_1d(_read(y, "y"), warn=True)
-    if labels.dtype.kind not in "biufU":
-        raise TypeError(f"y has dtype {labels.dtype}; labels are whole numbers or words.")
-    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
-    known = labels[labelled]
-    if len(known):
-        check_classification_targets(known)
-    return known.astype(np.int64) if known.dtype.kind == "f" else known, labelled  # whole, by the check
-
-
-def _check_largest(largest: dict[str, int], num_classes: int) -> None:
-    for name, label in largest.items():
-        if label >= num_classes:
-            raise ValueError(
-                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
-                "num_classes or encode the classes as 0, 1, 2, ..."
-            )
 
 
 def _as_names(class_names: Any) -> Names:
@@ -186,7 +137,7 @@ def _as_names(class_names: Any) -> Names:
     return names
 
 
-def _read(values: Any, name: str) -> NDArray[Any]:
+def read_labels(values: Any, name: str) -> NDArray[Any]:
     """Return labels as an array of numbers, -1 or NaN where unknown, or of strings, ``""`` where unknown."""
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(object), "")
@@ -273,3 +224,173 @@ def _describe_one_class(name: str) -> str:
 
 def _join(names: Names) -> str:
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSplit:
+    """The examples that keep their label and those for validation, as indices into the original training file.
+
+    Args:
+        labelled: Indices of the examples whose labels are used, shape ``(L,)``.
+        validation: Indices of the examples held out for validation, shape ``(V,)``.
+        seed: Seed of the draw.
+        balanced: Whether every class got the same number of labels.
+
+    Raises:
+        TypeError: If indices or seed are not integers.
+        ValueError: If an index is negative or repeated, or both labelled and held out.
+
+    Example:
+        >>> split = LabelSplit([3, 1], [7, 8], seed=0, balanced=True)
+        >>> split.labelled
+        array([1, 3])
+    """
+
+    labelled: Indices
+    validation: Indices
+    seed: int
+    balanced: bool
+
+    def __post_init__(self) -> None:
+        """Check the indices, sort them and make them read-only."""
+        for name in ("labelled", "validation"):
+            object.__setattr__(self, name, _as_indices(getattr(self, name), name))
+        object.__setattr__(self, "seed", as_seed(self.seed))
+        object.__setattr__(self, "balanced", bool(self.balanced))
+        if len(both := np.intersect1d(self.labelled, self.validation)):
+            raise ValueError(
+                f"Example {both[0]} is both labelled and held out for validation; remove it from labelled or from "
+                "validation."
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LabelSplit):
+            return NotImplemented
+        return (self.seed, self.balanced) == (other.seed, other.balanced) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("labelled", "validation")
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"LabelSplit({len(self.labelled)} labelled, {len(self.validation)} validation, "
+            f"seed={self.seed}, balanced={self.balanced})"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the split as an npz file, atomically, in a folder that exists; no suffix is added to the path."""
+        seed, balanced = np.int64(self.seed), np.bool_(self.balanced)
+        with atomic_open(Path(path)) as file:
+            np.savez(file, labelled=self.labelled, validation=self.validation, seed=seed, balanced=balanced)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LabelSplit:
+        """Read a split that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it does not hold a split.
+        """
+        arrays = read_npz(path, ("labelled", "validation", "seed", "balanced"))
+        seed, balanced = arrays["seed"], arrays["balanced"]
+        if seed.shape != () or balanced.shape != ():
+            raise ValueError(f"{path} does not hold a label split: seed and balanced are no scalars.")
+        return cls(arrays["labelled"], arrays["validation"], seed=seed.item(), balanced=balanced.item())
+
+
+def _as_indices(values: Any, name: str) -> Indices:
+    array = to_numpy(values, name)
+    if array.size == 0:
+        array = np.empty(0, dtype=np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}; indices are needed, integers with shape (L,)."
+        )
+    indices = np.sort(array.astype(np.int64))
+    if len(indices) and (indices[0] < 0 or len(np.unique(indices)) < len(indices)):
+        raise ValueError(f"{name} holds negative or repeated indices; give each example once, counted from 0.")
+    indices.setflags(write=False)
+    return indices
+
+
+def draw_label_split(
+    y: Any, num_labels: int | Literal["all"], num_classes: int, seed: int = 0, balanced: bool = True
+) -> Indices:
+    """Draw the examples that keep their label.
+
+    With ``balanced``, every class gives ``num_labels // num_classes`` examples: the first of a random permutation of
+    its examples, class after class with one generator, ``numpy.random.default_rng(seed)``. The remainder is given, one
+    each, to classes that are drawn at random afterwards among those with an example left. Otherwise the examples are
+    the first of a random permutation of all of them, and a class may get no label at all.
+
+    Args:
+        y: Labels with shape ``(N,)``; -1 marks examples without one, which are never drawn.
+        num_labels: How many examples; with ``"all"``, or more than have labels, every one that has a label.
+        num_classes: K.
+        seed: Seed of the draw.
+        balanced: Whether every class gets the same number of labels.
+
+    Returns:
+        Indices into ``y`` in ascending order, with shape ``(num_labels,)``.
+
+    Raises:
+        TypeError: If a number is not an integer.
+        ValueError: If labels or numbers are out of range, or a class has too few examples.
+
+    Example:
+        >>> draw_label_split([0, 1, 0, 1, -1], num_labels=2, num_classes=2)
+        array([0, 1])
+    """
+    labels = as_labels(y, "y", len(to_numpy(y, "y")), allow_unlabelled=True).numpy()
+    num_classes = as_count(num_classes, "num_classes", least=1)
+    _check_largest("y", labels.max(initial=-1), num_classes)
+    rng = np.random.default_rng(as_seed(seed))
+    known = np.flatnonzero(labels >= 0)
+    wanted = _as_num_labels(num_labels, len(known))
+    if wanted == len(known):
+        return known
+    if not balanced:
+        return np.sort(rng.permutation(known)[:wanted])
+    by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    counts = _divide_labels(np.array([len(indices) for indices in by_class]), wanted, rng)
+    return np.sort(np.concatenate([indices[:n] for indices, n in zip(by_class, counts, strict=True)]))
+
+
+def _as_num_labels(num_labels: int | Literal["all"], available: int) -> int:
+    """Return how many labels are kept, at most as many as there are."""
+    if isinstance(num_labels, str):
+        if num_labels != "all":
+            raise ValueError(f"num_labels={num_labels!r} must be an integer or 'all'.")
+        return available
+    wanted = as_count(num_labels, "num_labels")
+    if wanted > available:
+        warnings.warn(
+            f"num_labels={wanted}: only {available} examples have a label, and all of them keep it.", stacklevel=6
+        )
+    return min(wanted, available)
+
+
+def _divide_labels(sizes: Indices, num_labels: int, rng: np.random.Generator) -> Indices:
+    """Return how many labels each class keeps, given the number of its examples."""
+    counts = np.full(len(sizes), num_labels // len(sizes))
+    remainder = num_labels % len(sizes)
+    not_exhausted = np.flatnonzero(sizes > counts)
+    if (sizes < counts).any() or remainder > len(not_exhausted):
+        smallest = int(sizes.min())
+        largest = len(sizes) * smallest + int((sizes > smallest).sum())
+        raise ValueError(
+            f"num_labels={num_labels} cannot be drawn class-balanced: class {int(sizes.argmin())} has {smallest} "
+            f"examples. Largest possible: num_labels={largest}; or use num_labels='all', or balanced=False."
+        )
+    counts[rng.permutation(not_exhausted)[:remainder]] += 1
+    return counts
+
+
+def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
+    """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples."""
+    largest = min(len(indices), num_examples - 1)
+    if as_count(num_validation, "num_validation") > largest:
+        raise ValueError(
+            f"num_validation={num_validation} examples cannot be held out of {num_examples} training examples, "
+            f"{len(indices)} of them with labels; at most {largest}."
+        )
+    return indices[len(indices) - num_validation :]

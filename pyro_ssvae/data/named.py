@@ -2,78 +2,68 @@
 
 from __future__ import annotations
 
+import http.client
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import queue
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._arguments import as_bool, as_count, as_path
+from pyro_ssvae._arguments import as_count, as_path
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import suggest_names
-from pyro_ssvae.data.download import download
+from pyro_ssvae.data.labels import select_last
 from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source
-from pyro_ssvae.data.splits import select_last
 from pyro_ssvae.errors import DataUnavailableError
 
 __all__ = ["DATASET_NAMES", "get_data_folder", "load_named"]
 
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
-_DIGITS = tuple("0123456789")
+_PROBE_SECONDS = 8.0  # for any server to answer, name look-up included
+_STALL_SECONDS = 20.0  # without a byte, once a download is under way
 _IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
-_IDX_DESCRIPTION = "train-images-idx3-ubyte (or .gz) and its three companions in "
 _DIGITS_TEST = 450
 _DIGITS_VALIDATION = 147
 
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class _Files:
+class _Files(NamedTuple):
     """Where a data set's files are searched for, and what they must hold."""
 
     class_name: str  # in torchvision.datasets
-    folders: tuple[str, ...]  # torchvision's own first
     subfolder: str  # of the unpacked files, below torchvision's root
+    folders: tuple[str, ...]  # that may hold them
     event_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     num_validation: int
-    description: str
+    first: str = "train-images-idx3-ubyte (or .gz) and its three companions"
 
 
+_DIGITS = tuple("0123456789")
 _FASHION = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
+_FASHION_FOLDERS = ("FashionMNIST", "fashion_mnist", "fashion-mnist", "fashionmnist")
 _CIFAR10 = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+_BATCHES = "cifar-10-batches-py"
 _FILES = {
-    "mnist": _Files(
-        "MNIST", ("MNIST", "mnist"), "MNIST/raw", (1, 28, 28), _DIGITS, 10_000, f"{_IDX_DESCRIPTION}MNIST/raw"
-    ),
-    "fashion_mnist": _Files(
-        class_name="FashionMNIST",
-        folders=("FashionMNIST", "fashion_mnist", "fashion-mnist", "fashionmnist"),
-        subfolder="FashionMNIST/raw",
-        event_shape=(1, 28, 28),
-        class_names=_FASHION,
-        num_validation=10_000,
-        description=f"{_IDX_DESCRIPTION}FashionMNIST/raw",
-    ),
-    "cifar10": _Files(
-        class_name="CIFAR10",
-        folders=("cifar-10-batches-py",),
-        subfolder="cifar-10-batches-py",
-        event_shape=(3, 32, 32),
-        class_names=_CIFAR10,
-        num_validation=5_000,
-        description="the folder cifar-10-batches-py",
-    ),
+    "mnist": _Files("MNIST", "MNIST/raw", ("MNIST", "mnist"), (1, 28, 28), _DIGITS, 10_000),
+    "fashion_mnist": _Files("FashionMNIST", "FashionMNIST/raw", _FASHION_FOLDERS, (1, 28, 28), _FASHION, 10_000),
+    "cifar10": _Files("CIFAR10", _BATCHES, (_BATCHES,), (3, 32, 32), _CIFAR10, 5_000, "data_batch_1 and others"),
 }
 
 
@@ -89,9 +79,6 @@ def load_named(
 
     Only ``digits`` uses the seed: it draws stratified test and validation examples.
     """
-    allow_download = as_bool(allow_download, "download")
-    if not isinstance(name, str):
-        raise TypeError(f"name={name!r} is of type {type(name).__name__}; use one of {', '.join(DATASET_NAMES)}.")
     data_dir = None if data_dir is None else as_path(data_dir, "data_dir")
     if name not in DATASET_NAMES:
         raise ValueError(
@@ -103,11 +90,10 @@ def load_named(
         return _load_digits(num_validation, seed)
     files = _FILES[name]
     arrays = _load_files(name, files, get_data_folder(data_dir), allow_download)
-    examples = (arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])
     indices = np.arange(len(arrays["x_train"]))
     num_validation = files.num_validation if num_validation is None else num_validation
     return Source(
-        *examples,
+        *(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"]),
         ids=indices,
         validation=select_last(indices, num_validation, len(indices)),
         name=name,
@@ -118,12 +104,8 @@ def load_named(
 
 
 def get_data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of data sets: as given, else ``PYRO_SSVAE_DATA``, else ``~/.cache/pyro_ssvae``.
-
-    Raises:
-        ValueError: If it is a file.
-    """
-    given = data_dir or os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae"
+    """Return the folder of data sets: as given, else ``PYRO_SSVAE_DATA``, else ``~/.cache/pyro_ssvae``."""
+    given = os.environ.get("PYRO_SSVAE_DATA") or "~/.cache/pyro_ssvae" if data_dir is None else data_dir
     root = as_path(given, "data_dir").absolute()
     if root.exists() and not root.is_dir():
         raise ValueError(
@@ -141,20 +123,18 @@ def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> A
                 return arrays
         except (OSError, RuntimeError, ValueError) as error:
             problems.append(_to_one_line(error))
-    if not allow_download:
-        problems.append("downloading was switched off")
-    else:
+    if allow_download:
         try:
-            folder = download(files.class_name, files.subfolder, root)
-            if (arrays := _read_arrays(name, folder, files)) is not None:
+            if (arrays := _read_arrays(name, _download(files, root), files)) is not None:
                 return arrays
-            problems.append(f"the download left no such files in {folder}")
         except (OSError, RuntimeError, ValueError) as error:
             problems.append(f"the download failed ({_to_one_line(error)})")
+    else:
+        problems.append("downloading was switched off")
     raise DataUnavailableError(
-        f"{name} is not available: looked for {files.description}, or {name}.npz, in {root} and one folder deeper; "
-        f"{'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) or the environment "
-        "variable PYRO_SSVAE_DATA; the data set digits needs no download."
+        f"{name} is not available: looked for {files.first} in {files.subfolder}, or {name}.npz, in {root} and "
+        f"one folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) "
+        "or the environment variable PYRO_SSVAE_DATA; the data set digits needs no download."
     )
 
 
@@ -189,12 +169,12 @@ def _read_arrays(name: str, path: Path, files: _Files) -> Arrays | None:
         arrays = _read_cifar10(path)
     else:
         found = {
-            key: [file for file in (path / stem, path / f"{stem}.gz") if file.is_file()]
+            key: next(filter(Path.is_file, (path / stem, path / f"{stem}.gz")), None)
             for key, stem in _IDX_FILES.items()
         }
-        if not all(found.values()):
+        arrays = {key: read_idx(file) for key, file in found.items() if file is not None}
+        if len(arrays) < len(found):
             return None
-        arrays = {key: read_idx(paths[0]) for key, paths in found.items()}
     for part in ("train", "test"):
         x, y = as_images(arrays[f"x_{part}"], event_shape=files.event_shape), arrays[f"y_{part}"]
         y = y.reshape(-1) if path.suffix == ".npz" else y
@@ -226,29 +206,92 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
 
     digits = load_digits()
     x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
-    rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
-    rest.sort()
-    test.sort()
-    num_validation = _DIGITS_VALIDATION if num_validation is None else as_count(num_validation, "num_validation")
-    largest = len(rest) - len(_DIGITS)
-    if num_validation > largest:
+    parts = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
+    rest, test = map(np.sort, parts)
+    number = _DIGITS_VALIDATION if num_validation is None else as_count(num_validation, "num_validation")
+    if number > (largest := len(rest) - len(_DIGITS)):
         raise ValueError(
-            f"num_validation={num_validation} examples cannot be held out of {len(rest)} training examples of digits; "
-            f"at most {largest}."
+            f"num_validation={number} examples cannot be held out of {len(rest)} training examples of digits; at most "
+            f"{largest}."
         )
-    validation = np.empty(0, dtype=np.int64)
-    if num_validation:
-        indices = np.arange(len(rest))
-        strata = y[rest] if num_validation >= len(_DIGITS) else None  # stratifying needs an example of every class
-        _, validation = train_test_split(indices, test_size=num_validation, stratify=strata, random_state=seed)
-        validation.sort()
-    examples = (x[rest], y[rest], x[test], y[test])
+    validation = np.arange(0)
+    if number:
+        strata = y[rest] if number >= len(_DIGITS) else None  # stratifying needs an example of every class
+        _, validation = train_test_split(np.arange(len(rest)), test_size=number, stratify=strata, random_state=seed)
     return Source(
-        *examples,
+        *(x[rest], y[rest], x[test], y[test]),
         ids=rest,
-        validation=validation,
+        validation=np.sort(validation),
         name="digits",
         num_classes=10,
         class_names=_DIGITS,
         scale=16.0,
     )
+
+
+def _download(files: _Files, root: Path) -> Path:
+    """Download a data set through torchvision, and return its folder.
+
+    It is downloaded to a temporary folder, where torchvision checks MD5 sums, and only then moved below ``root``: an
+    interrupted download leaves nothing that a later run could take for data.
+    """
+    import torchvision.datasets
+
+    dataset = getattr(torchvision.datasets, files.class_name)
+    mirrors = getattr(dataset, "mirrors", None)
+    _probe([dataset.url] if mirrors is None else [mirror + dataset.resources[0][0] for mirror in mirrors])
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / files.subfolder
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
+        try:
+            with _socket_timeout(_STALL_SECONDS):
+                dataset(partial, train=False, download=True)
+        except http.client.HTTPException as error:
+            raise OSError(f"the connection broke off: {error!r}") from error
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted((Path(partial) / files.subfolder).iterdir()):
+            if file.suffix != ".gz":
+                os.replace(file, target / file.name)
+    return target
+
+
+def _probe(addresses: Sequence[str]) -> None:
+    """Raise ``OSError`` unless a server answers within ``_PROBE_SECONDS``.
+
+    A socket's timeout does not cover the look-up of the name, so each request runs in a thread that may be abandoned.
+    """
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for address in addresses:
+        threading.Thread(target=_request, args=(address, answers), daemon=True).start()
+    deadline = time.monotonic() + _PROBE_SECONDS
+    reasons: list[str] = []
+    for _ in addresses:
+        try:
+            reason = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            reasons.append(f"no answer within {_PROBE_SECONDS:g} s")
+            break
+        if not reason:
+            return
+        reasons.append(reason)
+    raise OSError("; ".join(dict.fromkeys(reasons)))
+
+
+def _request(address: str, answers: queue.SimpleQueue[str]) -> None:
+    """Put the reason why a server does not answer into the queue, or an empty string if it does."""
+    try:
+        request = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+            answers.put("")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        answers.put(str(error) or type(error).__name__)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)  # torchvision sets none, and would wait forever
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

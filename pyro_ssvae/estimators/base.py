@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
-from pyro_ssvae.data.columns import decode_categories, encode_categories, find_categories
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.labels import read_labels
+from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
 from pyro_ssvae.distributions.factory import make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
@@ -33,6 +35,44 @@ Array = NDArray[Any]
 
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
+
+
+def encode_targets(
+    y: ArrayLike, classes: ArrayLike | None, num_classes: int | None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return labels ``(N,)`` for an estimator as indices of classes, -1 where unknown, and the classes, sorted.
+
+    Numbers may leave gaps. ``classes`` are all classes, if some may have no label, and ``num_classes`` is the number of
+    clusters, if there is no label at all.
+    """
+    known, labelled = select_known(y)
+    if classes is None:
+        found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
+    else:
+        found = np.unique(np.asarray(classes))
+        if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
+            raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
+    if len(found) < 2:
+        raise ValueError(
+            f"At least two classes are needed; y has {len(found)} class(es) among {len(known)} labelled examples (-1, "
+            "None, NaN or '' marks an unlabelled one). Name all classes by classes=[...], or cluster without labels by "
+            "n_classes=K."
+        )
+    codes = np.full(len(labelled), -1)
+    codes[labelled] = np.searchsorted(found, known)
+    return codes, found
+
+
+def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the labels of labelled examples, whole numbers or words, and a mask ``(N,)`` of these examples."""
+    labels = column_or_1d(read_labels(y, "y"), warn=True)
+    if labels.dtype.kind not in "biufU":
+        raise TypeError(f"y has dtype {labels.dtype}; labels are whole numbers or words.")
+    labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
+    known = labels[labelled]
+    if len(known):
+        check_classification_targets(known)
+    return known.astype(np.int64) if known.dtype.kind == "f" else known, labelled  # whole, by the check
 
 
 class DeepEstimator(BaseEstimator):
@@ -57,6 +97,10 @@ class DeepEstimator(BaseEstimator):
     verbose: int
     callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None
 
+    def _set_parameters(self, given: Mapping[str, Any]) -> None:
+        """Keep the arguments of a constructor, given as its ``locals()``."""
+        vars(self).update({name: value for name, value in given.items() if name != "self"})
+
     # Input.
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
@@ -64,7 +108,9 @@ class DeepEstimator(BaseEstimator):
 
         Words become codes, and missing values NaN.
         """
-        if reset and hasattr(self, "model_"):
+        if not reset:
+            check_is_fitted(self, "model_")
+        elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
         if self._allow_missing:
             if reset:
@@ -96,20 +142,6 @@ class DeepEstimator(BaseEstimator):
 
     def _draw_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
-
-    def _sizes(self, X: Array) -> dict[str, Any]:
-        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
-        image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
-        latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
-        hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
-        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
-        levels = {column: len(known) for column, known in self.categories_.items()}
-        likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
-        self.likelihood_ = describe_likelihood(likelihood, columns)
-        if self.verbose:
-            print(f"likelihood: {self.likelihood_}")
-        sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
-        return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
 
     # Training.
 
@@ -154,10 +186,6 @@ class DeepEstimator(BaseEstimator):
         self.n_iter_ = done.steps
         return done
 
-    def _previous(self, again: bool) -> Any:
-        """Return the model of an earlier fit where this one goes on from it."""
-        return getattr(self, "model_", None) if again else None
-
     # Prediction.
 
     def _apply(self, function: Callable[[Any, Tensor], Tensor], X: ArrayLike) -> Array:
@@ -165,21 +193,13 @@ class DeepEstimator(BaseEstimator):
 
         In single precision the answer for an example depends, in its last digits, on the others of the batch.
         """
-        check_is_fitted(self, "model_")
-        rows = self._check_rows(X, reset=False)
-        model, x = self._in_double(rows)
+        model, x = self._in_double(self._check_rows(X, reset=False))
         return function(model, x).detach().cpu().numpy()
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
         dtype = next(model.parameters()).dtype
         return model, torch.tensor(rows, dtype=dtype) / self.model_.data_scale
-
-    def _log_likelihood(self, X: ArrayLike, num_samples: int) -> Array:
-        """Return log p(x) of each example in nats, by importance sampling with the same draws for every example."""
-        check_is_fitted(self, "model_")
-        model, x = self._in_double(self._check_rows(X, reset=False))
-        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()
 
     @contextmanager
     def _sampling(self) -> Iterator[Any]:
@@ -192,12 +212,40 @@ class DeepEstimator(BaseEstimator):
     def _in_units_of_input(self, x: Tensor) -> Array:
         return decode_categories(x.cpu().numpy() * self.model_.data_scale, getattr(self, "categories_", {}))
 
-    def _impute(self, X: ArrayLike) -> Array:
-        """Return rows of a table with their missing values filled in, and observed ones as they are."""
-        check_is_fitted(self, "model_")
-        rows = self._check_rows(X, reset=False)
-        if not np.isnan(rows).any():
-            return decode_categories(rows, self.categories_)
-        model, x = self._in_double(rows)
-        filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
+
+class GenerativeEstimator(DeepEstimator):
+    """Base class of estimators with an M1 or M2: of mixed columns, with missing values, and a bound on log p(x)."""
+
+    def _sizes(self, X: Array) -> dict[str, Any]:
+        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
+        image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
+        latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
+        hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
+        automatic = isinstance(self.likelihood, str) and self.likelihood == "auto"
+        levels = {column: len(known) for column, known in self.categories_.items()}
+        likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
+        self.likelihood_ = describe_likelihood(likelihood, columns)
+        if self.verbose:
+            print(f"likelihood: {self.likelihood_}")
+        sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
+        return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only
+
+    def impute(self, X: ArrayLike) -> Array:
+        """Return a table with its missing values filled in: by their posterior mean, or most probable category.
+
+        Observed values are returned as they are, except for categories that were not seen in training, which count as
+        missing. The array is of type ``object`` if there are columns of words.
+        """
+        rows = filled = self._check_rows(X, reset=False)
+        if np.isnan(rows).any():
+            model, x = self._in_double(rows)
+            filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
         return decode_categories(np.where(np.isnan(rows), filled, rows), self.categories_)
+
+    def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
+        """Return estimates of log p(x) in nats, shape ``(N,)``, by importance sampling.
+
+        Each takes ``num_samples`` draws of z (per class), the same ones for every example.
+        """
+        model, x = self._in_double(self._check_rows(X, reset=False))
+        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.validation import check_consistent_length
 
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.labels import encode_targets, select_known
 from pyro_ssvae.distributions import FixedClassPrior
-from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator
-from pyro_ssvae.estimators.shares import estimate_shares, shrink_shares
+from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, select_known
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT
@@ -28,10 +33,11 @@ from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 __all__ = ["M1M2Classifier", "M2Classifier"]
 
+_FOLDS = 5  # of the estimate of the shares of the classes
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
-class M2Classifier(ClassifierMixin, DeepEstimator):
+class M2Classifier(ClassifierMixin, GenerativeEstimator):
     """M2 (Kingma et al. 2014) as a classifier that also learns from unlabelled examples, marked by -1 in ``y``.
 
     Args:
@@ -80,6 +86,12 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         True
     """
 
+    class_prior: Any
+    alpha: float
+    bound_weight: float
+    consistency_weight: float = CONSISTENCY_WEIGHT
+    classes: ArrayLike | None
+    n_classes: int | None
     classes_: Array
 
     def __init__(
@@ -104,24 +116,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         verbose: int = 0,
         callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
     ) -> None:
-        self.latent_dim = latent_dim
-        self.hidden_dims = hidden_dims
-        self.likelihood = likelihood
-        self.class_prior = class_prior
-        self.alpha = alpha
-        self.bound_weight = bound_weight
-        self.consistency_weight = consistency_weight
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.max_time = max_time
-        self.classes = classes
-        self.n_classes = n_classes
-        self.warm_start = warm_start
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.callbacks = callbacks
+        self._set_parameters(locals())
 
     # Training.
 
@@ -161,7 +156,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))
-        self._train(self._make_objective(rows, data, self._previous(again), changes), data, **changes)
+        self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
         warn_about_class_prior(self.model_, data, self.classes_)
@@ -192,7 +187,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         if rows.ndim > 2 or len(np.unique(known)) < number:
             return FixedClassPrior(number)
         coded = list(getattr(self, "categories_", ()))
-        shares, certainty = estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
+        shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
         prior = FixedClassPrior(number, shares)
         short = bool(changes) or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
         if short or not certainty or not (self.bound_weight or self.consistency_weight):  # nothing uses the shares
@@ -203,7 +198,7 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         if done.steps < _FIRST_STEPS:  # max_time is over
             return prior
         predicted = model.predict_proba(data.x.float() / data.scale).mean(0).cpu().numpy()
-        return FixedClassPrior(number, shrink_shares(predicted, certainty, len(rows)))
+        return FixedClassPrior(number, _shrink_shares(predicted, certainty, len(rows)))
 
     # Prediction.
 
@@ -221,14 +216,6 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         predicted: Array = self.classes_[probabilities.argmax(1)]
         return predicted
 
-    def impute(self, X: ArrayLike) -> Array:
-        """Return a table with its missing values filled in: by their posterior mean, or most probable category.
-
-        Observed values are returned as they are, except for categories that were not seen in training, which count as
-        missing. The array is of type ``object`` if there are columns of words.
-        """
-        return self._impute(X)
-
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on the examples that have a label; so ``cross_val_score`` takes partly labelled data.
 
@@ -243,10 +230,6 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         weights = None if sample_weight is None else np.asarray(sample_weight)[known]
         return float(accuracy_score(labels, predicted[known], sample_weight=weights))
 
-    def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
-        """Return estimates of log p(x) in nats, shape ``(N,)``, from ``num_samples`` draws of z per class."""
-        return self._log_likelihood(X, num_samples)
-
     def sample(self, n_samples: int = 1, y: Any = None) -> tuple[Array, Array]:
         """Return generated examples (means of p(x|y,z)) and their classes.
 
@@ -257,14 +240,13 @@ class M2Classifier(ClassifierMixin, DeepEstimator):
         Raises:
             ValueError: For classes that the estimator does not know.
         """
-        check_is_fitted(self, "model_")
-        codes: Any = None
-        if y is not None:
-            labels, classes = as_array(y, "y"), self.classes_.tolist()
-            if unknown := [label for label in labels.ravel().tolist() if label not in classes]:
-                raise ValueError(f"y={unknown[:5]} is no class of this estimator; classes: {classes}.")
-            codes = np.searchsorted(self.classes_, labels)
         with self._sampling() as model:
+            codes: Any = None
+            if y is not None:
+                labels, classes = as_array(y, "y"), self.classes_.tolist()
+                if unknown := [label for label in labels.ravel().tolist() if label not in classes]:
+                    raise ValueError(f"y={unknown[:5]} is no class of this estimator; classes: {classes}.")
+                codes = np.searchsorted(self.classes_, labels)
             x, codes = model.generate(n_samples, codes)
         return self._in_units_of_input(x), self.classes_[codes.cpu().numpy()]
 
@@ -276,6 +258,8 @@ class M1M2Classifier(M2Classifier):
         m1_latent_dim: Number of latents of M1; ``None``: half of the columns, from 2 to 20, and 50 for images.
         **parameters: Those of :class:`M2Classifier` without ``consistency_weight``.
     """
+
+    m1_latent_dim: int | None
 
     def __init__(
         self,
@@ -299,9 +283,7 @@ class M1M2Classifier(M2Classifier):
         verbose: int = 0,
         callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
     ) -> None:
-        shared = {name: value for name, value in locals().items() if name not in ("self", "m1_latent_dim", "__class__")}
-        super().__init__(**shared)
-        self.m1_latent_dim = m1_latent_dim
+        self._set_parameters(locals())
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
         if model is None:
@@ -324,3 +306,56 @@ class M1M2Classifier(M2Classifier):
                 hidden_dims=sizes["hidden_dims"],
             )
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)
+
+
+def _estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> tuple[list[float], float]:
+    r"""Return an estimate of the share of each class among the rows of a table, and its certainty c.
+
+    Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
+    the mean prediction of two classifiers of the labelled rows, weighted by their likelihood of labels left out. As a
+    wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V (the
+    positive-part estimator of James and Stein, 1961):
+
+    .. math::
+
+        s = \tfrac1K + c \, (\hat s - \tfrac1K),
+        \quad c = \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right)
+
+    ``labelled``, ``(L, D)``, are the rows with a label, and ``y`` their classes, each there; ``categories`` are columns
+    of codes in no order. If a class has one label, none can be left out: the shares are equal, and c = 0.
+    """
+    fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), list(categories)), remainder=fill, sparse_threshold=0
+    ).fit(rows)
+    x, every = encode.transform(labelled), encode.transform(rows)
+    number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
+    if folds < 2:
+        return [1.0 / number] * number, 0.0
+    split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
+    classifiers = (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0))
+    means, by_fold, log_likelihoods = zip(*(_predict(one, x, y, every, split) for one in classifiers), strict=True)
+    weights = np.exp(np.array(log_likelihoods) - max(log_likelihoods))
+    weights /= weights.sum()
+    shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
+    variance = (folds - 1) * left_out.var(0).sum()
+    distance = np.square(shares - 1.0 / number).sum()
+    certainty = max(0.0, 1.0 - float(variance / distance)) if distance > 0 else 0.0
+    return _shrink_shares(shares, certainty, len(rows)), certainty
+
+
+def _shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float]:
+    """Return shares of classes moved towards equal ones, none of them zero: as if every class had one row more."""
+    shares = 1.0 / len(shares) + certainty * (shares - 1.0 / len(shares))
+    return ((num_rows * shares + 1.0) / (num_rows + len(shares))).tolist()
+
+
+def _predict(classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any]) -> tuple[Array, Array, float]:
+    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out)."""
+    mean, number = classifier.fit(x, y).predict_proba(every).mean(0), int(y.max()) + 1
+    by_fold, held_out = [], np.zeros(len(y))
+    for used, left in split:
+        classifier.fit(x[used], y[used])
+        held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
+        by_fold.append(classifier.predict_proba(every).mean(0))
+    return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0

@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ssvae.data import Batch, BatchStream
-from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective
 from pyro_ssvae.training.config import TrainingConfig
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from pyro_ssvae._io import read_json, read_yaml, suggest_names, write_atomically, write_json
-from pyro_ssvae.data.splits import LabelSplit
+from pyro_ssvae.data.labels import LabelSplit
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.serialization import CONFIG, WEIGHTS
 from pyro_ssvae.training.checkpoint import pack, unpack

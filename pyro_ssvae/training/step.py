@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae.data import Batch, BatchStream
-from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
 from pyro_ssvae.training.checkpoint import check_like, load_moments
 from pyro_ssvae.training.compilation import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import BatchStream, batches
+from pyro_ssvae.data import BatchStream, preparation
 
 
 def make(num_unlabelled=23, num_labelled=6, seed=0):
@@ -121,8 +121,8 @@ def test_batches_are_the_same_on_every_device(device, resident, binarisation):
 @pytest.mark.parametrize(("free", "fits"), [(799, False), (800, True)])
 def test_training_examples_take_at_most_half_of_the_free_memory(monkeypatch, free, fits):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**9))
-    assert batches._fits_in_memory(torch.zeros(100), torch.device("cuda:0")) == fits
-    assert batches._fits_in_memory(torch.zeros(100), torch.device("cpu"))
+    assert preparation._fits_in_memory(torch.zeros(100), torch.device("cuda:0")) == fits
+    assert preparation._fits_in_memory(torch.zeros(100), torch.device("cpu"))
 
 
 def test_dynamic_binarisation_is_drawn_afresh(device):

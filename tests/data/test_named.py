@@ -14,7 +14,6 @@ import torch
 from torchvision.datasets import CIFAR10, MNIST
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import download as download_module
 from pyro_ssvae.data import named
 from pyro_ssvae.data.named import DATASET_NAMES, get_data_folder, load_named
 from pyro_ssvae.errors import DataUnavailableError
@@ -216,7 +215,7 @@ def test_download_without_a_network_fails_at_once(tmp_path, name):
 
 
 def test_download_from_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(download_module, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(named, "_PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
         monkeypatch.setattr(MNIST, "mirrors", [address, address])
@@ -230,7 +229,7 @@ def test_download_reports_an_error_over_several_lines_on_one(tmp_path, monkeypat
     def fail(*_):
         raise RuntimeError("Error downloading:\nTried A,\n  got B\n" + "x" * 500)
 
-    monkeypatch.setattr(named, "download", fail)
+    monkeypatch.setattr(named, "_download", fail)
     with pytest.raises(DataUnavailableError, match="Tried A, got B x+[.]{3}[)]") as caught:
         load(data_dir=tmp_path, download=True)
     assert "\n" not in str(caught.value)

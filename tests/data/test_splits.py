@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_ssvae.data import LabelSplit, draw_label_split
-from pyro_ssvae.data.splits import hide_labels, select_last
+from pyro_ssvae.data.labels import select_last
 
 
 @pytest.fixture
@@ -110,13 +110,6 @@ def test_draw_refused(arguments, error, text):
     y = np.arange(10)
     with pytest.raises(error, match=text):
         draw_label_split(y, **{"num_labels": 10, "num_classes": 10, "seed": 0} | arguments)
-
-
-def test_hide_labels_shares_no_memory(y):
-    hidden = hide_labels(y, np.array([1, 3]))
-    assert not np.shares_memory(hidden, y)
-    assert hidden[[1, 3]].tolist() == y[[1, 3]].tolist()
-    assert (np.delete(hidden, [1, 3]) == -1).all()
 
 
 def test_select_last():

@@ -20,7 +20,7 @@ from pyro_ssvae import (
     fit,
 )
 from pyro_ssvae.data import BatchStream
-from pyro_ssvae.data.batches import BatchIndices
+from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder
 from tests.training.small_runs import SHORT, changed, make_data, make_objective, without_seconds

@@ -1,0 +1,202 @@
+"""Estimators without classes: M1 as a transformer, DDGM as an unnormalised density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._configurable import build, describe
+from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator, GenerativeEstimator
+from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.objectives.energy import EnergyObjective
+from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
+
+__all__ = ["DDGMDensity", "M1Transformer"]
+
+
+class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GenerativeEstimator):
+    """M1, a variational autoencoder, as a transformer: the means of q(z|x) are features for another estimator.
+
+    Args:
+        latent_dim: Number of latents; ``None``: a quarter of the columns, from 2 to 10, and 50 for images.
+        hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
+        likelihood: As for :class:`M2Classifier`.
+        max_steps: Length of training in steps; ``None``: 64 passes, 500 to 3,000 steps.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate of Adam.
+        max_time: Longest time of training in seconds.
+        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        random_state: Seed or ``RandomState`` of weights and training.
+        verbose: Whether to show progress.
+        callbacks: Functions that are called at every evaluation with the model and a dictionary of metrics.
+
+    Attributes:
+        model_: The trained :class:`pyro_ssvae.M1`.
+        likelihood_: How many columns follow which distribution, in words.
+        categories_: The categories of columns of words, by the position of the column.
+        history_: One dictionary of metrics per evaluation.
+        n_iter_: Steps done.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int | None = None,
+        hidden_dims: Sequence[int] | None = None,
+        likelihood: Any = "auto",
+        max_steps: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float = 3e-3,
+        max_time: float | None = None,
+        warm_start: bool = False,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
+    ) -> None:
+        self._set_parameters(locals())
+
+    def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
+        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
+        self._check_parameters()
+        return self._fit(X, self.warm_start and hasattr(self, "model_"))
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
+        """Train for one pass over examples, starting from the weights of earlier calls."""
+        self._check_parameters()
+        return self._fit(X, hasattr(self, "model_"), **ONE_PASS)
+
+    def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
+        rows = self._check_rows(X, reset=not again, min_rows=2)
+        data = self._as_data(rows)
+        model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
+        self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
+        return self
+
+    def transform(self, X: ArrayLike) -> Array:
+        """Return the means of q(z|x), shape ``(N, latent_dim)``."""
+        return self._apply(lambda model, x: model.transform(x), X)
+
+    def inverse_transform(self, X: ArrayLike) -> Array:
+        """Return the means of p(x|z) for latents ``(N, latent_dim)``, in the units of the training examples."""
+        check_is_fitted(self, "model_")
+        latents = as_examples(X, "X")
+        if latents.shape[1:] != (self.model_.latent_dim,):
+            raise ValueError(f"X has shape {tuple(latents.shape)}; latents (N, {self.model_.latent_dim}) are needed.")
+        with torch.no_grad():
+            return self._in_units_of_input(self.model_.eval().decode(latents.to(next(self.model_.parameters()))).mean)
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean of log p(x) in nats."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1) -> Array:
+        """Return generated examples (means of p(x|z))."""
+        with self._sampling() as model:
+            return self._in_units_of_input(model.generate(n_samples))
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.model_.latent_dim)
+
+
+class DDGMDensity(DensityMixin, DeepEstimator):
+    """DDGM (Kim & Bengio 2016) as a density up to its normalising constant, and a generator of samples from it.
+
+    Columns are standardised for the energy.
+
+    Args:
+        latent_dim: Number of latents of the generator; ``None``: 4 for up to 16 columns, else 32.
+        max_steps: Length of training in steps.
+        batch_size: Examples per step; ``None`` is 512 for tables, 128 for images.
+        learning_rate: Peak learning rate of Adam.
+        max_time: Longest time of training in seconds.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
+        random_state: Seed or ``RandomState`` of weights and training.
+        verbose: Whether to show progress.
+        callbacks: Functions that are called at every evaluation with the model and a dictionary of metrics.
+
+    Attributes:
+        model_: The trained :class:`pyro_ssvae.DDGM`.
+        history_: One dictionary of metrics per evaluation.
+        n_iter_: Steps done.
+    """
+
+    _allow_missing = False
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int | None = None,
+        max_steps: int | None = 2000,
+        batch_size: int | None = None,
+        learning_rate: float = 1e-3,
+        max_time: float | None = None,
+        device: str = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
+    ) -> None:
+        self._set_parameters(locals())
+
+    def fit(self, X: ArrayLike, y: Any = None) -> DDGMDensity:
+        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""
+        self._check_parameters()
+        rows = self._check_rows(X, reset=True, min_rows=2)
+        preset = DDGM_TOY if rows.ndim == 2 else DDGM_IMAGES
+        self.mean_, self.spread_ = 0.0, 1.0
+        if rows.ndim == 2:
+            self.mean_, spread = rows.mean(0), rows.std(0)
+            self.spread_ = spread + (spread == 0)
+        data = self._as_data(self._standardise(rows))
+        model = DDGM.for_data(data, latent_dim=self.latent_dim)
+        ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
+        ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
+        ours["batch_size"] = min(self.batch_size or preset.training["batch_size"], len(rows))
+        self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
+        return self
+
+    def score_samples(self, X: ArrayLike) -> Array:
+        """Return -E(x) in nats, shape ``(N,)``: log p(x) of the standardised columns up to a constant."""
+        return self._apply(lambda model, x: -model.energy(x), X)
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean of -E(x) in nats."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1) -> Array:
+        """Return samples of the generator, in the units of the training examples."""
+        with self._sampling() as model:
+            return self._in_units_of_input(model.sample(n_samples)) * self.spread_ + self.mean_
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling; the energy has normalised weights, which torch pickles as tensors only."""
+        state = dict(super().__getstate__())
+        if model := state.pop("model_", None):
+            state["_saved_model"] = describe(model), model.state_dict(), model.data_scale
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state, and build the model anew."""
+        saved = state.pop("_saved_model", None)
+        super().__setstate__(state)
+        if saved is not None:
+            self.model_ = build(saved[0])
+            self.model_.load_state_dict(saved[1])
+            self.model_.data_scale = saved[2]
+
+    def _standardise(self, rows: Array) -> Array:
+        return rows if rows.ndim > 2 else (rows - self.mean_) / self.spread_
+
+    def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
+        rows = super()._check_rows(X, reset=reset, min_rows=min_rows)
+        return rows if reset else self._standardise(rows)
