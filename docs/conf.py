@@ -50,6 +50,7 @@ napoleon_use_ivar = True
 # References to public names of this package must resolve; other packages need their inventories.
 nitpicky = True
 nitpick_ignore = [  # not public, but named as base class or value of what is
+    ("py:class", "pyro_ssvae.distributions.priors.Prior"),
     ("py:class", "pyro_ssvae.distributions.torch_distributions.ScaledNormal"),
     ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
     ("py:class", "pyro_ssvae.data.features.FeatureSource"),

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._configurable import describe as describe_module
 from pyro_ssvae._io import write_atomically, write_json
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import MissingPackageError
@@ -241,7 +242,9 @@ def _describe(model: Model) -> dict[str, Any]:
         "scale": model.data_scale or 1.0,
         "event_shape": list(model.event_shape),
         "latent_dim": model.latent_dim,
-        "likelihood": None if likelihood is None else {"name": likelihood.name, **likelihood.config()},
+        "likelihood": None
+        if likelihood is None
+        else {"name": likelihood.name, **describe_module(likelihood)["arguments"]},
         "feature_names": model.feature_names,
         "categories": model.categories,
         "missing": model.missing,

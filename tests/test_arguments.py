@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pyro_ssvae as ss
-from pyro_ssvae.networks import MLP, ConvGenerator, MLPFeatures
-from pyro_ssvae.networks.energy import EnergyNet
+from pyro_ssvae.networks import MLP, MLPFeatures
+from pyro_ssvae.networks.energy import ConvGenerator, EnergyNet
 from pyro_ssvae.objectives import AffineAugmentation, Consistency
 
 NAN = float("nan")

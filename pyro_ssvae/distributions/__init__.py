@@ -1,18 +1,19 @@
-"""Distributions: likelihoods of x, priors of z and of the classes."""
+"""Distributions: likelihoods of x, priors of z and of the classes.
 
-from pyro_ssvae.distributions.class_priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior
-from pyro_ssvae.distributions.counts import NegativeBinomial, Poisson
-from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic
-from pyro_ssvae.distributions.factory import LIKELIHOODS, PRIORS
-from pyro_ssvae.distributions.likelihoods import Bernoulli, ContinuousBernoulli, Gaussian, Laplace, Likelihood
-from pyro_ssvae.distributions.mixed import Mixed
+Those without arguments have a name only: the likelihood ``"continuous_bernoulli"`` and the prior ``"normal"``.
+"""
+
+from pyro_ssvae.distributions.choice import LIKELIHOODS, PRIORS
+from pyro_ssvae.distributions.discrete import Categorical, DiscretisedLogistic, NegativeBinomial, Poisson
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Laplace, Likelihood, Mixed
 from pyro_ssvae.distributions.priors import (
+    ClassPrior,
+    DirichletClassPrior,
+    FixedClassPrior,
     Flow,
+    MAPClassPrior,
     MixtureOfGaussians,
-    Prior,
-    StandardNormal,
     StudentT,
-    Uniform,
     VampPrior,
 )
 
@@ -22,7 +23,6 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "ClassPrior",
-    "ContinuousBernoulli",
     "DirichletClassPrior",
     "DiscretisedLogistic",
     "FixedClassPrior",
@@ -35,9 +35,6 @@ __all__ = [
     "MixtureOfGaussians",
     "NegativeBinomial",
     "Poisson",
-    "Prior",
-    "StandardNormal",
     "StudentT",
-    "Uniform",
     "VampPrior",
 ]

@@ -1,25 +1,115 @@
-"""A likelihood for each column of a table, chosen by its values."""
+"""Likelihoods, priors and class priors by name, and a likelihood chosen by the values of a table."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from pyro_ssvae.distributions.counts import NegativeBinomial
-from pyro_ssvae.distributions.discrete import Categorical
-from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood
-from pyro_ssvae.distributions.mixed import Mixed
+from pyro_ssvae.distributions import discrete, likelihoods, priors
+from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed
+from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
-__all__ = ["choose_likelihood", "describe_likelihood"]
+__all__ = [
+    "LIKELIHOODS",
+    "PRIORS",
+    "choose_likelihood",
+    "describe_likelihood",
+    "make_class_prior",
+    "make_likelihood",
+    "make_prior",
+]
+
+_CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace)
+_DISCRETE: tuple[type[Likelihood], ...] = (
+    Categorical,
+    discrete.DiscretisedLogistic,
+    discrete.Poisson,
+    NegativeBinomial,
+)
+LIKELIHOODS = {kind.name: kind for kind in (*_CONTINUOUS, *_DISCRETE)}
+"""Likelihoods by name; not :class:`Mixed`, whose parts have no default."""
+
+_PRIORS: tuple[type[Prior], ...] = (
+    priors.StandardNormal,
+    priors.StudentT,
+    priors.MixtureOfGaussians,
+    priors.VampPrior,
+    priors.Flow,
+)
+PRIORS: dict[str, type[Prior]] = {kind.name: kind for kind in _PRIORS}
+"""Priors of inferred latents by name; not ``"uniform"``, on [-1, 1], which is for generators alone."""
+
+_CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
 
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts
 _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of different size
 _MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in more columns; chosen on cells
+
+
+def make_likelihood(likelihood: str | Likelihood) -> Likelihood:
+    """Return a likelihood by name, with an error for unknown ones, or the given one unchanged."""
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if likelihood == Mixed.name:
+        raise ValueError(
+            "likelihood='mixed' does not say which columns follow which distribution: pass "
+            "pyro_ssvae.distributions.Mixed([([0, 1], Gaussian()), ([2], Poisson())])."
+        )
+    return _find(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as a Mixed")()
+
+
+def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
+    """Return a prior of z by name (``None``: the standard normal), or the given module unchanged.
+
+    Raises:
+        ValueError: For an unknown name, or a :class:`Prior` over another number of latents.
+        TypeError: For anything else, and for modules that cannot be called without arguments.
+    """
+    if not isinstance(prior, nn.Module):
+        kinds = PRIORS | {priors.Uniform.name: priors.Uniform}
+        return _find("normal" if prior is None else prior, "prior", kinds, "a module")(latent_dim)
+    if isinstance(prior, Prior) and prior.latent_dim != latent_dim:
+        raise ValueError(f"The prior is over {prior.latent_dim} latents, the model has latent_dim={latent_dim}.")
+    try:
+        inspect.signature(prior.forward).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"prior, a {type(prior).__name__}, must return a distribution over z when called without arguments: "
+            f"{error}."
+        ) from error
+    return prior
+
+
+def make_class_prior(class_prior: str | ClassPrior, num_classes: int) -> ClassPrior:
+    """Return a class prior by name, or the given one unchanged.
+
+    Raises:
+        ValueError: For an unknown name, or a prior over another number of classes.
+        TypeError: For anything that is neither a name nor a :class:`ClassPrior`.
+    """
+    if not isinstance(class_prior, ClassPrior):
+        kinds = "a ClassPrior, for known probabilities FixedClassPrior(num_classes, probs)"
+        return _find(class_prior, "class_prior", _CLASS_PRIORS, kinds)(num_classes)
+    if class_prior.num_classes != num_classes:
+        raise ValueError(f"class_prior is over {class_prior.num_classes} classes but the model has {num_classes}.")
+    return class_prior
+
+
+def _find(value: Any, role: str, kinds: Mapping[str, Any], other: str) -> Any:
+    """Return the class of a name."""
+    if not isinstance(value, str):
+        raise TypeError(f"{role} must be a name or {other}, not {type(value).__name__}; names: {', '.join(kinds)}.")
+    if value not in kinds:
+        raise ValueError(f"{role}={value!r} is unknown; choose one of {', '.join(kinds)}, or pass {other}.")
+    return kinds[value]
 
 
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:

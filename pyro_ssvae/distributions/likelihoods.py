@@ -10,17 +10,26 @@ distribution is of x in its own units. Without such an estimate, and for values 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyro_ssvae._configurable import Configurable
-from pyro_ssvae.distributions.torch_distributions import BernoulliByLogits, ContinuousBernoulliByLogits, ScaledNormal
+from pyro_ssvae.distributions.torch_distributions import (
+    BernoulliByLogits,
+    ContinuousBernoulliByLogits,
+    ScaledNormal,
+    impute,
+    leave_out_missing,
+)
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood"]
+__all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood", "Mixed"]
 
 _VARIANCES = ("learned", "shared", "fixed")
 _MAX_ELEMENTS = 20_000_000  # of the training examples from which units are estimated: 160 MB in double precision
@@ -114,51 +123,47 @@ class Likelihood(Configurable):
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError`` if ``x``, ``(N, *event_shape)``, leaves the support; called before training."""
 
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the likelihood, JSON-serialisable."""
-        return {}
+
+class _OfUnitInterval(Likelihood):
+    """Base class of likelihoods of values in [0, 1], by logits."""
+
+    num_params = 1
+    unit_interval = True
+    family: Any  # the distribution's class
+
+    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
+        # Pyro's validation would refuse grey values; `check` checks the range.
+        return self.family(logits=params.squeeze(-1 - event_dim), validate_args=False).to_event(event_dim)
+
+    def check(self, x: Tensor) -> None:
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0.0 and high <= 1.0):  # also true of NaN
+            raise ValueError(
+                f"{type(self).__name__} needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
+                "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."
+            )
 
 
-class Bernoulli(Likelihood):
+class Bernoulli(_OfUnitInterval):
     r"""Independent Bernoulli pixels, by logits: :math:`\log p(x) = x\,l - \mathrm{softplus}(l)`.
 
     Grey values in [0, 1] are allowed. For them the expression is not a log-probability of the data but its expectation
     over binary pixels drawn with those intensities, so bounds on grey and on binarised data must not be compared.
     """
 
-    num_params = 1
     name = "bernoulli"
-    unit_interval = True
-
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``Bernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        # Pyro's validation would refuse grey values; `check` checks the range.
-        logits = params.squeeze(-1 - event_dim)
-        return BernoulliByLogits(logits=logits, validate_args=False).to_event(event_dim)
-
-    def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
-        _check_unit_interval(x, "A Bernoulli likelihood")
+    family = BernoulliByLogits
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(_OfUnitInterval):
     r"""Continuous Bernoulli pixels, a density on [0, 1]: :math:`p(x) = C(l)\,e^{x\,l - \mathrm{softplus}(l)}`.
 
     A Bernoulli likelihood of grey values lacks the constant C; with it, bounds are log-densities of the grey values
     (The continuous Bernoulli, Loaiza-Ganem & Cunningham, 2019, https://arxiv.org/abs/1907.06845).
     """
 
-    num_params = 1
     name = "continuous_bernoulli"
-    unit_interval = True
-
-    def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return ``ContinuousBernoulli(logits)`` over events, for logits with shape ``(*batch, 1, *event_shape)``."""
-        return ContinuousBernoulliByLogits(params.squeeze(-1 - event_dim)).to_event(event_dim)
-
-    def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless all of ``x`` lies in [0, 1]."""
-        _check_unit_interval(x, "A continuous Bernoulli likelihood")
+    family = ContinuousBernoulliByLogits
 
 
 class _LocationScale(Likelihood):
@@ -196,11 +201,6 @@ class _LocationScale(Likelihood):
         loc, in_units = self.in_units(loc, scale)
         return self.family_in_units(loc, scale if self.variance == "fixed" else in_units).to_event(event_dim)
 
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        config: dict[str, Any] = {"min_scale": self.min_scale}
-        return config if self.variance == "learned" else config | {"variance": self.variance, "scale": self.first_scale}
-
 
 class Gaussian(_LocationScale):
     r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
@@ -230,6 +230,140 @@ class Laplace(_LocationScale):
     family = family_in_units = dist.Laplace
 
 
+class Mixed(Likelihood):
+    """Different distributions for different columns of a table, conditionally independent given the latents.
+
+    Args:
+        parts: Pairs of column indices and their likelihood. Every column of the table belongs to exactly one.
+
+    Raises:
+        ValueError: If there are no parts, a part has no columns, or columns are not 0 to D - 1, each once.
+        TypeError: If a part is no :class:`Likelihood`.
+
+    Example:
+        >>> from pyro_ssvae.distributions import Categorical, Gaussian, Poisson
+        >>> mixed = Mixed([([0, 2], Gaussian()), ([1], Poisson()), ([3], Categorical(levels=4, spacing=1))])
+        >>> mixed(torch.zeros(8, mixed.num_params, 4), event_dim=1).event_shape
+        torch.Size([4])
+    """
+
+    name = "mixed"
+    _order: Tensor
+    _positions: Tensor
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Likelihood]]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("Mixed needs at least one part, for example [([0, 1], Gaussian()), ([2], Poisson())].")
+        self.columns = [[int(column) for column in columns] for columns, _ in parts]
+        for _, likelihood in parts:
+            if not isinstance(likelihood, Likelihood):
+                raise TypeError(f"Each part needs a Likelihood, not {type(likelihood).__name__}.")
+        flat = sorted(column for columns in self.columns for column in columns)
+        if flat != list(range(len(flat))) or not all(self.columns):
+            raise ValueError(f"The parts must name each column from 0 up once; got {self.columns}.")
+        self.parts = nn.ModuleList(likelihood for _, likelihood in parts)
+        self.num_params = max(likelihood.num_params for _, likelihood in parts)
+        # On the device, where indexing by lists would copy them from the host in every step.
+        order = torch.tensor([column for columns in self.columns for column in columns])
+        self.register_buffer("_order", order, persistent=False)
+        self.register_buffer("_positions", order.argsort(), persistent=False)  # column -> position among the groups
+
+    def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
+        """Return the joint distribution of rows, for raw numbers ``(*batch, P, D)``; parts use the first ones of P."""
+        columns = sum(map(len, self.columns))
+        if event_dim != 1 or params.shape[-1] != columns:
+            raise ValueError(
+                f"Mixed is for rows of {columns} columns; got events with {event_dim} dimension(s), the last of size "
+                f"{params.shape[-1]}."
+            )
+        parts = [likelihood(group[..., : likelihood.num_params, :], 1) for group, likelihood in self._split(params)]
+        return _Joint(
+            [leave_out_missing(part) if self.missing else part for part in parts], self._order, self._positions
+        )
+
+    def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
+        """Estimate the units of the columns of every part, from examples ``(N, D)``."""
+        if x.shape[-1] == len(self._order):  # otherwise `check` will say so
+            for columns, likelihood in self._split(x):
+                likelihood.fit_units(columns, scale)
+
+    def _standardise(self, x: Tensor) -> Tensor:
+        # In the order of the parts if the number of columns differs.
+        parts = [(columns, likelihood._standardise(columns)) for columns, likelihood in self._split(x)]
+        if all(columns is seen for columns, seen in parts):
+            return x
+        joined = torch.cat([seen for _, seen in parts], -1)
+        return joined.index_select(-1, self._positions) if joined.shape == x.shape else joined
+
+    def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
+        if x.shape[-1] != len(self._order):
+            raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
+        groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+        return zip(groups, self._likelihoods(), strict=True)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
+        for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True):
+            if max(columns) >= x.shape[-1]:
+                raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
+            try:
+                likelihood.check(x[..., columns])
+            except ValueError as error:
+                raise ValueError(f"Columns {columns}: {error}") from error
+
+    def _likelihoods(self) -> list[Likelihood]:
+        return [cast(Likelihood, part) for part in self.parts]  # the elements of a ModuleList are typed as Module
+
+
+class _Joint(TorchDistribution):
+    """Independent distributions of groups of columns, with values in the order of the table.
+
+    ``order`` holds the columns of one group after the other, ``positions`` the place of each column there.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    takes_missing = True
+
+    def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
+        self.has_rsample = all(distribution.has_rsample for distribution in distributions)
+        self.distributions, self._order, self._positions = list(distributions), order, positions
+        super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
+        expanded = [distribution.expand(batch_shape) for distribution in self.distributions]
+        return _Joint(expanded, self._order, self._positions)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        parts = [distribution.log_prob(group) for distribution, group in self._split(value)]
+        return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+
+    def impute(self, weights: Tensor, x: Tensor) -> Tensor:
+        return self._join([impute(distribution, weights, group) for distribution, group in self._split(x)])
+
+    def _split(self, x: Tensor) -> zip[tuple[TorchDistribution, Tensor]]:
+        sizes = [distribution.event_shape[0] for distribution in self.distributions]
+        return zip(self.distributions, x.index_select(-1, self._order).split(sizes, -1), strict=True)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self._join([distribution.rsample(sample_shape) for distribution in self.distributions])
+
+    @property
+    def mean(self) -> Tensor:
+        return self._join([distribution.mean for distribution in self.distributions])
+
+    @property
+    def variance(self) -> Tensor:
+        return self._join([distribution.variance for distribution in self.distributions])
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts, -1).index_select(-1, self._positions)
+
+
 def select_examples(x: Tensor, scale: float) -> Tensor:
     """Return ``x / scale`` in double precision, of evenly spaced examples where there are many."""
     return x[:: 1 + x.numel() // _MAX_ELEMENTS].float().div(scale).double().cpu()
@@ -256,12 +390,3 @@ def fill_missing(x: Tensor) -> Tensor:
     """Return examples with the mean of the column in place of missing values, zero where all of them are missing."""
     missing = x.isnan()
     return torch.where(missing, x.nanmean(0).nan_to_num(), x) if missing.any() else x
-
-
-def _check_unit_interval(x: Tensor, who: str) -> None:
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
-        raise ValueError(
-            f"{who} needs values in [0, 1]; the data spans [{low:g}, {high:g}]. "
-            "Rescale it (the `scale` of SemiSupervisedData divides), or use likelihood='gaussian'."
-        )

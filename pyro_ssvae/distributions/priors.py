@@ -1,36 +1,55 @@
-"""Priors p(z): modules that return a Pyro distribution when called."""
+r"""Priors of z, modules that return a Pyro distribution when called, and priors of the class probabilities π.
+
+A class prior p(y|π)p(π) has a model and a guide with the one global site ``"pi"``, which belongs to the whole data set
+and is scored once per objective. Two of them learn π:
+
+* :class:`MAPClassPrior`: a *point mass*, q(π) = δ(π - π̂). The bound gains log p(π̂); it is exact up to a constant
+  (the entropy of the point mass, which does not depend on π̂).
+* :class:`DirichletClassPrior`: a *Dirichlet* q(π). The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over
+  q(π).
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import AffineCoupling, Permute
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import as_count, show
 from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.likelihoods import fill_missing
-from pyro_ssvae.distributions.torch_distributions import DiagonalMixture, StudentTOfTensors, as_independent_normal
+from pyro_ssvae.distributions.torch_distributions import (
+    CouplingNetwork,
+    DiagonalMixture,
+    FlowDistribution,
+    StudentTOfTensors,
+    as_independent_normal,
+)
 
-__all__ = ["Flow", "MixtureOfGaussians", "Prior", "StandardNormal", "StudentT", "Uniform", "VampPrior", "cache_prior"]
+__all__ = [
+    "ClassPrior",
+    "DirichletClassPrior",
+    "FixedClassPrior",
+    "Flow",
+    "MAPClassPrior",
+    "MixtureOfGaussians",
+    "Prior",
+    "StandardNormal",
+    "StudentT",
+    "Uniform",
+    "VampPrior",
+    "cache_prior",
+]
 
 
 class Prior(Configurable):
-    """Base class of priors; a model accepts any module that returns a Pyro distribution over z when called.
-
-    Args:
-        latent_dim: Number of latents ``L``.
-
-    Attributes:
-        name: Name in results and saved configurations.
-
-    Raises:
-        ValueError: If ``latent_dim`` is not positive.
-    """
+    """Base class of priors of ``latent_dim`` latents; a model accepts any module that returns a distribution over z."""
 
     name: str
 
@@ -48,18 +67,9 @@ class Prior(Configurable):
     def start_from(self, x: Tensor) -> None:
         """Initialise parameters from training examples ``(B, *event_shape)``; called once, before training."""
 
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the prior, besides ``latent_dim``, JSON-serialisable."""
-        return {}
-
 
 class StandardNormal(Prior):
-    """The prior :math:`p(z) = N(0, I)` of Kingma et al. (2014).
-
-    Example:
-        >>> StandardNormal(3)().event_shape
-        torch.Size([3])
-    """
+    """The prior p(z) = N(0, I) of Kingma et al. (2014)."""
 
     name = "normal"
     loc: Tensor
@@ -75,10 +85,7 @@ class StandardNormal(Prior):
 
 
 class Uniform(Prior):
-    """Latents uniform on [-1, 1], for the generator of a :class:`~pyro_ssvae.DDGM`.
-
-    It is not for models that infer z, because the support of their Gaussian guides is larger.
-    """
+    """Latents uniform on [-1, 1], for generators only: Gaussian guides have a larger support."""
 
     name = "uniform"
     high: Tensor
@@ -118,25 +125,8 @@ class StudentT(Prior):
         """Return the prior, with event shape ``(L,)``."""
         return StudentTOfTensors(self.df, self.loc, torch.ones_like(self.loc)).to_event(1)
 
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"df": float(self.df[0])}
 
-
-class _MixturePrior(Prior):
-    """Base class of mixtures with learnable weights."""
-
-    def __init__(self, latent_dim: int, num_components: int) -> None:
-        super().__init__(latent_dim)
-        self.num_components = num_components
-        self.logits = nn.Parameter(torch.zeros(num_components))
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"num_components": self.num_components}
-
-
-class MixtureOfGaussians(_MixturePrior):
+class MixtureOfGaussians(Prior):
     r"""A learnable mixture, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`.
 
     Args:
@@ -150,7 +140,8 @@ class MixtureOfGaussians(_MixturePrior):
     name = "mixture"
 
     def __init__(self, latent_dim: int, num_components: int = 100) -> None:
-        super().__init__(latent_dim, num_components)
+        super().__init__(latent_dim)
+        self.logits = nn.Parameter(torch.zeros(num_components))
         # Drawn from the standard normal, so that the mixture is near it at first.
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
@@ -160,7 +151,7 @@ class MixtureOfGaussians(_MixturePrior):
         return DiagonalMixture(self.logits, self.loc, self.log_scale.exp())
 
 
-class VampPrior(_MixturePrior):
+class VampPrior(Prior):
     r"""A mixture of the guide's own posteriors at learnable pseudo-inputs, :math:`p(z) = \sum_c w_c\, q(z \mid u_c)`.
 
     VAE with a VampPrior (Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120), equation 9, with learnable
@@ -179,7 +170,8 @@ class VampPrior(_MixturePrior):
     classes: Tensor
 
     def __init__(self, latent_dim: int, num_components: int = 500) -> None:
-        super().__init__(latent_dim, num_components)
+        super().__init__(latent_dim)
+        self.num_components, self.logits = num_components, nn.Parameter(torch.zeros(num_components))
         self._owner: list[Any] = []  # in a list, because the model must not become a submodule
         self._use_sigmoid = False
 
@@ -196,48 +188,26 @@ class VampPrior(_MixturePrior):
     def start_from(self, x: Tensor) -> None:
         """Set the pseudo-inputs to training examples, repeated if there are too few."""
         u = fill_missing(x)[torch.arange(self.num_components) % len(x)].to(self.pseudo_inputs)
-        if self._likelihood.real_valued:
-            u = self._likelihood.network_input(u)[..., : u.shape[-1]]  # without what says that nothing is missing
+        likelihood = self._owner[0].likelihood
+        if likelihood.real_valued:
+            u = likelihood.network_input(u)[..., : u.shape[-1]]  # without what says that nothing is missing
         if self._use_sigmoid:
             u = torch.logit(u.clamp(0.02, 0.98))  # farther out the sigmoid's gradient vanishes
         self.pseudo_inputs.copy_(u)
-
-    @property
-    def _likelihood(self) -> Any:
-        return self._owner[0].likelihood
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         if not self._owner:
             raise RuntimeError("A VampPrior needs the guide of a model: build one with prior=VampPrior(latent_dim).")
         u = self.pseudo_inputs.sigmoid() if self._use_sigmoid else self.pseudo_inputs  # (C, *event_shape)
-        model, likelihood = self._owner[0], self._likelihood
-        if likelihood.real_valued:  # so that a step of the optimiser moves them alike in all units
-            u, _ = likelihood.in_units(u, u)
+        model = self._owner[0]
+        if model.likelihood.real_valued:  # so that a step of the optimiser moves them alike in all units
+            u, _ = model.likelihood.in_units(u, u)
         qz = model.encode(u, self.classes) if hasattr(self, "classes") else model.encode(u)
         normal = as_independent_normal(qz)
         if normal is None:
             return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), qz)
         return DiagonalMixture(self.logits, normal.loc, normal.scale)
-
-
-class _ShiftAndScale(nn.Module):
-    """Network of an affine coupling: shift and log-scale of one half of the latents from the other; zeros at first.
-
-    Pyro's own cannot be built without memory (on the device ``"meta"``).
-    """
-
-    def __init__(self, num_inputs: int, num_outputs: int, hidden_dim: int) -> None:
-        super().__init__()
-        widths = (num_inputs, hidden_dim, hidden_dim, 2 * num_outputs)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
-        for parameter in self.layers[-1].parameters():  # identity maps: the prior starts out standard normal
-            nn.init.zeros_(parameter)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
-        for layer in self.layers[:-1]:
-            z = layer(z).relu()
-        return self.layers[-1](z).chunk(2, dim=-1)
 
 
 class Flow(Prior):
@@ -260,46 +230,17 @@ class Flow(Prior):
         super().__init__(latent_dim)
         if latent_dim < 2 or num_layers < 1:
             raise ValueError(f"Flow needs latent_dim >= 2 and num_layers >= 1; got {latent_dim} and {num_layers}.")
-        self.num_layers, self.hidden_dim = num_layers, hidden_dim
         self.base = StandardNormal(latent_dim)
         split = latent_dim // 2
-        networks = [_ShiftAndScale(split, latent_dim - split, hidden_dim) for _ in range(num_layers)]
-        couplings = [AffineCoupling(split, network) for network in networks]
-        self.couplings = nn.ModuleList(couplings)
+        networks = [CouplingNetwork(split, latent_dim - split, hidden_dim) for _ in range(num_layers)]
+        self.couplings = nn.ModuleList(AffineCoupling(split, network) for network in networks)
         self.register_buffer("reversed", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         reverse = Permute(self.reversed)
-        return _Flow(self.base(), [transform for coupling in self.couplings for transform in (coupling, reverse)])
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"num_layers": self.num_layers, "hidden_dim": self.hidden_dim}
-
-
-class _Flow(dist.TransformedDistribution):
-    """A transformed distribution whose transforms cache nothing.
-
-    Pyro's couplings keep their last input and scale, and with them the autograd graph of an earlier step, which can be
-    neither copied nor traced.
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._clear_caches(super().log_prob(value))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._clear_caches(super().sample(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._clear_caches(super().rsample(sample_shape))
-
-    def _clear_caches(self, result: Tensor) -> Tensor:
-        for transform in self.transforms:
-            transform._cached_x_y = None, None
-            if hasattr(transform, "_cached_log_scale"):
-                transform._cached_log_scale = None
-        return result
+        transforms = [transform for coupling in self.couplings for transform in (coupling, reverse)]
+        return FlowDistribution(self.base(), transforms)
 
 
 @contextmanager
@@ -318,3 +259,144 @@ def cache_prior(prior: Any) -> Iterator[None]:
         yield
     finally:
         del vars(prior)["forward"]
+
+
+class ClassPrior(Configurable):
+    """Base class of class priors.
+
+    Attributes:
+        num_classes: Number of classes ``K``.
+        name: Name in results.
+    """
+
+    name: str
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = as_count(num_classes, "num_classes", least=2)
+
+    def model(self) -> Tensor:
+        """Sample site ``"pi"`` if π is random; return log π with shape ``(K,)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define model() -> log pi.")
+
+    def guide(self) -> None:
+        """Sample site ``"pi"`` from q(π) if π is random."""
+
+    def mean(self) -> Tensor:
+        """Return the estimate of π, with shape ``(K,)``: the fixed value, the MAP or the posterior mean."""
+        raise NotImplementedError(f"{type(self).__name__} must define mean() -> pi.")
+
+
+class FixedClassPrior(ClassPrior):
+    """A known π: uniform, or given.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        probs: ``K`` positive numbers, normalised to sum to one; uniform if ``None``.
+
+    Raises:
+        TypeError: If ``probs`` are no numbers.
+        ValueError: If ``probs`` has another length than ``K`` or a value that is not positive and finite.
+    """
+
+    name = "fixed"
+    log_pi: Tensor
+
+    def __init__(self, num_classes: int, probs: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__(num_classes)
+        try:
+            pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
+            pi.tolist()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{show('probs', probs)}; {num_classes} numbers are needed, one per class.") from error
+        if pi.shape != (num_classes,) or not bool(((pi > 0) & pi.isfinite()).all()):
+            raise ValueError(
+                f"probs must hold {num_classes} positive finite numbers, one per class; got {pi.tolist()}."
+            )
+        self.register_buffer("log_pi", (pi / pi.sum()).log())
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all classes have the same probability."""
+        return bool((self.log_pi == self.log_pi[0]).all())
+
+    def model(self) -> Tensor:
+        """Return log π; there is no random site."""
+        return self.log_pi
+
+    def mean(self) -> Tensor:
+        """Return π, with shape ``(K,)``."""
+        return self.log_pi.exp()
+
+
+class _LearnedClassPrior(ClassPrior):
+    """Base class of the priors p(π) = Dir(concentration, ..., concentration)."""
+
+    concentration: Tensor
+
+    def __init__(self, num_classes: int, concentration: float, least: float) -> None:
+        super().__init__(num_classes)
+        if not concentration >= least or concentration <= 0.0:
+            needed = f"at least {least:g}" if least else "positive"
+            reason = ": below one its density has no maximum" if least else ""
+            raise ValueError(f"concentration={concentration} must be {needed} for a symmetric Dirichlet prior{reason}.")
+        self.register_buffer("concentration", torch.full((num_classes,), float(concentration)))
+        self.logits = nn.Parameter(torch.zeros(num_classes))
+
+    def model(self) -> Tensor:
+        """Sample ``"pi"`` from the symmetric Dirichlet prior and return log π, with shape ``(K,)``."""
+        pi: Tensor = pyro.sample("pi", dist.Dirichlet(self.concentration))
+        return pi.log()
+
+    def mean(self) -> Tensor:
+        """Return the point estimate or the posterior mean of π."""
+        return self.logits.softmax(-1)
+
+
+class MAPClassPrior(_LearnedClassPrior):
+    r"""π learned by maximum a posteriori: a point mass q(π) = δ(π - softmax(logits)).
+
+    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        concentration: Concentration of the symmetric Dirichlet prior, at least one; one is maximum likelihood.
+    """
+
+    name = "map"
+
+    def __init__(self, num_classes: int, concentration: float = 2.0) -> None:
+        super().__init__(num_classes, concentration, least=1.0)
+
+    def guide(self) -> None:
+        """Sample ``"pi"`` from the point mass."""
+        pyro.sample("pi", dist.Delta(self.mean(), event_dim=1))
+
+
+class DirichletClassPrior(_LearnedClassPrior):
+    r"""π with a Dirichlet variational posterior, q(π) = Dir(a), :math:`a = \text{total} \cdot \mathrm{softmax}(l)`.
+
+    The mean and the total of ``a`` are separate parameters, because the mean converges within a few hundred steps while
+    the total grows to the order of the number of examples.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        concentration: Concentration of the symmetric Dirichlet prior; positive.
+        initial_total: Sum of ``a`` before training; with a few hundred the first draws of π are near uniform.
+    """
+
+    name = "dirichlet"
+
+    def __init__(self, num_classes: int, concentration: float = 1.0, initial_total: float = 1000.0) -> None:
+        super().__init__(num_classes, concentration, least=0.0)
+        if initial_total <= 0.0:
+            raise ValueError(f"initial_total={initial_total} must be positive.")
+        self.log_total = nn.Parameter(torch.tensor(float(initial_total)).log())
+
+    def posterior(self) -> dist.Dirichlet:
+        """Return q(π), with event shape ``(K,)``."""
+        return dist.Dirichlet(self.log_total.exp() * self.mean())
+
+    def guide(self) -> None:
+        """Sample ``"pi"`` from q(π), reparameterised."""
+        pyro.sample("pi", self.posterior())

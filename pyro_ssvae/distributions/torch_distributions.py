@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
 __all__ = [
     "BernoulliByLogits",
     "ContinuousBernoulliByLogits",
+    "CouplingNetwork",
     "DiagonalMixture",
+    "FlowDistribution",
     "ScaledNormal",
     "StudentTOfTensors",
     "as_independent_normal",
     "impute",
     "leave_out_missing",
-    "log_prob_of_observed",
     "softplus",
     "weighted_mean",
 ]
@@ -56,8 +58,11 @@ class _OfObserved(dist.Independent):
     takes_missing = True
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of the observed elements, in nats."""
-        return log_prob_of_observed(self, value)
+        """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
+        missing = value.isnan()
+        # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN.
+        filled = torch.where(missing, self.base_dist.mean.detach(), value)
+        return torch.where(missing, 0.0, self.base_dist.log_prob(filled)).sum(-1)
 
 
 def leave_out_missing(distribution: Any) -> Any:
@@ -76,26 +81,13 @@ def leave_out_missing(distribution: Any) -> Any:
     return _OfObserved(distribution.base_dist, 1)
 
 
-def log_prob_of_observed(distribution: Any, value: Tensor) -> Tensor:
-    """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
-    missing, elements = value.isnan(), distribution.base_dist
-    # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN.
-    filled = torch.where(missing, elements.mean.detach(), value)
-    return torch.where(missing, 0.0, elements.log_prob(filled)).sum(-1)
-
-
 def impute(distribution: Any, weights: Tensor, x: Tensor) -> Tensor:
-    """Return what a mixture of distributions says of the elements of ``x``, given what is observed of it.
-
-    That is the mean, or the most probable level of a categorical element.
+    """Return the mean of a mixture given what is observed of ``x``, or the most probable level of categorical elements.
 
     Args:
         distribution: Over vectors, with batch shape ``(..., B)``.
         weights: Weights of the mixture, which broadcast to the batch shape and add up to one for each example.
-        x: Examples with shape ``(B, D)``, NaN where missing.
-
-    Returns:
-        Values with shape ``(B, D)``.
+        x: Examples with shape ``(B, D)``, NaN where missing; the result has the same shape.
     """
     parts = (distribution, getattr(distribution, "base_dist", None))
     own = next(filter(None, (getattr(part, "impute", None) for part in parts)), None)
@@ -189,10 +181,7 @@ class DiagonalMixture(TorchDistribution):
 class StudentTOfTensors(dist.StudentT):
     """The Student-t distribution without a copy from the host, which stock PyTorch makes and a CUDA graph cannot hold.
 
-    Args:
-        df: Degrees of freedom.
-        loc: Location, with the shape of ``df``.
-        scale: Scale, with the shape of ``df``.
+    Degrees of freedom, location and scale have one shape.
     """
 
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
@@ -232,13 +221,13 @@ class ContinuousBernoulliByLogits(TorchDistribution):
     support = constraints.unit_interval
     has_rsample = True
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits
-        super().__init__(logits.shape, validate_args=False)
+        super().__init__(logits.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulliByLogits:
         """Return the same distribution with a larger batch shape."""
-        return ContinuousBernoulliByLogits(self.logits.expand(batch_shape))
+        return ContinuousBernoulliByLogits(self.logits.expand(batch_shape), validate_args=False)
 
     def _size(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return whether each logit is near zero, and sizes for either formula, safe where the other one is used."""
@@ -281,3 +270,50 @@ class ContinuousBernoulliByLogits(TorchDistribution):
         series = 1.0 / 12 - small**2 / 240 + small**4 / 6048
         closed = large**-2 - (-large).exp() / torch.expm1(-large).square()
         return torch.where(near, series, closed)
+
+
+class CouplingNetwork(nn.Module):
+    """Network of an affine coupling: shift and log-scale of one half of the latents from the other; zeros at first.
+
+    Pyro's own cannot be built without memory (on the device ``"meta"``).
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, hidden_dim: int) -> None:
+        super().__init__()
+        widths = (num_inputs, hidden_dim, hidden_dim, 2 * num_outputs)
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
+        for parameter in self.layers[-1].parameters():  # identity maps: the prior starts out standard normal
+            nn.init.zeros_(parameter)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Return shift and log-scale, each ``(..., num_outputs)``."""
+        for layer in self.layers[:-1]:
+            z = layer(z).relu()
+        return self.layers[-1](z).chunk(2, dim=-1)
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """A transformed distribution whose transforms cache nothing.
+
+    Pyro's couplings keep their last input and scale, and with them the autograd graph of an earlier step, which can be
+    neither copied nor traced.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, in nats."""
+        return self._clear_caches(super().log_prob(value))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values, without gradients."""
+        return self._clear_caches(super().sample(sample_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values."""
+        return self._clear_caches(super().rsample(sample_shape))
+
+    def _clear_caches(self, result: Tensor) -> Tensor:
+        for transform in self.transforms:
+            transform._cached_x_y = None, None
+            if hasattr(transform, "_cached_log_scale"):
+                transform._cached_log_scale = None
+        return result

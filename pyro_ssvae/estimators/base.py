@@ -23,8 +23,7 @@ from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories
-from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
-from pyro_ssvae.distributions.factory import make_likelihood
+from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood, make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
 from pyro_ssvae.objectives import Objective

@@ -21,8 +21,7 @@ from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_librar
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches
-from pyro_ssvae.distributions.choice import choose_likelihood
-from pyro_ssvae.distributions.factory import make_prior
+from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
 from pyro_ssvae.models.inputs import as_input
 

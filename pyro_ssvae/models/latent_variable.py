@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.distributions import Likelihood, Uniform
-from pyro_ssvae.distributions.factory import make_likelihood
+from pyro_ssvae.distributions import Likelihood
+from pyro_ssvae.distributions.choice import make_likelihood
+from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 from pyro_ssvae.models.base import Model, fork_random_state, full_precision
 from pyro_ssvae.networks.images import choose_networks

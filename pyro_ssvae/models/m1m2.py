@@ -31,7 +31,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
-from pyro_ssvae.distributions.factory import make_prior
+from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import (
     ENUMERATE,

@@ -15,7 +15,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import ClassPrior, Likelihood
-from pyro_ssvae.distributions.factory import make_class_prior
+from pyro_ssvae.distributions.choice import make_class_prior
 from pyro_ssvae.models.base import data_plate, evaluation_mode, get_device
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 

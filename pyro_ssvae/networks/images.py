@@ -94,20 +94,12 @@ class ImageDecoder(nn.Module):
     """The parameters of the pixels of an image from latents, and from a class where there are classes.
 
     Fully connected layers give a small image, which is doubled, with half as many channels each time; after each
-    doubling there is a convolution or a residual block.
+    doubling there is a convolution or a residual block. The arguments not named here, and the errors, are those of
+    :class:`ImageEncoder`.
 
     Args:
         latent_dim: Number of latents.
-        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
         num_params: Parameters for each element of the image.
-        num_classes: Number of classes of the second input; ``None`` for no such input.
-        residual: Whether there are residual blocks.
-        channels: Channels at full size, a multiple of 8.
-        hidden_dims: Widths of the fully connected layers.
-        **options: Further arguments of these layers, as of :class:`MLP`.
-
-    Raises:
-        ValueError: If the event is no such image.
     """
 
     def __init__(
@@ -175,10 +167,8 @@ def make_classifier(
     event_shape: Sequence[int],
     num_classes: int,
     *,
-    hidden_dims: Sequence[int] = (500,),
-    activation: str = "relu",
-    batch_norm: bool = False,
     dropout: float | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Return a classifier q(y|x) by name, or the given module unchanged.
 
@@ -187,10 +177,8 @@ def make_classifier(
             :class:`ImageEncoder` with residual blocks) or a module.
         event_shape: Shape of one example.
         num_classes: Number of classes ``K``.
-        hidden_dims: Hidden widths of an MLP.
-        activation: Activation of an MLP.
-        batch_norm: Whether an MLP normalises before each activation.
         dropout: Probability of dropping a feature; ``None`` is 0.3 for a network of images, else 0.
+        **options: Further arguments of an MLP.
 
     Raises:
         ValueError: For an unknown name, or ``"conv"`` or ``"resnet"`` for examples that are not images.
@@ -205,9 +193,8 @@ def make_classifier(
         return ConvClassifier(event_shape, num_classes, dropout=dropout)
     if classifier == "resnet":
         channels = 32 if max(event_shape[1:], default=1) <= 32 else 16
-        own: dict[str, Any] = {"residual": True, "channels": channels, "hidden_dims": ()}
-        return ImageEncoder(event_shape, num_classes, dropout=dropout, **own)
-    return MLP(event_shape, num_classes, hidden_dims, activation=activation, batch_norm=batch_norm, dropout=dropout)
+        return ImageEncoder(event_shape, num_classes, residual=True, channels=channels, hidden_dims=(), dropout=dropout)
+    return MLP(event_shape, num_classes, dropout=dropout, **options)
 
 
 def make_networks(

@@ -156,14 +156,8 @@ class MLP(Configurable):
 class FactoredLinear(nn.Module):
     r"""An affine map of a vector and a class, :math:`W_x x + W_y e_y + b`, that computes :math:`W_x x` once.
 
-    Concatenating a one-hot class to ``x`` costs one full product per enumerated class. Written as a sum, the
-    product with ``x`` (shape ``(B, in)``) is computed once and the class enters as an embedding, which
-    broadcasts: ``y`` of shape ``(K, 1)`` gives ``(K, B, out)``.
-
-    Args:
-        in_features: Size of ``x``.
-        num_classes: Number of classes ``K``.
-        out_features: Size of the result.
+    Concatenating a one-hot class to ``x`` costs one full product per enumerated class. Here the class enters as an
+    embedding, which broadcasts: ``x`` ``(B, in)`` and ``y`` ``(K, 1)`` give ``(K, B, out)``.
     """
 
     def __init__(self, in_features: int, num_classes: int, out_features: int) -> None:
@@ -220,47 +214,26 @@ class ConditionalMLP(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Map inputs ``(*batch, *event_shape)`` and integer classes to ``(*broadcast, out_features)``.
-
-        The shape of the classes broadcasts against ``batch``: ``(B,)``, or ``(K, 1)`` under enumeration.
-        """
+        """Map ``(*batch, *event_shape)`` and classes, ``(B,)`` or ``(K, 1)``, to ``(*broadcast, out_features)``."""
         return self.rest(self.first(x.flatten(-self.event_dim), y))
-
-
-def _make_conv_activation(channels: int, norm: str) -> list[nn.Module]:
-    """Return the layers after a convolution: normalisation, activation."""
-    if norm == "batch":
-        return [nn.BatchNorm2d(channels), nn.ReLU()]
-    if norm == "group":
-        return [nn.GroupNorm(channels // 8, channels), nn.ReLU()]
-    if norm == "none":
-        return [nn.ReLU()]
-    raise ValueError(f"norm={norm!r} must be one of batch, group, none.")
 
 
 class ConvClassifier(Configurable):
     """A small convolutional classifier for images, from 8x8 upwards.
 
-    Three convolutions to 16, 32 and 64 channels, each normalised, and a linear map to logits.
+    Three convolutions to 16, 32 and 64 channels, each with group normalisation (statistics of a batch would differ
+    between clean and augmented images, which pass in separate calls), and a linear map to logits.
 
     Args:
         event_shape: Shape of one image, ``(C, H, W)``.
         num_classes: Number of classes ``K``.
         dropout: Probability of dropping a feature before the linear map.
-        norm: ``"group"`` (statistics of single images), ``"batch"`` or ``"none"``. Batch statistics differ between
-            clean and augmented images, which pass through the network in separate calls.
 
     Raises:
-        ValueError: If the event is not an image of at least 6x6 pixels, or for an unknown ``norm``.
-
-    Example:
-        >>> ConvClassifier((1, 28, 28), 10)(torch.zeros(5, 1, 28, 28)).shape
-        torch.Size([5, 10])
+        ValueError: If the event is not an image of at least 6x6 pixels.
     """
 
-    def __init__(
-        self, event_shape: Sequence[int], num_classes: int, *, dropout: float = 0.3, norm: str = "group"
-    ) -> None:
+    def __init__(self, event_shape: Sequence[int], num_classes: int, *, dropout: float = 0.3) -> None:
         super().__init__()
         if len(event_shape) != 3 or min(event_shape[1:]) < 6:
             raise ValueError(
@@ -268,16 +241,11 @@ class ConvClassifier(Configurable):
                 f"{tuple(event_shape)!r}. Use classifier='mlp'."
             )
         # The first layer halves large images only; about 7x7 or 4x4 remain.
-        large = min(event_shape[1:]) >= 16
-        features = nn.Sequential(
-            nn.Conv2d(event_shape[0], 16, 5 if large else 3, stride=2 if large else 1, padding=2 if large else 1),
-            *_make_conv_activation(16, norm),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            *_make_conv_activation(32, norm),
-            nn.Conv2d(32, 64, 3, padding=1),
-            *_make_conv_activation(64, norm),
-            nn.Flatten(),
-        )
+        first = (5, 2, 2) if min(event_shape[1:]) >= 16 else (3, 1, 1)  # size of the kernel, stride, padding
+        layers: list[nn.Module] = []
+        for given, channels, shape in ((event_shape[0], 16, first), (16, 32, (3, 2, 1)), (32, 64, (3, 1, 1))):
+            layers += [nn.Conv2d(given, channels, *shape), nn.GroupNorm(channels // 8, channels), nn.ReLU()]
+        features = nn.Sequential(*layers, nn.Flatten())
         width = int(check_module(features, event_shape, (None,), "classifier")[-1])
         self.layers = nn.Sequential(features, nn.Dropout(dropout), nn.Linear(width, num_classes))
 

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.distributions.class_priors import FixedClassPrior
+from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
-from pyro_ssvae.distributions.mixed import Mixed
 from pyro_ssvae.presets import FEATURES
 
 __all__ = [

@@ -11,7 +11,6 @@ import torch
 from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS, Gaussian, Mixed, Poisson
-from pyro_ssvae.distributions.factory import make_prior
 from pyro_ssvae.objectives import AffineAugmentation, Consistency, NearestNeighbourEntropy, Objective, Update
 from pyro_ssvae.objectives.entropy import ENTROPIES
 
@@ -27,7 +26,7 @@ def make_m2(event_shape: tuple[int, ...] = (5,), **options: Any) -> M2:
 
 
 def make_small_prior(name: str) -> torch.nn.Module:
-    return make_prior(name, LATENT_DIM, **COMPONENTS.get(name, {}))
+    return PRIORS[name](LATENT_DIM, **COMPONENTS.get(name, {}))
 
 
 def with_m2(model: dict[str, Any] | None = None, **options: Any) -> Objective:

@@ -11,13 +11,13 @@ from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import (
     Bernoulli,
+    ClassPrior,
     DirichletClassPrior,
     FixedClassPrior,
     Gaussian,
     Likelihood,
     MAPClassPrior,
 )
-from pyro_ssvae.distributions.class_priors import ClassPrior
 
 
 def test_bernoulli_is_x_times_logit_minus_softplus() -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedELBO
+from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import (
     LIKELIHOODS,
     Bernoulli,
     Categorical,
-    ContinuousBernoulli,
     DiscretisedLogistic,
     Gaussian,
     Laplace,
@@ -28,7 +28,8 @@ from pyro_ssvae.distributions import (
     NegativeBinomial,
     Poisson,
 )
-from pyro_ssvae.distributions.factory import make_likelihood
+from pyro_ssvae.distributions.choice import make_likelihood
+from pyro_ssvae.distributions.likelihoods import ContinuousBernoulli
 
 
 def numbers(*values: float) -> Tensor:
@@ -108,7 +109,7 @@ def test_scales_are_learned_shared_or_fixed(kind: type) -> None:
     torch.testing.assert_close(scale, torch.full_like(scale, 0.7))
     shared(loc, 1).log_prob(torch.zeros(5, 3)).sum().backward()
     assert shared.raw_scale.grad is not None
-    again = make_likelihood(shared.name, **shared.config())
+    again = build(describe(shared))
     assert (again.variance, again.first_scale) == ("shared", 0.7)
     with pytest.raises(ValueError, match="variance='none'"):
         kind(variance="none")
@@ -181,7 +182,7 @@ def test_counts_with_one_dispersion_for_each_column() -> None:
         optimizer.step()
     assert likelihood.log_total.exp().tolist() == pytest.approx(r.tolist(), rel=0.15)
     assert likelihood(params, 1).mean.tolist() == pytest.approx(m.tolist(), rel=0.1)
-    again = make_likelihood("negative_binomial", **likelihood.config() | {"offset": True})
+    again = build(describe(likelihood), offset=True)
     nn.init.constant_(again.log_total, 0.7)
     by_decoder, x = NegativeBinomial(offset=True), x[:5]
     for one in (again, by_decoder):
@@ -211,7 +212,7 @@ def test_mixed_gives_each_column_its_distribution() -> None:
     assert drawn.shape == (7, 5, 4)
     mixed().check(drawn)
     assert distribution.expand((3, 5)).log_prob(x).shape == (3, 5)
-    again = make_likelihood("mixed", **mixed().config())
+    again = build(describe(mixed()))
     torch.testing.assert_close(again(params, 1).log_prob(x), expected)
 
 

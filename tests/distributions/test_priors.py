@@ -21,12 +21,11 @@ from pyro_ssvae.distributions import (
     FixedClassPrior,
     Flow,
     MixtureOfGaussians,
-    StandardNormal,
     StudentT,
     VampPrior,
 )
-from pyro_ssvae.distributions.factory import make_prior
-from pyro_ssvae.distributions.priors import Prior
+from pyro_ssvae.distributions.choice import make_prior
+from pyro_ssvae.distributions.priors import Prior, StandardNormal
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
 
 NAMES = list(PRIORS)

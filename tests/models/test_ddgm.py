@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import pyro_ssvae
 from pyro_ssvae import DDGM
 from pyro_ssvae.models.ddgm import langevin
-from pyro_ssvae.networks import ConvFeatures, ConvGenerator, MLPGenerator
-from pyro_ssvae.networks.energy import EnergyNet, UpsampledConv2d
+from pyro_ssvae.networks import MLPGenerator
+from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, EnergyNet, UpsampledConv2d
 
 
 def make_ddgm(event_shape: tuple[int, ...] = (2,), **options: object) -> DDGM:

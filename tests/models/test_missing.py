@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import pyro_ssvae
 from pyro_ssvae import DDGM, M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.distributions import (
+    LIKELIHOODS,
     Bernoulli,
     Categorical,
-    ContinuousBernoulli,
     DiscretisedLogistic,
     Gaussian,
     Laplace,
@@ -40,7 +40,7 @@ MAKERS: dict[str, Callable[[], Likelihood]] = {
     "gaussian": Gaussian,
     "laplace": Laplace,
     "bernoulli": Bernoulli,
-    "continuous_bernoulli": ContinuousBernoulli,
+    "continuous_bernoulli": LIKELIHOODS["continuous_bernoulli"],
     "poisson": Poisson,
     "negative_binomial": NegativeBinomial,
     "offset": lambda: NegativeBinomial(offset=True),
