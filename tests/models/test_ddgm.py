@@ -172,7 +172,6 @@ class _SumOfAll(torch.nn.Module):
         (lambda: make_ddgm().invert(torch.zeros(1, 2), steps=-1), "steps=-1"),
         (lambda: make_ddgm().generate_from(torch.zeros(3, 5)), r"\(B, 4\); got \(3, 5\)"),
         (lambda: make_ddgm().interpolate(torch.zeros(2, 5), torch.zeros(2, 5)), r"\(B, 4\)"),
-        (lambda: langevin(torch.sum, torch.zeros(1, 2), -1, 0.1), "steps=-1"),
         (lambda: make_ddgm(experts=_SumOfAll()), r"experts must map \(B, 128\) to \(B, F\); for B=2 it gave \(2,\)"),
         (lambda: make_ddgm(features=torch.nn.Linear(3, 4)), r"features does not accept inputs of event shape \(2,\)"),
         (lambda: make_ddgm(features=torch.nn.Unflatten(-1, (1, 2))), r"features must map \(B, 2\) to \(B, F\)"),

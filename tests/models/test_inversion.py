@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.models.inversion import nearest_latents
+from pyro_ssvae.models.ddgm import nearest_latents
 
 
 def test_a_linear_generator_is_inverted() -> None:
@@ -73,9 +73,9 @@ def test_analogies_of_a_bounded_prior_stay_inside() -> None:
 def test_errors() -> None:
     ddgm = DDGM((2,))
     z = ddgm.prior().sample((3,))
-    with pytest.raises(ValueError, match="space='pixels' must be one of features, x"):
+    with pytest.raises(ValueError, match="space='pixels' must be features or x"):
         ddgm.invert(torch.zeros(1, 2), space="pixels")
-    with pytest.raises(ValueError, match="must be one of z, features"):
+    with pytest.raises(ValueError, match="must be features or z"):
         ddgm.interpolate(z, z, space="x")
     with pytest.raises(ValueError, match="one shape"):
         ddgm.analogy(z, z, z[:2])
