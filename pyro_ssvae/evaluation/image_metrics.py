@@ -23,7 +23,6 @@ __all__ = [
     "CORRUPTIONS",
     "REFERENCE_STEPS",
     "ReferenceClassifier",
-    "compute_energies",
     "corrupt_images",
     "energy_auroc",
     "find_nearest",
@@ -299,15 +298,15 @@ def energy_auroc(
     if not len(x):
         raise ValueError("There is no real image to compare others with; hand in test or validation images.")
     generator = torch.Generator().manual_seed(seed)
-    real = compute_energies(model, x)
+    real = model.energy(x).cpu()
     found = {}
     for kind in CORRUPTIONS:
         kept = torch.ones(len(x), dtype=torch.bool)
         if kind == "flipped" and y is not None:
             kept = ~torch.isin(y, torch.tensor(_SYMMETRIC))
         if kept.any():
-            found[kind] = _auroc(real[kept], compute_energies(model, corrupt_images(x[kept], kind, generator)))
-    return found | {name: _auroc(real, compute_energies(model, images)) for name, images in others.items()}
+            found[kind] = _auroc(real[kept], model.energy(corrupt_images(x[kept], kind, generator)).cpu())
+    return found | {name: _auroc(real, model.energy(images).cpu()) for name, images in others.items()}
 
 
 def _auroc(real: Tensor, other: Tensor) -> float:
@@ -337,11 +336,6 @@ def _samples(model: DDGM, count: int, seed: int) -> Iterator[Tensor]:
     with fork_random_state(model, seed):
         for done in range(0, count, _SAMPLES_AT_A_TIME):
             yield model.sample(min(_SAMPLES_AT_A_TIME, count - done)).cpu()
-
-
-def compute_energies(model: DDGM, x: Tensor) -> Tensor:
-    """Return E(x) in nats, with shape ``(N,)``, computed in batches, on the CPU."""
-    return torch.cat([model.energy(part).cpu() for part in x.split(1000)])
 
 
 def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

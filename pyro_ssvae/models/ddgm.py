@@ -181,6 +181,9 @@ class DDGM(Model):
 
         Returns:
             Samples with shape ``(num_samples, *event_shape)``.
+
+        Raises:
+            ValueError: For numbers out of range.
         """
         with torch.no_grad(), evaluation_mode(self):
             x = self.generator(self.prior().sample((num_samples,)))

@@ -18,7 +18,6 @@ from torch import Tensor
 from pyro_ssvae._checks import as_count
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
-    compute_energies,
     corrupt_images,
     find_nearest,
     sample_images,
@@ -146,7 +145,7 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     generator = torch.Generator().manual_seed(seed)
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
-    energies = [compute_energies(model, part).numpy() for part in images.values()]
+    energies = [model.energy(part).cpu().numpy() for part in images.values()]
     figure, axes = new_axes(6.4, 3.6)
     boxes = axes.boxplot(energies, whis=(5, 95), showfliers=False, widths=0.55, patch_artist=True)
     for box, median, name in zip(boxes["boxes"], boxes["medians"], images, strict=True):
