@@ -27,7 +27,7 @@ def build(kind: str) -> tuple[ss.SemiSupervisedData, object]:
     if kind == "ddgm":
         data = make_toy_data("ring", num_train=300, num_validation=100, num_test=100)
         ddgm = ss.DDGM.for_data(data)
-        return data, ss.EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.1)
+        return data, ss.EnergyObjective.for_data(ddgm, data, gradient_penalty=0.1)
     data = ss.SemiSupervisedData.from_name("digits", num_labels=50)
     if kind == "m1":
         data = data.without_labels()

@@ -14,7 +14,7 @@ from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.networks.images import NETWORKS
-from pyro_ssvae.objectives.entropy import ENTROPIES
+from pyro_ssvae.objectives.energy_terms import ENTROPIES
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
 
 __all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
@@ -193,7 +193,7 @@ _DDGM: Mapping[str, Sequence[Flag]] = {
     ),
 }
 _DDGM_2D: Mapping[str, Sequence[Flag]] = {
-    "data": (Flag("data", TOY_DATASETS[0], "distribution of the points", choices=TOY_DATASETS),),
+    "data": (Flag("data", "ring", "distribution of the points", choices=list(TOY_DATASETS)),),
     "objective": _ENERGY,
     "evaluation": (
         Flag("frames", 60, "frames of the movie of training, at most one per evaluation; 0 for none", least=0),

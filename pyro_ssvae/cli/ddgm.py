@@ -38,11 +38,9 @@ def load_images(args: Flags) -> tuple[SemiSupervisedData, SemiSupervisedData]:
 
 
 def load_others(args: Flags, data: SemiSupervisedData) -> dict[str, Tensor]:
-    """Return the images that ``--other-data`` names, as a model of the data takes them; none without the flag.
+    """Return the images that ``--other-data`` names, ``(N, C, H, W)`` in [0, 1], by name; none without the flag.
 
-    Returns:
-        By name, test images if there are any, at most as many as ``data`` has (5,000 without any), with shape
-        ``(N, C, H, W)`` and values in [0, 1].
+    They are test images if there are any, and at most as many as ``data`` has (5,000 without any).
     """
     if args.other_data is None:
         return {}
@@ -73,12 +71,7 @@ def report_images(
 ) -> None:
     """Evaluate generated images by a reference classifier, and the energy on other images; add to ``result.json``.
 
-    Args:
-        args: The flags.
-        model: The trained model.
-        data: What it was trained on.
-        known: The same data with all its labels, for the reference classifier.
-        result: From :func:`pyro_ssvae.report`.
+    ``data`` is what the model was trained on, ``known`` the same with all its labels, ``result`` that of ``report``.
     """
     from pyro_ssvae.plots.ddgm import plot_class_shares
     from pyro_ssvae.plots.style import save_figure
@@ -121,13 +114,7 @@ def record_movie(
 ) -> Iterator[Callable[[Any, dict[str, Any]], None] | None]:
     """Record ``training.gif``, a movie of training on points in the plane; it is written to the run folder at the end.
 
-    Args:
-        args: The flags.
-        model: The model, before training.
-        data: Points, whose validation points are shown.
-
-    Yields:
-        The function for ``on_evaluation`` of :func:`pyro_ssvae.fit`.
+    The value of the context is the function for ``on_evaluation`` of :func:`pyro_ssvae.fit`.
     """
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.ddgm import Movie

@@ -52,24 +52,19 @@ def draw_spiral(num_points: int, generator: torch.Generator) -> tuple[Tensor, Te
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1), segment
 
 
-_DRAW: dict[str, Callable[[int, torch.Generator], tuple[Tensor, Tensor]]] = {"ring": draw_ring, "spiral": draw_spiral}
-TOY_DATASETS = tuple(_DRAW)
-"""Names of the distributions."""
+TOY_DATASETS: dict[str, Callable[[int, torch.Generator], tuple[Tensor, Tensor]]] = {
+    "ring": draw_ring,
+    "spiral": draw_spiral,
+}
+"""Functions that draw points, by the name of the distribution."""
 
 
 def make_toy_data(
     name: str, *, num_train: int = 50_000, num_validation: int = 5000, num_test: int = 5000, seed: int = 0
 ) -> SemiSupervisedData:
-    """Return points of a distribution as data with unlabelled training examples.
+    """Return points of a distribution, ``"ring"`` or ``"spiral"``, as data with unlabelled training examples.
 
     The classes are the ten components of the distribution; they are known for validation and test examples.
-
-    Args:
-        name: ``"ring"`` or ``"spiral"``.
-        num_train: Number of training examples.
-        num_validation: Number of validation examples.
-        num_test: Number of test examples.
-        seed: Seed of the points.
 
     Raises:
         ValueError: For an unknown name, or no training example.
@@ -78,10 +73,10 @@ def make_toy_data(
         >>> make_toy_data("ring", num_train=100).event_shape
         (2,)
     """
-    if name not in _DRAW:
+    if name not in TOY_DATASETS:
         raise ValueError(f"There is no distribution of points named {name!r}; known: {', '.join(TOY_DATASETS)}.")
     sizes = [as_count(num_train, "num_train", least=1), num_validation, num_test]
-    x, y = _DRAW[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
+    x, y = TOY_DATASETS[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
     (x, x_validation, x_test), (_, y_validation, y_test) = x.split(sizes), y.split(sizes)
     held_out = {"x_validation": x_validation, "y_validation": y_validation, "x_test": x_test, "y_test": y_test}
     return SemiSupervisedData.from_arrays(x, **held_out, num_classes=_COMPONENTS, name=name, seed=seed)

@@ -13,19 +13,20 @@ from torch.nn import functional as F
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches, prepare
-from pyro_ssvae.evaluation.samples import frechet_distance
+from pyro_ssvae.evaluation.samples import as_samples
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.networks.variational import check_module
 from pyro_ssvae.objectives.regularisers import AffineAugmentation
 
 __all__ = [
     "CORRUPTIONS",
     "REFERENCE_STEPS",
     "ReferenceClassifier",
-    "compute_energies",
     "corrupt_images",
     "energy_auroc",
     "find_nearest",
+    "frechet_distance",
     "get_held_out",
     "measure_generated_images",
     "measure_image_model",
@@ -33,11 +34,7 @@ __all__ = [
 ]
 
 CORRUPTIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
-"""What :func:`corrupt_images` does to images."""
-
 REFERENCE_STEPS = 3000
-"""Default number of optimisation steps of a reference classifier."""
-
 _REFERENCE_BATCH = 100
 _DIGITS = ("mnist", "digits")  # data sets whose classes are the digits
 _SYMMETRIC = (0, 1, 8)  # digits that look alike when flipped from left to right
@@ -60,7 +57,7 @@ def measure_image_model(
     Args:
         model: The model.
         data: Its training data. Held-out images are the test images, or the validation images if there are none.
-        known: The same data with labels, to train a :class:`ReferenceClassifier` on, if there is one.
+        known: The same data with labels, to train a reference classifier on, if there is one.
         others: Images of other data sets by name, each ``(M, C, H, W)``, scaled as in training.
         num_samples: Largest number of images in a set of the Fréchet distance; at least 2.
         seed: Seed of the classifier and of all draws; the caller's random state is left as it was.
@@ -75,10 +72,14 @@ def measure_image_model(
         ``median``.
 
     Raises:
-        ValueError: For fewer than two samples, or other images that do not fit (:func:`energy_auroc`).
+        ValueError: For fewer than two samples or training images, or other images that do not fit
+            (:func:`energy_auroc`).
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples={num_samples} must be at least 2: the Fréchet distance compares sets of images.")
+    if min(num_samples, len(data.x)) < 2:
+        raise ValueError(
+            f"num_samples={num_samples} and the {len(data.x)} training images must both be at least 2: the Fréchet "
+            "distance takes the covariance of features."
+        )
     _check_others(model, others or {})
     part, x, y = get_held_out(data)
     found: dict[str, Any] = {"held_out": part}
@@ -91,15 +92,11 @@ def measure_image_model(
         found["auroc"] = energy_auroc(model, x, y if data.name in _DIGITS else None, others, seed=seed)
     count = min(200, len(x)) or 200
     compared = {"generated": sample_images(model, count, seed)} | ({part: x[:count]} if part is not None else {})
-    found["nearest_training_image"] = {
-        name: _summarise(find_nearest(images, train)[0]) for name, images in compared.items()
-    }
+    found["nearest_training_image"] = nearest = {}
+    for name, images in compared.items():
+        quantiles = find_nearest(images, train)[0].quantile(torch.tensor([0.0, 0.05, 0.5]))
+        nearest[name] = dict(zip(("least", "low", "median"), quantiles.tolist(), strict=True))
     return found
-
-
-def _summarise(distances: Tensor) -> dict[str, float]:
-    quantiles = torch.tensor([0.0, 0.05, 0.5])
-    return dict(zip(("least", "low", "median"), distances.cpu().quantile(quantiles).tolist(), strict=True))
 
 
 def measure_generated_images(
@@ -112,46 +109,50 @@ def measure_generated_images(
     ten sets of either kind. At least ``num_samples`` images are generated.
 
     Returns:
-        ``frechet_distance`` of generated from training images, ``frechet_size``, the size of the sets, and
-        ``frechet_sets``, the number of sets of training images; ``class_shares``, the shares of the classes predicted
-        for generated images, the smallest of them, ``least_share``, and ``confidence``, the mean of the largest
-        probability. With held-out images ``real_class_shares`` and ``real_confidence`` of these and, for at least two,
+        ``frechet_distance`` of generated from training images, and ``frechet_size`` and ``frechet_sets``, the size and
+        the number of sets of training images; ``class_shares``, the shares of the classes predicted for generated
+        images, the smallest of them, ``least_share``, and ``confidence``, the mean of the largest probability. With
+        held-out images ``real_class_shares`` and ``real_confidence`` of these and, for at least two,
         ``frechet_floor``, their Fréchet distance from training images.
-
-    Raises:
-        ValueError: For fewer than two samples or training images.
     """
-    if num_samples < 2 or len(data.x) < 2:
-        raise ValueError(
-            f"num_samples={num_samples} and the {len(data.x)} training images must both be at least 2: the Fréchet "
-            "distance takes the covariance of features."
-        )
     generator = torch.Generator().manual_seed(seed)
-    _, held_out, _ = get_held_out(data)
-    orders = (torch.randperm(len(x), generator=generator)[: _MAX_SETS * num_samples] for x in (data.x, held_out))
-    real, other = (x[order] for x, order in zip((data.x, held_out), orders, strict=True))
-    enough = len(other) >= 2
-    size = min(num_samples, len(real), *([len(other)] if enough else []))
+    real, other = (
+        x[torch.randperm(len(x), generator=generator)[: _MAX_SETS * num_samples]]
+        for x in (data.x, get_held_out(data)[1])
+    )
+    size = min(num_samples, len(real), len(other) if len(other) >= 2 else num_samples)
     num_sets = min(_MAX_SETS, len(real) // size)
     real_features, _ = reference.evaluate(real[: num_sets * size], scale=data.scale)
     # A few images at a time are in memory.
     parts = [reference.evaluate(part) for part in _samples(model, max(num_samples, num_sets * size), seed)]
     features, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
-    shares, confidence = _describe_predictions(probabilities)
-    found: dict[str, Any] = {
-        "frechet_size": size,
-        "frechet_sets": num_sets,
-        "frechet_distance": _mean_distance(features, real_features, size),
-        "class_shares": shares,
-        "least_share": min(shares),
-        "confidence": confidence,
-    }
+    found: dict[str, Any] = {"frechet_size": size, "frechet_sets": num_sets}
+    found["frechet_distance"] = _mean_distance(features, real_features, size)
+    found["class_shares"], found["confidence"] = _describe_predictions(probabilities)
+    found["least_share"] = min(found["class_shares"])
     if len(other):
         features, probabilities = reference.evaluate(other[: _MAX_SETS * size], scale=data.scale)
         found["real_class_shares"], found["real_confidence"] = _describe_predictions(probabilities)
-        if enough:
-            found["frechet_floor"] = _mean_distance(features, real_features, size)
+    if len(other) >= 2:
+        found["frechet_floor"] = _mean_distance(features, real_features, size)
     return found
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    r"""Return the squared Fréchet distance between Gaussians fitted to two sets of features.
+
+    .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}\bigl(C_x + C_y - 2 (C_x^{1/2} C_y C_x^{1/2})^{1/2}\bigr)
+
+    (GANs Trained by a Two Time-Scale Update Rule, Heusel et al., 2017, equation 6.) The estimate is biased upwards for
+    small samples: compare it with the distance of two real samples of the same sizes. Features have shapes ``(N, D)``
+    and ``(M, D)``; fewer than two examples, or different numbers of features, raise ``ValueError``.
+    """
+    x, y = as_samples(x, y)
+    first, second = torch.cov(x.T).view(x.shape[1], -1), torch.cov(y.T).view(x.shape[1], -1)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0.0).sqrt().sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + first.trace() + second.trace() - 2.0 * cross)
 
 
 def _mean_distance(x: Tensor, y: Tensor, size: int) -> float:
@@ -180,9 +181,8 @@ class ReferenceClassifier(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        with torch.no_grad():
-            width = body.eval()(torch.zeros(1, *event_shape)).shape[-1]
-        self.body = nn.Sequential(body.train(), nn.Linear(width, 64), nn.ReLU())
+        width = int(check_module(body, event_shape, (None,), "body")[-1])
+        self.body = nn.Sequential(body, nn.Linear(width, 64), nn.ReLU())
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(64, num_classes))
 
     @classmethod
@@ -223,11 +223,10 @@ class ReferenceClassifier(nn.Module):
                     progress()
         reference.eval()
         _, x, y = get_held_out(data)
-        x, y = x[y >= 0], y[y >= 0]
-        if not len(x):
+        if not bool((y >= 0).any()):
             return reference, float("nan")
-        _, probabilities = reference.evaluate(x, scale=data.scale)
-        return reference, float((probabilities.argmax(-1) != y).double().mean())
+        _, probabilities = reference.evaluate(x[y >= 0], scale=data.scale)
+        return reference, float((probabilities.argmax(-1) != y[y >= 0]).double().mean())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, with shape ``(B, K)``, of images ``(B, C, H, W)``."""
@@ -299,15 +298,15 @@ def energy_auroc(
     if not len(x):
         raise ValueError("There is no real image to compare others with; hand in test or validation images.")
     generator = torch.Generator().manual_seed(seed)
-    real = compute_energies(model, x)
+    real = model.energy(x).cpu()
     found = {}
     for kind in CORRUPTIONS:
         kept = torch.ones(len(x), dtype=torch.bool)
         if kind == "flipped" and y is not None:
             kept = ~torch.isin(y, torch.tensor(_SYMMETRIC))
         if kept.any():
-            found[kind] = _auroc(real[kept], compute_energies(model, corrupt_images(x[kept], kind, generator)))
-    return found | {name: _auroc(real, compute_energies(model, images)) for name, images in others.items()}
+            found[kind] = _auroc(real[kept], model.energy(corrupt_images(x[kept], kind, generator)).cpu())
+    return found | {name: _auroc(real, model.energy(images).cpu()) for name, images in others.items()}
 
 
 def _auroc(real: Tensor, other: Tensor) -> float:
@@ -337,11 +336,6 @@ def _samples(model: DDGM, count: int, seed: int) -> Iterator[Tensor]:
     with fork_random_state(model, seed):
         for done in range(0, count, _SAMPLES_AT_A_TIME):
             yield model.sample(min(_SAMPLES_AT_A_TIME, count - done)).cpu()
-
-
-def compute_energies(model: DDGM, x: Tensor) -> Tensor:
-    """Return E(x) in nats, with shape ``(N,)``, computed in batches, on the CPU."""
-    return torch.cat([model.energy(part).cpu() for part in x.split(1000)])
 
 
 def find_nearest(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
-"""Distances between two samples, coverage of modes, and measures of energy models of points in the plane."""
+"""Distances between two samples, and measures of energy models of points in the plane."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from pyro_ssvae._samplers import annealed_log_normaliser
-from pyro_ssvae.data.toy import draw_ring, draw_spiral, ring_distribution
+from pyro_ssvae.data.toy import TOY_DATASETS, draw_spiral, ring_distribution
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 
 __all__ = [
     "Grid",
+    "annealed_log_normaliser",
+    "as_samples",
     "energy_distance",
-    "frechet_distance",
     "measure_toy_model",
     "median_distance",
     "mode_coverage",
@@ -31,12 +32,13 @@ __all__ = [
 _CHUNK = 100  # examples whose distances fit the cache
 _MEDIAN_SIZE = 1000
 _SMALL = 1e-12  # probability of a cell below which it is left out of a KL divergence
-_DRAW = {"ring": draw_ring, "spiral": draw_spiral}
 _REAL_PAIRS = 10  # pairs of real samples behind the floors
 _SMOOTHING = 0.1  # of the spiral, which has no density
 _SPIRAL_POINTS = 1_000_000
 _TEMPERATURES = 300  # of annealed importance sampling
 _BASE_SCALE = 1.5  # standard deviation of the Gaussian that it starts from
+_LEAPFROG_STEPS = 5
+_TARGET_ACCEPTANCE = 0.7
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -45,18 +47,12 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     .. math:: 2\,\mathbb E\|X - Y\| - \mathbb E\|X - X'\| - \mathbb E\|Y - Y'\|
 
     The distances of points to themselves are left out, so the estimate can be negative (Székely & Rizzo, 2013, "Energy
-    statistics: a class of statistics based on distances").
-
-    Args:
-        x: A sample with shape ``(N, *event_shape)``, N at least 2.
-        y: A sample with shape ``(M, *event_shape)``, M at least 2.
-
-    Raises:
-        ValueError: For fewer than two examples, or different event shapes.
+    statistics: a class of statistics based on distances"). Samples have shapes ``(N, *event_shape)`` and
+    ``(M, *event_shape)``; fewer than two examples, or different event shapes, raise ``ValueError``.
     """
-    x, y = _as_samples(x, y)
-    within = sum(_sum_of(_distances(z, z)) / (len(z) * (len(z) - 1)) for z in (x, y))
-    return 2.0 * _sum_of(_distances(x, y)) / (len(x) * len(y)) - within
+    x, y = as_samples(x, y)
+    within = sum(_sum_over_pairs(z, z) / (len(z) * (len(z) - 1)) for z in (x, y))
+    return 2.0 * _sum_over_pairs(x, y) / (len(x) * len(y)) - within
 
 
 def squared_mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
@@ -65,27 +61,19 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
     .. math:: \mathbb E k(X, X') + \mathbb E k(Y, Y') - 2\,\mathbb E k(X, Y), \qquad
         k(a, b) = \exp\bigl(-\|a - b\|^2 / 2h^2\bigr)
 
-    (A Kernel Two-Sample Test, Gretton et al., 2012, equation 3).
-
-    Args:
-        x: As for :func:`energy_distance`.
-        y: As for :func:`energy_distance`.
-        bandwidth: h; ``None`` for the median distance between the first 1,000 examples of ``y``.
-
-    Raises:
-        ValueError: For fewer than two examples, different event shapes, or a bandwidth that is not positive.
+    (A Kernel Two-Sample Test, Gretton et al., 2012, equation 3). h is ``bandwidth``, or the :func:`median_distance` of
+    y. Samples and errors are those of :func:`energy_distance`; h must be positive.
     """
-    x, y = _as_samples(x, y)
-    if bandwidth is None:
-        bandwidth = median_distance(y)
+    x, y = as_samples(x, y)
+    bandwidth = median_distance(y) if bandwidth is None else bandwidth
     if not bandwidth > 0.0:
         raise ValueError(f"bandwidth={bandwidth} must be positive; the median distance of identical examples is not.")
 
-    def kernel_sum(a: Tensor, b: Tensor) -> float:
-        return _sum_of(part.square_().mul_(-0.5 / bandwidth**2).exp_() for part in _distances(a, b))
+    def kernel(distances: Tensor) -> Tensor:
+        return distances.square_().mul_(-0.5 / bandwidth**2).exp_()
 
-    within = sum((kernel_sum(z, z) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
-    return within - 2.0 * kernel_sum(x, y) / (len(x) * len(y))
+    within = sum((_sum_over_pairs(z, z, kernel) - len(z)) / (len(z) * (len(z) - 1)) for z in (x, y))
+    return within - 2.0 * _sum_over_pairs(x, y, kernel) / (len(x) * len(y))
 
 
 def median_distance(x: Tensor) -> float:
@@ -101,13 +89,8 @@ def mode_coverage(x: Tensor, modes: dist.MultivariateNormal, *, radius: float = 
     .. math:: k_n = \arg\min_k d_{nk}, \qquad s_k = \frac1N \sum_n [k_n = k]\,[d_{nk} \le r], \qquad
         d_{nk}^2 = (x_n - \mu_k)^\top \Sigma_k^{-1} (x_n - \mu_k)
 
-    A point is assigned to the mode at the smallest Mahalanobis distance d, and counted if it is of *high quality*, with
-    :math:`d \le r` (98.9 % of the draws from a Gaussian in the plane have d below 3).
-
-    Args:
-        x: Points with shape ``(N, D)``, N at least 1.
-        modes: ``K`` Gaussians in ``D`` dimensions.
-        radius: r.
+    A point ``(N, D)`` is assigned to the mode at the smallest Mahalanobis distance d, and counted if it is of *high
+    quality*, with :math:`d \le r` (98.9 % of the draws from a Gaussian in the plane have d below 3).
 
     Returns:
         ``"shares"``, the s, with shape ``(K,)``; ``"modes"``, the number of modes with a share of at least 1/10K;
@@ -128,30 +111,8 @@ def mode_coverage(x: Tensor, modes: dist.MultivariateNormal, *, radius: float = 
     }
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
-    r"""Return the squared Fréchet distance between Gaussians fitted to two sets of features.
-
-    .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}\bigl(C_x + C_y - 2 (C_x^{1/2} C_y C_x^{1/2})^{1/2}\bigr)
-
-    (GANs Trained by a Two Time-Scale Update Rule, Heusel et al., 2017, equation 6.) The estimate is biased upwards for
-    small samples: compare it with the distance of two real samples of the same sizes.
-
-    Args:
-        x: Features with shape ``(N, D)``, N at least 2.
-        y: Features with shape ``(M, D)``, M at least 2.
-
-    Raises:
-        ValueError: For fewer than two examples, or different numbers of features.
-    """
-    x, y = _as_samples(x, y)
-    first, second = torch.cov(x.T).view(x.shape[1], -1), torch.cov(y.T).view(x.shape[1], -1)
-    values, vectors = torch.linalg.eigh(first)
-    root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0.0).sqrt().sum()
-    return float((x.mean(0) - y.mean(0)).square().sum() + first.trace() + second.trace() - 2.0 * cross)
-
-
-def _as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two samples flattened, in double precision; raise ``ValueError`` if they cannot be compared."""
     if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"x and y must hold at least two examples each, of one event shape; got shapes {tuple(x.shape)} and "
@@ -160,14 +121,10 @@ def _as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.flatten(1).double(), y.flatten(1).double()
 
 
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Return the distances of all pairs in chunks, from differences, so that equal examples have distance zero."""
+def _sum_over_pairs(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor] = lambda distance: distance) -> float:
+    """Return the sum of a function of the distances of all pairs, which are exactly zero for equal examples."""
     mode = "donot_use_mm_for_euclid_dist"
-    return (torch.cdist(part, y, compute_mode=mode) for part in x.split(_CHUNK))
-
-
-def _sum_of(parts: Iterator[Tensor]) -> float:
-    return float(sum(part.sum() for part in parts))
+    return float(sum(function(torch.cdist(part, y, compute_mode=mode)).sum() for part in x.split(_CHUNK)))
 
 
 @dataclass(frozen=True)
@@ -175,20 +132,12 @@ class Grid:
     r"""A square grid of points in :math:`[-e, e]^2`, and probabilities over its cells.
 
     A table of probabilities has shape ``(size, size)``, sums to one, and has a row for each second coordinate. A
-    log-density maps points ``(N, 2)`` to values ``(N,)`` in nats, such as -E(x) of an energy model.
-
-    Args:
-        extent: e, positive.
-        size: Number of points along each side, at least 2.
+    log-density maps points ``(N, 2)`` to values ``(N,)`` in nats, such as -E(x). ``extent`` is e, and ``size`` the
+    number of points along each side.
     """
 
     extent: float = 4.5
     size: int = 361
-
-    def __post_init__(self) -> None:
-        """Check both values."""
-        if not self.extent > 0.0 or self.size < 2:
-            raise ValueError(f"extent={self.extent} must be positive, and size={self.size} at least 2.")
 
     @property
     def cell(self) -> float:
@@ -264,11 +213,10 @@ def measure_toy_model(
         seed: Seed of all draws; the caller's random state is left as it was.
 
     Returns:
-        :func:`energy_distance` and :func:`squared_mmd`, times 1,000, between generated and real points, with the
-        bandwidth of these real ones; ``floor`` and ``mmd_floor``, mean and standard deviation of both between two real
-        samples, over ten pairs; on the ring ``modes``, ``high_quality``, ``shares`` of the modes
-        (:func:`mode_coverage`) and the smallest of them, ``least_share``. All but the floors also with ``langevin_``
-        before the name, of points after Langevin steps.
+        ``energy_distance`` and ``squared_mmd``, times 1,000, between generated and real points; ``floor`` and
+        ``mmd_floor``, mean and standard deviation of both between two real samples, over ten pairs; on the ring
+        ``modes``, ``high_quality``, ``shares`` of the modes and the smallest, ``least_share``.
+        All but the floors also with ``langevin_`` before the name, of points after Langevin steps.
 
         ``total_variation``, :math:`\tfrac12 \sum_c |p_c - q_c|`, and ``kl_divergence``,
         :math:`\sum_c p_c \log (p_c / q_c)` in nats, between the truth p and the model
@@ -279,14 +227,14 @@ def measure_toy_model(
     Raises:
         ValueError: For an unknown name, a model that is not of points in the plane, or too few points or chains.
     """
-    if name not in _DRAW or tuple(model.event_shape) != (2,):
+    if name not in TOY_DATASETS or tuple(model.event_shape) != (2,):
         raise ValueError(
             f"name={name!r} must be ring or spiral, and the model's event shape (2,), not {tuple(model.event_shape)}."
         )
     if min(num_samples, num_chains) < 2:
         raise ValueError(f"num_samples={num_samples} and num_chains={num_chains} must both be at least 2.")
     generator = torch.Generator().manual_seed(seed + 1_000_003)  # differs from the generator of the training data
-    real = [_DRAW[name](num_samples, generator)[0] for _ in range(2 * _REAL_PAIRS)]
+    real = [TOY_DATASETS[name](num_samples, generator)[0] for _ in range(2 * _REAL_PAIRS)]
     bandwidth = median_distance(real[0])
     with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
@@ -294,16 +242,20 @@ def measure_toy_model(
     found = _measure_samples(samples, real[0], name, bandwidth)
     found |= {f"langevin_{key}": value for key, value in _measure_samples(moved, real[0], name, bandwidth).items()}
     pairs = list(zip(real[::2], real[1::2], strict=True))
-    found["floor"] = _mean_and_std([1000.0 * energy_distance(x, y) for x, y in pairs])
-    found["mmd_floor"] = _mean_and_std([1000.0 * squared_mmd(x, y, bandwidth) for x, y in pairs])
+    floors = [_measure_distances(x, y, bandwidth) for x, y in pairs]
+    for floor, kind in (("floor", "energy_distance"), ("mmd_floor", "squared_mmd")):
+        values = [distances[kind] for distances in floors]
+        found[floor] = [statistics.mean(values), statistics.stdev(values)]
     return found | _measure_energy(model, name, generator, num_chains, seed)
 
 
+def _measure_distances(x: Tensor, y: Tensor, bandwidth: float) -> dict[str, float]:
+    values = {"energy_distance": energy_distance(x, y), "squared_mmd": squared_mmd(x, y, bandwidth)}
+    return {name: 1000.0 * value for name, value in values.items()}
+
+
 def _measure_samples(samples: Tensor, real: Tensor, name: str, bandwidth: float) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "energy_distance": 1000.0 * energy_distance(samples, real),
-        "squared_mmd": 1000.0 * squared_mmd(samples, real, bandwidth),
-    }
+    found: dict[str, Any] = _measure_distances(samples, real, bandwidth)
     if name == "ring":
         modes = mode_coverage(samples, ring_distribution().component_distribution)
         shares = modes["shares"].tolist()
@@ -320,15 +272,10 @@ def _measure_energy(model: DDGM, name: str, generator: torch.Generator, num_chai
     else:
         truth = grid.smooth(grid.histogram(draw_spiral(_SPIRAL_POINTS, generator)[0]), _SMOOTHING)
         density = grid.smooth(density, _SMOOTHING)
+    options = {"num_chains": num_chains, "num_temperatures": _TEMPERATURES, "seed": seed}
     with evaluation_mode(model), parametrize.cached():  # computes normalised weights once
         log_z, error = annealed_log_normaliser(
-            model.energy_net,
-            (2,),
-            scale=_BASE_SCALE,
-            num_chains=num_chains,
-            num_temperatures=_TEMPERATURES,
-            seed=seed,
-            device=get_device(model),
+            model.energy_net, (2,), scale=_BASE_SCALE, device=get_device(model), **options
         )
     return {
         "total_variation": grid.total_variation(density, truth),
@@ -339,5 +286,109 @@ def _measure_energy(model: DDGM, name: str, generator: torch.Generator, num_chai
     }
 
 
-def _mean_and_std(values: list[float]) -> list[float]:
-    return [statistics.mean(values), statistics.stdev(values)]
+def annealed_log_normaliser(
+    energy: Callable[[Tensor], Tensor],
+    event_shape: Sequence[int],
+    *,
+    scale: float = 1.0,
+    num_chains: int = 500,
+    num_temperatures: int = 500,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:
+    r"""Estimate :math:`\log Z = \log \int e^{-E(x)}\,dx`, in nats, by annealed importance sampling.
+
+    .. math:: \log Z \approx \log \frac1N \sum_{n=1}^N w_n, \qquad
+        \log w_n = \sum_{t=1}^T (\beta_t - \beta_{t-1})\, \bigl(-E(x_{n,t-1}) - \log p_0(x_{n,t-1})\bigr)
+
+    Chains start at draws from a Gaussian p₀ and follow :math:`p_0^{1-\beta} e^{-\beta E}` as β goes from 0 to 1, with
+    one step of Hamiltonian Monte Carlo at each temperature (Annealed Importance Sampling, Neal, 2001,
+    https://arxiv.org/abs/physics/9803008, equations 4 and 11), whose size adapts to the acceptance rate. The estimate
+    of log Z is too low on average.
+
+    Args:
+        energy: Maps x ``(N, *event_shape)`` to energies ``(N,)``, differentiably: ``model.energy_net`` of a
+            :class:`pyro_ssvae.DDGM` in evaluation mode, not ``model.energy``, which runs under ``torch.no_grad()``.
+        event_shape: Shape of one sample.
+        scale: Standard deviation of p₀, of mean 0; it should cover the regions of low energy.
+        num_chains: Independent chains, at least 2.
+        num_temperatures: Number of temperatures T; more of them lower the variance.
+        seed: Seed of the chains; the caller's random state is left as it was.
+        device: Device of the energy.
+
+    Returns:
+        log Z and its standard error over chains.
+
+    Raises:
+        ValueError: For fewer than two chains, no temperature or a non-positive scale; for an energy of another shape,
+            or one that is not differentiable.
+
+    Example:
+        >>> estimate, error = annealed_log_normaliser(lambda x: 0.5 * x.square().sum(-1), (2,), scale=2.0)
+        >>> abs(estimate - math.log(2 * math.pi)) < 5 * error
+        True
+    """
+    if num_chains < 2 or num_temperatures < 1 or not scale > 0.0:
+        raise ValueError(
+            f"num_chains={num_chains} must be at least 2, num_temperatures={num_temperatures} at least 1 and "
+            f"scale={scale} positive."
+        )
+    noise = torch.Generator(device).manual_seed(seed)
+    x = scale * torch.randn((num_chains, *event_shape), generator=noise, device=device)
+    _check_energy(energy, x)
+
+    def log_base(x: Tensor) -> Tensor:
+        log_prob: Tensor = torch.distributions.Normal(0.0, scale).log_prob(x).flatten(1).sum(-1)
+        return log_prob
+
+    def potential(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Return the potential of a temperature, up to a constant, and its gradient."""
+        with torch.enable_grad():
+            value = energy(x.requires_grad_())
+            (gradient,) = torch.autograd.grad(value.sum(), x)
+        x = x.detach()
+        value = beta * value.detach() - (1.0 - beta) * log_base(x)
+        return value, beta * gradient + (1.0 - beta) * x / scale**2
+
+    log_weights = torch.zeros(num_chains, device=device, dtype=torch.float64)
+    step_size = 0.1 * scale
+    for number in range(num_temperatures):
+        low, high = number / num_temperatures, (number + 1) / num_temperatures
+        with torch.no_grad():
+            log_weights += (high - low) * (-energy(x) - log_base(x)).double()
+        x, acceptance = _hamiltonian_step(partial(potential, beta=high), x, step_size, noise)
+        step_size *= 1.05 if acceptance > _TARGET_ACCEPTANCE else 1.0 / 1.05
+    log_z = float(log_weights.logsumexp(0)) - math.log(num_chains)
+    weights = (log_weights - log_z).exp()  # of mean 1
+    return log_z, float(weights.std() / math.sqrt(num_chains))
+
+
+def _check_energy(energy: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with torch.enable_grad():
+        values = energy(x.detach().requires_grad_())
+    if values.shape != (len(x),):
+        raise ValueError(f"energy(x) has shape {tuple(values.shape)}; {(len(x),)} is needed, one number per chain.")
+    if not values.requires_grad:
+        raise ValueError(
+            "energy(x) has no graph, and Hamiltonian Monte Carlo needs its gradient. Of a DDGM, hand in "
+            "model.energy_net in evaluation mode, not model.energy, which runs under torch.no_grad()."
+        )
+
+
+def _hamiltonian_step(
+    potential: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, step_size: float, noise: torch.Generator
+) -> tuple[Tensor, float]:
+    """Return the chains after a step that leaves exp(−potential) invariant, and the acceptance rate."""
+    before, gradient = potential(start)
+    momentum = torch.randn(start.shape, generator=noise, device=start.device)
+    kinetic = 0.5 * momentum.square().flatten(1).sum(-1)
+    x, after = start, before
+    for _ in range(_LEAPFROG_STEPS):
+        momentum = momentum - 0.5 * step_size * gradient
+        x = x.detach() + step_size * momentum
+        after, gradient = potential(x)
+        momentum = momentum - 0.5 * step_size * gradient
+    log_ratio = before + kinetic - after - 0.5 * momentum.square().flatten(1).sum(-1)
+    accept = torch.rand(len(x), generator=noise, device=x.device).log() < log_ratio
+    moved = torch.where(accept.view(-1, *[1] * (x.dim() - 1)), x.detach(), start.detach())
+    return moved, float(accept.double().mean())

@@ -20,18 +20,21 @@ from typing import Any
 import pyro
 import torch
 from numpy.typing import ArrayLike
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 from pyro_ssvae._arguments import checked
-from pyro_ssvae._samplers import langevin
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
-from pyro_ssvae.models.inversion import nearest_latents
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
 from pyro_ssvae.networks.variational import check_module
 
-__all__ = ["DDGM"]
+__all__ = ["DDGM", "langevin", "nearest_latents"]
+
+_MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
+_NUM_STARTS = 64  # of the inversion
+_INVERSION_RATE = 0.05  # learning rate of the unconstrained latents
 
 
 class DDGM(Model):
@@ -122,12 +125,7 @@ class DDGM(Model):
     def guide(self, x: Tensor, *, size: int | None = None) -> Tensor:
         """Draw as many samples from the generator as there are examples in ``x``.
 
-        Args:
-            x: Examples with shape ``(B, *event_shape)``; their values do not matter.
-            size: Number of examples that the minibatch stands for; ``None`` is ``B``.
-
-        Returns:
-            Samples with shape ``(B, *event_shape)``.
+        Arguments are those of :meth:`model`; the samples have the shape of ``x``, whose values do not matter.
         """
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L)
@@ -160,22 +158,15 @@ class DDGM(Model):
         Raises:
             ValueError: If ``x`` does not have the model's event shape.
         """
-        return self._evaluate(self.energy_net, x)
+        return self._map(self.energy_net, x)
 
     def score_samples(self, x: ArrayLike) -> Tensor:
         """Return −E(x), log p(x) up to a constant, with shape ``(B,)``; named as in scikit-learn's density models."""
         return -self.energy(x)
 
     def features(self, x: ArrayLike) -> Tensor:
-        """Return the features f(x), with shape ``(B, F)``, in evaluation mode.
-
-        Raises:
-            ValueError: If ``x`` does not have the model's event shape.
-        """
-        return self._evaluate(self.energy_net.features, x)
-
-    def _evaluate(self, module: nn.Module, x: ArrayLike) -> Tensor:
-        return self._map(module, x)
+        """Return the features f(x), with shape ``(B, F)``; arguments and errors are those of :meth:`energy`."""
+        return self._map(self.energy_net.features, x)
 
     @checked
     def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.0005) -> Tensor:
@@ -185,15 +176,14 @@ class DDGM(Model):
 
         Args:
             num_samples: Number of samples.
-            langevin_steps: Number of Langevin steps, which stay in the range of
-                the generator's last layer.
+            langevin_steps: Number of Langevin steps, which stay in the range of the generator's last layer.
             step_size: Size of the Langevin steps.
 
         Returns:
             Samples with shape ``(num_samples, *event_shape)``.
 
         Raises:
-            ValueError: For a non-positive number of samples or step size, or a negative number of steps.
+            ValueError: For numbers out of range.
         """
         with torch.no_grad(), evaluation_mode(self):
             x = self.generator(self.prior().sample((num_samples,)))
@@ -202,11 +192,7 @@ class DDGM(Model):
     def generate_from(self, z: Tensor) -> Tensor:
         """Return G(z), with shape ``(B, *event_shape)``, in evaluation mode.
 
-        Args:
-            z: Latents with shape ``(B, L)``.
-
-        Raises:
-            ValueError: For latents of another shape.
+        Latents ``(B, L)`` of another shape raise ``ValueError``.
         """
         self._check_latents(z)
         with torch.no_grad(), evaluation_mode(self):
@@ -229,9 +215,9 @@ class DDGM(Model):
             ValueError: If ``x`` does not have the model's event shape, for an unknown space, or a negative number of
                 steps.
         """
-        _check_space(space, ("features", "x"))
+        _check_space(space, "x")
         embed = self.energy_net.features if space == "features" else nn.Flatten()
-        return self._nearest(self._evaluate(embed, x), embed, steps=steps)
+        return self._nearest(self._map(embed, x), embed, steps=steps)
 
     @checked
     def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
@@ -260,17 +246,8 @@ class DDGM(Model):
     def analogy(self, a: Tensor, b: Tensor, c: Tensor, *, space: str = "z") -> Tensor:
         """Generate what is to ``c`` as ``b`` is to ``a``, from c + b − a in the space of latents or of features.
 
-        Args:
-            a: Latents with shape ``(B, L)``; :meth:`invert` returns those of examples.
-            b: Latents with the shape of ``a``.
-            c: Latents with the shape of ``a``.
-            space: ``"z"`` or ``"features"``, as in :meth:`interpolate`.
-
-        Returns:
-            Samples with shape ``(B, *event_shape)``.
-
-        Raises:
-            ValueError: For latents of wrong or different shapes, or an unknown space.
+        All three are latents with shape ``(B, L)``, and the result has shape ``(B, *event_shape)``; ``space`` and
+        errors are those of :meth:`interpolate`.
         """
         if not a.shape == b.shape == c.shape:
             raise ValueError(
@@ -284,7 +261,7 @@ class DDGM(Model):
 
     def _combine(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
         """Return samples ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of features."""
-        _check_space(space, ("z", "features"))
+        _check_space(space, "z")
         for part in latents:
             self._check_latents(part)
         z = combine(*latents)
@@ -302,6 +279,69 @@ class DDGM(Model):
             return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
 
 
-def _check_space(space: str, allowed: Sequence[str]) -> None:
-    if space not in allowed:
-        raise ValueError(f"space={space!r} must be one of {', '.join(allowed)}.")
+def _check_space(space: str, other: str) -> None:
+    if space not in ("features", other):
+        raise ValueError(f"space={space!r} must be features or {other}.")
+
+
+def langevin(
+    energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    steps: int,
+    step_size: float,
+    *,
+    bounds: tuple[Any, Any] | None = None,
+) -> Tensor:
+    r"""Return x after some steps of Langevin dynamics, detached.
+
+    .. math:: x \leftarrow x - \eta\,\nabla E(x) + \sqrt{2 \eta}\,\epsilon, \qquad \epsilon \sim N(0, I)
+
+    with the elements of the gradient clipped to [-50, 50], and x to ``bounds`` if there are any.
+    """
+    noise_scale = math.sqrt(2.0 * step_size)
+    x = x.detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(energy(x).sum(), x)
+        gradient = gradient.clamp(-_MAX_GRADIENT, _MAX_GRADIENT)
+        x = x.detach() - step_size * gradient + noise_scale * torch.randn_like(x)
+        x = x if bounds is None else x.clamp(*bounds)
+    return x
+
+
+def nearest_latents(
+    target: Tensor,
+    function: Callable[[Tensor], Tensor],
+    prior: TorchDistribution,
+    *,
+    start: Tensor | None = None,
+    steps: int = 200,
+) -> Tensor:
+    r"""Return latents ``(B, L)`` whose image under a function, ``(B, D)``, is nearest to a target ``(B, D)``.
+
+    .. math:: \hat z = \arg\min_z \|h(z) - t\|^2
+
+    Adam, within the support of the prior, starts from the best of 64 draws from it or at ``start``, and may end in a
+    local minimum. The best latents found are returned, detached.
+    """
+    if start is None:
+        with torch.no_grad():
+            draws = prior.sample((_NUM_STARTS,))  # (S, L)
+            start = draws[torch.cdist(target, function(draws)).argmin(-1)]
+    bijection = biject_to(prior.support)
+    # At the bounds of the support gradients with respect to the unconstrained latents vanish.
+    free = bijection.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()
+    optimizer = torch.optim.Adam([free], lr=_INVERSION_RATE)
+    best, least = start.detach(), torch.full((len(target),), torch.inf, device=target.device)
+    for step in range(steps + 1):
+        with torch.enable_grad():
+            z = bijection(free)
+            distance = (function(z) - target).square().sum(-1)
+            (free.grad,) = torch.autograd.grad(distance.sum(), free)
+        nearer = distance.detach() < least
+        best = torch.where(nearer.unsqueeze(-1), z.detach(), best)
+        least = torch.where(nearer, distance.detach(), least)
+        if step < steps:
+            optimizer.step()
+    return best

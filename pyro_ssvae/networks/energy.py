@@ -27,14 +27,10 @@ __all__ = [
     "make_generator",
 ]
 
-OUTPUTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-"""Last layers of a generator by name."""
-
 RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
-"""Ranges of the samples by the name of the last layer; ``None`` for unbounded ones."""
+"""Ranges of samples by the name of the generator's last layer; ``None`` for unbounded ones."""
 
-MNIST_SIZE = 28 * 28
-"""Pixels of the images for which the defaults of σ and of the scale of b were chosen."""
+MNIST_SIZE = 28 * 28  # pixels of the images for which the defaults of σ and of the scale of b were chosen
 
 
 class SoftplusExperts(nn.Linear):
@@ -97,11 +93,9 @@ class EnergyNet(nn.Module):
 
     def by_class(self, x: Tensor) -> Tensor:
         """Return E(x, y) for every class, with shape ``(B, K)``; ``K = 1``, and E(x), without classes."""
-        features = self.features(x)
-        flat = x.flatten(1)
+        features, flat = self.features(x), x.flatten(1)
         linear = self._bias_scale * (flat @ self.bias)
-        energy = flat.square().sum(-1) / self.sigma**2 - linear - self.experts(features).sum(-1)
-        energy = energy.unsqueeze(-1)
+        energy = (flat.square().sum(-1) / self.sigma**2 - linear - self.experts(features).sum(-1)).unsqueeze(-1)
         return energy if self.classes is None else energy - self.classes(features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,15 +107,8 @@ class EnergyNet(nn.Module):
 class MLPFeatures(nn.Module):
     """Features in [-1, 1] of flattened inputs, by weight-normalised layers.
 
-    There is no batch normalisation, with which the energy of an example would depend on the rest of the batch.
-
-    Args:
-        event_shape: Shape of x.
-        hidden_dims: Widths of the hidden layers.
-        feature_dim: Number of features.
-
-    Raises:
-        ValueError: For non-positive widths.
+    There is no batch normalisation, with which the energy of an example would depend on the rest of the batch. The
+    arguments are the shape of x, the widths of the hidden layers and the number of features.
     """
 
     def __init__(self, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128,), feature_dim: int = 128) -> None:
@@ -140,13 +127,9 @@ class MLPFeatures(nn.Module):
 class ConvFeatures(nn.Module):
     """Features in [-1, 1] of images, by convolutions of stride 2 down to about 7x7 or 4x4 pixels.
 
-    Args:
-        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels. Up to 32x32 pixels, there are 128
-            features and 32 channels after the first convolution, otherwise 64 and 16; each further convolution doubles
-            the number of channels.
-
-    Raises:
-        ValueError: If the event is not such an image.
+    Images ``(C, H, W)`` must have at least 8x8 pixels, else ``ValueError`` is raised. Up to 32x32 pixels there are 128
+    features and 32 channels after the first convolution, otherwise 64 and 16; each further convolution doubles the
+    number of channels.
     """
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -169,14 +152,8 @@ class ConvFeatures(nn.Module):
 class MLPGenerator(nn.Module):
     """x = G(z) by fully connected layers with batch normalisation and ReLU.
 
-    Args:
-        latent_dim: Number of latents ``L``.
-        event_shape: Shape of a sample.
-        hidden_dims: Widths of the hidden layers.
-        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
-
-    Raises:
-        ValueError: For non-positive widths or an unknown ``output``.
+    ``hidden_dims`` are the widths of the hidden layers, and ``output`` is the last layer: ``"identity"``, ``"sigmoid"``
+    or ``"tanh"``; others raise ``ValueError``.
     """
 
     def __init__(
@@ -248,10 +225,9 @@ class ConvGenerator(nn.Module):
         small = max(event_shape[1:]) <= 32
         channels = (64 if small else 32) if channels is None else channels
         hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
-        height, width = event_shape[1:]
-        count = count_halvings((height, width))
+        count = count_halvings(event_shape[1:])
         # From the smallest; each halving rounds up.
-        sizes = [(math.ceil(height / 2**n), math.ceil(width / 2**n)) for n in reversed(range(count + 1))]
+        sizes = [[math.ceil(side / 2**n) for side in event_shape[1:]] for n in reversed(range(count + 1))]
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
         upsample = transposed if small else UpsampledConv2d
         widths = [*(channels * 2**n for n in reversed(range(count))), event_shape[0]]
@@ -285,28 +261,23 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
         return features
     if features == "conv":
         return ConvFeatures(event_shape)
-    small = math.prod(event_shape) <= 16
-    return MLPFeatures(event_shape) if small else MLPFeatures(event_shape, (512, 256), 128)
+    return MLPFeatures(event_shape, *(() if math.prod(event_shape) <= 16 else ((512, 256), 128)))
 
 
 def make_generator(
     generator: str | nn.Module, latent_dim: int, event_shape: Sequence[int], *, output: str
 ) -> nn.Module:
-    """Return a generator by name, or the given module unchanged, with the errors of :func:`make_features`.
+    """Return a generator by name, or the given module unchanged; names and errors are those of :func:`make_features`.
 
-    Args:
-        generator: ``"auto"``, ``"conv"``, ``"mlp"`` or a module, as in :func:`make_features`.
-        latent_dim: Number of latents ``L``.
-        event_shape: Shape of a sample.
-        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
+    ``output`` is the last layer, ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
     """
     generator = resolve_network(generator, event_shape, "generator", least_side=8)
     if isinstance(generator, nn.Module):
         return generator
     if generator == "conv":
         return ConvGenerator(latent_dim, event_shape, output=output)
-    small = math.prod(event_shape) <= 16
-    return MLPGenerator(latent_dim, event_shape, (256, 256) if small else (500, 500), output=output)
+    widths = (256, 256) if math.prod(event_shape) <= 16 else (500, 500)
+    return MLPGenerator(latent_dim, event_shape, widths, output=output)
 
 
 def count_halvings(size: Sequence[int]) -> int:
@@ -337,6 +308,7 @@ def _he(layer: nn.Linear) -> nn.Linear:
 
 
 def _output(name: str) -> nn.Module:
-    if name not in OUTPUTS:
-        raise ValueError(f"output={name!r} must be one of {', '.join(OUTPUTS)}.")
-    return OUTPUTS[name]()
+    layers = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+    if name not in layers:
+        raise ValueError(f"output={name!r} must be one of {', '.join(layers)}.")
+    return layers[name]()

@@ -1,9 +1,13 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
-from pyro_ssvae.objectives.augmentation import NegativeAugmentation
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
 from pyro_ssvae.objectives.energy_losses import EnergyLoss
-from pyro_ssvae.objectives.entropy import BatchNormEntropy, Entropy, MutualInformationEntropy, NearestNeighbourEntropy
+from pyro_ssvae.objectives.energy_terms import (
+    BatchNormEntropy,
+    Entropy,
+    NearestNeighbourEntropy,
+    NegativeAugmentation,
+)
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 
 __all__ = [
@@ -14,7 +18,6 @@ __all__ = [
     "EnergyLoss",
     "Entropy",
     "Loss",
-    "MutualInformationEntropy",
     "NearestNeighbourEntropy",
     "NegativeAugmentation",
     "PhotoAugmentation",

@@ -11,12 +11,11 @@ from torch import Tensor
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, energy_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunction, Update, Validation
 from pyro_ssvae.objectives.energy_losses import EnergyLoss
-from pyro_ssvae.objectives.entropy import Entropy, make_entropy
+from pyro_ssvae.objectives.energy_terms import Entropy, make_entropy
 
 __all__ = ["EnergyObjective", "find_failure", "has_collapsed"]
 
@@ -29,21 +28,17 @@ _MAX_ENERGY = 1e6  # nats, of data: float32 does not resolve differences between
 
 @checked
 class EnergyObjective(Objective):
-    """The objective with which :func:`pyro_ssvae.fit` trains a DDGM: energy, generator and critic, in alternation.
+    """The objective with which :func:`pyro_ssvae.fit` trains a DDGM: energy and generator, in alternation.
 
-    Each step is one update of the energy, and then ``generator_steps`` updates of the generator, each followed by one
-    of the entropy's own networks, the critic, if it has any.
-
-    Training stops with :class:`~pyro_ssvae.errors.TrainingFailedError` if the generator collapses or the energies
-    diverge.
+    Each step is one update of the energy, and then ``generator_steps`` updates of the generator. Training stops with
+    :class:`~pyro_ssvae.errors.TrainingFailedError` if the generator collapses or the energies diverge.
 
     Args:
         module: The model, a :class:`pyro_ssvae.DDGM`.
         num_unlabelled: Number of unlabelled training examples.
         num_labelled: Number of labelled ones, which need a model with classes. They train p(y|x), and are the data of
             L_E too if every example is labelled.
-        entropy: ``"batch_norm"``, ``"nearest_neighbour"``, ``"mutual_information"``, or an
-            :class:`~pyro_ssvae.objectives.Entropy`.
+        entropy: ``"batch_norm"``, ``"nearest_neighbour"``, or an :class:`~pyro_ssvae.objectives.Entropy`.
         generator_rate: Learning rate of the generator, as a multiple of the energy's.
         generator_steps: Updates of the generator for each update of the energy.
         shared_draws: Whether the first update of the generator reuses the samples of the energy's update, which saves
@@ -55,22 +50,15 @@ class EnergyObjective(Objective):
         entropy_weight: Factor of the entropy.
         gradient_penalty: Weight of the squared gradient norm on data.
         penalty_fraction: Fraction of the batch on which it is computed.
-        langevin_steps: Langevin steps of generated samples before L_E is computed on them.
+        langevin_steps: Langevin steps of samples.
         negative_weight: Weight of the negative data augmentation.
-        max_shift: Largest shift of the differentiable augmentation.
+        max_shift: Largest random shift.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``, with a site ``"energy"``.
-        guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``, with a site ``"z"``; it returns
-            samples.
+        guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``; it returns samples.
 
     Raises:
         ValueError: For numbers out of range, or labelled examples for a model without classes.
         TypeError: If the module is no :class:`pyro_ssvae.DDGM`.
-
-    Attributes:
-        latest: Terms of the last loss, detached. Of the energy's: ``energy_data``, ``energy_samples`` and their
-            difference ``energy_gap``, and if their weights are positive ``energy_gradient_norm``, ``negative_loss`` and
-            ``classification_loss``. Of the generator's: ``entropy`` and ``sample_std``, the square root of the total
-            variance of samples. Of the critic's: ``critic_loss``.
     """
 
     def __init__(
@@ -103,9 +91,8 @@ class EnergyObjective(Objective):
                 f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
                 "or train on data.without_labels()."
             )
-        self.entropy = make_entropy(entropy, module.latent_dim, module.event_shape)
         self.energy_loss_fn = EnergyLoss(
-            self.entropy,
+            make_entropy(entropy, module.latent_dim, module.event_shape),
             module.generator,
             alpha=alpha,
             entropy_weight=entropy_weight,
@@ -117,7 +104,7 @@ class EnergyObjective(Objective):
         )
         self.generator_rate, self.generator_steps = generator_rate, generator_steps
         self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
-        self._drawn: tuple[Tensor, Tensor] | None = None  # from the energy's update to the generator's
+        self._samples: Tensor | None = None  # from the energy's update to the generator's, if draws are shared
 
     @property
     def has_bound(self) -> bool:
@@ -137,12 +124,8 @@ class EnergyObjective(Objective):
     @classmethod
     @checked
     def for_data(cls, module: DDGM, data: SemiSupervisedData, **options: Any) -> EnergyObjective:
-        """Return the objective for a model and data; labelled examples need a model with classes.
-
-        Initial weights of the entropy's own networks are drawn by the seed of the data.
-        """
-        with seeded(data.seed):
-            return cls(module, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
+        """Return the objective for a model and data; labelled examples need a model with classes."""
+        return cls(module, num_unlabelled=data.num_unlabelled, num_labelled=data.num_labelled, **options)
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
@@ -150,50 +133,36 @@ class EnergyObjective(Objective):
         return {**self.energy_loss_fn.config(), **{name: getattr(self, name) for name in names}}
 
     def groups(self) -> dict[str, ParameterGroup]:
-        """Return the parameters of energy, generator and critic, with the settings of their optimisers."""
+        """Return the parameters of energy and generator, with the settings of their optimisers."""
         module: Any = self.module
-        parameters = module.groups() | {"critic": list(self.entropy.parameters())}
-        rates = {"energy": 1.0, "generator": self.generator_rate, "critic": 1.0}
+        rates = {"energy": 1.0, "generator": self.generator_rate}
         fraction = 1.0 - self.mle_fraction
-        return {
-            name: ParameterGroup(group, rates[name], _ADAM_BETAS, fraction)
-            for name, group in parameters.items()
-            if group
-        }
+        groups = module.groups().items()
+        return {name: ParameterGroup(group, rates[name], _ADAM_BETAS, fraction) for name, group in groups if group}
 
     def updates(self, progress: float = 0.0) -> list[Update]:
-        """Return the updates of one step, in order: energy, then generator and critic.
-
-        Args:
-            progress: Fraction of the schedule that is done, in [0, 1).
-        """
+        """Return the updates of one step, in order, at a fraction of the schedule in [0, 1)."""
         if progress >= 1.0 - self.mle_fraction:
             return [Update("energy", self._mle_loss)]
-        updates = [Update("generator", self._generator_loss)]
-        if next(self.entropy.parameters(), None) is not None:
-            updates.append(Update("critic", self._critic_loss))
-        return [Update("energy", self._energy_loss), *(self.generator_steps * updates)]
+        return [
+            Update("energy", self._energy_loss),
+            *self.generator_steps * [Update("generator", self._generator_loss)],
+        ]
 
     def _energy_loss(self, batch: Batch, importance_weighted: bool = False) -> Loss:
         x = _examples(batch)
         labelled = () if batch.x_labelled is None else (batch.x_labelled, batch.y_labelled)
-        shared = self.shared_draws and not importance_weighted
-        self._drawn = self.energy_loss_fn.draw(self.guide, x) if shared else None
+        self._samples = self.guide(x) if self.shared_draws and not importance_weighted else None
         return self.energy_loss_fn.energy_loss(
-            self.model, self.guide, x, *labelled, drawn=self._drawn, importance_weighted=importance_weighted
+            self.model, self.guide, x, *labelled, samples=self._samples, importance_weighted=importance_weighted
         )
 
     def _mle_loss(self, batch: Batch) -> Loss:
         return self._energy_loss(batch, importance_weighted=True)
 
     def _generator_loss(self, batch: Batch) -> Loss:
-        drawn, self._drawn = self._drawn, None
-        return self.energy_loss_fn.generator_loss(self.model, self.guide, _examples(batch), drawn=drawn)
-
-    def _critic_loss(self, batch: Batch) -> Loss:
-        loss = self.energy_loss_fn.critic_loss(self.guide, _examples(batch))
-        assert loss is not None  # there is such an update only if the entropy has networks
-        return loss
+        samples, self._samples = self._samples, None
+        return self.energy_loss_fn.generator_loss(self.model, self.guide, _examples(batch), samples=samples)
 
     def validate(
         self,
@@ -240,24 +209,16 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
     newest = history[-1] if history else {}
     gap, energy = abs(newest.get("train/energy_gap", 0.0)), abs(newest.get("train/energy_data", 0.0))
     if gap > _MAX_ENERGY_GAP:
-        return (
-            f"energies diverge: data and samples are {gap:.3g} nats apart. A lower learning rate or a larger "
-            "gradient_penalty often helps"
-        )
-    if energy > _MAX_ENERGY:
-        return (
-            f"energies diverge: those of data are {energy:.3g} nats away from 0. A lower learning rate or a larger "
-            "gradient_penalty often helps"
-        )
-    return None
+        far = f"data and samples are {gap:.3g} nats apart"
+    elif energy > _MAX_ENERGY:
+        far = f"those of data are {energy:.3g} nats away from 0"
+    else:
+        return None
+    return f"energies diverge: {far}. A lower learning rate or a larger gradient_penalty often helps"
 
 
 def has_collapsed(history: Sequence[dict[str, float]]) -> bool:
-    """Return whether the samples of the newest evaluation have less than 5 % of the standard deviation of the data.
-
-    Args:
-        history: As for :func:`find_failure`.
-    """
+    """Return whether the newest samples have less than 5 % of the standard deviation of the data."""
     return bool(history) and history[-1].get("val/std_ratio", 1.0) < _MIN_STD_RATIO
 
 

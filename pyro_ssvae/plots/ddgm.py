@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 from torch import Tensor
@@ -20,7 +18,6 @@ from torch import Tensor
 from pyro_ssvae._arguments import as_count
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
-    compute_energies,
     corrupt_images,
     find_nearest,
     sample_images,
@@ -61,6 +58,7 @@ _BINS = 10
 _MAX_FEATURES = 64
 _FEATURE_SAMPLES = 2000
 _GRID = Grid(extent=4.5, size=181)
+_LIMITS = (-_GRID.extent, _GRID.extent)
 _PATH_STEPS = 25
 _FRAME_MILLISECONDS = 150
 _LAST_FRAME_MILLISECONDS = 2000
@@ -147,7 +145,7 @@ def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     generator = torch.Generator().manual_seed(seed)
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
-    energies = [compute_energies(model, part).numpy() for part in images.values()]
+    energies = [model.energy(part).cpu().numpy() for part in images.values()]
     figure, axes = new_axes(6.4, 3.6)
     boxes = axes.boxplot(energies, whis=(5, 95), showfliers=False, widths=0.55, patch_artist=True)
     for box, median, name in zip(boxes["boxes"], boxes["medians"], images, strict=True):
@@ -188,15 +186,13 @@ def plot_features_and_latents(model: DDGM, *, seed: int = 0) -> Figure:
 
 def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the corrected shares, with shape ``(L, F)``."""
-    order = z.argsort(0)
-    variance = features.var(0)
+    variance, mean = features.var(0), features.mean(0)
     between = np.zeros((z.shape[1], features.shape[1]))
-    for latent in range(z.shape[1]):
-        for part in np.array_split(features[order[:, latent]], _BINS):
-            between[latent] += len(part) / len(z) * (part.mean(0) - features.mean(0)) ** 2
-    shares = np.divide(between, variance, out=np.zeros_like(between), where=variance > 0.0)
-    adjusted: NDArray[np.float64] = 1.0 - (1.0 - shares) * (len(z) - 1) / (len(z) - _BINS)
-    return np.where(variance > 0.0, adjusted, 0.0)
+    for latent, order in enumerate(z.argsort(0).T):
+        for part in np.array_split(features[order], _BINS):
+            between[latent] += len(part) / len(z) * (part.mean(0) - mean) ** 2
+    shares = between / np.where(variance > 0.0, variance, np.inf)
+    return np.where(variance > 0.0, 1.0 - (1.0 - shares) * (len(z) - 1) / (len(z) - _BINS), 0.0)
 
 
 def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
@@ -231,7 +227,8 @@ def plot_landscape(model: DDGM, x: Tensor, *, num_samples: int = 2000, title: st
     _draw_density(middle, model)
     middle.scatter(*samples.T.numpy(), s=2.0, color=ACCENT, alpha=0.6, linewidths=0.0)
     _style_plane(middle, "Samples over the density exp(−E)/Z (square root)")
-    levels = _draw_grid(right, energy - energy.min(), cmap="viridis", vmin=0.0, vmax=12.0)
+    options: dict[str, Any] = {"origin": "lower", "extent": (*_LIMITS, *_LIMITS), "cmap": "viridis"}
+    levels = right.imshow(energy - energy.min(), vmin=0.0, vmax=12.0, **options)
     _style_plane(right, "Energy above its minimum")
     add_colour_bar(figure, levels, right, "nats", extend="max", shrink=0.85)
     if title:
@@ -257,18 +254,13 @@ def _draw_paths(model: DDGM, start: Tensor, end: Tensor) -> Figure:
 
 
 def _draw_density(axes: Axes, model: DDGM) -> None:
-    _draw_grid(axes, _GRID.probabilities(model.score_samples).sqrt().numpy(), cmap="Greys", vmin=0.0)
-
-
-def _draw_grid(axes: Axes, values: NDArray[np.float64], **options: Any) -> AxesImage:
-    extent = (-_GRID.extent, _GRID.extent, -_GRID.extent, _GRID.extent)
-    return axes.imshow(values, origin="lower", extent=extent, **options)
+    density = _GRID.probabilities(model.score_samples).sqrt().numpy()
+    axes.imshow(density, origin="lower", extent=(*_LIMITS, *_LIMITS), cmap="Greys", vmin=0.0)
 
 
 def _style_plane(axes: Axes, title: str) -> None:
     style_axes(axes, title=title, frame=False)
-    limits = (-_GRID.extent, _GRID.extent)
-    axes.set(xlim=limits, ylim=limits, xticks=[], yticks=[], aspect="equal")
+    axes.set(xlim=_LIMITS, ylim=_LIMITS, xticks=[], yticks=[], aspect="equal")
 
 
 class Movie:
@@ -297,11 +289,9 @@ class Movie:
 
     def add(self, figure: Figure, step: int) -> None:
         """Add a figure as the next frame, that of a training step."""
-        figure.set_dpi(_DOTS_PER_INCH)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3]
-        self._frames.append(_to_frame(Image.fromarray(pixels)))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, bbox_inches=None)
+        self._frames.append(_to_frame(Image.open(buffer)))
         self.steps.append(step)
 
     def cut(self, step: int) -> None:

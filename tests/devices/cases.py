@@ -12,7 +12,7 @@ from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, 
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS, Gaussian, Mixed, Poisson
 from pyro_ssvae.objectives import AffineAugmentation, Consistency, NearestNeighbourEntropy, Objective, Update
-from pyro_ssvae.objectives.entropy import ENTROPIES
+from pyro_ssvae.objectives.energy_terms import ENTROPIES
 
 NUM_CLASSES, LATENT_DIM = 4, 2
 NUM_UNLABELLED, NUM_LABELLED = 6, 3  # examples of a batch
@@ -100,7 +100,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "ddgm-images-all": partial(
         with_ddgm,
         {"event_shape": IMAGE, "num_classes": NUM_CLASSES},
-        entropy="mutual_information", negative_weight=0.1, max_shift=0.25, gradient_penalty=0.1, shared_draws=True,
+        entropy="batch_norm", negative_weight=0.1, max_shift=0.25, gradient_penalty=0.1, shared_draws=True,
     ),
 }  # fmt: skip
 """Functions that build an objective on the CPU, by name."""

@@ -34,7 +34,7 @@ from pyro_ssvae.models.diagnostics import (
     predict_batches,
 )
 from pyro_ssvae.objectives import AffineAugmentation, Consistency, NegativeAugmentation
-from pyro_ssvae.objectives.augmentation import shift_and_flip
+from pyro_ssvae.objectives.energy_terms import shift_and_flip
 from tests.devices.cases import IMAGE, NUM_CLASSES, OBJECTIVES
 from tests.devices.fake import AnswerReadings, OnDevice, empty_like_on, needs_cuda_build, no_gpu
 

@@ -59,12 +59,6 @@ def test_smoothing_adds_noise() -> None:
     assert grid.total_variation(grid.smooth(sharp, 0.8), wide) < 1e-3
 
 
-@pytest.mark.parametrize(("extent", "size"), [(0.0, 10), (1.0, 1)])
-def test_bad_grids(extent: float, size: int) -> None:
-    with pytest.raises(ValueError, match="positive, and size"):
-        Grid(extent, size)
-
-
 def test_annealing_finds_log_z_of_a_mixture() -> None:
     def energy(x: Tensor) -> Tensor:
         return 1.7 - ring_distribution().log_prob(x)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
+from pyro_ssvae.evaluation.image_metrics import frechet_distance
 from pyro_ssvae.evaluation.samples import (
     energy_distance,
-    frechet_distance,
     median_distance,
     mode_coverage,
     squared_mmd,

@@ -16,9 +16,9 @@ from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig
 from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models.base import data_plate
-from pyro_ssvae.objectives import EnergyLoss, MutualInformationEntropy, NearestNeighbourEntropy
+from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy
 from pyro_ssvae.objectives.energy import find_failure, has_collapsed
-from pyro_ssvae.objectives.energy_losses import normalise_importance_weights, perturb_samples
+from pyro_ssvae.objectives.energy_terms import normalise_importance_weights, perturb_samples
 
 
 def make_ddgm(**options: object) -> DDGM:
@@ -51,8 +51,7 @@ def test_losses_by_hand(share: float) -> None:
 
 def test_each_network_gets_the_gradient_of_its_own_loss() -> None:
     ddgm = make_ddgm().eval()
-    entropy = MutualInformationEntropy(4, (2,), (8,))
-    elbo = EnergyLoss(entropy, ddgm.generator)
+    elbo = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator)
     x = torch.randn(30, 2)
     torch.manual_seed(3)
     elbo.loss_and_grads(*pyro_ssvae.pyro_view(ddgm), x)
@@ -60,28 +59,23 @@ def test_each_network_gets_the_gradient_of_its_own_loss() -> None:
     torch.manual_seed(3)
     energy_loss, _ = elbo.energy_loss(ddgm.model, ddgm.guide, x)
     generator_loss, _ = elbo.generator_loss(ddgm.model, ddgm.guide, x)
-    critic_loss = elbo.critic_loss(ddgm.guide, x).total
     for module, loss in (("energy_net", energy_loss), ("generator", generator_loss)):
         for name, parameter in getattr(ddgm, module).named_parameters():
             (expected,) = torch.autograd.grad(loss, parameter, retain_graph=True)
             torch.testing.assert_close(found[f"{module}.{name}"], expected)
-    for parameter in entropy.parameters():
-        torch.testing.assert_close(parameter.grad, torch.autograd.grad(critic_loss, parameter, retain_graph=True)[0])
 
 
 def test_stock_svi_trains_model_and_guide() -> None:
     pyro.clear_param_store()
     ddgm = make_ddgm()
     torch.manual_seed(0)
-    entropy = MutualInformationEntropy(4, (2,))
-    elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.01)
-    before = {name: tensor.clone() for name, tensor in [*ddgm.named_parameters(), *entropy.named_parameters()]}
+    elbo = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, gradient_penalty=0.01)
+    before = {name: tensor.clone() for name, tensor in ddgm.named_parameters()}
     svi = SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3, "betas": (0.5, 0.999)}), elbo)
     x = make_toy_data("ring", num_train=2000).x
     for step in range(80):
         svi.step(x[100 * (step % 20) :][:100])
     assert all(not torch.equal(tensor, before[name]) for name, tensor in ddgm.named_parameters())
-    assert all(not torch.equal(tensor, before[name]) for name, tensor in entropy.named_parameters())
     assert len(pyro.get_param_store()) == 0
     # The energy tells the data from what is far off.
     assert float(ddgm.energy(x[:500]).mean()) < float(ddgm.energy(x[:500] + 3.0).mean())
@@ -89,10 +83,9 @@ def test_stock_svi_trains_model_and_guide() -> None:
 
 def test_networks_may_have_separate_optimisers() -> None:
     ddgm = make_ddgm().eval()
-    entropy = MutualInformationEntropy(4, (2,), (8,))
-    elbo = EnergyLoss(entropy, ddgm.generator, gradient_penalty=0.1)
+    elbo = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator, gradient_penalty=0.1)
     x = torch.randn(30, 2)
-    sides = {"energy": ddgm.energy_net, "generator": ddgm.generator, "critic": entropy}
+    sides = {"energy": ddgm.energy_net, "generator": ddgm.generator}
     before = {side: [parameter.clone() for parameter in module.parameters()] for side, module in sides.items()}
     for side in sides:
         SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-3}), elbo.only(side)).step(x)
@@ -101,7 +94,7 @@ def test_networks_may_have_separate_optimisers() -> None:
             moved = [not torch.equal(old, new) for old, new in zip(before[name], now, strict=True)]
             assert any(moved) == (name == side)
             before[name] = [parameter.clone() for parameter in now]
-    with pytest.raises(ValueError, match="energy, generator, critic"):
+    with pytest.raises(ValueError, match="energy, generator"):
         elbo.only("data")
 
 
@@ -200,12 +193,12 @@ def test_the_ratio_of_steps_is_free() -> None:
         EnergyObjective(make_ddgm(), num_unlabelled=10, generator_steps=0)
 
 
-def test_fit_updates_energy_generator_and_critic(tmp_path: Path, device: torch.device) -> None:
+def test_fit_updates_energy_and_generator(tmp_path: Path, device: torch.device) -> None:
     data = make_toy_data("ring", num_train=2000)
     ddgm = make_ddgm()
-    objective = EnergyObjective.for_data(ddgm, data, entropy="mutual_information", gradient_penalty=0.003)
+    objective = EnergyObjective.for_data(ddgm, data, gradient_penalty=0.003)
     losses = objective.losses(Batch(data.x[:50], None, None))
-    assert set(losses) == {"energy", "generator", "critic"} == set(objective.groups())
+    assert set(losses) == {"energy", "generator"} == set(objective.groups())
     config = TrainingConfig(max_steps=60, batch_size=128, learning_rate=5e-4, gradient_clip=10.0, device=str(device))
     run = fit(objective, data, config, out=tmp_path / "run", progress=False)
     last = run.metrics[-1]

@@ -317,7 +317,7 @@ def test_a_cell_that_runs_twice_gives_the_same_weights() -> None:
 
     def run_cell() -> list[Tensor]:
         m2 = SemiSupervisedELBO.for_data(M2.for_data(data, latent_dim=2, hidden_dims=(8,), dropout=0.2), data)
-        energies = EnergyObjective.for_data(DDGM.for_data(points), points, entropy="mutual_information")
+        energies = EnergyObjective.for_data(DDGM.for_data(points), points)
         for objective, examples in ((m2, data), (energies, points)):
             fit(objective, examples, changed(SHORT, max_steps=5), progress=False)
         return [*m2.state_dict().values(), *energies.state_dict().values()]

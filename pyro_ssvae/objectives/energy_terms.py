@@ -1,0 +1,304 @@
+r"""Terms of the losses of energy models: entropies of generators, importance weights and augmentations of images.
+
+Training a generator to sample from an energy model minimises
+:math:`\mathrm{KL}(P_G \| P_E) = \mathbb E[E(G(z))] - H(P_G) + \log Z`. Without the entropy H every z would be mapped to
+the point of lowest energy. Only the gradient of H is needed, so an estimate may be off by a constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "ENTROPIES",
+    "BatchNormEntropy",
+    "Entropy",
+    "NearestNeighbourEntropy",
+    "NegativeAugmentation",
+    "make_entropy",
+    "normalise_importance_weights",
+    "perturb_samples",
+    "shift_and_flip",
+]
+
+_MAX_KERNEL_RADIUS = 8  # pixels, of the Gaussian blur
+
+
+class Entropy:
+    """Base class: an estimate of H(P_G), in nats up to a constant, differentiable by the generator's parameters.
+
+    Attributes:
+        name: Short name, for arguments and results.
+    """
+
+    name: str
+
+    def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
+        """Return the estimate, a scalar.
+
+        Args:
+            samples: G(z), with shape ``(B, *event_shape)``.
+            generator: The generator G.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(samples, generator) -> scalar.")
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {}
+
+
+class BatchNormEntropy(Entropy):
+    r"""Take the scales of batch normalisation for standard deviations of independent Gaussians.
+
+    .. math:: H \approx \sum_i \tfrac12 \log(2 \pi e \gamma_i^2)
+
+    (Kim & Bengio, 2016, section 3.2). A call raises ``ValueError`` if the generator has no batch normalisation.
+    """
+
+    name = "batch_norm"
+
+    def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
+        """Return the estimate, which depends on the generator alone."""
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        scales: list[Tensor] = [part.weight for part in generator.modules() if isinstance(part, kinds) and part.affine]
+        if not scales:
+            raise ValueError("entropy='batch_norm' reads the scales of batch normalisation; the generator has none.")
+        squares = torch.cat(scales).square()
+        return 0.5 * (squares + torch.finfo(squares.dtype).eps).log().sum() + 0.5 * squares.numel() * math.log(
+            2.0 * math.pi * math.e
+        )
+
+
+class NearestNeighbourEntropy(Entropy):
+    r"""Estimate the entropy from distances to the k-th nearest sample of the batch (Kozachenko & Leonenko, 1987).
+
+    .. math:: H \approx \psi(B) - \psi(k) + \log V_D + \frac DB \sum_i \log r_{ik}
+
+    with the volume :math:`V_D` of the unit ball and the distance :math:`r_{ik}` from sample i to its k-th neighbour.
+    Samples may lie near a manifold of fewer dimensions than x has elements; ``dim`` is then the manifold's.
+
+    Args:
+        k: Number of the neighbour.
+        dim: D; ``None`` for the number of elements of a sample.
+
+    Raises:
+        ValueError: For a non-positive k or D; from a call, for a batch of at most k samples.
+    """
+
+    name = "nearest_neighbour"
+
+    def __init__(self, k: int = 1, dim: float | None = None) -> None:
+        if k < 1 or (dim is not None and not dim > 0.0):
+            raise ValueError(f"k={k} must be at least 1, and dim={dim} positive.")
+        self.k, self.dim = k, dim
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"k": self.k, "dim": self.dim}
+
+    def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
+        """Return the estimate, which depends on the samples alone."""
+        x = samples.flatten(1)
+        count = len(x)
+        if count <= self.k:
+            raise ValueError(f"A batch of {count} samples has no neighbour number {self.k}; raise batch_size.")
+        with torch.no_grad():  # rounding may make another sample nearer than the sample itself, so exclude the diagonal
+            diagonal = torch.eye(count, dtype=torch.bool, device=x.device)
+            distances = torch.cdist(x, x).masked_fill(diagonal, math.inf)
+            neighbours = distances.argmin(1) if self.k == 1 else distances.kthvalue(self.k, 1).indices
+        squares = (x - x[neighbours]).square().sum(-1)
+        dim = float(x.shape[1]) if self.dim is None else self.dim
+        volume = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1.0)
+        psi = math.fsum(1.0 / number for number in range(self.k, count))  # ψ(B) - ψ(k), without tensors on the CPU
+        return psi + volume + 0.5 * dim * (squares + 1e-12).log().mean()
+
+
+ENTROPIES: dict[str, type[Entropy]] = {kind.name: kind for kind in (BatchNormEntropy, NearestNeighbourEntropy)}
+"""Estimates by name."""
+
+
+def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[int]) -> Entropy:
+    """Return an estimate by its name in ``ENTROPIES``, or the given one unchanged.
+
+    Raises:
+        ValueError: For an unknown name.
+        TypeError: If ``entropy`` is neither a name nor an :class:`Entropy`.
+    """
+    if isinstance(entropy, Entropy):
+        return entropy
+    names = ", ".join(ENTROPIES)
+    if not isinstance(entropy, str):
+        raise TypeError(f"entropy must be a name or an Entropy, not {type(entropy).__name__}; names: {names}.")
+    if entropy not in ENTROPIES:
+        raise ValueError(f"entropy={entropy!r} is unknown; choose one of {names}.")
+    if entropy == BatchNormEntropy.name:
+        return BatchNormEntropy()
+    return NearestNeighbourEntropy(dim=min(latent_dim, math.prod(event_shape)))  # of the manifold of samples
+
+
+def perturb_samples(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    r"""Add Gaussian noise to samples, and return them with the logarithm of their density, up to a constant.
+
+    .. math:: x'_i = x_i + h\,\epsilon_i, \qquad q(x') = \frac1B \sum_j N(x';\, x_j, h^2 I)
+
+    Args:
+        x: Samples with shape ``(B, *event_shape)``.
+        bandwidth: h, in the units of x.
+
+    Returns:
+        Samples with the shape of ``x``, detached, and log q of each, in nats, with shape ``(B,)``.
+    """
+    x = x.detach()
+    perturbed = x + bandwidth * torch.randn_like(x)
+    squares = torch.cdist(perturbed.flatten(1), x.flatten(1)).square()
+    return perturbed, (-squares / (2.0 * bandwidth**2)).logsumexp(-1)
+
+
+def normalise_importance_weights(energy: Tensor, log_proposal: Tensor) -> Tensor:
+    r"""Return self-normalised, truncated importance weights of samples of q for expectations under :math:`e^{-E} / Z`.
+
+    .. math:: w_i \propto \min\Bigl(r_i,\; \frac1{\sqrt B} \sum_j r_j\Bigr), \qquad r_i = \frac{e^{-E(x_i)}}{q(x_i)}
+
+    The bound, :math:`\sqrt B` times the mean, keeps the variance finite, and its bias vanishes with growing batches
+    (Truncated Importance Sampling, Ionides, 2008).
+
+    Args:
+        energy: E(x), in nats, with shape ``(B,)``.
+        log_proposal: log q(x), up to a constant, in nats, with shape ``(B,)``.
+
+    Returns:
+        Weights with shape ``(B,)`` and sum 1, detached.
+    """
+    logits = (-energy.detach() - log_proposal).log_softmax(0)
+    return logits.clamp(max=-0.5 * math.log(len(logits))).softmax(0)
+
+
+class NegativeAugmentation(nn.Module):
+    r"""Negative data augmentation: raise the energy of corrupted images :math:`c(x)` above that of the images x.
+
+    .. math:: \mathbb E\,\mathrm{softplus}\bigl(m(x) + E(x) - E(c(x))\bigr), \qquad
+        m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
+
+    The likelihood says nothing about images far from data and generated images, and a blank one often gets the lowest
+    energy of all. The margin m is how much a Gaussian of standard deviation τ around x raises the energy, up to a
+    maximum.
+
+    Each image gets one of four corruptions with equal probability: its contrast is reduced towards a grey value, which
+    is black for half of these images; it is blurred; it is joined with another image of the batch along a straight line
+    (as in CutMix, Yun et al., 2019, https://arxiv.org/abs/1905.04899); or its patches, of a quarter or an eighth of
+    either side, are shuffled (Negative Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
+
+    Args:
+        margin: Maximum margin :math:`m_{\max}`, in nats. With large ones the energy fits corrupted images at the cost
+            of the generator.
+        std: τ, in the units of x.
+
+    Raises:
+        ValueError: For a non-positive margin or standard deviation.
+    """
+
+    def __init__(self, margin: float = 3.0, std: float = 1.0) -> None:
+        super().__init__()
+        if not (margin > 0.0 and std > 0.0):
+            raise ValueError(f"margin={margin} and std={std} must be positive.")
+        self.margin, self.std = margin, std
+
+    def config(self) -> dict[str, Any]:
+        """Return every setting, JSON-ready, for results."""
+        return {"margin": self.margin, "std": self.std}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return corrupted images, with the shape of ``x``, and their margins in nats, with shape ``(B,)``.
+
+        Args:
+            x: Images with shape ``(B, C, H, W)``, in [0, 1].
+
+        Raises:
+            ValueError: If ``x`` does not hold images.
+        """
+        _check_images(x, "Negative data augmentation needs", "negative_weight=0")
+        x = x.detach()
+        fraction, kind, grey, black, vertical = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+        grey = torch.where(black < 0.5, torch.zeros_like(grey), grey)
+        reduced = grey + fraction * (x - grey)
+        blurred = _blur(x, 0.5 + 2.5 * torch.rand((), device=x.device))
+        cut = _cut_mix(x, 0.3 + 0.4 * fraction, vertical < 0.5)
+        shuffled = torch.where(fraction < 0.5, _shuffle_patches(x, 4), _shuffle_patches(x, 8))
+        corrupted = torch.where(kind < 0.75, cut, shuffled)
+        corrupted = torch.where(kind < 0.25, reduced, torch.where(kind < 0.5, blurred, corrupted))
+        squared_distance = (corrupted - x).square().flatten(1).sum(-1)
+        return corrupted, (squared_distance / (2.0 * self.std**2)).clamp(max=self.margin)
+
+    def loss(self, energy: Tensor, energy_corrupted: Tensor, margin: Tensor) -> Tensor:
+        """Return the loss, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""
+        return F.softplus(margin + energy - energy_corrupted).mean()
+
+
+def _cut_mix(x: Tensor, fraction: Tensor, vertical: Tensor) -> Tensor:
+    """Join each image, up to a fraction of its height (where ``vertical``) or width, with the image before it."""
+    down, along = (torch.linspace(0.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:])
+    keep = torch.where(vertical, down.view(-1, 1), along) < fraction
+    return torch.where(keep, x, x.roll(1, 0))
+
+
+def _shuffle_patches(x: Tensor, count: int) -> Tensor:
+    """Shuffle the ``count`` x ``count`` patches of each image; pixels beyond the last whole patch stay."""
+    count = min(count, *x.shape[-2:])
+    height, width = (size // count for size in x.shape[-2:])
+    patch, area = (height, width), (count * height, count * width)
+    patches = F.unfold(x[..., : area[0], : area[1]], patch, stride=patch)  # (B, elements of a patch, patches)
+    order = torch.rand(len(x), 1, count**2, device=x.device).argsort(-1).expand_as(patches)
+    shuffled = x.clone()
+    shuffled[..., : area[0], : area[1]] = F.fold(patches.gather(-1, order), area, patch, stride=patch)
+    return shuffled
+
+
+def _blur(x: Tensor, std: Tensor) -> Tensor:
+    """Convolve images with a Gaussian of a standard deviation in pixels, with replicated edges."""
+    channels = x.shape[1]
+    radius = min(_MAX_KERNEL_RADIUS, x.shape[-1] - 1, x.shape[-2] - 1)
+    offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = (-0.5 * (offsets / std) ** 2).exp()
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="replicate"), kernel, groups=channels)
+    return F.conv2d(F.pad(x, (0, 0, radius, radius), mode="replicate"), kernel.transpose(-1, -2), groups=channels)
+
+
+def shift_and_flip(x: Tensor, max_shift: float) -> Tensor:
+    """Shift each image at random, with wrap-around, and flip it from left to right with probability one half.
+
+    This is differentiable augmentation (Zhao et al., 2020, https://arxiv.org/abs/2006.10738), which keeps the energy
+    from memorising small data sets. Unlike the paper's padding with zeros, wrapping around is a permutation of pixels,
+    which leaves the volume of densities unchanged.
+
+    Args:
+        x: Images with shape ``(B, C, H, W)``; the result is differentiable with respect to them.
+        max_shift: Largest shift, as a fraction of the height and of the width.
+
+    Raises:
+        ValueError: If ``x`` does not hold images.
+    """
+    _check_images(x, "Shifts and flips need", "max_shift=0")
+    down, along = (_shifted_positions(len(x), size, max_shift, x.device) for size in x.shape[-2:])
+    flip = torch.rand(len(x), 1, device=x.device) < 0.5
+    along = torch.where(flip, along.flip(-1), along)
+    x = x.gather(-2, down[:, None, :, None].expand_as(x))
+    return x.gather(-1, along[:, None, None, :].expand_as(x))
+
+
+def _check_images(x: Tensor, needs: str, instead: str) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"{needs} images (C, H, W), and x has event shape {tuple(x.shape[1:])}; set {instead}.")
+
+
+def _shifted_positions(num_images: int, size: int, max_shift: float, device: torch.device) -> Tensor:
+    """Return the position that each pixel of a side is taken from, with shape ``(num_images, size)``."""
+    largest = round(max_shift * size)
+    shift = torch.randint(-largest, largest + 1, (num_images, 1), device=device)
+    return (torch.arange(size, device=device) + shift) % size
