@@ -16,6 +16,7 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
 __all__ = ["Loss", "Objective", "ParameterGroup", "PyroFunction", "Update", "Validation"]
@@ -24,11 +25,9 @@ PyroFunction = Callable[..., Any]
 
 
 class Loss(NamedTuple):
-    """A loss and the terms it is made of.
+    """A loss, a scalar in nats per example, and its terms by name, detached and before weighting.
 
-    Attributes:
-        total: What is minimised, a scalar in nats per example.
-        terms: Its terms by name, detached, before weighting; they are logged as ``train/NAME``.
+    Terms are logged as ``train/NAME``.
     """
 
     total: Tensor
@@ -97,9 +96,16 @@ class Objective(nn.Module):
 
     Attributes:
         peaks_kl: Whether the weight of the KL of z may exceed 1 by default (:attr:`TrainingConfig.kl_peak`).
+        has_bound: Whether the objective contains a bound of log p(x).
+        compilable: Whether a step can be traced once and run again: nothing in it depends on values on the device.
+        compile_after: Length of the schedule, in steps, from which compiling a step saves more time than it takes.
     """
 
+    module: Any
     peaks_kl: bool = True
+    has_bound: bool = True
+    compilable: bool = True
+    compile_after: int = 10_000
     _kl_weight: Tensor
 
     def __init__(
@@ -118,6 +124,7 @@ class Objective(nn.Module):
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled
         self._functions = {"model": model, "guide": guide}
+        self._evaluation_elbo: TraceEnum_ELBO = StaticEnumELBO(require_enumeration=False)  # exact, with one draw
         self._validated = False
         # A tensor, so that a compiled step follows it; without dimensions, so that it promotes nothing to float64.
         self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
@@ -147,21 +154,6 @@ class Objective(nn.Module):
         """Names of the terms beyond the paper's objective, for results."""
         return []
 
-    @property
-    def has_bound(self) -> bool:
-        """Whether the objective contains a bound of log p(x)."""
-        return True
-
-    @property
-    def compilable(self) -> bool:
-        """Whether a step can be traced once and run again: nothing in it depends on values on the device."""
-        return True
-
-    @property
-    def compile_after(self) -> int:
-        """Length of the schedule, in steps, from which compiling a step saves more time than it takes."""
-        return 10_000
-
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
         raise NotImplementedError(f"{type(self).__name__} must define config() -> dictionary.")
@@ -187,10 +179,9 @@ class Objective(nn.Module):
 
     def training_functions(self) -> tuple[PyroFunction, PyroFunction]:
         """Return the model and the guide of the loss, which may leave out what training does not change."""
-        own = getattr(self.module, "training_functions", None)
-        given = any(self._functions[name] is not None for name in ("model", "guide"))
-        model, guide = (self.model, self.guide) if given or own is None else own()
-        return model, guide
+        given = self._functions["model"] or self._functions["guide"]
+        own = None if given else getattr(self.module, "training_functions", None)
+        return (self.model, self.guide) if own is None else own()
 
     # Losses.
 
@@ -218,11 +209,8 @@ class Objective(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """Return the loss of every group at the present weights, each an unbiased estimate of that of all examples.
 
-        Args:
-            batch: As for :meth:`loss`.
-
         Raises:
-            ValueError: If the batch is empty.
+            ValueError: If the batch, as for :meth:`loss`, is empty.
         """
         batch = Batch(*batch)
         if batch.x_unlabelled is None and batch.x_labelled is None:
@@ -257,13 +245,9 @@ class Objective(nn.Module):
         return loss
 
     def unlabelled_bound(self, x: Tensor) -> float:
-        """Return the mean of the negative bound, in nats: without labels and without global terms.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-        """
+        """Return the mean negative bound of x ``(B, *event_shape)``, in nats: without labels and global terms."""
         local = GlobalSites(score=False)
-        total: float = self._evaluation_elbo().loss(local(self.model), local(self.guide), x)
+        total: float = self._evaluation_elbo.loss(local(self.model), local(self.guide), x)
         return total / x.shape[0]
 
     def mean_bound(
@@ -288,10 +272,6 @@ class Objective(nn.Module):
                 total -= self.unlabelled_bound(batch.to(like)) * len(batch)
         return total / len(x)
 
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        """Return the bound used for evaluation: exact, one draw."""
-        raise NotImplementedError(f"{type(self).__name__} must define _evaluation_elbo().")
-
     # Validation.
 
     def check(self, data: SemiSupervisedData) -> None:
@@ -300,15 +280,13 @@ class Objective(nn.Module):
         Raises:
             ValueError: If shapes, classes, values or numbers of examples disagree.
         """
-        check = getattr(self.module, "check_data", None)
-        if check is not None:
-            check(data)
+        if hasattr(self.module, "check_data"):
+            self.module.check_data(data)
         if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
             raise ValueError(
                 f"The objective was built for {self.num_labelled} labelled and {self.num_unlabelled} unlabelled "
-                f"examples, the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
-                "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled; for a model without classes train "
-                "on data.without_labels()."
+                f"examples, the data has {data.num_labelled} and {data.num_unlabelled}. Build it by for_data(model, "
+                "data); for a model without classes train on data.without_labels()."
             )
 
     def validate(

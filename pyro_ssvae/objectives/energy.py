@@ -73,6 +73,9 @@ class EnergyObjective(Objective):
             variance of samples. Of the critic's: ``critic_loss``.
     """
 
+    has_bound = False
+    compile_after = 5000  # most of an eager step of small networks is Python
+
     def __init__(
         self,
         module: DDGM,
@@ -117,22 +120,8 @@ class EnergyObjective(Objective):
         )
         self.generator_rate, self.generator_steps = generator_rate, generator_steps
         self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
+        self.compilable = not shared_draws  # they keep the graph of one update for the next
         self._drawn: tuple[Tensor, Tensor] | None = None  # from the energy's update to the generator's
-
-    @property
-    def has_bound(self) -> bool:
-        """There is no bound of log p(x)."""
-        return False
-
-    @property
-    def compile_after(self) -> int:
-        """Length of the schedule from which compiling pays: most of an eager step of small networks is Python."""
-        return 5000
-
-    @property
-    def compilable(self) -> bool:
-        """Shared draws keep the graph of one update for the next, so the updates cannot be compiled one by one."""
-        return not self.shared_draws
 
     @classmethod
     @checked

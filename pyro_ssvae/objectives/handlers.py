@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,36 +13,22 @@ from torch import Tensor
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 
-__all__ = [
-    "DrawSamples",
-    "EnumerateClass",
-    "GlobalSites",
-    "ScaleSites",
-    "StockELBO",
-]
+__all__ = ["DrawSamples", "EnumerateClass", "GlobalSites", "ScaleSites", "StockELBO"]
 
 
 class StockELBO(TraceEnum_ELBO):
-    """Stock ``TraceEnum_ELBO`` over one plate that refuses to run without enumeration.
+    """Stock ``TraceEnum_ELBO`` over one plate that raises ``EnumerationError`` unless the guide enumerates a site.
 
     Stock Pyro warns, and only while validation is on; a bound that silently samples y instead of summing over it
     is a different, noisier objective (https://github.com/pyro-ppl/pyro/issues/946).
-
-    Args:
-        require_enumeration: Whether a guide without an enumerated site is an error.
-
-    Raises:
-        EnumerationError: From any of the loss functions, if no site of the guide was enumerated though it is required.
     """
 
     def __init__(self, *, require_enumeration: bool = True) -> None:
         super().__init__(max_plate_nesting=1, strict_enumeration_warning=require_enumeration)
         self._require = require_enumeration
 
-    def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+    def _get_trace(self, *functions_and_arguments: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(*functions_and_arguments)
         sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
         if self._require and all(site["infer"].get("_enumerate_dim") is None for site in sites.values()):
             raise EnumerationError(list(sites))
@@ -64,7 +49,7 @@ class EnumerateClass(Messenger):
 
     Attributes:
         name: Name of the site, ``None`` until it has been met; what follows is there from then on.
-        plates: Dimensions of the plates that hold the site, and ``frames``, their names.
+        frames: Names of the plates that hold the site.
         log_q: log q(y|x) of every value, shape ``(K, *plates)``, in nats.
         top_k: Number of values summed exactly; ``None`` where that is all of them.
 
@@ -74,9 +59,7 @@ class EnumerateClass(Messenger):
 
     def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
         super().__init__()
-        self._dim = dim
-        self._sample_dim = sample_dim
-        self._top_k = top_k
+        self._dim, self._sample_dim, self._top_k = dim, sample_dim, top_k
         self.name: str | None = None
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -88,8 +71,7 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(f"The guide enumerates both {self.name!r} and {name!r}; one site is possible here.")
         if mark != "parallel" or msg["infer"].get("num_samples") is not None:
             raise StaticELBOError(
-                f"Site {name!r} is marked {msg['infer']}; the static bound takes"
-                " infer={'enumerate': 'parallel'} alone."
+                f"Site {name!r} is marked {msg['infer']}; only {{'enumerate': 'parallel'}} is possible."
             )
         if not fn.has_enumerate_support:
             raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
@@ -99,12 +81,11 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(
                 f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
             )
-        self.name, self.plates = name, plates
+        self.name = name
         self.frames = frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
         self._scale, self._mask = msg["scale"], msg["mask"]
-        values = self._values(fn)
         msg["infer"]["_enumerate_dim"] = self._dim
-        msg["value"], msg["done"] = values, True
+        msg["value"], msg["done"] = self._values(fn), True
 
     def _support(self, fn: Any) -> Tensor:
         """Return all values along a dimension of their own, ``(K, 1, *event)`` left of one plate."""
@@ -119,11 +100,10 @@ class EnumerateClass(Messenger):
         support = self._support(fn)
         self.log_q = fn.log_prob(support)  # (K, *plates)
         num_classes = self.log_q.shape[0]
-        if self._top_k is None or self._top_k >= num_classes - 1:
-            self.top_k = None
+        self.top_k = None if self._top_k is None or self._top_k >= num_classes - 1 else self._top_k
+        if self.top_k is None:
             return support
-        self.top_k = self._top_k
-        top = self.log_q.detach().topk(self._top_k, dim=0).indices
+        top = self.log_q.detach().topk(self.top_k, dim=0).indices
         self._others = self.log_q.exp().scatter(0, top, 0.0)  # q(y|x) of the classes that are not summed exactly
         with torch.no_grad():
             # One uniform number per example, looked up in the cumulative mass of the other classes; in float64, so that
@@ -198,13 +178,12 @@ class DrawSamples(Messenger):
 
     def __init__(self, number: int, dim: int) -> None:
         super().__init__()
-        self._number = number
-        self._dim = dim
+        self._number, self._dim = number, dim
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["infer"].get("enumerate") is not None:
+        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["mask"] is False:
             return
-        if msg["mask"] is False:
+        if msg["infer"].get("enumerate") is not None:
             return
         shape = list(msg["fn"].batch_shape)
         shape = [1] * (-self._dim - len(shape)) + shape
@@ -252,8 +231,7 @@ class ScaleSites(Messenger):
 
     def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
         super().__init__()
-        self._names = names
-        self._scale = scale
+        self._names, self._scale = names, scale
         self._products: dict[Any, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:

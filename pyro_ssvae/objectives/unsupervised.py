@@ -7,10 +7,8 @@ r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
 from pyro_ssvae._arguments import checked
@@ -33,10 +31,8 @@ class UnsupervisedELBO(Objective):
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
             and ``guide(x, *, size)``.
         num_examples: Number of training examples N.
-        num_particles: Draws of z per example and step.
-        importance_weighted: Whether the draws are combined in one tighter bound (:class:`StaticEnumELBO`) rather than
-            averaged; needs two draws or more.
-        analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
+        num_particles: As for :class:`~pyro_ssvae.StaticEnumELBO`, like ``importance_weighted`` and ``analytic_kl``.
+        importance_weighted: Needs two draws or more.
         model: A function ``(x, *, size=None)`` to use instead of ``module.model``.
         guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``.
 
@@ -69,7 +65,7 @@ class UnsupervisedELBO(Objective):
         check_draws(num_particles, importance_weighted)
         options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
         self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
-        self._one_draw = StaticEnumELBO(**options)
+        self._evaluation_elbo = StaticEnumELBO(**options)
 
     @classmethod
     @checked
@@ -88,11 +84,7 @@ class UnsupervisedELBO(Objective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        return {
-            "num_particles": self._elbo.num_particles,
-            "importance_weighted": self._elbo.importance_weighted,
-            "analytic_kl": self._elbo.analytic_kl,
-        }
+        return {name: getattr(self._elbo, name) for name in ("num_particles", "importance_weighted", "analytic_kl")}
 
     def describe(self) -> str:
         """Return in words which terms the loss contains."""
@@ -103,10 +95,9 @@ class UnsupervisedELBO(Objective):
         return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
 
     def _has_closed_form(self) -> bool:
-        shape = getattr(self.module, "event_shape", None)
-        if shape is None:
-            return False  # a module that does not state the shape of its examples
-        example = next(self.module.parameters()).new_zeros(1, *shape)
+        if not hasattr(self.module, "event_shape"):
+            return False
+        example = next(self.module.parameters()).new_zeros(1, *self.module.event_shape)
         with fork_random_state(self.module, 0):
             return all(closed_forms(self.model, self.guide, example).values())
 
@@ -117,16 +108,8 @@ class UnsupervisedELBO(Objective):
         total = self.bound(self._elbo, GlobalSites(), batch.x_unlabelled, size=self.num_examples) / self.num_examples
         return Loss(total, {"bound": -total.detach()})
 
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        return self._one_draw
-
     def validate(
-        self,
-        data: SemiSupervisedData,
-        *,
-        history: Sequence[dict[str, Any]] = (),
-        binarisation: str = "none",
-        seed: int = 0,
+        self, data: SemiSupervisedData, *, binarisation: str = "none", seed: int = 0, **options: Any
     ) -> Validation:
         """Evaluate on validation examples: ``bound``, by which weights are chosen, and :func:`latent_diagnostics`."""
         x = data.x_validation
