@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from pyro_ssvae.export import Network, make_networks
 from pyro_ssvae.models.base import Model
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = ["encode_rows", "find_kind", "make_page_networks", "score_rows"]
 

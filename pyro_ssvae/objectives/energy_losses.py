@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._samplers import langevin
-from pyro_ssvae.models.base import declare_parameters
 from pyro_ssvae.objectives.augmentation import NegativeAugmentation, shift_and_flip
 from pyro_ssvae.objectives.base import Loss
 from pyro_ssvae.objectives.entropy import Entropy
+from pyro_ssvae.objectives.handlers import declare_parameters
 
 __all__ = ["EnergyLoss", "normalise_importance_weights", "perturb_samples"]
 

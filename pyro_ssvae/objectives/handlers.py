@@ -1,7 +1,9 @@
-"""Pyro handlers used by the bounds: enumeration of classes, several draws, global sites, weights of single sites."""
+"""Pyro handlers used by the bounds, and the view of a module for stock Pyro."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +11,20 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 
-__all__ = ["DrawSamples", "EnumerateClass", "GlobalSites", "ScaleSites", "StockELBO"]
+__all__ = [
+    "DrawSamples",
+    "EnumerateClass",
+    "GlobalSites",
+    "ScaleSites",
+    "StockELBO",
+    "declare_parameters",
+    "pyro_view",
+]
 
 
 class StockELBO(TraceEnum_ELBO):
@@ -241,3 +252,41 @@ class ScaleSites(Messenger):
             if before not in self._products:
                 self._products[before] = before * self._scale
             msg["scale"] = self._products[before]
+
+
+def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
+    """Present functions of a module to stock ``pyro.infer.SVI``.
+
+    ``SVI`` trains ``param`` sites, and modules produce none. Each returned function declares the module's parameters as
+    such sites and then calls the method. Pyro's global parameter store stays empty, so that models cannot interfere.
+
+    Args:
+        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
+        *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
+
+    Example:
+        >>> import pyro, pyro_ssvae
+        >>> from pyro.infer import SVI, TraceEnum_ELBO
+        >>> m2 = pyro_ssvae.M2((1, 8, 8), 10, latent_dim=2, hidden_dims=(8,))
+        >>> model, guide = pyro_ssvae.pyro_view(m2)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+        >>> loss = svi.step(torch.rand(5, 1, 8, 8).round())
+    """
+
+    def view(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            declare_parameters(module)
+            return getattr(module, name)(*args, **kwargs)
+
+        return call
+
+    return tuple(view(name) for name in functions or ("model", "guide"))
+
+
+def declare_parameters(module: nn.Module) -> None:
+    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
+    for name, parameter in module.named_parameters():
+        alias = parameter.detach()
+        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
+        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)
