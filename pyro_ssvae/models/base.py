@@ -47,7 +47,6 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 depends on y alone is computed K times and not K x batch times."""
 
 _MAX_ELEMENTS = 2_000_000  # of the examples in one pass
-
 _TOLERANCE = 1e-3  # by which rounding may take a mean in [0, 1] outside of it
 FORMAT = 1  # of saved configurations
 
@@ -126,7 +125,7 @@ class Model(Configurable, abstract=True):
                 f"The model has {self.num_classes} classes, and the data no labels. Give labels, or num_classes="
                 f"{self.num_classes} to cluster without any; M1, and DDGM without num_classes, need no classes."
             )
-        if (self.num_classes or 0) < (data.num_classes or 0) and self.num_classes is not None:
+        if self.num_classes is not None and data.num_classes is not None and self.num_classes < data.num_classes:
             raise ValueError(
                 f"The model has {self.num_classes} classes, the data {data.num_classes}. Build a new model with "
                 "num_classes=data.num_classes; a trained one gets no further classes."
@@ -257,11 +256,8 @@ class Model(Configurable, abstract=True):
         """
         config = {"format": FORMAT, **describe(self)}
         if self.data_scale is not None:
-            data: dict[str, Any] = {
-                "scale": self.data_scale,
-                "range": self._data_range,
-                "class_names": self.class_names,
-            }
+            data: dict[str, Any] = {"scale": self.data_scale, "range": self._data_range}
+            data["class_names"] = self.class_names
             data |= {"feature_names": self.feature_names, "categories": self.categories} if self.feature_names else {}
             data |= {"features": self.feature_source.config()} if self.feature_source is not None else {}
             config["data"] = data
@@ -341,12 +337,7 @@ def _check_scale(model: Any, low: float, high: float) -> None:
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:
-    """Return the plate over the examples of a minibatch, at dimension -1.
-
-    Args:
-        x: A minibatch with shape ``(B, *event_shape)``.
-        size: Number N of examples that it represents; log-probabilities are scaled by N/B. ``None`` is B.
-    """
+    """Return the plate over the B examples x of a minibatch, at dimension -1, which scales by ``size`` / B if given."""
     batch = x.shape[0]
     # Explicit indices, because Pyro would otherwise draw a permutation of all N examples at every step and discard it.
     indices = torch.arange(batch, device=x.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,13 +156,18 @@ class LatentVariableModel(Model, abstract=True):
 
 
 class SemiSupervisedModel(LatentVariableModel, abstract=True):
-    """Base class of models with a generative p(x|y,z); a subclass also defines ``classify``, ``encode`` and ``decode``.
+    """Base class of models with a generative p(x|y,z).
+
+    A subclass also defines ``classify(x)``, the logits of q(y|x), ``encode(x, y)``, q(z|x,y), and ``decode(y, z)``,
+    p(x|y,z), for x ``(B, *event_shape)``, y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``.
 
     Arguments and errors are those of :class:`LatentVariableModel`, with ``num_classes``, the number of classes ``K``,
     and ``class_prior``, p(y): a name or a :class:`~pyro_ssvae.distributions.ClassPrior`.
     """
 
     num_classes: int
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
 
     def __init__(
         self,
@@ -176,14 +181,6 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     ) -> None:
         super().__init__(event_shape, latent_dim, likelihood, prior, num_classes, missing)
         self.class_prior = make_class_prior(class_prior, num_classes)
-
-    def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
-        raise NotImplementedError(f"{type(self).__name__} must define encode(x, y) -> distribution over z.")
-
-    def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        raise NotImplementedError(f"{type(self).__name__} must define decode(y, z) -> distribution over x.")
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
         classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)

@@ -161,16 +161,13 @@ class Objective(nn.Module):
     @property
     def model(self) -> PyroFunction:
         """The generative model in use, down to x."""
-        return self._function("model")
+        function: PyroFunction = self._functions["model"] or self.module.model
+        return function
 
     @property
     def guide(self) -> PyroFunction:
         """The guide in use."""
-        return self._function("guide")
-
-    def _function(self, name: str) -> PyroFunction:
-        given = self._functions[name]
-        function: PyroFunction = getattr(self.module, name) if given is None else given
+        function: PyroFunction = self._functions["guide"] or self.module.guide
         return function
 
     def describe(self) -> str | None:

@@ -101,6 +101,7 @@ class EnergyObjective(Objective):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
         counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
         super().__init__(module, **counts, model=model, guide=guide)
+        self.compilable = not shared_draws  # they keep the graph of one update for the next
         if num_labelled and module.num_classes is None:
             raise ValueError(
                 f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
@@ -120,7 +121,6 @@ class EnergyObjective(Objective):
         )
         self.generator_rate, self.generator_steps = generator_rate, generator_steps
         self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
-        self.compilable = not shared_draws  # they keep the graph of one update for the next
         self._drawn: tuple[Tensor, Tensor] | None = None  # from the energy's update to the generator's
 
     @classmethod

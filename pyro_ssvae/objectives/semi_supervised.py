@@ -43,8 +43,8 @@ class SemiSupervisedELBO(Objective):
     from labels through an auxiliary Pyro model with the observed site ``y_aux``.
 
     Args:
-        module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
-            ``classify_model`` and ``classify`` are used unless functions are given.
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``classify_model`` and
+            ``classify`` are used, and ``model`` and ``guide`` unless functions are given.
         num_labelled: Number of labelled training examples N_l.
         num_unlabelled: Number of unlabelled training examples N_u.
         alpha: Weight c of the mean cross-entropy of labelled examples, where the paper's α is c·N (0.1 there). The
@@ -61,7 +61,6 @@ class SemiSupervisedELBO(Objective):
         elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which supports more models and guides.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``.
         guide: Likewise, instead of ``module.guide``.
-        classify_model: Likewise, instead of ``module.classify_model``.
 
     Raises:
         ValueError: For negative sizes or weights, no examples at all, unknown names, an importance-weighted bound of
@@ -89,7 +88,6 @@ class SemiSupervisedELBO(Objective):
         importance_weighted: bool = False,
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
-        classify_model: PyroFunction | None = None,
     ) -> None:
         super().__init__(module, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
         check_draws(num_particles, importance_weighted)
@@ -97,7 +95,6 @@ class SemiSupervisedELBO(Objective):
         self.augmentation, self.consistency = augmentation, consistency
         self.enumeration, self.top_k, self.elbo, self.analytic_kl = enumeration, top_k, elbo, analytic_kl
         self.num_particles, self.importance_weighted = num_particles, importance_weighted
-        self._functions["classify_model"] = classify_model
         self._unlabelled_elbo, self._labelled_elbo, self._evaluation_elbo = self._elbos()
         self.has_bound = bound_weight > 0.0
         self.compilable = elbo == "static"  # the stock ELBO reads tensors back from the device
@@ -169,18 +166,15 @@ class SemiSupervisedELBO(Objective):
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results; settings of several draws only where there are several."""
         several = ("num_particles", "importance_weighted") if self.num_particles > 1 else ()
-        names = ("alpha", "bound_weight", "bound_batch_size", "enumeration", "elbo", *several)
-        return {name: getattr(self, name) for name in names} | {
+        names = (
+            "alpha bound_weight bound_batch_size augmentation consistency enumeration top_k elbo analytic_kl".split()
+        )
+        return {name: getattr(self, name) for name in (*names, *several)} | {
             "augmentation": self.augmentation.config() if self.augmentation is not None else None,
             "consistency": self.consistency.config() if self.consistency is not None else None,
             "top_k": self.top_k if self.enumeration == "top-k" else None,
             "analytic_kl": self.analytic_kl and self.elbo == "static",
         }
-
-    @property
-    def classify_model(self) -> PyroFunction:
-        """The auxiliary model in use."""
-        return self._function("classify_model")
 
     def loss(self, batch: Batch) -> Loss:
         """Return J^α of a batch plus the regularisers.
@@ -216,7 +210,7 @@ class SemiSupervisedELBO(Objective):
         """Return the mean of -log q(y|x) over labelled examples, in nats, augmented where augmentation is on."""
         if self.augmentation is not None:
             x = self.augmentation(x)
-        loss: Tensor = self._labelled_elbo.differentiable_loss(self.classify_model, _empty_guide, x, y)
+        loss: Tensor = self._labelled_elbo.differentiable_loss(self.module.classify_model, _empty_guide, x, y)
         return loss / x.shape[0]
 
     def validate(self, data: SemiSupervisedData, **options: Any) -> Validation:

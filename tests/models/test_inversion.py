@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.models.ddgm import nearest_latents
+from pyro_ssvae.models.inversion import nearest_latents
 
 
 def test_a_linear_generator_is_inverted() -> None:
