@@ -205,15 +205,12 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
 
     @checked
     def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw z from its prior and decode it.
+        """Draw z from its prior; return the means of p(x|y,z), ``(num_samples, *event_shape)``, and the classes.
 
         Args:
             num_samples: Number of samples.
             y: A class for all samples, its number or name, classes with shape ``(num_samples,)``, or ``None`` to draw
                 them from π.
-
-        Returns:
-            The means of p(x|y,z), with shape ``(num_samples, *event_shape)``, and the classes, ``(num_samples,)``.
 
         Raises:
             TypeError: For a number of samples or classes that are no integers.

@@ -126,14 +126,8 @@ class M1(LatentVariableModel):
         """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
-            num_samples: Draws of z per example; ``None`` for the mean of q(z|x).
-
-        Returns:
-            Means ``(B, L)``, or draws ``(num_samples, B, L)``.
-
-        Raises:
-            ValueError: As :meth:`Model.predict_proba`, or if ``num_samples`` is not positive.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`, which names the errors.
+            num_samples: ``None`` for means of q(z|x), ``(B, L)``, else the number of draws, ``(num_samples, B, L)``.
         """
         if num_samples is None:
             return self._map(lambda x: self.encode(x).mean, x)
@@ -145,11 +139,7 @@ class M1(LatentVariableModel):
 
     @checked
     def generate(self, num_samples: int) -> Tensor:
-        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
-
-        Raises:
-            ValueError: For a non-positive number of samples.
-        """
+        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``."""
         with torch.no_grad(), evaluation_mode(self):
             return self._means(self.prior().sample((num_samples,)))
 
@@ -187,18 +177,10 @@ class M1(LatentVariableModel):
     def traverse(
         self, x: ArrayLike, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)
     ) -> Tensor:
-        """Decode examples with one latent set to given values and the others at the mean of q(z|x).
+        """Return the means of p(x|z), ``(V, B, *event_shape)``, with one latent set to ``V`` values.
 
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            dim: Index of the latent, from 0.
-            values: The ``V`` values that it is set to.
-
-        Returns:
-            Means of p(x|z), with shape ``(V, B, *event_shape)``.
-
-        Raises:
-            ValueError: If there is no such latent, or examples do not fit the model.
+        The others are at the means of q(z|x) of examples x ``(B, *event_shape)``. ``ValueError`` if there is no latent
+        ``dim``, counted from 0, or the examples do not fit.
         """
         if not -self.latent_dim <= dim < self.latent_dim:
             raise ValueError(f"dim={dim} must lie between 0 and {self.latent_dim - 1}.")

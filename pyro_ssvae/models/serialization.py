@@ -32,14 +32,7 @@ _Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the sav
 
 @checked
 def save(model: Model, folder: str | Path) -> Path:
-    """Write a model to a folder, each file atomically.
-
-    Args:
-        model: The model, in training or evaluation mode, on any device.
-        folder: The folder, created if it does not exist.
-
-    Returns:
-        The folder.
+    """Write a model, in any mode and on any device, to a folder, which is created if needed; return the folder.
 
     Raises:
         OSError: If the folder cannot be written, for example on a full disk; no incomplete file is left.

@@ -185,9 +185,8 @@ class Objective(nn.Module):
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch and its terms.
 
-        Args:
-            batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
-                ``(B_l,)``; either side may be ``None``.
+        The batch holds unlabelled examples ``(B_u, *event_shape)``, and labelled ones ``(B_l, *event_shape)`` with
+        classes ``(B_l,)``; either side may be ``None``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(batch) -> Loss.")
 
@@ -196,19 +195,11 @@ class Objective(nn.Module):
         return {"all": ParameterGroup(list(self.parameters()))}
 
     def updates(self, progress: float = 0.0) -> list[Update]:
-        """Return the updates of one training step, in order; each loss is computed after the update before it.
-
-        Args:
-            progress: Fraction of the schedule that is done, in [0, 1).
-        """
+        """Return the updates of a step in order, each loss computed after the update before; progress is in [0, 1)."""
         return [Update("all", self.loss)]
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Return the loss of every group at the present weights, each an unbiased estimate of that of all examples.
-
-        Raises:
-            ValueError: If the batch, as for :meth:`loss`, is empty.
-        """
+        """Return the loss of every group at the present weights, each unbiased; ``ValueError`` for an empty batch."""
         batch = Batch(*batch)
         if batch.x_unlabelled is None and batch.x_labelled is None:
             raise ValueError("The batch holds neither unlabelled nor labelled examples.")
@@ -252,13 +243,13 @@ class Objective(nn.Module):
     ) -> float:
         """Return the mean bound of log p(x), in nats per example (higher is better), with one draw of z.
 
-        Classes, where the model has some, are summed: -U(x).
+        Classes, where the model has some, are summed: -U(x). The caller's random state is left as it was.
 
         Args:
             x: Examples with shape ``(N, *event_shape)``, as stored.
             scale: Divides ``x``.
             binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
-            seed: Of the binarisation and of the draws of z; the caller's random state is left as it was.
+            seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
         """
         like = next(self.parameters())
@@ -272,11 +263,7 @@ class Objective(nn.Module):
     # Validation.
 
     def check(self, data: SemiSupervisedData) -> None:
-        """Check that the objective, its module and data belong together.
-
-        Raises:
-            ValueError: If shapes, classes, values or numbers of examples disagree.
-        """
+        """Raise ``ValueError`` if shapes, classes, values or numbers of examples of module and data disagree."""
         if hasattr(self.module, "check_data"):
             self.module.check_data(data)
         if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):

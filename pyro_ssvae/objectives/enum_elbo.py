@@ -81,7 +81,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
     Raises:
         ValueError: For an unknown ``enumeration`` or non-positive counts.
         EnumerationError: From a call, if nothing is enumerated though it is required.
-        StaticELBOError: From a call, for a model and guide that are not supported, with the reason and the remedy.
+        StaticELBOError: From a call, for a model and guide that are not supported.
 
     Example:
         >>> import pyro_ssvae
@@ -283,12 +283,10 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
     p may depend only on sites that the guide draws before this one. If it depends on a site that the guide draws later,
     p is conditioned on a value that was itself drawn given this site, so log q - log p must be evaluated at the draw.
     """
-    if name not in model_sites:
+    ours, theirs = guide_sites[name], model_sites.get(name)
+    if theirs is None or ours["is_observed"] or theirs["is_observed"]:
         return None
-    ours, theirs = guide_sites[name], model_sites[name]
-    if ours["is_observed"] or theirs["is_observed"]:
-        return None
-    if not (_same(ours["scale"], theirs["scale"]) and _same(ours["mask"], theirs["mask"])):
+    if not all(_same(ours[part], theirs[part]) for part in ("scale", "mask")):
         return None
     if not (_before(name, model_sites) & guide_sites.keys()) <= _before(name, guide_sites):
         return None

@@ -177,14 +177,10 @@ class EnumerateClass(Messenger):
 
 
 class DrawSamples(Messenger):
-    """Draw several values at once of every continuous site of a guide that lies in a plate.
+    """Draw ``number`` values of each continuous guide site in a plate, at dimension ``dim``, left of all plates.
 
     A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
     no density to weigh them by, which is no bound (z1 in stacked training of M1M2).
-
-    Args:
-        number: How many.
-        dim: Batch dimension of the draws, just left of all plates; whatever depends on them must broadcast.
     """
 
     def __init__(self, number: int, dim: int) -> None:
@@ -196,8 +192,7 @@ class DrawSamples(Messenger):
             return
         if msg["infer"].get("enumerate") is not None:
             return
-        shape = list(msg["fn"].batch_shape)
-        shape = [1] * (-self._dim - len(shape)) + shape
+        shape = [1] * (-self._dim - len(msg["fn"].batch_shape)) + list(msg["fn"].batch_shape)
         if shape[self._dim] == 1:
             shape[self._dim] = self._number
             msg["fn"] = msg["fn"].expand(torch.Size(shape))
@@ -220,12 +215,11 @@ class GlobalSites(Messenger):
         self._score = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
             return
-        if not self._score:
-            msg["mask"] = False
-            if msg["name"] in self._values:
-                msg["value"] = self._values[msg["name"]]
+        msg["mask"] = False
+        if msg["name"] in self._values:
+            msg["value"] = self._values[msg["name"]]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if not msg["cond_indep_stack"] and not msg["is_observed"]:
@@ -233,12 +227,7 @@ class GlobalSites(Messenger):
 
 
 class ScaleSites(Messenger):
-    """Scale the log-probabilities of named sites, in model and guide alike; used to anneal the KL of z.
-
-    Args:
-        names: Sites to scale.
-        scale: Factor of their log-probabilities, a tensor without dimensions.
-    """
+    """Scale the log-probabilities of named sites, in model and guide alike, by a tensor; used to anneal the KL of z."""
 
     def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
         super().__init__()

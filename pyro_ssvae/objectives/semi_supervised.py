@@ -166,10 +166,8 @@ class SemiSupervisedELBO(Objective):
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results; settings of several draws only where there are several."""
         several = ("num_particles", "importance_weighted") if self.num_particles > 1 else ()
-        names = (
-            "alpha bound_weight bound_batch_size augmentation consistency enumeration top_k elbo analytic_kl".split()
-        )
-        return {name: getattr(self, name) for name in (*names, *several)} | {
+        names = "alpha bound_weight bound_batch_size augmentation consistency enumeration top_k elbo analytic_kl"
+        return {name: getattr(self, name) for name in (*names.split(), *several)} | {
             "augmentation": self.augmentation.config() if self.augmentation is not None else None,
             "consistency": self.consistency.config() if self.consistency is not None else None,
             "top_k": self.top_k if self.enumeration == "top-k" else None,

@@ -70,11 +70,7 @@ class UnsupervisedELBO(Objective):
     @classmethod
     @checked
     def for_data(cls, module: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
-        """Return the objective for a model and data without training labels.
-
-        Raises:
-            ValueError: If training examples carry labels; :meth:`SemiSupervisedData.without_labels` removes them.
-        """
+        """Return the objective for a model and data; ``ValueError`` if training examples carry labels."""
         if data.num_labelled:
             raise ValueError(
                 f"{data.num_labelled} training examples carry labels, which this objective does not use; pass "
@@ -91,15 +87,12 @@ class UnsupervisedELBO(Objective):
         elbo = self._elbo
         if elbo.importance_weighted:
             return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
-        how = "in closed form" if elbo.analytic_kl and self._has_closed_form() else "by samples"
+        how = "by samples"
+        if elbo.analytic_kl and hasattr(self.module, "event_shape"):
+            example = next(self.module.parameters()).new_zeros(1, *self.module.event_shape)
+            with fork_random_state(self.module, 0):
+                how = "in closed form" if all(closed_forms(self.model, self.guide, example).values()) else how
         return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
-
-    def _has_closed_form(self) -> bool:
-        if not hasattr(self.module, "event_shape"):
-            return False
-        example = next(self.module.parameters()).new_zeros(1, *self.module.event_shape)
-        with fork_random_state(self.module, 0):
-            return all(closed_forms(self.model, self.guide, example).values())
 
     def loss(self, batch: Batch) -> Loss:
         """Return the negative bound of a batch, with the term ``bound`` in nats per example (higher is better)."""
