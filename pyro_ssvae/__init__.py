@@ -10,7 +10,6 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.errors import PyroSSVAEError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
-from pyro_ssvae.models.base import pyro_view
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -18,6 +17,7 @@ from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.serialization import load, save
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
+from pyro_ssvae.objectives.handlers import pyro_view
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report

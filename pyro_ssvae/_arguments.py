@@ -69,7 +69,7 @@ _RANGES = {
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
-        "top_k num_particles generator_steps num_samples max_plate_nesting": _Range(1, _MAX_COUNT),
+        "top_k num_particles generator_steps num_samples": _Range(1, _MAX_COUNT),
         "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
         "negative_weight weight rotation log_scale shear shift strength": _Range(0),

@@ -26,9 +26,8 @@ from pyro_ssvae._configurable import describe as describe_module
 from pyro_ssvae._io import write_atomically, write_json
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import MissingPackageError
-from pyro_ssvae.models.base import Model, fork_random_state
+from pyro_ssvae.models.base import Model, as_input, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1m2 import M1M2
 
@@ -99,7 +98,7 @@ def _take_values(model: Model, x: ArrayLike | None) -> dict[str, Tensor]:
     with fork_random_state(model, 0):
         z = model.prior().sample((_EXAMPLES,))
         if x is None:
-            generate: Any = model.sample if isinstance(model, DDGM) else model.generate
+            generate: Any = model.sample if hasattr(model, "sample") else model.generate
             x = _as_tuple(generate(_EXAMPLES))[0]
     examples, scale = as_input(model, x[:_EXAMPLES])  # type: ignore[index]
     values = {"x": examples / scale, "z": z[: len(examples)]}

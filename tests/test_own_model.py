@@ -13,11 +13,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
-from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae as ss
-from pyro_ssvae import StaticEnumELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.evaluation import evaluate_model
 from pyro_ssvae.models import Model, data_plate
@@ -52,15 +50,12 @@ class FactorAnalysisELBO(Objective):
         return {"particles": 1}
 
     def loss(self, batch: Batch) -> Loss:
-        total = self.bound(self._evaluation_elbo(), GlobalSites(), batch.x_unlabelled, size=self.num_examples)
+        total = self.bound(self._evaluation_elbo, GlobalSites(), batch.x_unlabelled, size=self.num_examples)
         return Loss(total / self.num_examples, {"bound": -total.detach() / self.num_examples})
 
     def validate(self, data: ss.SemiSupervisedData, **options: Any) -> Validation:
         bound = self.mean_bound(data.x_validation, scale=data.scale)
         return Validation({"bound": bound}, score=bound)
-
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        return StaticEnumELBO(require_enumeration=False)
 
 
 @evaluate_model.register

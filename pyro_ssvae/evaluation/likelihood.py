@@ -29,9 +29,8 @@ from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.base import as_input, fork_random_state
 from pyro_ssvae.models.diagnostics import iterate_batches_for
-from pyro_ssvae.models.inputs import as_input
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 __all__ = ["LogLikelihood", "log_likelihood"]

@@ -26,9 +26,9 @@ from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.export import Network, make_networks
 from pyro_ssvae.models.base import Model, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = ["Payload", "make_payload"]
 

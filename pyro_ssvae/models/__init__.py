@@ -1,12 +1,6 @@
 """The models: modules whose methods ``model`` and ``guide`` are Pyro programs."""
 
 from pyro_ssvae.models.base import Model, data_plate
-from pyro_ssvae.models.latent_variable import LatentVariableModel
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
+from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
 
-__all__ = [
-    "LatentVariableModel",
-    "Model",
-    "SemiSupervisedModel",
-    "data_plate",
-]
+__all__ = ["LatentVariableModel", "Model", "SemiSupervisedModel", "data_plate"]

@@ -1,10 +1,10 @@
-"""The base class of the models, the plate over examples, and the view of a model for stock Pyro."""
+"""The base class of the models, what users may hand to them, the plate over examples, and the random state."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import weakref
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from numpy.typing import ArrayLike
-from pyro.poutine.runtime import InferDict, effectful
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import as_seed, checked
-from pyro_ssvae._arrays import holds_missing, value_range
+from pyro_ssvae._arguments import as_scale, as_seed, checked
+from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_numpy, value_range
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches
+from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
-from pyro_ssvae.models.inputs import as_input
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ENUMERATE",
     "Model",
+    "as_input",
     "data_plate",
-    "declare_parameters",
     "evaluation_mode",
     "fork_random_state",
     "full_precision",
     "get_device",
-    "pyro_view",
     "seeded",
 ]
 
@@ -46,16 +45,19 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 depends on y alone is computed K times and not K x batch times."""
 
 _MAX_ELEMENTS = 2_000_000  # of the examples in one pass
-
+_TOLERANCE = 1e-3  # by which rounding may take a mean in [0, 1] outside of it
 FORMAT = 1  # of saved configurations
 
 
 class Model(Configurable, abstract=True):
     """Base class of the models: examples of some shape, latents under a prior, and possibly classes.
 
-    A subclass builds its networks, calls :meth:`_attach_prior` at the end of its constructor, and defines ``model`` and
-    ``guide``. Its constructor's arguments are recorded, so that :func:`pyro_ssvae.save` and :func:`pyro_ssvae.load`
-    work for it.
+    A subclass builds its networks, calls :meth:`_attach_prior` at the end of its constructor, and defines
+    ``model(x, y=None, *, size=None)``, which samples a minibatch from the generative model, with x and known classes
+    observed, and ``guide`` with the same arguments, which samples what is not known: x are examples
+    ``(B, *event_shape)``, y integer classes ``(B,)`` or ``None`` where they are unknown (a model without classes takes
+    no y), and ``size`` is the number of examples that the minibatch represents; ``None`` is ``B``. The arguments of the
+    constructor are recorded, so that :func:`pyro_ssvae.save` and :func:`pyro_ssvae.load` work.
 
     Args:
         event_shape: Shape of one example.
@@ -157,15 +159,14 @@ class Model(Configurable, abstract=True):
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> Self:
         """Build the model for a data set, with initial weights drawn by the seed of the data.
 
+        The data give the shape of examples, the number of classes, and whether values are missing. The caller's random
+        state is left as it was.
+
         Args:
-            data: Gives the shape of examples, if the model needs them, the number of classes, and whether values are
-                missing.
+            data: The data set.
             **options: Arguments of the class, which take precedence. ``likelihood="auto"`` chooses a distribution for
                 each column of a table by its values. Images in colour have convolutional networks and a discretised
                 logistic likelihood (Gaussian, if they are not of 8 bits) by default, features a Gaussian one.
-
-        Returns:
-            The model. The caller's random state is left as it was.
 
         Raises:
             ValueError: If the model needs classes, and none are known.
@@ -252,14 +253,14 @@ class Model(Configurable, abstract=True):
         ``"base"``, those in which that model differs.
         """
         config = {"format": FORMAT, **describe(self)}
+        if self.data_scale is not None:
+            data: dict[str, Any] = {"scale": self.data_scale, "range": self._data_range}
+            data["class_names"] = self.class_names
+            data |= {"feature_names": self.feature_names, "categories": self.categories} if self.feature_names else {}
+            data |= {"features": self.feature_source.config()} if self.feature_source is not None else {}
+            config["data"] = data
         library = (cls for cls in type(self).__mro__ if is_library_class(cls) and REGISTRY.get(cls.__name__) is cls)
         base = next(library, type(self))
-        if self.data_scale is not None:
-            names: dict[str, Any] = {"class_names": self.class_names}
-            names |= {"feature_names": self.feature_names, "categories": self.categories} if self.feature_names else {}
-            if self.feature_source is not None:
-                names["features"] = self.feature_source.config()
-            config["data"] = {"scale": self.data_scale, "range": self._data_range, **names}
         if base is not type(self):
             config["base"] = {name: part for name, part in describe(self, base).items() if part != config[name]}
         return config
@@ -280,13 +281,61 @@ def _holds_missing(data: SemiSupervisedData) -> bool:
     return holds_missing(data.x, data.x_validation, data.x_test)
 
 
-def data_plate(x: Tensor, size: int | None) -> pyro.plate:
-    """Return the plate over the examples of a minibatch, at dimension -1.
+def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tensor, float]:
+    """Return examples as a tensor of the model's shape, finite or NaN where that is allowed, and their divisor.
 
     Args:
-        x: A minibatch with shape ``(B, *event_shape)``.
-        size: Number N of examples that it represents; log-probabilities are scaled by N/B. ``None`` is B.
+        model: The model.
+        x: As for :meth:`Model.predict_proba`. Columns of a DataFrame, an AnnData and the like are taken by name if the
+            model knows the names of its columns.
+        scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
+            that were probably meant to be divided are refused or warned about.
     """
+    divisor: float | None = 1.0
+    if model.feature_source is not None:
+        x = model.feature_source.convert(x)
+    if model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
+        x = encode_rows(read_table(x), model.feature_names, model.categories)
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
+        array = to_numpy(x, "x")
+        divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
+        allowed = {"allow_empty": True, "allow_missing": model.missing}
+        x = as_examples(array, "x", event_shape=model.event_shape, **allowed)
+    x = x.detach()
+    if x.shape[1:] != model.event_shape:
+        raise ValueError(
+            f"Examples must have shape {tuple(model.event_shape)}, with B of them in x; got {tuple(x.shape)}."
+        )
+    if x.is_meta:  # has no values
+        if not next(model.parameters()).is_meta:
+            raise ValueError("x is on the device 'meta', where tensors hold no values; pass it on the CPU.")
+        return x, 1.0 if divisor is None else divisor
+    check_finite(x, "x", allow_missing=model.missing)
+    divisor = as_scale(divisor if scale is None else scale, x)
+    if scale is None and len(x):
+        _check_scale(model, *(end / divisor for end in value_range(x)))
+    return x, divisor
+
+
+def _check_scale(model: Any, low: float, high: float) -> None:
+    """Raise an error, or warn, for values that were not divided by the scale of training."""
+    scale = model.data_scale or 1.0
+    advice = "" if scale == 1.0 else f" The model was trained on values divided by {scale:g}: give x / {scale:g}."
+    likelihood = getattr(model, "likelihood", None)
+    if getattr(likelihood, "unit_interval", False) and not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):
+        raise ValueError(
+            f"x spans [{low:g}, {high:g}], and the likelihood of the model, {getattr(likelihood, 'name', '')}, needs "
+            f"values in [0, 1].{advice or ' Scale x as in training.'}"
+        )
+    if advice and model._data_range is not None:
+        least, most = model._data_range
+        width = max(most - least, abs(most))
+        if high > most + width and least - width <= low / scale and high / scale <= most + width:
+            warnings.warn(f"x goes up to {high:g}, the training examples to {most:g}.{advice}", stacklevel=5)
+
+
+def data_plate(x: Tensor, size: int | None) -> pyro.plate:
+    """Return the plate over the B examples x of a minibatch, at dimension -1, which scales by ``size`` / B if given."""
     batch = x.shape[0]
     # Explicit indices, because Pyro would otherwise draw a permutation of all N examples at every step and discard it.
     indices = torch.arange(batch, device=x.device)
@@ -333,42 +382,3 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
             with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
-    """Present functions of a module to stock ``pyro.infer.SVI``.
-
-    ``SVI`` trains what appears as a ``param`` site, and plain modules produce none. Each returned function declares the
-    module's parameters as such sites and then calls the method. The tensors are the module's own, and Pyro's global
-    parameter store stays empty, so that models cannot interfere with each other there.
-
-    Args:
-        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
-        *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
-
-    Example:
-        >>> import pyro, pyro_ssvae
-        >>> from pyro.infer import SVI, TraceEnum_ELBO
-        >>> m2 = pyro_ssvae.M2((1, 8, 8), 10, latent_dim=2, hidden_dims=(8,))
-        >>> model, guide = pyro_ssvae.pyro_view(m2)
-        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
-        >>> loss = svi.step(torch.rand(5, 1, 8, 8).round())
-    """
-
-    def view(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            declare_parameters(module)
-            return getattr(module, name)(*args, **kwargs)
-
-        return call
-
-    return tuple(view(name) for name in functions or ("model", "guide"))
-
-
-def declare_parameters(module: nn.Module) -> None:
-    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
-    for name, parameter in module.named_parameters():
-        alias = parameter.detach()
-        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
-        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

@@ -1,7 +1,7 @@
 """Diagnostics of a model on a data set: predictions, classification error, class control, KL of the latents, energies.
 
-All functions take examples as stored and divide them by ``scale``, work in batches, put the model in evaluation mode,
-and leave its mode and the caller's random state as they were.
+All functions take a model and examples x ``(N, *event_shape)`` as stored (8-bit allowed), which are divided by
+``scale``, work in batches, put the model in evaluation mode, and leave its mode and the random state as they were.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 
 __all__ = [
     "NUM_DIAGNOSED",
@@ -39,44 +39,21 @@ _ACTIVE_VARIANCE = 0.01
 
 
 def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
-    """Yield examples in batches on the device of a module and in its precision.
-
-    Args:
-        module: A module with parameters.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        **options: Those of ``iterate_batches``, except ``device``.
-    """
+    """Yield examples in batches on the device of a module and in its precision, with options of ``iterate_batches``."""
     like = next(module.parameters())
     return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
 
 
 def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
-    """Return q(y|x) of many examples.
-
-    Args:
-        model: The model, with ``K`` classes.
-        x: Examples with shape ``(N, *event_shape)``, as stored (8-bit allowed).
-        scale: Divides ``x``.
-        batch_size: Examples per batch.
-
-    Returns:
-        Probabilities with shape ``(N, K)``, on the CPU.
-    """
+    """Return q(y|x) of many examples, probabilities with shape ``(N, K)``, on the CPU."""
     batches = iterate_batches_for(model, x, scale=scale, batch_size=batch_size)
     return torch.cat([model.predict_proba(batch).cpu() for batch in batches])
 
 
 def classification_error(model: Model, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float | None:
-    """Return the fraction of examples whose most probable class under q(y|x) is wrong.
+    """Return the fraction of examples whose most probable class under q(y|x) is wrong, ``None`` if no label is known.
 
-    Args:
-        model: The model.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        y: True classes with shape ``(N,)``; examples with -1 (unknown) are left out.
-        scale: Divides ``x``.
-
-    Returns:
-        The error between 0 and 1, or ``None`` where no label is known.
+    True classes y have shape ``(N,)``; examples with -1 (unknown) are left out.
     """
     known = y.cpu() >= 0
     if not known.any():
@@ -123,20 +100,12 @@ def posterior_diagnostics(
 ) -> dict[str, float]:
     """Return how q(y|x) and q(z|x,y) behave, in nats.
 
-    Args:
-        model: The model, with ``K`` classes.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
-        batch_size: Examples per batch.
-
-    Returns:
-        ``entropy_y``, the mean of H(q(y|x)): log K where the class is ignored, 0 where every class is certain;
-        ``mutual_information``, H(mean of q(y|x)) minus ``entropy_y``: log K for a confident and balanced classifier;
-        ``kl_z``, the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): the information in the latents.
+    ``entropy_y`` is the mean of H(q(y|x)): log K where the class is ignored, 0 where every class is certain;
+    ``mutual_information``, H(mean of q(y|x)) minus ``entropy_y``: log K for a confident and balanced classifier;
+    ``kl_z``, the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): the information in the latents.
     """
-    device = get_device(model)
-    classes = torch.arange(model.num_classes, device=device).unsqueeze(-1)  # (K, 1)
-    entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=device)
+    classes = torch.arange(model.num_classes, device=get_device(model)).unsqueeze(-1)  # (K, 1)
+    entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=classes.device)
     with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
             qy = dist.Categorical(logits=model.classify(batch))
@@ -145,44 +114,32 @@ def posterior_diagnostics(
             kl += float((qy.probs.T * kl_of_class).sum())
             mass += qy.probs.sum(0)
     marginal = float(dist.Categorical(probs=mass / len(x)).entropy())
-    return {
-        "entropy_y": entropy / len(x),
-        "mutual_information": marginal - entropy / len(x),
-        "kl_z": kl / len(x),
-    }
+    entropy /= len(x)
+    return {"entropy_y": entropy, "mutual_information": marginal - entropy, "kl_z": kl / len(x)}
 
 
 @singledispatch
-def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
+def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     """Return how much information the latents of M1 carry; nothing for other models.
 
-    Args:
-        model: The model, whose class decides which function is called.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
-        batch_size: Examples per batch.
-
-    Returns:
-        ``kl_z``, the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units``, the number of :func:`active_units`.
+    ``kl_z`` is the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units`` the number of :func:`active_units`.
     """
     return {}
 
 
 @latent_diagnostics.register
 @torch.no_grad()
-def _(model: M1, x: Tensor, *, scale: float = 1.0, batch_size: int = 1000) -> dict[str, float]:
+def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     kl, means = 0.0, []
     with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
-        for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
+        for batch in iterate_batches_for(model, x, scale=scale, batch_size=1000):
             qz = model.encode(batch)
             kl += float(_kl_to_prior(model, qz).sum())
             means.append(qz.mean.cpu())
     return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
 
 
-def active_units(
-    model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE, batch_size: int = 1000
-) -> Tensor:
+def active_units(model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE) -> Tensor:
     r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
 
     Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
@@ -193,29 +150,21 @@ def active_units(
         x: Examples with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``.
         threshold: Variance above which a latent is active.
-        batch_size: Examples per batch.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
     """
-    batches = iterate_batches_for(model, x, scale=scale, batch_size=batch_size)
+    batches = iterate_batches_for(model, x, scale=scale, batch_size=1000)
     return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > threshold
 
 
 @torch.no_grad()
 def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
-    """Compare data with an equal number of generated samples.
+    """Compare data with an equal number of generated samples, drawn by the seed.
 
-    Args:
-        model: The model.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
-        seed: Seed of the samples.
-
-    Returns:
-        ``energy_data`` and ``energy_samples``, mean energies in nats; ``energy_gap``, the first minus the second; and
-        ``std_ratio``, the total standard deviation of the samples divided by that of the data: near 1 for a generator
-        that covers the data, near 0 for a collapsed one. ``std_ratio`` is left out where all examples are equal.
+    ``energy_data`` and ``energy_samples`` are mean energies in nats, ``energy_gap`` is the first minus the second, and
+    ``std_ratio`` the total standard deviation of the samples divided by that of the data: near 1 for a generator that
+    covers the data, near 0 for a collapsed one, left out where all examples are equal.
     """
     data = torch.cat(list(iterate_batches_for(model, x, scale=scale)))
     with fork_random_state(model, seed):

@@ -1,28 +1,31 @@
-"""The base class of models whose examples follow a likelihood given latents that are inferred."""
+"""Base classes of models whose examples follow a likelihood given inferred latents, without and with classes."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.distributions import Likelihood
-from pyro_ssvae.distributions.choice import make_likelihood
+from pyro_ssvae.distributions import ClassPrior, Likelihood
+from pyro_ssvae.distributions.choice import make_class_prior, make_likelihood
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
-from pyro_ssvae.models.base import Model, fork_random_state, full_precision
+from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_random_state, full_precision, get_device
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.presets import FEATURES
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["LatentVariableModel", "SemiSupervisedModel"]
 
 _MAX_LOG_SCALE = 15.0
 
@@ -31,17 +34,13 @@ class LatentVariableModel(Model, abstract=True):
     """Base class of models whose examples follow a likelihood given latents, and whose latents are inferred.
 
     Args:
-        event_shape: Shape of one example.
-        latent_dim: Number of latents ``L``.
+        event_shape: As for :class:`Model`, like ``latent_dim``, ``prior`` and ``num_classes``.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.
-        prior: A name, a module that returns p(z) when called, or ``None`` for the standard normal.
-        num_classes: Number of classes ``K``, at least 2; ``None`` for a model without classes.
         missing: Whether examples, rows of a table, may have missing values (NaN), which are left out of the likelihood.
 
     Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names, or
-            ``missing`` for images.
+        ValueError: As for :class:`Model`, or for ``missing`` of images.
         TypeError: For a likelihood or prior of the wrong type.
     """
 
@@ -155,3 +154,86 @@ class LatentVariableModel(Model, abstract=True):
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
         return leave_out_missing(distribution) if self.missing else distribution
+
+
+class SemiSupervisedModel(LatentVariableModel, abstract=True):
+    """Base class of models with a generative p(x|y,z).
+
+    A subclass also defines ``classify(x)``, the logits of q(y|x), ``encode(x, y)``, q(z|x,y), and ``decode(y, z)``,
+    p(x|y,z), for x ``(B, *event_shape)``, y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``.
+
+    Arguments and errors are those of :class:`LatentVariableModel`, with ``num_classes``, the number of classes ``K``,
+    and ``class_prior``, p(y): a name or a :class:`~pyro_ssvae.distributions.ClassPrior`.
+    """
+
+    num_classes: int
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        num_classes: int,
+        latent_dim: int,
+        likelihood: str | Likelihood,
+        prior: str | nn.Module | None,
+        class_prior: str | ClassPrior,
+        missing: bool = False,
+    ) -> None:
+        super().__init__(event_shape, latent_dim, likelihood, prior, num_classes, missing)
+        self.class_prior = make_class_prior(class_prior, num_classes)
+
+    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+        classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
+        posterior = self.encode(x, classes)
+        z = posterior.sample((num_samples,))  # (S, K, B, L)
+        log_prior = self.prior().log_prob(z) + self.class_prior.mean().log().unsqueeze(-1)
+        return log_prior - posterior.log_prob(z), self.decode(classes, z)
+
+    @classmethod
+    def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
+        if data.num_classes is None:
+            raise ValueError(
+                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or "
+                "num_classes=K to cluster without any; M1 and DDGM need no classes."
+            )
+        return {"num_classes": data.num_classes}
+
+    def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
+        """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of equation 9."""
+        with data_plate(x, size):
+            pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
+
+    @checked
+    def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw z from its prior; return the means of p(x|y,z), ``(num_samples, *event_shape)``, and the classes.
+
+        Args:
+            num_samples: Number of samples.
+            y: A class for all samples, its number or name, classes with shape ``(num_samples,)``, or ``None`` to draw
+                them from π.
+
+        Raises:
+            TypeError: For a number of samples or classes that are no integers.
+            ValueError: For a non-positive number of samples, or classes of another shape or that the model lacks.
+        """
+        with torch.no_grad(), evaluation_mode(self):
+            if y is None:
+                classes = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
+            else:
+                y = self._replace_names(y)
+                classes = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples)
+                if int(classes.max()) >= self.num_classes:
+                    raise ValueError(f"y={int(classes.max())} is no class; the model has 0 to {self.num_classes - 1}.")
+                classes = classes.to(get_device(self))
+            z = self.prior().sample((num_samples,))
+            return self.decode(classes, z).mean, classes
+
+    def _replace_names(self, y: Any) -> Any:
+        """Return a class, or classes, with numbers in place of names."""
+        if isinstance(y, (list, tuple)):
+            return [self._replace_names(name) for name in y]
+        if isinstance(y, str) and y not in self.class_names:
+            known = ", ".join(self.class_names[:20]) or f"known by number alone, 0 to {self.num_classes - 1}"
+            raise ValueError(f"y={y} is no class; the classes are {known}.")
+        return self.class_names.index(y) if isinstance(y, str) else y

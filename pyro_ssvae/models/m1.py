@@ -55,8 +55,7 @@ class M1(LatentVariableModel):
         encoder: A module that maps x ``(B, *event_shape)``, as ``likelihood.network_input`` returns it, to
             ``(B, 2 * latent_dim)``, the location and log-scale of q(z|x); that of ``networks`` when ``None``.
         decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
-            ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when
-            ``None``.
+            ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when ``None``.
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
             what is missing. :meth:`for_data` sets it by the data.
 
@@ -87,40 +86,21 @@ class M1(LatentVariableModel):
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, latent_dim, likelihood, prior, missing=missing)
-        self.encoder, self.decoder = make_networks(
-            networks,
-            self._input_shape,
-            self.event_shape,
-            latent_dim,
-            self.likelihood.num_params,
-            hidden_dims=hidden_dims,
-            encoder=encoder,
-            decoder=decoder,
-            activation=activation,
-            batch_norm=batch_norm,
-        )
+        mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
+        shapes = (self._input_shape, self.event_shape, latent_dim, self.likelihood.num_params)
+        self.encoder, self.decoder = make_networks(networks, *shapes, encoder=encoder, decoder=decoder, **mlp)
         self._attach_prior()
 
     # The generative model p(z) p(x|z) and the inference model q(z|x).
 
     def model(self, x: Tensor, *, size: int | None = None) -> None:
-        """Sample a minibatch from the generative model, with x observed.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            size: Number of examples that the minibatch represents; ``None`` is ``B``.
-        """
+        """Sample a minibatch from the generative model, with x observed; arguments as for :class:`Model`."""
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L)
             pyro.sample("x", self.decode(z), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, *, size: int | None = None) -> None:
-        """Sample the latents of a minibatch from the inference model.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            size: Number of examples that the minibatch represents; ``None`` is ``B``.
-        """
+        """Sample the latents of a minibatch from the inference model; arguments as for :class:`Model`."""
         with data_plate(x, size):
             pyro.sample("z", self.encode(x))  # (B, L)
 
@@ -146,14 +126,8 @@ class M1(LatentVariableModel):
         """Return the latents of examples, in evaluation mode: the features for a classifier on top of M1.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
-            num_samples: Draws of z per example; ``None`` for the mean of q(z|x).
-
-        Returns:
-            Means ``(B, L)``, or draws ``(num_samples, B, L)``.
-
-        Raises:
-            ValueError: As :meth:`Model.predict_proba`, or if ``num_samples`` is not positive.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`, which names the errors.
+            num_samples: ``None`` for means of q(z|x), ``(B, L)``, else the number of draws, ``(num_samples, B, L)``.
         """
         if num_samples is None:
             return self._map(lambda x: self.encode(x).mean, x)
@@ -165,11 +139,7 @@ class M1(LatentVariableModel):
 
     @checked
     def generate(self, num_samples: int) -> Tensor:
-        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
-
-        Raises:
-            ValueError: For a non-positive number of samples.
-        """
+        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``."""
         with torch.no_grad(), evaluation_mode(self):
             return self._means(self.prior().sample((num_samples,)))
 
@@ -207,18 +177,10 @@ class M1(LatentVariableModel):
     def traverse(
         self, x: ArrayLike, dim: int, values: Tensor | Sequence[float] = (-3.0, -1.5, 0.0, 1.5, 3.0)
     ) -> Tensor:
-        """Decode examples with one latent set to given values and the others at the mean of q(z|x).
+        """Return the means of p(x|z), ``(V, B, *event_shape)``, with one latent set to ``V`` values.
 
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            dim: Index of the latent, from 0.
-            values: The ``V`` values that it is set to.
-
-        Returns:
-            Means of p(x|z), with shape ``(V, B, *event_shape)``.
-
-        Raises:
-            ValueError: If there is no such latent, or examples do not fit the model.
+        The others are at the means of q(z|x) of examples x ``(B, *event_shape)``. ``ValueError`` if there is no latent
+        ``dim``, counted from 0, or the examples do not fit.
         """
         if not -self.latent_dim <= dim < self.latent_dim:
             raise ValueError(f"dim={dim} must lie between 0 and {self.latent_dim - 1}.")
@@ -236,9 +198,7 @@ class M1(LatentVariableModel):
 
 def _on_arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """Return points between ``a`` and ``b`` ``(B, L)`` along the arc between them, at fractions ``t`` ``(S, 1, 1)``."""
-    cosine = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1.0, 1.0)
-    angle = cosine.acos().unsqueeze(-1)  # (B, 1)
-    straight = a + t * (b - a)
+    angle = nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1.0, 1.0).acos().unsqueeze(-1)  # (B, 1)
     sine = angle.sin()
     arc = ((1.0 - t) * angle).sin() / sine * a + (t * angle).sin() / sine * b
-    return torch.where(sine.abs() < 1e-4, straight, arc)  # the arc is not unique
+    return torch.where(sine.abs() < 1e-4, a + t * (b - a), arc)  # the arc is not unique where the sine is 0

@@ -33,18 +33,10 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import (
-    ENUMERATE,
-    Model,
-    data_plate,
-    evaluation_mode,
-    full_precision,
-    seeded,
-)
-from pyro_ssvae.models.latent_variable import LatentVariableModel
+from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, full_precision, seeded
+from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
 from pyro_ssvae.networks.images import make_classifier
 
 __all__ = ["M1M2"]
@@ -99,12 +91,9 @@ class M1M2(SemiSupervisedModel):
         _check_m2(m2, int(mask.sum()), classifier)
         shared = (m1.likelihood, m2.prior, m2.class_prior, m1.missing)
         super().__init__(m1.event_shape, m2.num_classes, m2.latent_dim, *shared)
-        self.m1 = m1
-        self.m2 = m2
-        self.data_scale, self._data_range, self.class_names = m1.data_scale, m1._data_range, m1.class_names
-        self.feature_names, self.categories = m1.feature_names, m1.categories
-        self.feature_source = m1.feature_source
-        self.classifier = classifier
+        self.m1, self.m2, self.classifier = m1, m2, classifier
+        for name in ("data_scale", "_data_range", "class_names", "feature_names", "categories", "feature_source"):
+            setattr(self, name, getattr(m1, name))
         self.register_buffer("active", mask.nonzero().squeeze(-1), persistent=False)  # (L1,), positions in M1's z
         # Puts z1 back among the latents of M1, with zeros for the rest.
         placing = torch.eye(m1.latent_dim)[mask.nonzero().squeeze(-1).tolist()]
@@ -114,12 +103,7 @@ class M1M2(SemiSupervisedModel):
     @classmethod
     @checked
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> M1M2:
-        """Build the usual M2 on an M1, with initial weights drawn by the seed of the data.
-
-        Args:
-            data: Gives the number of classes.
-            **options: Arguments of :meth:`from_m1`, ``m1`` among them.
-        """
+        """Call :meth:`from_m1` with ``options``, ``m1`` among them, and the classes and the seed of the data."""
         with seeded(data.seed):
             model = cls.from_m1(**{**cls._class_arguments(data), **options})
         model.fit_units(data)
@@ -205,20 +189,14 @@ class M1M2(SemiSupervisedModel):
     # The generative model p(z) p(y|π) p(z1|y,z) p(x|z1) and the inference model q(z1|x) q(y|z1) q(z|z1,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Sample a minibatch from the generative model, with x and the known classes observed.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
-            size: Number of examples that the minibatch represents; ``None`` is ``B``.
-        """
+        """Sample from the generative model, with x and known y observed; arguments as for :class:`Model`."""
         log_pi = self.class_prior.model()  # (K,)
         with data_plate(x, size):
             z1 = self.sample_z1(log_pi, y)  # (B, L1)
             pyro.sample("x", self.decode_x(z1), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Sample the latents of a minibatch from the inference model; arguments as for :meth:`model`."""
+        """Sample from the inference model, where an unknown y is enumerated; arguments as for :class:`Model`."""
         self.class_prior.guide()
         with data_plate(x, size):
             z1 = pyro.sample("z1", self.encode_z1(x))  # (B, L1)
@@ -251,7 +229,8 @@ class M1M2(SemiSupervisedModel):
     def sample_y_and_z(self, x: Tensor, z1: Tensor, y: Tensor | None) -> None:
         """Sample y (if unknown, enumerated) and z of the inference model, inside the plate."""
         if y is None:
-            y = pyro.sample("y", dist.Categorical(logits=self._classify(x, z1)), infer=ENUMERATE)  # (K, 1)
+            logits = self.m2.classify(z1) if self.classifier is None else self.classify(x)
+            y = pyro.sample("y", dist.Categorical(logits=logits), infer=ENUMERATE)  # (K, 1)
         pyro.sample("z", self.encode_z(z1, y))  # (B, L), or (K, B, L)
 
     # The conditional distributions; that of y as logits.
@@ -311,9 +290,6 @@ class M1M2(SemiSupervisedModel):
         if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
         return self._map(lambda x: self.m2.classify(self.encode_z1(x).sample((num_samples,))).softmax(-1).mean(0), x)
-
-    def _classify(self, x: Tensor, z1: Tensor) -> Tensor:
-        return self.m2.classify(z1) if self.classifier is None else self.classify(x)
 
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
-from pyro_ssvae.models.semi_supervised import SemiSupervisedModel
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.networks.images import make_classifier, make_networks
 
 __all__ = ["M2"]
@@ -37,32 +37,19 @@ class M2(SemiSupervisedModel):
     everything that depends on it gains a leading ``K``.
 
     Args:
-        event_shape: Shape of one example, for example ``(1, 28, 28)`` for images or ``(30,)`` for a table.
+        event_shape: As for :class:`M1`, like ``latent_dim``, ``networks``, ``activation``, ``batch_norm``,
+            ``likelihood``, ``prior`` and ``missing``.
         num_classes: Number of classes ``K``, at least 2.
-        latent_dim: Number of latents ``L``.
-        networks: Encoder and decoder: ``"mlp"``, or for images of at least 8x8 pixels ``"conv"`` or ``"resnet"``
-            (convolutions with residual blocks). ``"auto"``, the default of :meth:`for_data`, is ``"conv"`` for images
-            in colour, else ``"mlp"``.
         hidden_dims: Widths of the fully connected layers of encoder, decoder and an ``"mlp"`` classifier.
-        activation: Activation of these layers, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
-        batch_norm: Whether these layers normalise before each activation.
         dropout: Probability of dropping a feature of the classifier; ``None`` is 0 for an MLP, else 0.3.
-        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
-            :class:`~pyro_ssvae.distributions.Likelihood`.
-        prior: A name in ``pyro_ssvae.distributions.PRIORS``, or a module that returns p(z) when called; standard
-            normal when ``None``.
         class_prior: ``"uniform"``, ``"map"``, ``"dirichlet"`` or a
             :class:`~pyro_ssvae.distributions.ClassPrior`.
         classifier: ``"auto"`` (an MLP, for images convolutional, or ``"resnet"`` with such networks), ``"conv"``,
             ``"resnet"``, ``"mlp"``, or a module that maps x ``(B, *event_shape)``, as ``likelihood.network_input``
             returns it, without the columns for what is missing, to logits ``(B, K)``. ``None`` builds none, for an
             :class:`~pyro_ssvae.M1M2` with its own.
-        encoder: A module that maps x, with those columns, and y ``(B,)`` or ``(K, 1)`` to ``(..., 2 * latent_dim)``,
-            the location and log-scale of q(z|x,y); that of ``networks`` when ``None``.
-        decoder: A module that maps z ``(..., B, latent_dim)`` and y to the likelihood's parameters, ``(..., P * D)``
-            for ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when ``None``.
-        missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the encoder sees
-            what is missing. :meth:`for_data` sets it by the data.
+        encoder: As for :class:`M1`, of x, with those columns, and y ``(B,)`` or ``(K, 1)``, for q(z|x,y).
+        decoder: As for :class:`M1`, of z ``(..., B, latent_dim)`` and y.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -97,39 +84,19 @@ class M2(SemiSupervisedModel):
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, missing)
-        mlp: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm}
+        mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
         self.classifier = None
-        if classifier == "auto" and networks == "resnet":
-            classifier = "resnet"
         if classifier is not None:
-            self.classifier = make_classifier(
-                classifier, self._classifier_shape, num_classes, hidden_dims=hidden_dims, dropout=dropout, **mlp
-            )
-        self.encoder, self.decoder = make_networks(
-            networks,
-            self._input_shape,
-            self.event_shape,
-            latent_dim,
-            self.likelihood.num_params,
-            num_classes,
-            hidden_dims=hidden_dims,
-            encoder=encoder,
-            decoder=decoder,
-            activation=activation,
-            batch_norm=batch_norm,
-        )
+            name = "resnet" if classifier == "auto" and networks == "resnet" else classifier
+            self.classifier = make_classifier(name, self._classifier_shape, num_classes, dropout=dropout, **mlp)
+        shapes = (self._input_shape, self.event_shape, latent_dim, self.likelihood.num_params, num_classes)
+        self.encoder, self.decoder = make_networks(networks, *shapes, encoder=encoder, decoder=decoder, **mlp)
         self._attach_prior()
 
     # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Sample a minibatch from the generative model, with x and the known classes observed.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
-            size: Number of examples that the minibatch represents; ``None`` is ``B``.
-        """
+        """Sample from the generative model, with x and known y observed; arguments as for :class:`Model`."""
         log_pi = self.class_prior.model()  # (K,)
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
@@ -137,13 +104,7 @@ class M2(SemiSupervisedModel):
             pyro.sample("x", self.decode(y, z), obs=x)  # (B, *event_shape)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Sample the latents of a minibatch from the inference model; an unknown y is enumerated.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-            y: Integer classes with shape ``(B,)``, or ``None`` where they are unknown.
-            size: Number of examples that the minibatch represents; ``None`` is ``B``.
-        """
+        """Sample from the inference model, where an unknown y is enumerated; arguments as for :class:`Model`."""
         self.class_prior.guide()
         with data_plate(x, size):
             if y is None:

@@ -31,14 +31,7 @@ _Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the sav
 
 @checked
 def save(model: Model, folder: str | Path) -> Path:
-    """Write a model to a folder, each file atomically.
-
-    Args:
-        model: The model, in training or evaluation mode, on any device.
-        folder: The folder, created if it does not exist.
-
-    Returns:
-        The folder.
+    """Write a model, in any mode and on any device, to a folder, which is created if needed; return the folder.
 
     Raises:
         OSError: If the folder cannot be written, for example on a full disk; no incomplete file is left.
@@ -56,7 +49,7 @@ def save(model: Model, folder: str | Path) -> Path:
 def load(
     folder: str | Path, *, device: str | torch.device = "cpu", cls: type[Model] | None = None, **modules: Any
 ) -> Any:
-    """Load a saved model, in evaluation mode.
+    """Return a saved model, in evaluation mode.
 
     Args:
         folder: A model folder, or the folder of a run, which holds one as ``model/``.
@@ -66,9 +59,6 @@ def load(
         **modules: Arguments that the configuration cannot rebuild, because the model was built with modules of your
             own: ``encoder=``, ``prior=`` and so on, or ``m1=`` and ``m2=`` if those of an M1M2 have such modules. Their
             weights are loaded too.
-
-    Returns:
-        The model.
 
     Raises:
         TypeError: If ``folder`` is no path, ``device`` no device or ``cls`` no class of models.
@@ -94,8 +84,7 @@ def load(
             f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
             f"{suggest_names(folder)}"
         )
-    config = _read_config(folder / CONFIG)
-    config, cls = _select(config, cls)
+    config, cls = _select(_read_config(folder / CONFIG), cls)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}
@@ -122,11 +111,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if config.get("format") != FORMAT or type(config["format"]) is not int:
         raise ValueError(f"{path} has format {config.get('format')!r}; this version reads format {FORMAT}.")
-    for name in ("class", "arguments", "custom"):
-        if name not in config:
-            raise ValueError(f"{path} lacks the entry {name!r}; the file is damaged.")
-    named = [*config.items(), *(config["base"].items() if isinstance(config.get("base"), dict) else ())]
-    for name, value in named:
+    if lacking := {"class", "arguments", "custom"} - config.keys():
+        raise ValueError(f"{path} is damaged: it lacks the entry {min(lacking)!r}.")
+    for name, value in [*config.items(), *(config["base"].items() if isinstance(config.get("base"), dict) else ())]:
         if name not in _ENTRIES or type(value) is not _ENTRIES[name]:
             raise ValueError(f"{path} is damaged: unexpected entry {name!r}, {str(value)[:60]}.")
     if not all(isinstance(value, str) for value in config["custom"].values()):
@@ -163,14 +150,12 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
     """Raise ``ValueError`` for more layers or parts than the saved weights, so that building them takes little."""
-    parts = 0
-    for name, value in _walk(config):
-        layers = (
-            len(value) if name == "hidden_dims" and isinstance(value, list) else value if name == "num_layers" else 0
-        )
-        parts += name == "class"
-        if (isinstance(layers, int) and layers > num_tensors) or parts > _MOST_PARTS:
-            raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")
+    entries = list(_walk(config))
+    sizes = [value for name, value in entries if name in ("hidden_dims", "num_layers")]
+    layers = [len(size) if isinstance(size, list) else size for size in sizes]
+    parts = sum(name == "class" for name, _ in entries)
+    if parts > _MOST_PARTS or any(isinstance(number, int) and number > num_tensors for number in layers):
+        raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")
 
 
 def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header) -> None:
@@ -189,20 +174,20 @@ def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str
     if lacking := sorted(needed.keys() - header.keys()):
         raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
     for name, (shape, dtype) in header.items():
-        if name in needed:
-            wanted = tuple(needed[name].shape)
-            kind = "F" if needed[name].is_floating_point() else "B" if needed[name].dtype == torch.bool else "I"
-            found = "B" if dtype == "BOOL" else "F" if "F" in dtype else "I"
-            if (shape, found) != (wanted, kind):
-                raise ValueError(
-                    f"{WEIGHTS} does not fit {CONFIG}: {name} has shape {shape} and type {dtype}, and {wanted} and "
-                    f"{needed[name].dtype} are needed."
-                )
-        elif not _is_optional(model, name):
-            raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not.")
-    constants = {name: buffer for name, buffer in model.named_buffers() if name not in needed}
-    if (size := sum(buffer.numel() * buffer.element_size() for buffer in constants.values())) > _LARGEST_CONSTANTS:
-        raise ValueError(f"{CONFIG} describes a model with {size:,} bytes of constants ({next(iter(constants))}, ...).")
+        if name not in needed:
+            if not _is_optional(model, name):
+                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not.")
+            continue
+        wanted = needed[name]
+        kind = "F" if wanted.is_floating_point() else "B" if wanted.dtype == torch.bool else "I"
+        if (shape, "B" if dtype == "BOOL" else "F" if "F" in dtype else "I") != (tuple(wanted.shape), kind):
+            raise ValueError(
+                f"{WEIGHTS} does not fit {CONFIG}: {name} has shape {shape} and type {dtype}, and "
+                f"{tuple(wanted.shape)} and {wanted.dtype} are needed."
+            )
+    size = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in needed)
+    if size > _LARGEST_CONSTANTS:
+        raise ValueError(f"{CONFIG} describes a model with {size:,} bytes of constants.")
 
 
 def _is_optional(model: Model, name: str) -> bool:
@@ -217,8 +202,8 @@ def _is_optional(model: Model, name: str) -> bool:
 def _check_values(model: Model) -> None:
     """Raise ``RuntimeError`` for weights that are NaN, or parameters that are infinite."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        bad = tensor.detach().isnan() if not isinstance(tensor, torch.nn.Parameter) else ~tensor.detach().isfinite()
-        if bool(bad.any()):
+        bad = ~tensor.detach().isfinite() if isinstance(tensor, torch.nn.Parameter) else tensor.isnan()
+        if bad.any():
             raise RuntimeError(f"{int(bad.sum())} numbers of {name} are NaN or infinite")
 
 
@@ -246,11 +231,8 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
     name = base["class"]
     registered = REGISTRY.get(name)
     if registered is None or not issubclass(registered, Model):
-        models = sorted(name for name, kind in REGISTRY.items() if issubclass(kind, Model))
-        raise ValueError(
-            f"Unknown model {name!r}. Import the module that defines it, or pass cls={name}; known are "
-            f"{', '.join(models)}."
-        )
+        known = ", ".join(sorted(name for name, kind in REGISTRY.items() if issubclass(kind, Model)))
+        raise ValueError(f"Unknown model {name!r}. Import its module, or pass cls={name}; known are {known}.")
     if config["class"] != name:
         warnings.warn(
             f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "

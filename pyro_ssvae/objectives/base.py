@@ -16,6 +16,7 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
 __all__ = ["Loss", "Objective", "ParameterGroup", "PyroFunction", "Update", "Validation"]
@@ -24,11 +25,9 @@ PyroFunction = Callable[..., Any]
 
 
 class Loss(NamedTuple):
-    """A loss and the terms it is made of.
+    """A loss, a scalar in nats per example, and its terms by name, detached and before weighting.
 
-    Attributes:
-        total: What is minimised, a scalar in nats per example.
-        terms: Its terms by name, detached, before weighting; they are logged as ``train/NAME``.
+    Terms are logged as ``train/NAME``.
     """
 
     total: Tensor
@@ -97,9 +96,16 @@ class Objective(nn.Module):
 
     Attributes:
         peaks_kl: Whether the weight of the KL of z may exceed 1 by default (:attr:`TrainingConfig.kl_peak`).
+        has_bound: Whether the objective contains a bound of log p(x).
+        compilable: Whether a step can be traced once and run again: nothing in it depends on values on the device.
+        compile_after: Length of the schedule, in steps, from which compiling a step saves more time than it takes.
     """
 
+    module: Any
     peaks_kl: bool = True
+    has_bound: bool = True
+    compilable: bool = True
+    compile_after: int = 10_000
     _kl_weight: Tensor
 
     def __init__(
@@ -118,6 +124,7 @@ class Objective(nn.Module):
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled
         self._functions = {"model": model, "guide": guide}
+        self._evaluation_elbo: TraceEnum_ELBO = StaticEnumELBO(require_enumeration=False)  # exact, with one draw
         self._validated = False
         # A tensor, so that a compiled step follows it; without dimensions, so that it promotes nothing to float64.
         self.register_buffer("_kl_weight", torch.ones((), dtype=torch.float64), persistent=False)
@@ -147,21 +154,6 @@ class Objective(nn.Module):
         """Names of the terms beyond the paper's objective, for results."""
         return []
 
-    @property
-    def has_bound(self) -> bool:
-        """Whether the objective contains a bound of log p(x)."""
-        return True
-
-    @property
-    def compilable(self) -> bool:
-        """Whether a step can be traced once and run again: nothing in it depends on values on the device."""
-        return True
-
-    @property
-    def compile_after(self) -> int:
-        """Length of the schedule, in steps, from which compiling a step saves more time than it takes."""
-        return 10_000
-
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
         raise NotImplementedError(f"{type(self).__name__} must define config() -> dictionary.")
@@ -169,16 +161,13 @@ class Objective(nn.Module):
     @property
     def model(self) -> PyroFunction:
         """The generative model in use, down to x."""
-        return self._function("model")
+        function: PyroFunction = self._functions["model"] or self.module.model
+        return function
 
     @property
     def guide(self) -> PyroFunction:
         """The guide in use."""
-        return self._function("guide")
-
-    def _function(self, name: str) -> PyroFunction:
-        given = self._functions[name]
-        function: PyroFunction = getattr(self.module, name) if given is None else given
+        function: PyroFunction = self._functions["guide"] or self.module.guide
         return function
 
     def describe(self) -> str | None:
@@ -187,19 +176,17 @@ class Objective(nn.Module):
 
     def training_functions(self) -> tuple[PyroFunction, PyroFunction]:
         """Return the model and the guide of the loss, which may leave out what training does not change."""
-        own = getattr(self.module, "training_functions", None)
-        given = any(self._functions[name] is not None for name in ("model", "guide"))
-        model, guide = (self.model, self.guide) if given or own is None else own()
-        return model, guide
+        given = self._functions["model"] or self._functions["guide"]
+        own = None if given else getattr(self.module, "training_functions", None)
+        return (self.model, self.guide) if own is None else own()
 
     # Losses.
 
     def loss(self, batch: Batch) -> Loss:
         """Return the loss of a batch and its terms.
 
-        Args:
-            batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
-                ``(B_l,)``; either side may be ``None``.
+        The batch holds unlabelled examples ``(B_u, *event_shape)``, and labelled ones ``(B_l, *event_shape)`` with
+        classes ``(B_l,)``; either side may be ``None``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss(batch) -> Loss.")
 
@@ -208,22 +195,11 @@ class Objective(nn.Module):
         return {"all": ParameterGroup(list(self.parameters()))}
 
     def updates(self, progress: float = 0.0) -> list[Update]:
-        """Return the updates of one training step, in order; each loss is computed after the update before it.
-
-        Args:
-            progress: Fraction of the schedule that is done, in [0, 1).
-        """
+        """Return the updates of a step in order, each loss computed after the update before; progress is in [0, 1)."""
         return [Update("all", self.loss)]
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Return the loss of every group at the present weights, each an unbiased estimate of that of all examples.
-
-        Args:
-            batch: As for :meth:`loss`.
-
-        Raises:
-            ValueError: If the batch is empty.
-        """
+        """Return the loss of every group at the present weights, each unbiased; ``ValueError`` for an empty batch."""
         batch = Batch(*batch)
         if batch.x_unlabelled is None and batch.x_labelled is None:
             raise ValueError("The batch holds neither unlabelled nor labelled examples.")
@@ -257,13 +233,9 @@ class Objective(nn.Module):
         return loss
 
     def unlabelled_bound(self, x: Tensor) -> float:
-        """Return the mean of the negative bound, in nats: without labels and without global terms.
-
-        Args:
-            x: Examples with shape ``(B, *event_shape)``.
-        """
+        """Return the mean negative bound of x ``(B, *event_shape)``, in nats: without labels and global terms."""
         local = GlobalSites(score=False)
-        total: float = self._evaluation_elbo().loss(local(self.model), local(self.guide), x)
+        total: float = self._evaluation_elbo.loss(local(self.model), local(self.guide), x)
         return total / x.shape[0]
 
     def mean_bound(
@@ -271,13 +243,13 @@ class Objective(nn.Module):
     ) -> float:
         """Return the mean bound of log p(x), in nats per example (higher is better), with one draw of z.
 
-        Classes, where the model has some, are summed: -U(x).
+        Classes, where the model has some, are summed: -U(x). The caller's random state is left as it was.
 
         Args:
             x: Examples with shape ``(N, *event_shape)``, as stored.
             scale: Divides ``x``.
             binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
-            seed: Of the binarisation and of the draws of z; the caller's random state is left as it was.
+            seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
         """
         like = next(self.parameters())
@@ -288,27 +260,17 @@ class Objective(nn.Module):
                 total -= self.unlabelled_bound(batch.to(like)) * len(batch)
         return total / len(x)
 
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        """Return the bound used for evaluation: exact, one draw."""
-        raise NotImplementedError(f"{type(self).__name__} must define _evaluation_elbo().")
-
     # Validation.
 
     def check(self, data: SemiSupervisedData) -> None:
-        """Check that the objective, its module and data belong together.
-
-        Raises:
-            ValueError: If shapes, classes, values or numbers of examples disagree.
-        """
-        check = getattr(self.module, "check_data", None)
-        if check is not None:
-            check(data)
+        """Raise ``ValueError`` if shapes, classes, values or numbers of examples of module and data disagree."""
+        if hasattr(self.module, "check_data"):
+            self.module.check_data(data)
         if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
             raise ValueError(
                 f"The objective was built for {self.num_labelled} labelled and {self.num_unlabelled} unlabelled "
-                f"examples, the data has {data.num_labelled} and {data.num_unlabelled}. Build it with "
-                "num_labelled=data.num_labelled, num_unlabelled=data.num_unlabelled; for a model without classes train "
-                "on data.without_labels()."
+                f"examples, the data has {data.num_labelled} and {data.num_unlabelled}. Build it by for_data(model, "
+                "data); for a model without classes train on data.without_labels()."
             )
 
     def validate(

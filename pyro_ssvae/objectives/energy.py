@@ -61,6 +61,9 @@ class EnergyObjective(Objective):
         TypeError: If the module is no :class:`pyro_ssvae.DDGM`.
     """
 
+    has_bound = False
+    compile_after = 5000  # most of an eager step of small networks is Python
+
     def __init__(
         self,
         module: DDGM,
@@ -86,6 +89,7 @@ class EnergyObjective(Objective):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
         counts = {"num_labelled": num_labelled, "num_unlabelled": num_unlabelled}
         super().__init__(module, **counts, model=model, guide=guide)
+        self.compilable = not shared_draws  # they keep the graph of one update for the next
         if num_labelled and module.num_classes is None:
             raise ValueError(
                 f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
@@ -105,21 +109,6 @@ class EnergyObjective(Objective):
         self.generator_rate, self.generator_steps = generator_rate, generator_steps
         self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
         self._samples: Tensor | None = None  # from the energy's update to the generator's, if draws are shared
-
-    @property
-    def has_bound(self) -> bool:
-        """There is no bound of log p(x)."""
-        return False
-
-    @property
-    def compile_after(self) -> int:
-        """Length of the schedule from which compiling pays: most of an eager step of small networks is Python."""
-        return 5000
-
-    @property
-    def compilable(self) -> bool:
-        """Shared draws keep the graph of one update for the next, so the updates cannot be compiled one by one."""
-        return not self.shared_draws
 
     @classmethod
     @checked

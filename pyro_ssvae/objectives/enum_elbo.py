@@ -14,6 +14,7 @@ of the inputs alone, so a step can be traced once and compiled, or captured as a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,6 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
@@ -75,14 +75,13 @@ class StaticEnumELBO(TraceEnum_ELBO):
         enumeration: ``"exact"`` or ``"top-k"``.
         top_k: Classes summed exactly under ``"top-k"``; from the number of classes minus one up it is exact.
         require_enumeration: Whether a guide without an enumerated site is an error.
-        max_plate_nesting: Number of nested plates, as for every Pyro ELBO.
-        num_particles: Draws of z, which add a dimension left of the plates.
+        num_particles: Draws of z, which add a dimension left of the plate.
         importance_weighted: Whether the draws weigh each other in one bound, rather than being averaged over.
 
     Raises:
         ValueError: For an unknown ``enumeration`` or non-positive counts.
         EnumerationError: From a call, if nothing is enumerated though it is required.
-        StaticELBOError: From a call, for a model and guide that are not supported, with the reason and the remedy.
+        StaticELBOError: From a call, for a model and guide that are not supported.
 
     Example:
         >>> import pyro_ssvae
@@ -99,49 +98,33 @@ class StaticEnumELBO(TraceEnum_ELBO):
         enumeration: str = "exact",
         top_k: int = 1,
         require_enumeration: bool = True,
-        max_plate_nesting: int = 1,
         num_particles: int = 1,
         importance_weighted: bool = False,
     ) -> None:
         if enumeration not in ("exact", "top-k"):
             raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
-        if importance_weighted and max_plate_nesting > 1:
-            raise ValueError(
-                f"importance_weighted=True weighs draws example by example, under one plate; max_plate_nesting="
-                f"{max_plate_nesting}. Declare inner dimensions with .to_event."
-            )
-        super().__init__(
-            max_plate_nesting=max_plate_nesting, num_particles=num_particles, strict_enumeration_warning=False
-        )
+        super().__init__(max_plate_nesting=1, num_particles=num_particles, strict_enumeration_warning=False)
         self.analytic_kl = analytic_kl
-        self.enumeration = enumeration
-        self.top_k = top_k
         self.require_enumeration = require_enumeration
         self.importance_weighted = importance_weighted and num_particles > 1
-        self._sample_dim = -1 - max_plate_nesting if num_particles > 1 else None
-        self._class_dim = -1 - max_plate_nesting - (num_particles > 1)
+        self._top_k = top_k if enumeration == "top-k" else None
+        self._sample_dim: int | None = -2 if num_particles > 1 else None
+        self._class_dim = -3 if num_particles > 1 else -2
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the negative bound in nats, summed over the examples that the plate stands for; differentiable."""
-        top_k = self.top_k if self.enumeration == "top-k" else None
-        classes = EnumerateClass(self._class_dim, top_k, self._sample_dim)
+        classes = EnumerateClass(self._class_dim, self._top_k, self._sample_dim)
         handled = classes(guide)
         if self._sample_dim is not None:
             handled = DrawSamples(self.num_particles, self._sample_dim)(handled)
-        guide_trace = poutine.trace(handled).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        guide_sites = _sample_sites(prune_subsample_sites(guide_trace))
-        model_sites = _sample_sites(prune_subsample_sites(model_trace))
+        model_sites, guide_sites = _trace_sites(model, handled, *args, **kwargs)
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
         _check_reach(model_sites, guide_sites)
-        if self.importance_weighted:
-            return self._weighted(model_sites, guide_sites, classes)
-        return self._averaged(model_sites, guide_sites, classes)
+        combine = self._weighted if self.importance_weighted else self._averaged
+        return combine(model_sites, guide_sites, classes)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return the negative bound as a number, without gradients."""
@@ -212,11 +195,11 @@ class StaticEnumELBO(TraceEnum_ELBO):
 
     def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
         """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability."""
+        closed = self.analytic_kl and not self.importance_weighted
         done = {classes.name}  # KL(q(y|x)||p(y)) is summed over all classes, apart from the others
         for name, site in guide_sites.items():
             if name in done:
                 continue
-            closed = self.analytic_kl and not self.importance_weighted
             kl = _analytic_kl(name, model_sites, guide_sites) if closed else None
             if kl is not None:
                 done.add(name)
@@ -228,50 +211,51 @@ class StaticEnumELBO(TraceEnum_ELBO):
                 yield site, -_log_prob(site)
 
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
-        """Return a cost that depends on the class, summed over the plates that lie inside the class's own."""
+        """Return a cost that depends on the class, summed over the plate if the class is outside of it."""
         frames = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
         if classes.name is None or cost.dim() > -self._class_dim or not classes.frames <= frames:
             raise StaticELBOError(
                 f"Site {site['name']!r} has log-probabilities of shape {tuple(cost.shape)} in plates "
-                f"{sorted(frames) or 'none'}, which do not line up with {self.max_plate_nesting} plate(s) and the "
-                f"class {classes.name!r}. Declare event dimensions with .to_event."
+                f"{sorted(frames) or 'none'}, which do not line up with one plate and the class {classes.name!r}. "
+                "Declare event dimensions with .to_event."
             )
-        inner = [dim for dim in range(-self.max_plate_nesting, 0) if dim not in classes.plates]
-        return cost.sum(inner, keepdim=True) if inner else cost
+        return cost if classes.frames else cost.sum(-1, keepdim=True)
 
 
 def check_draws(num_particles: int, importance_weighted: bool) -> None:
     """Raise ``ValueError`` for an importance-weighted bound of a single draw."""
     if importance_weighted and num_particles == 1:
         raise ValueError(
-            "importance_weighted=True weighs several draws of z against each other, and num_particles=1 draws one, "
-            "which is the plain bound. Set num_particles=5 (--num-particles 5), or leave importance_weighted out."
+            "importance_weighted=True weighs several draws of z, and num_particles=1 draws one. Set num_particles=5 "
+            "(--num-particles 5), or leave importance_weighted out."
         )
 
 
 def closed_forms(model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> dict[str, bool]:
-    """Return which latent sites have a KL in closed form for ``analytic_kl``, by name, from one pass.
-
-    Args:
-        model: The generative model.
-        guide: The guide.
-        *args: The arguments of both, for example one example.
-    """
+    """Return which sites of the guide, called with ``args``, have a KL in closed form for ``analytic_kl``, by name."""
     with pyro.validation_enabled(False):
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-        guide_sites = _sample_sites(prune_subsample_sites(guide_trace))
-        model_sites = _sample_sites(prune_subsample_sites(model_trace))
+        model_sites, guide_sites = _trace_sites(model, guide, *args)
         return {name: _analytic_kl(name, model_sites, guide_sites) is not None for name in guide_sites}
+
+
+def _trace_sites(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Sites, Sites]:
+    """Run the guide, and the model on its draws; return the sample sites of model and guide by name."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace, 1)
+    model_sites, guide_sites = (
+        {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+        for trace in (model_trace, guide_trace)
+    )
+    return model_sites, guide_sites
 
 
 def _plate_scale(site: Any) -> float:
     """Return the number of examples that each example of a minibatch stands for."""
     return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
-
-
-def _sample_sites(trace: Trace) -> Sites:
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
 def _log_prob(site: Any) -> Tensor:
@@ -299,15 +283,12 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
     p may depend only on sites that the guide draws before this one. If it depends on a site that the guide draws later,
     p is conditioned on a value that was itself drawn given this site, so log q - log p must be evaluated at the draw.
     """
-    if name not in model_sites:
+    ours, theirs = guide_sites[name], model_sites.get(name)
+    if theirs is None or ours["is_observed"] or theirs["is_observed"]:
         return None
-    ours, theirs = guide_sites[name], model_sites[name]
-    if ours["is_observed"] or theirs["is_observed"]:
+    if not all(_same(ours[part], theirs[part]) for part in ("scale", "mask")):
         return None
-    if not (_same(ours["scale"], theirs["scale"]) and _same(ours["mask"], theirs["mask"])):
-        return None
-    before_in_model = {other for other in _before(name, model_sites) if other in guide_sites}
-    if not before_in_model <= _before(name, guide_sites):
+    if not (_before(name, model_sites) & guide_sites.keys()) <= _before(name, guide_sites):
         return None
     try:
         kl: Tensor = kl_divergence(ours["fn"], theirs["fn"])
@@ -317,8 +298,7 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
 
 
 def _before(name: str, sites: Sites) -> set[str]:
-    names = list(sites)
-    return set(names[: names.index(name)])
+    return set(itertools.takewhile(lambda other: other != name, sites))
 
 
 def _same(a: Any, b: Any) -> bool:

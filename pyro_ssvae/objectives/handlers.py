@@ -1,7 +1,8 @@
-"""Pyro handlers used by the bounds: enumeration of classes, several draws, global sites, weights of single sites."""
+"""Pyro handlers used by the bounds, and the view of a module for stock Pyro."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 
@@ -20,30 +22,24 @@ __all__ = [
     "GlobalSites",
     "ScaleSites",
     "StockELBO",
+    "declare_parameters",
+    "pyro_view",
 ]
 
 
 class StockELBO(TraceEnum_ELBO):
-    """Stock ``TraceEnum_ELBO`` over one plate that refuses to run without enumeration.
+    """Stock ``TraceEnum_ELBO`` over one plate that raises ``EnumerationError`` unless the guide enumerates a site.
 
     Stock Pyro warns, and only while validation is on; a bound that silently samples y instead of summing over it
     is a different, noisier objective (https://github.com/pyro-ppl/pyro/issues/946).
-
-    Args:
-        require_enumeration: Whether a guide without an enumerated site is an error.
-
-    Raises:
-        EnumerationError: From any of the loss functions, if no site of the guide was enumerated though it is required.
     """
 
     def __init__(self, *, require_enumeration: bool = True) -> None:
         super().__init__(max_plate_nesting=1, strict_enumeration_warning=require_enumeration)
         self._require = require_enumeration
 
-    def _get_trace(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+    def _get_trace(self, *functions_and_arguments: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(*functions_and_arguments)
         sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
         if self._require and all(site["infer"].get("_enumerate_dim") is None for site in sites.values()):
             raise EnumerationError(list(sites))
@@ -64,7 +60,7 @@ class EnumerateClass(Messenger):
 
     Attributes:
         name: Name of the site, ``None`` until it has been met; what follows is there from then on.
-        plates: Dimensions of the plates that hold the site, and ``frames``, their names.
+        frames: Names of the plates that hold the site.
         log_q: log q(y|x) of every value, shape ``(K, *plates)``, in nats.
         top_k: Number of values summed exactly; ``None`` where that is all of them.
 
@@ -74,9 +70,7 @@ class EnumerateClass(Messenger):
 
     def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
         super().__init__()
-        self._dim = dim
-        self._sample_dim = sample_dim
-        self._top_k = top_k
+        self._dim, self._sample_dim, self._top_k = dim, sample_dim, top_k
         self.name: str | None = None
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -88,8 +82,7 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(f"The guide enumerates both {self.name!r} and {name!r}; one site is possible here.")
         if mark != "parallel" or msg["infer"].get("num_samples") is not None:
             raise StaticELBOError(
-                f"Site {name!r} is marked {msg['infer']}; the static bound takes"
-                " infer={'enumerate': 'parallel'} alone."
+                f"Site {name!r} is marked {msg['infer']}; only {{'enumerate': 'parallel'}} is possible."
             )
         if not fn.has_enumerate_support:
             raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
@@ -99,12 +92,11 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(
                 f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
             )
-        self.name, self.plates = name, plates
+        self.name = name
         self.frames = frozenset(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
         self._scale, self._mask = msg["scale"], msg["mask"]
-        values = self._values(fn)
         msg["infer"]["_enumerate_dim"] = self._dim
-        msg["value"], msg["done"] = values, True
+        msg["value"], msg["done"] = self._values(fn), True
 
     def _support(self, fn: Any) -> Tensor:
         """Return all values along a dimension of their own, ``(K, 1, *event)`` left of one plate."""
@@ -119,11 +111,10 @@ class EnumerateClass(Messenger):
         support = self._support(fn)
         self.log_q = fn.log_prob(support)  # (K, *plates)
         num_classes = self.log_q.shape[0]
-        if self._top_k is None or self._top_k >= num_classes - 1:
-            self.top_k = None
+        self.top_k = None if self._top_k is None or self._top_k >= num_classes - 1 else self._top_k
+        if self.top_k is None:
             return support
-        self.top_k = self._top_k
-        top = self.log_q.detach().topk(self._top_k, dim=0).indices
+        top = self.log_q.detach().topk(self.top_k, dim=0).indices
         self._others = self.log_q.exp().scatter(0, top, 0.0)  # q(y|x) of the classes that are not summed exactly
         with torch.no_grad():
             # One uniform number per example, looked up in the cumulative mass of the other classes; in float64, so that
@@ -186,28 +177,22 @@ class EnumerateClass(Messenger):
 
 
 class DrawSamples(Messenger):
-    """Draw several values at once of every continuous site of a guide that lies in a plate.
+    """Draw ``number`` values of each continuous guide site in a plate, at dimension ``dim``, left of all plates.
 
     A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
     no density to weigh them by, which is no bound (z1 in stacked training of M1M2).
-
-    Args:
-        number: How many.
-        dim: Batch dimension of the draws, just left of all plates; whatever depends on them must broadcast.
     """
 
     def __init__(self, number: int, dim: int) -> None:
         super().__init__()
-        self._number = number
-        self._dim = dim
+        self._number, self._dim = number, dim
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["infer"].get("enumerate") is not None:
+        if msg["is_observed"] or not msg["cond_indep_stack"] or msg["mask"] is False:
             return
-        if msg["mask"] is False:
+        if msg["infer"].get("enumerate") is not None:
             return
-        shape = list(msg["fn"].batch_shape)
-        shape = [1] * (-self._dim - len(shape)) + shape
+        shape = [1] * (-self._dim - len(msg["fn"].batch_shape)) + list(msg["fn"].batch_shape)
         if shape[self._dim] == 1:
             shape[self._dim] = self._number
             msg["fn"] = msg["fn"].expand(torch.Size(shape))
@@ -230,12 +215,11 @@ class GlobalSites(Messenger):
         self._score = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
             return
-        if not self._score:
-            msg["mask"] = False
-            if msg["name"] in self._values:
-                msg["value"] = self._values[msg["name"]]
+        msg["mask"] = False
+        if msg["name"] in self._values:
+            msg["value"] = self._values[msg["name"]]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if not msg["cond_indep_stack"] and not msg["is_observed"]:
@@ -243,17 +227,11 @@ class GlobalSites(Messenger):
 
 
 class ScaleSites(Messenger):
-    """Scale the log-probabilities of named sites, in model and guide alike; used to anneal the KL of z.
-
-    Args:
-        names: Sites to scale.
-        scale: Factor of their log-probabilities, a tensor without dimensions.
-    """
+    """Scale the log-probabilities of named sites, in model and guide alike, by a tensor; used to anneal the KL of z."""
 
     def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
         super().__init__()
-        self._names = names
-        self._scale = scale
+        self._names, self._scale = names, scale
         self._products: dict[Any, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -263,3 +241,41 @@ class ScaleSites(Messenger):
             if before not in self._products:
                 self._products[before] = before * self._scale
             msg["scale"] = self._products[before]
+
+
+def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
+    """Present functions of a module to stock ``pyro.infer.SVI``.
+
+    ``SVI`` trains ``param`` sites, and modules produce none. Each returned function declares the module's parameters as
+    such sites and then calls the method. Pyro's global parameter store stays empty, so that models cannot interfere.
+
+    Args:
+        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
+        *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
+
+    Example:
+        >>> import pyro, pyro_ssvae
+        >>> from pyro.infer import SVI, TraceEnum_ELBO
+        >>> m2 = pyro_ssvae.M2((1, 8, 8), 10, latent_dim=2, hidden_dims=(8,))
+        >>> model, guide = pyro_ssvae.pyro_view(m2)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+        >>> loss = svi.step(torch.rand(5, 1, 8, 8).round())
+    """
+
+    def view(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            declare_parameters(module)
+            return getattr(module, name)(*args, **kwargs)
+
+        return call
+
+    return tuple(view(name) for name in functions or ("model", "guide"))
+
+
+def declare_parameters(module: nn.Module) -> None:
+    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
+    for name, parameter in module.named_parameters():
+        alias = parameter.detach()
+        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
+        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

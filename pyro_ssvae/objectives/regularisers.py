@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
@@ -36,8 +37,18 @@ CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
 
 
-@checked
-class AffineAugmentation(nn.Module):
+class Augmentation(Configurable, abstract=True):
+    """Base class of random changes of the examples of a batch, which keep their shape."""
+
+    name = "augmentation"
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        arguments: dict[str, Any] = describe(self)["arguments"]
+        return arguments
+
+
+class AffineAugmentation(Augmentation):
     """A random affine map for each image of a batch, by bilinear sampling with zero padding.
 
     Args:
@@ -52,8 +63,6 @@ class AffineAugmentation(nn.Module):
         tensor(1.)
     """
 
-    name = "augmentation"
-
     def __init__(
         self,
         rotation: float = 0.15,
@@ -63,16 +72,8 @@ class AffineAugmentation(nn.Module):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
-        self.rotation = rotation
-        self.log_scale = log_scale
-        self.shear = shear
-        self.shift = shift
-        self.strength = strength
-
-    def config(self) -> dict[str, float]:
-        """Return the constructor's arguments."""
-        names = ("rotation", "log_scale", "shear", "shift", "strength")
-        return {name: getattr(self, name) for name in names}
+        self.rotation, self.log_scale, self.shear = rotation, log_scale, shear
+        self.shift, self.strength = shift, strength
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
@@ -95,8 +96,7 @@ class AffineAugmentation(nn.Module):
         return torch.stack([row_x, row_y], -2)
 
 
-@checked
-class PhotoAugmentation(nn.Module):
+class PhotoAugmentation(Augmentation):
     """A random crop, flip and change of colours for each photograph of a batch.
 
     The crop has the size of the image and is taken from the image with mirrored margins. Colours are changed by the
@@ -115,8 +115,6 @@ class PhotoAugmentation(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
-    name = "augmentation"
-
     def __init__(
         self,
         crop: float = 0.125,
@@ -131,11 +129,6 @@ class PhotoAugmentation(nn.Module):
             raise ValueError(f"flip={flip} is a probability; it must be at most 1.")
         self.crop, self.flip, self.strength = crop, flip, strength
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
-
-    def config(self) -> dict[str, float]:
-        """Return the constructor's arguments."""
-        names = ("crop", "flip", "brightness", "contrast", "saturation", "strength")
-        return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
@@ -159,8 +152,7 @@ class PhotoAugmentation(nn.Module):
         return size - 1 - (size - 1 - positions).abs()
 
 
-@checked
-class ColumnAugmentation(nn.Module):
+class ColumnAugmentation(Augmentation):
     """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
 
     Args:
@@ -176,7 +168,6 @@ class ColumnAugmentation(nn.Module):
         tensor(6.)
     """
 
-    name = "augmentation"
     swap: Tensor
     noise: Tensor
 
@@ -190,7 +181,7 @@ class ColumnAugmentation(nn.Module):
         self._swaps, self._adds = bool(self.swap.any()), bool(self.noise.any())
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
+        """Return the constructor's arguments, in single precision."""
         return {"swap": self.swap.tolist(), "noise": self.noise.tolist()}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,9 +190,6 @@ class ColumnAugmentation(nn.Module):
             others = x.gather(0, torch.randint(len(x), x.shape, device=x.device))
             x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
         return x + self.noise * torch.randn_like(x) if self._adds else x
-
-
-Augmentation = AffineAugmentation | PhotoAugmentation | ColumnAugmentation
 
 
 @checked
@@ -246,11 +234,8 @@ class Consistency(nn.Module):
         decay: float = 0.99,
     ) -> None:
         super().__init__()
-        self.weight = weight
-        self.threshold = threshold
+        self.weight, self.threshold, self.align, self.decay = weight, threshold, align, decay
         self.strong = strong if strong is not None else AffineAugmentation(strength=1.5)
-        self.align = align
-        self.decay = decay
         self.register_buffer("mean_prediction", torch.full((num_classes,), 1.0 / num_classes))
         self.register_buffer("shares", None if shares is None else FixedClassPrior(num_classes, shares).mean())
 
@@ -261,12 +246,7 @@ class Consistency(nn.Module):
         return {name: getattr(self, name) for name in names} | {"shares": shares, "strong": self.strong.config()}
 
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return the mean loss over examples, in nats.
-
-        Args:
-            classify: Maps examples ``(B, *event_shape)`` to logits ``(B, K)``.
-            x: Examples with shape ``(B, *event_shape)``.
-        """
+        """Return the mean loss, in nats, of x ``(B, *event_shape)``; ``classify`` maps x to logits ``(B, K)``."""
         with torch.no_grad():
             target = classify(x).softmax(-1)
             if self.align:
@@ -292,32 +272,25 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
     if isinstance(prior, FixedClassPrior) and not prior.uniform:
         options["shares"] = prior.mean().tolist()
-    if len(data.event_shape) == 3 or data.feature_source is not None:
-        weak, strong = _choose_augmentations(data)
-        consistency = Consistency(number, strong=strong, **options) if data.num_labelled else None
-        features = {} if data.feature_source is None else FEATURES.objective
-        return {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48, **features}
-    if len(data.event_shape) != 1:
-        return {}
-    few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
-    scales = _noise_scales(data, getattr(module, "likelihood", None))
-    swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
-    options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
-    consistency = Consistency(number, **options) if data.num_labelled else None
-    wide = data.event_shape[0] * number > _WIDE
-    return {
-        "augmentation": ColumnAugmentation(swap.tolist(), noise.tolist()),
-        "consistency": consistency,
-        "bound_batch_size": 48 if wide else None,
-    }
-
-
-def _choose_augmentations(data: SemiSupervisedData) -> tuple[Augmentation, Augmentation]:
-    """Return augmentations of labelled examples and, stronger, for consistency."""
+    found: dict[str, Any] = {"bound_batch_size": 48}
     if data.feature_source is not None:
-        return ColumnAugmentation(0.3), ColumnAugmentation(0.5)
-    kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
-    return kind(), kind(strength=1.5)
+        weak: Augmentation = ColumnAugmentation(0.3)
+        options["strong"] = ColumnAugmentation(0.5)
+        found |= FEATURES.objective
+    elif len(data.event_shape) == 3:
+        kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
+        weak, options["strong"] = kind(), kind(strength=1.5)
+    elif len(data.event_shape) == 1:
+        few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
+        scales = _noise_scales(data, getattr(module, "likelihood", None))
+        swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
+        weak = ColumnAugmentation(swap.tolist(), noise.tolist())
+        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
+        found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
+    else:
+        return {}
+    consistency = Consistency(number, **options) if data.num_labelled else None
+    return {"augmentation": weak, "consistency": consistency, **found}
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

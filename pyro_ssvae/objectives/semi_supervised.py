@@ -13,7 +13,6 @@ the argument ``alpha`` of this module is that c (0.1 in the paper).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,16 +31,6 @@ from pyro_ssvae.objectives.regularisers import Augmentation, Consistency, choose
 __all__ = ["SemiSupervisedELBO"]
 
 
-def _num_classes(module: Any) -> int:
-    num_classes = getattr(module, "num_classes", None)
-    if num_classes is None:
-        raise ValueError(
-            f"{type(module).__name__} has no classes, which this objective needs: UnsupervisedELBO.for_data is for M1, "
-            "EnergyObjective.for_data for DDGM."
-        )
-    return int(num_classes)
-
-
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
     """The guide of a model in which everything is observed."""
 
@@ -54,8 +43,8 @@ class SemiSupervisedELBO(Objective):
     from labels through an auxiliary Pyro model with the observed site ``y_aux``.
 
     Args:
-        module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``model``, ``guide``,
-            ``classify_model`` and ``classify`` are used unless functions are given.
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``classify_model`` and
+            ``classify`` are used, and ``model`` and ``guide`` unless functions are given.
         num_labelled: Number of labelled training examples N_l.
         num_unlabelled: Number of unlabelled training examples N_u.
         alpha: Weight c of the mean cross-entropy of labelled examples, where the paper's α is c·N (0.1 there). The
@@ -67,16 +56,11 @@ class SemiSupervisedELBO(Objective):
         augmentation: Augmentation of labelled examples for the classifier; ``None`` for the pure objective.
         consistency: Consistency of q(y|x) across augmentations; ``None`` for the pure objective.
         enumeration: ``"exact"`` sums over every class, ``"top-k"`` over the likeliest ones and one drawn among the
-            rest: unbiased, and far cheaper with many classes (:class:`~pyro_ssvae.StaticEnumELBO`).
-        top_k: Classes summed exactly under ``"top-k"``.
+            rest: unbiased, and far cheaper with many classes. As for :class:`~pyro_ssvae.StaticEnumELBO`, like
+            ``top_k``, ``analytic_kl``, ``num_particles`` and ``importance_weighted`` (which needs two draws or more).
         elbo: ``"static"``, or ``"stock"`` for Pyro's own ``TraceEnum_ELBO``, which supports more models and guides.
-        analytic_kl: Whether the static bound uses closed forms of the KL of z.
-        num_particles: Draws of z per example and class.
-        importance_weighted: Whether the draws are combined in one tighter bound within each class, as in the
-            importance-weighted autoencoder, rather than averaged; needs two draws or more.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``.
         guide: Likewise, instead of ``module.guide``.
-        classify_model: Likewise, instead of ``module.classify_model``.
 
     Raises:
         ValueError: For negative sizes or weights, no examples at all, unknown names, an importance-weighted bound of
@@ -104,23 +88,18 @@ class SemiSupervisedELBO(Objective):
         importance_weighted: bool = False,
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
-        classify_model: PyroFunction | None = None,
     ) -> None:
         super().__init__(module, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
         check_draws(num_particles, importance_weighted)
-        self.alpha = float(alpha)
-        self.bound_weight = float(bound_weight)
-        self.bound_batch_size = bound_batch_size
-        self.augmentation = augmentation
-        self.consistency = consistency
-        self.enumeration = enumeration
-        self.top_k = top_k
-        self.elbo = elbo
-        self.analytic_kl = analytic_kl
-        self.num_particles = num_particles
-        self.importance_weighted = importance_weighted
-        self._functions["classify_model"] = classify_model
-        self._unlabelled_elbo, self._labelled_elbo, self._exact_elbo = self._elbos()
+        self.alpha, self.bound_weight, self.bound_batch_size = float(alpha), float(bound_weight), bound_batch_size
+        self.augmentation, self.consistency = augmentation, consistency
+        self.enumeration, self.top_k, self.elbo, self.analytic_kl = enumeration, top_k, elbo, analytic_kl
+        self.num_particles, self.importance_weighted = num_particles, importance_weighted
+        self._unlabelled_elbo, self._labelled_elbo, self._evaluation_elbo = self._elbos()
+        self.has_bound = bound_weight > 0.0
+        self.compilable = elbo == "static"  # the stock ELBO reads tensors back from the device
+        if enumeration == "exact":  # a step that sums over many classes gains more by compiling
+            self.compile_after = min(10_000, 100_000 // (getattr(module, "num_classes", None) or 10))
 
     @classmethod
     @checked
@@ -152,28 +131,31 @@ class SemiSupervisedELBO(Objective):
         if pure and (options.get("augmentation") is not None or options.get("consistency") is not None):
             raise ValueError("pure=True leaves augmentation and consistency out; pass neither, or pure=False.")
         if not pure:
-            _num_classes(module)
+            if getattr(module, "num_classes", None) is None:
+                raise ValueError(
+                    f"{type(module).__name__} has no classes, which this objective needs: UnsupervisedELBO is for M1, "
+                    "EnergyObjective for DDGM."
+                )
             arguments |= choose_regularisers(module, data)
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
         """Return the bounds used for unlabelled examples, for labelled examples, and for evaluation."""
-        if self.elbo == "stock":
-            if self.enumeration != "exact" or self.num_particles > 1:
-                raise ValueError(
-                    f"enumeration={self.enumeration!r} with num_particles={self.num_particles} needs elbo='static'; "
-                    "the stock ELBO here is exact, with one draw."
-                )
-            # Where y is observed nothing is enumerated, so it is not required.
-            return StockELBO(), StockELBO(require_enumeration=False), StockELBO()
-        if self.elbo != "static":
+        if self.elbo not in ("static", "stock"):
             raise ValueError(f"elbo={self.elbo!r} must be 'static' or 'stock'.")
-        options: dict[str, Any] = {"analytic_kl": self.analytic_kl}
-        draws = options | {"num_particles": self.num_particles, "importance_weighted": self.importance_weighted}
+        if self.elbo == "stock" and (self.enumeration != "exact" or self.num_particles > 1):
+            raise ValueError(
+                f"enumeration={self.enumeration!r} with num_particles={self.num_particles} needs elbo='static'; the "
+                "stock ELBO here is exact, with one draw."
+            )
+        # Where y is observed nothing is enumerated, so it is not required.
+        if self.elbo == "stock":
+            return StockELBO(), StockELBO(require_enumeration=False), StockELBO()
+        draws = {name: getattr(self, name) for name in ("analytic_kl", "num_particles", "importance_weighted")}
         return (
             StaticEnumELBO(enumeration=self.enumeration, top_k=self.top_k, **draws),
             StaticEnumELBO(require_enumeration=False, **draws),
-            StaticEnumELBO(**options),
+            StaticEnumELBO(analytic_kl=self.analytic_kl),
         )
 
     @property
@@ -183,53 +165,20 @@ class SemiSupervisedELBO(Objective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results; settings of several draws only where there are several."""
-        several = {"num_particles": self.num_particles, "importance_weighted": self.importance_weighted}
-        draws = several if self.num_particles > 1 else {}
-        return {
-            "alpha": self.alpha,
-            "bound_weight": self.bound_weight,
-            "bound_batch_size": self.bound_batch_size,
+        several = ("num_particles", "importance_weighted") if self.num_particles > 1 else ()
+        names = "alpha bound_weight bound_batch_size augmentation consistency enumeration top_k elbo analytic_kl"
+        return {name: getattr(self, name) for name in (*names.split(), *several)} | {
             "augmentation": self.augmentation.config() if self.augmentation is not None else None,
             "consistency": self.consistency.config() if self.consistency is not None else None,
-            "enumeration": self.enumeration,
             "top_k": self.top_k if self.enumeration == "top-k" else None,
-            "elbo": self.elbo,
-            "analytic_kl": self.analytic_kl if self.elbo == "static" else False,
-            **draws,
+            "analytic_kl": self.analytic_kl and self.elbo == "static",
         }
-
-    @property
-    def classify_model(self) -> PyroFunction:
-        """The auxiliary model in use."""
-        return self._function("classify_model")
-
-    @property
-    def has_bound(self) -> bool:
-        """Whether the bounds have a weight."""
-        return self.bound_weight > 0.0
-
-    @property
-    def compilable(self) -> bool:
-        """Whether a step can be traced once: the stock ELBO reads tensors back from the device."""
-        return self.elbo != "stock"
-
-    @property
-    def compile_after(self) -> int:
-        """Length of the schedule from which compiling pays: a step that sums over many classes gains more by it."""
-        num_classes = getattr(self.module, "num_classes", None) or 10
-        return 10_000 if self.enumeration == "top-k" else min(10_000, 100_000 // num_classes)
 
     def loss(self, batch: Batch) -> Loss:
         """Return J^α of a batch plus the regularisers.
 
-        Args:
-            batch: Unlabelled examples ``(B_u, *event_shape)`` and labelled ones ``(B_l, *event_shape)`` with classes
-                ``(B_l,)``; either side may be ``None``.
-
-        Returns:
-            The loss, and its terms, before weighting: ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats
-            per unlabelled and per labelled example, ``classification_loss`` and ``consistency_loss``, in nats per
-            example.
+        Its terms are ``bound_unlabelled`` (-U) and ``bound_labelled`` (-L), in nats per unlabelled and per labelled
+        example, ``classification_loss`` and ``consistency_loss``, in nats per example.
         """
         x_unlabelled, x_labelled, y_labelled = batch
         parts: list[Tensor] = []
@@ -259,26 +208,15 @@ class SemiSupervisedELBO(Objective):
         """Return the mean of -log q(y|x) over labelled examples, in nats, augmented where augmentation is on."""
         if self.augmentation is not None:
             x = self.augmentation(x)
-        loss: Tensor = self._labelled_elbo.differentiable_loss(self.classify_model, _empty_guide, x, y)
+        loss: Tensor = self._labelled_elbo.differentiable_loss(self.module.classify_model, _empty_guide, x, y)
         return loss / x.shape[0]
 
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        return self._exact_elbo
-
-    def validate(
-        self,
-        data: SemiSupervisedData,
-        *,
-        history: Sequence[dict[str, Any]] = (),
-        binarisation: str = "none",
-        seed: int = 0,
-    ) -> Validation:
+    def validate(self, data: SemiSupervisedData, **options: Any) -> Validation:
         """Evaluate on validation examples: the error, by which weights are chosen, and diagnostics of q(y|x) and z."""
-        model: Any = self.module
         if not len(data.x_validation):
             return Validation()
-        metrics = posterior_diagnostics(model, data.x_validation[:NUM_DIAGNOSED], scale=data.scale)
-        error = classification_error(model, data.x_validation, data.y_validation, scale=data.scale)
+        metrics = posterior_diagnostics(self.module, data.x_validation[:NUM_DIAGNOSED], scale=data.scale)
+        error = classification_error(self.module, data.x_validation, data.y_validation, scale=data.scale)
         if error is None:  # no validation label is known
             return Validation(metrics)
         return Validation({"error": error, **metrics}, score=-error)

@@ -7,10 +7,8 @@ r"""The bound of a model without classes (Kingma & Welling, 2013, equation 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from pyro.infer import TraceEnum_ELBO
 from torch import nn
 
 from pyro_ssvae._arguments import checked
@@ -33,10 +31,8 @@ class UnsupervisedELBO(Objective):
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
             and ``guide(x, *, size)``.
         num_examples: Number of training examples N.
-        num_particles: Draws of z per example and step.
-        importance_weighted: Whether the draws are combined in one tighter bound (:class:`StaticEnumELBO`) rather than
-            averaged; needs two draws or more.
-        analytic_kl: Whether the KL of z is computed in closed form where there is one, and only log p(x|z) from draws.
+        num_particles: As for :class:`~pyro_ssvae.StaticEnumELBO`, like ``importance_weighted`` and ``analytic_kl``.
+        importance_weighted: Needs two draws or more.
         model: A function ``(x, *, size=None)`` to use instead of ``module.model``.
         guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``.
 
@@ -69,16 +65,12 @@ class UnsupervisedELBO(Objective):
         check_draws(num_particles, importance_weighted)
         options: dict[str, Any] = {"require_enumeration": False, "analytic_kl": analytic_kl}
         self._elbo = StaticEnumELBO(num_particles=num_particles, importance_weighted=importance_weighted, **options)
-        self._one_draw = StaticEnumELBO(**options)
+        self._evaluation_elbo = StaticEnumELBO(**options)
 
     @classmethod
     @checked
     def for_data(cls, module: nn.Module, data: SemiSupervisedData, **options: Any) -> UnsupervisedELBO:
-        """Return the objective for a model and data without training labels.
-
-        Raises:
-            ValueError: If training examples carry labels; :meth:`SemiSupervisedData.without_labels` removes them.
-        """
+        """Return the objective for a model and data; ``ValueError`` if training examples carry labels."""
         if data.num_labelled:
             raise ValueError(
                 f"{data.num_labelled} training examples carry labels, which this objective does not use; pass "
@@ -88,27 +80,19 @@ class UnsupervisedELBO(Objective):
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        return {
-            "num_particles": self._elbo.num_particles,
-            "importance_weighted": self._elbo.importance_weighted,
-            "analytic_kl": self._elbo.analytic_kl,
-        }
+        return {name: getattr(self._elbo, name) for name in ("num_particles", "importance_weighted", "analytic_kl")}
 
     def describe(self) -> str:
         """Return in words which terms the loss contains."""
         elbo = self._elbo
         if elbo.importance_weighted:
             return f"importance-weighted bound of {elbo.num_particles} samples: -log mean p(x|z)p(z)/q(z|x)"
-        how = "in closed form" if elbo.analytic_kl and self._has_closed_form() else "by samples"
+        how = "by samples"
+        if elbo.analytic_kl and hasattr(self.module, "event_shape"):
+            example = next(self.module.parameters()).new_zeros(1, *self.module.event_shape)
+            with fork_random_state(self.module, 0):
+                how = "in closed form" if all(closed_forms(self.model, self.guide, example).values()) else how
         return f"-E[log p(x|z)] by {elbo.num_particles} sample(s) + KL(q(z|x) || p(z)) {how}"
-
-    def _has_closed_form(self) -> bool:
-        shape = getattr(self.module, "event_shape", None)
-        if shape is None:
-            return False  # a module that does not state the shape of its examples
-        example = next(self.module.parameters()).new_zeros(1, *shape)
-        with fork_random_state(self.module, 0):
-            return all(closed_forms(self.model, self.guide, example).values())
 
     def loss(self, batch: Batch) -> Loss:
         """Return the negative bound of a batch, with the term ``bound`` in nats per example (higher is better)."""
@@ -117,16 +101,8 @@ class UnsupervisedELBO(Objective):
         total = self.bound(self._elbo, GlobalSites(), batch.x_unlabelled, size=self.num_examples) / self.num_examples
         return Loss(total, {"bound": -total.detach()})
 
-    def _evaluation_elbo(self) -> TraceEnum_ELBO:
-        return self._one_draw
-
     def validate(
-        self,
-        data: SemiSupervisedData,
-        *,
-        history: Sequence[dict[str, Any]] = (),
-        binarisation: str = "none",
-        seed: int = 0,
+        self, data: SemiSupervisedData, *, binarisation: str = "none", seed: int = 0, **options: Any
     ) -> Validation:
         """Evaluate on validation examples: ``bound``, by which weights are chosen, and :func:`latent_diagnostics`."""
         x = data.x_validation

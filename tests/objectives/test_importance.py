@@ -180,8 +180,6 @@ def test_unsupported_combinations_are_refused() -> None:
     stack = make_stack()
     with pytest.raises(StaticELBOError, match="depends on earlier draws"):
         elbo.differentiable_loss(stack.model, stack.guide, make_examples())
-    with pytest.raises(ValueError, match="under one plate"):
-        StaticEnumELBO(num_particles=3, importance_weighted=True, max_plate_nesting=2)
     with pytest.raises(ValueError, match="needs elbo='static'"):
         SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=1, elbo="stock", num_particles=2)
 
