@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import inspect
-import math
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from pyro_ssvae import _interrupts
 from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
-from pyro_ssvae.cli.explore import add_explore, load_run_data
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
+from pyro_ssvae.cli.inference import add_command, add_commands
 from pyro_ssvae.cli.training import (
     find_results,
     load_data,
@@ -32,13 +27,12 @@ from pyro_ssvae.cli.training import (
     train_stages,
 )
 from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
-from pyro_ssvae.export import export
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.serialization import load
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
@@ -64,25 +58,27 @@ _EXAMPLES = """examples:
 """
 
 
+def _train(args: Flags, data: SemiSupervisedData, model_class: Any, objective_class: Any, **options: Any) -> Any:
+    """Train and report a model, and return it and its result."""
+    model = model_class.for_data(data, **args.model)
+    objective = objective_class.for_data(model, data, **args.objective)
+    result = report(objective, data, fit(objective, data, **args.fit), **options)
+    print_result(result, f"{model_class.__name__} on {data}")
+    return model, result
+
+
 def _train_m2(args: Flags) -> None:
-    data = load_data(args)
-    model = M2.for_data(data, **args.model)
-    objective = SemiSupervisedELBO.for_data(model, data, **args.objective)
-    print_result(report(objective, data, fit(objective, data, **args.fit)), f"M2 on {data}")
+    _train(args, load_data(args), M2, SemiSupervisedELBO)
 
 
 def _train_m1(args: Flags) -> None:
-    data = load_data(args).without_labels()
-    model = M1.for_data(data, **args.model)
-    objective = UnsupervisedELBO.for_data(model, data, **args.objective)
-    done = fit(objective, data, **args.fit)
-    print_result(report(objective, data, done, num_samples=args.num_samples), f"M1 on {data}")
+    _train(args, load_data(args).without_labels(), M1, UnsupervisedELBO, num_samples=args.num_samples)
 
 
 def _train_m1m2(args: Flags) -> None:
     data = load_data(args)
 
-    def make_objective(m1: M1, active: torch.Tensor | None) -> SemiSupervisedELBO:
+    def make_objective(m1: M1, active: Tensor | None) -> SemiSupervisedELBO:
         model = M1M2.for_data(data, m1=m1, active=active, **args.model)
         return SemiSupervisedELBO.for_data(model, data, **args.objective)
 
@@ -92,10 +88,7 @@ def _train_m1m2(args: Flags) -> None:
 
 def _train_ddgm(args: Flags) -> None:
     data, known = load_images(args)
-    model = DDGM.for_data(data)
-    objective = EnergyObjective.for_data(model, data, **args.objective)
-    result = report(objective, data, fit(objective, data, **args.fit))
-    print_result(result, f"DDGM on {data}")
+    model, result = _train(args, data, DDGM, EnergyObjective)
     report_images(args, model, data, known, result)
 
 
@@ -122,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _interrupts.restore()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
-        name = argv[1]
-        return run_command(_TRAIN[name], name, name_data(argv[2:]), program=f"pyro-ssvae train {name}")
+        name, flags = argv[1], argv[2:]
+        flags = ["--data", *flags] if flags and not flags[0].startswith("-") else flags
+        return run_command(_TRAIN[name], name, flags, program=f"pyro-ssvae train {name}")
     args = argparse.Namespace()
     try:
         with plain_warnings():
@@ -148,26 +142,10 @@ def _new_parser() -> Parser:
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
     train.set_defaults(function=lambda _: None)
-    again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
-    info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
-    sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
-    exporting = commands.add_parser("export", help="write the networks of a run as ONNX files and PyTorch programs")
-    add_commands(commands, _load_last)
-    add_explore(commands, _load_last)
-    for command, function in ((again, _report), (info, _describe), (sample, _sample), (exporting, _export)):
-        command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
-        command.set_defaults(function=function)
+    again = add_command(commands, "report", _report, "evaluate a finished run again and redraw its figures")
     again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
-    sample.add_argument(
-        "-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)"
-    )
-    sample.add_argument("--y", metavar="CLASS", help="name or number of the class; without it drawn")
-    sample.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    sample.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows"
-    )
-    exporting.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, made if needed")
-    exporting.add_argument("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
+    add_command(commands, "info", _describe, "print flags, model, settings, progress and results of a run")
+    add_commands(commands)
     return parser
 
 
@@ -222,65 +200,3 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
     text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
     if values:
         print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
-
-
-def _load_last(folder: Path) -> Any:
-    """Return the model of a run, or that of the last stage of M1+M2."""
-    RunFolder(folder).read_config()
-    return load(RunFolder(folder).runs()[-1].path)
-
-
-def _get_class(model: Any, given: str | None) -> int | str | None:
-    """Return a class that is given by name or number, as ``generate`` takes it."""
-    if given is not None and (model.num_classes is None or not hasattr(model, "generate")):
-        raise ValueError(f"--y {given}: {type(model).__name__} does not generate examples of one class.")
-    if given is None:
-        return None
-    return int(given) if given.isdecimal() and given not in model.class_names else given
-
-
-def _sample(args: argparse.Namespace) -> None:
-    """Write generated examples to files."""
-    model = _load_last(args.run)
-    torch.manual_seed(args.seed)
-    number = _get_class(model, args.y)
-    if args.out is not None and args.out.suffix == ".csv":
-        return write_samples(model, number, args)
-    y = None
-    generate = model.sample if hasattr(model, "sample") else model.generate
-    if "y" in inspect.signature(generate).parameters:
-        x, y = generate(args.num_samples, number)
-    else:
-        x = generate(args.num_samples)
-    path = args.out or args.run / "samples"
-    arrays = {"x": x.numpy()} if y is None else {"x": x.numpy(), "y": y.numpy()}
-    np.savez(path.with_suffix(".npz"), **arrays)
-    print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {path.with_suffix('.npz')}")
-    if x.dim() == 4 and x.shape[1] in (1, 3):
-        from torchvision.utils import save_image
-
-        save_image(x.clamp(0.0, 1.0), path.with_suffix(".png"), nrow=math.ceil(math.sqrt(len(x))))
-        print(f"image grid in {path.with_suffix('.png')}")
-
-
-def _export(args: argparse.Namespace) -> None:
-    """Write the networks of a run for other programs, and print their files."""
-    x = _read_examples(args.run)
-    print(f"compared with the model on {'examples that it generates' if x is None else 'examples of its data'}")
-    done = export(_load_last(args.run), args.to, x, aoti=args.aoti)
-    for network in done["networks"].values():
-        for file, found in network["files"].items():
-            print(f"{file:24}{found['bytes'] / 1e6:8.2f} MB   largest difference {found['difference']:.1e}")
-    for name, reason in done["not_exported"].items():
-        print(f"{name:24}not exported: {reason}")
-    print(f"described in {args.to / 'export.json'}")
-
-
-def _read_examples(folder: Path) -> torch.Tensor | None:
-    """Return test examples of a run, or else those of training; ``None`` if its data is not at hand."""
-    try:
-        data = load_run_data(folder)
-    except (OSError, ValueError, PyroSSVAEError) as error:
-        print(f"The data of the run is not at hand: {error}", file=sys.stderr)
-        return None
-    return (data.x_test if len(data.x_test) else data.x)[:64] / data.scale

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
-from pyro_ssvae.cli.own_data import load_table
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
@@ -89,14 +88,9 @@ def run_command(
     program: str | None = None,
     evaluate_again: bool = False,
 ) -> int:
-    """Read the flags, train, and return the exit status.
+    """Read the flags of a command, as :func:`parse_flags` does, call ``train`` with them, and return the exit status.
 
-    Args:
-        train: Trains and reports, given the :class:`~pyro_ssvae.cli.flags.Flags`.
-        command: Name of the command, whose flags are read.
-        argv: The command line; that of the process when ``None``.
-        program: How the command is called, for help and hints; ``python SCRIPT`` when ``None``.
-        evaluate_again: Whether stages that have a result are evaluated again.
+    With ``evaluate_again``, stages that have a result are evaluated again.
 
     Returns:
         0, also for a finished run, whose results are printed; 2 after an error, which is printed in one line; 130 after
@@ -151,10 +145,8 @@ def print_error(error: Exception, options: Mapping[str, str]) -> int:
 def _name_options(text: str, options: Mapping[str, str]) -> str:
     """Return a message that names flags, ``--num-labels 5``, instead of arguments, ``num_labels=5``."""
 
-    def name(match: re.Match[str]) -> str:
-        if match[1] not in options:
-            return match[0]
-        return options[match[1]] + ("" if match[2] else " ")  # a switch has no value
+    def name(match: re.Match[str]) -> str:  # a switch, =True, has no value
+        return options[match[1]] + ("" if match[2] else " ") if match[1] in options else match[0]
 
     return re.sub(r"(?<![\w.-])(\w+)=(True\b)?", name, text)
 
@@ -193,14 +185,9 @@ def _print_finished(args: Flags) -> bool:
 
 
 def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSupervisedData:
-    """Return the data that the flags name; where it cannot be downloaded, say so and return ``digits``.
+    """Return the data that the flags name, with ``num_labels`` instead of theirs if given.
 
-    Args:
-        args: The flags.
-        num_labels: Number of labels that are kept, or ``"all"``; that of the flags when ``None``.
-
-    Raises:
-        ValueError: For ``--image-size`` with data that is no folder, or labels of data without classes.
+    Where the data cannot be downloaded, this is said, and ``digits`` returned.
     """
     if args.image_size is not None and not Path(args.data).is_dir():
         raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
@@ -239,23 +226,23 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
         size = f" of {min(counts)} to {max(counts)} labels" if many else ""
         print(f"{len(shown)} classes{size}: {', '.join(shown[:_SHOWN_CLASSES])}{', ...' if many else ''}", flush=True)
     if is_photo(data.event_shape) and len(data.x) < _FEW_PHOTOS:
-        print(
-            f"{len(data.x)} training images are few for images in colour or larger than 32x32: expect poor samples.",
-            flush=True,
-        )
+        words = "training images are few for images in colour or larger than 32x32: expect poor samples."
+        print(f"{len(data.x)} {words}", flush=True)
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
     """Return a data set by name, table, .npz file or folder of images.
 
-    Raises:
-        DataUnavailableError: If it is neither stored nor downloadable.
+    Of 100 labelled rows of a table or more, a tenth each is for validation and testing.
     """
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
     if Path(name).is_dir():
         return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
     if is_table(name):
-        return load_table(args, num_labels)
+        if args.label is None and args.values.get("num_labels"):
+            raise ValueError(f"{name} needs --label COLUMN, the column of the labels (empty for unlabelled rows).")
+        parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
+        return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)
@@ -274,11 +261,7 @@ def print_result(result: dict[str, Any], title: str = "") -> None:
 
 
 def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
-    """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names.
-
-    Raises:
-        ValueError: If ``--m1`` names another model, or one of other examples.
-    """
+    """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names."""
     if args.m1 is None:
         options = {name: args.values[f"m1_{name}"] for name in ("networks", "latent_dim", "hidden_dims", "prior")}
         return M1.for_data(data, likelihood=args.likelihood, **options)
@@ -307,11 +290,8 @@ def train_stages(
     Stages are runs of their own, in the folders ``m1``, ``stacked`` and ``joint`` of the run. A resumed run continues
     at the stage where it stopped. Flags that do not fit each other are found before anything is trained or written.
 
-    Args:
-        args: The flags.
-        data: The data.
-        m1: From :func:`make_m1`; not trained where ``--m1`` names a trained one.
-        make_objective: Returns the objective of an M1M2, given M1 and a mask of its active latents (``None`` for all).
+    ``m1`` is from :func:`make_m1`. ``make_objective`` returns the objective of an M1M2, given M1 and a mask of its
+    active latents (``None`` for all).
 
     Yields:
         Name and result of each stage.

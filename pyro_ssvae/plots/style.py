@@ -108,7 +108,9 @@ def style_axes(axes: Axes, *, title: str = "", grid: bool = False, frame: bool =
     axes.set_title(title, loc="left", fontsize=9, color=INK)
     axes.set_facecolor("white")
     axes.set_axisbelow(True)
-    axes.grid(grid, **({"color": "#e6e6e6", "linewidth": 0.7} if grid else {}))
+    axes.grid(False)
+    if grid:
+        axes.grid(True, color="#e6e6e6", linewidth=0.7)
     axes.tick_params(which="both", labelsize=8, colors=INK, labelcolor=INK, width=0.7)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(fontsize=9, color=INK)
@@ -132,7 +134,9 @@ def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most
     """Name the positions 0, 1, ... of an axis: at most ``most`` of them, long names on the horizontal axis slanted."""
     step = -(-len(names) // most)
     ticks, shown = np.arange(0, len(names), step), list(names)[::step]
-    slanted = {"rotation": 40.0, "ha": "right", "rotation_mode": "anchor"} if max(map(len, shown)) > 3 else {}
+    slanted: dict[str, Any] = (
+        {"rotation": 40.0, "ha": "right", "rotation_mode": "anchor"} if max(map(len, shown)) > 3 else {}
+    )
     if vertical:
         axes.set_yticks(ticks, shown)
     else:
