@@ -134,13 +134,12 @@ def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most
     """Name the positions 0, 1, ... of an axis: at most ``most`` of them, long names on the horizontal axis slanted."""
     step = -(-len(names) // most)
     ticks, shown = np.arange(0, len(names), step), list(names)[::step]
-    slanted: dict[str, Any] = (
-        {"rotation": 40.0, "ha": "right", "rotation_mode": "anchor"} if max(map(len, shown)) > 3 else {}
-    )
     if vertical:
         axes.set_yticks(ticks, shown)
+    elif max(map(len, shown)) > 3:
+        axes.set_xticks(ticks, shown, rotation=40.0, ha="right", rotation_mode="anchor")
     else:
-        axes.set_xticks(ticks, shown, **slanted)
+        axes.set_xticks(ticks, shown)
 
 
 def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
