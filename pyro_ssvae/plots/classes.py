@@ -44,7 +44,6 @@ __all__ = ["plot_confusion_matrix", "plot_feature_means", "plot_latent_map", "pl
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
 _SAMPLES_PER_CLASS = 200
 _COLOUR_LIMIT = 2.0  # standard deviations
-_METHODS = ("auto", "pca", "tsne")
 _GREY = "#cccccc"  # examples of unknown class
 
 
@@ -218,19 +217,14 @@ def plot_latent_map(
     y: Any,
     *,
     labelled: Any = None,
-    method: str = "auto",
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Figure:
-    """Draw the means of q(z|x,y), or of q(z|x) for M1, in two dimensions, coloured by class.
+    """Draw the means of q(z|x,y), or of q(z|x) for M1, coloured by class; of three or more latents a PCA in the plane.
 
     Where y is unknown, q(z|x,y) is taken at the predicted class, and the point is grey. Examples that were
     ``labelled`` in training, booleans ``(N,)``, are ringed.
-
-    ``method`` is ``"pca"``, ``"tsne"``, or ``"auto"``: PCA of three or more latents, fewer as they are.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(_METHODS)}.")
     x = check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
@@ -241,7 +235,7 @@ def plot_latent_map(
         posterior, note = "q(z|x,y)", "z describes what the class leaves open, so the classes should overlap."
     z = encode_means(model, x, given).double().numpy()
     names = as_class_names(class_names, model.num_classes or max(int(classes.max()) + 1, len(class_names or ())))
-    points, axis_names, how = _project(z, method, shown.numpy(), generator, seed)
+    points, axis_names, how = _project(z, shown.numpy(), generator)
 
     figure, axes = new_axes(6.6, 5.2)
     colours = np.vstack([class_colours(len(names)), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
@@ -252,7 +246,7 @@ def plot_latent_map(
     axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
     style_axes(axes)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    if model.latent_dim == 1 and method != "tsne":
+    if model.latent_dim == 1:
         axes.set_yticks([])
     else:
         axes.set_aspect("equal", adjustable="datalim")  # equal distances in both directions
@@ -265,29 +259,21 @@ def _as_mask(labelled: Any, num_examples: int) -> NDArray[np.bool_]:
     mask = to_numpy([False] * num_examples if labelled is None else labelled, "labelled")
     if mask.shape != (num_examples,) or not np.isin(mask, (0, 1)).all():
         raise ValueError(
-            f"labelled has shape {mask.shape} and holds {np.unique(mask)[:5].tolist()}; one boolean for each of the "
-            f"{num_examples} examples is needed, for example data.y >= 0."
+            f"labelled has shape {mask.shape}; one boolean for each of the {num_examples} examples is needed, for "
+            "example data.y >= 0."
         )
     return mask.astype(bool)
 
 
 def _project(
-    z: NDArray[np.float64], method: str, classes: NDArray[np.int64], generator: np.random.Generator, seed: int
+    z: NDArray[np.float64], classes: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], tuple[str, str], str]:
     """Return points ``(N, 2)``, the names of their axes, and the method in words."""
     num_examples, latent_dim = z.shape
-    if method == "tsne":
-        from sklearn.manifold import TSNE
-
-        if num_examples < 4:
-            raise ValueError(f"t-SNE needs 4 examples, got {num_examples}; use method='pca' or more examples.")
-        start = "pca" if latent_dim >= 2 else "random"
-        tsne = TSNE(2, perplexity=min(30.0, (num_examples - 1) / 3), init=start, random_state=seed)
-        return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2"), ", t-SNE"
     if latent_dim == 1:
         shifted = classes + generator.uniform(-0.35, 0.35, num_examples)
         return np.column_stack([z, shifted]), ("z", "class"), ""
-    if latent_dim == 2 and method == "auto":
+    if latent_dim == 2:
         return z, ("z[0]", "z[1]"), ""
     if num_examples < 2:
         raise ValueError("PCA needs at least 2 examples; pass more.")

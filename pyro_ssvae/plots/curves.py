@@ -83,7 +83,6 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
     column, the largest ``val/bound``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If there is no row or no step, or a known column holds anything but numbers.
 
     Example:
