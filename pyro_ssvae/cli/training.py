@@ -102,8 +102,8 @@ def run_command(
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
         with plain_warnings(options), RunFolder(args.out).lock():
-            new = evaluate_again or args.resume is not None
-            finished = [] if new else find_results(command, args.values, Path(args.out))
+            again = evaluate_again or args.resume is not None
+            finished = [] if again else find_results(command, args.values, Path(args.out))
             for run, result in finished:
                 print_result(result, f"{run.path} is finished")
             if not finished:
