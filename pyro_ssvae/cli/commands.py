@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
-from pyro_ssvae.cli.own_data import find_image_shape, for_own_data
 from pyro_ssvae.data.preparation import BINARISATIONS
+from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.sources import has_colour
+from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.networks.images import NETWORKS
@@ -19,6 +24,8 @@ from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_
 
 __all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
 
+_FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+_TABLES: dict[str, Any] = {"likelihood": "auto", "num_labels": "all"}  # defaults for tables
 _NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, TABLE.csv, or a FOLDER of images"
 
 
@@ -78,10 +85,7 @@ _ENERGY = (
 def parse_flags(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> Flags:
     """Return the values of the flags of a command: ``"m2"``, ``"m1"``, ``"m1m2"``, ``"ddgm"`` or ``"ddgm_2d"``.
 
-    Args:
-        command: Name of the command.
-        argv: The command line; that of the process when ``None``.
-        program: How the command is called, for the help; ``python SCRIPT`` when ``None``.
+    ``argv`` is by default the command line of the process, and ``program``, as the help shows it, ``python SCRIPT``.
 
     Raises:
         ValueError: For an unknown flag or a bad value.
@@ -98,10 +102,9 @@ def binarisation_for(likelihood: str, preset: Preset) -> str:
 
 def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
     """Return the settings of a preset as values of flags."""
-    short = ("max_epochs", "max_minutes")
-    training = {**preset.training, **changes}
-    names = {name: name if name in short else f"training.{name}" for name in training}
-    return {**preset.model, **preset.objective, **{names[name]: value for name, value in training.items()}}
+    training = {f"training.{name}": value for name, value in (preset.training | changes).items()}
+    short = {"max_epochs": training.pop("training.max_epochs")} if "training.max_epochs" in training else {}
+    return {**preset.model, **preset.objective, **short, **training}
 
 
 def _find_m1m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -117,18 +120,54 @@ def _find_m1(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
-    return _use_preset(DDGM_PHOTOS if _has_photos(values["data"], values["image_size"]) else DDGM_IMAGES)
+    large = (values["image_size"] or 0) > 32 and Path(values["data"]).is_dir()
+    return _use_preset(DDGM_PHOTOS if large or is_photo(_find_image_shape(values["data"])[0]) else DDGM_IMAGES)
 
 
-def _has_photos(data: str, image_size: int | None) -> bool:
-    """Return whether images are in colour or larger than 32x32."""
-    large = (image_size or 0) > 32 and Path(data).is_dir()
-    return large or is_photo(find_image_shape(data)[0])
+def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
+    """Return shape and dtype of the images that ``--data`` names; the shape is empty without images, or unreadable."""
+    try:
+        if Path(data).is_dir():
+            return (3 if has_colour(data) else 1, 0, 0), np.uint8
+        if not data.endswith(".npz"):
+            return ((3, 32, 32) if data == "cifar10" else (1, 28, 28)), np.uint8
+        x = read_npz(Path(data), ["x_train"])["x_train"]
+        return tuple(as_images(x).shape[1:]) if x.ndim in (3, 4) else (), x.dtype
+    except (OSError, ValueError):
+        return (), None
 
 
 def is_photo(shape: Sequence[int]) -> bool:
     """Return whether examples of a shape are images in colour or larger than 32x32."""
     return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
+
+
+def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
+    """Return a function that also finds the defaults of a training command for a table or a folder of images."""
+
+    def find(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        folder, likelihood = Path(values["data"]).is_dir(), "likelihood" in values and "likelihood" not in given
+        if is_table(values["data"]):
+            known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
+            chosen = {name: value for name, value in _TABLES.items() if name in known}
+            return find_defaults(values | chosen | given, given) | chosen
+        if unused := [f"--{name}" for name in ("label", "test") if given.get(name) is not None]:
+            raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
+        if values.get("num_labels") and "num_labels" not in given and folder:
+            chosen["num_labels"] = "all"  # those that someone sorted
+        if likelihood and values["features"] is not None:
+            chosen |= FEATURES.model
+        elif likelihood:
+            shape, dtype = _find_image_shape(values["data"])
+            if shape and shape[0] >= 3:
+                chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
+        if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
+            chosen["bound_weight"] = FEATURES.objective["bound_weight"]
+            chosen |= {f"training.{name}": value for name, value in FEATURES.training.items()}
+        return find_defaults(values | chosen | given, given) | chosen
+
+    return find
 
 
 _M2: Mapping[str, Sequence[Flag]] = {
@@ -240,10 +279,10 @@ _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with
 COMMANDS = {
     command.name: command
     for command in (
-        Command("m2", _M2_TEXT, _M2, for_own_data(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
-        Command("m1", _M1_TEXT, _M1, for_own_data(_find_m1)),
-        Command("m1m2", _M1M2_TEXT, _M1M2, for_own_data(_find_m1m2)),
-        Command("ddgm", _DDGM_TEXT, _DDGM, for_own_data(_find_ddgm)),
+        Command("m2", _M2_TEXT, _M2, _for_own_data(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
+        Command("m1", _M1_TEXT, _M1, _for_own_data(_find_m1)),
+        Command("m1m2", _M1M2_TEXT, _M1M2, _for_own_data(_find_m1m2)),
+        Command("ddgm", _DDGM_TEXT, _DDGM, _for_own_data(_find_ddgm)),
         Command("ddgm_2d", _DDGM_2D_TEXT, _DDGM_2D, lambda *_: _use_preset(DDGM_TOY)),
     )
 }

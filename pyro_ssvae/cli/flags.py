@@ -30,28 +30,16 @@ _NOT_SAVED = ("out", "resume", "config")
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of a command.
+    """A flag of a command; a ``bool`` is switched on by ``--NAME`` and off by ``--no-NAME``."""
 
-    Args:
-        name: Its name in Python; ``num_labels`` is ``--num-labels`` on the command line.
-        default: The value without the flag.
-        help: What it means.
-        kind: Type of the value; that of the default where ``None``. A ``bool`` is switched on by ``--NAME`` and off by
-            ``--no-NAME``.
-        choices: The only values allowed, if they are few.
-        least: The smallest value allowed.
-        metavar: What stands for the value in the help.
-        rare: Whether only ``--help-all`` shows the flag.
-    """
-
-    name: str
+    name: str  # in Python: num_labels is --num-labels on the command line
     default: Any
     help: str
-    kind: Callable[..., Any] | None = None
+    kind: Callable[..., Any] | None = None  # type of the value; that of the default where None
     choices: Sequence[str] = ()
     least: int | None = None
-    metavar: str | None = None
-    rare: bool = False
+    metavar: str | None = None  # what stands for the value in the help
+    rare: bool = False  # whether only --help-all shows the flag
 
     @property
     def option(self) -> str:
@@ -94,65 +82,55 @@ class Flag:
 
 @dataclass(frozen=True)
 class Command:
-    """A training command.
+    """A training command, ``pyro-ssvae train NAME``.
 
-    Args:
-        name: Its name, as in ``pyro-ssvae train NAME``.
-        description: What it does, with example calls of ``PROGRAM``.
-        sections: The flags: those in ``"model"`` and ``"objective"`` are arguments of the model and the objective.
-        find_defaults: Returns defaults that follow from other flags, by name, given the values of all flags and those
-            on the command line.
+    The flags in the sections ``"model"`` and ``"objective"`` are arguments of the model and the objective. Given the
+    values of all flags, and those on the command line, ``find_defaults`` returns defaults that follow from others.
     """
 
     name: str
-    description: str
+    description: str  # with example calls of PROGRAM
     sections: Mapping[str, Sequence[Flag]]
     find_defaults: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
     @property
+    def all_sections(self) -> dict[str, Sequence[Flag]]:
+        """The sections of the help."""
+        return {**self.sections, "run": _RUN, "settings of training": _TRAINING}
+
+    @property
+    def flags(self) -> list[Flag]:
+        """All flags."""
+        return [flag for section in self.all_sections.values() for flag in section]
+
+    @property
     def options(self) -> dict[str, str]:
         """The flags by the names of the arguments that they set."""
-        flags = (flag for section in _get_sections(self).values() for flag in section)
-        return {flag.name.removeprefix("training."): flag.option for flag in flags}
+        return {flag.name.removeprefix("training."): flag.option for flag in self.flags}
 
 
 class Flags:
     """Values of the flags of a command, as attributes, and the arguments of the library that they stand for.
 
-    Args:
-        command: The command.
-        values: Values of all flags, by name.
-        instead_of: Data that could not be downloaded, in place of which ``data`` is used.
+    ``model`` and ``objective`` are arguments of model and objective, ``training`` the settings, and ``instead_of`` data
+    that could not be downloaded, in place of which ``data`` is used.
     """
 
     def __init__(self, command: Command, values: dict[str, Any], instead_of: str | None = None) -> None:
-        self.command = command
-        self.instead_of = instead_of
-        self.values = values
+        self.command, self.values, self.instead_of = command, values, instead_of
         self.evaluate_again = False  # whether stages that have a result are evaluated again
-        names = [flag.name for flag in (*_RUN, *_TRAINING)]
-        known = {field.name for field in fields(TrainingConfig)}
-        settings = {name.removeprefix("training."): values[name] for name in names}
-        self.training = TrainingConfig(**{name: value for name, value in settings.items() if name in known})
+        self.model, self.objective = (
+            {flag.name: values[flag.name] for flag in command.sections.get(name, ())} for name in ("model", "objective")
+        )
+        names = [field.name for field in fields(TrainingConfig)]
+        settings: dict[str, Any] = {name: values.get(f"training.{name}", values.get(name)) for name in names}
+        self.training = TrainingConfig(**settings)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(f"There is no flag {name}.") from None
-
-    def _select(self, section: str) -> dict[str, Any]:
-        return {flag.name: self.values[flag.name] for flag in self.command.sections.get(section, ())}
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """Arguments of the model."""
-        return self._select("model")
-
-    @property
-    def objective(self) -> dict[str, Any]:
-        """Arguments of the objective."""
-        return self._select("objective")
 
     @property
     def out(self) -> str:
@@ -161,8 +139,8 @@ class Flags:
             labels = f"-{self.num_labels}" if "num_labels" in self.values else ""
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = f"{self.command.name}-{Path(self.data).stem}{labels}-seed{self.seed}-{stamp}"
-            names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
-            self.values["out"] = str(next(path for name in names if not (path := Path("runs") / name).exists()))
+            paths = (Path("runs") / f"{name}{end}" for end in ("", *(f"-{number}" for number in range(2, 1000))))
+            self.values["out"] = str(next(path for path in paths if not path.exists()))
         return str(self.values["out"])
 
     @property
@@ -196,11 +174,10 @@ def _training_flags() -> Iterator[Flag]:
     """Yield a flag ``--training.NAME`` for every setting of training that has no shorter one."""
     arguments = r"^    (\w+): (.*(?:\n {6,}.*)*)"  # of the docstring
     texts = dict(re.findall(arguments, inspect.getdoc(TrainingConfig) or "", flags=re.MULTILINE))
-    kinds = {"int": int, "float": float, "str": str}
     for field in fields(TrainingConfig):
         if field.name not in {flag.name for flag in _RUN}:
             text = re.sub(r":\w+:|[`~]", "", " ".join(texts[field.name].split())).rstrip(".")
-            kind = kinds[str(field.type).split(" ")[0]]
+            kind = {"int": int, "float": float, "str": str}[str(field.type).split(" ")[0]]
             yield Flag(f"training.{field.name}", field.default, text, kind, rare=True)
 
 
@@ -224,34 +201,28 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
     The same command line continues the run in ``--out``, because schedulers start commands again; other settings than
     those of the run are refused. ``--resume`` may change what extends the run, how it is evaluated, and the device.
     """
-    flags = [flag for section in _get_sections(command).values() for flag in section]
-    parser = _new_parser(command, program, {}, everything=True)
-    given = _parse(parser, flags, sys.argv[1:] if argv is None else argv)
+    given = _parse(command, sys.argv[1:] if argv is None else argv)
     wanted = given.pop("help", None)
     if "config" in given:
-        given = _parse(parser, flags, _as_argv(read_yaml(Path(given["config"])))) | given
+        given = _parse(command, _as_argv(read_yaml(Path(given["config"])))) | given
     out, resumed = given.get("out"), given.get("resume")
     if out is not None and resumed is not None and Path(out).resolve() != Path(resumed).resolve():
-        raise ValueError(
-            f"--resume {resumed} goes on in that folder, and --out {out} has no effect; leave one of them out."
-        )
+        raise ValueError(f"--resume {resumed} goes on in that folder, and --out {out} has no effect; leave one out.")
     chosen, instead_of = given, None
     if resumed is not None:
-        stored, instead_of = _read_flags(command, parser, flags, Path(resumed))
-        evaluation = [flag.name for flag in command.sections.get("evaluation", ())]
+        stored, instead_of = _read_flags(command, Path(resumed))
         settings = {name: value for name, value in given.items() if name not in _NOT_SAVED}
-        refuse_changes(
-            Path(resumed), {name: stored.get(name) for name in settings}, settings, (*EXTENDING, *FREE, *evaluation)
-        )
+        allowed = (*EXTENDING, *FREE, *(flag.name for flag in command.sections.get("evaluation", ())))
+        refuse_changes(Path(resumed), {name: stored.get(name) for name in settings}, settings, allowed)
         chosen = stored | given
-    values = {flag.name: flag.default for flag in flags} | chosen
+    values = {flag.name: flag.default for flag in command.flags} | chosen
     values |= command.find_defaults(values, given) | chosen
     if given.get("training.max_steps") is not None and "max_epochs" not in given:
         values["max_epochs"] = None
     if resumed is not None:
         values["out"] = resumed
     elif out is not None and RunFolder(out).config.is_file() and RunFolder(out).has_progress:
-        before, instead_of = _read_flags(command, parser, flags, Path(out))
+        before, instead_of = _read_flags(command, Path(out))
         before |= {"data": instead_of or before["data"]}
         refuse_changes(Path(out), before, {name: value for name, value in values.items() if name in before}, FREE)
     if wanted is not None:
@@ -261,29 +232,19 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
     return Flags(command, values, instead_of)
 
 
-def _read_flags(
-    command: Command, parser: Parser, flags: Sequence[Flag], folder: Path
-) -> tuple[dict[str, Any], str | None]:
-    """Return the flags of a run, and the data in place of which it took others.
-
-    Raises:
-        RunFolderError: If the folder holds no run of this command.
-    """
+def _read_flags(command: Command, folder: Path) -> tuple[dict[str, Any], str | None]:
+    """Return the flags of a run, and the data in place of which it took others."""
     config = RunFolder(folder).read_config()
     if config.get("command") != command.name:
         started = config.get("command", "a Python program")
         raise RunFolderError(f"{folder} was started by {started}, and not by {command.name}.")
     try:
-        return _parse(parser, flags, _as_argv(config)), config.get("instead_of")
+        return _parse(command, _as_argv(config)), config.get("instead_of")
     except ValueError as error:
         raise RunFolderError(f"{RunFolder(folder).config} is damaged: {error}") from error
 
 
-def _get_sections(command: Command) -> dict[str, Sequence[Flag]]:
-    return {**command.sections, "run": _RUN, "settings of training": _TRAINING}
-
-
-def _new_parser(command: Command, program: str | None, values: dict[str, Any], *, everything: bool) -> Parser:
+def _new_parser(command: Command, program: str | None, values: Mapping[str, Any], *, everything: bool) -> Parser:
     """Return a parser that leaves out what is not on the command line, and whose help shows the values."""
     program = program or f"python {sys.argv[0]}"
     more = "--no-NAME switches NAME off." if everything else "--help-all explains all flags."
@@ -297,7 +258,7 @@ def _new_parser(command: Command, program: str | None, values: dict[str, Any], *
         allow_abbrev=False,
         add_help=False,
     )
-    for title, flags in _get_sections(command).items():
+    for title, flags in command.all_sections.items():
         group: Any = parser.add_argument_group(title)
         for flag in flags:
             flag.add_to(group, values, everything)
@@ -308,12 +269,12 @@ def _new_parser(command: Command, program: str | None, values: dict[str, Any], *
     return parser
 
 
-def _parse(parser: Parser, flags: Sequence[Flag], argv: Sequence[str]) -> dict[str, Any]:
+def _parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     """Return the values that a command line gives, by name."""
-    found, unknown = parser.parse_known_args(list(argv))
+    found, unknown = _new_parser(command, None, {}, everything=True).parse_known_args(list(argv))
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-        options = {re.sub(r"^--(training\.)?", "", flag.option).replace("_", "-"): flag.option for flag in flags}
+        options = {name.replace("_", "-"): option for name, option in command.options.items()}
         near = difflib.get_close_matches(word.lstrip("-").replace("_", "-"), options, n=1)
         raise ValueError(f"There is no flag {word}." + (f" Did you mean {options[near[0]]}?" if near else ""))
     return vars(found)

@@ -1,27 +1,30 @@
-"""The console script ``pyro-ssvae``: train, evaluate, describe, explore and export a model, generate examples."""
+"""The console script ``pyro-ssvae``: train and evaluate models, predict, generate examples, explore, export."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import inspect
+import io
 import math
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_ssvae import _interrupts
-from pyro_ssvae._io import read_json
+from pyro_ssvae._arguments import as_count
+from pyro_ssvae._io import check_path, read_json, write_atomically
+from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
-from pyro_ssvae.cli.explore import add_explore, load_run_data
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.own_data import add_commands, name_data, write_samples
 from pyro_ssvae.cli.training import (
+    describe_run,
     find_results,
     load_data,
     make_m1,
@@ -32,7 +35,14 @@ from pyro_ssvae.cli.training import (
     train_stages,
 )
 from pyro_ssvae.data import make_toy_data
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.sources import read_folder
+from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
+from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
@@ -44,7 +54,6 @@ from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
-from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.loop import fit
 
 __all__ = ["main"]
@@ -64,25 +73,19 @@ _EXAMPLES = """examples:
 """
 
 
-def _train_m2(args: Flags) -> None:
-    data = load_data(args)
-    model = M2.for_data(data, **args.model)
-    objective = SemiSupervisedELBO.for_data(model, data, **args.objective)
-    print_result(report(objective, data, fit(objective, data, **args.fit)), f"M2 on {data}")
-
-
-def _train_m1(args: Flags) -> None:
-    data = load_data(args).without_labels()
-    model = M1.for_data(data, **args.model)
-    objective = UnsupervisedELBO.for_data(model, data, **args.objective)
-    done = fit(objective, data, **args.fit)
-    print_result(report(objective, data, done, num_samples=args.num_samples), f"M1 on {data}")
+def _train(args: Flags, data: SemiSupervisedData, model_class: Any, objective_class: Any, **options: Any) -> Any:
+    """Train and report a model, and return it and its result."""
+    model = model_class.for_data(data, **args.model)
+    objective = objective_class.for_data(model, data, **args.objective)
+    result = report(objective, data, fit(objective, data, **args.fit), **options)
+    print_result(result, f"{model_class.__name__} on {data}")
+    return model, result
 
 
 def _train_m1m2(args: Flags) -> None:
     data = load_data(args)
 
-    def make_objective(m1: M1, active: torch.Tensor | None) -> SemiSupervisedELBO:
+    def make_objective(m1: M1, active: Tensor | None) -> SemiSupervisedELBO:
         model = M1M2.for_data(data, m1=m1, active=active, **args.model)
         return SemiSupervisedELBO.for_data(model, data, **args.objective)
 
@@ -92,10 +95,7 @@ def _train_m1m2(args: Flags) -> None:
 
 def _train_ddgm(args: Flags) -> None:
     data, known = load_images(args)
-    model = DDGM.for_data(data)
-    objective = EnergyObjective.for_data(model, data, **args.objective)
-    result = report(objective, data, fit(objective, data, **args.fit))
-    print_result(result, f"DDGM on {data}")
+    model, result = _train(args, data, DDGM, EnergyObjective)
     report_images(args, model, data, known, result)
 
 
@@ -108,9 +108,11 @@ def _train_ddgm_2d(args: Flags) -> None:
     report_points(args, model, data, report(objective, data, done))
 
 
-_TRAIN: dict[str, Callable[[Flags], None]] = {
-    "m2": _train_m2,
-    "m1": _train_m1,
+_TRAIN: dict[str, Callable[[Flags], Any]] = {
+    "m2": lambda args: _train(args, load_data(args), M2, SemiSupervisedELBO),
+    "m1": lambda args: _train(
+        args, load_data(args).without_labels(), M1, UnsupervisedELBO, num_samples=args.num_samples
+    ),
     "m1m2": _train_m1m2,
     "ddgm": _train_ddgm,
     "ddgm_2d": _train_ddgm_2d,
@@ -122,8 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _interrupts.restore()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
-        name = argv[1]
-        return run_command(_TRAIN[name], name, name_data(argv[2:]), program=f"pyro-ssvae train {name}")
+        name, flags = argv[1], argv[2:]
+        flags = ["--data", *flags] if flags and not flags[0].startswith("-") else flags
+        return run_command(_TRAIN[name], name, flags, program=f"pyro-ssvae train {name}")
     args = argparse.Namespace()
     try:
         with plain_warnings():
@@ -148,26 +151,15 @@ def _new_parser() -> Parser:
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
     train.add_argument("model", choices=list(_TRAIN))
     train.set_defaults(function=lambda _: None)
-    again = commands.add_parser("report", help="evaluate a finished run again and redraw its figures")
-    info = commands.add_parser("info", help="print flags, model, settings, progress and results of a run")
-    sample = commands.add_parser("sample", help="write generated examples to FILE.npz and, if images, FILE.png")
-    exporting = commands.add_parser("export", help="write the networks of a run as ONNX files and PyTorch programs")
-    add_commands(commands, _load_last)
-    add_explore(commands, _load_last)
-    for command, function in ((again, _report), (info, _describe), (sample, _sample), (exporting, _export)):
-        command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
-        command.set_defaults(function=function)
+    again = _add_command(commands, "report", _report, "evaluate a finished run again and redraw its figures")
     again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
-    sample.add_argument(
-        "-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)"
+    _add_command(
+        commands,
+        "info",
+        lambda args: describe_run(args.run),
+        "print flags, model, settings, progress and results of a run",
     )
-    sample.add_argument("--y", metavar="CLASS", help="name or number of the class; without it drawn")
-    sample.add_argument("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    sample.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows"
-    )
-    exporting.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, made if needed")
-    exporting.add_argument("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
+    _add_commands(commands)
     return parser
 
 
@@ -186,42 +178,42 @@ def _report(args: argparse.Namespace) -> int:
     return run_command(_TRAIN[name], name, argv, program=f"pyro-ssvae train {name}", evaluate_again=True)
 
 
-def _describe(args: argparse.Namespace) -> None:
-    """Print command, flags, models, settings, last evaluations and results of a run."""
-    folder, config = args.run, RunFolder(args.run).read_config()
-    settings = {name: field.default for name, field in TrainingConfig.__dataclass_fields__.items()}
-    flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
-    print(f"run         {folder}, by {config.get('command', 'a Python program')}")
-    _print_values("flags", flags)
-    for found in RunFolder(folder).runs():
-        if found.path != folder:
-            print(f"\nstage       {found.path.name}")
-        if (found.model / "config.json").is_file():
-            model = read_json(found.model / "config.json")
-            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
-            names = enumerate(model.get("data", {}).get("class_names", []))
-            _print_values("classes", {str(number): name for number, name in names if name != str(number)})
-        training = found.read_config().get("training", {})
-        _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
-        if found.metrics.is_file():
-            try:
-                rows = list(csv.DictReader(found.metrics.read_text(encoding="utf-8").splitlines()))
-                last = {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {}
-            except (ValueError, TypeError, csv.Error) as error:
-                raise RunFolderError(f"{found.metrics} is damaged: {error}") from error
-            _print_values("evaluation", last)
-        if found.result.is_file():
-            result = found.read_result()
-            _print_values("data", {k: result.get(k) for k in ("data", "num_labels", "num_unlabelled")})
-            print_result(result, f"result      {found.result}")
-        else:
-            print("result      none, the run is not finished")
+def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], Any], words: str) -> Any:
+    """Add a command that is given the folder of a run, and return its parser."""
+    command = commands.add_parser(name, help=words)
+    command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    command.set_defaults(function=function)
+    return command
 
 
-def _print_values(title: str, values: dict[str, Any]) -> None:
-    text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
-    if values:
-        print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
+def _add_commands(commands: Any) -> None:
+    """Add the commands that use the model of a run."""
+    predict = _add_command(commands, "predict", _predict, "classify the rows of a table, or images")
+    evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
+    for command, more in ((predict, ""), (evaluate, "; labels in subfolders, or y")):
+        kinds = "table with the columns of training, folder of images, or .npz file with x"
+        command.add_argument("data", metavar="DATA", type=Path, help=kinds + more)
+    add = predict.add_argument
+    add("--out", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
+    evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table")
+    words = "write generated examples to FILE.npz and, if images, FILE.png"
+    add = _add_command(commands, "sample", _sample, words).add_argument
+    add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
+    add("--y", metavar="CLASS", help="name or number of the class; without it drawn")
+    add("--seed", type=int, default=0, help="seed of the examples (default: 0)")
+    add("--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows")
+    words = "write one HTML page in which the model runs, with a map of its data"
+    add = _add_command(commands, "explore", _explore, words).add_argument
+    add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
+    add("--num-rows", type=int, default=10_000, metavar="N", help="rows on the map (default: 10,000)")
+    words = "how latents become a map; umap needs umap-learn"
+    add("--projection", choices=("pca", "umap"), default="pca", help=words)
+    add("--seed", type=int, default=0, help="seed of the choice of rows (default: 0)")
+    words = "write the networks of a run as ONNX files and PyTorch programs"
+    add = _add_command(commands, "export", _export, words).add_argument
+    add("--to", type=Path, required=True, metavar="DIR", help="folder to write, made if needed")
+    add("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
 
 
 def _load_last(folder: Path) -> Any:
@@ -230,31 +222,112 @@ def _load_last(folder: Path) -> Any:
     return load(RunFolder(folder).runs()[-1].path)
 
 
-def _get_class(model: Any, given: str | None) -> int | str | None:
-    """Return a class that is given by name or number, as ``generate`` takes it."""
-    if given is not None and (model.num_classes is None or not hasattr(model, "generate")):
-        raise ValueError(f"--y {given}: {type(model).__name__} does not generate examples of one class.")
-    if given is None:
-        return None
-    return int(given) if given.isdecimal() and given not in model.class_names else given
+def _load_run_data(folder: Path) -> SemiSupervisedData:
+    """Return the data that the flags of a run name."""
+    name = RunFolder(folder).read_config().get("command")
+    if name not in COMMANDS:
+        raise RunFolderError(f"{folder} was written by a Python program; call pyro_ssvae.explore or export in it.")
+    flags = parse_flags(name, ["--resume", str(folder)])
+    if name == "ddgm_2d":
+        return make_toy_data(flags.data, seed=flags.seed)
+    if name == "ddgm":
+        return load_images(flags)[0]
+    return load_data(flags).without_labels() if name == "m1" else load_data(flags)
+
+
+def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
+    """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
+    check_path(path, "a table, an .npz file or a folder of images", Path.exists)
+    if is_table(path):
+        rows = read_table(path)
+        column = None if label is None else select_columns(rows, [label])[label]
+        words = None if column is None else column.map(_as_word, na_action="ignore").astype(object)
+        return rows, "row", range(len(rows)), words
+    if label is not None:
+        raise ValueError(f"--label {label}: for tables, and {path} is none.")
+    if path.is_dir():
+        return _read_images(model, path)
+    arrays = read_npz(path, (), ("x", "y", "x_test", "y_test"))
+    x, y = (arrays.get(name) for name in (("x", "y") if "x" in arrays else ("x_test", "y_test")))
+    if x is None:
+        raise ValueError(f"{path} holds neither x nor x_test; write examples by numpy.savez(path, x=..., y=...).")
+    return x, "row", range(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
+
+
+def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any]:
+    """Return the images of a folder as :func:`_read` does, in size and channels those of the model's."""
+    source = model.feature_source
+    shape = tuple(model.event_shape if source is None else source.image_shape)
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
+    images = read_folder(folder, shape[1], on_error="skip")
+    found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
+    x = convert_images(prepare(torch.from_numpy(images.x), scale=255.0), shape)
+    return x, "file", images.files, np.array(found)
+
+
+def _as_word(label: Any) -> str:
+    return label if isinstance(label, str) else f"{label:g}"
+
+
+def _get_names(model: Any) -> Sequence[str]:
+    return model.class_names or tuple(map(str, range(model.num_classes or 0)))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    """Write file or row number, class and class probabilities of each example."""
+    model = _load_last(args.run)
+    x, kind, found, _ = _read(model, args.data, None)
+    probabilities = model.predict_proba(x).numpy()
+    order = np.arange(len(probabilities))
+    if args.least_sure is not None:
+        most = as_count(args.least_sure, "--least-sure", least=1)
+        order = probabilities.max(1).argsort(kind="stable")[:most]
+    names, probabilities = _get_names(model), probabilities[order]
+    columns = {kind: np.array(found)[order], "predicted": np.array(names)[probabilities.argmax(1)]}
+    _write(columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}, args.out)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
+    model = _load_last(args.run)
+    if is_table(args.data) and args.label is None:
+        raise ValueError(f"{args.data} needs --label COLUMN, the column of the labels.")
+    x, kind, _, labels = _read(model, args.data, args.label)
+    where = f"column {args.label}" if is_table(args.data) else str(args.data)
+    names = _get_names(model)
+    (y,) = encode_labels({where: labels}, [len(x)], class_names=names).y.values()
+    known, kind = y >= 0, "images" if kind == "file" else "rows"
+    if not known.any():
+        raise ValueError(f"None of the {len(y)} {kind} has a label in {where}.")
+    probabilities, y = model.predict_proba(x)[known], y[known]
+    wrong = (probabilities.argmax(1) != y).double()
+    surprise = -probabilities.double().clamp(min=1e-30)[torch.arange(len(y)), y].log().mean()
+    if left_out := int((~known).sum()):
+        print(f"{left_out} {kind} without a label are left out", file=sys.stderr)
+    print(f"error           {wrong.mean():.2%} of {len(y)} {kind}")
+    print(f"cross-entropy   {surprise:.3f} nats per {kind[:-1]}")
+    for number in y.unique().tolist():
+        print(f"error of {names[number]}: {wrong[y == number].mean():.2%} of {int((y == number).sum())} {kind}")
 
 
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
-    model = _load_last(args.run)
+    model, label = _load_last(args.run), args.y
     torch.manual_seed(args.seed)
-    number = _get_class(model, args.y)
+    if label is not None and (model.num_classes is None or not hasattr(model, "generate")):
+        raise ValueError(f"--y {label}: {type(model).__name__} does not generate examples of one class.")
+    if label is not None and label.isdecimal() and label not in model.class_names:
+        label = int(label)
     if args.out is not None and args.out.suffix == ".csv":
-        return write_samples(model, number, args)
-    y = None
+        return _write(_sample_rows(model, label, args), args.out)
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
-        x, y = generate(args.num_samples, number)
+        found = dict(zip("xy", generate(args.num_samples, label), strict=True))
     else:
-        x = generate(args.num_samples)
-    path = args.out or args.run / "samples"
-    arrays = {"x": x.numpy()} if y is None else {"x": x.numpy(), "y": y.numpy()}
-    np.savez(path.with_suffix(".npz"), **arrays)
+        found = {"x": generate(args.num_samples)}
+    path, x = args.out or args.run / "samples", found["x"]
+    np.savez(path.with_suffix(".npz"), **{name: values.numpy() for name, values in found.items()})
     print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {path.with_suffix('.npz')}")
     if x.dim() == 4 and x.shape[1] in (1, 3):
         from torchvision.utils import save_image
@@ -263,9 +336,55 @@ def _sample(args: argparse.Namespace) -> None:
         print(f"image grid in {path.with_suffix('.png')}")
 
 
+def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) -> dict[str, Any]:
+    """Return columns of rows drawn from a model, and their classes if it has any."""
+    if len(model.event_shape) > 1:
+        raise ValueError(f"--out {args.out}: examples of shape {tuple(model.event_shape)} fit into no table; use .npz.")
+    number = as_count(args.num_samples, "--num-samples", least=1)
+    y = model.generate(number, label)[1] if hasattr(model, "generate") and model.num_classes is not None else None
+    with torch.no_grad():
+        if hasattr(model, "sample"):
+            x = model.sample(number)
+        else:
+            z = model.prior().sample((number,))
+            x = (model.decode(z) if y is None else model.decode(y, z)).sample()
+    names = model.feature_names or [f"x{column}" for column in range(x.shape[1])]
+    found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
+    for name, words in model.categories.items():
+        found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
+    return found if y is None else found | {"class": np.array(_get_names(model))[y.numpy()]}
+
+
+def _write(columns: Mapping[str, Sequence[Any]], path: Path | None) -> None:
+    """Write columns as CSV to a file, or standard output."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        rows.writerow([f"{value:.6g}" if isinstance(value, np.floating) else value for value in row])
+    if path is None:
+        print(text.getvalue(), end="")
+    else:
+        write_atomically(path, text.getvalue().encode())
+        print(f"{len(next(iter(columns.values())))} rows in {path}", file=sys.stderr)
+
+
+def _explore(args: argparse.Namespace) -> None:
+    start, model, data = time.perf_counter(), _load_last(args.run), _load_run_data(args.run)
+    options = {"projection": args.projection, "num_rows": args.num_rows, "seed": args.seed}
+    path = explore(model, data, args.out or args.run / "explorer.html", **options)
+    size, seconds = path.stat().st_size / 1e6, time.perf_counter() - start
+    print(f"{path}: {size:.1f} MB, written in {seconds:.0f} s; open it in a browser")
+
+
 def _export(args: argparse.Namespace) -> None:
     """Write the networks of a run for other programs, and print their files."""
-    x = _read_examples(args.run)
+    x = None
+    try:
+        data = _load_run_data(args.run)
+        x = (data.x_test if len(data.x_test) else data.x)[:64] / data.scale
+    except (OSError, ValueError, PyroSSVAEError) as error:
+        print(f"The data of the run is not at hand: {error}", file=sys.stderr)
     print(f"compared with the model on {'examples that it generates' if x is None else 'examples of its data'}")
     done = export(_load_last(args.run), args.to, x, aoti=args.aoti)
     for network in done["networks"].values():
@@ -274,13 +393,3 @@ def _export(args: argparse.Namespace) -> None:
     for name, reason in done["not_exported"].items():
         print(f"{name:24}not exported: {reason}")
     print(f"described in {args.to / 'export.json'}")
-
-
-def _read_examples(folder: Path) -> torch.Tensor | None:
-    """Return test examples of a run, or else those of training; ``None`` if its data is not at hand."""
-    try:
-        data = load_run_data(folder)
-    except (OSError, ValueError, PyroSSVAEError) as error:
-        print(f"The data of the run is not at hand: {error}", file=sys.stderr)
-        return None
-    return (data.x_test if len(data.x_test) else data.x)[:64] / data.scale

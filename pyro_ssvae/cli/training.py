@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import copy
+import csv
 import math
 import re
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +22,12 @@ from typing import Any, cast
 import pyro
 from torch import Tensor
 
+from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
-from pyro_ssvae.cli.own_data import load_table
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.tables import is_table
-from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
+from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
 from pyro_ssvae.evaluation import active_units
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.m1 import M1
@@ -39,16 +41,8 @@ from pyro_ssvae.training.config import TrainingConfig, check_one_process, descri
 from pyro_ssvae.training.loop import fit
 
 __all__ = [
-    "find_results",
-    "get_m1_config",
-    "load_data",
-    "make_m1",
-    "plain_warnings",
-    "print_error",
-    "print_result",
-    "read_data",
-    "run_command",
-    "train_stages",
+    *("describe_run", "find_results", "get_m1_config", "load_data", "make_m1", "plain_warnings"),
+    *("print_error", "print_result", "read_data", "run_command", "train_stages"),
 ]
 
 _SHOWN_CLASSES = 10
@@ -88,14 +82,9 @@ def run_command(
     program: str | None = None,
     evaluate_again: bool = False,
 ) -> int:
-    """Read the flags, train, and return the exit status.
+    """Read the flags of a command, as :func:`parse_flags` does, call ``train`` with them, and return the exit status.
 
-    Args:
-        train: Trains and reports, given the :class:`~pyro_ssvae.cli.flags.Flags`.
-        command: Name of the command, whose flags are read.
-        argv: The command line; that of the process when ``None``.
-        program: How the command is called, for help and hints; ``python SCRIPT`` when ``None``.
-        evaluate_again: Whether stages that have a result are evaluated again.
+    With ``evaluate_again``, stages that have a result are evaluated again.
 
     Returns:
         0, also for a finished run, whose results are printed; 2 after an error, which is printed in one line; 130 after
@@ -112,7 +101,11 @@ def run_command(
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
         with plain_warnings(options), RunFolder(args.out).lock():
-            if evaluate_again or args.resume is not None or not _print_finished(args):
+            again = evaluate_again or args.resume is not None
+            finished = [] if again else find_results(command, args.values, Path(args.out))
+            for run, result in finished:
+                print_result(result, f"{run.path} is finished")
+            if not finished:
                 pyro.set_rng_seed(args.seed)
                 train(args)
         print(f"results and figures in {args.out}")
@@ -150,10 +143,8 @@ def print_error(error: Exception, options: Mapping[str, str]) -> int:
 def _name_options(text: str, options: Mapping[str, str]) -> str:
     """Return a message that names flags, ``--num-labels 5``, instead of arguments, ``num_labels=5``."""
 
-    def name(match: re.Match[str]) -> str:
-        if match[1] not in options:
-            return match[0]
-        return options[match[1]] + ("" if match[2] else " ")  # a switch has no value
+    def name(match: re.Match[str]) -> str:  # a switch, =True, has no value
+        return options[match[1]] + ("" if match[2] else " ") if match[1] in options else match[0]
 
     return re.sub(r"(?<![\w.-])(\w+)=(True\b)?", name, text)
 
@@ -183,23 +174,10 @@ def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tupl
     return found if all(finished) else []
 
 
-def _print_finished(args: Flags) -> bool:
-    """Print the results of a finished run, and return whether it is one."""
-    found = find_results(args.command.name, args.values, Path(args.out))
-    for run, result in found:
-        print_result(result, f"{run.path} is finished")
-    return bool(found)
-
-
 def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSupervisedData:
-    """Return the data that the flags name; where it cannot be downloaded, say so and return ``digits``.
+    """Return the data that the flags name, with ``num_labels`` instead of theirs if given.
 
-    Args:
-        args: The flags.
-        num_labels: Number of labels that are kept, or ``"all"``; that of the flags when ``None``.
-
-    Raises:
-        ValueError: For ``--image-size`` with data that is no folder, or labels of data without classes.
+    Where the data cannot be downloaded, this is said, and ``digits`` returned.
     """
     if args.image_size is not None and not Path(args.data).is_dir():
         raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
@@ -238,23 +216,23 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
         size = f" of {min(counts)} to {max(counts)} labels" if many else ""
         print(f"{len(shown)} classes{size}: {', '.join(shown[:_SHOWN_CLASSES])}{', ...' if many else ''}", flush=True)
     if is_photo(data.event_shape) and len(data.x) < _FEW_PHOTOS:
-        print(
-            f"{len(data.x)} training images are few for images in colour or larger than 32x32: expect poor samples.",
-            flush=True,
-        )
+        words = "training images are few for images in colour or larger than 32x32: expect poor samples."
+        print(f"{len(data.x)} {words}", flush=True)
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
     """Return a data set by name, table, .npz file or folder of images.
 
-    Raises:
-        DataUnavailableError: If it is neither stored nor downloadable.
+    Of 100 labelled rows of a table or more, a tenth each is for validation and testing.
     """
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
     if Path(name).is_dir():
         return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
     if is_table(name):
-        return load_table(args, num_labels)
+        if args.label is None and args.values.get("num_labels"):
+            raise ValueError(f"{name} needs --label COLUMN, the column of the labels (empty for unlabelled rows).")
+        parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
+        return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)
@@ -272,12 +250,46 @@ def print_result(result: dict[str, Any], title: str = "") -> None:
             print(f"  {words.format(result[name])}")
 
 
-def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
-    """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names.
+def describe_run(folder: Path) -> None:
+    """Print command, flags, models, settings, last evaluations and results of a run."""
+    config = RunFolder(folder).read_config()
+    settings = {name: field.default for name, field in TrainingConfig.__dataclass_fields__.items()}
+    flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
+    print(f"run         {folder}, by {config.get('command', 'a Python program')}")
+    _print_values("flags", flags)
+    for found in RunFolder(folder).runs():
+        if found.path != folder:
+            print(f"\nstage       {found.path.name}")
+        if (found.model / "config.json").is_file():
+            model = read_json(found.model / "config.json")
+            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
+            names = enumerate(model.get("data", {}).get("class_names", []))
+            _print_values("classes", {str(number): name for number, name in names if name != str(number)})
+        training = found.read_config().get("training", {})
+        _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
+        if found.metrics.is_file():
+            try:
+                rows = list(csv.DictReader(found.metrics.read_text(encoding="utf-8").splitlines()))
+                last = {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {}
+            except (ValueError, TypeError, csv.Error) as error:
+                raise RunFolderError(f"{found.metrics} is damaged: {error}") from error
+            _print_values("evaluation", last)
+        if found.result.is_file():
+            result = found.read_result()
+            _print_values("data", {k: result.get(k) for k in ("data", "num_labels", "num_unlabelled")})
+            print_result(result, f"result      {found.result}")
+        else:
+            print("result      none, the run is not finished")
 
-    Raises:
-        ValueError: If ``--m1`` names another model, or one of other examples.
-    """
+
+def _print_values(title: str, values: dict[str, Any]) -> None:
+    text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
+    if values:
+        print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
+
+
+def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
+    """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names."""
     if args.m1 is None:
         options = {name: args.values[f"m1_{name}"] for name in ("networks", "latent_dim", "hidden_dims", "prior")}
         return M1.for_data(data, likelihood=args.likelihood, **options)
@@ -306,11 +318,8 @@ def train_stages(
     Stages are runs of their own, in the folders ``m1``, ``stacked`` and ``joint`` of the run. A resumed run continues
     at the stage where it stopped. Flags that do not fit each other are found before anything is trained or written.
 
-    Args:
-        args: The flags.
-        data: The data.
-        m1: From :func:`make_m1`; not trained where ``--m1`` names a trained one.
-        make_objective: Returns the objective of an M1M2, given M1 and a mask of its active latents (``None`` for all).
+    ``m1`` is from :func:`make_m1`. ``make_objective`` returns the objective of an M1M2, given M1 and a mask of its
+    active latents (``None`` for all).
 
     Yields:
         Name and result of each stage.

@@ -1,8 +1,7 @@
 """Evaluation of trained models: metrics, log-likelihood, and comparisons of samples with data."""
 
 from pyro_ssvae.evaluation.image_metrics import measure_image_model
-from pyro_ssvae.evaluation.likelihood import LogLikelihood, log_likelihood
-from pyro_ssvae.evaluation.metrics import evaluate_model
+from pyro_ssvae.evaluation.metrics import LogLikelihood, evaluate_model, log_likelihood
 from pyro_ssvae.evaluation.samples import annealed_log_normaliser, measure_toy_model
 from pyro_ssvae.models.diagnostics import active_units, class_control
 

@@ -1,26 +1,57 @@
-"""Metrics of a trained model on test examples, dispatched by the class of the model."""
+r"""Metrics of a trained model on test examples, by its class; log-likelihood and p(y|x) by importance sampling.
+
+With draws :math:`z_i \sim q(z \mid x, y)` and weights :math:`w_{yi} = p(x, z_i \mid y) / q(z_i \mid x, y)`,
+
+.. math::
+
+    p(x) \approx \frac{1}{k} \sum_{i=1}^k W_i, \qquad W_i = \sum_y p(y)\, w_{yi},
+
+where the sum over classes is exact (Burda, Grosse, Salakhutdinov, 2015, https://arxiv.org/abs/1509.00519, appendix D,
+for a model without classes). The estimate of p(x) is unbiased; that of log p(x) is a lower bound on average, which
+rises with k.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.poutine as poutine
+import torch
+from numpy.typing import ArrayLike
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import rescale
+from pyro_ssvae.distributions.priors import cache_prior
+from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models import SemiSupervisedModel
+from pyro_ssvae.models.base import as_input, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, latent_diagnostics
+from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, iterate_batches_for, latent_diagnostics
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
-__all__ = ["evaluate_model", "warn_about_class_prior"]
+__all__ = ["LogLikelihood", "evaluate_model", "log_likelihood", "warn_about_class_prior"]
 
 _NUM_CONTROLLED = 1000  # test examples behind class control
 _LEAST_ROWS, _MOST_ROWS = 100, 5000  # unlabelled rows behind estimated shares of the classes
 _LEAST_LABELS = 5  # of each class, on average
 _APART = 0.2  # total variation from which shares contradict a class prior
+_CHECK_BATCH_SIZE = 4096
+_SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
+_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
+_MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
 @singledispatch
@@ -34,12 +65,7 @@ def evaluate_model(
         @evaluate_model.register
         def _(model: MyModel, objective, data, *, binarisation="none", seed=0): ...
 
-    Args:
-        model: The trained model, whose class decides which function is called.
-        objective: The objective it was trained with.
-        data: The data.
-        binarisation: As in training.
-        seed: Of binarisation and draws.
+    ``binarisation`` is as in training, and ``seed`` that of binarisation and draws.
 
     Returns:
         ``bound``: the mean bound of log p(x), in nats per example; more for the models of this package.
@@ -91,10 +117,7 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     Their shares of the classes are estimated by a logistic regression on the labels alone, because predictions of the
     model follow its prior. Both its mean prediction and the shares of predicted classes must differ from the prior.
 
-    Args:
-        model: The trained model.
-        data: Its data.
-        names: Names of the classes for the message, by their code.
+    ``names`` are those of the classes by their code, for the message.
     """
     known, unknown = (index[:: 1 + len(index) // _MOST_ROWS] for index in (data.labelled_index, data.unlabelled_index))
     number = model.num_classes
@@ -125,3 +148,228 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
             UserWarning,
             stacklevel=4,
         )
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    r"""Estimates of log p(x) per example, in nats; on the CPU, in float64.
+
+    Attributes:
+        log_px: log p(x), shape ``(N,)``; of the observed values where some are missing.
+        standard_error: Standard error of ``log_px``, from the variance of the weights, shape ``(N,)``; NaN for a single
+            draw.
+        effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
+        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes.
+        log_py: log p(y), shape ``(K,)``; ``None`` for a model without classes.
+        num_samples: Draws per example and class.
+    """
+
+    log_px: Tensor
+    standard_error: Tensor
+    effective_samples: Tensor
+    log_px_given_y: Tensor | None
+    log_py: Tensor | None
+    num_samples: int
+
+    @property
+    def mean(self) -> float:
+        """Mean of log p(x) over the examples."""
+        return float(self.log_px.mean())
+
+    @property
+    def mean_error(self) -> float:
+        """Standard error of :attr:`mean` due to sampling z; the choice of the examples is not included."""
+        return float(self.standard_error.square().sum().sqrt()) / len(self.log_px)
+
+    def class_posterior(self) -> Tensor:
+        """Return p(y|x) ∝ p(y) p(x|y), shape ``(N, K)``.
+
+        Raises:
+            ValueError: For a model without classes.
+        """
+        if self.log_px_given_y is None or self.log_py is None:
+            raise ValueError("The model has no classes, so there is no p(y|x).")
+        return (self.log_px_given_y + self.log_py).softmax(-1)
+
+
+@checked
+def log_likelihood(
+    module: nn.Module,
+    x: ArrayLike,
+    *,
+    num_samples: int = 1000,
+    scale: float | None = None,
+    binarisation: str = "none",
+    seed: int = 0,
+    common_draws: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> LogLikelihood:
+    """Estimate log p(x) by importance sampling from the guide, in constant memory.
+
+    Args:
+        module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
+            random class prior is fixed at its mean.
+        x: Examples with shape ``(N, *event_shape)``, as stored: a tensor, an array, a table or nested lists.
+        num_samples: Draws per example (and class).
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
+        binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each value once, fixed by the seed.
+        seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
+        common_draws: Whether all examples share their draws (before these are moved and scaled by q(z|x)), so that the
+            estimate for an example does not depend on the others. The errors are then not independent, and
+            :attr:`LogLikelihood.mean_error` does not hold.
+        progress: Called with the number of examples done after each batch, if given.
+
+    Raises:
+        TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
+        ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
+            likelihood, or a number is not positive.
+    """
+    if hasattr(module, "energy"):
+        raise TypeError(
+            "log_likelihood weights draws of q(z|x), and a DDGM has none. Its density is exp(-energy(x)) / Z; for"
+            " points in the plane evaluation.annealed_log_normaliser(ddgm.energy_net, ...) estimates log Z."
+        )
+    if hasattr(module, "data_scale"):
+        x, scale = as_input(module, x, scale)
+    else:
+        x, scale = x if isinstance(x, Tensor) else as_examples(x), 1.0 if scale is None else scale
+    if len(x) == 0:
+        raise ValueError("The likelihood of zero examples is not defined; pass at least one.")
+    if binarisation == "none" and hasattr(module, "check_examples"):  # zeros and ones suit every likelihood
+        _check_examples(module, x, scale)
+    options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
+    with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
+        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
+    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
+    batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
+    found: list[LogLikelihood] = []
+    # Everything is seeded a second time, so that finding the width does not change the draws.
+    with (
+        fork_random_state(module, seed),
+        torch.inference_mode(),
+        pyro.validation_enabled(False),
+        cache_prior(getattr(module, "prior", None)),
+    ):
+        for batch in batches:
+            if common_draws:
+                torch.manual_seed(seed)
+            found.append(_estimate_batch(module, batch, num_samples, at_a_time, common_draws))
+            if progress is not None:
+                progress(sum(len(part.log_px) for part in found))
+
+    names = ["log_px", "standard_error", "effective_samples", *([] if found[0].log_py is None else ["log_px_given_y"])]
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
+    return replace(found[0], **joined)  # log p(y) is the same in every batch
+
+
+def _check_examples(module: Any, x: Tensor, scale: float) -> None:
+    """Raise ``ValueError`` for examples that the model cannot have been trained on."""
+    for batch in x.split(_CHECK_BATCH_SIZE):
+        try:
+            module.check_examples(rescale(batch, scale))
+        except ValueError as error:
+            raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
+
+
+def _width(module: nn.Module, x: Tensor) -> int:
+    """Return how many elements each draw for one example adds to the widest layer, all classes together.
+
+    It is the difference between two draws and one: layers that see only the example, as a classifier, do not count.
+    """
+    sizes: list[list[int]] = []
+
+    def record(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes[-1].append(output.numel())
+
+    hooks = [part.register_forward_hook(record) for part in module.modules()]
+    try:
+        for num_samples in (1, 2):
+            sizes.append([])
+            importance_log_weights(module, x, num_samples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    num_params = getattr(getattr(module, "likelihood", None), "num_params", 1)
+    observation = (getattr(module, "num_classes", None) or 1) * max(1, num_params * x.numel())
+    return max(observation, *(two - one for one, two in zip(*sizes, strict=False)), 1)
+
+
+class _RunningSum:
+    """log Σ w and log Σ w² over draws that are processed in batches and not kept."""
+
+    def __init__(self) -> None:
+        self.first = self.second = torch.full((), -torch.inf, dtype=torch.float64)
+
+    def add(self, log_weights: Tensor) -> None:
+        """Add weights, shape ``(..., S, B)``, in float64."""
+        self.first = torch.logaddexp(self.first.to(log_weights.device), log_weights.logsumexp(-2))
+        self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
+
+
+def _estimate_batch(
+    module: nn.Module, x: Tensor, num_samples: int, at_a_time: int, common_draws: bool
+) -> LogLikelihood:
+    """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
+    total, by_class = _RunningSum(), _RunningSum()
+    log_py: Tensor | None = None
+    for start in range(0, num_samples, at_a_time):
+        log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start), common_draws)
+        log_weights = log_weights.double()
+        if log_py is None:
+            total.add(log_weights)
+        else:
+            by_class.add(log_weights)  # (K, S, B)
+            total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
+    log_k = math.log(num_samples)
+    second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
+    no_error = torch.full_like(variance, torch.nan)
+    return LogLikelihood(
+        log_px=(total.first - log_k).cpu(),
+        standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
+        effective_samples=(2.0 * total.first - total.second).exp().cpu(),
+        log_px_given_y=None if log_py is None else (by_class.first - log_k).T.cpu(),
+        log_py=None if log_py is None else log_py.double().cpu(),
+        num_samples=num_samples,
+    )
+
+
+class _CommonDraws(DrawSamples):
+    """Draws that all examples and classes share, moved and scaled by the posterior of each."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        super()._pyro_sample(msg)
+        normal = as_independent_normal(msg["fn"])
+        if msg["is_observed"] or normal is None or not msg["cond_indep_stack"]:
+            return
+        shape = [1] * (-self._dim) + list(msg["fn"].event_shape)
+        shape[0] = self._number
+        msg["value"] = normal.loc + normal.scale * torch.randn(shape, dtype=normal.loc.dtype, device=normal.loc.device)
+
+
+def importance_log_weights(
+    module: Any, x: Tensor, num_samples: int, common_draws: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
+
+    These are ``(K, S, B)`` and ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated, for ``B`` examples as
+    the model sees them and ``S`` draws.
+    """
+    draws = _CommonDraws if common_draws else DrawSamples
+    classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
+    prior = getattr(module, "class_prior", None)
+    data = {"pi": prior.mean()} if prior is not None else {}
+    model, guide = (poutine.condition(function, data=data) for function in (module.model, module.guide))
+    guide_trace = poutine.trace(draws(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
+    total: Any = 0.0
+    for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
+        for name, site in prune_subsample_sites(trace).nodes.items():
+            if site["type"] == "sample" and site["cond_indep_stack"] and name != classes.name:
+                distribution: Any = site["fn"]
+                total = total + sign * distribution.log_prob(site["value"])
+    if classes.name is None:
+        return total.expand(num_samples, len(x)), None
+    log_py = classes.log_prior(model_trace.nodes)
+    return total.expand(len(log_py), num_samples, len(x)), log_py

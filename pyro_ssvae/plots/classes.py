@@ -21,13 +21,17 @@ from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.plots.inputs import as_class_names, as_classes, check_examples, complete_classes, encode_means
 from pyro_ssvae.plots.style import (
     ACCENT,
     FAINT,
     INK,
     add_colour_bar,
+    as_class_names,
+    as_classes,
+    check_examples,
     class_colours,
+    complete_classes,
+    encode_means,
     name_ticks,
     new_axes,
     new_figure,
@@ -40,7 +44,6 @@ __all__ = ["plot_confusion_matrix", "plot_feature_means", "plot_latent_map", "pl
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
 _SAMPLES_PER_CLASS = 200
 _COLOUR_LIMIT = 2.0  # standard deviations
-_METHODS = ("auto", "pca", "tsne")
 _GREY = "#cccccc"  # examples of unknown class
 
 
@@ -64,8 +67,7 @@ def plot_confusion_matrix(
         raise ValueError("y_true is empty, so there is no error; pass at least one example.")
     num_classes = given or int(max(true.max(), pred.max())) + 1
     names = as_class_names(class_names, num_classes)
-    counts = np.bincount((true * num_classes + pred).numpy(), minlength=num_classes**2)
-    counts = counts.reshape(num_classes, num_classes)
+    counts = np.bincount(true * num_classes + pred, minlength=num_classes**2).reshape(num_classes, num_classes)
     percent = 100.0 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     wrong = num_examples - int(np.trace(counts))
 
@@ -78,8 +80,8 @@ def plot_confusion_matrix(
         for i, j in np.argwhere(counts):
             colour = "white" if percent[i, j] > 40.0 else INK
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7.5, color=colour)
-    name_ticks(axes, names)
-    name_ticks(axes, names, vertical=True)
+    for vertical in (False, True):
+        name_ticks(axes, names, vertical=vertical)
     axes.set(xlabel="predicted", ylabel="true")
     ticks = [0, 1, 5, 20, 50, 100]
     add_colour_bar(figure, image, axes, "share of the true class", shrink=0.8, ticks=ticks, format="%d%%")
@@ -132,8 +134,7 @@ def plot_reliability(probabilities: Any, y: Any, *, num_bins: int = 15, title: s
 
 def _wilson_interval(p: NDArray[np.float64], n: NDArray[np.int64]) -> list[NDArray[np.float64]]:
     """Return how far the 68% Wilson interval of proportions ``p`` of ``n`` reaches below and above them."""
-    centre = (p * n + 0.5) / (n + 1)
-    half = np.sqrt(n * p * (1 - p) + 0.25) / (n + 1)
+    centre, half = (p * n + 0.5) / (n + 1), np.sqrt(n * p * (1 - p) + 0.25) / (n + 1)
     return [p - np.minimum(centre - half, p), np.maximum(centre + half, p) - p]
 
 
@@ -141,13 +142,12 @@ def _as_probabilities(values: Any) -> NDArray[np.float64]:
     p = to_numpy(values, "probabilities").astype(np.float64)
     if p.ndim != 2 or p.shape[1] < 2 or len(p) == 0:
         raise ValueError(
-            f"probabilities have shape {p.shape}; (N, K) with at least one example and two classes is needed, as "
-            "model.predict_proba(x) returns them."
+            f"probabilities have shape {p.shape}; (N, K) with at least one example and two classes is needed."
         )
-    if not ((p >= 0.0).all() and (np.abs(p.sum(1) - 1.0) < 1e-3).all()):
+    if not ((p >= 0.0).all() and np.allclose(p.sum(1), 1.0, atol=1e-3)):
         raise ValueError(
-            f"probabilities lie in [{p.min():g}, {p.max():g}] and sum to [{p.sum(1).min():g}, {p.sum(1).max():g}] per "
-            "example; they must be non-negative and sum to 1. Convert logits by .softmax(-1)."
+            f"probabilities lie in [{p.min():g}, {p.max():g}]; they must be non-negative and sum to 1. "
+            "Convert logits by .softmax(-1)."
         )
     return p
 
@@ -177,7 +177,10 @@ def plot_feature_means(
         given = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
         if (given >= 0).any():
             tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
-    means = {title: _class_means(*table, len(names)) for title, table in tables.items()}
+    means = {
+        title: np.stack([_observed_mean(values[classes == k]) for k in range(len(names))])
+        for title, (values, classes) in tables.items()
+    }
     reference = list(tables)[-1]
     centre, std = _observed_mean(means[reference]), np.nanstd(tables[reference][0], 0)
     std[std == 0.0] = np.inf  # a constant feature does not differ between classes
@@ -202,17 +205,10 @@ def _flatten(x: Tensor) -> NDArray[np.float64]:
     return x.detach().double().cpu().reshape(len(x), -1).numpy()
 
 
-def _class_means(x: NDArray[np.float64], y: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """Return means of observed values with shape ``(K, D)``, NaN for classes without any."""
-    means = np.full((num_classes, x.shape[1]), np.nan)
-    for k in np.unique(y):
-        means[k] = _observed_mean(x[y == k])
-    return means
-
-
 def _observed_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = np.ma.masked_invalid(x).mean(0).filled(np.nan)
-    return mean
+    """Return the mean of each column over its observed values, NaN where there are none."""
+    observed = ~np.isnan(x)
+    return np.nansum(x, 0) / np.where(observed.any(0), observed.sum(0), np.nan)
 
 
 def plot_latent_map(
@@ -221,35 +217,28 @@ def plot_latent_map(
     y: Any,
     *,
     labelled: Any = None,
-    method: str = "auto",
     class_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Figure:
-    """Draw the means of q(z|x,y), or of q(z|x) for M1, in two dimensions, coloured by class.
+    """Draw the means of q(z|x,y), or of q(z|x) for M1, coloured by class; of three or more latents a PCA in the plane.
 
     Where y is unknown, q(z|x,y) is taken at the predicted class, and the point is grey. Examples that were
     ``labelled`` in training, booleans ``(N,)``, are ringed.
-
-    ``method`` is ``"pca"``, ``"tsne"``, or ``"auto"``: PCA of three or more latents, fewer as they are.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(_METHODS)}.")
     x = check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
-    classes = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
-    if model.num_classes is None:
-        num_classes = max(int(classes.max()) + 1, len(class_names or ()))
-        given, posterior, note = None, "q(z|x)", "The classes were not used in training."
-    else:
-        num_classes, given, posterior = model.num_classes, complete_classes(model, x, classes), "q(z|x,y)"
-        note = "z describes what the class leaves open, so the classes should overlap."
+    classes = shown = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    given, posterior, note = None, "q(z|x)", "The classes were not used in training."
+    if model.num_classes is not None:
+        given = shown = complete_classes(model, x, classes)
+        posterior, note = "q(z|x,y)", "z describes what the class leaves open, so the classes should overlap."
     z = encode_means(model, x, given).double().numpy()
-    names = as_class_names(class_names, num_classes)
-    points, axis_names, how = _project(z, method, (classes if given is None else given).numpy(), generator, seed)
+    names = as_class_names(class_names, model.num_classes or max(int(classes.max()) + 1, len(class_names or ())))
+    points, axis_names, how = _project(z, shown.numpy(), generator)
 
     figure, axes = new_axes(6.6, 5.2)
-    colours = np.vstack([class_colours(num_classes), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
+    colours = np.vstack([class_colours(len(names)), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
     (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
     size = float(np.clip(20_000 / len(points), 5.0, 24.0))
@@ -257,7 +246,7 @@ def plot_latent_map(
     axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
     style_axes(axes)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    if model.latent_dim == 1 and method != "tsne":
+    if model.latent_dim == 1:
         axes.set_yticks([])
     else:
         axes.set_aspect("equal", adjustable="datalim")  # equal distances in both directions
@@ -267,39 +256,24 @@ def plot_latent_map(
 
 
 def _as_mask(labelled: Any, num_examples: int) -> NDArray[np.bool_]:
-    if labelled is None:
-        return np.zeros(num_examples, bool)
-    mask = to_numpy(labelled, "labelled")
+    mask = to_numpy([False] * num_examples if labelled is None else labelled, "labelled")
     if mask.shape != (num_examples,) or not np.isin(mask, (0, 1)).all():
         raise ValueError(
-            f"labelled has shape {mask.shape} and holds {np.unique(mask)[:5].tolist()}; one boolean for each of the "
-            f"{num_examples} examples is needed, for example data.y >= 0."
+            f"labelled has shape {mask.shape}; one boolean for each of the {num_examples} examples is needed, for "
+            "example data.y >= 0."
         )
     return mask.astype(bool)
 
 
 def _project(
-    z: NDArray[np.float64],
-    method: str,
-    classes: NDArray[np.int64],
-    generator: np.random.Generator,
-    seed: int,
+    z: NDArray[np.float64], classes: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], tuple[str, str], str]:
     """Return points ``(N, 2)``, the names of their axes, and the method in words."""
     num_examples, latent_dim = z.shape
-    if method == "tsne":
-        from sklearn.manifold import TSNE
-
-        if num_examples < 4:
-            raise ValueError(f"t-SNE needs 4 examples, got {num_examples}; use method='pca' or more examples.")
-        perplexity = min(30.0, (num_examples - 1) / 3)
-        start = "pca" if min(num_examples, latent_dim) >= 2 else "random"
-        tsne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
-        return tsne.fit_transform(z), ("t-SNE 1", "t-SNE 2"), ", t-SNE"
     if latent_dim == 1:
         shifted = classes + generator.uniform(-0.35, 0.35, num_examples)
         return np.column_stack([z, shifted]), ("z", "class"), ""
-    if latent_dim == 2 and method == "auto":
+    if latent_dim == 2:
         return z, ("z[0]", "z[1]"), ""
     if num_examples < 2:
         raise ValueError("PCA needs at least 2 examples; pass more.")
@@ -309,26 +283,25 @@ def _project(
     with np.errstate(invalid="ignore"):  # equal examples have no variance
         points = pca.fit_transform(z)
     shares = np.nan_to_num(pca.explained_variance_ratio_)
-    axis_names = (f"PC 1 ({shares[0]:.0%} of the variance)", f"PC 2 ({shares[1]:.0%})")
-    return points, axis_names, f", PCA of {latent_dim} dimensions"
+    names = (f"PC 1 ({shares[0]:.0%} of the variance)", f"PC 2 ({shares[1]:.0%})")
+    return points, names, f", PCA of {latent_dim} dimensions"
 
 
 def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool, num_ringed: int) -> None:
     """Name classes at the right: up to 20 by points, more by a colour bar."""
     colours = class_colours(len(names))
     point: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
-    many = len(names) > _MAX_NAMED_CLASSES
-    handles = (
-        [] if many else [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
-    )
+    handles = []
+    if len(names) > _MAX_NAMED_CLASSES:
+        norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+        mappable = ScalarMappable(norm, ListedColormap(colours))
+        add_colour_bar(figure, mappable, axes, "class", ticks=MaxNLocator(8, integer=True))
+    else:
+        handles = [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
     if unknown:
         handles.append(Line2D([], [], color=_GREY, label="unknown", **point))
     if num_ringed:
         ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
         handles.append(Line2D([], [], label=f"labelled ({num_ringed:,})", **point, **ring))
-    if many:
-        norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
-        mappable = ScalarMappable(norm, ListedColormap(colours))
-        add_colour_bar(figure, mappable, axes, "class", ticks=MaxNLocator(8, integer=True))
     if handles:
         figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)

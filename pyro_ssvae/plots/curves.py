@@ -20,103 +20,57 @@ from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_ti
 __all__ = ["plot_training_curves"]
 
 _COLOURS = (ACCENT, "#ffa90e", "#832db6", FAINT)
-_PANELS_PER_ROW = 3
-_MIN_LOG_RATIO = 5.0  # of the largest to the smallest value on a logarithmic axis
-_CLOCK = ("step", "epoch", "seconds")
 
 _Columns = dict[str, NDArray[np.float64]]
 
 
 class _Panel(NamedTuple):
-    """One panel of the figure.
-
-    The axis is logarithmic (``log``) if all values are positive and the largest is at least five times the smallest.
-    """
+    """One panel of the figure."""
 
     title: str
     unit: str
     lines: Mapping[str, str]  # columns of the metrics, and their names in the legend
     good: str = ""  # how the curves of a good run look
-    log: bool = False
-    zero: bool = False  # whether a linear axis starts at zero
-    cut: bool = False  # whether the axis leaves out the first evaluations if they are far below all later ones
+    axis: str = ""  # "log" if values are positive and far apart, "zero": from zero, "cut": without a far lower start
 
 
+_BOUNDS = {"train/bound_unlabelled": "unlabelled", "train/bound_labelled": "labelled"}
+_BOUNDS |= {"train/bound": "training", "val/bound": "validation"}
+_ENERGIES = [{f"{part}/energy_data": "data", f"{part}/energy_samples": "samples"} for part in ("train", "val")]
+_GAPS = {"train/energy_gap": "training", "val/energy_gap": "validation"}
+_CLASSES = {"val/entropy_y": "mean entropy", "val/mutual_information": "mutual information"}
+_GRADIENTS = {f"train/gradient_norm_{part}": part for part in ("energy", "generator")}
+_EXAMPLE, _BOUNDED, _CLOSE = "nats per example", "does not grow without end", "data and samples stay close"
+_KL = "KL from posterior to prior of z"
 _PANELS = (
-    _Panel("Validation error", "%", {"val/error": ""}, "falls, then stays low", log=True),
-    _Panel("Training loss", "nats per example", {"train/loss": ""}, "falls, then levels off", log=True),
+    _Panel("Validation error", "%", {"val/error": ""}, "falls, then stays low", "log"),
+    _Panel("Training loss", _EXAMPLE, {"train/loss": ""}, "falls, then levels off", "log"),
+    _Panel("Bound on log p", _EXAMPLE, _BOUNDS, "rises, then levels off", "cut"),
+    _Panel("Classification loss", _EXAMPLE, {"train/classification_loss": ""}, "falls", "log"),
+    _Panel("Consistency loss", _EXAMPLE, {"train/consistency_loss": ""}, "stays small or falls", "log"),
+    _Panel(_KL, _EXAMPLE, {"val/kl_z": ""}, "above 1 (z is used), then levels off", "zero"),
+    _Panel("Active latents", "", {"val/active_units": ""}, "above 0, then constant", "zero"),
+    _Panel("q(y|x) on validation data", "nats", _CLASSES, "entropy falls to 0, information rises to log K", "zero"),
+    _Panel("Mean energy, training", "nats", _ENERGIES[0], _CLOSE),
+    _Panel("Mean energy, validation", "nats", _ENERGIES[1], _CLOSE),
+    _Panel("Energy of data minus samples", "nats", _GAPS, "stays near 0"),
     _Panel(
-        "Bound on log p",
-        "nats per example",
-        {
-            "train/bound_unlabelled": "unlabelled",
-            "train/bound_labelled": "labelled",
-            "train/bound": "training",
-            "val/bound": "validation",
-        },
-        "rises, then levels off",
-        cut=True,
-    ),
-    _Panel("Classification loss", "nats per example", {"train/classification_loss": ""}, "falls", log=True),
-    _Panel("Consistency loss", "nats per example", {"train/consistency_loss": ""}, "stays small or falls", log=True),
-    _Panel(
-        "KL from posterior to prior of z",
-        "nats per example",
-        {"val/kl_z": ""},
-        "above 1 (z is used), then levels off",
-        zero=True,
-    ),
-    _Panel("Active latents", "", {"val/active_units": ""}, "above 0, then constant", zero=True),
-    _Panel(
-        "q(y|x) on validation data",
-        "nats",
-        {"val/entropy_y": "mean entropy", "val/mutual_information": "mutual information"},
-        "entropy falls to 0, information rises to log K",
-        zero=True,
-    ),
-    _Panel(
-        "Mean energy, training",
-        "nats",
-        {"train/energy_data": "data", "train/energy_samples": "samples"},
-        "data and samples stay close",
-    ),
-    _Panel(
-        "Mean energy, validation",
-        "nats",
-        {"val/energy_data": "data", "val/energy_samples": "samples"},
-        "data and samples stay close",
-    ),
-    _Panel(
-        "Energy of data minus samples",
-        "nats",
-        {"train/energy_gap": "training", "val/energy_gap": "validation"},
-        "stays near 0",
-    ),
-    _Panel(
-        "Gradient of the energy in x, norm",
-        "nats per unit of x",
-        {"train/energy_gradient_norm": ""},
-        "does not grow without end",
-        log=True,
+        "Gradient of the energy in x, norm", "nats per unit of x", {"train/energy_gradient_norm": ""}, _BOUNDED, "log"
     ),
     _Panel(
         "Gradient of the loss, norm before clipping",
         "",
-        {
-            "train/gradient_norm": "all parameters",
-            "train/gradient_norm_energy": "energy",
-            "train/gradient_norm_generator": "generator",
-        },
-        "does not grow without end",
-        log=True,
+        {"train/gradient_norm": "all parameters"} | _GRADIENTS,
+        _BOUNDED,
+        "log",
     ),
-    _Panel("Loss of negative augmentation", "nats per example", {"train/negative_loss": ""}, "falls", log=True),
+    _Panel("Loss of negative augmentation", _EXAMPLE, {"train/negative_loss": ""}, "falls", "log"),
     _Panel("Entropy of the generator (estimate)", "nats + constant", {"train/entropy": ""}),
-    _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, "not near 0 (collapse)", zero=True),
-    _Panel("Standard deviation, samples / data", "", {"val/std_ratio": ""}, "near 1; near 0 is collapse", zero=True),
-    _Panel("Learning rate", "", {"learning_rate": ""}, zero=True),
+    _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, "not near 0 (collapse)", "zero"),
+    _Panel("Standard deviation, samples / data", "", {"val/std_ratio": ""}, "near 1; near 0 is collapse", "zero"),
+    _Panel("Learning rate", "", {"learning_rate": ""}, axis="zero"),
 )
-_KNOWN = {name for panel in _PANELS for name in panel.lines} | set(_CLOCK)
+_KNOWN = {name for panel in _PANELS for name in panel.lines} | {"step", "epoch", "seconds"}
 
 
 def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> Figure:
@@ -128,7 +82,6 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
     column, the largest ``val/bound``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ValueError: If there is no row or no step, or a known column holds anything but numbers.
 
     Example:
@@ -142,11 +95,8 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
     further = [_Panel(name, "", {name: ""}) for name in columns if name not in _KNOWN]
     panels = [panel for panel in (*_PANELS, *further) if any(name in columns for name in panel.lines)]
     if not panels:
-        raise ValueError(
-            f"The metrics hold only {', '.join(columns)}; at least one more column of numbers is needed, for example "
-            "train/loss."
-        )
-    num_columns = 2 if len(panels) in (2, 4) else min(_PANELS_PER_ROW, len(panels))
+        raise ValueError(f"The metrics hold only {', '.join(columns)}; at least one more column of numbers is needed.")
+    num_columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     num_grid_rows = math.ceil(len(panels) / num_columns)
     figure = new_figure(3.1 * num_columns + 0.2, 2.1 * num_grid_rows + 0.6)
     panes = figure.subplots(num_grid_rows, num_columns, sharex=True, squeeze=False).ravel()
@@ -169,52 +119,38 @@ def _read_columns(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]])
     else:
         source, rows = "metrics", list(metrics)
     if not rows:
-        raise ValueError(
-            f"{source} holds no row; at least one evaluation is needed. Train until the first one, or evaluate more "
-            "often (evaluate_every)."
-        )
+        raise ValueError(f"{source} holds no row; train until the first evaluation (evaluate_every).")
     columns: _Columns = {}
     names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str))
     for name in names:
         try:
-            values = np.array([_as_number(row.get(name)) for row in rows])
+            cells = ["" if row.get(name) is None else row[name] for row in rows]
+            values = np.array([math.nan if str(cell).strip() == "" else float(cell) for cell in cells])
         except (TypeError, ValueError) as error:
             if name in _KNOWN:
-                raise ValueError(
-                    f"Column {name} of {source} must hold numbers or blanks: {error}. Pass the metrics.csv of a run, "
-                    "or rows of numbers."
-                ) from error
+                raise ValueError(f"Column {name} of {source} must hold numbers or blanks: {error}.") from error
             continue
         columns[name] = np.where(np.isfinite(values), values, np.nan)
     if not np.isfinite(columns.get("step", np.nan)).any():
-        raise ValueError(
-            f"{source} holds {', '.join(names) or 'no column'}; a column of numbers 'step' is needed, as in the "
-            "metrics.csv that fit writes."
-        )
+        found = ", ".join(names) or "no column"
+        raise ValueError(f"{source} holds {found}; a column of numbers 'step' is needed, as fit writes it.")
     has_step = np.isfinite(columns["step"])
     columns = {name: values[has_step] for name, values in columns.items()}
     return {name: values for name, values in columns.items() if np.isfinite(values).any()}
 
 
-def _as_number(cell: Any) -> float:
-    blank = cell is None or (isinstance(cell, str) and not cell.strip())
-    return math.nan if blank else float(cell)
-
-
 def _find_best(columns: _Columns) -> tuple[int | None, str]:
     """Return the index of the best evaluation, the last of equals, if there is one, and the title of the figure."""
     steps = columns["step"]
-    name = next((name for name in ("val/error", "val/bound") if name in columns), None)
-    if name is None:
-        return None, "Training"
-    values, is_error = columns[name], name == "val/error"
-    best = int(np.flatnonzero(values == (np.nanmin(values) if is_error else np.nanmax(values)))[-1])
-    value = (
-        f"smallest validation error {values[best]:.2%}"
-        if is_error
-        else f"highest validation bound {values[best]:,.2f} nats"
-    )
-    return best, f"Training: {value} at step {steps[best]:,.0f} of {np.nanmax(steps):,.0f}"
+    for name, choose, words in (
+        ("val/error", np.nanmin, "smallest validation error {:.2%}"),
+        ("val/bound", np.nanmax, "highest validation bound {:,.2f} nats"),
+    ):
+        if name in columns:
+            value = choose(columns[name])
+            best = int(np.flatnonzero(columns[name] == value)[-1])
+            return best, f"Training: {words.format(value)} at step {steps[best]:,.0f} of {np.nanmax(steps):,.0f}"
+    return None, "Training"
 
 
 def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> None:
@@ -244,24 +180,23 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
 def _scale(axes: Axes, panel: _Panel, values: NDArray[np.float64]) -> None:
     """Choose the vertical axis, and label it where it is logarithmic or cut off."""
     low, high = np.nanmin(values), np.nanmax(values)
-    if panel.log and low > 0.0 and high / low >= _MIN_LOG_RATIO:
+    if panel.axis == "log" and low > 0.0 and high / low >= 5.0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(
-            LogLocator(10.0, subs=(1.0,) if high / low > 300.0 else (1.0, 2.0, 5.0), numticks=8)
-        )
+        digits = (1.0,) if high / low > 300.0 else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(LogLocator(10.0, subs=digits, numticks=8))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel(f"{panel.unit} (log)".strip())
-    elif (panel.zero or panel.log) and low >= 0.0:
+    elif panel.axis in ("zero", "log") and low >= 0.0:
         axes.set_ylim(bottom=0.0)
-    elif panel.cut:
+    elif panel.axis == "cut":  # without the first evaluations if they are far below all later ones
         later_values = values[:, values.shape[1] // 10 :]
         later = np.min(later_values, initial=high, where=np.isfinite(later_values))
         if high - low > 3.0 * (high - later) > 0.0:
             margin = 0.05 * (high - later)
             axes.set_ylim(later - margin, high + margin)
             axes.set_ylabel("nats (start cut off)")
-    elif panel.zero:
+    elif panel.axis == "zero":
         axes.axhline(0.0, color=FAINT, linewidth=0.7)
 
 

@@ -26,12 +26,13 @@ from pyro_ssvae.evaluation.samples import Grid
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.plots.images import plot_analogies, plot_interpolations, plot_samples
-from pyro_ssvae.plots.inputs import as_classes, check_examples
 from pyro_ssvae.plots.style import (
     ACCENT,
     FAINT,
     INK,
     add_colour_bar,
+    as_classes,
+    check_examples,
     class_colours,
     name_ticks,
     new_axes,

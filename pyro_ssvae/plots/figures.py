@@ -31,8 +31,7 @@ from pyro_ssvae.plots.images import (
     plot_samples,
     plot_traversals,
 )
-from pyro_ssvae.plots.inputs import as_image_shape, decode_means, encode_means, map_batches
-from pyro_ssvae.plots.style import ALARM, save_figure
+from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_means, encode_means, map_batches, save_figure
 
 __all__ = ["figures", "save_figures"]
 
@@ -65,20 +64,17 @@ def figures(
 @figures.register
 def _(model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0) -> _Drawings:
     _, x, y = _get_held_out_examples(data)
-    found: _Drawings = {}
-    options = _get_image_options(data, image_shape)
-    if options is not None:
-        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
-    if len(x) < 2:
-        return _add_warnings(found, model, data)
+    options, found = _get_image_options(data, image_shape), _Drawings()
     few_x, few_y, names = x[:_MAX_POINTS], y[:_MAX_POINTS], data.class_names or None
     if options is not None:
-        start, end = x[: len(x) // 2 * 2].chunk(2)
-        start, end = start[:_NUM_INTERPOLATIONS], end[:_NUM_INTERPOLATIONS]
+        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
+    if options is not None and len(x) >= 2:
+        start, end = (part[:_NUM_INTERPOLATIONS] for part in x[: len(x) // 2 * 2].chunk(2))
         found["reconstructions"] = lambda: plot_reconstructions(model, x, y, seed=seed, **options)
         found["interpolations"] = lambda: plot_interpolations(model, start, end, **options)
         found["traversals"] = lambda: plot_traversals(model, few_x, **options)
-    found["latent_map"] = lambda: plot_latent_map(model, few_x, few_y, class_names=names, seed=seed)
+    if len(x) >= 2:
+        found["latent_map"] = lambda: plot_latent_map(model, few_x, few_y, class_names=names, seed=seed)
     return _add_warnings(found, model, data)
 
 
@@ -87,29 +83,26 @@ def _(
     model: SemiSupervisedModel, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0
 ) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
-    names = _get_class_names(model, data)
-    labelled = data.labelled_index[:_MAX_LABELLED] if len(x) else data.labelled_index
+    labelled = data.labelled_index[: _MAX_LABELLED if len(x) else None]
     x_labelled, y_labelled = prepare(data.x[labelled], scale=data.scale), data.y[labelled]
-    found: _Drawings = {}
-    options = _get_image_options(data, image_shape)
+    shared: dict[str, Any] = {"class_names": _get_class_names(model, data), "seed": seed}
+    options, found = _get_image_options(data, image_shape), _Drawings()
     if options is None:
-        given = (x, y) if len(x) else (None, None)
-        found["feature_means"] = lambda: plot_feature_means(model, *given, class_names=names, seed=seed)
+        given = (x, y) if len(x) else ()
+        found["feature_means"] = lambda: plot_feature_means(model, *given, **shared)
     else:
-        options["class_names"] = names
-        found["samples"] = lambda: plot_samples(model, seed=seed, **options)
-        shown_x, shown_y = (x, y) if len(x) else (x_labelled, y_labelled)
-        if len(shown_x) and model.num_classes <= _MAX_CLASSES_OF_ANALOGIES:
-            found["analogies"] = lambda: plot_analogies(model, shown_x, shown_y, seed=seed, **options)
-        if len(shown_x):
-            found["reconstructions"] = lambda: plot_reconstructions(model, shown_x, shown_y, seed=seed, **options)
+        options |= shared
+        shown = (x, y) if len(x) else (x_labelled, y_labelled)
+        found["samples"] = lambda: plot_samples(model, **options)
+        if len(shown[0]) and model.num_classes <= _MAX_CLASSES_OF_ANALOGIES:
+            found["analogies"] = lambda: plot_analogies(model, *shown, **options)
+        if len(shown[0]):
+            found["reconstructions"] = lambda: plot_reconstructions(model, *shown, **options)
     if len(x):
-        map_x, map_y = torch.cat([x[:_MAX_POINTS], x_labelled]), torch.cat([y[:_MAX_POINTS], y_labelled])
-        ringed = torch.arange(len(map_x)) >= len(x[:_MAX_POINTS])
-        found["latent_map"] = lambda: plot_latent_map(
-            model, map_x, map_y, labelled=ringed, class_names=names, seed=seed
-        )
-    return _add_warnings(found, model, data) | _get_classifier_figures(model, x, y, names, part)
+        points = torch.cat([x[:_MAX_POINTS], x_labelled]), torch.cat([y[:_MAX_POINTS], y_labelled])
+        ringed = torch.arange(len(points[0])) >= len(x[:_MAX_POINTS])
+        found["latent_map"] = lambda: plot_latent_map(model, *points, labelled=ringed, **shared)
+    return _add_warnings(found, model, data) | _get_classifier_figures(model, x, y, shared["class_names"], part)
 
 
 @figures.register
@@ -129,9 +122,9 @@ def _(model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | Non
         found["analogies"] = lambda: plot_analogies(model, x[chosen], y[chosen], **options)
         if len(data.event_shape) == 3:
             found["energies"] = lambda: plot_energies(model, x[:_MAX_POINTS], seed=seed)
-    if model.num_classes is not None:
-        found |= _get_classifier_figures(model, x, y, _get_class_names(model, data), part)
-    return found
+    if model.num_classes is None:
+        return found
+    return found | _get_classifier_figures(model, x, y, _get_class_names(model, data), part)
 
 
 def save_figures(
@@ -173,7 +166,7 @@ def save_figures(
     drawings = figures(model, data, image_shape=image_shape, seed=seed)
     metrics = None if metrics_path is None else Path(metrics_path)
     if metrics and metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") > 1:
-        drawings = {**drawings, "training_curves": lambda: plot_training_curves(metrics)}
+        drawings = drawings | {"training_curves": lambda: plot_training_curves(metrics)}
     return [save_figure(draw(), Path(folder) / f"{name}.png") for name, draw in drawings.items()]
 
 
@@ -189,10 +182,7 @@ def _get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
 
 
 def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | None) -> dict[str, Any] | None:
-    """Return ``image_shape`` and ``value_range`` for plot functions of images, or ``None`` if the data are no images.
-
-    Black is 0 or the smallest value in the data if it is negative; white is 1 or the largest value if it exceeds 1.
-    """
+    """Return what plot functions of images take, a range of values that holds [0, 1], or ``None`` without images."""
     try:
         as_image_shape(data.event_shape, image_shape)
     except ValueError:

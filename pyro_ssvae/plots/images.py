@@ -18,22 +18,20 @@ from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.plots.inputs import (
-    as_class_names,
-    check_examples,
-    complete_classes,
-    decode_means,
-    encode_means,
-    map_batches,
-    select_examples,
-)
 from pyro_ssvae.plots.style import (
     ALARM,
     INK,
+    as_class_names,
     cell_size,
+    check_examples,
+    complete_classes,
+    decode_means,
     draw_image_grid,
+    encode_means,
+    map_batches,
     new_figure,
     new_image_grid,
+    select_examples,
     set_title,
     to_tiles,
 )
@@ -65,18 +63,15 @@ def plot_samples(
         >>> figure = plot_samples(m2, num_columns=4)
     """
     num_columns = as_count(num_columns, "num_columns", least=1)
-    if model.num_classes is None:
-        names, y, num_images = [], None, num_columns**2
-        title, note = "Generated images", "mean of p(x|z), z drawn from p(z)"
-    else:
-        names = as_class_names(class_names, model.num_classes)
-        y = torch.arange(model.num_classes).repeat_interleave(num_columns)
-        num_images = len(y)
-        title, note = "Generated images of each class", "mean of p(x|y,z), z drawn from p(z)"
+    names: Sequence[str] = ()
+    y, num_rows, title, given = None, num_columns, "Generated images", "z"
+    if model.num_classes is not None:
+        names, num_rows = as_class_names(class_names, model.num_classes), model.num_classes
+        y, title, given = torch.arange(num_rows).repeat_interleave(num_columns), f"{title} of each class", "y,z"
     with fork_random_state(model, seed):
-        z = model.prior().sample((num_images,))
+        z = model.prior().sample((num_rows * num_columns,))
     tiles = to_tiles(model, decode_means(model, y, z), num_columns, image_shape, value_range)
-    return new_image_grid(tiles, title, note, row_names=names)
+    return new_image_grid(tiles, title, f"mean of p(x|{given}), z drawn from p(z)", row_names=names)
 
 
 def plot_reconstructions(
@@ -96,13 +91,13 @@ def plot_reconstructions(
     probability below, red where ``y`` is another class; for M1 the mean of p(x|z) at the mean of q(z|x).
     """
     x, y = select_examples(model, x, y, num_images, seed)
-    captions, wrong, predicted = [""] * len(x), np.zeros(len(x), bool), None
+    captions, wrong, predicted = [""] * len(x), [False] * len(x), None
     note = "above: x; below: mean of p(x|z) at the mean of q(z|x)"
     if model.num_classes is not None:
         names = as_class_names(class_names, model.num_classes)
         probability, predicted = map_batches(model.predict_proba, x).max(-1)
         true = torch.where(y < 0, predicted, y)
-        wrong = (true != predicted).numpy()
+        wrong = (true != predicted).tolist()
         captions = [
             f"{names[k]}\n{'>99%' if 0.99 < p < 1.0 else f'{p:.0%}'}" + ("" if k == t else f"\nis {names[t]}")
             for k, p, t in zip(predicted.tolist(), probability.tolist(), true.tolist(), strict=True)
@@ -110,28 +105,26 @@ def plot_reconstructions(
         note = "above: x; below: mean of p(x|y,z) at the predicted class, which is named with its q(y|x)"
     decoded = decode_means(model, predicted, encode_means(model, x, predicted))
     pairs = [to_tiles(model, images, len(x), image_shape, value_range) for images in (x, decoded)]
-    figure = _draw_pairs(np.concatenate(pairs), captions, wrong)
+    figure = _draw_pairs(np.concatenate(pairs), captions, [ALARM if is_wrong else INK for is_wrong in wrong])
     set_title(figure, "Images and their reconstructions", note)
     return figure
 
 
-def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], wrong: NDArray[np.bool_]) -> Figure:
-    """Draw pairs ``(2, N, H, W, 3)`` in bands of ten, with a caption below each, red where ``wrong``."""
-    num_bands = math.ceil(len(captions) / _PAIRS_PER_BAND)
-    num_columns = min(len(captions), _PAIRS_PER_BAND)
-    lines = [line for caption in captions for line in caption.split("\n")]
-    width, height = cell_size(pairs, 2 * num_bands, num_columns, longest_label=max(map(len, lines)))
+def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], colours: Sequence[str]) -> Figure:
+    """Draw pairs ``(2, N, H, W, 3)`` in bands of ten, with a caption in its colour below each."""
+    num_bands, num_columns = math.ceil(len(captions) / _PAIRS_PER_BAND), min(len(captions), _PAIRS_PER_BAND)
+    longest = max(len(line) for caption in captions for line in caption.split("\n"))
+    width, height = cell_size(pairs, 2 * num_bands, num_columns, longest_label=longest)
     num_lines = max(caption.count("\n") + bool(caption) for caption in captions)
-    band_height = 2 * height + 0.13 * num_lines + 0.12
-    figure = new_figure(width * num_columns + 0.3, num_bands * band_height + 0.5)
+    figure = new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.13 * num_lines + 0.12) + 0.5)
+    # An incomplete band is padded with white, so that all bands have one scale.
+    missing = [(0, 0), (0, num_bands * num_columns - len(captions)), (0, 0), (0, 0), (0, 0)]
+    bands = np.split(np.pad(pairs, missing, constant_values=1.0), num_bands, axis=1)
     for band, axes in enumerate(figure.subplots(num_bands, 1, squeeze=False)[:, 0]):
-        part = slice(band * _PAIRS_PER_BAND, (band + 1) * _PAIRS_PER_BAND)
-        tiles = pairs[:, part]
-        # An incomplete band is padded with white, so that all bands have one scale.
-        missing = [(0, 0), (0, num_columns - tiles.shape[1]), (0, 0), (0, 0), (0, 0)]
-        draw_image_grid(axes, np.pad(tiles, missing, constant_values=1.0), (), captions[part])
-        for label, is_wrong in zip(axes.get_xticklabels(), wrong[part], strict=True):
-            label.set_color(ALARM if is_wrong else INK)
+        part = slice(band * num_columns, (band + 1) * num_columns)
+        draw_image_grid(axes, bands[band], (), captions[part])
+        for label, colour in zip(axes.get_xticklabels(), colours[part], strict=True):
+            label.set_color(colour)
     return figure
 
 
@@ -149,9 +142,8 @@ def plot_analogies(
 ) -> Figure:
     """Draw analogies between images.
 
-    For a model with classes: in the left column ``num_images`` of ``x``, at random and of all classes alike, and at the
-    right of each the mean of p(x|y',z) for every class y', with z the mean of q(z|x,y); y is predicted where it is not
-    given or -1.
+    For a model with classes: at the left ``num_images`` of ``x``, at random and of all classes alike, and at the right
+    the mean of p(x|y',z) for every class y', with z the mean of q(z|x,y); y is predicted where it is not given or -1.
 
     For a :class:`pyro_ssvae.DDGM`: images a, b, c (one after another in ``x``), and what is to c as b is to a by
     :meth:`DDGM.analogy`, from latents that :meth:`DDGM.invert` finds, whose images (G) are shown too; ``y`` affects

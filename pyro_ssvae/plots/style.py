@@ -1,15 +1,16 @@
-"""The common look of all figures, grids of images, and writing figures to files."""
+"""What all figures share: the look, checks of arguments, outputs of models in batches, grids of images, files."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgba_array
@@ -17,30 +18,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arrays import as_labels
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models import Model
-from pyro_ssvae.plots.inputs import as_image_shape
+from pyro_ssvae.models.base import evaluation_mode
 
 __all__ = [
-    "ACCENT",
-    "ALARM",
-    "FAINT",
-    "INK",
-    "add_colour_bar",
-    "cell_size",
-    "class_colours",
-    "draw_image_grid",
-    "name_ticks",
-    "new_axes",
-    "new_figure",
-    "new_image_grid",
-    "save_figure",
-    "set_title",
-    "style_axes",
-    "to_png",
-    "to_tiles",
-    "write_file",
+    *("ACCENT", "ALARM", "FAINT", "INK", "add_colour_bar", "as_class_names", "as_classes", "as_image_shape"),
+    *("cell_size", "check_examples", "class_colours", "complete_classes", "decode_means", "draw_image_grid"),
+    *("encode_means", "map_batches", "name_ticks", "new_axes", "new_figure", "new_image_grid", "save_figure"),
+    *("select_examples", "set_title", "style_axes", "to_png", "to_tiles", "write_file"),
 ]
 
 INK = "#222222"
@@ -53,6 +42,7 @@ _MAX_SIDE = 11.0  # inches
 _CHARACTER = 0.075  # inches, of a label
 _MAX_UPRIGHT = 6  # characters of a column's name that fit above a cell
 _MIN_RESOLUTION = 64  # pixels of a tile, so that gaps are thin compared with 8x8 images too
+_BATCH_SIZE = 1000
 
 # Distinct under the common colour-vision deficiencies (Petroff, 2021, https://arxiv.org/abs/2107.02270).
 _CLASS_COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
@@ -85,16 +75,12 @@ def to_png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, and return the path; for errors see :func:`write_file`."""
+    """Write a figure as PNG, and return the path."""
     return write_file(path, to_png(figure))
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a figure's file atomically, and return the path.
-
-    Raises:
-        RunFolderError: If the file cannot be written.
-    """
+    """Write a figure's file atomically, and return the path, or raise ``RunFolderError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -127,12 +113,9 @@ def style_axes(axes: Axes, *, title: str = "", grid: bool = False, frame: bool =
         axes.grid(True, color="#e6e6e6", linewidth=0.7)
     axes.tick_params(which="both", labelsize=8, colors=INK, labelcolor=INK, width=0.7)
     for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_fontsize(9)
-        label.set_color(INK)
+        label.set(fontsize=9, color=INK)
     for side, spine in axes.spines.items():
-        spine.set_visible(frame and side in ("left", "bottom"))
-        spine.set_color(INK)
-        spine.set_linewidth(0.7)
+        spine.set(visible=frame and side in ("left", "bottom"), color=INK, linewidth=0.7)
     if not frame:
         axes.tick_params(which="both", length=0)
 
@@ -159,6 +142,109 @@ def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most
         axes.set_xticks(ticks, shown)
 
 
+def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Return ``function(*tensors)``, computed in batches along the first dimension, on the CPU."""
+    batches = zip(*(tensor.split(_BATCH_SIZE) for tensor in tensors), strict=True)
+    return torch.cat([function(*batch).cpu() for batch in batches])
+
+
+def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
+    """Return the means of q(z|x,y), or of q(z|x) if ``y`` is ``None``, ``(N, L)``, on the CPU."""
+    return _map_means(model, model.encode, x, y)
+
+
+def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
+    """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
+    return _map_means(model, lambda z, *y: model.decode(*y, z), z, y)
+
+
+def _map_means(model: Any, function: Callable[..., Any], values: Tensor, y: Tensor | None) -> Tensor:
+    like = next(model.parameters())
+    given = () if y is None else (y.to(like.device),)
+    with torch.no_grad(), evaluation_mode(model):
+        return map_batches(lambda *args: function(*args).mean, values.to(like), *given)
+
+
+def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    """Return ``y``, shape ``(N,)``, with the predicted class in place of -1."""
+    return y if bool((y >= 0).all()) else torch.where(y < 0, map_batches(model.predict, x), y)
+
+
+def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
+    """Return at least one example that the model can take, detached."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"{name} must be a floating-point tensor, scaled as in training; got {given}. "
+            f"Convert it, for example by torch.as_tensor({name}).float() / 255 for 8-bit pixels."
+        )
+    event_shape = tuple(model.event_shape)
+    if tuple(x.shape[1:]) != event_shape or len(x) == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; the model takes examples of shape {event_shape}, so "
+            f"(N, {', '.join(map(str, event_shape))}) with N of at least 1. For one example use {name}.unsqueeze(0)."
+        )
+    return x.detach()
+
+
+def select_examples(model: Model, x: Any, y: Any, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return examples and their classes, -1 where unknown or ``y`` is ``None``.
+
+    Of more than ``num_images``, so many are drawn at random, from all classes alike, and sorted by class.
+    """
+    x = check_examples(model, x)
+    num_images = as_count(num_images, "num_images", least=1)
+    y = as_classes(torch.full((len(x),), -1) if y is None else y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(as_seed(seed)))
+    if len(x) <= num_images:
+        return x, y
+    rank = torch.zeros_like(y)  # of an example in its class, in this order
+    for k in y.unique():
+        same = y[order] == k
+        rank[same] = torch.arange(int(same.sum()))
+    chosen = order[rank.argsort(stable=True)[:num_images]]
+    chosen = chosen[y[chosen].argsort(stable=True)]
+    return x[chosen], y[chosen]
+
+
+def as_classes(
+    values: Any, name: str, num_examples: int, num_classes: int | None, *, allow_unlabelled: bool = False
+) -> Tensor:
+    """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known."""
+    y = as_labels(values, name, num_examples, allow_unlabelled=allow_unlabelled)
+    if num_classes is not None and len(y) and int(y.max()) >= num_classes:
+        raise ValueError(
+            f"{name} holds class {int(y.max())}; there are {num_classes} classes, so 0 to {num_classes - 1} are "
+            "allowed. Pass labels that belong to this model, or all class names."
+        )
+    return y
+
+
+def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
+    """Return a name for each class: those given, else "0", "1", ..."""
+    names = [str(name) for name in (range(num_classes) if class_names is None else class_names)]
+    if len(names) != num_classes:
+        raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each class.")
+    return names
+
+
+def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Return channels, height and width of examples that are images: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)``.
+
+    A flat example is never guessed to be an image, whatever its length.
+    """
+    event, shape = tuple(event_shape), tuple(event_shape if image_shape is None else image_shape)
+    possible = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    if not possible or min(shape) < 1 or math.prod(shape) != math.prod(event):
+        given = "" if image_shape is None else f" with image_shape={shape}"
+        raise ValueError(
+            f"Examples of shape {event}{given} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Where "
+            "pixels are stored in another shape, pass image_shape=(channels, height, width) with as many elements; "
+            "for tables use plot_feature_means."
+        )
+    return (1, *shape)[-3:]
+
+
 def to_tiles(
     model: Model,
     x: Tensor,
@@ -166,11 +252,7 @@ def to_tiles(
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> NDArray[np.float64]:
-    """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``.
-
-    Raises:
-        ValueError: If examples are no images, or the range is empty.
-    """
+    """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``."""
     channels, height, width = as_image_shape(model.event_shape, image_shape)
     low, high = value_range
     if not low < high:
@@ -183,10 +265,7 @@ def to_tiles(
 def cell_size(
     tiles: NDArray[np.float64], num_grid_rows: int, num_columns: int, *, longest_label: int = 0
 ) -> tuple[float, float]:
-    """Return width and height of a cell with an image ``(..., H, W, 3)`` in inches, smaller where there are many cells.
-
-    ``longest_label`` is how many characters must fit below a cell.
-    """
+    """Return width and height of a cell in inches, for ``longest_label`` characters unless there are many cells."""
     height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
     wanted = max(_CELL, longest_label * _CHARACTER / width)
     size = min(wanted, _MAX_SIDE / max(num_grid_rows * height, num_columns * width))
@@ -230,8 +309,7 @@ def draw_image_grid(
 ) -> None:
     """Draw images ``(rows, columns, H, W, 3)`` as a single one: separate axes for each would take seconds.
 
-    The first rows and columns are named. The gap is wider after ``lead`` columns, unless that is 0, and between groups
-    of ``rows_per_group`` rows, if these are more than one.
+    The gap is wider after ``lead`` columns, and between groups of ``rows_per_group`` rows if these are more than one.
     """
     num_grid_rows, num_columns, height, width, _ = tiles.shape
     zoom = math.ceil(_MIN_RESOLUTION / max(height, width))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_ssvae import DDGM, M1, M1M2, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.distributions import FixedClassPrior, VampPrior
 from pyro_ssvae.evaluation import log_likelihood
-from pyro_ssvae.evaluation.likelihood import _width
+from pyro_ssvae.evaluation.metrics import _width
 from pyro_ssvae.models import data_plate
 
 D, L, K = 4, 2, 3
@@ -148,7 +148,7 @@ def test_likelihood_is_above_the_bound_and_rises_with_samples(
     assert few.mean < many.mean
     assert many.log_px.device.type == "cpu"
     # Portions make no difference to what is estimated.
-    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._SAMPLES_AT_A_TIME", 7)
+    monkeypatch.setattr("pyro_ssvae.evaluation.metrics._SAMPLES_AT_A_TIME", 7)
     portions = log_likelihood(module, x, num_samples=1000)
     assert portions.mean == pytest.approx(many.mean, abs=4 * math.hypot(many.mean_error, portions.mean_error))
 
@@ -223,7 +223,7 @@ class _Wide(nn.Module):
 @pytest.mark.parametrize(("limit", "largest"), [(60_000, 60_000), (1_200_000, 1_000_000), (1000, 10_000)])
 def test_memory_stays_within_its_limit(limit: int, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of draws if one example exceeds the limit, else of examples; the first call finds the width with two."""
-    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._MAX_ELEMENTS", limit)
+    monkeypatch.setattr("pyro_ssvae.evaluation.metrics._MAX_ELEMENTS", limit)
     m1 = M1((4,), latent_dim=3, hidden_dims=(8,), likelihood="gaussian", decoder=_Wide())
     log_likelihood(m1, torch.randn(5, 4), num_samples=100 if limit > 1000 else 3)
     assert max(m1.decoder.sizes) == largest
@@ -243,7 +243,7 @@ def test_width_is_what_each_draw_adds() -> None:
 
 
 def test_a_vamp_prior_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_ssvae.evaluation.likelihood._SAMPLES_AT_A_TIME", 5)
+    monkeypatch.setattr("pyro_ssvae.evaluation.metrics._SAMPLES_AT_A_TIME", 5)
     m1 = M1((6,), latent_dim=3, hidden_dims=(8,), prior=VampPrior(3, num_components=7))
     x = torch.rand(20, 6).round()
     counts: list[int] = []
