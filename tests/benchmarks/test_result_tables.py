@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import blog_tables
-import missing
 import numpy as np
 import pytest
 import result_tables
-import unequal
 from step_tables import make_step_tables
 from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
 
@@ -115,29 +113,6 @@ def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
     assert [float(cell) for cell in (ours[1], ours[2], ours[3], ours[5])] == [5.0, 4.0, 3.0, 50.0]
     assert ours[4] == "–"
     assert found["step_100"] == found["floor"] == ""
-
-
-def test_rows_of_unequal_classes_and_their_calibration_error(tmp_path: Path) -> None:
-    x, seen, x_test, y_test = unequal.make_rows(0)
-    assert (len(x), len(x_test), np.bincount(seen + 1).tolist()) == (2000, 1000, [1980, 10, 10])
-    assert y_test.mean() == pytest.approx(0.05, abs=0.02)
-    assert x_test[y_test == 1].mean(0)[:4] - x_test[y_test == 0].mean(0)[:4] == pytest.approx([1.5] * 4, abs=0.5)
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
-    assert unequal.calibration_error(probabilities, np.array([0, 1, 0, 0])) == pytest.approx(0.35)
-    path = tmp_path / "unequal.json"
-    path.write_text(json.dumps({f"auto/{seed}": {"accuracy": 0.8 + 0.1 * seed, "macro_f1": 0.5} for seed in (0, 1)}))
-    assert lines_of(unequal.make_tables(path)["unequal"]) == [["`M2Classifier`", "85.0 ± 5.0", "50.0 ± 0.0", "2"]]
-
-
-def test_falls_of_accuracy_and_errors_of_filling(tmp_path: Path) -> None:
-    scores = {"m2_of_all": 0.9, "logistic_of_all": 0.8, "logistic": 0.7, "error_m2": 0.5, "error_mean": 1.0}
-    fits = {f"wine/{seed}": scores | {"m2": 0.8 - 0.1 * seed, "error_neighbours": 0.6} for seed in (0, 1)}
-    path = tmp_path / "missing.json"
-    path.write_text(json.dumps(fits))
-    tables = missing.make_tables(path)
-    cells = [["wine", "2", "90.0", "75.0", "-15.0 ± 5.0", "80.0", "70.0", "-10.0 ± 0.0"]]
-    assert lines_of(tables["missing_accuracy"]) == cells
-    assert lines_of(tables["missing_errors"]) == [["wine", "**0.500**", "1.000", "0.600"]]
 
 
 def test_pages_include_every_table_and_no_other(tmp_path: Path) -> None:
