@@ -201,7 +201,9 @@ def _floor(key: str) -> Column:
     """The mean of the means and the root mean square of the standard deviations of real samples."""
 
     def column(group: list[Result]) -> str:
-        means, deviations = zip(*get_values(group, key), strict=True)
+        if not (floors := get_values(group, key)):
+            return "–"
+        means, deviations = zip(*floors, strict=True)
         return f"{take_mean(means):.2f} ± {take_mean(one**2 for one in deviations) ** 0.5:.2f}"
 
     return column

@@ -147,10 +147,10 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
         return SemiSupervisedData.from_arrays(x, np.where(np.arange(400) < 40, y, -1), x_test=x, y_test=y)
 
     monkeypatch.setattr(blog_tables.SemiSupervisedData, "from_name", load)
-    argv = ["", "--data", "mnist", "--methods", "pca_svm", "--labels", "100", "--results", str(results), "--seeds"]
-    for seeds in (["0"], ["0", "1"]):
-        monkeypatch.setattr("sys.argv", argv + seeds)
-        blog_tables.main()
+    monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
+    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    for seeds in "12":
+        blog_tables.main(["--only", "mnist/pca_svm/100/*", "--seeds", seeds], results)
     assert asked == [("mnist", 100, 0), ("mnist", 100, 1)]
     cells = json.loads(results.read_text())
     assert [*cells] == ["mnist/pca_svm/100/0", "mnist/pca_svm/100/1"]

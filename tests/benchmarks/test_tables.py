@@ -61,8 +61,9 @@ def test_each_method_is_fitted_once(
     fits = json.loads((tmp_path / "cells.json").read_text())
     assert set(fits) == {"logistic/0", "scanvi/0"}
     assert all(one["accuracy"] == one["macro_f1"] == 1.0 for one in fits.values())
-    monkeypatch.setattr(tables, "measure", None)  # nothing is fitted again
+    (tmp_path / "cells.json").write_text('{"logistic/0": {}, "scanvi/0": {}}')
     tables.main(given, tmp_path)
+    assert (tmp_path / "cells.json").read_text() == '{"logistic/0": {}, "scanvi/0": {}}'
 
 
 def test_methods_see_counts_relative_to_the_total(counts: tuple[np.ndarray, np.ndarray]) -> None:
