@@ -27,10 +27,6 @@ NUM_LABELLED, NUM_UNLABELLED = 100, 49_900  # training examples that minibatches
 ALPHA = 10.0  # weight of the mean cross-entropy of labelled examples
 
 
-class Unavailable(Exception):
-    """A contender cannot run here, for the reason that the message gives."""
-
-
 class Sizes(NamedTuple):
     """Widths of every network: pixels of an example, hidden units, latents."""
 
@@ -43,29 +39,20 @@ MNIST = Sizes()
 
 
 class Contender:
-    """One implementation of a training step of M2, in ``"fp32"``, or ``"bf16"`` with the bound in float32.
+    """One implementation of a training step of M2, in float32.
 
     ``step(x, *labelled)`` takes one optimisation step on unlabelled x ``(B, features)``, and on labelled examples and
-    their classes if they are given. ``Unavailable`` is raised where it cannot run.
+    their classes if they are given.
     """
 
     warm_up = 1  # steps before a step takes its usual time
-    precisions: tuple[str, ...] = ("fp32", "bf16")
 
-    def __init__(
-        self, *, num_classes: int, device: str = "cpu", precision: str = "fp32", seed: int = 0, sizes: Sizes = MNIST
-    ) -> None:
-        if precision not in self.precisions:
-            raise Unavailable(f"{type(self).__name__} is written for {', '.join(self.precisions)}")
+    def __init__(self, *, num_classes: int, device: str = "cpu", seed: int = 0, sizes: Sizes = MNIST) -> None:
         pyro.set_rng_seed(seed)
-        self.num_classes, self.precision, self.sizes = num_classes, precision, sizes
-        self.device = torch.device(device)
+        self.num_classes, self.sizes, self.device = num_classes, sizes, torch.device(device)
 
-    def autocast(self) -> torch.autocast:
-        """Return the context that networks run in."""
-        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
+        raise NotImplementedError
 
 
 class _TutorialNets(nn.Module):
@@ -102,8 +89,6 @@ class TutorialPyro(Contender):
     labelled or not; on unlabelled examples the second one has no loss, yet Adam moves the weights by its momentum.
     Losses are sums over the batch; ``multiplier`` is the weight of the auxiliary loss.
     """
-
-    precisions = ("fp32",)
 
     def __init__(self, *, learning_rate: float = LEARNING_RATE, multiplier: float = ALPHA, **settings: Any) -> None:
         super().__init__(**settings)
@@ -159,15 +144,10 @@ class TutorialPyro(Contender):
 class Pyroved(Contender):
     """The semi-supervised VAE of ``pyroved`` with its trainer: the tutorial's, with a softplus for the scale of z."""
 
-    precisions = ("fp32",)
-
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        try:
-            import pyroved
-        except ImportError as error:
-            missing = error.name in (None, "pyroved")
-            raise Unavailable("not installed: pip install pyroved" if missing else f"needs {error.name}") from error
+        import pyroved
+
         networks: dict[str, Any] = {f"hidden_dim_{part}": [self.sizes.hidden] for part in ("e", "d", "cls")}
         networks |= {"activation": "softplus", "invariances": None, "device": self.device}
         model = pyroved.models.ssiVAE((self.sizes.features,), self.sizes.latent, self.num_classes, **networks)
@@ -209,16 +189,14 @@ def _look_up(weights: Tensor, y: Tensor | None) -> Tensor:
 
 
 class HandWritten(Contender):
-    """Plain PyTorch without Pyro: the same terms as J^α, with the exact sum over classes.
+    """Plain PyTorch without Pyro: the same terms as J^α, with the exact sum over classes; the bound is in float32.
 
     With ``graph`` the whole step is captured as a CUDA graph at the first call and replayed from then on.
     """
 
-    def __init__(self, *, graph: bool = False, **settings: Any) -> None:
+    def __init__(self, *, graph: bool = False, bf16: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
-        if graph and self.device.type != "cuda":
-            raise Unavailable("CUDA graphs need CUDA")
-        self.graph = graph
+        self.graph, self.bf16 = graph, bf16
         self.nets = _Networks(self.num_classes, self.sizes).to(self.device)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=LEARNING_RATE, fused=True, capturable=graph)
         self._captured: torch.cuda.CUDAGraph | None = None
@@ -261,6 +239,10 @@ class HandWritten(Contender):
         for static, given in zip(self._static, (x, *labelled), strict=True):
             static.copy_(given)
         self._captured.replay()
+
+    def autocast(self) -> torch.autocast:
+        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
     def _update(self, *batch: Tensor) -> None:
         with self.autocast():
@@ -305,7 +287,9 @@ class Ours(Contender):
 
     warm_up = 6  # the first steps are eager, then one is compiled or captured
 
-    def __init__(self, *, enumeration: str = "exact", compile: str = "auto", **settings: Any) -> None:
+    def __init__(
+        self, *, enumeration: str = "exact", compile: str = "auto", bf16: bool = False, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         options: dict[str, Any] = {"hidden_dims": (self.sizes.hidden,), "latent_dim": self.sizes.latent}
         options |= {"activation": "softplus", "classifier": "mlp"}
@@ -314,7 +298,7 @@ class Ours(Contender):
             self.module, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
         )
         settings = {"learning_rate": LEARNING_RATE, "compile": compile, "kl_warmup": 0.0, "kl_peak": 1.0}
-        settings |= {"device": str(self.device), "precision": "bf16-mixed" if self.precision == "bf16" else "32-true"}
+        settings |= {"device": str(self.device), "precision": "bf16-mixed" if bf16 else "32-true"}
         config = pyro_ssvae.TrainingConfig(**settings)
         self._stream: Any = _FixedBatch(self.device)
         self._step = TrainingStep(self.objective, self._stream, config, make_fabric(config), total=1_000_000)

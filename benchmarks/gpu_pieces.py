@@ -171,7 +171,7 @@ def measure_steps(report: Report) -> None:
 def _compare_steps(report: Report, classes: int, batch: int, precision: str) -> None:
     setting = f"{classes} classes, batch {batch}, {precision}"
     given: dict[str, Any] = {"num_classes": classes, "device": report.device}
-    half = {"precision": "bf16"} if precision == "bf16" else {}
+    half = {"bf16": True} if precision == "bf16" else {}
     ours = {**given, **half, **(EAGER if report.tiny and half else {})}  # compilation takes a minute on a CPU
     makers: dict[str, Callable[[], Contender]] = {
         "stock Pyro, as in its tutorial (fp32)": partial(TutorialPyro, **given),

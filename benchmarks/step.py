@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro, Unavailable
+from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro
 from floor import measure_floors, profile_step
 from machine import describe, get_memory
 from runs import DOCS, Result
@@ -50,18 +50,18 @@ SETTING = ("classes", "threads", "labelled")  # what contenders that are compare
 
 
 class Timer:
-    """A contender, its batches, and the time of its steps; unavailable if one would exceed ``args.patience``."""
+    """A contender, its batches, and the time of its steps; ``reason`` says if one would exceed ``args.patience``."""
 
     def __init__(self, make: Callable[..., Contender], setting: dict[str, int], args: Namespace) -> None:
         self.args, self.contender = args, make(num_classes=setting["classes"])
         self.seconds: float | None = None  # of a step
+        self.reason: str | None = None
         sizes = (setting["labelled"], setting["classes"])
         if setting["classes"] * BATCH_SIZE >= LARGE:
             self.batches = itertools.cycle(make_batches(20, *sizes))
             self.step()  # the optimiser allocates its state in the first step
             seconds = self.step() * BATCH_SIZE / 20  # the time is proportional to the batch size
-            if seconds > args.patience:
-                raise Unavailable(f"about {seconds:.0f} s")
+            self.reason = f"about {seconds:.0f} s" if seconds > args.patience else None
         self.batches = itertools.cycle(make_batches(BATCH_SIZE, *sizes))
 
     def step(self) -> float:
@@ -106,12 +106,9 @@ def build(name: str, setting: dict[str, int], args: Namespace) -> dict[str, Any]
     """Build a contender in this process; return the memory before it, or why it cannot be measured."""
     global _timer
     torch.set_num_threads(setting["threads"])
-    found: dict[str, Any] = {"base_mib": get_memory()}
-    try:
-        _timer = Timer(CONTENDERS[name], setting, args)
-    except Unavailable as error:
-        found["reason"] = str(error)
-    return found
+    base = get_memory()
+    _timer = Timer(CONTENDERS[name], setting, args)
+    return {"base_mib": base, "reason": _timer.reason}
 
 
 def visit() -> tuple[list[float], int]:
