@@ -78,7 +78,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
         result = {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
     if not all(bool(part.isfinite().all()) for part in model.parameters()):
         return result
-    if run.seed == 0:  # the page shows figures of this seed
+    if run.seed == 0 and not run.path.exists():  # the page shows figures of this seed
         draw_figures(model, data, run)
     if run.data in TOY_DATASETS:
         return result | measure_toy_model(model, run.data, seed=run.seed)
