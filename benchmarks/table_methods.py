@@ -16,6 +16,7 @@ import numpy as np
 import sklearn.datasets
 from numpy.typing import NDArray
 from runs import Result
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -106,10 +107,13 @@ def fill_and_encode(categories: Array, x: Array, x_test: Array) -> tuple[Array, 
 
 
 class Method(NamedTuple):
-    """A classifier: what tables call it, how it is made, settings to choose from, if it sees labelled rows alone."""
+    """A classifier: what tables call it, settings to choose from, whether it sees the labelled rows alone.
+
+    A value of the settings may be a function of the training rows.
+    """
 
     words: str
-    make: Callable[..., Any]
+    model: Any
     settings: list[dict[str, Any]]
     labelled: bool = False
 
@@ -117,8 +121,12 @@ class Method(NamedTuple):
         """Fit with some settings, or with those that cross-validation on labelled rows prefers, the first of equals."""
         if settings is None:
             settings = self.settings[0] if len(self.settings) == 1 else self._choose(x, y, seed)
+        model = clone(self.model)
+        if "random_state" in model.get_params():
+            settings = settings | {"random_state": seed}
+        model.set_params(**{name: value(x) if callable(value) else value for name, value in settings.items()})
         rows = y >= 0 if self.labelled else slice(None)
-        return self.make(seed, x.shape[1], **settings).fit(x[rows], y[rows])
+        return model.fit(x[rows], y[rows])
 
     def _choose(self, x: Array, y: Array, seed: int) -> dict[str, Any]:
         labelled, right = np.flatnonzero(y >= 0), [0] * len(self.settings)
@@ -132,35 +140,23 @@ class Method(NamedTuple):
         return self.settings[int(np.argmax(right))]
 
 
-def make_m2(seed: int, columns: int, **settings: Any) -> M2Classifier:
-    return M2Classifier(random_state=seed, device="cpu", **settings)
-
-
-def make_logistic(seed: int, columns: int, C: float = 1.0) -> LogisticRegression:
-    return LogisticRegression(C=C, max_iter=1000)
-
-
-def make_forest(seed: int, columns: int, leaf: int) -> RandomForestClassifier:
-    return RandomForestClassifier(200, min_samples_leaf=leaf, random_state=seed)
-
-
-def make_self_training(seed: int, columns: int, threshold: float) -> SelfTrainingClassifier:
-    return SelfTrainingClassifier(LogisticRegression(max_iter=1000), threshold=threshold)
-
-
-def make_spreading(seed: int, columns: int, width: float | None) -> LabelSpreading:
-    """Spread labels over a graph of seven neighbours, or by a Gaussian of ``width`` times the usual variance."""
-    return LabelSpreading("rbf", gamma=1.0 / (width * columns)) if width else LabelSpreading("knn")
-
-
-ALONE = {"bound_weight": 0.0, "consistency_weight": 0.0}
+M2, LOGISTIC = M2Classifier(device="cpu"), LogisticRegression(max_iter=1000)
+_KERNELS: list[dict[str, Any]] = [
+    {"kernel": "rbf", "gamma": lambda x: 1.0 / x.shape[1]},
+    {"kernel": "rbf", "gamma": lambda x: 1.0 / (0.2 * x.shape[1])},
+]
+_THRESHOLDS = [{"threshold": 0.75}, {"threshold": 0.9}]
 METHODS = {
-    "logistic": Method("logistic regression", make_logistic, [{"C": 1.0}, {"C": 0.1}, {"C": 10.0}], labelled=True),
-    "forest": Method("random forest", make_forest, [{"leaf": 1}, {"leaf": 2}], labelled=True),
-    "self_training": Method("self-training", make_self_training, [{"threshold": 0.75}, {"threshold": 0.9}]),
-    "spreading": Method("label spreading", make_spreading, [{"width": None}, {"width": 1.0}, {"width": 0.2}]),
-    "m2": Method("`M2Classifier`", make_m2, [{}]),
-    "labels_alone": Method("its classifier on labels alone", make_m2, [ALONE]),
+    "logistic": Method("logistic regression", LOGISTIC, [{"C": 1.0}, {"C": 0.1}, {"C": 10.0}], labelled=True),
+    "forest": Method(
+        "random forest", RandomForestClassifier(200), [{"min_samples_leaf": 1}, {"min_samples_leaf": 2}], labelled=True
+    ),
+    "self_training": Method(
+        "self-training", SelfTrainingClassifier(LOGISTIC), [{"threshold": 0.75}, {"threshold": 0.9}]
+    ),
+    "spreading": Method("label spreading", LabelSpreading("knn"), [{}, *_KERNELS]),
+    "m2": Method("`M2Classifier`", M2, [{}]),
+    "labels_alone": Method("its classifier on labels alone", M2, [{"bound_weight": 0.0, "consistency_weight": 0.0}]),
 }
 OWN = ("m2", "labels_alone")
 

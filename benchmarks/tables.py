@@ -36,6 +36,7 @@ from sklearn.preprocessing import StandardScaler
 from table_format import format_table, load_json
 from table_methods import (
     CHOSEN_ON,
+    M2,
     METHODS,
     OWN,
     SETS,
@@ -45,7 +46,6 @@ from table_methods import (
     fill_and_encode,
     hide_labels,
     load_set,
-    make_m2,
     measure,
     score,
     split_rows,
@@ -229,11 +229,10 @@ SHARES = [0.95, 0.05]
 TRAIN, TEST = 2000, 1000
 UNEQUAL = {
     "auto": METHODS["m2"],
-    "uniform": Method('`class_prior="uniform"`', make_m2, [{"class_prior": "uniform"}]),
-    "known": Method("`class_prior=[0.95, 0.05]`", make_m2, [{"class_prior": SHARES}]),
+    "uniform": Method('`class_prior="uniform"`', M2, [{"class_prior": "uniform"}]),
+    "known": Method("`class_prior=[0.95, 0.05]`", M2, [{"class_prior": SHARES}]),
     "labels_alone": METHODS["labels_alone"],
-    **{name: METHODS[name]._replace(settings=METHODS[name].settings[:1]) for name in ("logistic", "self_training")},
-    "spreading": METHODS["spreading"]._replace(settings=[{"width": None}]),
+    **{name: METHODS[name]._replace(settings=[{}]) for name in ("logistic", "self_training", "spreading")},
 }
 
 
