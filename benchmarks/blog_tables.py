@@ -1,33 +1,35 @@
 """The tables of bjlkeng's blog on semi-supervised learning, on MNIST and CIFAR-10, and ours beside them.
 
-    python benchmarks/blog_tables.py --methods pca_svm                           # minutes
-    python benchmarks/blog_tables.py --data cifar10 --methods features_svm features_m2 --labels 1000
-    python benchmarks/blog_tables.py --data cifar10 --methods m1_svm --keep runs # trains one M1 for all labels
+    python benchmarks/blog_tables.py --only '*/pca_svm/*'                        # minutes
+    python benchmarks/blog_tables.py --only 'cifar10/features_*/1000/*' --seeds 3
+    python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs       # trains one M1 for all labels
 
-A cell is the test accuracy of one method by one number of labels and one split (``--seeds``); it is written to
-docs/results/blog_tables.json as soon as it is known, and not made again except with ``--again``. Features are kept too,
-and with ``--keep`` the M1. The blog: https://bjlkeng.io/posts/semi-supervised-learning-with-variational-autoencoders
+A cell, DATA/METHOD/LABELS/SEED, is the test accuracy of one method by one number of labels and one split; it is written
+to docs/results/blog_tables.json as soon as it is known, and not made again except with ``--again``. Features are kept
+too, and with ``--keep`` the M1. The blog: https://bjlkeng.io/posts/semi-supervised-learning-with-variational-autoencoders
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from runs import DOCS, make_fits, make_parser
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 from table_format import format_mean, format_table, load_json, load_results
 
 from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit, load
-from pyro_ssvae._io import write_json
 from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.networks.images import ImageEncoder
 from pyro_ssvae.plots.style import new_axes, save_figure, style_axes
@@ -37,7 +39,6 @@ Array = NDArray[Any]
 Cells = dict[str, dict[str, Any]]
 """Measurements by ``"DATA/METHOD/LABELS/SEED"``."""
 
-DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results" / "blog_tables.json"
 NETWORK = "efficientnet_lite0"
 LABELS = {"mnist": (100, 500, 1000, 2000, 5000), "cifar10": (1000, 2000, 5000, 10_000, 25_000)}
@@ -193,15 +194,12 @@ def load_cells(path: Path) -> Cells:
     return found | load_json(path, {})
 
 
-def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Namespace) -> None:
-    """Measure one cell and write it, beside those that other processes have written meanwhile."""
+def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"num_labels": labels, "seed": seed, "data_dir": args.data_dir}
     started = time.perf_counter()
-    cell = METHODS[method][1](SemiSupervisedData.from_name(name, **options), args.keep)
-    cell |= {"seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
-    key = f"{name}/{method}/{labels}/{seed}"
-    write_json(args.results, dict(sorted((load_json(args.results, {}) | {key: cell}).items())))
-    print(f"{key}: {cell}", flush=True)
+    data = SemiSupervisedData.from_name(name, **options)
+    cell = METHODS[method][1](data, Path(args.keep) if args.keep else None)
+    return {**cell, "seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
 
 
 def collect(cells: Cells, data: str, method: str, labels: int) -> list[float]:
@@ -241,41 +239,35 @@ def draw(cells: Cells, data: str, path: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=f"C{number}", markersize=4)
         axes.plot([], [], color=f"C{number}", label=words)
-    ticks = {"x": LABELS[data], "y": (1, 2, 5, 10, 20, 30, 50, 70)}
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error, %")
-    low, high = axes.get_ylim()
-    axes.set_xticks(ticks["x"], [f"{n:,}" for n in ticks["x"]])
-    axes.set_yticks(ticks["y"], ticks["y"])
-    axes.set_ylim(low, high)
+    limits, ticks = axes.get_ylim(), (1, 2, 5, 10, 20, 30, 50, 70)
+    axes.set_xticks(LABELS[data], [f"{n:,}" for n in LABELS[data]])
+    axes.set_yticks(ticks, ticks)
+    axes.set_ylim(limits)
     axes.minorticks_off()
     style_axes(axes, title=f"{data}: ours, and the blog's dashed", grid=True, frame=True)
     axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
-def main() -> None:
-    """Make the missing cells, print the tables and write tables and figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", choices=tuple(LABELS), default=list(LABELS), metavar="DATA")
-    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--labels", nargs="+", type=int, metavar="N", help="numbers of labels; else those of the blog")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="folder of runs: M1, and M2 that go on if stopped")
+def main(argv: list[str] | None = None, results: Path = RESULTS) -> None:
+    """Make the missing cells, and write tables and figures."""
+    from result_tables import write_tables
+
+    parser = make_parser(__doc__)
     parser.add_argument("--again", action="store_true", help="measure cells anew, also those that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where cells are kept")
-    args = parser.parse_args()
-    for name in args.data:
-        for method in args.methods:
-            for labels in args.labels or LABELS[name]:
-                for seed in args.seeds:
-                    if args.again or f"{name}/{method}/{labels}/{seed}" not in load_cells(args.results):
-                        make_cell(name, method, labels, seed, args)
-    for name, table in make_tables(args.results).items():
-        print(f"\n{table}")
-        if args.results == RESULTS:
-            (DOCS / "_generated" / f"{name}.md").write_text(table + "\n")
-            draw(load_cells(RESULTS), name.removeprefix("blog_"), DOCS / "results" / f"{name.replace('_', '-')}.png")
+    args = parser.parse_args(argv)
+    cells = itertools.product(LABELS, METHODS, range(args.seeds or 1))
+    wanted = {
+        f"{name}/{method}/{labels}/{seed}": partial(make_cell, name, method, labels, seed, args)
+        for name, method, seed in cells
+        for labels in LABELS[name]
+    }
+    known = {} if args.again else load_cells(results)
+    make_fits(results, {key: make for key, make in wanted.items() if key not in known}, args)
+    write_tables(DOCS)
+    for name in LABELS:
+        draw(load_cells(RESULTS), name, DOCS / "results" / f"blog-{name}.png")
 
 
 if __name__ == "__main__":

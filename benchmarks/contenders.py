@@ -8,8 +8,7 @@ Pyro's ``SVI`` does so itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -28,12 +27,7 @@ NUM_LABELLED, NUM_UNLABELLED = 100, 49_900  # training examples that minibatches
 ALPHA = 10.0  # weight of the mean cross-entropy of labelled examples
 
 
-class Unavailable(Exception):
-    """A contender cannot run here, for the reason that the message gives."""
-
-
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Widths of every network: pixels of an example, hidden units, latents."""
 
     features: int = 784
@@ -45,33 +39,20 @@ MNIST = Sizes()
 
 
 class Contender:
-    """One implementation of a training step of M2, in ``"fp32"``, or ``"bf16"`` with the bound in float32.
+    """One implementation of a training step of M2, in float32.
 
-    Raises:
-        Unavailable: If it cannot run here.
+    ``step(x, *labelled)`` takes one optimisation step on unlabelled x ``(B, features)``, and on labelled examples and
+    their classes if they are given.
     """
 
     warm_up = 1  # steps before a step takes its usual time
-    precisions: tuple[str, ...] = ("fp32", "bf16")
 
-    def __init__(
-        self, *, num_classes: int, device: str = "cpu", precision: str = "fp32", seed: int = 0, sizes: Sizes = MNIST
-    ) -> None:
-        if precision not in self.precisions:
-            raise Unavailable(f"{type(self).__name__} is written for {', '.join(self.precisions)}")
+    def __init__(self, *, num_classes: int, device: str = "cpu", seed: int = 0, sizes: Sizes = MNIST) -> None:
         pyro.set_rng_seed(seed)
-        self.num_classes, self.precision, self.sizes = num_classes, precision, sizes
-        self.device = torch.device(device)
+        self.num_classes, self.sizes, self.device = num_classes, sizes, torch.device(device)
 
-    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take one optimisation step on unlabelled x ``(B, features)``, and on labelled examples if there are any."""
-        raise NotImplementedError(f"{type(self).__name__} must define step(x, x_labelled, y_labelled).")
-
-    def autocast(self) -> torch.autocast:
-        """Return the context that networks run in."""
-        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
+        raise NotImplementedError
 
 
 class _TutorialNets(nn.Module):
@@ -79,7 +60,7 @@ class _TutorialNets(nn.Module):
 
     def __init__(self, num_classes: int, sizes: Sizes) -> None:
         super().__init__()
-        features, hidden, latent = sizes.features, sizes.hidden, sizes.latent
+        features, hidden, latent = sizes
         first, last = nn.Linear(features, hidden), nn.Linear(hidden, num_classes)
         self.encoder_y = nn.Sequential(first, nn.Softplus(), last, nn.Softmax(-1))
         self.encoder_z = nn.Sequential(nn.Linear(features + num_classes, hidden), nn.Softplus())
@@ -108,8 +89,6 @@ class TutorialPyro(Contender):
     labelled or not; on unlabelled examples the second one has no loss, yet Adam moves the weights by its momentum.
     Losses are sums over the batch; ``multiplier`` is the weight of the auxiliary loss.
     """
-
-    precisions = ("fp32",)
 
     def __init__(self, *, learning_rate: float = LEARNING_RATE, multiplier: float = ALPHA, **settings: Any) -> None:
         super().__init__(**settings)
@@ -150,11 +129,10 @@ class TutorialPyro(Contender):
     def guide_classify(self, x: Tensor, y: Tensor | None = None) -> None:
         """Empty, since the auxiliary model has no latent variables."""
 
-    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take a step on the unlabelled examples, then one on the labelled ones."""
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
         self.step_on(x)
-        if x_labelled is not None and y_labelled is not None:
-            self.step_on(x_labelled, y_labelled)
+        if labelled:
+            self.step_on(*labelled)
 
     def step_on(self, x: Tensor, y: Tensor | None = None) -> None:
         """Step both ``SVI`` objects on a batch of either kind; ``SVI`` reads each loss on the host."""
@@ -166,25 +144,19 @@ class TutorialPyro(Contender):
 class Pyroved(Contender):
     """The semi-supervised VAE of ``pyroved`` with its trainer: the tutorial's, with a softplus for the scale of z."""
 
-    precisions = ("fp32",)
-
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        try:
-            import pyroved
-        except ImportError as error:
-            missing = error.name in (None, "pyroved")
-            raise Unavailable("not installed: pip install pyroved" if missing else f"needs {error.name}") from error
+        import pyroved
+
         networks: dict[str, Any] = {f"hidden_dim_{part}": [self.sizes.hidden] for part in ("e", "d", "cls")}
         networks |= {"activation": "softplus", "invariances": None, "device": self.device}
         model = pyroved.models.ssiVAE((self.sizes.features,), self.sizes.latent, self.num_classes, **networks)
         self.trainer = pyroved.trainers.auxSVItrainer(model, lr=LEARNING_RATE, device=self.device)
 
-    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Do what the trainer does with one batch of each kind."""
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
         self.trainer.compute_loss(x)
-        if x_labelled is not None and y_labelled is not None:
-            self.trainer.compute_loss(x_labelled, F.one_hot(y_labelled, self.num_classes).to(x_labelled))
+        if labelled:
+            self.trainer.compute_loss(labelled[0], F.one_hot(labelled[1], self.num_classes).to(x))
 
 
 class _Networks(nn.Module):
@@ -192,14 +164,13 @@ class _Networks(nn.Module):
 
     def __init__(self, num_classes: int, sizes: Sizes) -> None:
         super().__init__()
-        self.classify_hidden = nn.Linear(sizes.features, sizes.hidden)
-        self.classify_out = nn.Linear(sizes.hidden, num_classes)
-        self.encode_x = nn.Linear(sizes.features, sizes.hidden)
-        self.encode_y = nn.Parameter(_class_weights(num_classes, sizes.features, sizes.hidden))
-        self.encode_out = nn.Linear(sizes.hidden, 2 * sizes.latent)
-        self.decode_z = nn.Linear(sizes.latent, sizes.hidden)
-        self.decode_y = nn.Parameter(_class_weights(num_classes, sizes.latent, sizes.hidden))
-        self.decode_out = nn.Linear(sizes.hidden, sizes.features)
+        features, hidden, latent = sizes
+        self.classify_hidden, self.classify_out = nn.Linear(features, hidden), nn.Linear(hidden, num_classes)
+        self.encode_x, self.encode_out = nn.Linear(features, hidden), nn.Linear(hidden, 2 * latent)
+        self.decode_z, self.decode_out = nn.Linear(latent, hidden), nn.Linear(hidden, features)
+        for name, inputs in (("encode_y", features), ("decode_y", latent)):
+            bound = 1.0 / math.sqrt(inputs + num_classes)
+            self.register_parameter(name, nn.Parameter(torch.empty(num_classes, hidden).uniform_(-bound, bound)))
 
     def classify(self, x: Tensor) -> Tensor:
         return self.classify_out(F.softplus(self.classify_hidden(x))).float()
@@ -212,31 +183,24 @@ class _Networks(nn.Module):
         return self.decode_out(F.softplus(self.decode_z(z) + _look_up(self.decode_y, y))).float()
 
 
-def _class_weights(num_classes: int, features: int, hidden: int) -> Tensor:
-    bound = 1.0 / math.sqrt(features + num_classes)
-    return torch.empty(num_classes, hidden).uniform_(-bound, bound)
-
-
 def _look_up(weights: Tensor, y: Tensor | None) -> Tensor:
     """Return the vectors of classes ``(B,)``, or of every class, ``(K, 1, hidden)``, where y is not known."""
     return weights[:, None] if y is None else F.embedding(y, weights)
 
 
 class HandWritten(Contender):
-    """Plain PyTorch without Pyro: the same terms as J^α, with the exact sum over classes.
+    """Plain PyTorch without Pyro: the same terms as J^α, with the exact sum over classes; the bound is in float32.
 
     With ``graph`` the whole step is captured as a CUDA graph at the first call and replayed from then on.
     """
 
-    def __init__(self, *, graph: bool = False, **settings: Any) -> None:
+    def __init__(self, *, graph: bool = False, bf16: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
-        if graph and self.device.type != "cuda":
-            raise Unavailable("CUDA graphs need CUDA")
-        self.graph = graph
+        self.graph, self.bf16 = graph, bf16
         self.nets = _Networks(self.num_classes, self.sizes).to(self.device)
         self.optimizer = torch.optim.Adam(self.nets.parameters(), lr=LEARNING_RATE, fused=True, capturable=graph)
         self._captured: torch.cuda.CUDAGraph | None = None
-        self._static: tuple[Tensor | None, ...] = ()
+        self._static: tuple[Tensor, ...] = ()
 
     def cost(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Return -E log p(x|y,z) + KL(q(z|x,y)‖p(z)), ``(B,)``, or ``(K, B)`` for every class where y is not known."""
@@ -257,36 +221,38 @@ class HandWritten(Contender):
         """Return L(x, y), ``(B,)``, in nats."""
         return self.cost(x, y) + math.log(self.num_classes)
 
-    def loss(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, *labelled: Tensor) -> Tensor:
         """Return J^α / N, estimated from a minibatch, in nats per example."""
         total_size = NUM_LABELLED + NUM_UNLABELLED
         total = NUM_UNLABELLED / total_size * self.unlabelled_bound(x).mean()
-        if x_labelled is not None and y_labelled is not None:
-            total = total + NUM_LABELLED / total_size * self.labelled_bound(x_labelled, y_labelled).mean()
-            total = total + ALPHA * F.cross_entropy(self.nets.classify(x_labelled), y_labelled)
+        if labelled:
+            total = total + NUM_LABELLED / total_size * self.labelled_bound(*labelled).mean()
+            total = total + ALPHA * F.cross_entropy(self.nets.classify(labelled[0]), labelled[1])
         return total
 
-    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take one step; with ``graph`` the first call captures it, after three ordinary steps."""
-        batch = (x, x_labelled, y_labelled)
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
         if not self.graph:
-            self._update(*batch)
+            self._update(x, *labelled)
             return
-        captured = self._captured = self._captured or self._capture(batch)
-        for static, given in zip(self._static, batch, strict=True):
-            if static is not None and given is not None:
-                static.copy_(given)
-        captured.replay()
+        if self._captured is None:
+            self._captured = self._capture(x, *labelled)
+        for static, given in zip(self._static, (x, *labelled), strict=True):
+            static.copy_(given)
+        self._captured.replay()
 
-    def _update(self, *batch: Any) -> None:
+    def autocast(self) -> torch.autocast:
+        # A captured step must not keep casts of weights beyond the step, so casts are never cached.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def _update(self, *batch: Tensor) -> None:
         with self.autocast():
             loss = self.loss(*batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _capture(self, batch: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
-        self._static = tuple(None if part is None else part.clone() for part in batch)
+    def _capture(self, *batch: Tensor) -> torch.cuda.CUDAGraph:
+        self._static = tuple(part.clone() for part in batch)
         # The state of Adam, allocated in the first step, must exist before the capture starts.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -321,7 +287,9 @@ class Ours(Contender):
 
     warm_up = 6  # the first steps are eager, then one is compiled or captured
 
-    def __init__(self, *, enumeration: str = "exact", compile: str = "auto", **settings: Any) -> None:
+    def __init__(
+        self, *, enumeration: str = "exact", compile: str = "auto", bf16: bool = False, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         options: dict[str, Any] = {"hidden_dims": (self.sizes.hidden,), "latent_dim": self.sizes.latent}
         options |= {"activation": "softplus", "classifier": "mlp"}
@@ -330,18 +298,17 @@ class Ours(Contender):
             self.module, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
         )
         settings = {"learning_rate": LEARNING_RATE, "compile": compile, "kl_warmup": 0.0, "kl_peak": 1.0}
-        settings |= {"device": str(self.device), "precision": "bf16-mixed" if self.precision == "bf16" else "32-true"}
+        settings |= {"device": str(self.device), "precision": "bf16-mixed" if bf16 else "32-true"}
         config = pyro_ssvae.TrainingConfig(**settings)
         self._stream: Any = _FixedBatch(self.device)
         self._step = TrainingStep(self.objective, self._stream, config, make_fabric(config), total=1_000_000)
         self._taken = 0
 
-    def loss(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, *labelled: Tensor) -> Tensor:
         """Return J^α / N, estimated from a minibatch, in nats per example."""
-        return self.objective(Batch(x, x_labelled, y_labelled))
+        return self.objective(Batch(x, *(labelled or (None, None))))
 
-    def step(self, x: Tensor, x_labelled: Tensor | None = None, y_labelled: Tensor | None = None) -> None:
-        """Take one step."""
-        self._stream.batch = Batch(x, x_labelled, y_labelled)
+    def step(self, x: Tensor, *labelled: Tensor) -> None:
+        self._stream.batch = Batch(x, *(labelled or (None, None)))
         self._step(self._taken)
         self._taken += 1

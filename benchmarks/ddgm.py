@@ -11,6 +11,7 @@ missing is measured again without training. The result of a run that fails says 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -41,20 +42,21 @@ def configurations(seeds: int | None = None) -> list[Run]:
     all_seeds = range(5 if seeds is None else seeds)
     few = all_seeds[:3]
     source_images = replace(DDGM_SOURCE, training={**DDGM_SOURCE.training, "batch_size": 128})
-    return [
-        *(_configure(f"{data}-default", seed, data, DDGM_TOY) for data in TOY_DATASETS for seed in all_seeds),
-        *(_configure("mnist-default", seed, "mnist", DDGM_IMAGES) for seed in few),
-        *(_configure(f"{data}-source", seed, data, DDGM_SOURCE) for data in TOY_DATASETS for seed in all_seeds),
-        *(_configure("mnist-source", seed, "mnist", source_images) for seed in few),
-        *(_configure("classes", seed, "mnist", DDGM_IMAGES, 100) for seed in few),
-        *(_configure("classes-labels-alone", seed, "mnist", DDGM_IMAGES, 100) for seed in few),
-        _configure("icons-default", 0, "icons", DDGM_PHOTOS),
+    kinds: list[tuple[str, Iterable[int], str, Preset, int]] = [
+        *((f"{data}-default", all_seeds, data, DDGM_TOY, 0) for data in TOY_DATASETS),
+        ("mnist-default", few, "mnist", DDGM_IMAGES, 0),
+        *((f"{data}-source", all_seeds, data, DDGM_SOURCE, 0) for data in TOY_DATASETS),
+        ("mnist-source", few, "mnist", source_images, 0),
+        ("classes", few, "mnist", DDGM_IMAGES, 100),
+        ("classes-labels-alone", few, "mnist", DDGM_IMAGES, 100),
+        ("icons-default", [0], "icons", DDGM_PHOTOS, 0),
     ]
-
-
-def _configure(name: str, seed: int, data: str, preset: Preset, num_labels: int = 0) -> Run:
-    options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
-    return Run("ddgm", name, seed, data, num_labels, preset.model, preset.objective, preset.training, options)
+    found = []
+    for name, seeds_of_it, data, one, num_labels in kinds:
+        options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
+        settings = (data, num_labels, one.model, one.objective, one.training, options)
+        found += [Run("ddgm", name, seed, *settings) for seed in seeds_of_it]
+    return found
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
@@ -76,7 +78,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
         result = {"failed": type(problem).__name__, "steps": problem.step, "train_seconds": seconds}
     if not all(bool(part.isfinite().all()) for part in model.parameters()):
         return result
-    if run.seed == 0:  # the page shows figures of this seed
+    if run.seed == 0 and not run.path.exists():  # the page shows figures of this seed
         draw_figures(model, data, run)
     if run.data in TOY_DATASETS:
         return result | measure_toy_model(model, run.data, seed=run.seed)

@@ -58,21 +58,15 @@ def initialise(model: DDGM, x: Tensor) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=_STD)
             nn.init.zeros_(layer.bias)
-    net = model.train().energy_net
+    net, inputs = model.train().energy_net, []
     for layer in net.modules():  # in order: a layer's input depends on the layers before it
         if isinstance(layer, nn.Linear) and is_parametrized(layer):
-            _normalise(layer, net, x)
-
-
-def _normalise(layer: Any, net: nn.Module, x: Tensor) -> None:
-    """Set scales and shifts of a weight-normalised layer so that its units have mean 0 and variance 1 on ``x``."""
-    scale, direction = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
-    nn.init.normal_(direction, std=_STD)
-    scale.fill_(1.0)
-    inputs: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    net(x)
-    handle.remove()
-    units = F.linear(inputs[0], layer.weight)
-    scale.div_(units.std(0).unsqueeze(-1))
-    layer.bias.copy_(-units.mean(0) / units.std(0))
+            weight: Any = layer.parametrizations.weight
+            nn.init.normal_(weight.original1, std=_STD)
+            weight.original0.fill_(1.0)
+            handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+            net(x)
+            handle.remove()
+            units = F.linear(inputs[-1], layer.weight)
+            weight.original0.div_(units.std(0).unsqueeze(-1))
+            layer.bias.copy_(-units.mean(0) / units.std(0))

@@ -5,19 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from table_format import Result, Results, load_results
+from table_format import Result, load_results
 
-from pyro_ssvae.plots.style import ACCENT, FAINT, new_figure, save_figure, set_title, style_axes
+from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_figure, set_title, style_axes
 
 
 def draw_figures(docs: Path) -> None:
+    """Draw validation metrics during training: of M2 by its alpha, and of energies of classes, a line for each seed."""
     results = load_results(docs / "results")
-    draw_failures(results, docs / "_static" / "pure-m2.png")
-    draw_class_energies(results, docs / "results" / "ddgm-classes.png")
-
-
-def draw_failures(results: Results, path: Path) -> None:
-    """Draw the validation metrics of M2 with a small and a large alpha, and by default."""
     runs = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large", "default-100": "default"}
     columns = {
         "val/error": "validation error, %",
@@ -25,8 +20,6 @@ def draw_failures(results: Results, path: Path) -> None:
         "val/mutual_information": "mutual information of x and y, nats",
         "val/kl_z": "KL of z, nats",
     }
-    if not all(f"m2-{name}" in results for name in runs):
-        return
     figure = new_figure(10.0, 6.2)
     for axes, (column, label) in zip(figure.subplots(2, 2).flat, columns.items(), strict=True):
         for (name, words), colour in zip(runs.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
@@ -39,16 +32,10 @@ def draw_failures(results: Results, path: Path) -> None:
     _use_log_axis(figure.axes[0], 3, 5, 10, 20, 40)
     figure.axes[0].legend(frameon=False)
     set_title(figure, "M2 at 100 labels with too small and too large a weight of the cross-entropy")
-    save_figure(figure, path)
+    save_figure(figure, docs / "_static" / "pure-m2.png")
 
-
-def draw_class_energies(results: Results, path: Path) -> None:
-    """Draw the validation errors of energies of classes during training, a line for each seed."""
     runs = {"ddgm-classes": "100 labels and every other example", "ddgm-classes-labels-alone": "the 100 labels alone"}
-    if not all(name in results for name in runs):
-        return
-    figure = new_figure(6.0, 3.2)
-    axes = figure.subplots()
+    figure, axes = new_axes(6.0, 3.2)
     for (name, words), colour in zip(runs.items(), (ACCENT, FAINT), strict=True):
         for number, result in enumerate(results[name]):
             _draw_line(axes, result, "val/error", color=colour, label="" if number else words)
@@ -57,7 +44,7 @@ def draw_class_energies(results: Results, path: Path) -> None:
     style_axes(axes, grid=True)
     axes.legend(frameon=False, fontsize=8)
     set_title(figure, "Energies of classes from 100 labels", "A line for each seed; logarithmic axis.")
-    save_figure(figure, path)
+    save_figure(figure, docs / "results" / "ddgm-classes.png")
 
 
 def _draw_line(axes: Any, result: Result, column: str, **style: Any) -> None:

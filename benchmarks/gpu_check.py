@@ -15,13 +15,12 @@ minutes. docs/benchmarks.md says what the machine needs.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,22 @@ import torch
 from machine import describe
 
 from pyro_ssvae import SemiSupervisedData
+from pyro_ssvae._io import write_json
 from pyro_ssvae.errors import DataUnavailableError
 
-ROOT = Path(__file__).parents[1]
 MINUTES = 8.0  # per piece; parts that would start later are left out
 
 
-@dataclass(frozen=True)
-class Options:
-    """Where and how large the pieces run."""
+class Report:
+    """Where and how large a piece runs, and its table, which is printed and written to a file line by line."""
 
-    device: str
-    tiny: bool
-    data_dir: str | None
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device == "cuda"
-
-    def synchronise(self) -> None:
-        """Wait until the device has done its work."""
-        if self.cuda:
-            torch.cuda.synchronize()
+    def __init__(self, piece: str, args: argparse.Namespace) -> None:
+        self.device, self.tiny, self.data_dir = args.device, args.tiny, args.data_dir
+        self.cuda, self.started = args.device == "cuda", time.perf_counter()
+        machine, self.lines, self.path = describe(args.device), [], args.out / f"{piece}.json"
+        self.content = {"piece": piece, "tiny": args.tiny, "machine": machine, "finished": False, "lines": self.lines}
+        args.out.mkdir(parents=True, exist_ok=True)
+        print(f"\n## {piece}: {machine}\n\n| what | value | target |\n| --- | --- | --- |", flush=True)
 
     def choose(self, full: Any, tiny: Any) -> Any:
         """Return the value for a measurement, or the one for a rehearsal."""
@@ -63,8 +55,7 @@ class Options:
             data = SemiSupervisedData.from_name("mnist", num_labels=num_labels, data_dir=self.data_dir)
         except DataUnavailableError as error:
             print(f"{error} Using random pixels instead.", file=sys.stderr)
-            x = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8)
-            y = torch.arange(60_000) % 10
+            x, y = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8), torch.arange(60_000) % 10
             held_out = {"x_validation": x[:1000], "y_validation": y[:1000], "x_test": x[50_000:], "y_test": y[50_000:]}
             kept = y if num_labels == "all" else torch.where(torch.arange(60_000) < int(num_labels), y, -1)
             data = SemiSupervisedData.from_arrays(x[:50_000], kept[:50_000], **held_out)
@@ -74,24 +65,6 @@ class Options:
         held_out = {name: getattr(data, name)[:100] for name in ("x_validation", "y_validation", "x_test", "y_test")}
         return replace(data, x=data.x[order], y=data.y[order], split=None, **held_out)
 
-
-class Report:
-    """The table of a piece, printed and written to a file line by line."""
-
-    def __init__(self, piece: str, folder: Path, options: Options) -> None:
-        self.path, self.started = folder / f"{piece}.json", time.perf_counter()
-        machine = describe(options.device)
-        self.lines: list[dict[str, Any]] = []
-        self.content: dict[str, Any] = {"piece": piece, "tiny": options.tiny, "machine": machine}
-        self.content |= {"finished": False, "lines": self.lines}
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"\n## {piece}: {machine}\n\n| what | value | target |\n| --- | --- | --- |", flush=True)
-
-    @property
-    def failed(self) -> bool:
-        """Whether a part failed or missed its target."""
-        return any(line["passed"] is False for line in self.lines)
-
     def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
         """Add a line: what was measured, its value, the target, whether it was met, and more entries for the file."""
         line = {"what": what, "value": value, "target": target, "passed": passed}
@@ -99,7 +72,7 @@ class Report:
         verdict = "" if passed is None else " (met)" if passed else " (**missed**)"
         text = f"{value:.4g}" if isinstance(value, float) else value
         print(f"| {what} | {text} | {target}{verdict} |", flush=True)
-        self.write()
+        write_json(self.path, self.content)
 
     def add_limited(self, what: str, value: float, most: float, **more: Any) -> None:
         """Add a line whose value should be at most ``most``, which is infinite where there is no target."""
@@ -116,14 +89,8 @@ class Report:
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self.add(name, text, "runs", False, traceback=traceback.format_exc())
-        if torch.cuda.is_available():
+        if self.cuda:
             torch.cuda.empty_cache()
-
-    def write(self) -> None:
-        """Write the file."""
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text(json.dumps(self.content, indent=1))
-        partial.replace(self.path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,14 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here; rehearse with --device cpu --tiny.")
-    options = Options(args.device, args.tiny, args.data_dir)
     failed = False
     for name in args.only or PIECES:
-        report = Report(name, args.out, options)
-        PIECES[name](report, options)
+        report = Report(name, args)
+        PIECES[name](report)
         report.content["finished"] = True
-        report.write()
-        failed |= report.failed
+        write_json(report.path, report.content)
+        failed |= any(line["passed"] is False for line in report.lines)
     return int(failed)
 
 

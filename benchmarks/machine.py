@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,24 @@ from pyro_ssvae.training.config import has_bf16
 def _read_proc(path: str, key: str) -> str:
     """Return the value of ``key:`` in a file below Linux's /proc, or the empty string without such a file or key."""
     file = Path("/proc", path)
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    found = re.search(rf"^{key}\s*:\s*(.*)$", file.read_text(), re.MULTILINE) if file.exists() else None
+    return found[1] if found else ""
 
 
-def _read_bytes(path: str, key: str) -> int:
-    return int((_read_proc(path, key) or "0").split()[0]) * 1024
+def get_memory(key: str = "VmRSS") -> int:
+    """Return the resident memory of this process in MiB, with VmHWM its peak; 0 where the system does not say."""
+    return round(int(_read_proc("self/status", key).split()[0]) / 1024) if _read_proc("self/status", key) else 0
 
 
 def describe(device: str) -> dict[str, Any]:
     """Return the hardware and versions that timings depend on, JSON-ready."""
+    total = _read_proc("meminfo", "MemTotal")
     found: dict[str, Any] = {
         "CPU": _read_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bf16": "native" if has_bf16() else "emulated",
-        "memory, GiB": round(_read_bytes("meminfo", "MemTotal") / 2**30) or None,
+        "memory, GiB": round(int(total.split()[0]) / 2**20) if total else None,
         "system": platform.system(),
         "Python": platform.python_version(),
         "PyTorch": str(torch.__version__),
@@ -43,15 +45,3 @@ def describe(device: str) -> dict[str, Any]:
     if device == "cuda":
         found |= {"GPU": torch.cuda.get_device_name(), "CUDA": torch.version.cuda}
     return found
-
-
-def get_peak_memory() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    # getrusage inherits its maximum from the parent process; VmHWM does not.
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return _read_bytes("self/status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def get_resident_memory() -> int:
-    """Return the present resident size of this process in bytes, 0 where the system does not say."""
-    return _read_bytes("self/status", "VmRSS")

@@ -8,15 +8,14 @@ A configuration without a result is left out of its table.
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import statistics
+import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from statistics import mean as take_mean
 
 from table_format import (
     Column,
+    Key,
     Result,
     Results,
     average,
@@ -32,6 +31,8 @@ from table_format import (
     percent,
 )
 
+Table = Callable[[Results], str]
+
 # Published numbers. Kingma et al. (2014), Table 1: test errors by number of labels, %.
 M2_PAPER = {100: "11.97 ± 1.71", 600: "4.94 ± 0.13", 1000: "3.60 ± 0.56", 3000: "3.92 ± 0.63"}
 M1M2_PAPER = {100: "3.33 ± 0.14", 600: "2.59 ± 0.05", 1000: "2.40 ± 0.02", 3000: "2.18 ± 0.04"}
@@ -41,28 +42,39 @@ BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3} 
 
 ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent("test/error_last")}
 BOUND = {"test bound, nats": average("test/bound")}
-PUBLISHED_M2: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER[group[0]["num_labels"]]}
+MINUTES = {"minutes of training": average("train_seconds", 0, 1 / 60)}
+SECONDS = {"seconds": mean("train_seconds", 0)}
+PAPER: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER[group[0]["num_labels"]]}
+TRAINING = {"steps": average("steps", 0), "seconds of training": each("train_seconds", 0, 1.0)}
 RUNS: dict[str, Column] = {
     "test error by seed, %": each("test/error"),
     "at the last step, %": each("test/error_last"),
-    "steps": average("steps", 0),
-    "seconds of training": each("train_seconds", 0, 1.0),
+    **TRAINING,
     "peak memory, MiB": lambda group: f"{max(get_values(group, 'peak_memory_mib')):,}",
 }
+
+
+def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table:
+    return lambda results: build_table(results, first, rows, columns)
+
 
 # M2
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
-_BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels"}
-
-
-def _class_control(group: list[Result]) -> str:
-    return format_mean([one["analogies"] for one in get_values(group, "test/class_control")], 2, 100.0)
-
-
-_DEFAULT = {"label splits": count_seeds, **ERROR, **BOUND, "class control, %": _class_control, **PUBLISHED_M2}
+_CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control", {}).get("analogies"))}
+_BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
+_SUMS = {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")}
+_SECONDS_BY_SPLIT = {"seconds of training": TRAINING["seconds of training"]}
+_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-default-100": "default"}
+_DIAGNOSTICS: dict[str, Column] = {
+    "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
+    "validation error, %": last("val/error", 1, 100.0),
+    "H(q(y\\|x)), nats": last("val/entropy_y", 2),
+    "mutual information, nats": last("val/mutual_information", 2),
+    "KL of z, nats": last("val/kl_z", 1),
+}
 
 
 def m2_ablation(results: Results) -> str:
@@ -77,39 +89,26 @@ def m2_ablation(results: Results) -> str:
         "m2-regularisers-alone-100": "the same without the bound",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    columns = {**ERROR, **_BY_SPLIT, "more than the first line, points": exceed}
-    return build_table(results, "trained on", rows, columns)
+    return build_table(results, "trained on", rows, {**ERROR, **_BY_SPLIT, "more than the first line, points": exceed})
 
 
 def m2_digits(results: Results) -> str:
-    group = results.get("m2-digits-100", [])
-    methods = {
-        "M2": [{"accuracy": 1.0 - one["test/error"]} for one in group],
-        "M2, at the last step": [{"accuracy": 1.0 - one["test/error_last"]} for one in group],
-        "`LabelSpreading`, the better of its two kernels": [{"accuracy": one["label_spreading"]} for one in group],
+    keys: dict[str, Callable[[Result], float]] = {
+        "M2": lambda one: 1.0 - one["test/error"],
+        "M2, at the last step": lambda one: 1.0 - one["test/error_last"],
+        "`LabelSpreading`, the better of its two kernels": lambda one: one["label_spreading"],
     }
-    columns = {"test accuracy, %": percent("accuracy"), "by split, %": each("accuracy", 1)}
-    return build_table(methods, "method", {name: name for name in methods}, columns)
-
-
-_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-default-100": "default"}
-_DIAGNOSTICS: dict[str, Column] = {
-    "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
-    "validation error, %": last("val/error", 1, 100.0),
-    "H(q(y\\|x)), nats": last("val/entropy_y", 2),
-    "mutual information, nats": last("val/mutual_information", 2),
-    "KL of z, nats": last("val/kl_z", 1),
-}
+    group = results.get("m2-digits-100", [])
+    rows = [[name, percent(key)(group), each(key, 1)(group)] for name, key in keys.items() if group]
+    return format_table(["method", "test accuracy, %", "by split, %"], rows)
 
 
 # M1 and M1+M2
 
-_M1 = {
-    "m1-elbo": "bound, one sample",
-    "m1-flow": "bound, flow prior",
-    "m1-vamp": "bound, VampPrior",
-    "m1-iwae": "bound, then importance-weighted, k = 5",
-}
+_M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior", "m1-vamp": "bound, VampPrior"}
+_M1 |= {"m1-iwae": "bound, then importance-weighted, k = 5"}
+_M1_PRESETS = {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}
+_M1M2 = {"pure": "`--pure`, %", "default": "default, %", "full-bound": "default with the full bound, %"}
 
 
 def _log_px(group: list[Result]) -> str:
@@ -123,35 +122,40 @@ def _steps_of_schedule(group: list[Result]) -> str:
 
 
 _NEGATIVE_BOUND = {"negative bound, nats": average("test/bound", 2, -1.0)}
-_MINUTES = {"minutes of training": average("train_seconds", 0, 1 / 60)}
+_ESTIMATING = average("likelihood_seconds", 1, 1 / 60)
 _M1_COLUMNS: dict[str, Column] = {
     "−log p(x), nats": _log_px,
     **_NEGATIVE_BOUND,
     "active latents": average("test/active_units", 0),
-    **_MINUTES,
+    **MINUTES,
     "Burda et al. (2015), −log p(x)": lambda group: BURDA.get(group[0]["configuration"]["name"], "–"),
 }
 _M1_DETAILS: dict[str, Column] = {
     "epochs": average("epochs", 0),
     "steps": _steps_of_schedule,
     "effective samples, median": average("test/effective_samples", 0),
-    "minutes of estimating log p(x)": average("likelihood_seconds", 1, 1 / 60),
+    "minutes of estimating log p(x)": _ESTIMATING,
 }
-_PRESETS = ("kingma", "nitta", "nnabla", "musyoku")
-_M1_PRESETS: dict[str, Column] = {
+_PRESET_COLUMNS: dict[str, Column] = {
     "binarisation": lambda group: group[0]["binarisation"],
     **_NEGATIVE_BOUND,
     "of it KL": average("test/kl_z", 2),
     "of it −E[log p(x\\|z)]": lambda group: f"{-group[0]['test/bound'] - group[0]['test/kl_z']:.2f}",
     "−log p(x), nats": _log_px,
-    **_MINUTES,
+    **MINUTES,
 }
-_M1M2 = {"pure": "`--pure`, %", "default": "default, %", "full-bound": "default with the full bound, %"}
-_M1M2_RUNS = {
-    "test error by split, %": each("test/error"),
-    "at the last step, %": percent("test/error_last"),
-    **BOUND,
-    **{name: RUNS[name] for name in ("steps", "seconds of training")},
+_BAYES: dict[str, Column] = {
+    "copies of each example": lambda group: str(group[0]["configuration"]["options"]["copies"]),
+    "Bayes' rule: test error, %": percent("test/bayes_error"),
+    "validation error, %": percent("val/bayes_error"),
+    "q(y\\|x): test error, %": percent("test/error"),
+    **MINUTES,
+    "minutes of estimating": _ESTIMATING,
+}
+_M1_TIMES = {
+    "time-likelihood": "log p(x) of 10,000 examples by 5,000 samples each",
+    "time-stack-pure": "training M1+M2 with 100 labels, `--pure`",
+    "time-stack-default": "training M1+M2 with 100 labels, default",
 }
 
 
@@ -173,19 +177,12 @@ def m1m2(results: Results) -> str:
     return format_table(["labels", *_M1M2.values(), "published M1+M2, %", "published M1 + TSVM, %"], rows)
 
 
-def _m1m2_rows(name: str) -> dict[str, str]:
-    normal = {"m1m2-pure-normal-100": "100, M1 with a normal prior"} if name == "pure" else {}
-    return {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER} | normal
+def _m1m2_runs(name: str) -> Table:
+    rows = {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER}
+    rows |= {"m1m2-pure-normal-100": "100, M1 with a normal prior"} if name == "pure" else {}
+    columns = {"test error by split, %": each("test/error"), "at the last step, %": ERROR["at the last step, %"]}
+    return table("labels", rows, {**columns, **BOUND, **TRAINING})
 
-
-_BAYES: dict[str, Column] = {
-    "copies of each example": lambda group: str(group[0]["configuration"]["options"]["copies"]),
-    "Bayes' rule: test error, %": percent("test/bayes_error"),
-    "validation error, %": percent("val/bayes_error"),
-    "q(y\\|x): test error, %": percent("test/error"),
-    **_MINUTES,
-    "minutes of estimating": average("likelihood_seconds", 1, 1 / 60),
-}
 
 # DDGM
 
@@ -207,18 +204,20 @@ def _floor(key: str) -> Column:
         if not (floors := get_values(group, key)):
             return "–"
         means, deviations = zip(*floors, strict=True)
-        return f"{statistics.mean(means):.2f} ± {statistics.mean(one**2 for one in deviations) ** 0.5:.2f}"
+        return f"{take_mean(means):.2f} ± {take_mean(one**2 for one in deviations) ** 0.5:.2f}"
 
     return column
 
 
-def _find_log_z_gap(group: list[Result], unit: str = "") -> float:
-    """Return the largest difference of both estimates, divided by what ``unit`` names."""
-    known = [one for one in group if "log_z_ais" in one]
-    return max(abs(one["log_z_ais"] - one["log_z_grid"]) / one.get(unit, 1.0) for one in known)
+def _log_z_gap(unit: str, digits: int) -> Column:
+    """The largest difference of both estimates, divided by what ``unit`` names."""
+
+    def gap(one: Result) -> float | None:
+        return abs(one["log_z_ais"] - one["log_z_grid"]) / one.get(unit, 1.0) if "log_z_ais" in one else None
+
+    return lambda group: f"{max(get_values(group, gap)):.{digits}f}"
 
 
-SECONDS = {"seconds": mean("train_seconds", 0)}
 _RING: dict[str, Column] = {
     "seeds": count_seeds,
     "modes of 10": each("modes", 0, 1.0),
@@ -243,8 +242,8 @@ _TOY_DETAILS: dict[str, Column] = {
 _LOG_Z: dict[str, Column] = {
     "on a grid": mean("log_z_grid"),
     "by annealing": mean("log_z_ais"),
-    "largest difference": lambda group: f"{_find_log_z_gap(group):.3f}",
-    "in standard errors": lambda group: f"{_find_log_z_gap(group, 'log_z_ais_error'):.1f}",
+    "largest difference": _log_z_gap("", 3),
+    "in standard errors": _log_z_gap("log_z_ais_error", 1),
 }
 _DIGITS: dict[str, Column] = {
     "seeds": count_seeds,
@@ -258,36 +257,41 @@ _DIGITS: dict[str, Column] = {
 _CLASS_RUNS = {"ddgm-classes": "100 labels and every other example"}
 _CLASS_RUNS |= {"ddgm-classes-labels-alone": "the 100 labels alone"}
 _CLASSES: dict[str, Column] = {"seeds": count_seeds, "test error, %": percent("test/error", 2, max), **SECONDS}
+_GAPS = {"training icons": last("train/energy_gap", 0), "held-out icons": mean("test/energy_gap", 0)}
+_EXAMPLES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
+_EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _EXAMPLES.items()}
+_EXAMPLE_TIMES = {
+    name: average(key, 1, 1 / 60) for name, key in (("minutes", "seconds"), ("of it training", "train_seconds"))
+}
 
 
-def _share(number: int) -> Column:
-    return lambda group: format_mean([shares[number] for shares in get_values(group, "shares")], 1, 100.0)
+def _shares(key: str = "shares") -> dict[str, Column]:
+    def share(number: int) -> Key:
+        return lambda one: one[key][number] if key in one else None
 
-
-_SHARES = {str(number): _share(number) for number in range(10)}
+    return {str(number): percent(share(number), 1) for number in range(10)}
 
 
 def _settings(*names: str) -> dict[str, str]:
     """Return the configurations of DDGM on these data sets, and what their rows are called."""
-    found = {}
-    for data in names:
-        prefix = f"{data}, " if len(names) > 1 else ""
-        found |= {f"ddgm-{data}-default": f"{prefix}preset", f"ddgm-{data}-source": f"{prefix}settings of the source"}
-    return found
+    prefixes = {data: f"{data}, " if len(names) > 1 else "" for data in names}
+    kinds = {"default": "preset", "source": "settings of the source"}
+    return {f"ddgm-{data}-{kind}": prefixes[data] + words for data in names for kind, words in kinds.items()}
 
 
 def ddgm_digits_classes(results: Results) -> str:
     shares = {name: [{"shares": one["class_shares"]} for one in results.get(name, [])] for name in _settings("mnist")}
-    real = results.get("ddgm-mnist-default", [])[:1]
-    shares["real"] = [{"shares": one["real_class_shares"]} for one in real]
-    rows = {**_settings("mnist"), "real": "test images"}
-    return build_table(shares, "share of each class, %", rows, _SHARES)
+    shares["real"] = [{"shares": one["real_class_shares"]} for one in results.get("ddgm-mnist-default", [])[:1]]
+    return build_table(shares, "share of each class, %", {**_settings("mnist"), "real": "test images"}, _shares())
 
 
-def ddgm_auroc(data: str, results: Results) -> str:
-    areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
-    columns = {kind: mean(kind, 3) for found in areas.values() for one in found for kind in one}
-    return build_table(areas, "", _settings(data), columns)
+def ddgm_auroc(data: str) -> Table:
+    def make(results: Results) -> str:
+        areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
+        columns = {kind: mean(kind, 3) for found in areas.values() for one in found for kind in one}
+        return build_table(areas, "", _settings(data), columns)
+
+    return make
 
 
 def ddgm_icons(results: Results) -> str:
@@ -298,105 +302,74 @@ def ddgm_icons(results: Results) -> str:
     return build_table(distances, "distance to the nearest training icon", rows, columns)
 
 
-_FILES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
-_EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _FILES.items()}
-_M1_TIMES = {
-    "time-likelihood": "log p(x) of 10,000 examples by 5,000 samples each",
-    "time-stack-pure": "training M1+M2 with 100 labels, `--pure`",
-    "time-stack-default": "training M1+M2 with 100 labels, default",
-}
-
-
 def time_to_error(results: Results) -> str:
     rows = []
     for name, words in (("time-ours", "this package, `--pure`"), ("time-tutorial", "stock Pyro, as in its tutorial")):
         for one in results.get(name, []):
-            reached = next((seconds for seconds, error in one["curve"] if error <= 0.05), None)
+            reached = next((f"{seconds:.0f}" for seconds, error in one["curve"] if error <= 0.05), "–")
             at, least = min(one["curve"], key=lambda point: point[1])
-            cells = ["–" if reached is None else f"{reached:.0f}", f"{one['steps']:,}", f"{100 * least:.2f}"]
-            rows.append([words, str(one["configuration"]["seed"]), *cells, f"{at:.0f}"])
+            cells = [str(one["configuration"]["seed"]), reached, f"{one['steps']:,}", f"{100 * least:.2f}", f"{at:.0f}"]
+            rows.append([words, *cells])
     return format_table(["", "seed", "seconds to 5 % error", "steps", "least error, %", "after seconds"], rows)
 
 
-def _table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Callable[[Results], str]:
-    return lambda results: build_table(results, first, rows, columns)
-
-
-TABLES: dict[str, Callable[[Results], str]] = {  # by the name of their file
-    "m2_default": _table("labels", _BY_LABELS, _DEFAULT),
-    "m2_default_runs": _table("labels", _BY_LABELS, RUNS),
+TABLES: dict[str, Table] = {  # by the name of their file
+    "m2_default": table("labels", _BY_LABELS, {"label splits": count_seeds, **ERROR, **BOUND, **_CONTROL, **PAPER}),
+    "m2_default_runs": table("labels", _BY_LABELS, RUNS),
     "m2_ablation": m2_ablation,
-    "m2_pure": _table("run", _PURE, {**ERROR, **BOUND, **PUBLISHED_M2}),
-    "m2_pure_runs": _table("run", _PURE, RUNS),
-    "m2_enumeration": _table(
-        "sum over classes",
-        {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")},
-        {**_BY_SPLIT, "seconds of training": RUNS["seconds of training"]},
+    "m2_pure": table("run", _PURE, {**ERROR, **BOUND, **PAPER}),
+    "m2_pure_runs": table("run", _PURE, RUNS),
+    "m2_enumeration": table(
+        "sum over classes", _SUMS, _BY_SPLIT | {"seconds of training": TRAINING["seconds of training"]}
     ),
     "m2_digits": m2_digits,
-    "m2_failures": _table("run", _ALPHAS, _DIAGNOSTICS),
-    "m1_likelihood": _table("trained by", _M1, _M1_COLUMNS),
-    "m1_likelihood_runs": _table("trained by", _M1, _M1_DETAILS),
-    "m1_presets": _table("preset", {f"m1-preset-{name}": f"`{name}`" for name in _PRESETS}, _M1_PRESETS),
+    "m2_failures": table("run", _ALPHAS, _DIAGNOSTICS),
+    "m1_likelihood": table("trained by", _M1, _M1_COLUMNS),
+    "m1_likelihood_runs": table("trained by", _M1, _M1_DETAILS),
+    "m1_presets": table("preset", _M1_PRESETS, _PRESET_COLUMNS),
     "m1_svm": m1_svm,
     "m1m2": m1m2,
-    **{f"m1m2_{name.replace('-', '_')}_runs": _table("labels", _m1m2_rows(name), _M1M2_RUNS) for name in _M1M2},
-    "m1_bayes": _table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
-    "ddgm_ring": _table("", _settings("ring"), {**_RING, **_TOY}),
-    "ddgm_spiral": _table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
-    "ddgm_toy_details": _table("", _settings("ring", "spiral"), _TOY_DETAILS),
-    "ddgm_ring_modes": _table("share of each mode, %", _settings("ring"), _SHARES),
-    "ddgm_log_z": _table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
-    "ddgm_digits": _table("", _settings("mnist"), _DIGITS),
+    **{f"m1m2_{name.replace('-', '_')}_runs": _m1m2_runs(name) for name in _M1M2},
+    "m1_bayes": table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
+    "m1_times": table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),
+    "ddgm_ring": table("", _settings("ring"), {**_RING, **_TOY}),
+    "ddgm_spiral": table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
+    "ddgm_toy_details": table("", _settings("ring", "spiral"), _TOY_DETAILS),
+    "ddgm_ring_modes": table("share of each mode, %", _settings("ring"), _shares()),
+    "ddgm_log_z": table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
+    "ddgm_digits": table("", _settings("mnist"), _DIGITS),
     "ddgm_digits_classes": ddgm_digits_classes,
-    "ddgm_digits_auroc": partial(ddgm_auroc, "mnist"),
-    "ddgm_classes": _table("trained on", _CLASS_RUNS, _CLASSES),
+    "ddgm_digits_auroc": ddgm_auroc("mnist"),
+    "ddgm_classes": table("trained on", _CLASS_RUNS, _CLASSES),
     "ddgm_icons": ddgm_icons,
+    "ddgm_icons_auroc": ddgm_auroc("icons"),
+    "ddgm_icons_energies": table("energy less that of generated icons, nats", {"ddgm-icons-default": "preset"}, _GAPS),
+    "ddgm_times": table("command", _EXAMPLES, _EXAMPLE_TIMES),
     "time_to_error": time_to_error,
-    "ddgm_times": _table(
-        "command",
-        _EXAMPLES,
-        {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)},
-    ),
-    "m1_times": _table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),
-    "ddgm_icons_energies": _table(
-        "energy less that of generated icons, nats",
-        {"ddgm-icons-default": "preset"},
-        {"training icons": last("train/energy_gap", 0), "held-out icons": mean("test/energy_gap", 0)},
-    ),
-    "ddgm_icons_auroc": partial(ddgm_auroc, "icons"),
 }
 
 
 def write_tables(docs: Path) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
     import blog_tables
+    import grey_cifar
+    import tables
     from faults import make_fault_table
-    from grey_cifar import make_grey_tables
     from step_tables import make_step_tables
 
     results, measured = load_results(docs / "results"), docs / "benchmarks"
-    found = {name: table(results) for name, table in TABLES.items()} | make_grey_tables(results)
-    found |= make_step_tables(measured) | make_fault_table(measured)
-    for name in ("tables", "missing", "unequal", "cells"):
-        found |= importlib.import_module(name).make_tables(measured / f"{name}.json")
+    found = {name: make(results) for name, make in TABLES.items()} | grey_cifar.make_tables(results)
+    found |= make_step_tables(measured) | make_fault_table(measured) | tables.make_tables(measured)
     found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figures", action="store_true", help="draw the figures too")
-    args = parser.parse_args()
+if __name__ == "__main__":
     docs = Path(__file__).parents[1] / "docs"
     write_tables(docs)
-    if args.figures:
+    if "--figures" in sys.argv:
         from figures import draw_figures
 
         draw_figures(docs)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Training runs behind the tables of the documentation: each is made once, and its result is kept in a file."""
+"""Training runs and fits behind the tables of the documentation; each is made once, and its result kept in a file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import get_peak_memory
+from machine import get_memory
+from table_format import load_json
 
 import pyro_ssvae
 
@@ -51,7 +53,7 @@ class Run:
 
     def folder(self, keep: str | None) -> Path | None:
         """Return the run folder below ``keep``, or ``None`` without ``keep``."""
-        return Path(keep) / f"{self.name}-seed{self.seed}" if keep else None
+        return Path(keep, self.stem) if keep else None
 
     def load(self, data_dir: str | None, num_labels: int | str | None = None) -> pyro_ssvae.SemiSupervisedData:
         """Return the data, with the labels of the run or with ``num_labels``."""
@@ -73,52 +75,68 @@ def fit_and_report(run: Run, objective: Any, data: Any, keep: str | None = None,
     return {**pyro_ssvae.report(objective, data, trained), "curves": trained.metrics}
 
 
-def write_result(path: Path, result: Result) -> None:
-    """Write a result as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what most benchmarks have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="make only what it names, as '*'; repeatable"
+    )
+    parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where there are several")
+    parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
+    return parser
 
 
-def main(description: str | None, configurations: Any, train: Train, argv: Sequence[str] | None = None) -> Any:
-    """Make the runs that the command line asks for and that have no result yet, write all tables, return the flags.
+def is_wanted(patterns: Sequence[str] | None, *names: str) -> bool:
+    """Whether a pattern of ``--only`` matches one of the names."""
+    return not patterns or any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
-    ``configurations(seeds)`` returns the runs, with this many seeds where a configuration has several.
+
+def main(description: str | None, configurations: Any, train: Train, argv: Sequence[str] | None = None) -> None:
+    """Make the runs that the command line asks for and that have no result yet, and write all tables.
+
+    ``configurations(seeds)`` returns the runs, with this many seeds where a configuration has several. Runs that --only
+    names are also made if they have no folder below --keep; a result that exists stays as it is.
     """
     from result_tables import write_tables
 
-    epilog = "A run is made once; its result is docs/results/NAME-HASH.json, with a hash of its settings."
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=kind)
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument("--only", action="append", metavar="NAME", help="make only this configuration; repeatable")
-    parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where a configuration has several")
+    parser = make_parser(description)
+    parser.epilog = "A run is made once; its result is docs/results/NAME-HASH.json, with a hash of its settings."
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of cores")
-    parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
     args = parser.parse_args(argv)
     runs = configurations(args.seeds)
-    wanted = [run for run in runs if not args.only or run.name in args.only]
+    wanted = [run for run in runs if is_wanted(args.only, run.name, f"{run.family}-{run.name}")]
     if not wanted:
         parser.error(f"no such configuration; names: {', '.join(sorted({run.name for run in runs}))}")
-    missing = [run for run in wanted if not run.path.exists()]
+    again = args.only and args.keep
+    missing = [run for run in wanted if not run.path.exists() or (again and not run.folder(args.keep).exists())]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as workers:
-        results = workers.map(lambda run: _make_in_process(train, run, args.data_dir, args.keep, threads), missing)
-        for run, result in zip(missing, results, strict=True):
-            keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
-            print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
+        list(workers.map(lambda run: _make_in_process(train, run, args.data_dir, args.keep, threads), missing))
     write_tables(DOCS)
-    return args
 
 
-def _make_in_process(train: Train, run: Run, *given: Any) -> Result:
+def _make_in_process(train: Train, run: Run, *given: Any) -> None:
     """Make one run in a process of its own, which gives its peak memory, and write its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         result = pool.submit(_make, train, run, *given).result()
-    write_result(run.path, result)
-    return result
+    keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
+    print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
+    if not run.path.exists():
+        run.path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _make(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
     torch.set_num_threads(threads)
-    result = {"configuration": asdict(run), **train(run, data_dir, keep)}
-    return {**result, "peak_memory_mib": round(get_peak_memory() / 2**20)}
+    return {"configuration": asdict(run), **train(run, data_dir, keep), "peak_memory_mib": get_memory("VmHWM")}
+
+
+def make_fits(path: Path, fits: dict[str, Callable[[], Result]], args: argparse.Namespace) -> None:
+    """Make the fits that a file lacks, or with ``args.again`` all that ``args.only`` names, and write each at once."""
+    for key, fit in fits.items():
+        if is_wanted(args.only, key) and (args.again or key not in load_json(path, {})):
+            scores = fit()
+            found = load_json(path, {}) | {key: scores}  # beside those that other processes have written meanwhile
+            lines = [f" {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
+            path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            print(key, scores, flush=True)

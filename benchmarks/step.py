@@ -26,9 +26,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro, Unavailable
-from machine import describe, get_peak_memory, get_resident_memory
-from runs import DOCS, Result, write_result
+from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro
+from floor import measure_floors, profile_step
+from machine import describe, get_memory
+from runs import DOCS, Result
 from table_format import load_json
 from torch import Tensor
 
@@ -49,60 +50,53 @@ SETTING = ("classes", "threads", "labelled")  # what contenders that are compare
 
 
 class Timer:
-    """A contender, its batches, and the time of its steps; unavailable if one would exceed ``args.patience``."""
+    """A contender, its batches, and the time of its steps; ``reason`` says if one would exceed ``args.patience``."""
 
     def __init__(self, make: Callable[..., Contender], setting: dict[str, int], args: Namespace) -> None:
-        self.args, self.taken = args, 0
-        self.step_seconds: float | None = None
-        classes, labelled = setting["classes"], setting["labelled"]
-        self.contender = make(num_classes=classes)
-        self.batches = make_batches(20, labelled, classes)
-        if classes * BATCH_SIZE >= LARGE:
-            self.take(1)  # the optimiser allocates its state in the first step
-            seconds = self.take(1) * BATCH_SIZE / 20  # the time is proportional to the batch size
-            if seconds > args.patience:
-                raise Unavailable(f"about {seconds:.0f} s")
-        self.batches = make_batches(BATCH_SIZE, labelled, classes)
+        self.args, self.contender = args, make(num_classes=setting["classes"])
+        self.seconds: float | None = None  # of a step
+        self.reason: str | None = None
+        sizes = (setting["labelled"], setting["classes"])
+        if setting["classes"] * BATCH_SIZE >= LARGE:
+            self.batches = itertools.cycle(make_batches(20, *sizes))
+            self.step()  # the optimiser allocates its state in the first step
+            seconds = self.step() * BATCH_SIZE / 20  # the time is proportional to the batch size
+            self.reason = f"about {seconds:.0f} s" if seconds > args.patience else None
+        self.batches = itertools.cycle(make_batches(BATCH_SIZE, *sizes))
 
-    def take(self, steps: int) -> float:
-        """Take steps and return seconds per step."""
+    def step(self) -> float:
+        """Take a step and return its seconds."""
         started = time.perf_counter()
-        for _ in range(steps):
-            self.contender.step(*self.batches[self.taken % len(self.batches)])
-            self.taken += 1
-        return (time.perf_counter() - started) / steps
+        self.contender.step(*next(self.batches))
+        return time.perf_counter() - started
 
     def visit(self) -> list[float]:
-        """Return the seconds of steps, timed one by one; the first visit warms up before."""
-        if self.step_seconds is None:
-            self.take(self.contender.warm_up)
-            self.step_seconds = self.take(1)
-            if self.step_seconds > self.args.patience:
-                return [self.step_seconds]
-        if self.step_seconds < self.args.seconds:
-            self.step_seconds = self.take(1)  # caches are cold after the visits to the others
-        steps = min(self.args.steps, int(self.args.seconds / self.step_seconds))
-        times = [self.take(1) for _ in range(max(steps, math.ceil(3 / self.args.rounds)))]
-        self.step_seconds = min(times)
+        """Return the seconds of some steps; the first visit warms up before."""
+        if self.seconds is None:
+            for _ in range(self.contender.warm_up):
+                self.step()
+            self.seconds = self.step()
+            if self.seconds > self.args.patience:
+                return [self.seconds]
+        if self.seconds < self.args.seconds:
+            self.seconds = self.step()  # caches are cold after the visits to the others
+        steps = min(self.args.steps, int(self.args.seconds / self.seconds))
+        times = [self.step() for _ in range(max(steps, math.ceil(3 / self.args.rounds)))]
+        self.seconds = min(times)
         return times
 
 
-def make_batches(
-    size: int, labelled: int, classes: int, *, device: str = "cpu", number: int = 8
-) -> list[tuple[Tensor, ...]]:
+def make_batches(size: int, labelled: int, classes: int, *, device: str = "cpu", number: int = 8) -> list[tuple]:
     """Return batches of random binary pixels, as bright as MNIST, and of labelled examples if ``labelled`` > 0."""
     generator = torch.Generator().manual_seed(0)
 
     def draw_pixels(count: int) -> Tensor:
         return (torch.rand(count, 784, generator=generator) < 0.13).float().to(device)
 
-    def draw_batch() -> tuple[Tensor, ...]:
-        x = draw_pixels(size)
-        if not labelled:
-            return (x,)
-        return x, draw_pixels(labelled), torch.randint(classes, (labelled,), generator=generator).to(device)
+    def draw_labelled() -> tuple[Tensor, Tensor]:
+        return draw_pixels(labelled), torch.randint(classes, (labelled,), generator=generator).to(device)
 
-    return [draw_batch() for _ in range(number)]
+    return [(draw_pixels(size), *(draw_labelled() if labelled else ())) for _ in range(number)]
 
 
 _timer: Timer | None = None  # of the contender whose process this is
@@ -112,18 +106,15 @@ def build(name: str, setting: dict[str, int], args: Namespace) -> dict[str, Any]
     """Build a contender in this process; return the memory before it, or why it cannot be measured."""
     global _timer
     torch.set_num_threads(setting["threads"])
-    found: dict[str, Any] = {"base_mib": round(get_resident_memory() / 2**20)}
-    try:
-        _timer = Timer(CONTENDERS[name], setting, args)
-    except Unavailable as error:
-        found["reason"] = str(error)
-    return found
+    base = get_memory()
+    _timer = Timer(CONTENDERS[name], setting, args)
+    return {"base_mib": base, "reason": _timer.reason}
 
 
 def visit() -> tuple[list[float], int]:
     """Return the seconds of steps of the contender in this process, and the peak memory in MiB."""
     assert _timer is not None
-    return _timer.visit(), round(get_peak_memory() / 2**20)
+    return _timer.visit(), get_memory("VmHWM")
 
 
 def measure(setting: dict[str, int], args: Namespace) -> list[Result]:
@@ -132,24 +123,20 @@ def measure(setting: dict[str, int], args: Namespace) -> list[Result]:
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(setting["threads"])
     names = args.only or CONTENDERS
     results: dict[str, Result] = {name: {"contender": name, **setting, "visits": [], "reason": None} for name in names}
-    context = multiprocessing.get_context("spawn")
-    pools = {name: ProcessPoolExecutor(1, mp_context=context) for name in names}
-    for round_ in range(-1, args.rounds):
-        for name, result in results.items():
-            if result["reason"]:
-                continue
-            try:
-                if round_ < 0:
-                    result |= pools[name].submit(build, name, setting, args).result()
-                    continue
+    pools = {name: ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for name in names}
+    for round_, (name, result) in itertools.product(range(-1, args.rounds), results.items()):
+        try:
+            if round_ < 0:
+                result |= pools[name].submit(build, name, setting, args).result()
+            elif not result["reason"]:
                 times, result["peak_mib"] = pools[name].submit(visit).result()
                 result["visits"].append([round(1000 * seconds, 4) for seconds in times])
                 result["reason"] = "one step only" if min(times) > args.patience else None
-            except Exception as error:  # a process that ran out of memory, or what a contender raised
-                result["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        except Exception as error:  # a process that ran out of memory, or what a contender raised
+            result["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     for name, result in results.items():
         pools[name].shutdown()
-        times = sorted(time for visit in result["visits"] for time in visit)
+        times = sorted(itertools.chain(*result["visits"]))
         print(setting, f"{name}:", f"{times[len(times) // 2]:.2f} ms" if times else result["reason"], flush=True)
     return list(results.values())
 
@@ -168,8 +155,6 @@ def keep(results: list[Result]) -> None:
 
 def measure_floor(classes: list[int], threads: list[int]) -> Result:
     """Return the least time of a step on this machine, and a profile of the steps."""
-    from floor import measure_floors, profile_step
-
     found: Result = {"command": "python benchmarks/step.py --floor", "batch_size": BATCH_SIZE}
     found |= {"machine": describe("cpu"), "rates": [], "steps": [], "profile": []}
     for number in threads:
@@ -201,7 +186,8 @@ def main() -> None:
     parser.add_argument("--floor", action="store_true", help="measure the least time on this machine, and a profile")
     args = parser.parse_args()
     if args.floor:
-        write_result(FOLDER / "floor-cpu.json", measure_floor(args.classes, args.threads))
+        found = measure_floor(args.classes, args.threads)
+        (FOLDER / "floor-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
     else:
         for setting in itertools.product(args.classes, args.threads, args.labelled):
             keep(measure(dict(zip(SETTING, setting, strict=True)), args))
@@ -209,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

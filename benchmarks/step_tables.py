@@ -18,9 +18,8 @@ CONTENDERS = {  # what the tables call each contender, in their order
 }
 
 
-def find_median(results: list[Result], contender: str, classes: int, threads: int, labelled: int = 0) -> float | None:
+def find_median(results: list[Result], **setting: int | str) -> float | None:
     """Return the median milliseconds of a step, or ``None`` if it was not measured."""
-    setting = {"contender": contender, "classes": classes, "threads": threads, "labelled": labelled}
     found = next((one for one in results if setting.items() <= one.items()), {"visits": []})
     times = [time for visit in found["visits"] for time in visit]
     return statistics.median(times) if times else None
@@ -30,12 +29,14 @@ def make_step_tables(folder: Path) -> dict[str, str]:
     """Return the tables by name, from ``step-cpu.json`` and ``floor-cpu.json`` in a folder."""
     results = load_json(folder / "step-cpu.json", {"results": []})["results"]
     floor = load_json(folder / "floor-cpu.json", {"steps": [], "profile": []})
-    return {
-        **{f"step_{classes}": _make_step_table(results, classes, 0) for classes in (10, 100, 1000)},
-        "step_10_labelled": _make_step_table(results, 10, 100),
-        "floor": _make_floor_table(results, floor["steps"]),
-        "profile": _make_profile_table(floor["profile"]),
-    }
+    found = {f"step_{classes}": _make_step_table(results, classes, 0) for classes in (10, 100, 1000)}
+    kinds = list(floor["profile"][0]["milliseconds"]) if floor["profile"] else []
+    rows = [
+        [CONTENDERS[one["contender"]], *(f"{one['milliseconds'][k]:.1f}" for k in kinds)] for one in floor["profile"]
+    ]
+    found["profile"] = format_table(["step, milliseconds", *kinds], rows)
+    found["step_10_labelled"] = _make_step_table(results, 10, 100)
+    return {**found, "floor": _make_floor_table(results, floor["steps"])}
 
 
 def _name_columns(threads: list[int], *names: str) -> list[str]:
@@ -44,14 +45,12 @@ def _name_columns(threads: list[int], *names: str) -> list[str]:
 
 def _make_step_table(results: list[Result], classes: int, labelled: int) -> str:
     present = [one for one in results if (one["classes"], one["labelled"]) == (classes, labelled)]
-    threads = sorted({one["threads"] for one in present})
-    rows = []
+    threads, rows = sorted({one["threads"] for one in present}), []
     for name, words in CONTENDERS.items():
         own = {one["threads"]: one for one in present if one["contender"] == name}
         cells = []
         for number in threads if own else ():
-            time = find_median(present, name, classes, number, labelled)
-            base = find_median(present, "tutorial", classes, number, labelled)
+            time, base = (find_median(present, contender=who, threads=number) for who in (name, "tutorial"))
             reason = own.get(number, {}).get("reason") or "–"
             # Times have three digits.
             cells += [f"{time:,.{2 if time < 10 else 1 if time < 100 else 0}f}" if time else reason]
@@ -63,20 +62,14 @@ def _make_step_table(results: list[Result], classes: int, labelled: int) -> str:
 
 
 def _make_floor_table(results: list[Result], steps: list[Result]) -> str:
-    threads = sorted({step["threads"] for step in steps})
-    rows = []
+    threads, rows = sorted({step["threads"] for step in steps}), []
     for step in (one for one in steps if one["threads"] == threads[0]):
         classes, kind = step["classes"], step["sum"]
         cells = [f"{classes:,} classes, {kind}", f"{step['gflop']:.2f}", f"{step['gb']:.2f}"]
         for one in (one for one in steps if (one["classes"], one["sum"]) == (classes, kind)):
-            measured = find_median(results, "ours" if kind == "exact" else "ours-top-k", classes, one["threads"])
+            setting = {"classes": classes, "threads": one["threads"], "labelled": 0}
+            measured = find_median(results, contender="ours" if kind == "exact" else "ours-top-k", **setting)
             cells.append(f"{one['products'] + one['moving'] + one['activations']:,.1f}")
             cells.append("–" if measured is None else f"{measured:,.1f}")
         rows.append(cells)
     return format_table(["step", "GFLOP", "GB", *_name_columns(threads, "at best", "measured")], rows)
-
-
-def _make_profile_table(profile: list[Result]) -> str:
-    kinds = list(profile[0]["milliseconds"]) if profile else []
-    rows = [[CONTENDERS[one["contender"]], *(f"{one['milliseconds'][kind]:.1f}" for kind in kinds)] for one in profile]
-    return format_table(["step, milliseconds", *kinds], rows)

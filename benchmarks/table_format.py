@@ -13,6 +13,7 @@ from typing import Any
 Result = dict[str, Any]
 Results = dict[str, list[Result]]  # by family and name of the configuration, in the order of the seeds
 Column = Callable[[list[Result]], str]  # formats one cell from the results of a configuration
+Key = str | Callable[[Result], Any]  # of a value in a result, or what computes it
 
 
 def load_results(folder: Path) -> Results:
@@ -41,39 +42,38 @@ def build_table(results: Results, first: str, rows: dict[str, str], columns: dic
     return format_table([first, *columns], lines)
 
 
-def get_values(group: list[Result], key: str) -> list[Any]:
+def get_values(group: list[Result], key: Key) -> list[Any]:
     """Return the values of a key, leaving out results that lack it."""
-    return [result[key] for result in group if result.get(key) is not None]
+    values = [key(result) if callable(key) else result.get(key) for result in group]
+    return [value for value in values if value is not None]
 
 
 def format_mean(values: Sequence[float], digits: int = 2, factor: float = 1.0, worst: Any = None) -> str:
     """Return mean ± standard deviation, and in brackets the worst value, which ``worst`` picks; "–" without values."""
     values = [factor * value for value in values]
-    if not values:
-        return "–"
-    text = f"{statistics.mean(values):.{digits}f}"
+    text = f"{statistics.mean(values):.{digits}f}" if values else "–"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.{digits}f}"
         text += f" ({worst(values):.{digits}f})" if worst else ""
     return text
 
 
-def mean(key: str, digits: int = 2, factor: float = 1.0, worst: Any = None) -> Column:
+def mean(key: Key, digits: int = 2, factor: float = 1.0, worst: Any = None) -> Column:
     """Mean ± standard deviation over the seeds."""
     return lambda group: format_mean(get_values(group, key), digits, factor, worst)
 
 
-def percent(key: str, digits: int = 2, worst: Any = None) -> Column:
+def percent(key: Key, digits: int = 2, worst: Any = None) -> Column:
     """Mean ± standard deviation of a fraction, in percent."""
     return mean(key, digits, 100.0, worst)
 
 
-def average(key: str, digits: int = 1, factor: float = 1.0) -> Column:
+def average(key: Key, digits: int = 1, factor: float = 1.0) -> Column:
     """Mean over the seeds."""
     return lambda group: f"{factor * statistics.mean(get_values(group, key)):,.{digits}f}"
 
 
-def each(key: str, digits: int = 2, factor: float = 100.0) -> Column:
+def each(key: Key, digits: int = 2, factor: float = 100.0) -> Column:
     """The values of all seeds."""
     return lambda group: " / ".join(f"{factor * value:.{digits}f}" for value in get_values(group, key))
 

@@ -1,0 +1,289 @@
+"""Train M2, M1 and M1+M2 on MNIST by the published protocols, and M2 on digits.
+
+    python benchmarks/mnist.py --only 'm2-*' --jobs 2            # M2: two hours on two cores, and by Bayes' rule
+    python benchmarks/mnist.py --only 'm1-*' --keep models       # M1: log p(x), presets, an SVM on latents; hours
+    python benchmarks/mnist.py --only 'm1m2-*' --keep models     # M1+M2 on an M1 of the line before
+
+Settings are the package's defaults unless the configuration says otherwise. M1+M2 and the SVM read the M1 that they
+build on from the folder of --keep: ``--only m1-flow --keep models`` trains it again if it is not there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from runs import Result, Run, fit_and_report, main
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.semi_supervised import LabelSpreading
+from sklearn.svm import SVC
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO, load, report
+from pyro_ssvae.data import draw_label_split
+from pyro_ssvae.evaluation import active_units, log_likelihood
+from pyro_ssvae.networks import ACTIVATIONS, MLP
+from pyro_ssvae.objectives import AffineAugmentation
+from pyro_ssvae.presets import M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE
+
+SAMPLES = 5000  # importance samples of M1 per example
+BASE = "flow"  # the M1 that M1+M2 and the classifiers on latents build on
+
+
+def configurations(seeds: int | None = None) -> list[Run]:
+    """Return every run; ``seeds`` label splits (3 by default) where a configuration has several."""
+    splits = range(3 if seeds is None else seeds)
+    return [*_configure_m2(splits), *_configure_bayes(), *_configure_m1(), *_configure_m1m2(splits)]
+
+
+def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    """Make one run by the function of its family."""
+    if run.name == "svm":
+        return classify_by_svm(run, data_dir, keep)
+    if run.name.startswith("bayes"):
+        return train_for_bayes(run, data_dir, keep)
+    if run.family == "m2":
+        return train_m2(run, run.load(data_dir), keep)
+    return train_m1(run, data_dir, keep) if run.family == "m1" else train_m1m2(run, data_dir, keep)
+
+
+# M2
+
+
+def _configure_m2(splits: Sequence[int]) -> list[Run]:
+    alone: dict[str, Any] = {"options": {"pure": True}}
+    pure: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective, "training": PURE.training, **alone}
+    constant_kl = {"kl_warmup": 0.0, "kl_peak": 1.0}
+    found = [Run("m2", f"default-{n}", num_labels=n) for n in (600, 1000, 3000)]
+    found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
+    found += [Run("m2", "pure-constant-kl-100", **pure | {"training": PURE.training | constant_kl})]
+    # J^alpha alone on MLPs, with an alpha that is too small or too large.
+    plain = {**constant_kl, "binarisation": "dynamic", "decay_start": 1.0, "max_steps": 3000}
+    for name, alpha, rate, model in (
+        ("small", 0.1, 1e-3, {"classifier": "mlp", "activation": "softplus"}),
+        ("large", 100.0, 2e-3, {"classifier": "mlp", "latent_dim": 10}),
+    ):
+        training = {**plain, "learning_rate": rate}
+        found += [Run("m2", f"pure-{name}-alpha", model=model, objective={"alpha": alpha}, training=training, **alone)]
+    no_bound: dict[str, Any] = {"objective": {"bound_weight": 0.0}}
+    labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}
+    steps = PURE.training | {"max_epochs": None, "max_steps": 20_000}
+    kinds: dict[str, dict[str, Any]] = {
+        "default-100": {},
+        "regularisers-alone-100": no_bound,
+        "labels-alone-100": no_bound | labels_only,
+        "digits-100": {"data": "digits"},
+        "pure-100": pure,
+    }
+    for sums in ("exact", "top-k"):
+        kinds[f"equal-steps-{sums}"] = pure | {"objective": PURE.objective | {"enumeration": sums}, "training": steps}
+    return found + [Run("m2", name, seed, **kind) for name, kind in kinds.items() for seed in splits]
+
+
+def train_m2(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
+    labels_only = run.options.get("labels_only", False)
+    if labels_only:
+        data = replace(data, x=data.x[data.labelled_index], y=data.y[data.labelled_index])
+    pyro.set_rng_seed(run.seed)
+    model = M2(data.event_shape, data.num_classes, **run.model)
+    pure = run.options.get("pure", labels_only)
+    objective = SemiSupervisedELBO.for_data(model, data, pure=pure, **run.objective)
+    result = fit_and_report(run, objective, data, keep)
+    return {**result, "label_spreading": measure_label_spreading(data)} if run.data == "digits" else result
+
+
+def measure_label_spreading(data: Any) -> float:
+    """Return the test accuracy of scikit-learn's LabelSpreading on the same labels: the better of its two kernels."""
+    x = torch.cat([data.x, data.x_validation]).flatten(1).numpy() / data.scale
+    y = np.concatenate([data.y.numpy(), np.full(len(data.x_validation), -1)])
+    x_test, kernels = data.x_test.flatten(1).numpy() / data.scale, [{"n_neighbors": 7}, {"gamma": 4.0}]
+    methods = [LabelSpreading("knn" if "n_neighbors" in one else "rbf", max_iter=200, **one) for one in kernels]
+    return max(float(method.fit(x, y).score(x_test, data.y_test.numpy())) for method in methods)
+
+
+# M2 with every label, which classifies test examples by Bayes' rule, p(y|x) ∝ p(y) p(x|y), and by q(y|x)
+
+
+class ClassDecoder(nn.Module):
+    """A multilayer perceptron of latents whose first layer, :math:`W_y z + b_y`, has its own weights for each class."""
+
+    def __init__(self, inputs: int, num_classes: int, outputs: int, hidden_dims: list[int], activation: str) -> None:
+        super().__init__()
+        first, *rest = hidden_dims
+        bound = 1.0 / math.sqrt(inputs)  # of nn.Linear, for each class
+        self.weight = nn.Parameter(torch.empty(first, num_classes * inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_classes, first).uniform_(-bound, bound))
+        self.rest = nn.Sequential(ACTIVATIONS[activation](), MLP((first,), outputs, rest, activation=activation))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Map ``z`` ``(*batch, L)`` and integer ``y`` ``(*batch')`` to ``(*broadcast, outputs)``."""
+        classes = torch.arange(len(self.bias), device=y.device)
+        chosen = (y.unsqueeze(-1) == classes).to(z)  # F.one_hot would synchronise host and device
+        by_class = (chosen.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)  # z in the columns of its class, else zero
+        return self.rest(F.linear(by_class, self.weight) + F.embedding(y, self.bias))
+
+
+def _configure_bayes() -> list[Run]:
+    """Return both runs: the published one, and a shorter one with fewer copies that came before it.
+
+    Their options are the numbers of importance samples per class, for test and for validation examples, the number of
+    validation examples, and how many copies of each training example are added, by affine maps of which strength.
+    """
+    options = {"samples": 500, "validation_samples": 50, "num_validation": 2500, "strength": 0.4}
+    training = PURE.training | {"labelled_batch_size": 100, "learning_rate": 2e-3, "binarisation": "none"}
+    training |= {"kl_warmup": 0.0, "kl_peak": 1.0}
+    settings: dict[str, Any] = {"num_labels": "all", "model": PURE.model | {"hidden_dims": [500, 500]}}
+    return [
+        Run("m2", name, training=training | {"max_epochs": n}, options={**options, "copies": copies}, **settings)
+        for name, copies, n in (("bayes", 9, 13), ("bayes-earlier", 4, 11))
+    ]
+
+
+def add_copies(data: SemiSupervisedData, copies: int, strength: float, seed: int) -> SemiSupervisedData:
+    """Return the data with augmented copies of each training example, which carry its label."""
+    augment, found = AffineAugmentation(strength=strength), [data.x]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(copies):
+            parts = [augment(part / data.scale).clamp(0.0, 1.0) * data.scale for part in data.x.split(5000)]
+            found.append(torch.cat([part.round().to(data.x.dtype) for part in parts]))
+    return replace(data, x=torch.cat(found), y=data.y.repeat(copies + 1), split=None)
+
+
+def train_for_bayes(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    options = run.options
+    data = add_copies(run.load(data_dir), options["copies"], options["strength"], run.seed)
+    pyro.set_rng_seed(run.seed)
+    sizes, activation = run.model["hidden_dims"][::-1], run.model["activation"]
+    decoder = ClassDecoder(50, data.num_classes, math.prod(data.event_shape), sizes, activation)
+    model = M2(data.event_shape, data.num_classes, decoder=decoder, **run.model)
+    result = fit_and_report(run, SemiSupervisedELBO.for_data(model, data, pure=True), data, keep)
+    drawn: dict[str, Any] = {"scale": data.scale, "binarisation": run.training["binarisation"], "seed": run.seed}
+    x, y = (part[: options["num_validation"]] for part in (data.x_validation, data.y_validation))
+    on_validation = log_likelihood(model, x, num_samples=options["validation_samples"], **drawn)
+    started = time.perf_counter()
+    on_test = log_likelihood(model, data.x_test, num_samples=options["samples"], **drawn)
+    seconds = round(time.perf_counter() - started, 1)
+    for name, found, known in (("test", on_test, data.y_test), ("val", on_validation, y)):
+        result[f"{name}/bayes_error"] = float((found.class_posterior().argmax(-1) != known).double().mean())
+    result |= {"test/log_likelihood": on_test.mean, "test/log_likelihood_error": on_test.mean_error}
+    return {**result, "test/log_likelihood_samples": options["samples"], "likelihood_seconds": seconds}
+
+
+# M1
+
+
+def _configure_m1() -> list[Run]:
+    """Return the runs of M1 and of classifiers on its latents; there is one seed."""
+    long: dict[str, Any] = {**M1_BELOW.training, "max_epochs": None, "max_minutes": 60.0}
+    # A step with five importance samples costs two and a half steps with one, so the second stage is short.
+    second = {"max_minutes": 24.0, "max_steps": 33_000, "kl_warmup": 0.0, "learning_rate": 5e-4, "decay_start": 0.3}
+    weighted = {"objective": {"num_particles": 5, "importance_weighted": True}, "training": long | second}
+    found = []
+    for name, prior, training, options in (
+        ("elbo", {}, {"max_steps": 200_000}, {}),
+        ("iwae", {}, {"max_minutes": 36.0, "max_steps": 110_000}, {"second_stage": weighted}),
+        ("vamp", {"prior": "vamp"}, {"max_steps": 60_000}, {}),
+        (BASE, {"prior": "flow"}, {"max_steps": 150_000}, {}),
+    ):
+        model = {"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus", **prior}
+        found += [Run("m1", name, 0, "mnist", 0, model, {}, long | training, {"samples": SAMPLES, **options})]
+    base = {"m1": BASE, "m1_result": found[-1].path.stem}
+    found += [
+        Run("m1", f"preset-{name}", 0, "mnist", 0, one.model, one.objective, one.training, {"samples": 500})
+        for name, one in M1_PRESETS.items()
+    ]
+    return [*found, Run("m1", "svm", num_labels="all", options=base)]
+
+
+def train_m1(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    """Train M1 in one or two stages, of which the last is kept."""
+    data = run.load(data_dir, "all").without_labels()
+    pyro.set_rng_seed(run.seed)
+    model = M1(data.event_shape, **run.model)
+    stages = [run, *(replace(run, **run.options[key]) for key in ("second_stage",) if key in run.options)]
+    trained = []
+    for stage in stages:
+        objective = UnsupervisedELBO.for_data(model, data, **stage.objective)
+        trained.append(stage.fit(objective, data, keep if stage is stages[-1] else None))
+    result = report(objective, data, trained[-1], num_samples=run.options["samples"])
+    sums = {name: sum(getattr(one, name) for one in trained) for name in ("steps", "epochs", "train_seconds")}
+    curves = [line for one in trained for line in one.metrics]
+    return {**result, **{name: round(value, 3) for name, value in sums.items()}, "curves": curves}
+
+
+def load_m1(keep: str | None, name: str = BASE) -> M1:
+    """Return the trained M1 of a configuration from the folder that it was kept in; ``SystemExit`` if there is none."""
+    (folder,) = (run.folder(keep) for run in _configure_m1() if run.name == name)
+    if folder is None or not folder.is_dir():
+        raise SystemExit(f"No M1 to build on: python benchmarks/mnist.py --only m1-{name} --keep DIR, then --keep DIR.")
+    model = load(folder)
+    assert isinstance(model, M1)
+    return model
+
+
+def classify_by_svm(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    started = time.perf_counter()
+    accuracies = classify_latents(load_m1(keep, run.options["m1"]), run.load(data_dir), run.seed)
+    return {"svm": accuracies, "train_seconds": round(time.perf_counter() - started, 1)}
+
+
+def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str, dict[str, float]]:
+    """Return test accuracies of an SVM and of logistic regression on the latents, by number of labels.
+
+    Their settings are chosen by cross-validation on the labelled examples alone. Latents are not standardised, because
+    that would give latents that carry nothing the same weight as the others. The kernel widths that are tried are
+    relative to the total variance of the latents, which a learned prior is free to choose.
+    """
+    z_test = model.transform(data.x_test / data.scale).numpy()
+    accuracies = {}
+    for number in (100, 500, 1000, 2000, 5000):
+        chosen = torch.as_tensor(draw_label_split(data.y.numpy(), number, data.num_classes, seed=seed))
+        z, y = model.transform(data.x[chosen] / data.scale).numpy(), data.y[chosen].numpy()
+        widths = [share / float(z.var(0).sum()) for share in (0.3, 1.0, 3.0, 10.0)]
+        svm = GridSearchCV(SVC(), {"C": [1.0, 10.0, 100.0], "gamma": widths}, cv=5)
+        logistic = GridSearchCV(LogisticRegression(max_iter=2000), {"C": [1e-3, 0.01, 0.1, 1.0, 10.0]}, cv=5)
+        methods = {"svm": svm, "logistic": logistic}
+        scores = {name: float(one.fit(z, y).score(z_test, data.y_test.numpy())) for name, one in methods.items()}
+        accuracies[str(number)] = scores
+    return accuracies
+
+
+# M1+M2
+
+
+def _configure_m1m2(splits: Sequence[int]) -> list[Run]:
+    """Return the runs; the settings of the M1 that they build on enter through the name of that M1's result file."""
+    results = {run.name: run.path.stem for run in _configure_m1()}
+    full_bound = {key: value for key, value in STACK.objective.items() if key != "bound_weight"}
+    presets = {"pure": STACK_PURE, "default": STACK, "full-bound": replace(STACK, objective=full_bound)}
+    hundred = [(100, seed) for seed in splits]
+    wanted = [(*one, BASE, n, s) for one in presets.items() for n, s in [*hundred, (600, 0), (1000, 0), (3000, 0)]]
+    wanted += [("pure-normal", STACK_PURE, "elbo", *one) for one in hundred]
+    found = []
+    for name, preset, m1, n, seed in wanted:
+        options = {"pure": name.startswith("pure"), "m1": m1, "m1_result": results[m1]}
+        settings = (preset.model, preset.objective, preset.training, options)
+        found.append(Run("m1m2", f"{name}-{n}", seed, "mnist", n, *settings))
+    return found
+
+
+def train_m1m2(run: Run, data_dir: str | None, keep: str | None) -> Result:
+    m1, data = load_m1(keep, run.options["m1"]), run.load(data_dir)
+    active = active_units(m1, data.x, scale=data.scale)
+    pyro.set_rng_seed(run.seed)
+    model = M1M2.from_m1(m1, data.num_classes, active=active, **run.model)
+    objective = SemiSupervisedELBO.for_data(model, data, pure=run.options["pure"], **run.objective)
+    return {**fit_and_report(run, objective, data, keep), "m1_active_units": int(active.sum())}
+
+
+if __name__ == "__main__":
+    main(__doc__, configurations, train)
