@@ -20,7 +20,18 @@ from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.networks.images import NETWORKS
 from pyro_ssvae.objectives.energy_terms import ENTROPIES
-from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE, Preset
+from pyro_ssvae.presets import (
+    DDGM_IMAGES,
+    DDGM_PHOTOS,
+    DDGM_TOY,
+    FEATURES,
+    M1_BELOW,
+    M1_PRESETS,
+    PURE,
+    STACK,
+    STACK_PURE,
+    Preset,
+)
 
 __all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
 
