@@ -31,6 +31,7 @@ _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard de
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
+_BACKGROUND = 0.25  # mean distance of corners from their median, in standard deviations of the pixels
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
 CONSISTENCY_WEIGHT = 10.0
@@ -39,7 +40,7 @@ CONSISTENCY_WEIGHT = 10.0
 
 @checked
 class AffineAugmentation(nn.Module):
-    """A random affine map for each image of a batch, by bilinear sampling with zero padding.
+    """A random affine map for each image of a batch, by bilinear sampling; ``fill`` is what lies outside the image.
 
     Args:
         rotation: Standard deviation of the angle, in radians.
@@ -47,6 +48,7 @@ class AffineAugmentation(nn.Module):
         shear: Standard deviation of the shear, as a slope.
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
+        fill: Value of the pixels outside the image, in the units of x.
 
     Example:
         >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
@@ -62,6 +64,7 @@ class AffineAugmentation(nn.Module):
         shear: float = 0.15,
         shift: float = 0.04,
         strength: float = 1.0,
+        fill: float = 0.0,
     ) -> None:
         super().__init__()
         self.rotation = rotation
@@ -69,10 +72,11 @@ class AffineAugmentation(nn.Module):
         self.shear = shear
         self.shift = shift
         self.strength = strength
+        self.fill = fill
 
     def config(self) -> dict[str, float]:
         """Return the constructor's arguments."""
-        names = ("rotation", "log_scale", "shear", "shift", "strength")
+        names = ("rotation", "log_scale", "shear", "shift", "strength", *(("fill",) if self.fill else ()))
         return {name: getattr(self, name) for name in names}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +84,9 @@ class AffineAugmentation(nn.Module):
         if x.dim() != 4:
             raise ValueError(f"Affine maps are for images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
         grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False)
+        if not self.fill:
+            return F.grid_sample(x, grid, align_corners=False)
+        return F.grid_sample(x - self.fill, grid, align_corners=False) + self.fill
 
     def maps(self, x: Tensor) -> Tensor:
         """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
@@ -283,9 +289,10 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Grey images are changed by affine maps, images in colour by crops, flips and changes of colour; features of images
-    are exchanged with those of others. Labelled rows of tables get noise, or exchange categories, and predictions must
-    be consistent when a fifth of the columns have values of other rows; both are weaker the more labels there are.
+    Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
+    changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
+    are weaker the more labels there are.
     Predictions are aligned with the class prior if it is fixed. Without any label there is no consistency, as
     confident predictions would be arbitrary.
     """
@@ -317,8 +324,21 @@ def _choose_augmentations(data: SemiSupervisedData) -> tuple[Augmentation, Augme
     """Return augmentations of labelled examples and, stronger, for consistency."""
     if data.feature_source is not None:
         return ColumnAugmentation(0.3), ColumnAugmentation(0.5)
-    kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
-    return kind(), kind(strength=1.5)
+    background = _find_background(data)
+    if data.event_shape[0] >= 3 or background is None:
+        return PhotoAugmentation(), PhotoAugmentation(strength=1.5)
+    return AffineAugmentation(fill=background), AffineAugmentation(strength=1.5, fill=background)
+
+
+def _find_background(data: SemiSupervisedData) -> float | None:
+    """Return the value of the corners of images, ``None`` where it differs: photographs fill the whole image."""
+    x = select_examples(data.x, data.scale)
+    height, width = (max(1, size // 14) for size in x.shape[-2:])
+    corners = torch.cat(
+        [x[..., i, j] for i in (slice(height), slice(-height, None)) for j in (slice(width), slice(-width, None))], -1
+    )
+    background = corners.median()
+    return background.item() if (corners - background).abs().mean() < _BACKGROUND * x.std() else None
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
