@@ -34,6 +34,7 @@ from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 __all__ = ["M1M2Classifier", "M2Classifier"]
 
 _FOLDS = 5  # of the estimate of the shares of the classes
+_TEMPERATURE = 1.3  # of predicted probabilities; lowers the calibration error of every table it was tried on
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
@@ -203,12 +204,16 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
     # Prediction.
 
     def predict_proba(self, X: ArrayLike) -> Array:
-        """Return q(y|x), shape ``(N, K)``, columns in the order of ``classes_``."""
-        return self._apply(lambda model, x: model.predict_proba(x), X)
+        """Return probabilities of the classes, shape ``(N, K)``, columns in the order of ``classes_``.
+
+        They are proportional to q(y|x) to the power of 1 / 1.3, a temperature that was chosen on tables: training on
+        its own confident predictions makes q(y|x) too sure. ``model_.predict_proba`` returns q(y|x).
+        """
+        return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
-        """Return log q(y|x), shape ``(N, K)``."""
-        return self._apply(lambda model, x: model.predict_proba(x).log(), X)
+        """Return the logarithm of :meth:`predict_proba`, shape ``(N, K)``."""
+        return self._apply(lambda model, x: (model.predict_proba(x).log() / _TEMPERATURE).log_softmax(-1), X)
 
     def predict(self, X: ArrayLike) -> Array:
         """Return the most probable class of each example, shape ``(N,)``."""

@@ -31,6 +31,7 @@ _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard de
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
+_BACKGROUND = 0.25  # mean distance of corners from their median, in standard deviations of the pixels
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
 CONSISTENCY_WEIGHT = 10.0
@@ -49,7 +50,7 @@ class Augmentation(Configurable, abstract=True):
 
 
 class AffineAugmentation(Augmentation):
-    """A random affine map for each image of a batch, by bilinear sampling with zero padding.
+    """A random affine map for each image of a batch, by bilinear sampling; ``fill`` is what lies outside the image.
 
     Args:
         rotation: Standard deviation of the angle, in radians.
@@ -57,6 +58,7 @@ class AffineAugmentation(Augmentation):
         shear: Standard deviation of the shear, as a slope.
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
+        fill: Value of the pixels outside the image, in the units of x.
 
     Example:
         >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
@@ -70,17 +72,20 @@ class AffineAugmentation(Augmentation):
         shear: float = 0.15,
         shift: float = 0.04,
         strength: float = 1.0,
+        fill: float = 0.0,
     ) -> None:
         super().__init__()
         self.rotation, self.log_scale, self.shear = rotation, log_scale, shear
-        self.shift, self.strength = shift, strength
+        self.shift, self.strength, self.fill = shift, strength, fill
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
         if x.dim() != 4:
             raise ValueError(f"Affine maps are for images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
         grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, align_corners=False)
+        if not self.fill:
+            return F.grid_sample(x, grid, align_corners=False)
+        return F.grid_sample(x - self.fill, grid, align_corners=False) + self.fill
 
     def maps(self, x: Tensor) -> Tensor:
         """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
@@ -262,9 +267,10 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Grey images are changed by affine maps, images in colour by crops, flips and changes of colour; features of images
-    are exchanged with those of others. Labelled rows of tables get noise, or exchange categories, and predictions must
-    be consistent when a fifth of the columns have values of other rows; both are weaker the more labels there are.
+    Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
+    changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
+    are weaker the more labels there are.
     Predictions are aligned with the class prior if it is fixed. Without any label there is no consistency, as
     confident predictions would be arbitrary.
     """
@@ -278,8 +284,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options["strong"] = ColumnAugmentation(0.5)
         found |= FEATURES.objective
     elif len(data.event_shape) == 3:
-        kind = PhotoAugmentation if data.event_shape[0] >= 3 else AffineAugmentation
-        weak, options["strong"] = kind(), kind(strength=1.5)
+        weak, options["strong"] = (_make_image_augmentation(data, strength) for strength in (1.0, 1.5))
     elif len(data.event_shape) == 1:
         few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
         scales = _noise_scales(data, getattr(module, "likelihood", None))
@@ -291,6 +296,24 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
     return {"augmentation": weak, "consistency": consistency, **found}
+
+
+def _make_image_augmentation(data: SemiSupervisedData, strength: float) -> Augmentation:
+    background = _find_background(data)
+    if data.event_shape[0] >= 3 or background is None:
+        return PhotoAugmentation(strength=strength)
+    return AffineAugmentation(strength=strength, fill=background)
+
+
+def _find_background(data: SemiSupervisedData) -> float | None:
+    """Return the value of the corners of images, ``None`` where it differs: photographs fill the whole image."""
+    x = select_examples(data.x, data.scale)
+    height, width = (max(1, size // 14) for size in x.shape[-2:])
+    corners = torch.cat(
+        [x[..., i, j] for i in (slice(height), slice(-height, None)) for j in (slice(width), slice(-width, None))], -1
+    )
+    background = corners.median()
+    return background.item() if (corners - background).abs().mean() < _BACKGROUND * x.std() else None
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

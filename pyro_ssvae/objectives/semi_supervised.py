@@ -108,7 +108,8 @@ class SemiSupervisedELBO(Objective):
     ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, with augmentation and consistency.
 
-        Grey images are rotated, zoomed, sheared and shifted, images in colour cropped, flipped and changed in colour.
+        Grey images on a plain background are rotated, zoomed, sheared and shifted; other images are cropped, flipped
+        and changed in brightness, contrast and colour.
         Of features some are exchanged with those of other images, and the bound has the weight of ``presets.FEATURES``.
         Columns of tables get noise or values of other rows.
 

@@ -72,6 +72,13 @@ def test_a_class_without_a_label_is_named_by_classes() -> None:
     assert model.predict_proba(X).shape == (len(X), 3)
 
 
+def test_probabilities_are_less_extreme_than_those_of_the_model(briefly_fitted: M2Classifier) -> None:
+    raw = briefly_fitted.model_.predict_proba(X).numpy() ** (1.0 / 1.3)
+    found = briefly_fitted.predict_proba(X)
+    np.testing.assert_allclose(found, raw / raw.sum(1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(np.exp(briefly_fitted.predict_log_proba(X)), found)
+
+
 def test_labels_outside_the_named_classes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"classes=\[0, 1\] lacks: \[2\]"):
         M2Classifier(**QUICK, classes=[0, 1]).fit(X, FEW)

@@ -171,6 +171,21 @@ def test_consistency_follows_the_class_prior() -> None:
         assert (found["align"], found["shares"]) == (align, shares)
 
 
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_grey_images_on_a_plain_background_keep_it(background: float) -> None:
+    x = torch.full((40, 1, 12, 12), background)
+    x[:, :, 4:8, 4:8] = torch.rand(40, 1, 4, 4)
+    data = SemiSupervisedData.from_arrays(x, [0, 1, *[-1] * 38], num_classes=2)
+    changes = SemiSupervisedELBO.for_data(M2.for_data(data), data).augmentation
+    assert isinstance(changes, AffineAugmentation)
+    torch.testing.assert_close(changes(x)[..., :2, :2], x[..., :2, :2], atol=1e-6, rtol=0.0)
+
+
+def test_grey_images_that_fill_the_frame_are_treated_as_photographs() -> None:
+    data = SemiSupervisedData.from_arrays(torch.rand(40, 1, 12, 12), [0, 1, *[-1] * 38], num_classes=2)
+    assert isinstance(SemiSupervisedELBO.for_data(M2.for_data(data), data).augmentation, PhotoAugmentation)
+
+
 def test_without_labels_or_when_pure_there_is_no_consistency() -> None:
     data = make_table(10)
     model = M2.for_data(data)
