@@ -1,10 +1,8 @@
 r"""Priors of z, modules that return a Pyro distribution when called, and priors of the class probabilities π.
 
-A class prior p(y|π)p(π) has a model and a guide with the one global site ``"pi"``, which belongs to the whole data set
-and is scored once per objective. Two of them learn π:
+A class prior p(y|π)p(π) has a model and a guide with the global site ``"pi"``, scored once per objective. Two learn π:
 
-* :class:`MAPClassPrior`: a *point mass*, q(π) = δ(π - π̂). The bound gains log p(π̂); it is exact up to a constant
-  (the entropy of the point mass, which does not depend on π̂).
+* :class:`MAPClassPrior`: a *point mass*, q(π) = δ(π - π̂). The bound gains log p(π̂), but for a constant entropy.
 * :class:`DirichletClassPrior`: a *Dirichlet* q(π). The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over
   q(π).
 """

@@ -98,7 +98,7 @@ class DeepEstimator(BaseEstimator):
 
     def _set_parameters(self, given: Mapping[str, Any]) -> None:
         """Keep the arguments of a constructor, given as its ``locals()``."""
-        vars(self).update({name: value for name, value in given.items() if name != "self"})
+        self.__dict__.update({name: value for name, value in given.items() if name != "self"})
 
     # Input.
 
