@@ -1,0 +1,183 @@
+"""Measure what each option changes: one at a time, on digits with 50 labels and a ring of points, paired by seed.
+
+python benchmarks/options.py --only m2    # 45 minutes on one core; what was measured before is kept
+python benchmarks/options.py --only ddgm  # half an hour
+python benchmarks/options.py --write      # the tables alone, from docs/benchmarks/options.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+from table_format import format_table, load_json
+
+from pyro_ssvae import DDGM, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.data import make_toy_data
+from pyro_ssvae.evaluation import measure_toy_model
+from pyro_ssvae.presets import DDGM_TOY
+
+DOCS = Path(__file__).parents[1] / "docs"
+STORE = DOCS / "benchmarks" / "options.json"
+
+M2_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "model": [
+        *({"prior": name} for name in ("mixture", "vamp", "flow", "student_t")),
+        *({"class_prior": name} for name in ("map", "dirichlet")),
+        {"classifier": "mlp"},
+        {"latent_dim": 5},
+        {"hidden_dims": (100,)},
+        {"activation": "softplus"},
+        {"dropout": 0.2},
+    ],
+    "objective": [
+        {"pure": True},
+        *({"alpha": weight} for weight in (1.0, 100.0)),
+        *({"bound_weight": weight} for weight in (0.0, 0.1)),
+        {"bound_batch_size": 32},
+        {"enumeration": "top-k"},
+        {"enumeration": "top-k", "top_k": 2},
+        {"elbo": "stock"},
+        {"analytic_kl": False},
+        {"num_particles": 4},
+        {"num_particles": 4, "importance_weighted": True},
+    ],
+    "training": [
+        *({"max_steps": steps} for steps in (100, 1000)),
+        {"batch_size": 32},
+        {"labelled_batch_size": 10},
+        *({"learning_rate": rate} for rate in (1e-3, 1e-2)),
+        {"warmup_steps": 0},
+        {"decay_start": 1.0},
+        {"final_learning_rate": 0.0},
+        {"weight_decay": 0.1},
+        {"gradient_clip": 10.0},
+        {"kl_warmup": 0.0},
+        {"kl_peak": 8.0},
+        {"kl_peak": 8.0, "kl_anneal_end": 1.0},
+        {"kl_weight": 4.0},
+        {"ema_decay": 0.0},
+        {"patience": 3},
+        {"binarisation": "dynamic"},
+        {"precision": "64-true"},
+    ],
+}
+DDGM_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "model": [{"prior": "uniform"}],
+    "objective": [
+        *({"entropy": name} for name in ("batch_norm",)),
+        {"entropy_weight": 0.3},
+        {"generator_rate": 1.0},
+        {"generator_steps": 1},
+        {"shared_draws": True},
+        {"gradient_penalty": 0.0},
+        {"penalty_fraction": 0.25},
+        {"langevin_steps": 0},
+        {"mle_fraction": 0.0},
+    ],
+    "training": [{"batch_size": 128}, {"learning_rate": 3e-3}, {"gradient_clip": None}, {"ema_decay": 0.0}],
+}
+
+
+def run_m2(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Train M2 for 400 steps on images of digits with five labels a class, and return test error, % and bound, nats."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(x))
+    train, validation, test = np.split(order, [int(0.7 * len(x)), int(0.85 * len(x))])
+    seen = np.full(len(train), -1)
+    for k in range(10):
+        seen[np.flatnonzero(y[train] == k)[:5]] = k
+    x = x.reshape(-1, 1, 8, 8) / 16.0
+    held_out = {"x_validation": x[validation], "y_validation": y[validation], "x_test": x[test], "y_test": y[test]}
+    data = SemiSupervisedData.from_arrays(x[train], seen, **held_out, scale=1.0, seed=seed)
+    model = M2.for_data(data, **changes.get("model", {}))
+    objective = SemiSupervisedELBO.for_data(model, data, **changes.get("objective", {}))
+    settings = {"device": "cpu", "max_steps": 400} | changes.get("training", {})
+    done = fit(objective, data, TrainingConfig(**settings), progress=False)
+    error = float((model.predict(data.x_test) != data.y_test).float().mean())
+    bound = objective.mean_bound(data.x_test, seed=seed)
+    return {"error, %": 100 * error, "bound, nats": bound, "seconds": done.train_seconds}
+
+
+def run_ddgm(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Train a DDGM for 800 steps on a ring of ten Gaussians, and return distances of samples and of the energy."""
+    data = make_toy_data("ring", seed=seed)
+    model = DDGM.for_data(data, **changes.get("model", {}))
+    objective = EnergyObjective.for_data(model, data, **DDGM_TOY.objective | changes.get("objective", {}))
+    settings = DDGM_TOY.training | {"max_steps": 800, "device": "cpu"} | changes.get("training", {})
+    done = fit(objective, data, TrainingConfig(**settings), progress=False)
+    found = measure_toy_model(model, "ring", seed=seed)
+    names = {"energy distance of samples": "energy_distance", "total variation of the energy": "total_variation"}
+    return {words: found[key] for words, key in names.items()} | {"seconds": done.train_seconds}
+
+
+PARTS: dict[str, tuple[Any, dict[str, list[dict[str, Any]]]]] = {
+    "m2": (run_m2, M2_OPTIONS),
+    "ddgm": (run_ddgm, DDGM_OPTIONS),
+}
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Return options as they are written in a call."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def measure(part: str, seeds: range, store: dict[str, Any]) -> None:
+    """Make the runs that the store lacks."""
+    run, options = PARTS[part]
+    changes = {describe(values): {kind: values} for kind, several in options.items() for values in several}
+    for name, change in {"default": {}, **changes}.items():
+        for seed in seeds:
+            if (key := f"{part}/{name}/{seed}") not in store:
+                store[key] = run(seed, change)
+                print(f"{key}: {store[key]}", flush=True)
+                STORE.write_text(json.dumps(store, indent=0) + "\n")
+
+
+def compare(before: list[float], after: list[float]) -> str:
+    """Return the mean difference, bold where it is more than twice its standard error."""
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    mean, error = statistics.mean(changes), statistics.stdev(changes) / len(changes) ** 0.5
+    return f"**{mean:+.2f}**" if abs(mean) > 2 * error else f"{mean:+.2f}"
+
+
+def make_table(part: str, store: dict[str, Any]) -> str:
+    """Return what each option changes: means of the paired differences, and the ratio of times."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for key, values in store.items():
+        family, name, _ = key.split("/")
+        if family == part:
+            found.setdefault(name, []).append(values)
+    if not found:
+        return ""
+    default = found.pop("default")
+    names = [name for name in default[0] if name != "seconds"]
+    rows = [["*default*", *(f"{statistics.mean(one[name] for one in default):.2f}" for name in names), "1.0"]]
+    for option, runs in found.items():
+        cells = [compare([one[name] for one in default], [one[name] for one in runs]) for name in names]
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(default, runs, strict=True)]
+        rows.append([f"`{option}`", *cells, f"{statistics.median(ratios):.1f}"])
+    return format_table(["option", *names, "time"], rows)
+
+
+def main() -> None:
+    """Make the missing runs and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(PARTS), action="append", help="this model alone")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds 0 to K-1 (default: 3)")
+    parser.add_argument("--write", action="store_true", help="only write the tables")
+    args = parser.parse_args()
+    store = load_json(STORE, {})
+    for part in args.only or PARTS:
+        if not args.write:
+            measure(part, range(args.seeds), store)
+        (DOCS / "_generated" / f"options_{part}.md").write_text(make_table(part, store) + "\n")
+
+
+if __name__ == "__main__":
+    main()
