@@ -134,9 +134,10 @@ def check_finite(x: Tensor, name: str, *, allow_missing: bool = False) -> None:
     """Raise ``ValueError`` for examples ``(N, *event_shape)`` that are infinite or, unless allowed, NaN."""
     if not x.is_floating_point():
         return
-    bad = x.isinf() if allow_missing else ~x.isfinite()
-    if not bad.any():
+    good = ~x.isinf() if allow_missing else x.isfinite()
+    if good.all():
         return
+    bad = ~good
     examples = bad.flatten(1).any(1).nonzero().flatten().tolist()
     places = ", ".join(f"{name}[{i}]" for i in examples[:3]) + (", ..." if len(examples) > 3 else "")
     remedy = "Drop those examples or fill the values in"

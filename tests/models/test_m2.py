@@ -102,7 +102,7 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
         (lambda: make_m2(dropout=1.0), ValueError, "dropout"),
         (lambda: make_m2(likelihood="nope"), ValueError, "bernoulli, gaussian"),
         (lambda: make_m2(likelihood=3), TypeError, "Likelihood"),
-        (lambda: make_m2(class_prior="nope"), ValueError, "uniform, map or dirichlet"),
+        (lambda: make_m2(class_prior="nope"), ValueError, "uniform, map, dirichlet"),
         (lambda: make_m2(class_prior=3), TypeError, "ClassPrior"),
         (lambda: make_m2(class_prior=FixedClassPrior(3)), ValueError, "3 classes"),
         (lambda: make_m2(classifier="nope"), ValueError, "auto, conv or mlp"),
@@ -316,4 +316,4 @@ def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own
     grey = pyro_ssvae.SemiSupervisedData.from_arrays(x[:, :1], y)
     plain = M2.for_data(grey, latent_dim=2, hidden_dims=(16,))
     assert (plain.likelihood.name, plain.config()["arguments"]["networks"]) == ("bernoulli", "mlp")
-    assert "rotation" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]
+    assert "crop" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]  # it fills the frame
