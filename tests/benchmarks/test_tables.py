@@ -46,6 +46,7 @@ def counts() -> tuple[np.ndarray, np.ndarray]:
     return random.poisson(rates * random.uniform(0.5, 2.0, (60, 1))), np.array(["B cell", "T cell"])[y]
 
 
+@pytest.mark.slow
 def test_each_method_is_fitted_once(
     tmp_path: Path, counts: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ class _Truth(nn.Module):
         return self.constant - ring_distribution().log_prob(x)
 
 
+@pytest.mark.slow
 def test_a_perfect_model_of_the_ring() -> None:
     x, _ = draw_ring(20_000, torch.Generator().manual_seed(8))
     torch.manual_seed(0)
@@ -63,6 +64,7 @@ def test_a_perfect_model_of_the_ring() -> None:
     assert {f"langevin_{name}" for name in ("modes", "shares", "high_quality", "energy_distance")} < set(found)
 
 
+@pytest.mark.slow
 def test_a_poor_model_of_the_spiral() -> None:
     torch.manual_seed(0)
     ddgm = DDGM((2,), generator=_Points(torch.randn(500, 2)))

@@ -385,6 +385,7 @@ def test_parts_that_do_not_fit(call: object, error: type[Exception], words: str)
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unrendered")
 def test_fit_on_digits(tmp_path: Path) -> None:
     data = SemiSupervisedData.from_name("digits", num_labels=100)

@@ -112,6 +112,7 @@ def test_patches_are_shuffled(count: int, size: tuple[int, int]) -> None:
     assert orders[0] != orders[1]
 
 
+@pytest.mark.slow
 def test_energy_of_cut_mix_is_raised() -> None:
     """Halves of two images, which no image of the data combines."""
     torch.manual_seed(0)
