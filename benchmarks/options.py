@@ -1,8 +1,6 @@
-"""Measure what each option changes: one at a time, on digits with 50 labels and a ring of points, paired by seed.
+"""Measure what each option of M2 changes: one at a time, on digits with 50 labels, paired by seed.
 
-python benchmarks/options.py --only m2    # 45 minutes on one core; what was measured before is kept
-python benchmarks/options.py --only ddgm  # half an hour
-python benchmarks/options.py --write      # the tables alone, from docs/benchmarks/options.json
+python benchmarks/options.py  # 45 minutes on one core; what was measured before is kept
 """
 
 from __future__ import annotations
@@ -17,10 +15,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from table_format import format_table, load_json
 
-from pyro_ssvae import DDGM, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.evaluation import measure_toy_model
-from pyro_ssvae.presets import DDGM_TOY
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
 DOCS = Path(__file__).parents[1] / "docs"
 STORE = DOCS / "benchmarks" / "options.json"
@@ -67,21 +62,6 @@ M2_OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"precision": "64-true"},
     ],
 }
-DDGM_OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "model": [{"prior": "uniform"}],
-    "objective": [
-        *({"entropy": name} for name in ("batch_norm",)),
-        {"entropy_weight": 0.3},
-        {"generator_rate": 1.0},
-        {"generator_steps": 1},
-        {"shared_draws": True},
-        {"gradient_penalty": 0.0},
-        {"penalty_fraction": 0.25},
-        {"langevin_steps": 0},
-        {"mle_fraction": 0.0},
-    ],
-    "training": [{"batch_size": 128}, {"learning_rate": 3e-3}, {"gradient_clip": None}, {"ema_decay": 0.0}],
-}
 
 
 def run_m2(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -104,37 +84,19 @@ def run_m2(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {"error, %": 100 * error, "bound, nats": bound, "seconds": done.train_seconds}
 
 
-def run_ddgm(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Train a DDGM for 800 steps on a ring of ten Gaussians, and return distances of samples and of the energy."""
-    data = make_toy_data("ring", seed=seed)
-    model = DDGM.for_data(data, **changes.get("model", {}))
-    objective = EnergyObjective.for_data(model, data, **DDGM_TOY.objective | changes.get("objective", {}))
-    settings = DDGM_TOY.training | {"max_steps": 800, "device": "cpu"} | changes.get("training", {})
-    done = fit(objective, data, TrainingConfig(**settings), progress=False)
-    found = measure_toy_model(model, "ring", seed=seed)
-    names = {"energy distance of samples": "energy_distance", "total variation of the energy": "total_variation"}
-    return {words: found[key] for words, key in names.items()} | {"seconds": done.train_seconds}
-
-
-PARTS: dict[str, tuple[Any, dict[str, list[dict[str, Any]]]]] = {
-    "m2": (run_m2, M2_OPTIONS),
-    "ddgm": (run_ddgm, DDGM_OPTIONS),
-}
-
-
 def describe(values: dict[str, Any]) -> str:
     """Return options as they are written in a call."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def measure(part: str, seeds: range, store: dict[str, Any]) -> None:
+def measure(seeds: range) -> None:
     """Make the runs that the store lacks."""
-    run, options = PARTS[part]
-    changes = {describe(values): {kind: values} for kind, several in options.items() for values in several}
+    store = load_json(STORE, {})
+    changes = {describe(values): {kind: values} for kind, several in M2_OPTIONS.items() for values in several}
     for name, change in {"default": {}, **changes}.items():
         for seed in seeds:
-            if (key := f"{part}/{name}/{seed}") not in store:
-                store[key] = run(seed, change)
+            if (key := f"m2/{name}/{seed}") not in store:
+                store[key] = run_m2(seed, change)
                 print(f"{key}: {store[key]}", flush=True)
                 STORE.write_text(json.dumps(store, indent=0) + "\n")
 
@@ -146,15 +108,13 @@ def compare(before: list[float], after: list[float]) -> str:
     return f"**{mean:+.2f}**" if abs(mean) > 2 * error else f"{mean:+.2f}"
 
 
-def make_table(part: str, store: dict[str, Any]) -> str:
+def make_tables(measured: Path) -> dict[str, str]:
     """Return what each option changes: means of the paired differences, and the ratio of times."""
     found: dict[str, list[dict[str, float]]] = {}
-    for key, values in store.items():
-        family, name, _ = key.split("/")
-        if family == part:
-            found.setdefault(name, []).append(values)
+    for key, values in load_json(measured / STORE.name, {}).items():
+        found.setdefault(key.split("/")[1], []).append(values)
     if not found:
-        return ""
+        return {"options_m2": ""}
     default = found.pop("default")
     names = [name for name in default[0] if name != "seconds"]
     rows = [["*default*", *(f"{statistics.mean(one[name] for one in default):.2f}" for name in names), "1.0"]]
@@ -162,21 +122,15 @@ def make_table(part: str, store: dict[str, Any]) -> str:
         cells = [compare([one[name] for one in default], [one[name] for one in runs]) for name in names]
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(default, runs, strict=True)]
         rows.append([f"`{option}`", *cells, f"{statistics.median(ratios):.1f}"])
-    return format_table(["option", *names, "time"], rows)
+    return {"options_m2": format_table(["option", *names, "time"], rows)}
 
 
 def main() -> None:
-    """Make the missing runs and write the tables."""
+    """Make the missing runs and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(PARTS), action="append", help="this model alone")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds 0 to K-1 (default: 3)")
-    parser.add_argument("--write", action="store_true", help="only write the tables")
-    args = parser.parse_args()
-    store = load_json(STORE, {})
-    for part in args.only or PARTS:
-        if not args.write:
-            measure(part, range(args.seeds), store)
-        (DOCS / "_generated" / f"options_{part}.md").write_text(make_table(part, store) + "\n")
+    measure(range(parser.parse_args().seeds))
+    (DOCS / "_generated" / "options_m2.md").write_text(make_tables(STORE.parent)["options_m2"] + "\n")
 
 
 if __name__ == "__main__":

@@ -303,7 +303,8 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
         x = as_examples(array, "x", event_shape=model.event_shape, **allowed)
     x = x.detach()
     if x.shape[1:] != model.event_shape:
-        raise ValueError(f"x must have shape (B, {', '.join(map(str, model.event_shape))}); got {tuple(x.shape)}.")
+        shape = tuple(model.event_shape)
+        raise ValueError(f"x must have shape (B, *event_shape) with event_shape={shape}; got {tuple(x.shape)}.")
     if x.is_meta:  # has no values
         if not next(model.parameters()).is_meta:
             raise ValueError("x is on the device 'meta', where tensors hold no values; pass it on the CPU.")

@@ -282,7 +282,7 @@ def test_bad_arguments() -> None:
         log_likelihood(m1, torch.zeros(0, 6))
     with pytest.raises(ValueError, match="num_samples=0"):
         log_likelihood(m1, torch.zeros(1, 6), num_samples=0)
-    with pytest.raises(ValueError, match=r"\(B, 6\); got \(2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"event_shape=\(6,\); got \(2, 3, 2\)"):
         log_likelihood(m1, torch.zeros(2, 3, 2))
     with pytest.raises(ValueError, match=r"scale=1.*Bernoulli"):
         log_likelihood(m1, torch.full((2, 6), 200, dtype=torch.uint8), scale=1.0)
