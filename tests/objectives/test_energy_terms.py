@@ -131,6 +131,7 @@ def test_energy_of_cut_mix_is_raised() -> None:
     assert abs(above[0.0]) < 1.0 < 2.5 < above[1.0]
 
 
+@pytest.mark.slow
 def test_energy_of_a_blank_image_is_raised() -> None:
     """The generator gives no blank image, so no other term of the loss changes its energy."""
     torch.manual_seed(0)

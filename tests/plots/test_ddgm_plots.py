@@ -87,6 +87,7 @@ def test_energies_of_every_kind() -> None:
     assert min(middles) == middles[names.index("blank")]
 
 
+@pytest.mark.slow
 def test_interpolations_and_analogies_of_images() -> None:
     torch.manual_seed(0)
     ddgm = DDGM((1, 8, 8), latent_dim=3)

@@ -200,6 +200,7 @@ def test_a_launcher_of_several_processes_is_refused(
 @pytest.mark.parametrize(
     "content", [None, pytest.param(b"", marks=pytest.mark.slow), pytest.param(b"PK nonsense", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_label_split_that_is_lost_is_written_again(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
