@@ -52,7 +52,9 @@ nitpicky = True
 nitpick_ignore = [  # not public, but named as base class or value of what is
     ("py:class", "pyro_ssvae.distributions.priors.Prior"),
     ("py:class", "pyro_ssvae.distributions.torch_distributions.ScaledNormal"),
+    ("py:class", "pyro_ssvae.distributions.torch_distributions.BernoulliByLogits"),
     ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
+    ("py:class", "pyro_ssvae.objectives.regularisers.Augmentation"),
     ("py:class", "pyro_ssvae.data.features.FeatureSource"),
 ]
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+(\..*)?")]
