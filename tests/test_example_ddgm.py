@@ -115,6 +115,7 @@ def test_the_movie_continues_when_a_run_is_resumed(
         assert titles(film) == [0, 20, 30, 40]
 
 
+@pytest.mark.slow
 def test_training_that_fails_leaves_its_movie(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

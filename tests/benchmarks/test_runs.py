@@ -70,6 +70,7 @@ def test_every_published_result_has_one_configuration_that_makes_it() -> None:
     assert published <= paths
 
 
+@pytest.mark.slow
 def test_classifiers_on_latents_see_the_latents_of_the_labelled_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples reveal their class in one number, which the encoder passes on; half of the test labels are wrong."""
     y = torch.arange(90) % 3

@@ -59,6 +59,7 @@ def test_smoothing_adds_noise() -> None:
     assert grid.total_variation(grid.smooth(sharp, 0.8), wide) < 1e-3
 
 
+@pytest.mark.slow
 def test_annealing_finds_log_z_of_a_mixture() -> None:
     def energy(x: Tensor) -> Tensor:
         return 1.7 - ring_distribution().log_prob(x)

@@ -244,7 +244,9 @@ def test_two_models_never_interfere() -> None:
     assert all(changed)
 
 
-@pytest.mark.parametrize("class_prior", ["uniform", "map", "dirichlet"])
+@pytest.mark.parametrize(
+    "class_prior", ["uniform", *(pytest.param(name, marks=pytest.mark.slow) for name in ("map", "dirichlet"))]
+)
 def test_stock_svi_trains_model_and_guide(class_prior: str) -> None:
     """Pyro's own SVI, optimiser and ELBOs on the untouched module: what Pyro users will try first."""
     pyro.clear_param_store()

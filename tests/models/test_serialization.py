@@ -228,6 +228,7 @@ def test_training_functions_are_model_and_guide() -> None:
     assert m1m2.training_functions() == (m1m2.latent_model, m1m2.latent_guide)
 
 
+@pytest.mark.slow
 def test_models_are_importable_without_plotting_and_training_packages() -> None:
     """The models of the package alone: its parent is replaced by an empty package with the same path."""
     root = Path(pyro_ssvae.__file__).parent

@@ -178,6 +178,7 @@ def make_ddgm(data, **options):
     return DDGM(data.event_shape, **{"latent_dim": 3} | options)
 
 
+@pytest.mark.slow
 def test_a_run_of_an_energy_model(tmp_path):
     data = make_data()
     state = torch.get_rng_state()
