@@ -34,7 +34,7 @@ from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 __all__ = ["M1M2Classifier", "M2Classifier"]
 
 _FOLDS = 5  # of the estimate of the shares of the classes
-_TEMPERATURE = 1.3  # of predicted probabilities; lowers the calibration error of every table it was tried on
+_TEMPERATURE = 1.3  # of predicted probabilities; chosen as docs/results_tables.md says
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
@@ -48,15 +48,14 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             :mod:`pyro_ssvae.distributions`.
         class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
             regression and a random forest trained on the labelled rows, then of an M2 trained for 500 steps with these
-            shares, both nearer to equal shares the less certain they are;
-            ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
-            sorted classes.
+            shares, both nearer to equal shares the less certain they are; ``"uniform"``, ``"map"`` (learned),
+            ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
-            the columns have values of other examples (of images: after an affine map). On tables this is its weight up
-            to five labels a class, from where it falls in proportion. If it and ``bound_weight`` are 0, the classifier
-            learns from labels alone.
+            the columns have values of other examples (of images: when they are augmented). On tables this is its weight
+            up to five labels a class, from where it falls in proportion. If it and ``bound_weight`` are 0, the
+            classifier learns from labels alone.
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.
@@ -206,8 +205,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
     def predict_proba(self, X: ArrayLike) -> Array:
         """Return probabilities of the classes, shape ``(N, K)``, columns in the order of ``classes_``.
 
-        They are proportional to q(y|x) to the power of 1 / 1.3, a temperature that was chosen on tables: training on
-        its own confident predictions makes q(y|x) too sure. ``model_.predict_proba`` returns q(y|x).
+        They are the softmax of the logits of q(y|x) divided by a temperature of 1.3, because training on its own
+        confident predictions makes q(y|x) overconfident on most tables. ``model_.predict_proba`` returns q(y|x) itself.
         """
         return np.exp(self.predict_log_proba(X))
 

@@ -168,7 +168,7 @@ class EnergyObjective(Objective):
         x = data.x_validation
         model: Any = self.module
         if not len(x):
-            x = data.x[torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))]
+            x = data.x[torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))[:NUM_DIAGNOSED]]
         metrics = energy_diagnostics(model, x[:NUM_DIAGNOSED], scale=data.scale, seed=seed)
         if model.num_classes is not None:
             error = classification_error(model, data.x_validation, data.y_validation, scale=data.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -270,9 +271,8 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
     exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
-    are weaker the more labels there are.
-    Predictions are aligned with the class prior if it is fixed. Without any label there is no consistency, as
-    confident predictions would be arbitrary.
+    are weaker the more labels there are. Predictions are aligned with the class prior if it is fixed. Without any label
+    there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
@@ -284,7 +284,10 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options["strong"] = ColumnAugmentation(0.5)
         found |= FEATURES.objective
     elif len(data.event_shape) == 3:
-        weak, options["strong"] = (_make_image_augmentation(data, strength) for strength in (1.0, 1.5))
+        background = None if data.event_shape[0] >= 3 else _find_background(data)
+        kind: Callable[..., Augmentation]
+        kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
+        weak, options["strong"] = kind(), kind(strength=1.5)
     elif len(data.event_shape) == 1:
         few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
         scales = _noise_scales(data, getattr(module, "likelihood", None))
@@ -298,15 +301,8 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     return {"augmentation": weak, "consistency": consistency, **found}
 
 
-def _make_image_augmentation(data: SemiSupervisedData, strength: float) -> Augmentation:
-    background = _find_background(data)
-    if data.event_shape[0] >= 3 or background is None:
-        return PhotoAugmentation(strength=strength)
-    return AffineAugmentation(strength=strength, fill=background)
-
-
 def _find_background(data: SemiSupervisedData) -> float | None:
-    """Return the value of the corners of images, ``None`` where it differs: photographs fill the whole image."""
+    """Return the value of the corners of images; ``None`` where corners differ, as those of photographs do."""
     x = select_examples(data.x, data.scale)
     height, width = (max(1, size // 14) for size in x.shape[-2:])
     corners = torch.cat(

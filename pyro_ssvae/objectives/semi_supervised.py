@@ -109,9 +109,8 @@ class SemiSupervisedELBO(Objective):
         """Return the default objective for a model and data: J^α, with augmentation and consistency.
 
         Grey images on a plain background are rotated, zoomed, sheared and shifted; other images are cropped, flipped
-        and changed in brightness, contrast and colour.
-        Of features some are exchanged with those of other images, and the bound has the weight of ``presets.FEATURES``.
-        Columns of tables get noise or values of other rows.
+        and changed in brightness, contrast and colour. Some features are exchanged with those of other images, and
+        their bound has the weight of ``presets.FEATURES``. Columns of tables get noise or values of other rows.
 
         Args:
             module: The model.
@@ -213,7 +212,10 @@ class SemiSupervisedELBO(Objective):
         return loss / x.shape[0]
 
     def validate(self, data: SemiSupervisedData, **options: Any) -> Validation:
-        """Evaluate on validation examples: the error, by which weights are chosen, and diagnostics of q(y|x) and z."""
+        """Evaluate on validation examples: the error, by which weights are chosen, and diagnostics of q(y|x) and z.
+
+        The other arguments of :meth:`Objective.validate` have no effect here.
+        """
         if not len(data.x_validation):
             return Validation()
         metrics = posterior_diagnostics(self.module, data.x_validation[:NUM_DIAGNOSED], scale=data.scale)
