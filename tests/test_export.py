@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -208,21 +207,3 @@ def test_the_c_plus_plus_program_gives_the_numbers_of_python(tmp_path: Path) -> 
         assert np.abs(grey[1] - 255 * means).max() <= 0.51
     wrong = subprocess.run([*command[:2], tmp_path / "sheet.pgm"], capture_output=True, text=True)
     assert (wrong.returncode, "no idx file" in wrong.stderr) == (2, True)
-
-
-@pytest.mark.slow
-def test_the_tutorial_does_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
-    page = (ROOT / "docs" / "web_and_cpp.md").read_text().replace("examples/cpp", str(ROOT / "examples" / "cpp"))
-    names: dict[str, Any] = {}
-    for language, code in re.findall(r"```(python|bash)\n(.*?)```", page, re.DOTALL):
-        if language == "python":
-            exec(code, names)
-        else:
-            printed = subprocess.run(["bash", "-ec", code], check=True, capture_output=True, text=True).stdout
-    assert (tmp_path / "explorer.html").stat().st_size > 10**6
-    assert np.abs(names["probabilities"] - names["m2"].predict_proba(names["data"].x_test[:5]).numpy()).max() < 1e-5
-    found = re.search(r"log p\(x\|z\) +(\S+)", printed)
-    assert found is not None
-    assert float(found[1]) == pytest.approx(float(names["log_likelihood"]), abs=1e-4)
