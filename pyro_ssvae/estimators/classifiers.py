@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
@@ -34,7 +34,7 @@ from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 __all__ = ["M1M2Classifier", "M2Classifier"]
 
 _FOLDS = 5  # of the estimate of the shares of the classes
-_TEMPERATURE = 1.3  # of predicted probabilities; chosen as docs/results_tables.md says
+_EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as docs/results_tables.md says
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
@@ -76,6 +76,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         transduction_: Predicted classes of the training examples, shape ``(N,)``; given labels are kept.
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
+        temperature_: That of the predicted probabilities: 1.6 with five or fewer labels a class, nearer to 1 with more.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -157,6 +158,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))
         self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
+        self.temperature_ = 1.0 + _EXCESS * min(1.0, _FEW * len(self.classes_) / max(1, (codes >= 0).sum())) ** 0.5
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
         warn_about_class_prior(self.model_, data, self.classes_)
@@ -205,14 +207,15 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
     def predict_proba(self, X: ArrayLike) -> Array:
         """Return probabilities of the classes, shape ``(N, K)``, columns in the order of ``classes_``.
 
-        They are the softmax of the logits of q(y|x) divided by a temperature of 1.3, because training on its own
-        confident predictions makes q(y|x) overconfident on most tables. ``model_.predict_proba`` returns q(y|x) itself.
+        They are the softmax of the logits of q(y|x) divided by ``temperature_``, because training on few labels and on
+        its own confident predictions makes q(y|x) overconfident. ``model_.predict_proba`` returns q(y|x) itself.
         """
         return np.exp(self.predict_log_proba(X))
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Return the logarithm of :meth:`predict_proba`, shape ``(N, K)``."""
-        return self._apply(lambda model, x: (model.predict_proba(x).log() / _TEMPERATURE).log_softmax(-1), X)
+        check_is_fitted(self, "model_")
+        return self._apply(lambda model, x: (model.predict_proba(x).log() / self.temperature_).log_softmax(-1), X)
 
     def predict(self, X: ArrayLike) -> Array:
         """Return the most probable class of each example, shape ``(N,)``."""
