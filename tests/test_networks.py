@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ssvae import M1, M2
@@ -95,6 +98,38 @@ def test_encoder_and_decoder_of_images_have_no_classes_in_m1_and_may_be_replaced
     assert isinstance(m1.decoder, ImageDecoder)
     own = MLP((3, 16, 16), 6)
     assert M1((3, 16, 16), networks="conv", latent_dim=3, encoder=own).encoder is own
+
+
+@pytest.mark.parametrize("networks", ["mlp", "conv"])
+def test_the_pose_moves_what_the_other_latents_decode_to(networks: str) -> None:
+    torch.manual_seed(0)
+    model = M2((2, 9, 9), 3, networks=networks, latent_dim=8, hidden_dims=(16,), classifier="mlp", pose=True)
+    classes, z = torch.arange(3)[:, None], torch.randn(4, 8)
+    shape = (3, 4, 2, 9, 9)
+    plain = model.decoder.decoder(z[:, 6:], classes).view(shape)
+
+    def decode(pose: list[float]) -> Tensor:
+        return model.decoder(torch.cat([torch.tensor(pose).expand(4, 6), z[:, 6:]], -1), classes).view(shape)
+
+    torch.testing.assert_close(decode([0.0] * 6), plain)
+    quarter, pixel = 0.5 * math.pi / 0.25, 1.0 / 9.0 / 0.05
+    torch.testing.assert_close(decode([quarter, 0, 0, 0, 0, 0]), plain.rot90(1, (-2, -1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decode([0, 0, 0, 0, pixel, 0])[..., :-1], plain[..., 1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(decode([0, 0, 0, 0, 0, -pixel])[..., 1:, :], plain[..., :-1, :], atol=1e-4, rtol=0)
+    twice = decode([0, math.log(2.0) / 0.12, math.log(2.0) / 0.12, 0, 0, 0])  # every second pixel about the centre
+    torch.testing.assert_close(twice[..., 2:7, 2:7], plain[..., ::2, ::2], atol=1e-4, rtol=0)
+    slanted = decode([0, 0, 0, 1.0 / 0.2, 0, 0])  # a row moves by its height above the centre
+    torch.testing.assert_close(slanted[..., 6, :7], plain[..., 6, 2:], atol=1e-4, rtol=0)
+    together = model.decode(classes, z).mean
+    for k in range(3):  # with a pose for each image
+        torch.testing.assert_close(model.decode(torch.full((4,), k), z).mean, together[k])
+
+
+def test_a_pose_needs_images_and_other_latents() -> None:
+    with pytest.raises(ValueError, match="latent_dim=6 must be more than 6, the latents of the pose"):
+        M1((1, 8, 8), latent_dim=6, pose=True)
+    with pytest.raises(ValueError, match=r"pose=True is for images \(C, H, W\), and the examples have shape \(30,\)"):
+        M2((30,), 3, pose=True)
 
 
 def test_networks_that_do_not_fit_are_refused() -> None:

@@ -56,6 +56,8 @@ class M1(LatentVariableModel):
             ``(B, 2 * latent_dim)``, the location and log-scale of q(z|x); that of ``networks`` when ``None``.
         decoder: A module that maps z ``(..., latent_dim)`` to the likelihood's parameters, ``(..., P * D)`` for
             ``P = likelihood.num_params`` and ``D`` elements of an example; that of ``networks`` when ``None``.
+        pose: Whether the first six latents are the pose of an image: they turn, zoom, slant and shift what ``decoder``
+            makes of the others.
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
             what is missing. :meth:`for_data` sets it by the data.
 
@@ -83,12 +85,15 @@ class M1(LatentVariableModel):
         prior: str | nn.Module | None = None,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        pose: bool = False,
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, latent_dim, likelihood, prior, missing=missing)
         mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
         shapes = (self._input_shape, self.event_shape, latent_dim, self.likelihood.num_params)
-        self.encoder, self.decoder = make_networks(networks, *shapes, encoder=encoder, decoder=decoder, **mlp)
+        self.encoder, self.decoder = make_networks(
+            networks, *shapes, encoder=encoder, decoder=decoder, pose=pose, **mlp
+        )
         self._attach_prior()
 
     # The generative model p(z) p(x|z) and the inference model q(z|x).

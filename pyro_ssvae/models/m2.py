@@ -50,6 +50,7 @@ class M2(SemiSupervisedModel):
             :class:`~pyro_ssvae.M1M2` with its own.
         encoder: As for :class:`M1`, of x, with those columns, and y ``(B,)`` or ``(K, 1)``, for q(z|x,y).
         decoder: As for :class:`M1`, of z ``(..., B, latent_dim)`` and y.
+        pose: As for :class:`M1`.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -81,6 +82,7 @@ class M2(SemiSupervisedModel):
         classifier: str | nn.Module | None = "auto",
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        pose: bool = False,
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, missing)
@@ -90,7 +92,9 @@ class M2(SemiSupervisedModel):
             name = "resnet" if classifier == "auto" and networks == "resnet" else classifier
             self.classifier = make_classifier(name, self._classifier_shape, num_classes, dropout=dropout, **mlp)
         shapes = (self._input_shape, self.event_shape, latent_dim, self.likelihood.num_params, num_classes)
-        self.encoder, self.decoder = make_networks(networks, *shapes, encoder=encoder, decoder=decoder, **mlp)
+        self.encoder, self.decoder = make_networks(
+            networks, *shapes, encoder=encoder, decoder=decoder, pose=pose, **mlp
+        )
         self._attach_prior()
 
     # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.networks.energy import check_image, count_halvings
+from pyro_ssvae.networks.pose import POSE_DIM, PoseDecoder
 from pyro_ssvae.networks.variational import MLP, ConditionalMLP, ConvClassifier, check_module, resolve_network
 
 __all__ = ["NETWORKS", "ImageDecoder", "ImageEncoder", "choose_networks", "make_classifier", "make_networks"]
@@ -208,6 +209,7 @@ def make_networks(
     hidden_dims: Sequence[int],
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
+    pose: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder of a model by name, or the given modules unchanged.
@@ -222,11 +224,15 @@ def make_networks(
         hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse.
         encoder: The encoder, if it is given.
         decoder: The decoder, if it is given.
+        pose: Whether the first six latents are the pose of an image, as :class:`~pyro_ssvae.networks.pose.PoseDecoder`
+            says.
         **options: Further arguments of these layers, as of :class:`MLP`.
 
     Raises:
-        ValueError: For an unknown name, or convolutions of what is no image.
+        ValueError: For an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
     """
+    if pose and latent_dim <= POSE_DIM:
+        raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")
     if networks not in (*NETWORKS, "auto"):
         raise ValueError(f"networks={networks!r} is unknown; choose auto, {' or '.join(NETWORKS)}.")
     networks = choose_networks(event_shape) if networks == "auto" else networks
@@ -238,13 +244,14 @@ def make_networks(
     elif encoder is None:
         options |= {"residual": residual, "channels": (16 if residual else 32) // (1 if small else 2)}
         encoder = ImageEncoder(input_shape, 2 * latent_dim, num_classes, hidden_dims=hidden_dims, **options)
+    latent_dim -= POSE_DIM if pose else 0
     if decoder is None and networks == "mlp":
         outputs = num_params * math.prod(event_shape)
         decoder = _make_head(latent_dim, outputs, num_classes, backwards, options)
     elif decoder is None:
         options |= {"residual": residual, "channels": 16 if small else 8}
         decoder = ImageDecoder(latent_dim, event_shape, num_params, num_classes, hidden_dims=backwards, **options)
-    return encoder, decoder
+    return encoder, PoseDecoder(decoder, event_shape) if pose else decoder
 
 
 def choose_networks(event_shape: Sequence[int]) -> str:

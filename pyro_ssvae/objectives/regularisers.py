@@ -16,6 +16,7 @@ from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
+from pyro_ssvae.networks.pose import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
 __all__ = [
@@ -91,15 +92,8 @@ class AffineAugmentation(Augmentation):
     def maps(self, x: Tensor) -> Tensor:
         """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
         draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
-        angle = self.rotation * draws[0]
-        zoom_x, zoom_y = (self.log_scale * draws[1:3]).exp()
-        shear = self.shear * draws[3]
-        cos, sin = angle.cos(), angle.sin()
-        # An image spans two units of the grid, so that a shift by a fraction is twice that fraction.
-        shift_x, shift_y = 2.0 * self.shift * draws[4:6]
-        row_x = torch.stack([zoom_x * cos, zoom_x * (shear * cos - sin), shift_x], -1)
-        row_y = torch.stack([zoom_y * sin, zoom_y * (shear * sin + cos), shift_y], -1)
-        return torch.stack([row_x, row_y], -2)
+        scales = (self.rotation, self.log_scale, self.log_scale, self.shear, self.shift, self.shift)
+        return make_affine_maps(torch.stack([scale * draw for scale, draw in zip(scales, draws, strict=True)]))
 
 
 class PhotoAugmentation(Augmentation):

@@ -170,6 +170,7 @@ class _SubM2(M2):
         {"likelihood": Gaussian(min_scale=0.2), "class_prior": "map"},
         {"class_prior": "dirichlet", "event_shape": (30,)},
         {"class_prior": FixedClassPrior(10, range(1, 11)), "hidden_dims": (8, 9)},
+        {"pose": True, "latent_dim": 7},
     ],
 )
 def test_save_and_load(options: dict[str, object], tmp_path: Path, device: torch.device) -> None:
