@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from runs import Result, Run, fit_and_report, main
+from runs import DOCS, Result, Run, fit_and_report, main
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.semi_supervised import LabelSpreading
@@ -31,8 +31,10 @@ from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, Uns
 from pyro_ssvae.data import draw_label_split
 from pyro_ssvae.evaluation import active_units, log_likelihood
 from pyro_ssvae.networks import ACTIVATIONS, MLP
+from pyro_ssvae.networks.pose import POSE_DIM
 from pyro_ssvae.objectives import AffineAugmentation
-from pyro_ssvae.presets import M1_BELOW, M1_PRESETS, PURE, STACK, STACK_PURE
+from pyro_ssvae.plots.style import new_image_grid, save_figure
+from pyro_ssvae.presets import M1_BELOW, M1_PRESETS, PURE, PURE_POSE, STACK, STACK_PURE
 
 SAMPLES = 5000  # importance samples of M1 per example
 BASE = "flow"  # the M1 that M1+M2 and the classifiers on latents build on
@@ -73,6 +75,11 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     ):
         training = {**plain, "learning_rate": rate}
         found += [Run("m2", f"pure-{name}-alpha", model=model, objective={"alpha": alpha}, training=training, **alone)]
+    # With pose latents, and with the same classifier and number of steps without them.
+    pose: dict[str, Any] = {"model": PURE_POSE.model, "objective": PURE_POSE.objective, "training": PURE_POSE.training}
+    pose |= alone
+    conv = pose | {"model": PURE_POSE.model | {"pose": False}}
+    found += [Run("m2", f"pure-pose-{n}", num_labels=n, **pose) for n in (600, 1000, 3000)]
     no_bound: dict[str, Any] = {"objective": {"bound_weight": 0.0}}
     labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}
     steps = PURE.training | {"max_epochs": None, "max_steps": 20_000}
@@ -82,6 +89,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
         "labels-alone-100": no_bound | labels_only,
         "digits-100": {"data": "digits"},
         "pure-100": pure,
+        "pure-conv-100": conv,
+        "pure-pose-100": pose,
     }
     for sums in ("exact", "top-k"):
         kinds[f"equal-steps-{sums}"] = pure | {"objective": PURE.objective | {"enumeration": sums}, "training": steps}
@@ -97,7 +106,30 @@ def train_m2(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
     pure = run.options.get("pure", labels_only)
     objective = SemiSupervisedELBO.for_data(model, data, pure=pure, **run.objective)
     result = fit_and_report(run, objective, data, keep)
+    if (run.name, run.seed) == ("pure-pose-100", 0):
+        draw_poses(model, data.x_test[:400] / data.scale)
     return {**result, "label_spreading": measure_label_spreading(data)} if run.data == "digits" else result
+
+
+def draw_poses(model: M2, x: Tensor) -> None:
+    """Draw what the pose latents do to the image of each class that has the least pose of its own."""
+    y = model.predict(x)
+    with torch.no_grad():
+        z = model.encode(x, y).mean  # (B, L)
+        chosen = [int(z[:, :POSE_DIM].norm(dim=1).masked_fill(y != k, math.inf).argmin()) for k in (2, 4, 7)]
+        values, rows = (-2.0, -1.0, 0.0, 1.0, 2.0), []
+        for place in range(POSE_DIM):
+            changed = z[chosen][:, None].repeat(1, len(values), 1)  # (3, 5, L)
+            changed[..., :POSE_DIM] = 0.0
+            changed[..., place] = torch.tensor(values)
+            rows.append(model.decode(y[chosen][:, None].expand(3, 5), changed).mean.flatten(0, 1)[:, 0])
+    names = ("angle", "zoom, horizontal", "zoom, vertical", "slant", "shift, horizontal", "shift, vertical")
+    title, note = "The six latents of the pose", "means of p(x|y,z), one pose latent at the value above, the others 0"
+    columns = [f"{value:g}" for value in values] * 3
+    figure = new_image_grid(
+        torch.stack(rows)[..., None].double().numpy(), title, note, row_names=names, column_names=columns
+    )
+    save_figure(figure, DOCS / "_static" / "pose.png")
 
 
 def measure_label_spreading(data: Any) -> float:

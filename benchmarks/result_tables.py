@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean as take_mean
 
+from scipy.stats import ttest_rel
 from table_format import (
     Column,
     Key,
@@ -22,7 +23,6 @@ from table_format import (
     build_table,
     count_seeds,
     each,
-    format_mean,
     format_table,
     get_values,
     last,
@@ -62,7 +62,9 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
-_PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels"}
+_PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
+_PURE |= {"m2-pure-conv-100": "the same without pose latents, 100 labels"}
+_PURE |= {f"m2-pure-pose-{n}": f"`--pure --pose`, {n:,} labels" for n in (600, 1000, 3000)}
 _CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control", {}).get("analogies"))}
 _BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
 _SUMS = {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")}
@@ -78,18 +80,32 @@ _DIAGNOSTICS: dict[str, Column] = {
 
 
 def m2_ablation(results: Results) -> str:
-    default = get_values(results.get("m2-default-100", []), "test/error")
+    """Return errors of what a model is trained on, and how much they exceed those of the default on the same splits."""
+    default = results.get("m2-default-100", [])
 
-    def exceed(group: list[Result]) -> str:
-        errors = get_values(group, "test/error")
-        return "" if errors == default else format_mean([a - b for a, b in zip(errors, default, strict=False)], 2, 100)
+    def exceed(key: str) -> Column:
+        by_seed = {one["seed"]: one[key] for one in default}
+
+        def compare(group: list[Result]) -> str:
+            pairs = [(100.0 * one[key], 100.0 * by_seed[one["seed"]]) for one in group if one["seed"] in by_seed]
+            if group is default or len(pairs) < 2:
+                return ""
+            test = ttest_rel(*zip(*pairs, strict=True))
+            low, high = test.confidence_interval()
+            return f"{take_mean(a - b for a, b in pairs):.2f} [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}"
+
+        return compare
 
     rows = {
         "m2-default-100": "labels, the two extra losses, the bound of every example",
         "m2-regularisers-alone-100": "the same without the bound",
+        "m2-pure-100": "labels and the bound, without the extra losses (`--pure`)",
+        "m2-pure-pose-100": "the same with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    return build_table(results, "trained on", rows, {**ERROR, **_BY_SPLIT, "more than the first line, points": exceed})
+    differences = {"more than the first line, points": exceed("test/error")}
+    differences["the same at the last step"] = exceed("test/error_last")
+    return build_table(results, "trained on", rows, {"splits": count_seeds, **ERROR, **differences})
 
 
 def m2_digits(results: Results) -> str:

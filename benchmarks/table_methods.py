@@ -158,7 +158,11 @@ METHODS = {
     "m2": Method("`M2Classifier`", M2, [{}]),
     "labels_alone": Method("its classifier on labels alone", M2, [{"bound_weight": 0.0, "consistency_weight": 0.0}]),
 }
-OWN = ("m2", "labels_alone")
+PARTS = {
+    "consistency_alone": Method("consistency, no bound", M2, [{"bound_weight": 0.0}]),
+    "bound_alone": Method("bound, no consistency", M2, [{"consistency_weight": 0.0}]),
+}
+OWN = ("m2", "labels_alone", *PARTS)
 
 
 def measure(

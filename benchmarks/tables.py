@@ -1,6 +1,7 @@
 """M2Classifier beside scikit-learn's classifiers on tables with few labels of each class.
 
     python benchmarks/tables.py --data-dir DIR            # twelve tables, five labels a class: hours
+    python benchmarks/tables.py parts --data-dir DIR      # without the bound, or without consistency: hours
     python benchmarks/tables.py missing --data-dir DIR    # five of them with 30 % of their entries removed: hours
     python benchmarks/tables.py unequal                   # two classes, 5 % of the rows in the second: half an hour
     OMP_NUM_THREADS=1 python benchmarks/tables.py cells --data-dir DIR --scanvi-python PATH    # half an hour
@@ -39,6 +40,7 @@ from table_methods import (
     M2,
     METHODS,
     OWN,
+    PARTS,
     SETS,
     Array,
     Method,
@@ -87,7 +89,7 @@ def list_sets(seeds: range, args: argparse.Namespace) -> Wanted:
 def measure_set(name: str, method: str, seed: int, folder: Path) -> Result:
     x, categories, y = load_set(name, folder)
     prepare = partial(write_words if method in OWN else fill_and_encode, categories)
-    return measure(METHODS[method], split_rows(x, y, seed), seed, prepare)
+    return measure((METHODS | PARTS)[method], split_rows(x, y, seed), seed, prepare)
 
 
 def collect(fits: Fits, key: str) -> dict[str, dict[str, list[float]]]:
@@ -147,6 +149,42 @@ _SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "calibration error": 
 
 def _format_scores(fits: list[dict[str, float]]) -> list[str]:
     return [*(format_points([one[key] for one in fits]) for key in _SCORES.values()), str(len(fits))]
+
+
+# What each part of the objective adds on the twelve tables
+
+
+def list_parts(seeds: range, args: argparse.Namespace) -> Wanted:
+    keys = [(name, method, seed) for seed in seeds for name in SETS for method in PARTS]
+    folder = Path(args.data_dir)
+    return {f"{name}/{method}/{seed}": partial(measure_set, name, method, seed, folder) for name, method, seed in keys}
+
+
+def make_part_table(fits: Fits) -> dict[str, str]:
+    """Return accuracies without one part, the other or both, and what each adds, over the splits that all have.
+
+    The last line holds means over the sets, and the standard errors of these.
+    """
+    methods = {"labels_alone": METHODS["labels_alone"], **PARTS, "m2": METHODS["m2"]}
+    pairs = [("m2", "consistency_alone"), ("bound_alone", "labels_alone"), ("m2", "bound_alone")]
+    rows, means, added = [], [], []
+    for name in SETS:
+        by = {
+            method: {key.rsplit("/")[2]: one for key, one in fits.items() if key.startswith(f"{name}/{method}/")}
+            for method in methods
+        }
+        if seeds := sorted(set.intersection(*(set(one) for one in by.values()))):
+            values = {method: [by[method][seed]["accuracy"] for seed in seeds] for method in methods}
+            means.append([statistics.mean(one) for one in values.values()])
+            added.append([statistics.mean(values[a]) - statistics.mean(values[b]) for a, b in pairs])
+            differences = [format_difference(values[a], values[b]) for a, b in pairs]
+            rows.append([_title(name), str(len(seeds)), *(f"{100.0 * one:.1f}" for one in means[-1]), *differences])
+    if rows:
+        of_sets = [format_points(list(one), "+") for one in zip(*added, strict=True)]
+        rows.append(["mean of the sets", "", *(f"{100.0 * one:.1f}" for one in np.mean(means, 0)), *of_sets])
+    compared = ["bound added to consistency", "bound added to labels alone", "consistency added to the bound"]
+    header = ["accuracy, %", "splits", "labels alone", "consistency", "bound", "both", *compared]
+    return {"parts": format_table(header, rows)}
 
 
 # Missing entries: what they cost in accuracy, and how well they are filled in
@@ -340,6 +378,7 @@ def make_cell_table(fits: Fits) -> dict[str, str]:
 
 EXPERIMENTS: dict[str, tuple[Callable[[range, argparse.Namespace], Wanted], Callable[[Fits], dict[str, str]]]] = {
     "tables": (list_sets, make_set_tables),
+    "parts": (list_parts, make_part_table),
     "missing": (list_missing, make_missing_tables),
     "unequal": (list_unequal, make_unequal_table),
     "cells": (list_cells, make_cell_table),
@@ -350,7 +389,8 @@ def make_tables(folder: Path) -> dict[str, str]:
     """Return the tables of all experiments, from the files of results in a folder."""
     found: dict[str, str] = {}
     for name, (_, make) in EXPERIMENTS.items():
-        found |= make(load_json(folder / f"{name}.json", {}))
+        beside = load_json(folder / "tables.json", {}) if name == "parts" else {}
+        found |= make(beside | load_json(folder / f"{name}.json", {}))
     return found
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "M1_BELOW",
     "M1_PRESETS",
     "PURE",
+    "PURE_POSE",
     "STACK",
     "STACK_PURE",
     "Preset",
@@ -57,6 +58,13 @@ PURE = Preset(
 )  # fmt: skip
 """M2 under J^α alone, with the networks of the paper (MLPs of 500 softplus units) on binarised pixels. The weight of
 the KL of z rises to a peak of 4, falls, and is 1 in the last 40 % of the schedule."""
+
+PURE_POSE = Preset(
+    model={**PURE.model, "classifier": "conv", "pose": True},
+    objective=PURE.objective,
+    training={**PURE.training, "max_epochs": None, "max_steps": 8000},
+)
+"""The same with pose latents and a convolutional classifier, in fewer steps."""
 
 _PLAIN: dict[str, Any] = {"warmup_steps": 0, "kl_warmup": 0.0, "kl_peak": 1.0}
 

@@ -28,6 +28,7 @@ from pyro_ssvae.presets import (
     M1_BELOW,
     M1_PRESETS,
     PURE,
+    PURE_POSE,
     STACK,
     STACK_PURE,
     Preset,
@@ -117,6 +118,10 @@ def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
     training = {f"training.{name}": value for name, value in (preset.training | changes).items()}
     short = {"max_epochs": training.pop("training.max_epochs")} if "training.max_epochs" in training else {}
     return {**preset.model, **preset.objective, **short, **training}
+
+
+def _find_m2(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+    return _use_preset(PURE_POSE if values["pose"] else PURE) if values["pure"] else {}
 
 
 def _find_m1m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +296,7 @@ _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with
 COMMANDS = {
     command.name: command
     for command in (
-        Command("m2", _M2_TEXT, _M2, _for_own_data(lambda values, _: _use_preset(PURE) if values["pure"] else {})),
+        Command("m2", _M2_TEXT, _M2, _for_own_data(_find_m2)),
         Command("m1", _M1_TEXT, _M1, _for_own_data(_find_m1)),
         Command("m1m2", _M1M2_TEXT, _M1M2, _for_own_data(_find_m1m2)),
         Command("ddgm", _DDGM_TEXT, _DDGM, _for_own_data(_find_ddgm)),

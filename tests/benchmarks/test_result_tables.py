@@ -56,15 +56,19 @@ def test_a_table_has_a_line_for_each_configuration_that_has_a_result() -> None:
 
 
 def test_the_ablation_compares_the_same_label_splits() -> None:
-    errors = {"default": (0.01, 0.03), "regularisers-alone": (0.02, 0.05), "labels-alone": (0.2, 0.2)}
+    errors = {"default": (0.01, 0.03, 0.01), "regularisers-alone": (0.02, 0.05), "labels-alone": (0.2, 0.2, 0.2)}
     results = {
-        f"m2-{name}-100": [{"test/error": error, "test/error_last": error} for error in by_split]
+        f"m2-{name}-100": [
+            {"seed": seed, "test/error": error, "test/error_last": error} for seed, error in enumerate(by_split)
+        ]
         for name, by_split in errors.items()
     }
-    first, second, third = (line[-1] for line in lines_of(result_tables.m2_ablation(results)))
-    assert first == ""
-    assert [float(one) for one in second.split(" ± ")] == pytest.approx([1.5, 0.71])
-    assert [float(one) for one in third.split(" ± ")] == pytest.approx([18.0, 1.41])
+    first, second, third = lines_of(result_tables.m2_ablation(results))
+    assert (first[1], first[-1], second[1]) == ("3", "", "2")
+    # Two differences of 1 and 2 points: mean 1.5, standard error 0.5, and the quantile of t with one degree of freedom.
+    mean, low, high, p = map(float, re.findall(r"-?[\d.]+", second[-1]))
+    assert [mean, low, high, p] == pytest.approx([1.5, 1.5 - 12.71 * 0.5, 1.5 + 12.71 * 0.5, 0.2], abs=0.01)
+    assert third[-1].startswith("18.33 [")
 
 
 def test_real_samples_and_failed_seeds_are_shown() -> None:
