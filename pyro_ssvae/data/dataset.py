@@ -215,7 +215,7 @@ class SemiSupervisedData:
         if not isinstance(split, LabelSplit | None):
             raise TypeError(f"split={split!r} must be a LabelSplit or None.")
         if split is not None and len(split.labelled) != (number := int((labels.y["y"] >= 0).sum())):
-            raise ValueError(f"split has {len(split.labelled)} labelled examples, y {number}; pass that of y, or none.")
+            raise ValueError(f"split has {len(split.labelled)} labelled examples, y has {number}; pass its own.")
         if y is not None and labels.num_classes is not None:
             warn_about_labels(labels.y["y"], labels.class_names, labels.y["y"])
         return cls(

@@ -20,7 +20,7 @@ from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_nump
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
-from pyro_ssvae.data.preparation import iterate_batches
+from pyro_ssvae.data.preparation import iterate_batches, rescale
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
@@ -179,7 +179,7 @@ class Model(Configurable, abstract=True):
         """
         if options.get("likelihood") == "auto":
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
-            options["likelihood"] = choose_likelihood((sample_rows(data.x) / data.scale).numpy(), levels)
+            options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
         if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
             arguments["missing"] = True
