@@ -18,7 +18,7 @@ from pyro_ssvae.data.storage import ExampleSource
 
 __all__ = ["HeldRows", "ReadAhead", "ShuffledBlocks", "ShuffledIndices", "derive_seed", "make_order"]
 
-_MIXED = 2**27  # bytes of the blocks whose rows are mixed
+_MIXED = 2**26  # bytes of the blocks whose rows are mixed; twice as much is held
 _BATCHES_AHEAD = 2  # of each thread
 
 
@@ -109,7 +109,7 @@ class ShuffledIndices:
 class ShuffledBlocks:
     """Batches of the wanted rows of a source, in an order in which it is read fast.
 
-    In each pass the blocks of the source are shuffled, and divided into groups of about 128 MiB; the rows of a group
+    In each pass the blocks of the source are shuffled, and divided into groups of about 64 MiB; the rows of a group
     are shuffled together. Every order follows from the seed, so that the state is a pass and a position.
     """
 

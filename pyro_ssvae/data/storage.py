@@ -200,7 +200,7 @@ class _ArraySource(ExampleSource):
                 number = int(np.searchsorted(self._starts, part[0], side="right")) - 1
                 values = self._arrays[number][part[0] - self._starts[number] : part[-1] - self._starts[number] + 1]
                 values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-                out[low:high] = values[part - part[0]]
+                out[low:high] = values if len(values) == high - low else values[part - part[0]]
                 touched.add(number)
         for number in touched:
             _release(self._arrays[number])
