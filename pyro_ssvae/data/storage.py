@@ -32,8 +32,14 @@ _SHARDS = (".npy", ".parquet", ".zarr")  # of which a folder may hold several
 class ExampleSource(ABC):
     """Examples that are read when they are needed, in place of the tensor ``x`` of a data set.
 
-    A subclass defines ``_load``. As of a tensor, ``source[index]`` are some examples, which are read, ``len(source)``
-    is their number, and ``source.split(1000)`` yields all of them in parts.
+    A subclass defines :meth:`load`, and calls the constructor with shape and type of what is stored. As of a tensor,
+    ``source[index]`` are some examples, which are read, ``len(source)`` is their number, and ``source.split(1000)``
+    yields all of them in parts.
+
+    Args:
+        shape: ``(N, *stored)``; images may have their channels first or last, or no axis of channels.
+        dtype: A numpy type of numbers.
+        event_shape: Shape of an example, if images should be brought to it.
 
     Attributes:
         shape: ``(N, *event_shape)``.
@@ -58,8 +64,8 @@ class ExampleSource(ABC):
         self._lock: Any = threading.Lock() if self.workers == 1 else nullcontext()
 
     @abstractmethod
-    def _load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Read rows, ascending and each once, into ``out``, with the shape in which they are stored."""
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read rows, ascending and each once, into ``out``, ``(B, *stored)``."""
 
     def read(self, indices: ArrayLike) -> Tensor:
         """Return the examples with these numbers, shape ``(B, *event_shape)``, of type :attr:`dtype`.
@@ -76,8 +82,8 @@ class ExampleSource(ABC):
         ascending = bool((np.diff(indices) > 0).all())
         rows, inverse = (indices, None) if ascending else np.unique(indices, return_inverse=True)
         out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else np.float32)
-        with self._lock:
-            self._load(rows, out)
+        with self._lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+            self.load(rows, out)
         out = np.ascontiguousarray(as_images(out, "x", self.shape[1:]))
         return torch.from_numpy(out if inverse is None else out[inverse])
 
@@ -147,12 +153,13 @@ class ItemSource(ExampleSource):
         self, number: int, load: Callable[[int], Any], event_shape: Sequence[int] | None = None, workers: int = 1
     ) -> None:
         self.workers, self._load_item = workers, load
-        first = to_numpy(load(0), "x[0]")
+        first = np.asarray(load(0))
         super().__init__((number, *first.shape), first.dtype, event_shape)
 
-    def _load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read items one by one."""
         for place, row in enumerate(rows.tolist()):
-            item = to_numpy(self._load_item(row), f"x[{row}]")
+            item = np.asarray(self._load_item(row))
             if item.shape != out.shape[1:]:
                 raise ValueError(f"x[{row}] has shape {item.shape}, and x[0] {out.shape[1:]}; all must be alike.")
             out[place] = item
@@ -172,7 +179,8 @@ class _SparseSource(ExampleSource):
         self._matrix = matrix.tocsr()
         super().__init__(matrix.shape, matrix.dtype, event_shape)
 
-    def _load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Make rows dense."""
         out[:] = self._matrix[rows].toarray()
 
 
@@ -182,7 +190,7 @@ class _ArraySource(ExampleSource):
     def __init__(self, arrays: Sequence[Any], event_shape: Sequence[int] | None = None) -> None:
         if wrong := [array for array in arrays if array.shape[1:] != arrays[0].shape[1:]]:
             raise ValueError(f"A part has rows of shape {wrong[0].shape[1:]}, the first one {arrays[0].shape[1:]}.")
-        self._arrays = [array for array in arrays if array.shape[0] or len(arrays) == 1]
+        self._arrays = [array for array in arrays if array.shape[0]] or arrays[:1]
         self._starts = np.cumsum([0, *(array.shape[0] for array in self._arrays)])
         dtype = np.result_type(*(array.dtype for array in self._arrays))
         super().__init__((int(self._starts[-1]), *arrays[0].shape[1:]), dtype, event_shape)
@@ -190,7 +198,8 @@ class _ArraySource(ExampleSource):
         self.bounds = np.concatenate([first + np.arange(0, a.shape[0], _count_rows(a)) for first, a in pairs])
         self.bounds = np.append(self.bounds, self._starts[-1])
 
-    def _load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read a slice of each block, and choose its rows."""
         assert self.bounds is not None
         edges = np.flatnonzero(np.diff(np.searchsorted(self.bounds, rows, side="right"))) + 1
         touched = set()
@@ -225,14 +234,14 @@ def _release(array: Any) -> None:
 class _RowGroup:
     """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
 
-    def __init__(self, file: Any, number: int, width: int, encode: Callable[[Any], Any]) -> None:
+    def __init__(self, file: Any, number: int, like: NDArray[Any], encode: Callable[[Any], Any]) -> None:
         self._file, self._number, self._encode = file, number, encode
-        self.shape = (file.metadata.row_group(number).num_rows, width)
-        self.chunks, self.dtype = self.shape, np.dtype(np.float32)
+        self.shape = self.chunks = (file.metadata.row_group(number).num_rows, like.shape[1])
+        self.dtype = np.result_type(like, np.int16)  # of 8 bits none could be missing
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         table = self._file.read_row_group(self._number).slice(rows.start, rows.stop - rows.start)
-        return np.asarray(self._encode(table.to_pandas()), dtype=np.float32)
+        return np.asarray(self._encode(table.to_pandas()))
 
 
 def open_source(
@@ -337,7 +346,8 @@ def _open_parquet(
     for file, one in zip(files, opened, strict=True):
         if one.schema_arrow.names != names:
             raise ValueError(f"{file} has other columns than {files[0]}; all must have the same, in the same order.")
-    first = opened[0].schema_arrow.empty_table().to_pandas()
-    width = np.asarray(encode(first)).shape[1]
-    groups = [(one, number) for one in opened for number in range(one.num_row_groups)]
-    return _ArraySource([_RowGroup(one, number, width, encode) for one, number in groups], event_shape)
+    like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
+    groups = [_RowGroup(one, number, like, encode) for one in opened for number in range(one.num_row_groups)]
+    if not groups:
+        raise ValueError("it has no rows")
+    return _ArraySource(groups, event_shape)

@@ -37,6 +37,16 @@ class Chunked:
         return self.values[rows]
 
 
+class Scaled(ExampleSource):
+    """A source of one's own."""
+
+    def __init__(self):
+        super().__init__((N, 6), np.float64)
+
+    def load(self, rows, out):
+        out[:] = (X[rows] * 4) / 4
+
+
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
         return N
@@ -78,6 +88,7 @@ SOURCES = {
     "chunked": lambda folder: Chunked(X.astype(np.float64), 60),
     "sparse": lambda folder: sparse.csr_matrix(X),
     "dataset": lambda folder: Rows(),
+    "own": lambda folder: Scaled(),
 }
 
 
@@ -169,6 +180,13 @@ def test_integers_from_disk_are_divided_as_in_memory(tmp_path):
     np.save(tmp_path / "x.npy", x)
     model = M2.for_data(SemiSupervisedData.from_arrays(x, np.arange(40) % 2, scale=16.0))
     assert torch.equal(model.predict_proba(tmp_path / "x.npy"), model.predict_proba(x))
+
+
+def test_integers_in_a_parquet_file_are_divided_too(tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).integers(0, 17, (40, 5))).rename(columns=str).astype("uint8")
+    table.to_parquet(tmp_path / "x.parquet")
+    model = M2.for_data(SemiSupervisedData.from_arrays(table, np.arange(40) % 2, scale=16.0))
+    assert torch.equal(model.predict_proba(tmp_path / "x.parquet"), model.predict_proba(table))
 
 
 def test_estimators_take_what_is_on_disk(tmp_path):
@@ -277,6 +295,7 @@ def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path, value
         ("words.parquet", TypeError, "columns that are not numeric: b"),
         ("x.h5ad", MissingPackageError, "x.h5ad is read by anndata, which is not installed: pip install anndata"),
         ("x.zarr", MissingPackageError, "x.zarr is read by zarr, which is not installed"),
+        ("empty.parquet", ValueError, "empty.parquet cannot be read: x has shape"),
         (".", ValueError, r"holds no .npy, .parquet or .zarr; from_folder\(..., on_disk=True\) reads images"),
     ],
 )
@@ -285,6 +304,8 @@ def test_paths_refused(tmp_path, name, error, text, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
     if name == "words.parquet":
         pd.DataFrame({"a": [1.0], "b": ["x"]}).to_parquet(tmp_path / name)
+    elif name == "empty.parquet":
+        pd.DataFrame({"a": np.zeros(0)}).to_parquet(tmp_path / name)
     elif name not in (".", "none.npy"):
         (tmp_path / name).write_bytes(b"nothing")
     with pytest.raises(error, match=text):
