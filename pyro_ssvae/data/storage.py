@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -190,7 +191,7 @@ class _ArraySource(ExampleSource):
     def __init__(self, arrays: Sequence[Any], event_shape: Sequence[int] | None = None) -> None:
         if wrong := [array for array in arrays if array.shape[1:] != arrays[0].shape[1:]]:
             raise ValueError(f"A part has rows of shape {wrong[0].shape[1:]}, the first one {arrays[0].shape[1:]}.")
-        self._arrays = [array for array in arrays if array.shape[0]] or arrays[:1]
+        self._arrays = [_unmap(array) for array in arrays if array.shape[0]] or arrays[:1]
         self._starts = np.cumsum([0, *(array.shape[0] for array in self._arrays)])
         dtype = np.result_type(*(array.dtype for array in self._arrays))
         super().__init__((int(self._starts[-1]), *arrays[0].shape[1:]), dtype, event_shape)
@@ -202,7 +203,6 @@ class _ArraySource(ExampleSource):
         """Read a slice of each block, and choose its rows."""
         assert self.bounds is not None
         edges = np.flatnonzero(np.diff(np.searchsorted(self.bounds, rows, side="right"))) + 1
-        touched = set()
         for low, high in zip([0, *edges], [*edges, len(rows)], strict=True):
             if low < high:
                 part = rows[low:high]
@@ -210,9 +210,7 @@ class _ArraySource(ExampleSource):
                 values = self._arrays[number][part[0] - self._starts[number] : part[-1] - self._starts[number] + 1]
                 values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
                 out[low:high] = values if len(values) == high - low else values[part - part[0]]
-                touched.add(number)
-        for number in touched:
-            _release(self._arrays[number])
+                _release(self._arrays[number])
 
 
 def _count_rows(array: Any) -> int:
@@ -224,8 +222,31 @@ def _count_rows(array: Any) -> int:
     return max(1, _BLOCK // max(1, int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize))
 
 
+class _FileRows:
+    """Rows of a file, as an array; a file that is mapped would count as memory of the process."""
+
+    def __init__(self, array: Any, offset: int) -> None:
+        self.shape, self.dtype, self._offset = array.shape, array.dtype, offset
+        self._file = os.open(array.filename, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        content = os.pread(self._file, (rows.stop - rows.start) * size, self._offset + int(rows.start) * size)
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+
+
+def _unmap(array: Any) -> Any:
+    """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or array.mode == "c" or not array.flags.c_contiguous or not hasattr(os, "pread"):
+        return array
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
+    return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
+
+
 def _release(array: Any) -> None:
-    """Let the pages of a memory-mapped file that were read go; they count as memory of the process."""
+    """Let the pages of a memory-mapped array that were read go."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)

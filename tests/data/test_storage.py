@@ -60,6 +60,11 @@ def make_npy(folder):
     return folder / "x.npy"
 
 
+def make_padded(folder, columns=0):
+    np.save(folder / "padded.npy", np.pad(X, ((3, 2), (0, columns))))
+    return np.load(folder / "padded.npy", mmap_mode="r")
+
+
 def make_shards(folder):
     for number, part in enumerate(np.split(X, [130, 131, 400])):
         np.save(folder / f"part{number}.npy", part)
@@ -82,6 +87,8 @@ SOURCES = {
     "path": make_npy,
     "memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r"),
     "part of a memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r+")[:],
+    "middle of a memmap": lambda folder: make_padded(folder)[3:-2],
+    "columns of a memmap": lambda folder: make_padded(folder, 2)[3:-2, :6],
     "shards": make_shards,
     "parquet": make_parquet,
     "sparse file": make_sparse,
