@@ -153,7 +153,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         worse = excess > 2.0 * math.sqrt(int((wrong ^ wrong_alone).sum()))
     else:
         error = _cross_validate(objective, data, run)
-        x = data.x[data.unlabelled_index][:_ALONE_LABELS]
+        x = data.x[data.unlabelled_index[:_ALONE_LABELS]]
         apart = float((_predict(model, x, data) != _predict(alone, x, data)).double().mean())
         worse = apart > 2.0 * _upper_end(error, data.num_labelled)
     if worse:

@@ -69,6 +69,23 @@ def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert least["row"].tolist() == largest.sort_values(kind="stable").index[:5].tolist()
 
 
+def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_ssvae.cli.main._ROWS_AT_ONCE", 50)
+    table = pd.read_csv(folder / "all.csv")
+    table[table.columns[::-1]].to_parquet(tmp_path / "all.parquet", row_group_size=40)  # in another order
+    expected = pyro_ssvae.load(folder / "run").predict_proba(table).numpy()
+    for ending in ("parquet", "npy"):
+        command = ["predict", str(folder / "run"), str(tmp_path / "all.parquet")]
+        assert main([*command, "--out", str(tmp_path / f"p.{ending}")]) == 0
+    found = pd.read_parquet(tmp_path / "p.parquet")
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), expected, atol=1e-6)
+    np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
+    assert found["row"].tolist() == list(range(178))
+    assert (found["predicted"] == np.sort(NAMES)[expected.argmax(1)]).all()
+
+
 def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(folder / "all.csv")
     predicted = pyro_ssvae.load(folder / "run").predict(table).numpy()

@@ -12,9 +12,9 @@ import numpy as np
 
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
+from pyro_ssvae.data.images import has_colour
 from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.sources import has_colour
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS

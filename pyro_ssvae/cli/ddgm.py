@@ -14,6 +14,7 @@ from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.training import load_data, print_result, read_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
 from pyro_ssvae.models.ddgm import DDGM
@@ -58,7 +59,7 @@ def _check_images(data: SemiSupervisedData) -> None:
             f"The examples of {data.name} have shape {shape}; images (C, H, W) of at least {_LEAST_SIDE}x{_LEAST_SIDE} "
             "pixels are needed. --image-size 32 enlarges those of a folder. For other data see examples/ddgm_2d.py."
         )
-    low, high = (float(value) / data.scale for value in (data.x.min(), data.x.max()))
+    low, high = (float(value) / data.scale for value in sample_rows(data.x).aminmax())
     if low < 0.0 or high > 1.0:
         raise ValueError(
             f"The pixels of {data.name} lie in [{low:g}, {high:g}], and must lie in [0, 1]. Store images as uint8, or "

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import inspect
-import io
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ from torch import Tensor
 
 from pyro_ssvae import _interrupts
 from pyro_ssvae._arguments import as_count
-from pyro_ssvae._io import check_path, read_json, write_atomically
+from pyro_ssvae._io import check_path, read_json
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
+from pyro_ssvae.cli.output import write_columns
 from pyro_ssvae.cli.training import (
     describe_run,
     find_results,
@@ -36,14 +35,16 @@ from pyro_ssvae.cli.training import (
 )
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.images import read_folder
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.sources import read_folder
+from pyro_ssvae.data.storage import is_on_disk
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
+from pyro_ssvae.models.base import as_input
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -58,6 +59,7 @@ from pyro_ssvae.training.loop import fit
 
 __all__ = ["main"]
 
+_ROWS_AT_ONCE = 10_000
 _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help
   pyro-ssvae train m2 --resume runs/digits               # continue after Ctrl-C
@@ -191,10 +193,10 @@ def _add_commands(commands: Any) -> None:
     predict = _add_command(commands, "predict", _predict, "classify the rows of a table, or images")
     evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
     for command, more in ((predict, ""), (evaluate, "; labels in subfolders, or y")):
-        kinds = "table with the columns of training, folder of images, or .npz file with x"
+        kinds = "table with the columns of training, folder of images, .npz file with x, or .npy"
         command.add_argument("data", metavar="DATA", type=Path, help=kinds + more)
     add = predict.add_argument
-    add("--out", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    add("--out", type=Path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
     add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
     evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table")
     words = "write generated examples to FILE.npz and, if images, FILE.png"
@@ -276,16 +278,31 @@ def _get_names(model: Any) -> Sequence[str]:
 
 def _predict(args: argparse.Namespace) -> None:
     """Write file or row number, class and class probabilities of each example."""
-    model = _load_last(args.run)
-    x, kind, found, _ = _read(model, args.data, None)
-    probabilities = model.predict_proba(x).numpy()
-    order = np.arange(len(probabilities))
+    model, scale = _load_last(args.run), 1.0
+    if is_on_disk(args.data):
+        x, scale = as_input(model, args.data)
+        kind, found = "row", np.arange(len(x))
+    else:
+        x, kind, names, _ = _read(model, args.data, None)
+        found = np.array(names)
+
+    def predict(start: int) -> tuple[Any, Any]:
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        return found[rows], model.predict_proba(x[rows] if scale == 1.0 else x[rows] / scale).numpy()
+
+    def describe(found: Any, probabilities: Any) -> dict[str, Any]:
+        names = _get_names(model)
+        columns = {kind: found, "predicted": np.array(names)[probabilities.argmax(1)]}
+        return columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}
+
+    number = len(x)
+    parts: Iterable[Any] = map(predict, range(0, max(1, number), _ROWS_AT_ONCE))
     if args.least_sure is not None:
-        most = as_count(args.least_sure, "--least-sure", least=1)
-        order = probabilities.max(1).argsort(kind="stable")[:most]
-    names, probabilities = _get_names(model), probabilities[order]
-    columns = {kind: np.array(found)[order], "predicted": np.array(names)[probabilities.argmax(1)]}
-    _write(columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}, args.out)
+        number = min(number, as_count(args.least_sure, "--least-sure", least=1))
+        found, probabilities = map(np.concatenate, zip(*parts, strict=True))
+        order = probabilities.max(1).argsort(kind="stable")[:number]
+        parts = [(found[order], probabilities[order])]
+    write_columns((describe(*part) for part in parts), args.out, number)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -320,7 +337,7 @@ def _sample(args: argparse.Namespace) -> None:
     if label is not None and label.isdecimal() and label not in model.class_names:
         label = int(label)
     if args.out is not None and args.out.suffix == ".csv":
-        return _write(_sample_rows(model, label, args), args.out)
+        return write_columns([_sample_rows(model, label, args)], args.out, args.num_samples)
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
         found = dict(zip("xy", generate(args.num_samples, label), strict=True))
@@ -353,20 +370,6 @@ def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) 
     for name, words in model.categories.items():
         found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
     return found if y is None else found | {"class": np.array(_get_names(model))[y.numpy()]}
-
-
-def _write(columns: Mapping[str, Sequence[Any]], path: Path | None) -> None:
-    """Write columns as CSV to a file, or standard output."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        rows.writerow([f"{value:.6g}" if isinstance(value, np.floating) else value for value in row])
-    if path is None:
-        print(text.getvalue(), end="")
-    else:
-        write_atomically(path, text.getvalue().encode())
-        print(f"{len(next(iter(columns.values())))} rows in {path}", file=sys.stderr)
 
 
 def _explore(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from pyro_ssvae._io import read_json
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
 from pyro_ssvae.evaluation import active_units
@@ -367,7 +368,7 @@ def get_m1_config(args: Flags, num_examples: int) -> TrainingConfig:
 
 def _select_latents(args: Flags, m1: M1, data: SemiSupervisedData) -> Tensor:
     """Return a mask of the latents of M1 that M2 models: those that vary between examples, or all."""
-    active = active_units(m1, data.x, scale=data.scale)
+    active = active_units(m1, sample_rows(data.x), scale=data.scale)
     if not active.any():
         print("No latent of M1 varies between examples (posterior collapse), so M2 on its latents learns next to")
         print("nothing. Another --likelihood or a longer training of M1 may help.")

@@ -2,11 +2,13 @@
 
 from pyro_ssvae.data.labels import LabelSplit, draw_label_split
 from pyro_ssvae.data.preparation import Batch, BatchStream
+from pyro_ssvae.data.storage import ExampleSource
 from pyro_ssvae.data.toy import make_toy_data, ring_distribution
 
 __all__ = [
     "Batch",
     "BatchStream",
+    "ExampleSource",
     "LabelSplit",
     "draw_label_split",
     "make_toy_data",

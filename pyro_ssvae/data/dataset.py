@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_path, as_scale, checked
-from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._arrays import as_examples, holds_missing
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named
 from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dataset, split_source
+from pyro_ssvae.data.storage import ExampleSource, sample_rows
 from pyro_ssvae.data.tables import load_table
 
 __all__ = ["SemiSupervisedData"]
@@ -31,7 +32,8 @@ class SemiSupervisedData:
     ``None``, where no label was given.
 
     Args:
-        x: Training examples, labelled and unlabelled, shape ``(N, *event_shape)``.
+        x: Training examples, labelled and unlabelled, shape ``(N, *event_shape)``, or the
+            :class:`~pyro_ssvae.data.ExampleSource` of those that stay on disk.
         y: Their labels, shape ``(N,)``.
         x_validation: Validation examples, shape ``(V, *event_shape)``; V may be 0.
         y_validation: Their labels, shape ``(V,)``.
@@ -77,12 +79,12 @@ class SemiSupervisedData:
     @property
     def num_labelled(self) -> int:
         """Number of training examples with a label."""
-        return len(self.labelled_index)
+        return int((self.y >= 0).sum())
 
     @property
     def num_unlabelled(self) -> int:
         """Number of training examples without a label."""
-        return len(self.unlabelled_index)
+        return int((self.y < 0).sum())
 
     @property
     def labelled_index(self) -> Tensor:
@@ -105,10 +107,7 @@ class SemiSupervisedData:
         return _select_known(self.x_test, self.y_test)
 
     def without_labels(self) -> SemiSupervisedData:
-        """Return the data with every training label removed, for training a model without classes.
-
-        Validation and test examples keep their labels, and the classes remain known.
-        """
+        """Return the data without training labels, for a model without classes; held-out examples keep theirs."""
         return replace(self, y=torch.full_like(self.y, -1), split=None)
 
     @checked
@@ -168,6 +167,11 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from arrays, tensors, tables of numbers, nested lists or PyTorch data sets, which are copied.
 
+        Training examples stay on disk, and are read when they are needed, if ``x`` is a memory-mapped array, an array
+        of Zarr or HDF5, a backed AnnData, or the path of a file ``.npy``, ``.npz`` (a sparse matrix), ``.parquet``,
+        ``.zarr`` or ``.h5ad``, or a folder of such files; sparse matrices and data sets of PyTorch do if dense they
+        would take more than 1 GiB. Checks and defaults see up to 4,096 examples.
+
         Examples of uint8 are kept, other numbers become float32. Images get channels first: ``(N, H, W)`` becomes
         ``(N, 1, H, W)``, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. A ``Dataset`` or
         ``DataLoader`` as ``x`` (or ``x_validation``, ``x_test``) is read once; its items are examples, or pairs of
@@ -185,39 +189,33 @@ class SemiSupervisedData:
             y_validation: Their labels.
             x_test: Test examples.
             y_test: Their labels.
-            num_classes: If ``None``, one more than the largest label, the number of names, or no classes if there are
-                neither labels nor names.
+            num_classes: If ``None``, one more than the largest label, the number of names, or none without either.
             scale: If ``None``, 255 for uint8 and 1 otherwise.
             name: Name of the data set in results.
             class_names: If ``None``, the words or numbers that mark the classes.
             split: How the labels were drawn, saved with runs.
-            seed: Seed of the initial weights (:meth:`pyro_ssvae.models.Model.for_data`) and of training.
+            seed: Seed of initial weights and of training.
 
         Raises:
             TypeError: If examples are not numeric, or an argument has the wrong type.
-            ValueError: If values are infinite (or NaN, for images), shapes disagree, labels are no classes, or they are
-                -1 and 1.
+            ValueError: If values are infinite (images: or NaN), shapes disagree, or labels are no classes, or -1 and 1.
 
         Warns:
             UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
                 classes are alike, classes are numbered anew, or images may have their channels first or last.
         """
         x, y = read_dataset(x, y, "x")
-        examples = as_examples(x, "x", allow_missing=True)
-        if examples.is_floating_point() and examples.isnan().all():
+        examples = cast(Tensor, x) if isinstance(x, ExampleSource) else as_examples(x, "x", allow_missing=True)
+        if holds_missing(seen := sample_rows(examples)) and seen.isnan().all():
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples)
         given = {"y": y, "y_validation": y_validation, "y_test": y_test}
         labels = encode_labels(given, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
-        if not (split is None or isinstance(split, LabelSplit)):
+        if not isinstance(split, LabelSplit | None):
             raise TypeError(f"split={split!r} must be a LabelSplit or None.")
-        num_labelled = int((labels.y["y"] >= 0).sum())
-        if split is not None and len(split.labelled) != num_labelled:
-            raise ValueError(
-                f"split has {len(split.labelled)} labelled examples, y has {num_labelled}; pass the split that y was "
-                "made with, or none."
-            )
+        if split is not None and len(split.labelled) != (number := int((labels.y["y"] >= 0).sum())):
+            raise ValueError(f"split has {len(split.labelled)} labelled examples, y has {number}; pass its own.")
         if y is not None and labels.num_classes is not None:
             warn_about_labels(labels.y["y"], labels.class_names, labels.y["y"])
         return cls(
@@ -361,6 +359,7 @@ class SemiSupervisedData:
         balanced: bool = True,
         classes_in_names: bool = False,
         on_error: Literal["raise", "skip"] = "raise",
+        on_disk: bool = False,
     ) -> SemiSupervisedData:
         """Build from a folder of images (BMP, GIF, JPEG, PNG, TIFF, WEBP) in a subfolder per class: ``CLASS/any.png``.
 
@@ -382,6 +381,8 @@ class SemiSupervisedData:
                 classes is its class, as in ``cat_017.png``.
             on_error: ``"raise"`` an error that names all images that cannot be read, or ``"skip"`` them with a warning.
                 That includes those of more than 67 million pixels, or with one side 100 times as long as the other.
+            on_disk: Whether training images are read from their files at every pass, not once into memory. A damaged
+                one is found then; 64 of them tell whether all are grey.
 
         Raises:
             FileNotFoundError: If there is no such folder.
@@ -389,7 +390,8 @@ class SemiSupervisedData:
             ValueError: If it holds no image, damaged ones, too few, or a test image of a class without training images.
         """
         numbers: Any = {"image_size": image_size, "num_validation": num_validation, "num_test": num_test}
-        source = load_folder(path, **numbers, seed=seed, classes_in_names=classes_in_names, on_error=on_error)
+        how: Any = {"classes_in_names": classes_in_names, "on_error": on_error, "on_disk": on_disk}
+        source = load_folder(path, **numbers, seed=seed, **how)
         return cls(**split_source(source, num_labels, seed, balanced))
 
 

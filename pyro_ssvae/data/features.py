@@ -147,10 +147,11 @@ def compute_features(
     from rich.progress import track
 
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [(number, piece) for number, x in enumerate(parts) for piece in x.split(_PART) if len(piece)]
+    pieces = ((number, piece) for number, x in enumerate(parts) for piece in x.split(_PART) if len(piece))
+    total = sum(-(-len(x) // _PART) for x in parts)
     title = f"features by {source.network or type(source.module).__name__}"
     found: list[list[Tensor]] = [[] for _ in parts]
-    for number, piece in track(pieces, title, console=Console(stderr=True), disable=not progress):
+    for number, piece in track(pieces, title, total=total, console=Console(stderr=True), disable=not progress):
         file = folder / f"{_hash_images(source, piece)}.npy"
         features = _read(file, len(piece))
         if features is None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import as_count, as_device, as_seed
+from pyro_ssvae._io import check_memory
+from pyro_ssvae.data.order import HeldRows, ReadAhead, ShuffledIndices, derive_seed, make_order
+from pyro_ssvae.data.storage import ExampleSource, sample_rows
 
 if TYPE_CHECKING:
     from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -37,11 +38,6 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.6
 _CHUNK = 4096
 
 
-def derive_seed(seed: int, *path: int) -> int:
-    """Return a seed for one of several generators, so that their numbers are independent."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
-
-
 def rescale(x: Tensor, scale: float) -> Tensor:
     """Return ``x / scale`` as float32, with the device and shape of ``x``."""
     x = x.to(torch.float32)
@@ -59,7 +55,7 @@ def check_binarisation(binarisation: str, x: Tensor, scale: float) -> None:
         raise ValueError(f"binarisation={binarisation!r} must be one of {', '.join(BINARISATIONS)}.")
     if binarisation == "none" or x.numel() == 0:
         return
-    low, high = float(x.min()) / scale, float(x.max()) / scale
+    low, high = (float(end) / scale for end in sample_rows(x).aminmax())
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"binarisation={binarisation!r} needs values in [0, 1]: x / scale runs from {low:g} to {high:g} "
@@ -166,7 +162,8 @@ class BatchStream:
     """Endless iterator of :class:`Batch` over semi-supervised data.
 
     Unlabelled and labelled examples are iterated independently, each set in a new random order on every pass. The last
-    batch of a pass may be smaller. The order is drawn on the CPU, so it is the same for every device.
+    batch of a pass may be smaller. The order is drawn on the CPU, so it is the same for every device. Of an array on
+    disk blocks are shuffled, and then the rows of many blocks together; a thread reads ahead.
 
     Args:
         data: The examples.
@@ -183,7 +180,8 @@ class BatchStream:
 
     Raises:
         TypeError: If sizes or seed are not integers.
-        ValueError: If an argument is out of range, or binarisation meets values outside [0, 1].
+        ValueError: If an argument is out of range, binarisation meets values outside [0, 1], or is static for examples
+            on disk.
 
     Example:
         >>> from pyro_ssvae import SemiSupervisedData
@@ -212,20 +210,29 @@ class BatchStream:
         if resident not in (True, False, "auto"):
             raise ValueError(f"resident={resident!r} must be True, False or 'auto'.")
         self.seed, self.binarisation, self.device = as_seed(seed), binarisation, as_device(device)
-        x, self._scale = data.x, data.scale
-        if binarisation == "static":
-            x, self._scale = binarise(x, scale=data.scale, seed=self.seed), 1.0
+        self._x: Any = data.x
+        self._x_labelled: Any = self._x
+        self._scale = data.scale
+        seeds = derive_seed(self.seed, 1), derive_seed(self.seed, 2)
+        if isinstance(data.x, ExampleSource):
+            if resident is True or binarisation == "static":
+                given = "resident=True" if resident is True else "binarisation='static'"
+                raise ValueError(f"{given} needs examples in memory, and these stay on disk; use another value.")
+            resident = False
+        elif binarisation == "static":
+            self._x, self._scale = binarise(data.x, scale=data.scale, seed=self.seed), 1.0
         if resident == "auto":
-            resident = _fits_in_memory(x, self.device)
+            resident = _fits_in_memory(self._x, self.device)
         self._storage = self.device if resident else torch.device("cpu")
-        self._x, self._y = x.to(self._storage), data.y.to(self._storage)
-        self._unlabelled, self._labelled = (
-            _ShuffledIndices(index, size, self._storage, derive_seed(self.seed, number), join_single)
-            for number, index, size in (
-                (1, data.unlabelled_index, batch_size),
-                (2, data.labelled_index, labelled_batch_size),
-            )
-        )
+        self._y, labelled = data.y.to(self._storage), data.labelled_index
+        self._labelled = ShuffledIndices(labelled, labelled_batch_size, self._storage, seeds[1], join_single)
+        if isinstance(data.x, ExampleSource):
+            check_memory(len(labelled) * data.x[0].nbytes, f"{len(labelled)} labelled examples")
+            self._unlabelled = make_order(data.x, data.y, batch_size, seeds[0], join_single)
+            self._x, self._x_labelled = ReadAhead(data.x), HeldRows(data.x, labelled)
+        else:
+            self._unlabelled = ShuffledIndices(data.unlabelled_index, batch_size, self._storage, seeds[0], join_single)
+            self._x = self._x_labelled = self._x.to(self._storage)
         self.noise = torch.Generator(self.device).manual_seed(derive_seed(self.seed, 3))
         self._step = 0
 
@@ -248,19 +255,21 @@ class BatchStream:
     def next_indices(self) -> BatchIndices:
         """Return the indices of the next batch and advance the stream."""
         self._step += 1
+        if isinstance(self._x, ReadAhead):
+            self._x.expect(self._unlabelled)
         return BatchIndices(self._unlabelled.next(), self._labelled.next())
 
     def gather(self, indices: BatchIndices) -> Batch:
         """Return the examples with these indices, scaled and binarised, without host-device synchronisation."""
         unlabelled, labelled = indices
         return Batch(
-            None if unlabelled is None else self._prepare(unlabelled),
-            None if labelled is None else self._prepare(labelled),
+            None if unlabelled is None else self._prepare(self._x, unlabelled),
+            None if labelled is None else self._prepare(self._x_labelled, labelled),
             None if labelled is None else self._to_device(self._y.index_select(0, labelled)),
         )
 
-    def _prepare(self, index: Tensor) -> Tensor:
-        x = rescale(self._to_device(self._x.index_select(0, index)), self._scale)
+    def _prepare(self, examples: Any, index: Tensor) -> Tensor:
+        x = rescale(self._to_device(examples.index_select(0, index)), self._scale)
         if self.binarisation == "threshold":
             return threshold(x)
         if self.binarisation != "dynamic":
@@ -316,47 +325,6 @@ class BatchStream:
                 UserWarning,
                 stacklevel=2,
             )
-
-
-class _ShuffledIndices:
-    """Batches of indices in random order, shuffled anew for each pass."""
-
-    def __init__(self, index: Tensor, batch_size: int, storage: torch.device, seed: int, join_single: bool) -> None:
-        self.index, self.batch_size, self.storage = index, batch_size, storage  # (n,), on the CPU
-        self.joined = int(join_single and len(index) > batch_size > 1 and len(index) % batch_size == 1)
-        self.num_batches = math.ceil(len(index) / batch_size) - self.joined  # of a pass
-        self.generator = torch.Generator().manual_seed(seed)
-        self.order, self.position = index[:0].to(storage), 0
-
-    def next(self) -> Tensor | None:
-        """Return the next indices, shape ``(B,)``, or ``None`` if there are none at all."""
-        if len(self.index) == 0:
-            return None
-        if self.position >= len(self.order):
-            order = self.index[torch.randperm(len(self.index), generator=self.generator)]
-            self.order, self.position = order.to(self.storage), 0  # moved once per pass, not once per batch
-        start, self.position = self.position, self.position + self.batch_size
-        if self.position == len(self.order) - self.joined:
-            self.position += self.joined
-        return self.order[start : self.position]
-
-    def state_dict(self) -> dict[str, Any]:
-        order = self.order.to("cpu", copy=True)
-        return {"order": order, "position": self.position, "generator": self.generator.get_state()}
-
-    def check_state(self, state: dict[str, Any], name: str) -> None:
-        order, position = state["order"].cpu(), state["position"]
-        if type(position) is not int or not 0 <= position < len(order) + self.batch_size:
-            raise ValueError(f"The state has position {position!r} in {len(order)} {name} examples; it is damaged.")
-        if len(order) and not torch.equal(order.sort().values, self.index):
-            raise ValueError(
-                f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "
-                "of this data; use the data and label split that it was saved with."
-            )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"].cpu())
-        self.order, self.position = state["order"].to(self.storage), int(state["position"])
 
 
 def _fits_in_memory(x: Tensor, device: torch.device) -> bool:

@@ -49,6 +49,7 @@ PRIORS: dict[str, type[Prior]] = {kind.name: kind for kind in _PRIORS}
 _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
 
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
+_AT_ONCE = 2**22  # values of a table that are looked at
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts
 _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of different size
 _MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in more columns; chosen on cells
@@ -130,15 +131,16 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         unit = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
         return Bernoulli() if unit else Gaussian()
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
-    missing = np.isnan(x)
-    x = np.where(missing, 0.0, x)  # zero is allowed by each of the following
-    observed = np.maximum((~missing).sum(0), 1)
+    parts = map(_describe_columns, np.array_split(x, min(len(x), 1 + x.size // _AT_ONCE)))  # copies of a part are few
+    missing, binary, whole, zeros, largest = (np.stack(part) for part in zip(*parts, strict=True))
+    observed = len(x) - missing.sum(0)
     nominal = np.isin(np.arange(x.shape[1]), list(levels))
-    binary = ((x == 0) | (x == 1)).all(0) & ~missing.all(0) & ~nominal
-    whole = ((x >= 0) & (x == np.round(x))).all(0) & ~nominal
-    zeros = ((x == 0) & ~missing).sum(0) / observed
-    counts = whole & ~binary & (zeros >= _COUNT_ZEROS) & (x.max(0) >= _LEAST_LEVELS)
-    shared = (x.max(0) == x.max()).mean()
+    binary = binary.all(0) & (observed > 0) & ~nominal
+    whole = whole.all(0) & ~nominal
+    zeros = zeros.sum(0) / np.maximum(observed, 1)
+    largest = largest.max(0)
+    counts = whole & ~binary & (zeros >= _COUNT_ZEROS) & (largest >= _LEAST_LEVELS)
+    shared = (largest == largest.max()).mean()
     if len(whole) >= _COUNT_TABLE and whole.all() and counts.any() and zeros.mean() >= _COUNT_ZEROS and shared <= 0.1:
         components = _COMPONENTS if len(whole) > _MANY_COLUMNS else None
         return NegativeBinomial(offset=True, columns=len(whole), components=components)
@@ -153,8 +155,16 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         ),
     ]
     masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, kind) for kind, which in groups]
-    parts = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]
-    return parts[0][1] if len(parts) == 1 else Mixed(parts)
+    found = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]
+    return found[0][1] if len(found) == 1 else Mixed(found)
+
+
+def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return for each column: missing values, whether others are 0 or 1, and whole from 0; zeros; the largest value."""
+    missing = np.isnan(x)
+    x = np.where(missing, 0.0, x)  # zero is allowed by each of the following
+    binary, whole = ((x == 0) | (x == 1)).all(0), ((x >= 0) & (x == np.round(x))).all(0)
+    return missing.sum(0), binary, whole, ((x == 0) & ~missing).sum(0), x.max(0)
 
 
 def describe_likelihood(likelihood: Likelihood, columns: int) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_ssvae._arrays import holds_missing
 from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import (
     BernoulliByLogits,
@@ -376,10 +377,12 @@ def standard_units(x: Tensor) -> tuple[Tensor, Tensor]:
     are left out.
     """
     dims = (0, 2, 3) if x.dim() == 4 else (0,)
-    observed = (~x.isnan()).to(x).mean(dims, keepdim=True).clamp(min=1.0 / len(x))  # the fraction of the column
-    x = fill_missing(x)
+    observed: Tensor | float = 1.0  # the fraction of the column
+    if holds_missing(x):
+        observed = (~x.isnan()).to(x).mean(dims, keepdim=True).clamp(min=1.0 / len(x))
+        x = fill_missing(x)
     low, high, mean = (reduce(x, dims, keepdim=True) for reduce in (torch.amin, torch.amax, torch.mean))
-    unit = ((x - mean).square().mean(dims, keepdim=True) / observed).sqrt().maximum((high - low) / _MAX_RANGE)
+    unit = ((x - mean).square_().mean(dims, keepdim=True) / observed).sqrt().maximum((high - low) / _MAX_RANGE)
     varies = high > low
     unit = torch.where(varies, unit, unit[varies].median() if varies.any() else 1.0)
     dtype = torch.get_default_dtype()

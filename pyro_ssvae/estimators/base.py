@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
+from pyro_ssvae.data.storage import open_source
 from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood, make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
@@ -32,6 +33,7 @@ from pyro_ssvae.training.loop import FitResult, fit
 
 Array = NDArray[Any]
 
+_ROWS_AT_ONCE = 10_000
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
 
@@ -188,12 +190,15 @@ class DeepEstimator(BaseEstimator):
     # Prediction.
 
     def _apply(self, function: Callable[[Any, Tensor], Tensor], X: ArrayLike) -> Array:
-        """Apply a function of model and examples, for tables in double precision.
+        """Apply a function of model and examples, for tables in double precision; some at a time if they are on disk.
 
         In single precision the answer for an example depends, in its last digits, on the others of the batch.
         """
-        model, x = self._in_double(self._check_rows(X, reset=False))
-        return function(model, x).detach().cpu().numpy()
+        check_is_fitted(self, "model_")
+        source = open_source(X, self.model_.event_shape)
+        parts = [X] if source is None else (part.numpy() for part in source.split(_ROWS_AT_ONCE))
+        found = [function(*self._in_double(self._check_rows(part, reset=False))).detach().cpu() for part in parts]
+        return torch.cat(found).numpy()
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
@@ -246,5 +251,5 @@ class GenerativeEstimator(DeepEstimator):
 
         Each takes ``num_samples`` draws of z (per class), the same ones for every example.
         """
-        model, x = self._in_double(self._check_rows(X, reset=False))
-        return log_likelihood(model, x, num_samples=num_samples, common_draws=True).log_px.numpy()
+        options: Any = {"num_samples": num_samples, "common_draws": True}
+        return self._apply(lambda model, x: log_likelihood(model, x, **options).log_px, X)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches, prepare
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation.samples import as_samples
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
@@ -87,7 +88,7 @@ def measure_image_model(
         reference, error = ReferenceClassifier.train_on(known, seed=seed, progress=progress)
         found |= {} if math.isnan(error) else {"reference_error": error}
         found |= measure_generated_images(model, data, reference, num_samples=num_samples, seed=seed)
-    x, train = prepare(x, scale=data.scale), prepare(data.x, scale=data.scale)
+    x, train = prepare(x, scale=data.scale), prepare(sample_rows(data.x), scale=data.scale)
     if part is not None:
         found["auroc"] = energy_auroc(model, x, y if data.name in _DIGITS else None, others, seed=seed)
     count = min(200, len(x)) or 200
@@ -118,7 +119,7 @@ def measure_generated_images(
     generator = torch.Generator().manual_seed(seed)
     real, other = (
         x[torch.randperm(len(x), generator=generator)[: _MAX_SETS * num_samples]]
-        for x in (data.x, get_held_out(data)[1])
+        for x in (sample_rows(data.x), get_held_out(data)[1])
     )
     size = min(num_samples, len(real), len(other) if len(other) >= 2 else num_samples)
     num_sets = min(_MAX_SETS, len(real) // size)

@@ -22,6 +22,7 @@ from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.export import Network, make_networks
 from pyro_ssvae.models.base import Model, fork_random_state
@@ -138,14 +139,14 @@ def _describe_data(data: SemiSupervisedData, rows: Tensor) -> dict[str, Any]:
         "image": [1, *shape][-3:] if is_image else None,
         "scale": data.scale,
         "ink": _measure_ink(rescale(rows[:2000], data.scale)),
-        "range": [value / data.scale for value in value_range(data.x)],
+        "range": [value / data.scale for value in value_range(sample_rows(data.x))],
         "rowScale": data.scale if rows.dtype == torch.uint8 else 255.0,
     }
 
 
 def _describe_columns(model: Model, data: SemiSupervisedData) -> list[dict[str, Any]]:
     """Return name, range, mean and words of every column, in the numbers that the model sees."""
-    x = (data.x.double() / data.scale).numpy()
+    x = (sample_rows(data.x).double() / data.scale).numpy()
     names = model.feature_names or tuple(f"x{column + 1}" for column in range(x.shape[1]))
     columns = []
     for name, values in zip(names, x.T, strict=True):

@@ -20,7 +20,8 @@ from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_nump
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
-from pyro_ssvae.data.preparation import iterate_batches
+from pyro_ssvae.data.preparation import iterate_batches, rescale
+from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
@@ -123,7 +124,7 @@ class Model(Configurable, abstract=True):
                 f"The model has {self.num_classes} classes, and the data no labels. Give labels, or num_classes="
                 f"{self.num_classes} to cluster without any; M1, and DDGM without num_classes, need no classes."
             )
-        if self.num_classes is not None and data.num_classes is not None and self.num_classes < data.num_classes:
+        if self.num_classes is not None and self.num_classes < (data.num_classes or 0):
             raise ValueError(
                 f"The model has {self.num_classes} classes, the data {data.num_classes}. Build a new model with "
                 "num_classes=data.num_classes; a trained one gets no further classes."
@@ -133,7 +134,7 @@ class Model(Configurable, abstract=True):
                 f"The data has missing values (NaN), which this {type(self).__name__} does not take. Build a new M1 or "
                 "M2 by for_data(data), or with missing=True; for a DDGM, fill them in."
             )
-        for examples in (data.x, data.x_validation, data.x_test):
+        for examples in (sample_rows(data.x), data.x_validation, data.x_test):
             for batch in iterate_batches(examples, scale=data.scale, batch_size=4096):
                 self.check_examples(batch)
 
@@ -178,7 +179,7 @@ class Model(Configurable, abstract=True):
         """
         if options.get("likelihood") == "auto":
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
-            options["likelihood"] = choose_likelihood((data.x / data.scale).numpy(), levels)
+            options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
         if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
             arguments["missing"] = True
@@ -206,7 +207,7 @@ class Model(Configurable, abstract=True):
         self.data_scale, self.class_names = data.scale, data.class_names
         self.feature_names, self.categories = data.feature_names, data.categories
         self.feature_source = data.feature_source
-        low, high = value_range(data.x)
+        low, high = value_range(sample_rows(data.x))
         self._data_range = low / data.scale, high / data.scale
 
     def initialise(self, x: Tensor) -> None:
@@ -232,7 +233,8 @@ class Model(Configurable, abstract=True):
         """Return the probabilities of the classes, with shape ``(B, K)``, in evaluation mode, computed in batches.
 
         Args:
-            x: Examples with shape ``(B, *event_shape)``: a tensor, an array, a table or nested lists. Integers are
+            x: Examples with shape ``(B, *event_shape)``: a tensor, an array, a table, nested lists, or a path and all
+                else that :meth:`~pyro_ssvae.SemiSupervisedData.from_arrays` leaves on disk. Integers are
                 divided by :attr:`data_scale`, as in training; other numbers are taken as they are. Where the examples
                 of training were features of images, images ``(B, C, H, W)``, too.
 
@@ -278,11 +280,11 @@ class Model(Configurable, abstract=True):
 
 
 def _holds_missing(data: SemiSupervisedData) -> bool:
-    return holds_missing(data.x, data.x_validation, data.x_test)
+    return holds_missing(sample_rows(data.x), data.x_validation, data.x_test)
 
 
-def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tensor, float]:
-    """Return examples as a tensor of the model's shape, finite or NaN where that is allowed, and their divisor.
+def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, float]:
+    """Return examples as a tensor (or source) of the model's shape, finite or NaN where allowed, and their divisor.
 
     Args:
         model: The model.
@@ -292,28 +294,42 @@ def as_input(model: Any, x: ArrayLike, scale: float | None = None) -> tuple[Tens
             that were probably meant to be divided are refused or warned about.
     """
     divisor: float | None = 1.0
-    if model.feature_source is not None:
-        x = model.feature_source.convert(x)
-    if model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
+    source, features = _open(model, x), model.feature_source
+    if features is not None:
+        parts = [x] if source is None else source.split(1000)
+        found, source = [features.convert(part) for part in parts], None
+        x = found[0] if len(found) == 1 else torch.cat(found)
+    if source is not None:
+        x, divisor = source, model.data_scale if source.is_integer else 1.0
+    elif model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
         x = encode_rows(read_table(x), model.feature_names, model.categories)
-    if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape):
+    is_ready = isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape
+    if source is None and not is_ready:
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        allowed = {"allow_empty": True, "allow_missing": model.missing}
-        x = as_examples(array, "x", event_shape=model.event_shape, **allowed)
-    x = x.detach()
+        x = as_examples(array, event_shape=model.event_shape, allow_empty=True, allow_missing=model.missing)
     if x.shape[1:] != model.event_shape:
-        shape = tuple(model.event_shape)
-        raise ValueError(f"x must have shape (B, *event_shape) with event_shape={shape}; got {tuple(x.shape)}.")
-    if x.is_meta:  # has no values
+        needed = f"(B, *event_shape) with event_shape={tuple(model.event_shape)}"
+        raise ValueError(f"x must have shape {needed}; got {tuple(x.shape)}.")
+    if isinstance(x, Tensor) and x.is_meta:  # has no values
         if not next(model.parameters()).is_meta:
             raise ValueError("x is on the device 'meta', where tensors hold no values; pass it on the CPU.")
         return x, 1.0 if divisor is None else divisor
-    check_finite(x, "x", allow_missing=model.missing)
+    check_finite(sample_rows(x), "x", allow_missing=model.missing)
     divisor = as_scale(divisor if scale is None else scale, x)
     if scale is None and len(x):
-        _check_scale(model, *(end / divisor for end in value_range(x)))
-    return x, divisor
+        _check_scale(model, *(end / divisor for end in value_range(sample_rows(x))))
+    return x.detach() if isinstance(x, Tensor) else x, divisor
+
+
+def _open(model: Any, x: Any) -> ExampleSource | None:
+    """Return the source of examples on disk, of which tables have the columns of the model."""
+    shape = getattr(model.feature_source, "image_shape", model.event_shape)
+    encode = (lambda table: encode_rows(table, model.feature_names, model.categories)) if model.feature_names else None
+    source = open_source(x, shape, encode)
+    if source is not None and model.missing:
+        source.holds_missing = True  # whether or not those of the sample do
+    return source
 
 
 def _check_scale(model: Any, low: float, high: float) -> None:

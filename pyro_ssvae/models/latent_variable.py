@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import make_class_prior, make_likelihood
 from pyro_ssvae.distributions.priors import Uniform
@@ -104,7 +105,7 @@ class LatentVariableModel(Model, abstract=True):
         """Remember the scale and the class names of a data set, and estimate the units of the likelihood."""
         super().fit_units(data)
         if data.event_shape == self.event_shape:
-            self.likelihood.fit_units(data.x, data.scale)
+            self.likelihood.fit_units(sample_rows(data.x), data.scale)
 
     @checked
     def impute(self, x: ArrayLike, *, num_samples: int = 100, seed: int = 0) -> Tensor:

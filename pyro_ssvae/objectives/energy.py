@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, energy_diagnostics
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunction, Update, Validation
@@ -168,7 +169,8 @@ class EnergyObjective(Objective):
         x = data.x_validation
         model: Any = self.module
         if not len(x):
-            x = data.x[torch.randperm(len(data.x), generator=torch.Generator().manual_seed(seed))[:NUM_DIAGNOSED]]
+            x = sample_rows(data.x)
+            x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:NUM_DIAGNOSED]]
         metrics = energy_diagnostics(model, x[:NUM_DIAGNOSED], scale=data.scale, seed=seed)
         if model.num_classes is not None:
             error = classification_error(model, data.x_validation, data.y_validation, scale=data.scale)

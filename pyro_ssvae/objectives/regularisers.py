@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
 from pyro_ssvae.networks.pose import make_affine_maps
@@ -297,7 +298,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
 def _find_background(data: SemiSupervisedData) -> float | None:
     """Return the value of the corners of images; ``None`` where corners differ, as those of photographs do."""
-    x = select_examples(data.x, data.scale)
+    x = select_examples(sample_rows(data.x), data.scale)
     height, width = (max(1, size // 14) for size in x.shape[-2:])
     corners = torch.cat(
         [x[..., i, j] for i in (slice(height), slice(-height, None)) for j in (slice(width), slice(-width, None))], -1
@@ -308,7 +309,7 @@ def _find_background(data: SemiSupervisedData) -> float | None:
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
     """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
-    x = select_examples(data.x, data.scale)
+    x = select_examples(sample_rows(data.x), data.scale)
     _, scales = standard_units(x)
     scales[((x == 0) | (x == 1) | x.isnan()).all(0)] = 1.0  # the networks see them as they are
     mixed = isinstance(likelihood, Mixed)

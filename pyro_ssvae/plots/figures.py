@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation.image_metrics import get_held_out
 from pyro_ssvae.models import Model, SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
@@ -114,7 +115,9 @@ def _(model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | Non
         start, end = model.prior().sample((2, _NUM_INTERPOLATIONS))
     if options is not None:
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
-        found["nearest"] = lambda: plot_nearest(model, prepare(data.x, scale=data.scale), seed=seed, **options)
+        found["nearest"] = lambda: plot_nearest(
+            model, prepare(sample_rows(data.x), scale=data.scale), seed=seed, **options
+        )
     if options is not None or data.event_shape == (2,):
         found["interpolations"] = lambda: plot_interpolations(model, start, end, **(options or {}))
     if options is not None and len(x) >= 3:
@@ -189,7 +192,7 @@ def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | No
         if image_shape is not None:
             raise
         return None
-    low, high = prepare(torch.stack([data.x.min(), data.x.max()]), scale=data.scale).tolist()
+    low, high = prepare(torch.stack(sample_rows(data.x).aminmax()), scale=data.scale).tolist()
     return {"image_shape": image_shape, "value_range": (min(0.0, low), max(1.0, high))}
 
 

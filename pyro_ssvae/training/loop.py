@@ -19,6 +19,7 @@ from pyro_ssvae._interrupts import SignalHandler
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import seeded
@@ -199,8 +200,9 @@ class Loop:
         objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
         if isinstance(objective.module, Model):
             objective.module.fit_units(data)
-            order = torch.randperm(len(data.x), generator=torch.Generator().manual_seed(self.seed))
-            objective.module.initialise(prepare(data.x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
+            x = sample_rows(data.x)
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+            objective.module.initialise(prepare(x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         objective.train()
         self.stream = BatchStream(
             data,

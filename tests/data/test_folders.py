@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data.sources import has_colour
+from pyro_ssvae.data.images import has_colour
 
 
 def write(path: Path, colour: tuple[int, ...] | int, size: tuple[int, int] = (10, 10), mode: str = "RGB") -> None:

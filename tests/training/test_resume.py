@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_ssvae import (
     M2,
+    SemiSupervisedData,
     SemiSupervisedELBO,
     fit,
 )
@@ -28,12 +31,17 @@ from tests.training.small_runs import SHORT, changed, make_data, make_objective,
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("ema_decay", "on_disk"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_resuming_equals_never_having_stopped(
-    tmp_path: Path, ema_decay: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ema_decay: float, on_disk: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the middle of an epoch and of an evaluation period."""
     data = make_data()
+    if on_disk:
+        monkeypatch.setattr("pyro_ssvae.data.storage._BLOCK", 480)  # of 10 rows
+        monkeypatch.setattr("pyro_ssvae.data.order._MIXED", 1440)
+        np.save(tmp_path / "x.npy", data.x.numpy())
+        data = replace(data, x=SemiSupervisedData.from_arrays(tmp_path / "x.npy").x)
     config = changed(SHORT, ema_decay=ema_decay, kl_warmup=0.2, kl_peak=3.0, gradient_clip=5.0)
     straight = make_objective(data)
     expected = fit(straight, data, config, out=tmp_path / "straight", progress=False)

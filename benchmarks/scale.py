@@ -1,0 +1,294 @@
+"""Memory and speed of training on large data: from disk, by kind of file, and by rows, columns and classes.
+
+    python benchmarks/scale.py --folder DIR      # 20 GB in DIR for a while; some fifteen minutes on one core
+    python benchmarks/scale.py --quick           # 1 GB; under three minutes; prints, and writes no results
+    python benchmarks/scale.py --tables          # tables and plots of docs/scale.md from docs/benchmarks/scale.json
+
+*disk* is a file of random numbers with 500 columns: one pass over it in batches, with the memory of the process, and
+the default M2 on it and on rows of it in memory, in turn. *sources* reads the same rows from each kind of file. *first
+step* is a million rows of 100 columns in memory, from the array to the end of the first step. *steps* is the time of a
+step of M2 by the number of rows, columns and classes (the last with ``enumeration="top-k"``). PyTorch has one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe, get_memory
+from numpy.typing import NDArray
+from runs import DOCS
+from table_format import format_table, load_json
+
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.data import BatchStream
+
+FILE = DOCS / "benchmarks" / "scale.json"
+COLUMNS, SHARE = 500, 100_000  # of the file; rows of it that are drawn, and repeated
+KINDS = ("in memory", "`.npy`", "folder of `.npy`", "Parquet", "sparse `.npz`", "data set of PyTorch", "PNG images")
+STEPS = {
+    "rows": (10_000, 100_000, 1_000_000, 10_000_000),
+    "columns": (10, 100, 1000, 10_000),
+    "classes": (10, 100, 1000, 10_000),
+}
+
+
+def draw(rows: int, columns: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).random((rows, columns), dtype=np.float32)
+
+
+def draw_labels(rows: int, classes: int = 4, labels: int = 200) -> NDArray[np.int64]:
+    """Return labels of the first rows, and -1 for all others."""
+    y = np.full(rows, -1)
+    y[:labels] = np.arange(labels) % classes
+    return y
+
+
+def train(data: SemiSupervisedData, steps: int, enumeration: str = "exact", **options: Any) -> float:
+    """Return the milliseconds of a step of the default M2."""
+    model = M2.for_data(data, **options)
+    objective = SemiSupervisedELBO.for_data(model, data, enumeration=enumeration)
+    done = fit(objective, data, TrainingConfig(max_steps=steps), progress=False)
+    return 1000.0 * done.train_seconds / done.steps
+
+
+def read_pass(data: SemiSupervisedData, batch_size: int = 1000) -> dict[str, Any]:
+    """Return seconds of a pass over data, and the memory in MiB after each fiftieth part of it."""
+    stream, memory, started = BatchStream(data, batch_size=batch_size), [], time.perf_counter()
+    every = max(1, stream.steps_per_epoch // 50)
+    for number, _ in enumerate(itertools.islice(stream, stream.steps_per_epoch)):
+        if number % every == 0:
+            memory.append(get_memory())
+    return {"seconds": time.perf_counter() - started, "memory_mib": memory}
+
+
+def measure_disk(folder: Path, gigabytes: float, steps: int) -> dict[str, Any]:
+    """Return memory and seconds of a pass over a file, and milliseconds of training on it and in memory."""
+    torch.set_num_threads(1)
+    base, rows = get_memory(), int(gigabytes * 1e9 / 4 / COLUMNS)
+    data = SemiSupervisedData.from_arrays(folder / "x.npy", draw_labels(rows))
+    found = {"gigabytes": gigabytes, "rows": rows, "base_mib": base, **read_pass(data)}
+    found["disk_ms"] = [train(data, steps) for _ in range(2)]
+    found["peak_mib"] = get_memory("VmHWM")
+    small = SemiSupervisedData.from_arrays(np.load(folder / "x.npy", mmap_mode="r")[:SHARE].copy(), draw_labels(SHARE))
+    for _ in range(3):
+        found.setdefault("memory_ms", []).append(train(small, steps))
+        found["disk_ms"].append(train(data, steps))
+    return found
+
+
+def measure_first_step(likelihood: str) -> dict[str, Any]:
+    """Return seconds from an array of a million rows to the end of the first step, and the growth of memory in MiB."""
+    torch.set_num_threads(1)
+    x, y = draw(1_000_000, 100), draw_labels(1_000_000)
+    base, started = get_memory("VmHWM"), time.perf_counter()
+    train(SemiSupervisedData.from_arrays(x, y), 1, likelihood=likelihood)
+    seconds = time.perf_counter() - started
+    grown = get_memory("VmHWM") - base
+    return {"likelihood": likelihood, "seconds": seconds, "grown_mib": grown, "array_mib": x.nbytes / 2**20}
+
+
+class Rows(torch.utils.data.Dataset[torch.Tensor]):
+    """A data set of PyTorch with one row of an array as an item."""
+
+    def __init__(self, x: NDArray[np.float32]) -> None:
+        self.x = torch.from_numpy(x)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.x[index]
+
+
+def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
+    """Return rows and bytes per second of one pass over each kind of source; a tenth of the values are not zero."""
+    import pandas as pd
+    from PIL import Image
+    from scipy import sparse
+
+    from pyro_ssvae.data import storage
+
+    x = draw(rows, COLUMNS)
+    x *= x < 0.1
+    np.save(folder / "one.npy", x)
+    (folder / "many").mkdir()
+    for number, part in enumerate(np.array_split(x, 8)):
+        np.save(folder / "many" / f"{number}.npy", part)
+    pd.DataFrame(x).rename(columns=str).to_parquet(folder / "x.parquet", row_group_size=10_000)
+    sparse.save_npz(folder / "x.npz", sparse.csr_matrix(x), compressed=False)
+    for number in range(2000):
+        Image.fromarray((x[number, :484] * 2550).astype("u1").reshape(22, 22)).save(folder / "many" / f"{number}.png")
+    read = SemiSupervisedData.from_arrays
+    storage.MAX_DENSE = 0  # data sets of any size are read item by item
+    makers: dict[str, Callable[[], SemiSupervisedData]] = dict(
+        zip(
+            KINDS,
+            (
+                lambda: read(x),
+                lambda: read(folder / "one.npy"),
+                lambda: read(folder / "many"),
+                lambda: read(folder / "x.parquet"),
+                lambda: read(folder / "x.npz"),
+                lambda: read(Rows(x)),
+                lambda: SemiSupervisedData.from_folder(folder / "many", image_size=22, num_validation=0, on_disk=True),
+            ),
+            strict=True,
+        )
+    )
+    found = []
+    for kind, make in makers.items():
+        data = make().without_labels()
+        seconds = min(read_pass(data, 100)["seconds"] for _ in range(2))
+        per_second = data.num_unlabelled / seconds
+        size = data.x[0].numel() * data.x[:1].element_size()
+        found.append({"kind": kind, "rows_per_second": per_second, "mb_per_second": per_second * size / 1e6})
+        print(f"{kind}: {per_second:,.0f} rows a second", flush=True)
+    return found
+
+
+def measure_steps(varied: str, value: int, steps: int) -> dict[str, Any]:
+    """Return milliseconds of a step with one of rows, columns and classes at ``value``, the others at defaults."""
+    size = {"rows": 20_000, "columns": 100, "classes": 10} | {varied: value}
+    columns = 20 if varied == "rows" else size["columns"]
+    x, started = draw(size["rows"], columns), time.perf_counter()
+    y = draw_labels(size["rows"], size["classes"], max(200, size["classes"]))
+    data = SemiSupervisedData.from_arrays(x, y, num_classes=size["classes"])
+    found = train(data, steps, "top-k" if varied == "classes" else "exact")
+    before = time.perf_counter() - started - found * steps / 1000
+    print(f"{value:,} {varied}: {found:.1f} ms a step, {before:.1f} s before the first", flush=True)
+    return {"varied": varied, "value": value, "milliseconds": found, "seconds_before": before}
+
+
+def measure(folder: Path, gigabytes: float, quick: bool) -> dict[str, Any]:
+    """Return everything that is measured."""
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:  # in a process of its own, for its memory
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            result = pool.submit(function, *arguments).result()
+        print(function.__name__, {k: v for k, v in result.items() if k != "memory_mib"}, flush=True)
+        return result
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"machine": describe("cpu")}
+    train(SemiSupervisedData.from_arrays(draw(1000, 5), draw_labels(1000)), 5)  # modules are imported
+    limit = 1_000_000 if quick else 10**9
+    settings = [(varied, value) for varied, values in STEPS.items() for value in values if value <= limit]
+    found["steps"] = [measure_steps(*setting, 20 if quick else 100) for setting in settings]
+    found["sources"] = measure_sources(folder, 20_000 if quick else 200_000)
+    found["first_step"] = [run(measure_first_step, name) for name in (["gaussian"] if quick else ["gaussian", "auto"])]
+    block = draw(SHARE, COLUMNS)
+    rows = int(gigabytes * 1e9 / 4 / COLUMNS)
+    with open(folder / "x.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, COLUMNS)})
+        for start in range(0, rows, SHARE):
+            block[: rows - start].tofile(file)
+    found["disk"] = run(measure_disk, folder, gigabytes, 100 if quick else 1000)
+    return found
+
+
+def make_tables(folder: Path) -> dict[str, str]:
+    """Return the tables by name, from ``scale.json`` in a folder."""
+    found = load_json(folder / "scale.json", {})
+    tables = {name: "" for name in ("scale_disk", "scale_sources", "scale_first_step", "scale_steps")}
+    if not found:
+        return tables
+    disk = found["disk"]
+    memory, from_disk = (statistics.median(disk[name]) for name in ("memory_ms", "disk_ms"))
+    tables["scale_disk"] = format_table(
+        ["", "value"],
+        [
+            ["file", f"{disk['gigabytes']:g} GB, {disk['rows']:,} rows of {COLUMNS} columns"],
+            ["memory of the process before", f"{disk['base_mib']:,} MiB"],
+            ["largest while it read and trained", f"{disk['peak_mib']:,} MiB"],
+            ["one pass in batches of 1,000", f"{disk['seconds']:.0f} s"],
+            ["a step of M2 from disk", f"{from_disk:.1f} ms"],
+            ["a step of M2 in memory", f"{memory:.1f} ms"],
+            ["speed, of that in memory", f"{memory / from_disk:.0%}"],
+        ],
+    )
+    tables["scale_sources"] = format_table(
+        ["source", "rows a second", "MB a second"],
+        [[one["kind"], f"{one['rows_per_second']:,.0f}", f"{one['mb_per_second']:,.0f}"] for one in found["sources"]],
+    )
+    tables["scale_first_step"] = format_table(
+        ["likelihood", "seconds", "memory beyond the array, MiB", "the array, MiB"],
+        [
+            [f"`{one['likelihood']}`", f"{one['seconds']:.1f}", f"{one['grown_mib']:,}", f"{one['array_mib']:,.0f}"]
+            for one in found["first_step"]
+        ],
+    )
+    tables["scale_steps"] = format_table(
+        ["", "milliseconds of a step", "seconds before the first"],
+        [
+            [f"{one['value']:,} {one['varied']}", f"{one['milliseconds']:.1f}", f"{one['seconds_before']:.1f}"]
+            for one in found["steps"]
+        ],
+    )
+    return tables
+
+
+def draw_figures(docs: Path) -> None:
+    """Draw memory during a pass, rows a second by source, and the time of a step, from ``scale.json``."""
+    from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, save_figure, style_axes
+
+    found = json.loads((docs / "benchmarks" / "scale.json").read_text())
+    disk = found["disk"]
+    figure, axes = new_axes(4.6, 2.6)
+    read = np.linspace(0.0, disk["gigabytes"], len(disk["memory_mib"]))
+    axes.plot(read, disk["memory_mib"], color=ACCENT)
+    axes.axhline(disk["base_mib"], color=FAINT, linewidth=0.8, linestyle=":")
+    axes.annotate("before", (read[-1], disk["base_mib"]), ha="right", va="top", fontsize=8, color=FAINT)
+    axes.set(xlabel="GB read", ylabel="memory of the process, MiB", ylim=(0, 1.3 * max(disk["memory_mib"])))
+    style_axes(axes, grid=True)
+    save_figure(figure, docs / "_static" / "scale-memory.png")
+    figure, axes = new_axes(5.2, 2.6)
+    kinds = [one["kind"].replace("`", "") for one in found["sources"]][::-1]
+    axes.barh(kinds, [one["rows_per_second"] for one in found["sources"]][::-1], color=ACCENT)
+    axes.set(xlabel="rows a second", xscale="log")
+    style_axes(axes, grid=True)
+    save_figure(figure, docs / "_static" / "scale-sources.png")
+    figure, axes = new_axes(4.6, 2.8)
+    for varied, colour in zip(STEPS, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        own = [one for one in found["steps"] if one["varied"] == varied]
+        axes.plot([o["value"] for o in own], [o["milliseconds"] for o in own], "o-", color=colour, label=varied)
+    axes.set(xlabel="number", ylabel="milliseconds of a step", xscale="log", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    style_axes(axes, grid=True)
+    save_figure(figure, docs / "_static" / "scale-steps.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, help="size of the file (default: 20, or 1 with --quick)")
+    parser.add_argument("--folder", type=Path, help="where files are written for a while (default: a temporary one)")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller measurements, which are printed only")
+    parser.add_argument("--tables", action="store_true", help="only tables and plots, from earlier results")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)  # of classes without labels
+    if not args.tables:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            found = measure(Path(folder), args.gigabytes or (1.0 if args.quick else 20.0), args.quick)
+        if args.quick:
+            return
+        FILE.write_text(json.dumps(found, indent=1) + "\n")
+    from result_tables import write_tables
+
+    write_tables(DOCS)
+    draw_figures(DOCS)
+
+
+if __name__ == "__main__":
+    main()

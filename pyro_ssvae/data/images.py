@@ -1,0 +1,193 @@
+"""Images below a folder: which there are, of which class and part, and reading them."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from pyro_ssvae._arguments import as_count
+from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae.data.storage import ItemSource
+
+__all__ = ["has_colour", "list_folder", "open_images", "read_folder"]
+
+_PREVIEW_SIZE = 32
+_SEEN_FOR_COLOUR = 64
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others, such as EPS, would start external programs
+_MAX_PIXELS = 2**26  # of one image: 8192 x 8192
+_MAX_RATIO = 100  # of its sides
+_PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_UNLABELLED = re.compile("(unlabell?ed|unsup(ervised)?|nolabels?)(images?|data|set)?")
+
+
+class _Images(NamedTuple):
+    """Images ``(N, C, S, S)``, uint8, or their source; names of classes ``(N,)``, empty where unknown; parts.
+
+    The parts are ``train``, ``validation`` and ``test``; ``files`` are paths below the folder.
+    """
+
+    x: Any
+    classes: NDArray[np.str_]
+    parts: NDArray[np.str_]
+    files: list[str]
+
+
+def read_folder(
+    path: str | os.PathLike[str], image_size: int, *, classes_in_names: bool = False, on_error: str = "raise"
+) -> _Images:
+    """Read every image below a folder, in the order of their paths.
+
+    Images are resized to fill a square of ``image_size`` pixels a side and cropped at the centre. Transparent ones are
+    drawn over white. If all are grey, there is one channel, otherwise three.
+    """
+    image_size = as_count(image_size, "image_size", least=1)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'.")
+    folder, files = _list_images(path)
+    check_memory(2 * 3 * image_size**2 * len(files), f"{len(files)} images of {image_size} x {image_size} pixels")
+    x = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
+    read: list[Path] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            x[len(read)] = _read_image(folder / file, image_size)
+            read.append(file)
+        except ValueError as error:
+            problems.append(f"{file} ({error})")
+    if problems:
+        message = f"{len(problems)} of {len(files)} images in {folder} cannot be read: {'; '.join(problems[:10])}"
+        message += "; ..." if len(problems) > 10 else "."
+        if on_error == "raise" or not read:
+            raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
+        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=5)
+    x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
+    return _Images(np.moveaxis(x, -1, 1).copy(), *_sort_files(folder, read, classes_in_names, Path(path)))
+
+
+def _sort_files(
+    folder: Path, files: list[Path], classes_in_names: bool, path: Path
+) -> tuple[NDArray[np.str_], NDArray[np.str_], list[str]]:
+    """Return classes, parts and names of images, of files below ``folder``, a folder below ``path``."""
+    parts, classes = np.array([_locate(file, classes_in_names) for file in files]).T
+    _check_parts(folder, parts, classes)
+    names = [str((folder / file).relative_to(path)) for file in files]
+    return classes, np.where(parts == "", "train", parts), names
+
+
+def list_folder(path: Path, image_size: int, classes_in_names: bool) -> _Images:
+    """Return the images below a folder as :func:`read_folder` does, to be read later."""
+    folder, files = _list_images(path)
+    seen = [_read_image(folder / file, _PREVIEW_SIZE) for file in files[:: 1 + len(files) // _SEEN_FOR_COLOUR]]
+    size = as_count(image_size, "image_size", least=1)
+    x = open_images(path, (3 if any(map(_is_coloured, seen)) else 1, size, size))
+    return _Images(x, *_sort_files(folder, files, classes_in_names, path))
+
+
+def open_images(path: str | os.PathLike[str], event_shape: Sequence[int]) -> ItemSource:
+    """Return the source of the images below a folder, brought to a shape ``(C, S, S)`` when they are read."""
+    folder, files = _list_images(path)
+    channels, *sides = event_shape if len(event_shape) == 3 else (0, 0, 0)
+    if channels not in (1, 3) or sides[0] != sides[1]:
+        raise ValueError(f"{path} is a folder of images, and examples have shape {tuple(event_shape)}.")
+
+    def load(number: int) -> NDArray[np.uint8]:
+        try:
+            x = _read_image(folder / files[number], sides[0])
+        except ValueError as error:
+            raise ValueError(f"{folder / files[number]} cannot be read: {error}. Repair or remove it.") from error
+        return np.moveaxis(x, -1, 0) if channels == 3 else np.asarray(Image.fromarray(x).convert("L"))[None]
+
+    return ItemSource(len(files), load, event_shape, workers=min(8, os.cpu_count() or 1))
+
+
+def has_colour(path: str | os.PathLike[str]) -> bool:
+    """Return whether an image below a folder is in colour; ``ValueError`` if one before it cannot be read."""
+    folder, files = _list_images(path)
+    return any(_is_coloured(_read_image(folder / file, _PREVIEW_SIZE)) for file in files)
+
+
+def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
+    """Return the deepest folder that holds every image, and the images' paths below it."""
+    folder = Path(path)
+    check_path(folder, "a folder of images", Path.is_dir)
+    found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
+    hidden = re.compile(r"\..*|__MACOSX")
+    files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
+    if not files:
+        raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
+    common = os.path.commonpath([file.parent for file in files])
+    return folder / common, [file.relative_to(common) for file in files]
+
+
+def _is_coloured(x: NDArray[np.uint8]) -> bool:
+    """Return whether the channels, along the last axis, differ anywhere."""
+    return bool((x != x[..., :1]).any())
+
+
+def _locate(file: Path, classes_in_names: bool) -> tuple[str, str]:
+    """Return part and class of an image by its path below the folder, empty where unknown."""
+    folders = list(file.parts[:-1])
+    part = _PARTS.get(folders[0].lower(), "") if folders else ""
+    if part:
+        del folders[0]
+    if folders:
+        unlabelled = _UNLABELLED.fullmatch(re.sub("[^a-z]", "", folders[0].lower()))
+        return part, "" if unlabelled else folders[0]
+    return part, file.stem.partition("_")[0] if classes_in_names and "_" in file.stem else ""
+
+
+def _check_parts(folder: Path, parts: NDArray[np.str_], classes: NDArray[np.str_]) -> None:
+    """Raise ``ValueError`` if the folder ``train`` is rather a class, as it stands beside classes and holds none."""
+    beside = sorted({*classes[(parts == "") & (classes != "")].tolist()})
+    if beside and (parts == "train").any() and not (classes[parts == "train"] != "").any():
+        raise ValueError(
+            f"{folder} holds the folder train, without folders of classes, beside the classes "
+            f"{', '.join(beside[:10])}. Rename it if it is a class too; name it unlabelled if its images have none."
+        )
+
+
+def _read_image(file: Path, size: int) -> NDArray[np.uint8]:
+    """Return a square of colours ``(S, S, 3)``; raise ``ValueError`` if the file is damaged or too large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
+            with Image.open(file, formats=_FORMATS) as image:
+                width, height = image.size
+                if width * height > _MAX_PIXELS or max(image.size) > _MAX_RATIO * min(image.size):
+                    raise ValueError(
+                        f"{width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million are read, and one side at "
+                        f"most {_MAX_RATIO} times the other"
+                    )
+                picture = _reduce_depth(image).convert("RGBA")
+    except UnidentifiedImageError:
+        raise ValueError("no image, or damaged") from None
+    except Exception as error:  # Pillow's readers raise errors of many types for damaged files
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    width, height = (max(size, round(size / min(picture.size) * side)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + size, top + size))
+    return np.asarray(picture)
+
+
+def _reduce_depth(image: Image.Image) -> Image.Image:
+    """Return a grey image of 16 bits with 8 bits, and others unchanged; Pillow would clip it."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        raise ValueError("values of 32 bits, whose range is unknown; convert them to 8 or 16 bits")
+    return Image.fromarray((values // 257).astype(np.uint8))

@@ -1,0 +1,374 @@
+"""Examples that stay on disk, or in a sparse matrix, and are read when they are needed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
+from pyro_ssvae._io import check_path
+from pyro_ssvae.errors import MissingPackageError
+
+__all__ = ["ExampleSource", "ItemSource", "is_on_disk", "open_source", "sample_rows"]
+
+_BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
+_SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
+_SHARDS = (".npy", ".parquet", ".zarr")  # of which a folder may hold several
+
+
+class ExampleSource(ABC):
+    """Examples that are read when they are needed, in place of the tensor ``x`` of a data set.
+
+    A subclass defines :meth:`load`, and calls the constructor with shape and type of what is stored. As of a tensor,
+    ``source[index]`` are some examples, which are read, ``len(source)`` is their number, and ``source.split(1000)``
+    yields all of them in parts.
+
+    Args:
+        shape: ``(N, *stored)``; images may have their channels first or last, or no axis of channels.
+        dtype: A numpy type of numbers.
+        event_shape: Shape of an example, if images should be brought to it.
+
+    Attributes:
+        shape: ``(N, *event_shape)``.
+        dtype: ``torch.uint8`` where 8-bit integers are stored, otherwise ``torch.float32``.
+        is_integer: Whether integers are stored.
+        bounds: Where blocks of rows start that are best read at once, and N, ``(B + 1,)``; ``None`` if any rows are
+            read equally fast.
+        workers: Number of threads that may read at the same time; 0 if reading ahead does not pay.
+    """
+
+    bounds: NDArray[np.int64] | None = None
+    workers: int = 1
+
+    def __init__(self, shape: Sequence[int], dtype: Any, event_shape: Sequence[int] | None = None) -> None:
+        stored = np.broadcast_to(np.empty((), dtype), shape)
+        to_numpy(stored[:0], "x")  # which refuses types that are no numbers
+        check_shape(stored, "x")
+        self._stored_shape = tuple(shape[1:])
+        self.shape = torch.Size(as_images(stored, "x", event_shape).shape)
+        self.is_integer = stored.dtype.kind in "iu"
+        self.dtype = torch.uint8 if stored.dtype == np.uint8 else torch.float32
+        self._lock: Any = threading.Lock() if self.workers == 1 else nullcontext()
+
+    @abstractmethod
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read rows, ascending and each once, into ``out``, ``(B, *stored)``."""
+
+    def read(self, indices: ArrayLike) -> Tensor:
+        """Return the examples with these numbers, shape ``(B, *event_shape)``, of type :attr:`dtype`.
+
+        Raises:
+            ValueError: If a value is infinite, or NaN where :attr:`sample` has no NaN.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        x = self._read(rows)
+        check_finite(x, "x", allow_missing=x.dim() == 2 and self.holds_missing, rows=rows)
+        return x
+
+    def _read(self, indices: NDArray[np.int64]) -> Tensor:
+        ascending = bool((np.diff(indices) > 0).all())
+        rows, inverse = (indices, None) if ascending else np.unique(indices, return_inverse=True)
+        out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else np.float32)
+        with self._lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+            self.load(rows, out)
+        out = np.ascontiguousarray(as_images(out, "x", self.shape[1:]))
+        return torch.from_numpy(out if inverse is None else out[inverse])
+
+    @cached_property
+    def sample(self) -> Tensor:
+        """Up to 4,096 evenly spaced examples, for statistics, checks, choices of defaults and figures."""
+        number = min(len(self), _SAMPLED_ROWS, max(64, _SAMPLED_VALUES // self[0].numel()))
+        if self.bounds is None or number == len(self):
+            return self._read(_space(0, len(self), number))
+        size = self.numel() * self.element_size() // (len(self.bounds) - 1)
+        starts = _space(0, len(self.bounds) - 1, min(256, max(8, _SAMPLED_BYTES // max(1, size))))
+        each = -(-number // len(starts))
+        return self._read(
+            np.concatenate([_space(self.bounds[start], self.bounds[start + 1], each) for start in starts])
+        )
+
+    @cached_property
+    def holds_missing(self) -> bool:
+        """Whether a value of :attr:`sample` is NaN."""
+        return self.dtype != torch.uint8 and bool(self.sample.isnan().any())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, int):
+            return self._read(np.array([index % len(self)]))[0]
+        if isinstance(index, slice):
+            return self.read(np.arange(*index.indices(len(self))))
+        rows = np.asarray(index)
+        return self.read(np.flatnonzero(rows) if rows.dtype == bool else rows)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Yield all examples, ``size`` at a time."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def dim(self) -> int:
+        """Return the number of axes of :attr:`shape`."""
+        return len(self.shape)
+
+    def numel(self) -> int:
+        """Return the number of values."""
+        return self.shape.numel()
+
+    def element_size(self) -> int:
+        """Return the bytes of a value in memory."""
+        return self.dtype.itemsize
+
+    def is_floating_point(self) -> bool:
+        """Return whether :attr:`dtype` is that of real numbers."""
+        return self.dtype.is_floating_point
+
+
+def sample_rows(x: Tensor | ExampleSource) -> Tensor:
+    """Return examples in memory as they are, and those that stay on disk as a sample."""
+    return x.sample if isinstance(x, ExampleSource) else x
+
+
+def _space(low: int, high: int, number: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(low, high - 1, min(number, high - low)).astype(np.int64))
+
+
+class ItemSource(ExampleSource):
+    """Examples of which a function returns one by its number, ``(*shape,)``: items of a data set, or files."""
+
+    def __init__(
+        self, number: int, load: Callable[[int], Any], event_shape: Sequence[int] | None = None, workers: int = 1
+    ) -> None:
+        self.workers, self._load_item = workers, load
+        first = np.asarray(load(0))
+        super().__init__((number, *first.shape), first.dtype, event_shape)
+
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read items one by one."""
+        for place, row in enumerate(rows.tolist()):
+            item = np.asarray(self._load_item(row))
+            if item.shape != out.shape[1:]:
+                raise ValueError(f"x[{row}] has shape {item.shape}, and x[0] {out.shape[1:]}; all must be alike.")
+            out[place] = item
+
+    def take(self, rows: ArrayLike) -> ItemSource:
+        """Return the source of the examples with these numbers."""
+        chosen = np.asarray(rows).tolist()
+        return ItemSource(len(chosen), lambda number: self._load_item(chosen[number]), self.shape[1:], self.workers)
+
+
+class _SparseSource(ExampleSource):
+    """Rows of a sparse matrix in memory."""
+
+    workers = 0
+
+    def __init__(self, matrix: Any, event_shape: Sequence[int] | None = None) -> None:
+        self._matrix = matrix.tocsr()
+        super().__init__(matrix.shape, matrix.dtype, event_shape)
+
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Make rows dense."""
+        out[:] = self._matrix[rows].toarray()
+
+
+class _ArraySource(ExampleSource):
+    """Rows of one array after the other, each with ``shape`` and ``dtype``, of which ``array[low:high]`` reads rows."""
+
+    def __init__(self, arrays: Sequence[Any], event_shape: Sequence[int] | None = None) -> None:
+        if wrong := [array for array in arrays if array.shape[1:] != arrays[0].shape[1:]]:
+            raise ValueError(f"A part has rows of shape {wrong[0].shape[1:]}, the first one {arrays[0].shape[1:]}.")
+        self._arrays = [_unmap(array) for array in arrays if array.shape[0]] or arrays[:1]
+        self._starts = np.cumsum([0, *(array.shape[0] for array in self._arrays)])
+        dtype = np.result_type(*(array.dtype for array in self._arrays))
+        super().__init__((int(self._starts[-1]), *arrays[0].shape[1:]), dtype, event_shape)
+        pairs = zip(self._starts[:-1], self._arrays, strict=True)
+        self.bounds = np.concatenate([first + np.arange(0, a.shape[0], _count_rows(a)) for first, a in pairs])
+        self.bounds = np.append(self.bounds, self._starts[-1])
+
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read a slice of each block, and choose its rows."""
+        assert self.bounds is not None
+        edges = np.flatnonzero(np.diff(np.searchsorted(self.bounds, rows, side="right"))) + 1
+        for low, high in zip([0, *edges], [*edges, len(rows)], strict=True):
+            if low < high:
+                part = rows[low:high]
+                number = int(np.searchsorted(self._starts, part[0], side="right")) - 1
+                values = self._arrays[number][part[0] - self._starts[number] : part[-1] - self._starts[number] + 1]
+                values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+                out[low:high] = values if len(values) == high - low else values[part - part[0]]
+                _release(self._arrays[number])
+
+
+def _count_rows(array: Any) -> int:
+    """Return how many rows of an array are best read at once: those of a chunk, or some KiB."""
+    chunks = getattr(array, "chunks", None)
+    if chunks:
+        first = chunks[0]
+        return int(first if isinstance(first, int) else max(first))  # dask has a tuple of sizes
+    return max(1, _BLOCK // max(1, int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize))
+
+
+class _FileRows:
+    """Rows of a file, as an array; a file that is mapped would count as memory of the process."""
+
+    def __init__(self, array: Any, offset: int) -> None:
+        self.shape, self.dtype, self._offset = array.shape, array.dtype, offset
+        self._file = os.open(array.filename, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        content = os.pread(self._file, (rows.stop - rows.start) * size, self._offset + int(rows.start) * size)
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+
+
+def _unmap(array: Any) -> Any:
+    """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or array.mode == "c" or not array.flags.c_contiguous or not hasattr(os, "pread"):
+        return array
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
+    return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
+
+
+def _release(array: Any) -> None:
+    """Let the pages of a memory-mapped array that were read go."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class _RowGroup:
+    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
+
+    def __init__(self, file: Any, number: int, like: NDArray[Any], encode: Callable[[Any], Any]) -> None:
+        self._file, self._number, self._encode = file, number, encode
+        self.shape = self.chunks = (file.metadata.row_group(number).num_rows, like.shape[1])
+        self.dtype = np.result_type(like, np.int16)  # of 8 bits none could be missing
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        table = self._file.read_row_group(self._number).slice(rows.start, rows.stop - rows.start)
+        return np.asarray(self._encode(table.to_pandas()))
+
+
+def open_source(
+    x: Any, event_shape: Sequence[int] | None = None, encode: Callable[[Any], Any] | None = None
+) -> ExampleSource | None:
+    """Return the source of what stays on disk, or is too large for memory as a dense array; ``None`` for all else.
+
+    Args:
+        x: A path (.npy, .npz of a sparse matrix, .parquet, .zarr, .h5ad, a folder of such files, or of images), a
+            memory-mapped array, an array of Zarr or HDF5, a backed AnnData, a sparse matrix or data set of PyTorch of
+            more than 1 GiB, or a source.
+        event_shape: Shape of an example, if it is known; a folder of images needs it.
+        encode: Makes an array of numbers of a DataFrame; by default its columns must be numbers.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        MissingPackageError: If the package that reads the file is not installed.
+        ValueError: If the file is of no kind that is read, or damaged.
+    """
+    if isinstance(x, ExampleSource):
+        return x
+    if isinstance(x, (str, os.PathLike)):
+        return _open_path(Path(x).expanduser(), event_shape, encode or (lambda table: to_numpy(table, "x")))
+    if hasattr(x, "obs") and getattr(x, "isbacked", False):
+        x = x.X
+    dataset: Any = x.dataset if isinstance(x, DataLoader) else x
+    if isinstance(dataset, Dataset) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        return _open_dataset(dataset, event_shape)
+    is_mapped = isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
+    if is_mapped or (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "chunks")):
+        return _ArraySource([x], event_shape)
+    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and np.prod(x.shape, dtype=float) * 4 > MAX_DENSE:
+        return _SparseSource(x, event_shape)
+    # A sparse matrix of a backed AnnData, whose slices are read.
+    return _ArraySource([x], event_shape) if hasattr(x, "to_memory") and hasattr(x, "dtype") else None
+
+
+def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSource | None:
+    """Return the source of a data set of PyTorch, or ``None`` if it fits into memory."""
+
+    def load(number: int) -> Any:
+        item = dataset[number]
+        return item[0] if isinstance(item, (tuple, list)) else item
+
+    number = len(dataset)
+    if not number or 4 * number * np.asarray(load(0)).size <= MAX_DENSE:
+        return None
+    return ItemSource(number, load, event_shape)
+
+
+def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any]) -> ExampleSource:
+    check_path(path, "a file or folder of examples", Path.exists)
+    files = [path]
+    if path.is_dir() and path.suffix != ".zarr":
+        found = sorted(file for file in path.iterdir() if file.suffix in _SHARDS)
+        if not found and event_shape is None:
+            raise ValueError(f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images.")
+        if not found and event_shape is not None:
+            from pyro_ssvae.data.images import open_images  # which needs this module
+
+            return open_images(path, event_shape)
+        files = [file for file in found if file.suffix == found[0].suffix]
+    try:
+        if files[0].suffix == ".npy":
+            return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
+        if files[0].suffix == ".npz":
+            from scipy import sparse
+
+            return _SparseSource(sparse.load_npz(path), event_shape)
+        if files[0].suffix == ".parquet":
+            return _open_parquet(files, event_shape, encode)
+        if files[0].suffix == ".zarr":
+            import zarr
+
+            return _ArraySource([zarr.open(str(file), mode="r") for file in files], event_shape)
+        if files[0].suffix == ".h5ad":
+            import anndata
+
+            return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
+    except ImportError as error:
+        name = error.name or "its reader"
+        raise MissingPackageError(f"{path} is read by {name}, which is not installed: pip install {name}.") from error
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    known = f"{', '.join(_SHARDS)}, .npz (a sparse matrix) and .h5ad"
+    raise ValueError(f"{path} is of no kind that is read; these are {known}, and folders of the first three.")
+
+
+def is_on_disk(path: Path) -> bool:
+    """Return whether a path is a file or folder of rows that are read when they are needed; images are not."""
+    inside = path.iterdir() if path.is_dir() else ()
+    return path.exists() and (path.suffix in (*_SHARDS, ".h5ad") or any(file.suffix in _SHARDS for file in inside))
+
+
+def _open_parquet(
+    files: Sequence[Path], event_shape: Sequence[int] | None, encode: Callable[[Any], Any]
+) -> ExampleSource:
+    import pyarrow.parquet
+
+    opened = [pyarrow.parquet.ParquetFile(file) for file in files]
+    names = opened[0].schema_arrow.names
+    for file, one in zip(files, opened, strict=True):
+        if one.schema_arrow.names != names:
+            raise ValueError(f"{file} has other columns than {files[0]}; all must have the same, in the same order.")
+    like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
+    groups = [_RowGroup(one, number, like, encode) for one in opened for number in range(one.num_row_groups)]
+    if not groups:
+        raise ValueError("it has no rows")
+    return _ArraySource(groups, event_shape)

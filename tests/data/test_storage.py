@@ -1,0 +1,326 @@
+"""Examples on disk: every kind of source gives the rows that an array in memory gives."""
+
+import io
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import sparse
+from sklearn.datasets import load_digits
+
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.data import BatchStream, ExampleSource, order, storage
+from pyro_ssvae.errors import MissingPackageError
+from pyro_ssvae.estimators import M1Transformer, M2Classifier
+from pyro_ssvae.evaluation import log_likelihood
+
+N = 500
+X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32).round(3)
+X[:, 1] = np.maximum(X[:, 1], 0.0)
+Y = np.where(np.arange(N) % 7 == 0, np.arange(N) % 3, -1)
+
+
+class Chunked:
+    """An array as Zarr and HDF5 have them: slices are read, and rows are stored in chunks."""
+
+    def __init__(self, values, rows):
+        self.values, self.shape, self.dtype, self.chunks = values, values.shape, values.dtype, (rows, values.shape[1])
+
+    def __getitem__(self, rows):
+        assert isinstance(rows, slice)
+        return self.values[rows]
+
+
+class Scaled(ExampleSource):
+    """A source of one's own."""
+
+    def __init__(self):
+        super().__init__((N, 6), np.float64)
+
+    def load(self, rows, out):
+        out[:] = (X[rows] * 4) / 4
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return torch.from_numpy(X[index]), int(Y[index])
+
+
+def make_npy(folder):
+    np.save(folder / "x.npy", X)
+    return folder / "x.npy"
+
+
+def make_padded(folder, columns=0):
+    np.save(folder / "padded.npy", np.pad(X, ((3, 2), (0, columns))))
+    return np.load(folder / "padded.npy", mmap_mode="r")
+
+
+def make_shards(folder):
+    for number, part in enumerate(np.split(X, [130, 131, 400])):
+        np.save(folder / f"part{number}.npy", part)
+    return folder
+
+
+def make_parquet(folder):
+    for number, part in enumerate(np.split(X, [200])):
+        table = pd.DataFrame(part, columns=[*"abcdef"])
+        table.to_parquet(folder / f"{number}.parquet", row_group_size=70)
+    return str(folder)
+
+
+def make_sparse(folder):
+    sparse.save_npz(folder / "x.npz", sparse.csr_matrix(X))
+    return folder / "x.npz"
+
+
+SOURCES = {
+    "path": make_npy,
+    "memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r"),
+    "part of a memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r+")[:],
+    "middle of a memmap": lambda folder: make_padded(folder)[3:-2],
+    "columns of a memmap": lambda folder: make_padded(folder, 2)[3:-2, :6],
+    "shards": make_shards,
+    "parquet": make_parquet,
+    "sparse file": make_sparse,
+    "chunked": lambda folder: Chunked(X.astype(np.float64), 60),
+    "sparse": lambda folder: sparse.csr_matrix(X),
+    "dataset": lambda folder: Rows(),
+    "own": lambda folder: Scaled(),
+}
+
+
+@pytest.fixture(params=SOURCES)
+def given(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "MAX_DENSE", 1000)  # sparse matrices and data sets are large
+    monkeypatch.setattr(storage, "_BLOCK", 400)
+    monkeypatch.setattr(order, "_MIXED", 3000)  # several groups
+    return SOURCES[request.param](tmp_path)
+
+
+def test_every_source_gives_the_rows_of_memory(given):
+    data = SemiSupervisedData.from_arrays(given, Y)
+    assert isinstance(data.x, ExampleSource)
+    assert (data.x.shape, data.x.dtype, data.event_shape) == ((N, 6), torch.float32, (6,))
+    rows = torch.tensor([3, 499, 0, 3])
+    np.testing.assert_array_equal(data.x[rows], X[rows])
+    np.testing.assert_array_equal(torch.cat([*data.x.split(90)]), X)
+    np.testing.assert_array_equal(data.x.sample, X)  # fewer than 4,096
+    memory = SemiSupervisedData.from_arrays(X, Y)
+    units, expected = (M2.for_data(one, likelihood="gaussian").likelihood.state_dict() for one in (data, memory))
+    assert all(torch.equal(units[name], expected[name]) for name in expected)
+
+
+def test_every_row_once_per_pass_and_in_another_order(given):
+    data = SemiSupervisedData.from_arrays(given, Y)
+    stream = BatchStream(data, batch_size=64, labelled_batch_size=20, seed=1)
+    passes = []
+    for _ in range(3):
+        batches = [*itertools.islice(stream, stream.steps_per_epoch)]
+        passes.append(torch.cat([batch.x_unlabelled for batch in batches]).numpy())
+        for batch in batches:
+            places = [int(np.flatnonzero((X == row).all(1))[0]) for row in batch.x_labelled.numpy()]
+            assert Y[places].tolist() == batch.y_labelled.tolist()
+    for seen in passes:
+        np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(X[Y < 0], axis=0))
+        assert len(seen) == (Y < 0).sum()
+    assert not np.array_equal(passes[0], passes[1])
+    near = np.abs(np.diff([int(np.flatnonzero((X == row).all(1))[0]) for row in passes[0]]))
+    assert np.median(near) > 30  # neighbours in the file are apart
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 7, 20])
+def test_a_stream_continues_to_the_last_bit(given, after):
+    data = SemiSupervisedData.from_arrays(given, Y, scale=2.0)
+    stream = BatchStream(data, batch_size=64, labelled_batch_size=20)
+    for _ in range(after):
+        next(stream)
+    file = io.BytesIO()
+    torch.save(stream.state_dict(), file)
+    expected = [next(stream) for _ in range(10)]
+    file.seek(0)
+    again = BatchStream(data, batch_size=64, labelled_batch_size=20)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    for batch in expected:
+        assert all(map(torch.equal, batch, next(again)))
+
+
+def test_a_state_of_other_rows_is_refused(tmp_path):
+    path = make_npy(tmp_path)
+    state = BatchStream(SemiSupervisedData.from_arrays(path, Y)).state_dict()
+    others = (SemiSupervisedData.from_arrays(path, np.roll(Y, 1)), SemiSupervisedData.from_arrays(X, Y))
+    for data in others:
+        with pytest.raises(ValueError, match="unlabelled examples that are not the 428 unlabelled"):
+            BatchStream(data).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("seed", "joined"), [(0, False), (3, True)])
+def test_a_last_batch_of_one_is_joined(tmp_path, seed, joined):
+    data = SemiSupervisedData.from_arrays(make_npy(tmp_path), Y)
+    stream = BatchStream(data, batch_size=61, seed=seed, join_single=joined)
+    sizes = [len(next(stream).x_unlabelled) for _ in range(stream.steps_per_epoch)]
+    assert sizes == ([61] * 6 + [62] if joined else [61] * 7 + [1])
+
+
+def test_predictions_from_disk_equal_those_from_memory(given):
+    data = SemiSupervisedData.from_arrays(X, Y)
+    model = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="gaussian")
+    for found in (given, SemiSupervisedData.from_arrays(given).x):
+        assert torch.equal(model.predict_proba(found), model.predict_proba(X))
+    some, expected = (log_likelihood(model, x, num_samples=3).log_px for x in (given, X))
+    assert torch.equal(some, expected)
+    with pytest.raises(ValueError, match=r"event_shape=\(5,\); got \(500, 6\)"):
+        M2((5,), 3).predict(given)
+
+
+def test_integers_from_disk_are_divided_as_in_memory(tmp_path):
+    x = np.random.default_rng(0).integers(0, 17, (40, 5))
+    np.save(tmp_path / "x.npy", x)
+    model = M2.for_data(SemiSupervisedData.from_arrays(x, np.arange(40) % 2, scale=16.0))
+    assert torch.equal(model.predict_proba(tmp_path / "x.npy"), model.predict_proba(x))
+
+
+def test_integers_in_a_parquet_file_are_divided_too(tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).integers(0, 17, (40, 5))).rename(columns=str).astype("uint8")
+    table.to_parquet(tmp_path / "x.parquet")
+    model = M2.for_data(SemiSupervisedData.from_arrays(table, np.arange(40) % 2, scale=16.0))
+    assert torch.equal(model.predict_proba(tmp_path / "x.parquet"), model.predict_proba(table))
+
+
+def test_estimators_take_what_is_on_disk(tmp_path):
+    path = make_npy(tmp_path)
+    m1 = M1Transformer(max_steps=5).fit(X)
+    np.testing.assert_array_equal(m1.transform(path), m1.transform(X))
+    np.testing.assert_array_equal(m1.score_samples(np.load(path, mmap_mode="r"), 3), m1.score_samples(X, 3))
+    m2 = M2Classifier(max_steps=5, class_prior="uniform").fit(X, Y)
+    np.testing.assert_array_equal(m2.predict_proba(path), m2.predict_proba(X))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    with open(tmp_path / "x.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (2_500_000, 100)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 10**9)  # zeros that take no space
+
+    def measure():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    before = measure()
+    stream = BatchStream(SemiSupervisedData.from_arrays(tmp_path / "x.npy"), batch_size=10_000)
+    grown = [(next(stream), measure() - before)[1] for _ in range(stream.steps_per_epoch)]
+    assert max(grown) < 600
+
+
+def make_digits(folder):
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order], y[order]
+    x = (x * 15.9).astype(np.uint8).reshape(-1, 8, 8)
+    np.save(folder / "x.npy", x)
+    known = np.where(np.arange(len(y)) < 300, y, -1)
+    options = {"x_validation": x[1400:, None], "y_validation": y[1400:], "scale": 255.0}
+    mapped = np.load(folder / "x.npy", mmap_mode="r")[:1400]
+    return [SemiSupervisedData.from_arrays(one, known[:1400], **options) for one in (mapped, x[:1400])]
+
+
+def test_training_from_disk_errs_as_training_from_memory(tmp_path):
+    errors = []
+    for data in make_digits(tmp_path):
+        assert data.event_shape == (1, 8, 8)
+        model = M2.for_data(data, latent_dim=5, hidden_dims=(50,), classifier="mlp")
+        objective = SemiSupervisedELBO.for_data(model, data, pure=True)
+        config = TrainingConfig(max_steps=150, batch_size=64, learning_rate=3e-3)
+        errors.append(fit(objective, data, config, progress=False).metrics[-1]["val/error"])
+    disk, memory = errors
+    assert memory < 0.2
+    assert abs(disk - memory) < 0.05
+
+
+def test_images_in_files_are_read_when_needed(tmp_path):
+    random = np.random.default_rng(0)
+    for name, number in (("ant", 12), ("bee", 12), ("unlabelled", 30)):
+        (tmp_path / name).mkdir()
+        for index in range(number):
+            image = random.integers(0, 256, (10, 12), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / name / f"{index}.png")
+    memory, disk = (
+        SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=on_disk) for on_disk in (False, True)
+    )
+    assert isinstance(disk.x, ExampleSource)
+    assert torch.equal(disk.x[:], memory.x)
+    for name in ("y", "x_validation", "y_validation", "x_test", "y_test"):
+        assert torch.equal(getattr(disk, name), getattr(memory, name))
+    streams = (BatchStream(data, batch_size=8, binarisation="dynamic") for data in (memory, disk))
+    for one, other in itertools.islice(
+        zip(*streams, strict=True), 9
+    ):  # in the same order: any file is read equally fast
+        assert all(map(torch.equal, one, other))
+    (tmp_path / "unlabelled" / "3.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"3\.png cannot be read: no image, or damaged"):
+        disk.x[:]
+    with pytest.raises(ValueError, match="on_error='skip' reads every image first"):
+        SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=True, on_error="skip")
+
+
+def test_labels_of_a_large_dataset_are_read_without_its_examples(monkeypatch):
+    monkeypatch.setattr(storage, "MAX_DENSE", 1000)
+    assert SemiSupervisedData.from_arrays(Rows()).y.tolist() == Y.tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path, value):
+    x = np.tile(X, (20, 1))
+    x[5003, 2] = value  # not of the sample
+    np.save(tmp_path / "x.npy", x)
+    data = SemiSupervisedData.from_arrays(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"in 1 of 10000 examples, the first in x\[5003\]"):
+        data.x[:]
+    x[0, 0] = np.nan  # of the sample
+    np.save(tmp_path / "x.npy", x)
+    data = SemiSupervisedData.from_arrays(tmp_path / "x.npy")
+    assert data.x.holds_missing
+    if np.isnan(value):
+        np.testing.assert_array_equal(data.x[:], x)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("none.npy", FileNotFoundError, "none.npy does not exist; a file or folder of examples is needed"),
+        ("x.txt", ValueError, "x.txt is of no kind that is read; these are .npy"),
+        ("x.npz", ValueError, "x.npz cannot be read"),
+        ("x.parquet", ValueError, "x.parquet cannot be read"),
+        ("words.parquet", TypeError, "columns that are not numeric: b"),
+        ("x.h5ad", MissingPackageError, "x.h5ad is read by anndata, which is not installed: pip install anndata"),
+        ("x.zarr", MissingPackageError, "x.zarr is read by zarr, which is not installed"),
+        ("empty.parquet", ValueError, "empty.parquet cannot be read: x has shape"),
+        (".", ValueError, r"holds no .npy, .parquet or .zarr; from_folder\(..., on_disk=True\) reads images"),
+    ],
+)
+def test_paths_refused(tmp_path, name, error, text, monkeypatch):
+    for package in ("anndata", "zarr"):
+        monkeypatch.setitem(sys.modules, package, None)
+    if name == "words.parquet":
+        pd.DataFrame({"a": [1.0], "b": ["x"]}).to_parquet(tmp_path / name)
+    elif name == "empty.parquet":
+        pd.DataFrame({"a": np.zeros(0)}).to_parquet(tmp_path / name)
+    elif name not in (".", "none.npy"):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_arrays(tmp_path / name)
+
+
+@pytest.mark.parametrize("options", [{"binarisation": "static"}, {"resident": True}])
+def test_streams_refused(tmp_path, options):
+    np.save(tmp_path / "x.npy", np.abs(X) / 10)
+    with pytest.raises(ValueError, match="needs examples in memory, and these stay on disk"):
+        BatchStream(SemiSupervisedData.from_arrays(tmp_path / "x.npy", Y), **options)
