@@ -6,6 +6,7 @@ import atexit
 import copy
 import csv
 import math
+import os
 import re
 import signal
 import sys
@@ -13,7 +14,7 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ import pyro
 from torch import Tensor
 
 from pyro_ssvae._io import read_json
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -37,7 +39,7 @@ from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
-from pyro_ssvae.training.config import TrainingConfig, check_one_process, describe_memory_error
+from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
 __all__ = [
@@ -91,16 +93,17 @@ def run_command(
         Ctrl-C or SIGTERM, when the state is saved.
     """
     args: Flags | None = None
+    rank = 0
     options = COMMANDS[command].options
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGTERM)
     if in_main_thread:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
-        check_one_process()
+        rank = launched()[0]
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        with plain_warnings(options), RunFolder(args.out).lock():
+        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else _silence():
             again = evaluate_again or args.resume is not None
             finished = [] if again else find_results(command, args.values, Path(args.out))
             for run, result in finished:
@@ -117,13 +120,21 @@ def run_command(
             print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        return print_error(error, options)
+        with _silence() if rank else nullcontext():  # the first process prints what all of them meet
+            return print_error(error, options)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
             for number in (signal.SIGINT, signal.SIGTERM):  # when Python ends, there is nothing left to stop
                 atexit.register(signal.signal, number, signal.SIG_IGN)
     return 0
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing: the first of several processes prints."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def print_error(error: Exception, options: Mapping[str, str]) -> int:
@@ -330,7 +341,7 @@ def train_stages(
         rate = args.training.learning_rate / 10
         configs["joint"] = replace(args.training, max_steps=None, max_epochs=args.joint_epochs, learning_rate=rate)
     config = get_m1_config(args, len(data.x))
-    if RunFolder(args.out).write_config(args.settings):
+    if launched()[0] == 0 and RunFolder(args.out).write_config(args.settings):
         RunFolder(args.out).runs()[-1].result.unlink(missing_ok=True)  # a stage that is extended
     if args.m1 is None:
         unlabelled = data.without_labels()
