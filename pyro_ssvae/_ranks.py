@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Division", "Ranks", "first_rows", "gather_rows", "is_lost", "launched", "mean_over_ranks", "own_rows"]
@@ -44,7 +45,7 @@ def launched() -> tuple[int, int]:
 
 @cache
 def _launcher_store() -> Any:
-    return next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))[0]
+    return next(iter(rendezvous("env://", timeout=_TIMEOUT)))[0]
 
 
 class Ranks:
@@ -71,7 +72,7 @@ class Ranks:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = dist.PrefixStore(f"pyro_ssvae/{next(_numbers)}", self._store or _launcher_store())
+        store = PrefixStore(f"pyro_ssvae/{next(_numbers)}", self._store or _launcher_store())
         options: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": _TIMEOUT}
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, **options)
         try:
@@ -113,14 +114,13 @@ class Ranks:
             dist.broadcast(values, 0)
             tensor.detach().copy_(values)
 
-    def average(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the means over processes, in one message; the gradients of small networks are not worth several."""
-        found = [tensor for tensor in tensors if tensor is not None]
-        flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in found), found[0].new_tensor([self.request])])
+        flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])])
         dist.all_reduce(flat)
         self.requests = flat[-1]
-        means = iter((flat[:-1] / self.size).split([tensor.numel() for tensor in found]))
-        return [None if tensor is None else next(means).view(tensor.shape).to(tensor.dtype) for tensor in tensors]
+        means = (flat[:-1] / self.size).split([tensor.numel() for tensor in tensors])
+        return [mean.view(tensor.shape).to(tensor.dtype) for mean, tensor in zip(means, tensors, strict=True)]
 
     @contextmanager
     def divide(self, parts: Iterable[Tensor | None]) -> Iterator[list[Tensor | None]]:

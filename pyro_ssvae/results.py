@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ssvae._ranks import launched
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model

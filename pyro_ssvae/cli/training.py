@@ -12,6 +12,7 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -47,6 +48,8 @@ __all__ = [
     *("print_error", "print_result", "read_data", "run_command", "train_stages"),
 ]
 
+_EXPECTED = (PyroSSVAEError, ValueError, TypeError, OSError)  # not faults of the program
+_UNTIL_PRINTED = 5.0  # seconds
 _SHOWN_CLASSES = 10
 _FEW_PHOTOS = 2000
 _LEAST_STEPS = 3000  # of M1 below M2, unless --m1-epochs is given
@@ -111,17 +114,22 @@ def run_command(
             if not finished:
                 pyro.set_rng_seed(args.seed)
                 train(args)
-        print(f"results and figures in {args.out}")
+            print(f"results and figures in {args.out}")
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, SystemExit) and stopped.code != 143:  # which fit raises after SIGTERM
             raise
         out = None if args is None else args.values["out"]
         if out is not None and RunFolder(out).config.is_file():
-            print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
+            with nullcontext() if rank == 0 else _silence():
+                print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        with _silence() if rank else nullcontext():  # the first process prints what all of them meet
-            return print_error(error, options)
+        alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
+        if rank and not alone:  # the first process prints what all of them meet, before a launcher ends it
+            with suppress(KeyboardInterrupt):
+                time.sleep(_UNTIL_PRINTED)
+            return 2
+        return print_error(error, options)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -144,7 +152,7 @@ def print_error(error: Exception, options: Mapping[str, str]) -> int:
     """
     if (words := describe_memory_error(error)) is not None:
         words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
-    elif not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
+    elif not isinstance(error, _EXPECTED):
         raise error
     with suppress(OSError):  # standard error may be a pipe that nobody reads
         print(f"error: {_name_options(words or str(error), options)}", file=sys.stderr, flush=True)

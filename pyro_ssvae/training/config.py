@@ -146,8 +146,14 @@ class TrainingConfig:
         return self.kl_weight * (peak + (1.0 - peak) * fallen)
 
 
-def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
-    """Return the settings with what data and objective add; raise ``ValueError`` for those without an effect."""
+def settle(
+    config: TrainingConfig, objective: Objective, data: SemiSupervisedData, processes: int = 1
+) -> TrainingConfig:
+    """Return the settings with what data and objective add; raise ``ValueError`` for those that have no effect here."""
+    name = "batch_size" if data.num_unlabelled else "labelled_batch_size"
+    size = getattr(config, name)
+    if size % processes and size <= (data.num_unlabelled or data.num_labelled):
+        raise ValueError(f"{name}={size} is not a multiple of {processes} processes; choose one that is.")
     if config.seed is None:
         config = replace(config, seed=data.seed)
     if objective.kl_weight != 1.0:
@@ -215,8 +221,8 @@ def make_fabric(config: TrainingConfig, ranks: Ranks) -> Fabric:
         number = int(os.environ.get("LOCAL_RANK", ranks.rank))
         if ":" in config.device or number >= torch.cuda.device_count():
             raise ValueError(
-                f"device={config.device!r}: {ranks.size} processes need a GPU each, and {torch.cuda.device_count()} are "
-                "here. Use device='cuda' with as many GPUs as processes, or device='cpu'."
+                f"device={config.device!r}: {ranks.size} processes need a GPU each, and there are "
+                f"{torch.cuda.device_count()}. Use device='cuda' with as many GPUs as processes, or device='cpu'."
             )
         device = torch.device("cuda", number)
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():

@@ -123,7 +123,8 @@ def fit(
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
-            memory runs out, or one of several processes has ended. Checkpoint and model are the last that were worth keeping.
+            memory runs out, or one of several processes has ended. Checkpoint and model are the last that were worth
+            keeping.
         RunFolderError: If the folder cannot be used, written or resumed, or another process works in it.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
@@ -135,7 +136,7 @@ def fit(
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
-    config = settle(config or TrainingConfig(), objective, data)
+    config = settle(config or TrainingConfig(), objective, data, devices or launched()[1])
     with (
         nullcontext() if folder is None or launched()[0] else folder.lock(),
         processes(devices, _fit, objective, data, config, out) as ranks,
@@ -246,14 +247,7 @@ class Loop:
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
         self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total, self.ranks)
-        self._check_sizes()
         self.train_step.check()
-
-    def _check_sizes(self) -> None:
-        name = "batch_size" if self.data.num_unlabelled else "labelled_batch_size"
-        size, number = getattr(self.config, name), self.ranks.size
-        if size % number and size <= max(self.data.num_unlabelled, self.data.num_labelled):
-            raise ValueError(f"{name}={size} is not a multiple of {number} processes; choose one that is.")
 
     def _open(self, resume: bool, settings: dict[str, Any]) -> None:
         """Start the run in a folder, or continue it from its checkpoint, in all processes."""
@@ -363,7 +357,7 @@ class Loop:
         """Return what the first process finds, and its metrics."""
         found = Validation()
         if self.ranks.rank == 0:
-            options = {"binarisation": self.config.binarisation, "seed": self.seed}
+            options: dict[str, Any] = {"binarisation": self.config.binarisation, "seed": self.seed}
             found = self.objective.validate(self.data, history=[*self.metrics, metrics], **options)
         values = self.ranks.values_from_first([vars(found), metrics])
         return (found, metrics) if self.ranks.rank == 0 else (Validation(**values[0]), values[1])

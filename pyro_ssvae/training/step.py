@@ -255,16 +255,19 @@ class TrainingStep:
         scaled = self._scaler.scale(loss.total)
         gradients: Sequence[Tensor | None] = torch.autograd.grad(scaled, parameters, allow_unused=True)
         if self._ranks.size > 1:
-            means = self._ranks.average([*gradients, loss.total, *loss.terms.values()])
-            gradients, (total, *terms) = means[: len(parameters)], means[len(parameters) :]
-            loss = Loss(total, dict(zip(loss.terms, terms, strict=True)))
-            for parameter, gradient in zip(parameters, gradients, strict=True):  # parts of one tensor
-                like = parameter.is_contiguous() or gradient is None
-                parameter.grad = gradient if like else torch.empty_like(parameter).copy_(gradient)
-            return loss
+            return self._average(parameters, gradients, loss)
         for parameter, gradient in zip(parameters, clone_shared_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
         return Loss(loss.total.detach(), loss.terms)
+
+    def _average(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None], loss: Loss) -> Loss:
+        """Do what :meth:`_gradients` says, with means over processes."""
+        found = [(parameter, part) for parameter, part in zip(parameters, gradients, strict=True) if part is not None]
+        means = iter(self._ranks.average([*(part for _, part in found), loss.total, *loss.terms.values()]))
+        for parameter, _ in found:
+            mean = next(means)
+            parameter.grad = mean if parameter.is_contiguous() else torch.empty_like(parameter).copy_(mean)
+        return Loss(next(means), dict(zip(loss.terms, means, strict=True)))
 
     def _compute(self, update: Update, batch: Batch) -> Loss:
         with self.fabric.autocast(), pyro.validation_enabled(False):

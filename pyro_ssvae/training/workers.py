@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.errors import PyroSSVAEError, TrainingFailedError
@@ -47,7 +47,7 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
         ) from error
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // number))
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     workers, pipes = [], []
     try:
@@ -79,7 +79,7 @@ def _work(rank: int, size: int, port: int, threads: int, content: bytes, pipe: A
     torch.set_num_threads(threads)
     try:
         train, arguments = pickle.loads(content)  # from the process that has started this one
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        store = TCPStore("127.0.0.1", port, is_master=False)
         pipe.send("ready")
         train(*arguments, Ranks(rank, size, store))
     except (KeyboardInterrupt, SystemExit, PyroSSVAEError, ValueError, TypeError):
