@@ -189,7 +189,9 @@ class Division(TorchFunctionMode):
                 return self._own(func(*front, self._whole(shape, dim), **options), dim)
         elif func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
-        elif func in _DRAWS or func in _DRAWS_IN_PLACE or func is F.dropout:
+        elif func is F.dropout:
+            return self._dropout(*args, **kwargs)
+        elif func in _DRAWS or func in _DRAWS_IN_PLACE:
             x, *rest = args
             if (dim := self._dim(x.shape)) is not None:
                 return self._draw(func, dim, x, *rest, **kwargs)
@@ -208,11 +210,16 @@ class Division(TorchFunctionMode):
 
     def _draw(self, func: Any, dim: int, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
         whole = x.new_ones(self._whole(x.shape, dim))
-        if func is F.dropout:
-            return x * self._own(func(whole, *rest, **{**kwargs, "inplace": False}), dim)
         self._own(whole, dim).copy_(x.detach())
         drawn = self._own(func(whole, *rest, **kwargs), dim)
         return x.copy_(drawn) if func in _DRAWS_IN_PLACE else drawn
+
+    def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        dim = self._dim(x.shape)
+        if dim is None or not training or not 0.0 < p < 1.0:
+            return F.dropout(x, p, training, inplace)
+        kept = x.new_empty(self._whole(x.shape, dim)).bernoulli_(1.0 - p)
+        return x * self._own(kept, dim).div(1.0 - p)
 
     def _batch_norm(
         self, x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None = None,

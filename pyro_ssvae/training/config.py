@@ -212,12 +212,12 @@ def describe_memory_error(error: BaseException) -> str | None:
     return f"out of memory ({more} more needed)"
 
 
-def make_fabric(config: TrainingConfig, ranks: Ranks) -> Fabric:
+def make_fabric(config: TrainingConfig, ranks: Ranks | None = None) -> Fabric:
     """Return a Fabric for the device of this process and the chosen precision, or raise ``ValueError``."""
     from lightning_fabric import Fabric  # takes seconds to import
 
     device = as_device(config.device)
-    if ranks.size > 1 and device.type == "cuda":
+    if ranks is not None and ranks.size > 1 and device.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", ranks.rank))
         if ":" in config.device or number >= torch.cuda.device_count():
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from pyro_ssvae._ranks import Ranks, launched
@@ -38,6 +38,8 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
         yield Ranks(rank, size)
         return
     assert number is not None
+    if multiprocessing.parent_process() is not None and multiprocessing.current_process()._inheriting:  # type: ignore[attr-defined]
+        sys.exit(1)  # the program of the process that starts others, read anew by one of them: it is told below
     try:
         content = pickle.dumps((train, arguments))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -54,8 +56,9 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
         for other in range(1, number):
             here, there = context.Pipe()
             options = (other, number, store.port, torch.get_num_threads(), content, there)
-            workers.append(context.Process(target=_work, args=options, daemon=True))
-            workers[-1].start()
+            worker = context.Process(target=_work, args=options, daemon=True)
+            worker.start()
+            workers.append(worker)
             there.close()
             pipes.append(here)
         for pipe in pipes:

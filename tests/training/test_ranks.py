@@ -91,14 +91,14 @@ def test_two_processes_train_as_one(together: list[dict[str, Any]], case: str) -
 @pytest.mark.parametrize("size", [1, 3])
 def test_all_stop_together_and_other_numbers_of_processes_go_on(tmp_path: Path, size: int) -> None:
     """A signal to the second process stops both after the next step; the rest gives what one process gives."""
-    out = {"out": str(tmp_path / "run"), "resume": True, "batch_size": 12}
+    out = {"out": str(tmp_path / "run"), "resume": True, "batch_size": 18}
     stopped = finish(run(tmp_path, "top-k", interrupt=[1, signal.SIGTERM, 8], **out), status=143)
     assert "Stopped by SIGTERM after step 9 of 20" in stopped[0]
     assert stopped[1] == ""
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
     continued = finish(run(tmp_path, "top-k", size=size, **out))
     assert f"after step 9 of 20. Processes: {size}, 2 before" in continued[0]
-    assert_same(read(tmp_path)["top-k"], train("top-k", batch_size=12))
+    assert_same(read(tmp_path)["top-k"], train("top-k", batch_size=18))
 
 
 @pytest.mark.slow
