@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Division", "Ranks", "first_rows", "gather_rows", "is_lost", "launched", "mean_over_ranks", "own_rows"]
 
 _TIMEOUT = timedelta(hours=6)  # of a message: the others wait while the first process evaluates or writes a report
-_numbers = count()  # of the groups of processes that this one has joined
+_numbers = count()  # of the runs of processes that a launcher has started
 
 
 def launched() -> tuple[int, int]:
@@ -72,7 +72,7 @@ class Ranks:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = PrefixStore(f"pyro_ssvae/{next(_numbers)}", self._store or _launcher_store())
+        store = self._store or PrefixStore(f"pyro_ssvae/{next(_numbers)}", _launcher_store())
         options: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": _TIMEOUT}
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, **options)
         try:
