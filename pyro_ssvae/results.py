@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
@@ -69,11 +70,15 @@ def report(
         the last step, for which no validation label was used. ``test/bound`` is the mean bound of test examples in nats
         per example, with classes summed out.
 
+    Of several processes, only the first evaluates and writes; the others return an empty dictionary.
+
     Warns:
         UserWarning: If the latents of a model without classes do not vary between examples (posterior collapse), a
             semi-supervised fit is worse than its classifier on the labels alone, or the unlabelled rows of a table have
             other shares of the classes than the class prior, by a logistic regression on the labels.
     """
+    if launched()[0]:
+        return {}
     model: Any = objective.module
     drawn: dict[str, Any] = {"binarisation": run.config.binarisation, "seed": run.config.seed}
     found = evaluate_model(model, objective, data, **drawn)
@@ -190,7 +195,7 @@ def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, ru
         kl_weight=1.0, ema_decay=0.0, compile="eager", device=str(get_device(alone)),
         precision=precision if precision == "64-true" else "32-true",
     )  # fmt: skip
-    fit(alone, labels, settings, progress=False)
+    fit(alone, labels, settings, progress=False, devices=1)
     return alone.module
 
 

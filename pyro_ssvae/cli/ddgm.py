@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.training import load_data, print_result, read_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -74,6 +75,8 @@ def report_images(
 
     ``data`` is what the model was trained on, ``known`` the same with all its labels, ``result`` that of ``report``.
     """
+    if launched()[0]:  # the first of several processes reports
+        return
     from pyro_ssvae.plots.ddgm import plot_class_shares
     from pyro_ssvae.plots.style import save_figure
     from pyro_ssvae.training.progress import ProgressReport
@@ -96,6 +99,8 @@ def report_images(
 
 def report_points(args: Flags, model: DDGM, data: SemiSupervisedData, result: dict[str, Any]) -> None:
     """Compare a model of points with the distribution they were drawn from; add to ``result.json``."""
+    if launched()[0]:
+        return
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.style import save_figure
 

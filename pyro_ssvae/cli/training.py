@@ -6,14 +6,16 @@ import atexit
 import copy
 import csv
 import math
+import os
 import re
 import signal
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +25,7 @@ import pyro
 from torch import Tensor
 
 from pyro_ssvae._io import read_json
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -38,7 +41,7 @@ from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
-from pyro_ssvae.training.config import TrainingConfig, check_one_process, describe_memory_error
+from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     *("print_error", "print_result", "read_data", "run_command", "train_stages"),
 ]
 
+_EXPECTED = (PyroSSVAEError, ValueError, TypeError, OSError)  # not faults of the program
+_UNTIL_PRINTED = 5.0  # seconds
 _SHOWN_CLASSES = 10
 _FEW_PHOTOS = 2000
 _LEAST_STEPS = 3000  # of M1 below M2, unless --m1-epochs is given
@@ -92,16 +97,17 @@ def run_command(
         Ctrl-C or SIGTERM, when the state is saved.
     """
     args: Flags | None = None
+    rank = 0
     options = COMMANDS[command].options
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGTERM)
     if in_main_thread:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
-        check_one_process()
+        rank = launched()[0]
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        with plain_warnings(options), RunFolder(args.out).lock():
+        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else _silence():
             again = evaluate_again or args.resume is not None
             finished = [] if again else find_results(command, args.values, Path(args.out))
             for run, result in finished:
@@ -109,15 +115,21 @@ def run_command(
             if not finished:
                 pyro.set_rng_seed(args.seed)
                 train(args)
-        print(f"results and figures in {args.out}")
+            print(f"results and figures in {args.out}")
     except (KeyboardInterrupt, SystemExit) as stopped:
         if isinstance(stopped, SystemExit) and stopped.code != 143:  # which fit raises after SIGTERM
             raise
         out = None if args is None else args.values["out"]
         if out is not None and RunFolder(out).config.is_file():
-            print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
+            with nullcontext() if rank == 0 else _silence():
+                print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
+        alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
+        if rank and not alone:  # the first process prints what all of them meet, before a launcher ends it
+            with suppress(KeyboardInterrupt):
+                time.sleep(_UNTIL_PRINTED)
+            return 2
         return print_error(error, options)
     finally:
         if in_main_thread:
@@ -127,6 +139,13 @@ def run_command(
     return 0
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing: the first of several processes prints."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
 def print_error(error: Exception, options: Mapping[str, str]) -> int:
     """Print an error in one line, with flags in place of the arguments that they set, and return the exit status.
 
@@ -134,7 +153,7 @@ def print_error(error: Exception, options: Mapping[str, str]) -> int:
     """
     if (words := describe_memory_error(error)) is not None:
         words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
-    elif not isinstance(error, (PyroSSVAEError, ValueError, TypeError, OSError)):
+    elif not isinstance(error, _EXPECTED):
         raise error
     with suppress(OSError):  # standard error may be a pipe that nobody reads
         print(f"error: {_name_options(words or str(error), options)}", file=sys.stderr, flush=True)
@@ -332,7 +351,7 @@ def train_stages(
         rate = args.training.learning_rate / 10
         configs["joint"] = replace(args.training, max_steps=None, max_epochs=args.joint_epochs, learning_rate=rate)
     config = get_m1_config(args, len(data.x))
-    if RunFolder(args.out).write_config(args.settings):
+    if launched()[0] == 0 and RunFolder(args.out).write_config(args.settings):
         RunFolder(args.out).runs()[-1].result.unlink(missing_ok=True)  # a stage that is extended
     if args.m1 is None:
         unlabelled = data.without_labels()

@@ -22,6 +22,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._ranks import gather_rows, mean_over_ranks
 from pyro_ssvae.models.ddgm import langevin
 from pyro_ssvae.objectives.base import Loss, PyroFunction
 from pyro_ssvae.objectives.energy_terms import (
@@ -162,6 +163,7 @@ class EnergyLoss(ELBO):
         energy_data = torch.cat([energy_penalised, energy_rest])
         mean_negatives, terms = energy_negatives.mean(), {}
         if log_density is not None:
+            energy_negatives, log_density = gather_rows(energy_negatives), gather_rows(log_density)
             weights = normalise_importance_weights(energy_negatives, log_density)
             mean_negatives = (weights * energy_negatives).sum()
             with torch.no_grad():  # the generator is not updated in this phase, so its terms are computed here
@@ -172,7 +174,7 @@ class EnergyLoss(ELBO):
             (gradient,) = torch.autograd.grad(energy_penalised.sum(), penalised, create_graph=True)
             squared_norm = gradient.flatten(1).square().sum(-1).mean()
             total = total + 0.5 * penalty * squared_norm
-            terms["energy_gradient_norm"] = squared_norm.sqrt()
+            terms["energy_gradient_norm"] = mean_over_ranks(squared_norm).sqrt()
         if self.negative_weight:
             terms["negative_loss"] = self.negative_augmentation.loss(energy_data, energy_corrupted, margin)
             total = total + self.negative_weight * terms["negative_loss"]
@@ -247,7 +249,7 @@ def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | No
 
 def _total_std(x: Tensor) -> Tensor:
     """Return the square root of the total variance of samples."""
-    return x.flatten(1).var(0).sum().sqrt()
+    return gather_rows(x).flatten(1).var(0).sum().sqrt()
 
 
 def _energy(model: PyroFunction, x: Tensor, kwargs: dict[str, Any]) -> Tensor:

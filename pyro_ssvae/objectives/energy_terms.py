@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_ssvae._ranks import gather_rows, own_rows
+
 __all__ = [
     "ENTROPIES",
     "BatchNormEntropy",
@@ -104,7 +106,7 @@ class NearestNeighbourEntropy(Entropy):
 
     def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
         """Return the estimate, which depends on the samples alone."""
-        x = samples.flatten(1)
+        x = gather_rows(samples).flatten(1)
         count = len(x)
         if count <= self.k:
             raise ValueError(f"A batch of {count} samples has no neighbour number {self.k}; raise batch_size.")
@@ -156,7 +158,7 @@ def perturb_samples(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     """
     x = x.detach()
     perturbed = x + bandwidth * torch.randn_like(x)
-    squares = torch.cdist(perturbed.flatten(1), x.flatten(1)).square()
+    squares = torch.cdist(perturbed.flatten(1), gather_rows(x).flatten(1)).square()
     return perturbed, (-squares / (2.0 * bandwidth**2)).logsumexp(-1)
 
 
@@ -244,7 +246,7 @@ def _cut_mix(x: Tensor, fraction: Tensor, vertical: Tensor) -> Tensor:
     """Join each image, up to a fraction of its height (where ``vertical``) or width, with the image before it."""
     down, along = (torch.linspace(0.0, 1.0, size, dtype=x.dtype, device=x.device) for size in x.shape[-2:])
     keep = torch.where(vertical, down.view(-1, 1), along) < fraction
-    return torch.where(keep, x, x.roll(1, 0))
+    return torch.where(keep, x, own_rows(gather_rows(x).roll(1, 0), like=x))
 
 
 def _shuffle_patches(x: Tensor, count: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable, describe
+from pyro_ssvae._ranks import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
@@ -188,7 +189,8 @@ class ColumnAugmentation(Augmentation):
     def forward(self, x: Tensor) -> Tensor:
         """Return changed rows with the shape of ``x``, ``(B, D)``."""
         if self._swaps:
-            others = x.gather(0, torch.randint(len(x), x.shape, device=x.device))
+            rows = gather_rows(x)
+            others = rows.gather(0, torch.randint(len(rows), x.shape, device=x.device))
             x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
         return x + self.noise * torch.randn_like(x) if self._adds else x
 
@@ -251,7 +253,7 @@ class Consistency(nn.Module):
         with torch.no_grad():
             target = classify(x).softmax(-1)
             if self.align:
-                self.mean_prediction.lerp_(target.mean(0), 1.0 - self.decay)
+                self.mean_prediction.lerp_(mean_over_ranks(target.mean(0)), 1.0 - self.decay)
                 target = target / self.mean_prediction
                 target = target if self.shares is None else target * self.shares
                 target = target / target.sum(-1, keepdim=True)

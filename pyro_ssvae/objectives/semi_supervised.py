@@ -20,6 +20,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._ranks import first_rows
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, posterior_diagnostics
@@ -185,7 +186,7 @@ class SemiSupervisedELBO(Objective):
         terms: dict[str, Tensor] = {}
         shared = GlobalSites()
         if x_unlabelled is not None and self.bound_weight:
-            examples = x_unlabelled[: self.bound_batch_size]
+            examples = first_rows(x_unlabelled, self.bound_batch_size)
             total = self.bound(self._unlabelled_elbo, shared, examples, size=self.num_unlabelled)
             terms["bound_unlabelled"] = -total.detach() / self.num_unlabelled
             parts.append(self.bound_weight / self.num_examples * total)

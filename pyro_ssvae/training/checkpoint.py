@@ -98,6 +98,7 @@ def get_state(loop: Loop) -> dict[str, Any]:
     device = loop.fabric.device
     return {
         "format": _FORMAT,
+        "processes": loop.ranks.size,
         "step": loop.step,
         "seconds": loop.seconds,
         **loop.train_step.state_dict(),

@@ -31,8 +31,14 @@ __all__ = ["CapturedSteps", "CompiledLoss", "choose_mode", "clone_shared_gradien
 _WARM_UP = 3  # steps on a side stream before a capture, as CUDA's libraries want them; they train like any other
 
 
-def choose_mode(config: TrainingConfig, device: torch.device, objective: Objective, total: int) -> str:
+def choose_mode(
+    config: TrainingConfig, device: torch.device, objective: Objective, total: int, processes: int = 1
+) -> str:
     """Return the mode that the settings name, or for ``"auto"`` the fastest one that is available."""
+    if processes > 1:
+        if config.compile in ("graph", "compiled"):
+            raise ValueError(f"compile={config.compile!r} is for one process, and there are {processes}; use auto.")
+        return "eager"
     if config.compile == "graph" and device.type != "cuda":
         raise ValueError("compile='graph' captures a CUDA graph and needs device='cuda'; use auto, compiled or eager.")
     if config.compile == "compiled" and not has_compiler():

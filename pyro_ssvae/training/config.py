@@ -17,12 +17,12 @@ from pyro_ssvae.data.preparation import BINARISATIONS
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from pyro_ssvae._ranks import Ranks
     from pyro_ssvae.data.dataset import SemiSupervisedData
     from pyro_ssvae.objectives import Objective
 
 __all__ = [
     "TrainingConfig",
-    "check_one_process",
     "describe_memory_error",
     "has_bf16",
     "make_fabric",
@@ -146,8 +146,14 @@ class TrainingConfig:
         return self.kl_weight * (peak + (1.0 - peak) * fallen)
 
 
-def settle(config: TrainingConfig, objective: Objective, data: SemiSupervisedData) -> TrainingConfig:
-    """Return the settings with what data and objective add; raise ``ValueError`` for those without an effect."""
+def settle(
+    config: TrainingConfig, objective: Objective, data: SemiSupervisedData, processes: int = 1
+) -> TrainingConfig:
+    """Return the settings with what data and objective add; raise ``ValueError`` for those that have no effect here."""
+    name = "batch_size" if data.num_unlabelled else "labelled_batch_size"
+    size = getattr(config, name)
+    if size % processes and size <= (data.num_unlabelled or data.num_labelled):
+        raise ValueError(f"{name}={size} is not a multiple of {processes} processes; choose one that is.")
     if config.seed is None:
         config = replace(config, seed=data.seed)
     if objective.kl_weight != 1.0:
@@ -193,16 +199,6 @@ def raise_mmap_threshold() -> None:
     torch.empty(_LARGEST_HEAP_BLOCK, dtype=torch.uint8)
 
 
-def check_one_process() -> None:
-    """Raise ``ValueError`` where a launcher such as torchrun has started several processes."""
-    size = os.environ.get("WORLD_SIZE", "1").strip()
-    if size not in ("", "0", "1"):
-        raise ValueError(
-            f"WORLD_SIZE={size}: a launcher such as torchrun has started several processes, and there is one process "
-            "per run. Start python itself, or unset WORLD_SIZE."
-        )
-
-
 def describe_memory_error(error: BaseException) -> str | None:
     """Return in words how much memory was missing; ``None`` for any other error."""
     text = str(error)
@@ -216,12 +212,19 @@ def describe_memory_error(error: BaseException) -> str | None:
     return f"out of memory ({more} more needed)"
 
 
-def make_fabric(config: TrainingConfig) -> Fabric:
-    """Return a Fabric for one device and the chosen precision, or raise ``ValueError``, also under torchrun."""
+def make_fabric(config: TrainingConfig, ranks: Ranks | None = None) -> Fabric:
+    """Return a Fabric for the device of this process and the chosen precision, or raise ``ValueError``."""
     from lightning_fabric import Fabric  # takes seconds to import
 
-    check_one_process()
     device = as_device(config.device)
+    if ranks is not None and ranks.size > 1 and device.type == "cuda":
+        number = int(os.environ.get("LOCAL_RANK", ranks.rank))
+        if ":" in config.device or number >= torch.cuda.device_count():
+            raise ValueError(
+                f"device={config.device!r}: {ranks.size} processes need a GPU each, and there are "
+                f"{torch.cuda.device_count()}. Use device='cuda' with as many GPUs as processes, or device='cpu'."
+            )
+        device = torch.device("cuda", number)
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(
             "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "

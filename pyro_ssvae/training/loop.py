@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._interrupts import SignalHandler
+from pyro_ssvae._ranks import Ranks, is_lost, launched
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import prepare
@@ -26,11 +28,12 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.checkpoint import get_state, restore
+from pyro_ssvae.training.checkpoint import get_state, pack, restore, unpack
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder, writing
 from pyro_ssvae.training.step import TrainingStep
+from pyro_ssvae.training.workers import processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["FitResult", "fit"]
 
 _SYNCHRONISE_EVERY = 50  # steps between checks whether the loss is still finite, which wait for the device
+_READ_EVERY = 10  # steps between readings on a GPU whether another process wants to stop
+_TIME_IS_OVER = 1  # as a request to stop; others are numbers of signals, of which SIGHUP is not caught
 _INITIAL_EXAMPLES = 2000  # training examples from which a prior may take starting values
 _VERIFIED = (3, 10)  # early steps whose loss is computed eagerly too, besides one at each evaluation
 
@@ -86,6 +91,7 @@ def fit(
     settings: dict[str, Any] | None = None,
     progress: bool = True,
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None = None,
+    devices: int | None = None,
 ) -> FitResult:
     """Train an objective on data.
 
@@ -107,16 +113,19 @@ def fit(
         progress: Whether to show progress on standard error.
         on_evaluation: Called at every evaluation with the module, which then holds its averaged weights, and with the
             metrics: to draw figures of training, or to stop it by an exception.
+        devices: Processes that train together, each with its part of every batch, on a GPU of its own or on the CPU;
+            ``None`` for those that torchrun has started, or else one. They give the numbers of one process, but for
+            rounding. Process 0, which is this one unless torchrun has started it, evaluates and writes files.
 
     Raises:
         TypeError: If an argument is of another type, such as a model in place of an objective.
-        ValueError: If data, objective and settings do not fit, before anything is trained or written; or under
-            torchrun.
+        ValueError: If data, objective and settings do not fit, before anything is trained or written.
         EnumerationError: Likewise, if the guide enumerates nothing for unlabelled examples.
         StaticELBOError: Likewise, for a model and guide that only Pyro's own ELBO supports.
         NonFiniteLossError: When the loss is no longer finite; names the first bad step and the last good checkpoint.
         TrainingFailedError: When :meth:`Objective.validate` reports a failure, such as a generator that has collapsed,
-            or memory runs out. Checkpoint and model are the last that were worth keeping.
+            memory runs out, or one of several processes has ended. Checkpoint and model are the last that were worth
+            keeping.
         RunFolderError: If the folder cannot be used, written or resumed, or another process works in it.
         KeyboardInterrupt: After Ctrl-C, once the current step is done and the state is saved.
         SystemExit: After SIGTERM, likewise, with status 143.
@@ -128,13 +137,33 @@ def fit(
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
-    config = settle(config or TrainingConfig(), objective, data)
-    fabric, kl_weight = make_fabric(config), objective.kl_weight
+    config = settle(config or TrainingConfig(), objective, data, devices or launched()[1])
+    with (
+        nullcontext() if folder is None or launched()[0] else folder.lock(),
+        processes(devices, _fit, objective, data, config, out) as ranks,
+    ):
+        return _fit(objective, data, config, out, ranks, on_evaluation, resume, settings or {}, progress)
+
+
+def _fit(
+    objective: Objective,
+    data: SemiSupervisedData,
+    config: TrainingConfig,
+    out: str | Path | None,
+    ranks: Ranks,
+    on_evaluation: Callable[[Any, dict[str, Any]], None] | None = None,
+    *options: Any,
+) -> FitResult:
+    """Train as one of the processes of a run; only the first has the folder, and the options of :meth:`Loop.train`."""
+    folder = RunFolder(out) if out is not None and ranks.rank == 0 else None
+    fabric, kl_weight = make_fabric(config, ranks), objective.kl_weight
     try:
-        with nullcontext() if folder is None else folder.lock(), seeded(config.seed or 0, fabric.device):
-            return Loop(objective, data, config, fabric, folder, on_evaluation).train(resume, settings or {}, progress)
+        with seeded(config.seed or 0, fabric.device), ranks.joined(fabric.device):
+            loop = Loop(objective, data, config, fabric, folder, on_evaluation, ranks)
+            done = loop.train(*options) if ranks.rank == 0 else loop.train(False, {}, False)
     finally:
         objective.kl_weight = kl_weight
+    return replace(done, folder=None if out is None else Path(out))
 
 
 def _find_checkpoint(folder: RunFolder | None) -> Path | None:
@@ -163,6 +192,7 @@ class Loop:
     fabric: Fabric
     folder: RunFolder | None
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None
+    ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -174,8 +204,7 @@ class Loop:
         """Do what :func:`fit` says, with settings that are complete, a locked folder and the process seeded."""
         try:
             self._prepare()
-            if self.folder is not None:
-                self._open(self.folder, resume, settings)
+            self._open(resume, settings)
             folder = self.folder
             log = nullcontext() if folder is None else closing(TensorBoardLog(folder.tensorboard, self.step))
             bar = ProgressReport(self.total, done=self.step, enabled=progress)
@@ -183,6 +212,9 @@ class Loop:
                 stopped_by = self._run(signals, bar)
             result = self._finish(stopped_by)
         except (MemoryError, RuntimeError) as error:
+            if self.ranks.size > 1 and is_lost(error):
+                why = f"one of the {self.ranks.size} processes that train together has ended"
+                raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
             if (words := describe_memory_error(error)) is None:
                 raise
             sizes = f"batch_size={self.config.batch_size}, labelled_batch_size={self.config.labelled_batch_size}"
@@ -204,6 +236,7 @@ class Loop:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
             objective.module.initialise(prepare(x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         objective.train()
+        self.ranks.copy_from_first(objective.to(self.fabric.device))
         self.stream = BatchStream(
             data,
             batch_size=config.batch_size,
@@ -215,11 +248,17 @@ class Loop:
         )
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
-        self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total)
+        self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total, self.ranks)
         self.train_step.check()
 
-    def _open(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> None:
-        """Start the run in a folder, or continue it from its checkpoint."""
+    def _open(self, resume: bool, settings: dict[str, Any]) -> None:
+        """Start the run in a folder, or continue it from its checkpoint, in all processes."""
+        state = None if self.folder is None else self._find_state(self.folder, resume, settings)
+        content = self.ranks.from_first(b"" if state is None or self.ranks.size == 1 else pack(state))
+        if content and self.ranks.rank:
+            restore(self, unpack(content))
+
+    def _find_state(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
         module = self.objective.module
         config = {
             "training": asdict(self.config),
@@ -230,10 +269,14 @@ class Loop:
         state = folder.find_state(config, resume=resume)
         if state is not None:
             restore(self, state)
-            print(f"Continuing the run in {folder.path} after step {self.step} of {self.total}.", file=sys.stderr)
+            before, now = state.get("processes", 1), self.ranks.size
+            changed = "" if before == now else f" Processes: {now}, {before} before; the same numbers but for rounding."
+            words = f"Continuing the run in {folder.path} after step {self.step} of {self.total}.{changed}"
+            print(words, file=sys.stderr)
         folder.write_config(config)
         if self.data.split is not None:
             folder.write_split(self.data.split)
+        return state
 
     def _run(self, signals: SignalHandler, report: ProgressReport) -> str:
         """Train until the schedule, a limit or a signal ends it; return which."""
@@ -258,15 +301,25 @@ class Loop:
         return stop
 
     def _stop_reason(self, signals: SignalHandler) -> str | None:
-        if signals.received is not None:
-            return signals.received.name
+        over = self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes
+        request = int(signals.received or (_TIME_IS_OVER if over and self.ranks.rank == 0 else 0))
+        if self.ranks.size > 1:
+            request = self._agree(request)
+        if request > _TIME_IS_OVER:
+            return signal.Signals(request).name
         if self.step >= self.total:
             return "schedule"
-        if self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes:
+        if request:
             return "max_minutes"
         if self.config.patience is not None and self.best.evaluations_since >= self.config.patience:
             return "patience"
         return None
+
+    def _agree(self, request: int) -> int:
+        """Return the number of the signal, or of the limit, by which all processes stop now, or 0."""
+        self.ranks.request = float(request)  # goes along with the gradients of the next step
+        wait = self.fabric.device.type == "cuda" and self.step % _READ_EVERY  # reading synchronises with a GPU
+        return self.ranks.largest(request) if not wait and float(self.ranks.requests) > 0.0 else 0
 
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)
@@ -286,12 +339,7 @@ class Loop:
             **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
         with self.train_step.average.applied():
-            found = self.objective.validate(
-                self.data,
-                history=[*self.metrics, metrics],
-                binarisation=self.config.binarisation,
-                seed=self.seed,
-            )
+            found, metrics = self._validate(metrics)
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
             self.validation = found
             if found.failure is None:
@@ -306,6 +354,15 @@ class Loop:
                 self.folder.write_metrics(self.metrics)
             raise TrainingFailedError(self.step, found.failure, _find_checkpoint(self.folder))
         return metrics
+
+    def _validate(self, metrics: dict[str, Any]) -> tuple[Validation, dict[str, Any]]:
+        """Return what the first process finds, and its metrics."""
+        found = Validation()
+        if self.ranks.rank == 0:
+            options: dict[str, Any] = {"binarisation": self.config.binarisation, "seed": self.seed}
+            found = self.objective.validate(self.data, history=[*self.metrics, metrics], **options)
+        values = self.ranks.values_from_first([vars(found), metrics])
+        return (found, metrics) if self.ranks.rank == 0 else (Validation(**values[0]), values[1])
 
     def _keep_if_best(self, found: Validation) -> None:
         # Without a score, and while the weight of the KL is not yet what it will be, the latest weights

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._ranks import Ranks
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
@@ -55,9 +56,16 @@ class TrainingStep:
     """
 
     def __init__(
-        self, objective: Objective, stream: BatchStream, config: TrainingConfig, fabric: Fabric, total: int
+        self,
+        objective: Objective,
+        stream: BatchStream,
+        config: TrainingConfig,
+        fabric: Fabric,
+        total: int,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.mode = choose_mode(config, fabric.device, objective, total)
+        self._ranks = ranks or Ranks()
+        self.mode = choose_mode(config, fabric.device, objective, total, self._ranks.size)
         self.why_eager: str | None = None
         self.objective = objective.to(fabric.device)
         if config.precision == "64-true":
@@ -95,11 +103,14 @@ class TrainingStep:
     def check(self) -> None:
         """Compute the losses of the batch that comes next, which may raise any error, and restore everything."""
         state = self.stream.state_dict()
-        batch = self._cast(next(self.stream))
+        indices = self.stream.next_indices()
         self.objective.train()
+        batch = Batch(None, None, None)
         try:
             with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
-                self.objective.losses(batch)
+                with self._ranks.divide(indices) as own:
+                    batch = self._cast(self.stream.gather(BatchIndices(*own)))
+                    self.objective.losses(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -123,7 +134,8 @@ class TrainingStep:
         if self.mode == "graph":
             self._counts.update(self._run_captured(indices))
         else:
-            self._counts.update(self._step(self.stream.gather(indices)))
+            with self._ranks.divide(indices) as own:
+                self._counts.update(self._step(self.stream.gather(BatchIndices(*own))))
         if expected is not None and not self._agrees(expected, float(self._first_loss)):
             self._go_eager(
                 f"in {self.mode} mode, a step gives a loss of {float(self._first_loss):.7g}, and eagerly "
@@ -241,10 +253,21 @@ class TrainingStep:
         parameters = [part for part in self._groups[update.group].parameters if part.requires_grad]
         loss = self._compute(update, batch)
         scaled = self._scaler.scale(loss.total)
-        gradients = torch.autograd.grad(scaled, parameters, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(scaled, parameters, allow_unused=True)
+        if self._ranks.size > 1:
+            return self._average(parameters, gradients, loss)
         for parameter, gradient in zip(parameters, clone_shared_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
         return Loss(loss.total.detach(), loss.terms)
+
+    def _average(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None], loss: Loss) -> Loss:
+        """Do what :meth:`_gradients` says, with means over processes."""
+        found = [(parameter, part) for parameter, part in zip(parameters, gradients, strict=True) if part is not None]
+        means = iter(self._ranks.average([*(part for _, part in found), loss.total, *loss.terms.values()]))
+        for parameter, _ in found:
+            mean = next(means)
+            parameter.grad = mean if parameter.is_contiguous() else torch.empty_like(parameter).copy_(mean)
+        return Loss(next(means), dict(zip(loss.terms, means, strict=True)))
 
     def _compute(self, update: Update, batch: Batch) -> Loss:
         with self.fabric.autocast(), pyro.validation_enabled(False):

@@ -186,11 +186,11 @@ def test_a_folder_that_disappears_is_told_in_words(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_launcher_of_several_processes_is_refused(
+def test_a_launcher_that_tells_processes_no_rank_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="WORLD_SIZE=2.*one process per run"):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2.*RANK is not set"):
         train(tmp_path / "run")
     assert main(["train", "m2", *TINY, "--out", str(tmp_path / "run")]) == 2
     assert "WORLD_SIZE=2" in capsys.readouterr().err

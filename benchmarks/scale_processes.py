@@ -1,0 +1,174 @@
+"""Measure training on two processes against one, at equal rows per process, and kill workers at random moments.
+
+python benchmarks/scale_processes.py          # nine minutes on two cores
+python benchmarks/scale_processes.py --quick  # 2 minutes; nothing is written
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from table_format import format_table
+
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+
+DOCS = Path(__file__).parents[1] / "docs"
+STORE = DOCS / "benchmarks" / "scale_processes.json"
+TABLE = DOCS / "_generated" / "scale_processes.md"
+
+_ROWS = 128  # unlabelled rows per process
+_INTERVAL = 10  # steps between two readings of the clock
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "M2, 10 classes, pure": (10, {"pure": True}),
+    "M2, 10 classes, default": (10, {}),
+    "M2, 100 classes, top-k, pure": (100, {"pure": True, "enumeration": "top-k"}),
+}
+
+
+def make_images(num_classes: int) -> SemiSupervisedData:
+    """Return 4,000 random images of 28x28 pixels, of which 1,000 are labelled."""
+    torch.manual_seed(0)
+    x, y = torch.rand(4000, 1, 28, 28), torch.arange(4000) % num_classes
+    return SemiSupervisedData.from_arrays(x, torch.where(torch.arange(4000) < 1000, y, -1), num_classes=num_classes)
+
+
+def measure(case: str, processes: int, steps: int) -> list[float]:
+    """Return the milliseconds of a step, for every ten steps after the first twenty."""
+    num_classes, options = CASES[case]
+    data = make_images(num_classes)
+    objective = SemiSupervisedELBO.for_data(M2.for_data(data), data, **options)
+    if objective.bound_batch_size is not None:  # rows per process, too
+        objective.bound_batch_size *= processes
+    sizes = {"batch_size": _ROWS * processes, "labelled_batch_size": 50 * processes}
+    schedule = {"max_steps": steps, "evaluate_every": _INTERVAL, "compile": "eager"}
+    config = TrainingConfig(**sizes, **schedule, device="cpu", seed=0)
+    times: list[float] = []
+    fit(objective, data, config, devices=processes, progress=False, on_evaluation=lambda *_: times.append(time.time()))
+    return [1000.0 * (after - before) / _INTERVAL for before, after in zip(times[1:], times[2:], strict=False)]
+
+
+def measure_efficiency(rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Return medians of one run, of two unrelated runs at once, and of two processes, for every case."""
+    found = {}
+    for case in CASES:
+        times: dict[str, list[float]] = {"one": [], "unrelated": [], "two": []}
+        for _ in range(rounds):
+            times["one"] += measure(case, 1, steps)
+            command = [sys.executable, __file__, "--measure", case, "--steps", str(steps)]
+            started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+            times["unrelated"] += [value for run in started for value in json.loads(run.communicate()[0])]
+            times["two"] += measure(case, 2, steps)
+        found[case] = {name: statistics.median(values) for name, values in times.items()}
+        print(case, {name: f"{value:.1f} ms" for name, value in found[case].items()}, flush=True)
+    return found
+
+
+def train(folder: Path, steps: int, processes: int | None = None) -> list[dict[str, Any]]:
+    """Train M2 on digits, or go on with it; return the metrics of evaluations."""
+    data = SemiSupervisedData.from_name("digits", num_labels=100)
+    objective = SemiSupervisedELBO.for_data(M2.for_data(data, hidden_dims=(64,)), data, pure=True)
+    config = TrainingConfig(max_steps=steps, evaluate_every=25, device="cpu", compile="eager")
+    run = fit(objective, data, config, out=folder, resume=True, progress=False, devices=processes)
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in run.metrics]
+
+
+def find_workers(launcher: int) -> list[int]:
+    """Return the processes that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def launch(folder: Path, steps: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "--train", str(folder), "--steps", str(steps)], **options)  # type: ignore[call-overload,no-any-return]
+
+
+def kill_workers(number: int, steps: int, folder: Path) -> Iterator[float]:
+    """Kill a worker at a random moment, and start the command again; yield the seconds until all have ended."""
+    chance = random.Random(0)
+    while number:
+        process = launch(folder, steps)
+        deadline = time.time() + chance.uniform(4.0, 12.0)
+        while time.time() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        workers = find_workers(process.pid)
+        if process.poll() is not None or len(workers) < 2:
+            errors = process.communicate()[1]
+            assert process.returncode == 0, errors
+            return
+        started = time.time()
+        os.kill(chance.choice(workers), signal.SIGKILL)
+        process.communicate(timeout=120)
+        number -= 1
+        yield time.time() - started
+
+
+def measure_kills(number: int, steps: int) -> dict[str, Any]:
+    """Return how many kills runs survived: each goes on to the metrics of a run without kills, to the last bit."""
+    with tempfile.TemporaryDirectory() as temporary:
+        expected, seconds = train(Path(temporary) / "whole", steps, 2), []
+        for run in range(number):
+            folder = Path(temporary) / str(run)
+            seconds += kill_workers(number - len(seconds), steps, folder)
+            assert train(folder, steps, 2) == expected
+            print(f"{len(seconds)} kills", flush=True)
+            if len(seconds) >= number:
+                break
+    return {"kills": len(seconds), "median": statistics.median(seconds), "longest": max(seconds)}
+
+
+def write_table(found: dict[str, Any]) -> None:
+    rows = [
+        [
+            case,
+            *(f"{values[name]:.1f}" for name in ("one", "unrelated", "two")),
+            *(f"{values[name] / values['two']:.2f}" for name in ("one", "unrelated")),
+        ]
+        for case, values in found["speed"].items()
+    ]
+    header = ["step of", "one process, ms", "two runs at once, ms", "two processes, ms", "efficiency", "of two runs"]
+    TABLE.write_text(format_table(header, rows) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
+    parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
+    parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=1500, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.train is not None:
+        train(args.train, args.steps)
+        return
+    if args.measure is not None:
+        print(json.dumps(measure(args.measure, 1, args.steps)))
+        return
+    found = json.loads(STORE.read_text()) if STORE.exists() and not args.quick else {}
+    if args.only != "kills":
+        found["speed"] = measure_efficiency(*(1, 40 if args.quick else 60))
+    if args.only != "speed":
+        found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
+    if not args.quick:
+        STORE.write_text(json.dumps(found | {"machine": describe("cpu")}, indent=1) + "\n")
+        write_table(found)
+
+
+if __name__ == "__main__":
+    main()
