@@ -164,7 +164,7 @@ def check_finite(x: Tensor, name: str, *, allow_missing: bool = False, rows: Any
 def holds_missing(*parts: Tensor) -> bool:
     """Return whether a value is NaN."""
     real = (x for x in parts if x.is_floating_point())
-    return any(bool(x.sum().isnan()) and bool(x.isnan().any()) for x in real)
+    return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
