@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
     parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
     parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, default=1500, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, default=600, help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)

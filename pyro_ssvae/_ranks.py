@@ -89,6 +89,11 @@ class Ranks:
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return int(value)
 
+    def agree(self, request: int, *, wait: bool) -> int:
+        """Return the largest request of all processes to stop, once gradients have told of one, else 0."""
+        self.request = float(request)
+        return self.largest(request) if not wait and float(self.requests) > 0.0 else 0
+
     def from_first(self, content: bytes) -> bytes:
         """Return what process 0 gives."""
         if self.size == 1:
@@ -114,7 +119,17 @@ class Ranks:
             dist.broadcast(values, 0)
             tensor.detach().copy_(values)
 
-    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def average_gradients(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], others: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Give parameters the means of their gradients over processes, and return those of other tensors."""
+        found = [(part, gradient) for part, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        means = self._average([*(gradient for _, gradient in found), *others])
+        for (parameter, _), mean in zip(found, means, strict=False):
+            parameter.grad = mean if parameter.is_contiguous() else torch.empty_like(parameter).copy_(mean)
+        return means[len(found) :]
+
+    def _average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the means over processes, in one message; the gradients of small networks are not worth several."""
         flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])])
         dist.all_reduce(flat)

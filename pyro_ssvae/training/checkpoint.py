@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +17,22 @@ from pyro_ssvae.objectives.base import Validation
 if TYPE_CHECKING:
     from pyro_ssvae.training.loop import Loop
 
-__all__ = ["check_like", "get_state", "load_moments", "pack", "restore", "unpack"]
+__all__ = ["Best", "check_like", "get_state", "load_moments", "pack", "restore", "unpack"]
 
 _FORMAT = 1  # version of the format
 
 _TENSOR = "$tensor"  # the only key of the object that stands for a tensor
+
+
+@dataclass
+class Best:
+    """The best evaluation so far."""
+
+    score: float = float("-inf")
+    step: int = 0
+    evaluations_since: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 
 
 def pack(state: dict[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.checkpoint import get_state, pack, restore, unpack
+from pyro_ssvae.training.checkpoint import Best, get_state, pack, restore, unpack
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder, writing
@@ -171,17 +171,6 @@ def _find_checkpoint(folder: RunFolder | None) -> Path | None:
     return folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
 
 
-@dataclass
-class Best:
-    """The best evaluation so far."""
-
-    score: float = float("-inf")
-    step: int = 0
-    evaluations_since: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
-
-
 @dataclass(eq=False)
 class Loop:
     """State of a run and the steps over it."""
@@ -303,8 +292,9 @@ class Loop:
     def _stop_reason(self, signals: SignalHandler) -> str | None:
         over = self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes
         request = int(signals.received or (_TIME_IS_OVER if over and self.ranks.rank == 0 else 0))
-        if self.ranks.size > 1:
-            request = self._agree(request)
+        if self.ranks.size > 1:  # reading what others want synchronises with a GPU
+            wait = self.fabric.device.type == "cuda" and self.step % _READ_EVERY > 0
+            request = self.ranks.agree(request, wait=wait)
         if request > _TIME_IS_OVER:
             return signal.Signals(request).name
         if self.step >= self.total:
@@ -314,12 +304,6 @@ class Loop:
         if self.config.patience is not None and self.best.evaluations_since >= self.config.patience:
             return "patience"
         return None
-
-    def _agree(self, request: int) -> int:
-        """Return the number of the signal, or of the limit, by which all processes stop now, or 0."""
-        self.ranks.request = float(request)  # goes along with the gradients of the next step
-        wait = self.fabric.device.type == "cuda" and self.step % _READ_EVERY  # reading synchronises with a GPU
-        return self.ranks.largest(request) if not wait and float(self.ranks.requests) > 0.0 else 0
 
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)

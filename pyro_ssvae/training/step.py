@@ -255,19 +255,11 @@ class TrainingStep:
         scaled = self._scaler.scale(loss.total)
         gradients: Sequence[Tensor | None] = torch.autograd.grad(scaled, parameters, allow_unused=True)
         if self._ranks.size > 1:
-            return self._average(parameters, gradients, loss)
+            means = self._ranks.average_gradients(parameters, gradients, [loss.total, *loss.terms.values()])
+            return Loss(means[0], dict(zip(loss.terms, means[1:], strict=True)))
         for parameter, gradient in zip(parameters, clone_shared_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
         return Loss(loss.total.detach(), loss.terms)
-
-    def _average(self, parameters: list[nn.Parameter], gradients: Sequence[Tensor | None], loss: Loss) -> Loss:
-        """Do what :meth:`_gradients` says, with means over processes."""
-        found = [(parameter, part) for parameter, part in zip(parameters, gradients, strict=True) if part is not None]
-        means = iter(self._ranks.average([*(part for _, part in found), loss.total, *loss.terms.values()]))
-        for parameter, _ in found:
-            mean = next(means)
-            parameter.grad = mean if parameter.is_contiguous() else torch.empty_like(parameter).copy_(mean)
-        return Loss(next(means), dict(zip(loss.terms, means, strict=True)))
 
     def _compute(self, update: Update, batch: Batch) -> Loss:
         with self.fabric.autocast(), pyro.validation_enabled(False):
