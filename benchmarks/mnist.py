@@ -78,7 +78,7 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     # With pose latents, and with the same classifier and number of steps without them.
     pose: dict[str, Any] = {"model": PURE_POSE.model, "objective": PURE_POSE.objective, "training": PURE_POSE.training}
     pose |= alone
-    conv = pose | {"model": PURE_POSE.model | {"pose": False}}
+    conv = pose | {"model": PURE.model | {"classifier": "conv"}}
     found += [Run("m2", f"pure-pose-{n}", num_labels=n, **pose) for n in (600, 1000, 3000)]
     no_bound: dict[str, Any] = {"objective": {"bound_weight": 0.0}}
     labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}

@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 from machine import describe
-from table_format import format_table
+from table_format import format_table, load_json
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
 DOCS = Path(__file__).parents[1] / "docs"
 STORE = DOCS / "benchmarks" / "scale_processes.json"
-TABLE = DOCS / "_generated" / "scale_processes.md"
 
 _ROWS = 128  # unlabelled rows per process
 _INTERVAL = 10  # steps between two readings of the clock
@@ -132,20 +131,23 @@ def measure_kills(number: int, steps: int) -> dict[str, Any]:
     return {"kills": len(seconds), "median": statistics.median(seconds), "longest": max(seconds)}
 
 
-def write_table(found: dict[str, Any]) -> None:
+def make_tables(folder: Path) -> dict[str, str]:
+    """Return the table of docs/scale.md, from the file of results in a folder."""
     rows = [
         [
             case,
             *(f"{values[name]:.1f}" for name in ("one", "unrelated", "two")),
             *(f"{values[name] / values['two']:.2f}" for name in ("one", "unrelated")),
         ]
-        for case, values in found["speed"].items()
+        for case, values in load_json(folder / STORE.name, {}).get("speed", {}).items()
     ]
     header = ["step of", "one process, ms", "two runs at once, ms", "two processes, ms", "efficiency", "of two runs"]
-    TABLE.write_text(format_table(header, rows) + "\n")
+    return {"scale_processes": format_table(header, rows)}
 
 
 def main() -> None:
+    from result_tables import write_tables
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
     parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
@@ -167,7 +169,7 @@ def main() -> None:
         found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
     if not args.quick:
         STORE.write_text(json.dumps(found | {"machine": describe("cpu")}, indent=1) + "\n")
-        write_table(found)
+        write_tables(DOCS)
 
 
 if __name__ == "__main__":

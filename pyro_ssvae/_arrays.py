@@ -169,7 +169,7 @@ def holds_missing(*parts: Tensor) -> bool:
 
 def value_range(x: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value that is not NaN; zeros where there is none."""
-    x = x[~x.isnan()] if holds_missing(x) else x
+    x = x[~x.isnan()] if holds_missing(x) else x.detach()
     low, high = x.aminmax() if x.numel() else (0.0, 0.0)
     return float(low), float(high)
 

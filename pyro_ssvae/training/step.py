@@ -109,7 +109,7 @@ class TrainingStep:
         try:
             with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
                 with self._ranks.divide(indices) as own:
-                    batch = self._cast(self.stream.gather(BatchIndices(*own)))
+                    batch = self._cast(self.stream.gather(type(indices)(*own)))
                     self.objective.losses(batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -135,7 +135,7 @@ class TrainingStep:
             self._counts.update(self._run_captured(indices))
         else:
             with self._ranks.divide(indices) as own:
-                self._counts.update(self._step(self.stream.gather(BatchIndices(*own))))
+                self._counts.update(self._step(self.stream.gather(type(indices)(*own))))
         if expected is not None and not self._agrees(expected, float(self._first_loss)):
             self._go_eager(
                 f"in {self.mode} mode, a step gives a loss of {float(self._first_loss):.7g}, and eagerly "
