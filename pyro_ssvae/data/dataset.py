@@ -52,7 +52,7 @@ class SemiSupervisedData:
     Example:
         >>> data = SemiSupervisedData.from_arrays([[0.0], [0.2], [0.9], [1.0]], [0, -1, -1, 1])
         >>> data
-        SemiSupervisedData('arrays', 2 labelled + 2 unlabelled examples of shape (1,), 2 classes, ...)
+        SemiSupervisedData('arrays', 2 labelled and 2 unlabelled examples of shape (1,), 2 classes, ...)
     """
 
     x: Tensor
@@ -142,7 +142,7 @@ class SemiSupervisedData:
     def __repr__(self) -> str:
         classes = "no classes" if self.num_classes is None else f"{self.num_classes} classes"
         return (
-            f"SemiSupervisedData({self.name!r}, {self.num_labelled} labelled + {self.num_unlabelled} unlabelled "
+            f"SemiSupervisedData({self.name!r}, {self.num_labelled} labelled and {self.num_unlabelled} unlabelled "
             f"examples of shape {self.event_shape}, {classes}, {len(self.x_validation)} validation and "
             f"{len(self.x_test)} test examples)"
         )
@@ -340,7 +340,7 @@ class SemiSupervisedData:
 
         Example:
             >>> SemiSupervisedData.from_name("digits", num_labels=50)
-            SemiSupervisedData('digits', 50 labelled + 1150 unlabelled examples of shape (1, 8, 8), ...
+            SemiSupervisedData('digits', 50 labelled and 1150 unlabelled examples of shape (1, 8, 8), ...
         """
         source = load_named(name, data_dir=data_dir, num_validation=num_validation, seed=seed, allow_download=download)
         return cls(**split_source(source, num_labels, seed, balanced))

@@ -41,7 +41,7 @@ def test_from_arrays():
     assert (data.scale, data.name, data.class_names) == (255.0, "mine", ("0", "1", "2"))
     assert data.split is None
     assert data.y_test.dtype == data.y.dtype == torch.int64
-    assert "3 labelled + 3 unlabelled examples of shape (2,), 3 classes" in repr(data)
+    assert "3 labelled and 3 unlabelled examples of shape (2,), 3 classes" in repr(data)
 
 
 def test_from_arrays_without_held_out_examples():
