@@ -138,10 +138,8 @@ def fit(
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
     config = settle(config or TrainingConfig(), objective, data, devices or launched()[1])
-    with (
-        nullcontext() if folder is None or launched()[0] else folder.lock(),
-        processes(devices, _fit, objective, data, config, out) as ranks,
-    ):
+    locked = nullcontext() if folder is None or launched()[0] else folder.lock()
+    with locked, processes(devices, _fit, objective, data, config, out) as ranks:
         return _fit(objective, data, config, out, ranks, on_evaluation, resume, settings or {}, progress)
 
 
