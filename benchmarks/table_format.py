@@ -58,6 +58,22 @@ def format_mean(values: Sequence[float], digits: int = 2, factor: float = 1.0, w
     return text
 
 
+def format_points(values: list[float], sign: str = "") -> str:
+    """Return mean ± standard error of fractions, in percent."""
+    error = f" ± {100.0 * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{100.0 * statistics.mean(values):{sign}.1f}{error}"
+
+
+def format_difference(ours: Iterable[float], theirs: Iterable[float]) -> str:
+    """Return mean ± standard error of paired differences, in points."""
+    return format_points([a - b for a, b in zip(ours, theirs, strict=True)], "+")
+
+
+def select(fits: dict[str, dict[str, float]], prefix: str) -> list[dict[str, float]]:
+    """Return the fits whose keys start so."""
+    return [one for key, one in fits.items() if key.startswith(f"{prefix}/")]
+
+
 def mean(key: Key, digits: int = 2, factor: float = 1.0, worst: Any = None) -> Column:
     """Mean ± standard deviation over the seeds."""
     return lambda group: format_mean(get_values(group, key), digits, factor, worst)

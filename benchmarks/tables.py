@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.preprocessing import StandardScaler
-from table_format import format_table, load_json
+from table_format import format_difference, format_points, format_table, load_json, select
 from table_methods import (
     CHOSEN_ON,
     M2,
@@ -56,22 +56,6 @@ from table_methods import (
 
 Fits = dict[str, dict[str, float]]  # scores by key
 Wanted = dict[str, Callable[[], Result]]  # what makes the fit of a key
-
-
-def format_points(values: list[float], sign: str = "") -> str:
-    """Return mean ± standard error of fractions, in percent."""
-    error = f" ± {100.0 * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{100.0 * statistics.mean(values):{sign}.1f}{error}"
-
-
-def format_difference(ours: Iterable[float], theirs: Iterable[float]) -> str:
-    """Return mean ± standard error of paired differences, in points."""
-    return format_points([a - b for a, b in zip(ours, theirs, strict=True)], "+")
-
-
-def select(fits: Fits, prefix: str) -> list[dict[str, float]]:
-    """Return the fits whose keys start so."""
-    return [one for key, one in fits.items() if key.startswith(f"{prefix}/")]
 
 
 # Twelve tables

@@ -66,7 +66,6 @@ _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
 _NETWORKS = Flag("networks", "auto", "encoder and decoder; auto is conv for colour", choices=("auto", *NETWORKS))
-_POSE = Flag("pose", False, "let the first six latents turn, zoom, slant and shift the image", rare=True)
 _HIDDEN_DIMS = Flag("hidden_dims", [500], "widths of the hidden layers of encoder and decoder")
 _ACTIVATION = Flag("activation", "relu", "of these layers", rare=True)
 _NUM_SAMPLES = Flag("num_samples", 0, "draws per test example for log p(x); 0 leaves it out", least=0)
@@ -192,7 +191,8 @@ _M2: Mapping[str, Sequence[Flag]] = {
     "model": (
         *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
         Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp", "resnet")),
-        *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION, _POSE),
+        *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        Flag("pose", False, "let the first six latents turn, zoom, slant and shift the image", rare=True),
     ),
     "objective": _SEMI_SUPERVISED,
 }
@@ -201,7 +201,7 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES),
     "model": (
         replace(_LIKELIHOOD, help="p(x|z)" + _BY_DATA),
-        *(_PRIOR, _NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION, _POSE),
+        *(_PRIOR, _NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
     ),
     "objective": _DRAWS,
@@ -214,7 +214,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
         replace(_LIKELIHOOD, help="p(x|z1)" + _BY_DATA),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
-        *(replace(_NETWORKS, name="m1_networks", rare=True), replace(_POSE, name="m1_pose")),
+        replace(_NETWORKS, name="m1_networks", rare=True),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
         Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),

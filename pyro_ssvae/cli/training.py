@@ -311,8 +311,7 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
 def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
     """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names."""
     if args.m1 is None:
-        names = ("networks", "latent_dim", "hidden_dims", "prior", "pose")
-        options = {name: args.values[f"m1_{name}"] for name in names}
+        options = {name: args.values[f"m1_{name}"] for name in ("networks", "latent_dim", "hidden_dims", "prior")}
         return M1.for_data(data, likelihood=args.likelihood, **options)
     folder = Path(args.m1) / "m1"  # of an earlier run of this command
     with warnings.catch_warnings(record=True) as caught:

@@ -17,7 +17,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
@@ -214,7 +214,6 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Return the logarithm of :meth:`predict_proba`, shape ``(N, K)``."""
-        check_is_fitted(self, "model_")
         return self._apply(lambda model, x: (model.predict_proba(x).log() / self.temperature_).log_softmax(-1), X)
 
     def predict(self, X: ArrayLike) -> Array:

@@ -240,12 +240,12 @@ class Loop:
 
     def _open(self, resume: bool, settings: dict[str, Any]) -> None:
         """Start the run in a folder, or continue it from its checkpoint, in all processes."""
-        state = None if self.folder is None else self._find_state(self.folder, resume, settings)
+        state = None if self.folder is None else self._open_folder(self.folder, resume, settings)
         content = self.ranks.from_first(b"" if state is None or self.ranks.size == 1 else pack(state))
         if content and self.ranks.rank:
             restore(self, unpack(content))
 
-    def _find_state(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
+    def _open_folder(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
         module = self.objective.module
         config = {
             "training": asdict(self.config),
