@@ -64,7 +64,9 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     alone: dict[str, Any] = {"options": {"pure": True}}
     pure: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective, "training": PURE.training, **alone}
     constant_kl = {"kl_warmup": 0.0, "kl_peak": 1.0}
-    found = [Run("m2", f"default-{n}", num_labels=n) for n in (600, 1000, 3000)]
+    default: dict[str, Any] = {"model": {"pose": True}}  # as for_data chooses for MNIST
+    found = [Run("m2", f"default-{n}", num_labels=n, **default) for n in (600, 1000, 3000)]
+    found += [Run("m2", f"no-pose-{n}", num_labels=n) for n in (600, 1000, 3000)]
     found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
     found += [Run("m2", "pure-constant-kl-100", **pure | {"training": PURE.training | constant_kl})]
     # J^alpha alone on MLPs, with an alpha that is too small or too large.
@@ -84,7 +86,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}
     steps = PURE.training | {"max_epochs": None, "max_steps": 20_000}
     kinds: dict[str, dict[str, Any]] = {
-        "default-100": {},
+        "default-100": default,
+        "no-pose-100": {},
         "regularisers-alone-100": no_bound,
         "labels-alone-100": no_bound | labels_only,
         "digits-100": {"data": "digits"},

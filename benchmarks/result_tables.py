@@ -61,6 +61,7 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 # M2
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
+_BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents" for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
 _PURE |= {"m2-pure-conv-100": "the same without pose latents, 100 labels"}
@@ -69,7 +70,7 @@ _CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control"
 _BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
 _SUMS = {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")}
 _SECONDS_BY_SPLIT = {"seconds of training": TRAINING["seconds of training"]}
-_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-default-100": "default"}
+_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-no-pose-100": "default"}
 _DIAGNOSTICS: dict[str, Column] = {
     "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
     "validation error, %": last("val/error", 1, 100.0),
@@ -98,9 +99,10 @@ def m2_ablation(results: Results) -> str:
 
     rows = {
         "m2-default-100": "labels, the two extra losses, the bound of every example",
+        "m2-no-pose-100": "the same without pose latents",
         "m2-regularisers-alone-100": "the same without the bound",
         "m2-pure-100": "labels and the bound, without the extra losses (`--pure`)",
-        "m2-pure-pose-100": "the same with pose latents (`--pure --pose`)",
+        "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
     differences = {"more than the first line, points": exceed("test/error")}

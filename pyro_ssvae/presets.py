@@ -48,7 +48,7 @@ class Preset:
 
 
 PURE = Preset(
-    model={"classifier": "mlp", "activation": "softplus"},
+    model={"classifier": "mlp", "activation": "softplus", "pose": False},
     objective={"alpha": 10.0, "enumeration": "top-k"},
     training={
         "max_epochs": 40, "batch_size": 50, "labelled_batch_size": 50, "learning_rate": 3e-3,

@@ -106,6 +106,9 @@ def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> 
     assert config == expected
     assert parse_flags("m2", ["--pure", "--training.max_steps", "7"]).training.total_steps(100) == 7
     assert parse_flags("m2", []).training == TrainingConfig(seed=0)
+    assert "pose" not in parse_flags("m2", []).model  # the data decide
+    assert [parse_flags("m2", ["--pure", *more]).model["pose"] for more in ([], ["--pose"])] == [False, True]
+    assert parse_flags("m2", ["--no-pose"]).model["pose"] is False
 
 
 def test_npz_table(example: ModuleType, tmp_path: Path) -> None:

@@ -192,7 +192,9 @@ _M2: Mapping[str, Sequence[Flag]] = {
         *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
         Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp", "resnet")),
         *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
-        Flag("pose", False, "let the first six latents turn, zoom, slant and shift the image", rare=True),
+        Flag(
+            "pose", None, "let the first six latents turn, zoom, slant and shift the image" + _BY_DATA, bool, rare=True
+        ),
     ),
     "objective": _SEMI_SUPERVISED,
 }

@@ -122,6 +122,8 @@ class Flags:
         self.model, self.objective = (
             {flag.name: values[flag.name] for flag in command.sections.get(name, ())} for name in ("model", "objective")
         )
+        if self.model.get("pose", False) is None:  # the data decide
+            del self.model["pose"]
         names = [field.name for field in fields(TrainingConfig)]
         settings: dict[str, Any] = {name: values.get(f"training.{name}", values.get(name)) for name in names}
         self.training = TrainingConfig(**settings)
@@ -146,9 +148,13 @@ class Flags:
     @property
     def settings(self) -> dict[str, Any]:
         """Entries of ``config.yaml``, from which ``--resume`` restores the flags."""
+        open_switches = {
+            flag.name for flag in self.command.flags if flag.kind is bool and self.values[flag.name] is None
+        }
+        left_out = open_switches.union(_NOT_SAVED)  # a file has no null for a switch
         return {
             "command": self.command.name,
-            "flags": {name: value for name, value in self.values.items() if name not in _NOT_SAVED},
+            "flags": {name: value for name, value in self.values.items() if name not in left_out},
             **({} if self.instead_of is None else {"instead_of": self.instead_of}),
         }
 

@@ -27,6 +27,7 @@ __all__ = [
     "check_binarisation",
     "convert_images",
     "derive_seed",
+    "find_background",
     "iterate_batches",
     "prepare",
     "rescale",
@@ -36,12 +37,27 @@ __all__ = [
 BINARISATIONS = ("none", "static", "dynamic", "threshold")
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 _CHUNK = 4096
+_BACKGROUND = 0.25  # mean distance of corners from their median, in standard deviations of the pixels
 
 
 def rescale(x: Tensor, scale: float) -> Tensor:
     """Return ``x / scale`` as float32, with the device and shape of ``x``."""
     x = x.to(torch.float32)
     return x if scale == 1.0 else x / scale
+
+
+def find_background(x: Tensor | ExampleSource, scale: float) -> float | None:
+    """Return the value of the corners of images, in units of ``x / scale``.
+
+    ``None`` where the corners differ, as in photographs.
+    """
+    rows = sample_rows(x)
+    some = rescale(rows[:: 1 + len(rows) // 10_000], scale)
+    height, width = (max(1, size // 14) for size in some.shape[-2:])
+    sides = [(slice(height), slice(-height, None)), (slice(width), slice(-width, None))]
+    corners = torch.cat([some[..., i, j] for i in sides[0] for j in sides[1]], -1)
+    background = corners.median()
+    return background.item() if (corners - background).abs().mean() < _BACKGROUND * some.std() else None
 
 
 def threshold(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ https://arxiv.org/abs/1406.5298, equations 2, 4 and 6 to 9.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -22,12 +23,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.networks.images import make_classifier, make_networks
+from pyro_ssvae.networks.pose import POSE_DIM
 
 __all__ = ["M2"]
+
+_LEAST_SIDE = 16  # pixels; on 8x8 digits pose latents made no difference
 
 
 class M2(SemiSupervisedModel):
@@ -50,7 +56,8 @@ class M2(SemiSupervisedModel):
             :class:`~pyro_ssvae.M1M2` with its own.
         encoder: As for :class:`M1`, of x, with those columns, and y ``(B,)`` or ``(K, 1)``, for q(z|x,y).
         decoder: As for :class:`M1`, of z ``(..., B, latent_dim)`` and y.
-        pose: As for :class:`M1`.
+        pose: As for :class:`M1`; :meth:`for_data` has it by default for grey images of 16 pixels a side or more on a
+            plain background.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -97,6 +104,14 @@ class M2(SemiSupervisedModel):
         )
         self._attach_prior()
 
+    @classmethod
+    def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._choose_arguments(data, given)
+        if not {"decoder", "pose"} & given.keys() and "pose" in inspect.signature(cls).parameters:
+            roomy = given.get("latent_dim", 2 * POSE_DIM) >= 2 * POSE_DIM  # latents that are left for the style
+            found["pose"] = roomy and _shows_objects(data)
+        return found
+
     # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
@@ -134,3 +149,10 @@ class M2(SemiSupervisedModel):
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self._make_likelihood(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))
+
+
+def _shows_objects(data: SemiSupervisedData) -> bool:
+    """Whether examples are grey images on a plain background, large enough to be moved by less than themselves."""
+    shape = data.event_shape
+    grey = len(shape) == 3 and shape[0] == 1 and min(shape[1:]) >= _LEAST_SIDE
+    return grey and find_background(data.x, data.scale) is not None

@@ -15,6 +15,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae._ranks import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
@@ -35,7 +36,6 @@ _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard de
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
-_BACKGROUND = 0.25  # mean distance of corners from their median, in standard deviations of the pixels
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
 CONSISTENCY_WEIGHT = 10.0
@@ -281,7 +281,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options["strong"] = ColumnAugmentation(0.5)
         found |= FEATURES.objective
     elif len(data.event_shape) == 3:
-        background = None if data.event_shape[0] >= 3 else _find_background(data)
+        background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
         kind: Callable[..., Augmentation]
         kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
         weak, options["strong"] = kind(), kind(strength=1.5)
@@ -296,17 +296,6 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
     return {"augmentation": weak, "consistency": consistency, **found}
-
-
-def _find_background(data: SemiSupervisedData) -> float | None:
-    """Return the value of the corners of images; ``None`` where corners differ, as those of photographs do."""
-    x = select_examples(sample_rows(data.x), data.scale)
-    height, width = (max(1, size // 14) for size in x.shape[-2:])
-    corners = torch.cat(
-        [x[..., i, j] for i in (slice(height), slice(-height, None)) for j in (slice(width), slice(-width, None))], -1
-    )
-    background = corners.median()
-    return background.item() if (corners - background).abs().mean() < _BACKGROUND * x.std() else None
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import M2, SemiSupervisedELBO
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
 
@@ -320,3 +321,21 @@ def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own
     plain = M2.for_data(grey, latent_dim=2, hidden_dims=(16,))
     assert (plain.likelihood.name, plain.config()["arguments"]["networks"]) == ("bernoulli", "mlp")
     assert "crop" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]  # it fills the frame
+
+
+def test_images_on_a_plain_background_have_pose_latents_by_default() -> None:
+    def has_pose(x: Tensor, **options: Any) -> bool:
+        data = SemiSupervisedData.from_arrays(x, torch.arange(40) % 2)
+        return bool(M2.for_data(data, hidden_dims=(8,), **options).config()["arguments"].get("pose", False))
+
+    digits = torch.zeros(40, 1, 16, 16)
+    digits[..., 5:11, 5:11] = torch.rand(40, 1, 6, 6)
+    assert has_pose(digits)
+    assert has_pose(digits, networks="conv", likelihood="gaussian")
+    assert not has_pose(torch.rand(40, 1, 16, 16))  # as photographs
+    assert not has_pose(digits[..., 4:12, 4:12])  # too small
+    assert not has_pose(digits.expand(-1, 3, -1, -1))  # in colour
+    assert not has_pose(digits, latent_dim=2)
+    assert not has_pose(digits, pose=False)
+    assert not has_pose(digits, decoder=nn.Bilinear(50, 2, 256))
+    assert not has_pose(digits.flatten(1))
