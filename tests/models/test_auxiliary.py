@@ -107,16 +107,16 @@ def test_closed_form_kl_and_several_draws_agree_on_average(skip: bool) -> None:
     m2, x = make_m2(skip).double(), make_examples(2)
     with torch.no_grad():
         exact, sampled, weighted, top = (
-            torch.stack([elbo.differentiable_loss(m2.model, m2.guide, x) for _ in range(300)])
+            torch.stack([elbo.differentiable_loss(m2.model, m2.guide, x) for _ in range(40)])
             for elbo in (
-                StaticEnumELBO(num_particles=10),
-                StaticEnumELBO(num_particles=10, analytic_kl=False),
-                StaticEnumELBO(num_particles=10, importance_weighted=True),
-                StaticEnumELBO(num_particles=10, enumeration="top-k", top_k=1),
+                StaticEnumELBO(num_particles=50),
+                StaticEnumELBO(num_particles=50, analytic_kl=False),
+                StaticEnumELBO(num_particles=50, importance_weighted=True),
+                StaticEnumELBO(num_particles=50, enumeration="top-k", top_k=1),
             )
         )
     for other in (sampled, top):
-        assert abs(exact.mean() - other.mean()) < 4 * (exact.var() / 300 + other.var() / 300).sqrt()
+        assert abs(exact.mean() - other.mean()) < 4 * (exact.var() / 40 + other.var() / 40).sqrt()
     assert weighted.mean() < exact.mean()
 
 
@@ -153,10 +153,10 @@ def test_shapes_and_use(skip: bool, device: torch.device) -> None:
 def test_prediction_averages_over_draws() -> None:
     m2, x = make_m2(False).double().eval(), make_examples(4)
     with torch.no_grad():
-        a = m2.encode_a(x).sample((20000,))
+        a = m2.encode_a(x).sample((5000,))
         expected = m2.classify(x, a).softmax(-1).mean(0)
-    found = m2.predict_proba(x, num_samples=20000)
-    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+    found = m2.predict_proba(x, num_samples=5000)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
     torch.testing.assert_close(m2.predict_proba(x), m2.classify(x, m2.encode_a(x).mean).softmax(-1).detach())
     assert (m2.predict_proba(x) - found).abs().max() > 1e-4  # the mean of q(a|x) is another prediction
 
