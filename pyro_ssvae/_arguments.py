@@ -65,6 +65,7 @@ _RANGES = {
         "latent_dim hidden_dims out_features num_experts channels feature_dim num_components hidden_dim": _Range(
             1, _MAX_WIDTH
         ),
+        "auxiliary_dim": _Range(0, _MAX_WIDTH),
         "event_shape": _Range(1, 2**24),
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),

@@ -201,11 +201,13 @@ def _(model: LatentVariableModel) -> dict[str, Network]:
         decoded: Any = model.decode
         return decoded(*map(_index, classes), latents)
 
-    return {
+    found = {
         "encoder": Network(lambda x, *y: _moments(encode(x, *map(_index, y))), x | y, "mean", "scale"),
         "decoder": Network(lambda *given: decode(*given).mean, y | z, "mean"),
-        "likelihood": Network(lambda x, *given: decode(*given).log_prob(x), x | y | z, "log_likelihood"),
     }
+    if not getattr(model, "skip", False):  # with which p(x|y,z) is an integral over a
+        found["likelihood"] = Network(lambda x, *given: decode(*given).log_prob(x), x | y | z, "log_likelihood")
+    return found
 
 
 @_make_own_networks.register

@@ -310,6 +310,8 @@ def _check_m2(m2: M2, width: int, classifier: nn.Module | None) -> None:
         raise ValueError(f"m2 must have event_shape=({width},), the active latents of m1; got {tuple(m2.event_shape)}.")
     if type(m2).model is not M2.model or type(m2).guide is not M2.guide:
         raise ValueError(f"{type(m2).__name__} overrides model or guide, which M1M2 does not use; subclass that.")
+    if m2.auxiliary is not None:
+        raise ValueError("m2 has auxiliary latents, which M1M2 does not draw; build it with auxiliary_dim=0.")
     if (classifier is None) == (m2.classifier is None):
         raise ValueError("For q(y|z1), give an m2 with a classifier; for q(y|x), classifier= and an m2 without one.")
     try:

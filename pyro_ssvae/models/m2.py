@@ -21,13 +21,16 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
+from pyro_ssvae.networks.auxiliary import AuxiliaryNetworks, join
 from pyro_ssvae.networks.images import make_classifier, make_networks
 from pyro_ssvae.networks.pose import POSE_DIM
 
@@ -58,6 +61,12 @@ class M2(SemiSupervisedModel):
         decoder: As for :class:`M1`, of z ``(..., B, latent_dim)`` and y.
         pose: As for :class:`M1`; :meth:`for_data` has it by default for grey images of 16 pixels a side or more on a
             plain background.
+        auxiliary_dim: Number of auxiliary latents a, by which q(y|x) and q(z|x,y) become mixtures: an auxiliary deep
+            generative model (ADGM, Maaløe et al., 2016, https://arxiv.org/abs/1602.05473, equations 6 to 11), with the
+            guide q(a|x) q(y|a,x) q(z|a,x,y) and the further factor p(a|x,y,z) of the model. It needs fully connected
+            networks. An ``encoder`` gets x and a in one row, ``(..., B, D + A)``.
+        skip: Whether x depends on a, as in the skip deep generative model of that paper (SDGM), p(a|y,z) p(x|a,y,z). A
+            ``decoder`` gets z and a in one row, ``(..., B, L + A)``.
 
     Raises:
         ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
@@ -90,29 +99,44 @@ class M2(SemiSupervisedModel):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         pose: bool = False,
+        auxiliary_dim: int = 0,
+        skip: bool = False,
         missing: bool = False,
     ) -> None:
         super().__init__(event_shape, num_classes, latent_dim, likelihood, prior, class_prior, missing)
         mlp: dict[str, Any] = {"hidden_dims": hidden_dims, "activation": activation, "batch_norm": batch_norm}
+        seen, classified = self._input_shape, self._classifier_shape
+        self.auxiliary, self.skip = None, skip
+        if auxiliary_dim:
+            if networks != "mlp" or classifier not in ("auto", "mlp"):
+                raise ValueError(
+                    f"auxiliary_dim={auxiliary_dim} needs networks='mlp' and classifier='mlp', which see x and a in "
+                    f"one row; got networks={networks!r}, classifier={classifier!r}."
+                )
+            sizes = (classified.numel(), latent_dim, auxiliary_dim, num_classes)
+            self.auxiliary = AuxiliaryNetworks(*sizes, of_x=not skip, **mlp)
+            seen, classified = (torch.Size([shape.numel() + auxiliary_dim]) for shape in (seen, classified))
+        elif skip:
+            raise ValueError("skip=True passes the auxiliary latents to p(x|a,y,z), so it needs auxiliary_dim=50, say.")
         self.classifier = None
         if classifier is not None:
             name = "resnet" if classifier == "auto" and networks == "resnet" else classifier
-            self.classifier = make_classifier(name, self._classifier_shape, num_classes, dropout=dropout, **mlp)
-        shapes = (self._input_shape, self.event_shape, latent_dim, self.likelihood.num_params, num_classes)
-        self.encoder, self.decoder = make_networks(
-            networks, *shapes, encoder=encoder, decoder=decoder, pose=pose, **mlp
-        )
+            self.classifier = make_classifier(name, classified, num_classes, dropout=dropout, **mlp)
+        shapes = (seen, self.event_shape, latent_dim, self.likelihood.num_params, num_classes)
+        mlp |= {"pose": pose, "auxiliary_dim": auxiliary_dim if skip else 0}
+        self.encoder, self.decoder = make_networks(networks, *shapes, encoder=encoder, decoder=decoder, **mlp)
         self._attach_prior()
 
     @classmethod
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
         found = super()._choose_arguments(data, given)
-        if not {"decoder", "pose"} & given.keys() and "pose" in inspect.signature(cls).parameters:
+        if not {"decoder", "pose", "auxiliary_dim"} & given.keys() and "pose" in inspect.signature(cls).parameters:
             roomy = given.get("latent_dim", 2 * POSE_DIM) >= 2 * POSE_DIM  # latents that are left for the style
             found["pose"] = roomy and _shows_objects(data)
         return found
 
-    # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y).
+    # The generative model p(z) p(y|π) p(x|y,z) and the inference model q(y|x) q(z|x,y); with an auxiliary latent,
+    # p(z) p(y|π) p(x|y,z) p(a|x,y,z), or p(z) p(y|π) p(a|y,z) p(x|a,y,z), and q(a|x) q(y|a,x) q(z|a,x,y).
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         """Sample from the generative model, with x and known y observed; arguments as for :class:`Model`."""
@@ -120,35 +144,108 @@ class M2(SemiSupervisedModel):
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
             y = pyro.sample("y", dist.Categorical(logits=log_pi), obs=y)  # (B,), or (K, 1)
-            pyro.sample("x", self.decode(y, z), obs=x)  # (B, *event_shape)
+            a = [pyro.sample("a", self.decode_a(y, z, x))] if self.skip else []  # (B, A)
+            pyro.sample("x", self.decode(y, z, *a), obs=x)  # (B, *event_shape)
+            if self.auxiliary is not None and not self.skip:
+                pyro.sample("a", self.decode_a(y, z, x))  # (B, A)
 
     def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
         """Sample from the inference model, where an unknown y is enumerated; arguments as for :class:`Model`."""
         self.class_prior.guide()
         with data_plate(x, size):
+            a = [] if self.auxiliary is None else [pyro.sample("a", self.encode_a(x))]  # (B, A)
             if y is None:
-                y = pyro.sample("y", dist.Categorical(logits=self.classify(x)), infer=ENUMERATE)  # (K, 1)
-            pyro.sample("z", self.encode(x, y))  # (B, L), or (K, B, L)
+                y = pyro.sample("y", dist.Categorical(logits=self.classify(x, *a)), infer=ENUMERATE)  # (K, 1)
+            pyro.sample("z", self.encode(x, y, *a))  # (B, L), or (K, B, L)
 
     # The conditional distributions; that of y as logits.
 
-    def classify(self, x: Tensor) -> Tensor:
+    def classify(self, x: Tensor, a: Tensor | None = None) -> Tensor:
         """Return the logits of q(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
+
+        With auxiliary latents it is q(y|a,x), ``(..., B, K)``, for a ``(..., B, A)``; ``None`` is a draw of q(a|x) in
+        training, else its mean.
 
         Raises:
             ValueError: For an M2 without a classifier.
         """
         if self.classifier is None:
             raise ValueError("This M2 was built with classifier=None, so it has no q(y|x).")
-        return full_precision(self.classifier(self._classifier_input(x)))
+        seen = self._classifier_input(x)
+        if self.auxiliary is not None:
+            if a is None:
+                a = self.encode_a(x).rsample() if self.training else self.encode_a(x).mean
+            seen = join(seen, a)
+        return full_precision(self.classifier(seen))
 
-    def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
-        """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
-        return self._make_posterior(self.encoder(self.likelihood.network_input(x), y))
+    def encode(self, x: Tensor, y: Tensor, a: Tensor | None = None) -> dist.TorchDistribution:
+        """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``.
 
-    def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
-        """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        return self._make_likelihood(self.decoder(z, y), torch.broadcast_shapes(z.shape[:-1], y.shape))
+        With auxiliary latents it is q(z|a,x,y); ``None`` is the mean of q(a|x).
+        """
+        seen = self.likelihood.network_input(x)
+        if self.auxiliary is not None:
+            seen = join(seen, self.encode_a(x).mean if a is None else a)
+        return self._make_posterior(self.encoder(seen, y))
+
+    def decode(self, y: Tensor, z: Tensor, a: Tensor | None = None) -> dist.TorchDistribution:
+        """Return p(x|y,z), with event shape ``event_shape``, for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``.
+
+        With ``skip`` it is p(x|a,y,z); ``None`` is the mean of p(a|y,z).
+        """
+        shape = torch.broadcast_shapes(z.shape[:-1], y.shape)
+        if self.skip:
+            a = self.decode_a(y, z).mean if a is None else a
+            shape = torch.broadcast_shapes(shape, a.shape[:-1])
+            z = torch.cat([z.expand(*shape, -1), a.expand(*shape, -1)], -1)
+        return self._make_likelihood(self.decoder(z, y), shape)
+
+    # Those of the auxiliary latents.
+
+    def encode_a(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(a|x), with event shape ``(A,)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For an M2 without auxiliary latents.
+        """
+        return self._make_posterior(self._auxiliary.encoder(self._classifier_input(x).flatten(1)))
+
+    def decode_a(self, y: Tensor, z: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
+        """Return p(a|x,y,z), or with ``skip`` p(a|y,z), with event shape ``(A,)``; arguments as for :meth:`decode`.
+
+        Raises:
+            ValueError: For an M2 without auxiliary latents, or without x where it is needed.
+        """
+        auxiliary = self._auxiliary
+        if x is None and not self.skip:
+            raise ValueError("p(a|x,y,z) needs x; only with skip=True is it p(a|y,z).")
+        seen = None if x is None else self._classifier_input(x).flatten(1)
+        return self._make_posterior(auxiliary(z, y, seen))
+
+    @property
+    def _auxiliary(self) -> AuxiliaryNetworks:
+        if self.auxiliary is None:
+            raise ValueError("This M2 has no auxiliary latents; build it with auxiliary_dim=50, say.")
+        return self.auxiliary
+
+    @checked
+    def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
+        """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|a,x) over ``num_samples`` draws of a."""
+        if num_samples is None or self.auxiliary is None:
+            return super().predict_proba(x)
+        return self._map(lambda x: self.classify(x, self.encode_a(x).sample((num_samples,))).softmax(-1).mean(0), x)
+
+    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+        if self.auxiliary is None:
+            return super()._decode_posterior(x, num_samples)
+        classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
+        q_a = self.encode_a(x)
+        a = q_a.sample((num_samples, 1))  # (S, 1, B, A)
+        q_z = self.encode(x, classes, a)
+        z = q_z.sample()  # (S, K, B, L)
+        log_prior = self.prior().log_prob(z) + self.class_prior.mean().log().unsqueeze(-1)
+        log_ratio = log_prior - q_z.log_prob(z) + self.decode_a(classes, z, x).log_prob(a) - q_a.log_prob(a)
+        return log_ratio, self.decode(classes, z, *([a] if self.skip else []))
 
 
 def _shows_objects(data: SemiSupervisedData) -> bool:

@@ -210,6 +210,7 @@ def make_networks(
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     pose: bool = False,
+    auxiliary_dim: int = 0,
     **options: Any,
 ) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder of a model by name, or the given modules unchanged.
@@ -226,6 +227,7 @@ def make_networks(
         decoder: The decoder, if it is given.
         pose: Whether the first six latents are the pose of an image, as :class:`~pyro_ssvae.networks.pose.PoseDecoder`
             says.
+        auxiliary_dim: Number of further inputs of the decoder, right of the latents.
         **options: Further arguments of these layers, as of :class:`MLP`.
 
     Raises:
@@ -244,7 +246,7 @@ def make_networks(
     elif encoder is None:
         options |= {"residual": residual, "channels": (16 if residual else 32) // (1 if small else 2)}
         encoder = ImageEncoder(input_shape, 2 * latent_dim, num_classes, hidden_dims=hidden_dims, **options)
-    latent_dim -= POSE_DIM if pose else 0
+    latent_dim += auxiliary_dim - (POSE_DIM if pose else 0)
     if decoder is None and networks == "mlp":
         outputs = num_params * math.prod(event_shape)
         decoder = _make_head(latent_dim, outputs, num_classes, backwards, options)

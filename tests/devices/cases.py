@@ -77,6 +77,11 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "m2-classifier-only": partial(with_m2, bound_weight=0.0),
     "m2-images": with_regularisers,
     "m2-images-pose": partial(with_regularisers, pose=True, latent_dim=8),
+    "m2-adgm": partial(with_m2, {"auxiliary_dim": 2}),
+    "m2-sdgm": partial(with_m2, {"auxiliary_dim": 2, "skip": True}),
+    "m2-sdgm-importance-weighted": partial(
+        with_m2, {"auxiliary_dim": 2, "skip": True}, num_particles=3, importance_weighted=True
+    ),
     "m2-images-map": partial(with_regularisers, class_prior="map", batch_norm=True, likelihood="gaussian"),
     **{f"m1-prior-{name}": partial(with_m1, name) for name in PRIORS},
     "m1-batch-norm": partial(with_m1, model={"batch_norm": True, "likelihood": "gaussian"}),
