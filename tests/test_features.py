@@ -62,6 +62,16 @@ def test_features_are_those_of_the_network_and_computed_once(data, folder):
     assert len([*folder.iterdir()]) == 6
 
 
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(data, folder, monkeypatch, capsys):
+    monkeypatch.setattr("pyro_ssvae.data.features._PART", 20)
+    monkeypatch.setattr("pyro_ssvae.data.features._SECONDS", 0.0)
+    found = data.with_features(Halves())
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [["features by Halves", f"part {n}/4"] for n in (1, 2, 3, 4)]
+    assert torch.equal(data.with_features(Halves(), progress=False).x, found.x)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_damaged_file_is_computed_again(data, folder):
     found = data.with_features(Halves(), progress=False)
     for file in folder.iterdir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,9 +28,13 @@ __all__ = ["FeatureSource", "compute_features", "make_source"]
 
 _BATCH = 64
 _PART = 1000  # images in one file of features
+_SECONDS = 30.0  # between lines of progress where there is no terminal
 _ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
+
+
+_Piece = tuple[int, Tensor]  # number of the part of the data set, and images
 
 
 class _Network(NamedTuple):
@@ -143,15 +148,12 @@ def compute_features(
     Each thousand images has a file in ``folder``, named by a hash of the images and of the source, and is computed only
     if it has none: a process that was stopped goes on there.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     folder.mkdir(parents=True, exist_ok=True)
     pieces = ((number, piece) for number, x in enumerate(parts) for piece in x.split(_PART) if len(piece))
     total = sum(-(-len(x) // _PART) for x in parts)
     title = f"features by {source.network or type(source.module).__name__}"
     found: list[list[Tensor]] = [[] for _ in parts]
-    for number, piece in track(pieces, title, total=total, console=Console(stderr=True), disable=not progress):
+    for number, piece in _track(pieces, title, total) if progress else pieces:
         file = folder / f"{_hash_images(source, piece)}.npy"
         features = _read(file, len(piece))
         if features is None:
@@ -161,6 +163,24 @@ def compute_features(
         found[number].append(features)
     width = found[0][0].shape[1]
     return [torch.cat(one) if one else torch.empty(0, width) for one in found]
+
+
+def _track(pieces: Iterator[_Piece], title: str, total: int) -> Iterator[_Piece]:
+    """Show a bar on a terminal, elsewhere a line every half a minute."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(pieces, title, total=total, console=console)
+        return
+    started = told = time.monotonic()
+    for done, piece in enumerate(pieces, 1):
+        yield piece  # whose features are computed before the next line
+        now = time.monotonic()
+        if now - told >= _SECONDS:
+            told, left = now, (now - started) * (total - done) / done
+            console.print(f"{title}  part {done}/{total}  {left:.0f} s left", highlight=False, soft_wrap=True)
 
 
 def _hash_images(source: FeatureSource, x: Tensor) -> str:
