@@ -62,7 +62,7 @@ class M2(SemiSupervisedModel):
         pose: As for :class:`M1`; :meth:`for_data` has it by default for grey images of 16 pixels a side or more on a
             plain background.
         auxiliary_dim: Number of auxiliary latents a, by which q(y|x) and q(z|x,y) become mixtures: an auxiliary deep
-            generative model (ADGM, Maaløe et al., 2016, https://arxiv.org/abs/1602.05473, equations 6 to 11), with the
+            generative model (ADGM, Maaløe et al., 2016, https://arxiv.org/abs/1602.05473), with the
             guide q(a|x) q(y|a,x) q(z|a,x,y) and the further factor p(a|x,y,z) of the model. It needs fully connected
             networks. An ``encoder`` gets x and a in one row, ``(..., B, D + A)``.
         skip: Whether x depends on a, as in the skip deep generative model of that paper (SDGM), p(a|y,z) p(x|a,y,z). A
