@@ -260,7 +260,7 @@ def make_pixel_table(cells: Cells) -> str:
 
 def draw(cells: Cells, data: str, path: Path) -> None:
     """Draw errors against numbers of labels, those of the blog dashed."""
-    figure, axes = new_axes(6.5, 4.2)
+    figure, axes = new_axes(8.0, 4.2)
     for number, (method, (words, _)) in enumerate(METHODS.items()):
         ours = {n: collect(cells, data, method, n) for n in LABELS[data]}
         theirs = {n: [one] for n in LABELS[data] if (one := get_blog(data, method, n)) is not None}
@@ -268,7 +268,8 @@ def draw(cells: Cells, data: str, path: Path) -> None:
             points = [(n, 100.0 - float(np.mean(values))) for n, values in found.items() if values]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=f"C{number}", markersize=4)
-        axes.plot([], [], color=f"C{number}", label=words)
+        if any([*ours.values(), *theirs.values()]):
+            axes.plot([], [], color=f"C{number}", label=words)
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error, %")
     limits, ticks = axes.get_ylim(), (1, 2, 5, 10, 20, 30, 50, 70)
     axes.set_xticks(LABELS[data], [f"{n:,}" for n in LABELS[data]])
@@ -276,7 +277,7 @@ def draw(cells: Cells, data: str, path: Path) -> None:
     axes.set_ylim(limits)
     axes.minorticks_off()
     style_axes(axes, title=f"{data}: ours, and the blog's dashed", grid=True, frame=True)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path)
 
 

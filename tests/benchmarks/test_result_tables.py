@@ -150,6 +150,18 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
     assert blog_tables.get_blog("cifar10", "features_svm", 25_000) == 77.3
 
 
+def test_m2_on_pixels_of_cifar10_has_a_cell_at_4000_labels_and_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = {"accuracy": 0.5, "validation": 0.52, "accuracy_last": 0.48, "steps": 600, "seconds": 120}
+    monkeypatch.setattr(blog_tables, "make_cell", lambda *_: cell)
+    monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
+    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    blog_tables.main(["--only", "cifar10/m2/4000/*"], results := tmp_path / "blog_tables.json")
+    table = blog_tables.make_tables(results)["blog_cifar10_pixels"]
+    assert lines_of(table) == [["4,000", "52.0", "50.0", "48.0", "600", "2"]]
+
+
 def test_settings_of_an_svm_are_chosen_by_cross_validation() -> None:
     """Only the first two of many columns tell the classes apart."""
     rng = np.random.default_rng(0)
