@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
-from functools import cache
+from functools import cache, reduce
 from itertools import count
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Division", "Ranks", "first_rows", "gather_rows", "is_lost", "launched", "mean_over_ranks", "own_rows"]
 
 _TIMEOUT = timedelta(hours=6)  # of a message: the others wait while the first process evaluates or writes a report
+_SHARED = "/dev/shm"  # files in memory that processes of one machine share, on Linux
 _numbers = count()  # of the runs of processes that a launcher has started
 
 
@@ -55,13 +58,15 @@ class Ranks:
         rank: Number of this process, from 0; process 0 alone writes files.
         size: Number of processes.
         request: A number that this process sends with its gradients, positive if it wants to stop.
-        requests: The sum of what all have sent in the last step, on the device.
+        requests: The mean of what all have sent in the last step, on the device.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank, self.size, self._store = rank, size, store
         self.device = torch.device("cpu")
         self.request, self.requests = 0.0, torch.zeros(())
+        self._memory: Tensor | None = None  # shared: two messages of each process, which take turns
+        self._shares, self._turn = True, 0
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -131,11 +136,46 @@ class Ranks:
 
     def _average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the means over processes, in one message; the gradients of small networks are not worth several."""
-        flat = torch.cat([*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])])
-        dist.all_reduce(flat)
+        parts = [*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])]
+        length = sum(part.numel() for part in parts)
+        dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+        if (memory := self._shared_memory(length, dtype)) is None:
+            flat = torch.cat(parts)
+            dist.all_reduce(flat)
+            flat = flat / self.size
+        else:
+            # The other message of a process may still be read; it is written again only after the next barrier.
+            self._turn = 1 - self._turn
+            messages = memory[self._turn, :, :length]
+            torch.cat(parts, out=messages[self.rank])
+            dist.barrier()
+            flat = messages.mean(0)
         self.requests = flat[-1]
-        means = (flat[:-1] / self.size).split([tensor.numel() for tensor in tensors])
+        means = flat[:-1].split([tensor.numel() for tensor in tensors])
         return [mean.view(tensor.shape).to(tensor.dtype) for mean, tensor in zip(means, tensors, strict=True)]
+
+    def _shared_memory(self, length: int, dtype: torch.dtype) -> Tensor | None:
+        """Return memory for messages, several times faster than sending them, if all are processes of one machine."""
+        memory = self._memory
+        if not self._shares or (memory is not None and memory.dtype == dtype and memory.shape[2] >= length):
+            return memory
+        size = 2 * self.size * length
+        with ExitStack() as stack:
+            name = ""
+            if self.rank == 0 and self.device.type == "cpu":
+                try:
+                    file = stack.enter_context(NamedTemporaryFile(dir=_SHARED))
+                    os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)  # fails where memory does not suffice
+                    name = file.name
+                except OSError:
+                    name = ""
+            name = self.values_from_first(name)
+            self._shares = not self.largest(int(not Path(name).is_file()))
+            self._memory = None
+            if self._shares:
+                self._memory = torch.from_file(name, shared=True, size=size, dtype=dtype).view(2, self.size, length)
+                self.largest(0)  # all have opened it, and process 0 may delete its name
+        return self._memory
 
     @contextmanager
     def divide(self, parts: Iterable[Tensor | None]) -> Iterator[list[Tensor | None]]:
@@ -146,10 +186,13 @@ class Ranks:
         division = Division(self.rank, self.size)
         token = _active.set(division)
         try:
-            with division:
-                yield [division.take(part) for part in parts]
+            yield [division.take(part) for part in parts]
         finally:
             _active.reset(token)
+
+    def draws(self) -> AbstractContextManager[Any]:
+        """Return a context, within that of :meth:`divide`, in which random numbers are those of the whole batch."""
+        return _active.get() or nullcontext()  # for losses only: every call of PyTorch in it passes through Python
 
 
 def is_lost(error: BaseException) -> bool:
@@ -171,9 +214,11 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(*gradients)
 
 
-# In place, like another tensor, or by the probabilities in another tensor: by rows of their first argument.
+# Of a shape; in place, like another tensor, or by the probabilities in another tensor: by rows of their first argument.
+_DRAWS_OF_SHAPE = {torch.rand, torch.randn, torch.randint}
 _DRAWS = {torch.rand_like, torch.randn_like, torch.bernoulli, torch.multinomial, Tensor.multinomial, Tensor.bernoulli}
 _DRAWS_IN_PLACE = {Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.random_}
+_DIVIDED = _DRAWS_OF_SHAPE | _DRAWS | _DRAWS_IN_PLACE | {F.batch_norm, F.dropout}
 
 
 class Division(TorchFunctionMode):
@@ -196,7 +241,9 @@ class Division(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.rand, torch.randn, torch.randint):
+        if func not in _DIVIDED:
+            return func(*args, **kwargs)
+        if func in _DRAWS_OF_SHAPE:
             *front, shape = (*args, kwargs["size"]) if "size" in kwargs else args
             front, shape = ([], args) if isinstance(shape, int) else (front, shape)
             if (dim := self._dim(shape)) is not None:
@@ -206,7 +253,7 @@ class Division(TorchFunctionMode):
             return self._batch_norm(*args, **kwargs)
         elif func is F.dropout:
             return self._dropout(*args, **kwargs)
-        elif func in _DRAWS or func in _DRAWS_IN_PLACE:
+        else:
             x, *rest = args
             if (dim := self._dim(x.shape)) is not None:
                 return self._draw(func, dim, x, *rest, **kwargs)
@@ -224,10 +271,12 @@ class Division(TorchFunctionMode):
         return x[(slice(None),) * dim + (slice(self.rank, None, self.size),)]
 
     def _draw(self, func: Any, dim: int, x: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
-        whole = x.new_ones(self._whole(x.shape, dim))
+        shape = self._whole(x.shape, dim)
+        if func in _DRAWS_IN_PLACE:
+            return x.copy_(self._own(func(x.new_empty(shape), *rest, **kwargs), dim))
+        whole = x.new_ones(shape)
         self._own(whole, dim).copy_(x.detach())
-        drawn = self._own(func(whole, *rest, **kwargs), dim)
-        return x.copy_(drawn) if func in _DRAWS_IN_PLACE else drawn
+        return self._own(func(whole, *rest, **kwargs), dim)
 
     def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         dim = self._dim(x.shape)

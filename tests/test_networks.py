@@ -138,3 +138,12 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     for shape in ((30,), (1, 6, 6)):
         with pytest.raises(ValueError, match="at least 8x8 pixels"):
             M2(shape, 3, networks="conv", classifier="mlp")
+
+
+def test_dropout_keeps_the_wanted_share_and_the_mean() -> None:
+    torch.manual_seed(0)
+    net = MLP((401,), 1, (4001,), dropout=0.3)
+    kept = net.layers[-2](torch.ones(50, 4001, requires_grad=True))
+    assert set(kept.unique().tolist()) == {0.0, pytest.approx(1.0 / 0.7)}
+    assert float((kept > 0.0).float().mean()) == pytest.approx(0.7, abs=0.005)
+    assert torch.equal(net.eval().layers[-2](kept), kept)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.networks.energy import check_image, count_halvings
 from pyro_ssvae.networks.pose import POSE_DIM, PoseDecoder
-from pyro_ssvae.networks.variational import MLP, ConditionalMLP, ConvClassifier, check_module, resolve_network
+from pyro_ssvae.networks.variational import (
+    MLP,
+    ConditionalMLP,
+    ConvClassifier,
+    Dropout,
+    check_module,
+    resolve_network,
+)
 
 __all__ = ["NETWORKS", "ImageDecoder", "ImageEncoder", "choose_networks", "make_classifier", "make_networks"]
 
@@ -81,7 +88,7 @@ class ImageEncoder(nn.Module):
             layers += [_activate(channels), nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)]
             channels *= 2
         layers += [_Residual(channels)] if residual else []
-        self.features = nn.Sequential(*layers, _activate(channels), nn.Flatten(), nn.Dropout(dropout))
+        self.features = nn.Sequential(*layers, _activate(channels), nn.Flatten(), Dropout(dropout))
         width = int(check_module(self.features, event_shape, (None,), "encoder")[-1])
         self.head = _make_head(width, out_features, num_classes, hidden_dims, options)
 
