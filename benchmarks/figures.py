@@ -13,7 +13,8 @@ from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_fig
 def draw_figures(docs: Path) -> None:
     """Draw validation metrics during training: of M2 by its alpha, and of energies of classes, a line for each seed."""
     results = load_results(docs / "results")
-    runs = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large", "no-pose-100": "default, without pose latents"}
+    runs = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large"}
+    runs["no-pose-100"] = "default, without pose latents"
     columns = {
         "val/error": "validation error, %",
         "val/entropy_y": "H(q(y|x)), nats",

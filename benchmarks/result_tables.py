@@ -70,7 +70,8 @@ _CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control"
 _BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
 _SUMS = {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")}
 _SECONDS_BY_SPLIT = {"seconds of training": TRAINING["seconds of training"]}
-_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large", "m2-no-pose-100": "default, without pose latents"}
+_ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large"}
+_ALPHAS |= {"m2-no-pose-100": "default, without pose latents"}
 _DIAGNOSTICS: dict[str, Column] = {
     "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
     "validation error, %": last("val/error", 1, 100.0),
