@@ -1,7 +1,6 @@
 """One training step: batch, losses, gradients, clipping, Adam, moving average, sums for the log.
 
-An objective has one or several groups of parameters, each with an optimiser and a loss of its own; a step goes through
-the objective's updates in order. It runs in one of three modes, which give the same training:
+A step goes through the updates of an objective's groups of parameters in order, in one of three equivalent modes:
 
 * ``"eager"``: operation by operation, as written. The reference.
 * ``"compiled"``: each loss and its gradients traced once and compiled by Inductor.
