@@ -25,7 +25,7 @@ from pyro_ssvae import DDGM, M1
 from pyro_ssvae.data import draw_label_split
 from pyro_ssvae.errors import TrainingFailedError
 
-RUNS = [run for module in (mnist, grey_cifar, ddgm, times) for run in module.configurations()]
+RUNS = [run for module in (mnist, grey_cifar, ddgm, times) for run in module.configurations(10)]
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
