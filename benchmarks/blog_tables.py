@@ -155,8 +155,8 @@ def m2(data: SemiSupervisedData, keep: Path | None, settings: Mapping[str, Any] 
 
 
 def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
-    """Train M2 with its default settings on pretrained features."""
-    return m2(data.with_features(NETWORK), keep, FEATURES.training)
+    """Train M2 with its default settings on pretrained features, for 1,000 steps."""
+    return m2(data.with_features(NETWORK), keep, {**FEATURES.training, "max_steps": 1000})
 
 
 def train_m2(

@@ -167,8 +167,8 @@ class Ranks:
                     file = stack.enter_context(NamedTemporaryFile(dir=_SHARED))
                     os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)  # fails where memory does not suffice
                     name = file.name
-                except OSError:
-                    name = ""
+                except OSError:  # no such folder, or it is full: through gloo, then
+                    pass
             name = self.values_from_first(name)
             self._shares = not self.largest(int(not Path(name).is_file()))
             self._memory = None

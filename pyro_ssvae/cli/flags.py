@@ -112,18 +112,17 @@ class Command:
 class Flags:
     """Values of the flags of a command, as attributes, and the arguments of the library that they stand for.
 
-    ``model`` and ``objective`` are arguments of model and objective, ``training`` the settings, and ``instead_of`` data
-    that could not be downloaded, in place of which ``data`` is used.
+    ``model`` and ``objective`` are arguments of model and objective, without switches that are left to the data,
+    ``training`` the settings, and ``instead_of`` data that could not be downloaded, in place of which ``data`` is used.
     """
 
     def __init__(self, command: Command, values: dict[str, Any], instead_of: str | None = None) -> None:
         self.command, self.values, self.instead_of = command, values, instead_of
         self.evaluate_again = False  # whether stages that have a result are evaluated again
         self.model, self.objective = (
-            {flag.name: values[flag.name] for flag in command.sections.get(name, ())} for name in ("model", "objective")
+            {flag.name: values[flag.name] for flag in flags if flag.name not in self._undecided}
+            for flags in (command.sections.get(name, ()) for name in ("model", "objective"))
         )
-        if self.model.get("pose", False) is None:  # the data decide
-            del self.model["pose"]
         names = [field.name for field in fields(TrainingConfig)]
         settings: dict[str, Any] = {name: values.get(f"training.{name}", values.get(name)) for name in names}
         self.training = TrainingConfig(**settings)
@@ -133,6 +132,11 @@ class Flags:
             return self.__dict__["values"][name]
         except KeyError:
             raise AttributeError(f"There is no flag {name}.") from None
+
+    @property
+    def _undecided(self) -> set[str]:
+        """Names of the switches that are neither on nor off."""
+        return {flag.name for flag in self.command.flags if flag.kind is bool and self.values[flag.name] is None}
 
     @property
     def out(self) -> str:
@@ -148,10 +152,7 @@ class Flags:
     @property
     def settings(self) -> dict[str, Any]:
         """Entries of ``config.yaml``, from which ``--resume`` restores the flags."""
-        open_switches = {
-            flag.name for flag in self.command.flags if flag.kind is bool and self.values[flag.name] is None
-        }
-        left_out = open_switches.union(_NOT_SAVED)  # a file has no null for a switch
+        left_out = self._undecided.union(_NOT_SAVED)  # a file has no null for a switch
         return {
             "command": self.command.name,
             "flags": {name: value for name, value in self.values.items() if name not in left_out},

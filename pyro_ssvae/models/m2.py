@@ -230,8 +230,12 @@ class M2(SemiSupervisedModel):
 
     @checked
     def predict_proba(self, x: ArrayLike, num_samples: int | None = None) -> Tensor:
-        """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|a,x) over ``num_samples`` draws of a."""
-        if num_samples is None or self.auxiliary is None:
+        """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|a,x) over ``num_samples`` draws of a.
+
+        Raises:
+            ValueError: As there, or for ``num_samples`` of an M2 without auxiliary latents.
+        """
+        if num_samples is None:
             return super().predict_proba(x)
         return self._map(lambda x: self.classify(x, self.encode_a(x).sample((num_samples,))).softmax(-1).mean(0), x)
 

@@ -208,6 +208,10 @@ def test_pose_and_skip_share_the_decoder() -> None:
         (lambda: make_m2(False, event_shape=(3, 8, 8), networks="conv"), "needs networks='mlp'"),
         (lambda: make_m2(False, classifier=torch.nn.Linear(D, K)), "classifier='mlp'"),
         (lambda: make_m2(False, auxiliary_dim=0).encode_a(make_examples(2).float()), "no auxiliary latents"),
+        (
+            lambda: make_m2(False, auxiliary_dim=0).predict_proba(torch.zeros(2, D), num_samples=3),
+            "no auxiliary latents",
+        ),
         (lambda: make_m2(False).decode_a(torch.zeros(2).long(), torch.zeros(2, L)), "needs x"),
         (lambda: M1M2(M1((9,), latent_dim=D), make_m2(False, likelihood="gaussian")), "auxiliary_dim=0"),
     ],
