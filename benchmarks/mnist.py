@@ -1,6 +1,6 @@
 """Train M2, M1 and M1+M2 on MNIST by the published protocols, and M2 on digits.
 
-    python benchmarks/mnist.py --only 'm2-*' --jobs 2            # M2: two hours on two cores, and by Bayes' rule
+    python benchmarks/mnist.py --only 'm2-*' --jobs 2            # M2, and by Bayes' rule; four hours on two cores
     python benchmarks/mnist.py --only 'm2-default-100' --only m2-pooled-100 --keep models  # q(y|x) with Bayes' rule
     python benchmarks/mnist.py --only 'm1-*' --keep models       # M1: log p(x), presets, an SVM on latents; hours
     python benchmarks/mnist.py --only 'm1m2-*' --keep models     # M1+M2 on an M1 of the line before
