@@ -29,6 +29,10 @@ def test_links_of_the_readme_lead_to_files() -> None:
     assert not missing
 
 
+def test_the_readme_says_how_to_run_the_tests() -> None:
+    assert 'pip install -e ".[test]" && python -m pytest\n' in README
+
+
 def test_text_of_the_readme_has_at_most_500_words() -> None:
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     assert len(" ".join(line for line in text.splitlines() if not line.startswith("|")).split()) <= 500
