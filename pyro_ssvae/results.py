@@ -28,8 +28,6 @@ from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.training.loop import FitResult, fit
 from pyro_ssvae.training.run_folder import RunFolder
 
-__all__ = ["report"]
-
 _ALONE_STEPS = 300  # of a classifier on the labels alone
 _ALONE_LABELS = 5000  # beyond which there is nothing to find out
 _ENOUGH = 50  # validation labels: an error of 10 % has a standard error of 4 points

@@ -34,8 +34,6 @@ from pyro_ssvae.presets import (
     Preset,
 )
 
-__all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
-
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 _TABLES: dict[str, Any] = {"likelihood": "auto", "num_labels": "all"}  # defaults for tables
 _NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, TABLE.csv, or a FOLDER of images"

@@ -21,8 +21,6 @@ from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.training import RunFolder
 
-__all__ = ["load_images", "load_others", "record_movie", "report_images", "report_points"]
-
 _LEAST_SIDE = 8  # of images, in pixels
 
 

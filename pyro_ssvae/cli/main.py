@@ -57,8 +57,6 @@ from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.loop import fit
 
-__all__ = ["main"]
-
 _ROWS_AT_ONCE = 10_000
 _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help

@@ -44,11 +44,6 @@ from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
 from pyro_ssvae.training.loop import fit
 
-__all__ = [
-    *("describe_run", "find_results", "get_m1_config", "load_data", "make_m1", "plain_warnings"),
-    *("print_error", "print_result", "read_data", "run_command", "train_stages"),
-]
-
 _EXPECTED = (PyroSSVAEError, ValueError, TypeError, OSError)  # not faults of the program
 _UNTIL_PRINTED = 5.0  # seconds
 _SHOWN_CLASSES = 10

@@ -19,8 +19,6 @@ from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dat
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
 from pyro_ssvae.data.tables import load_table
 
-__all__ = ["SemiSupervisedData"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SemiSupervisedData:

@@ -30,8 +30,6 @@ from pyro_ssvae.distributions.torch_distributions import (
     leave_out_missing,
 )
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood", "Mixed"]
-
 _VARIANCES = ("learned", "shared", "fixed")
 _MAX_ELEMENTS = 20_000_000  # of the training examples from which units are estimated: 160 MB in double precision
 _MAX_RANGE = 20.0  # of a column in its unit, so that a value that occurs rarely is no huge input of a network

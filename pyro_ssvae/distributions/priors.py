@@ -30,21 +30,6 @@ from pyro_ssvae.distributions.torch_distributions import (
     as_independent_normal,
 )
 
-__all__ = [
-    "ClassPrior",
-    "DirichletClassPrior",
-    "FixedClassPrior",
-    "Flow",
-    "MAPClassPrior",
-    "MixtureOfGaussians",
-    "Prior",
-    "StandardNormal",
-    "StudentT",
-    "Uniform",
-    "VampPrior",
-    "cache_prior",
-]
-
 
 class Prior(Configurable):
     """Base class of priors of ``latent_dim`` latents; a model accepts any module that returns a distribution over z."""

@@ -31,8 +31,6 @@ from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
-__all__ = ["M1M2Classifier", "M2Classifier"]
-
 _FOLDS = 5  # of the estimate of the shares of the classes
 _EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as docs/results_tables.md says
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes

@@ -19,8 +19,6 @@ from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 
-__all__ = ["DDGMDensity", "M1Transformer"]
-
 
 class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GenerativeEstimator):
     """M1, a variational autoencoder, as a transformer: the means of q(z|x) are features for another estimator.

@@ -18,17 +18,6 @@ from pyro_ssvae.data.toy import TOY_DATASETS, draw_spiral, ring_distribution
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 
-__all__ = [
-    "Grid",
-    "annealed_log_normaliser",
-    "as_samples",
-    "energy_distance",
-    "measure_toy_model",
-    "median_distance",
-    "mode_coverage",
-    "squared_mmd",
-]
-
 _CHUNK = 100  # examples whose distances fit the cache
 _MEDIAN_SIZE = 1000
 _SMALL = 1e-12  # probability of a cell below which it is left out of a KL divergence

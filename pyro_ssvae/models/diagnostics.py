@@ -20,18 +20,6 @@ from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 
-__all__ = [
-    "NUM_DIAGNOSED",
-    "active_units",
-    "class_control",
-    "classification_error",
-    "energy_diagnostics",
-    "iterate_batches_for",
-    "latent_diagnostics",
-    "posterior_diagnostics",
-    "predict_batches",
-]
-
 NUM_DIAGNOSED = 1000
 """Validation examples behind diagnostics that are computed at every evaluation."""
 

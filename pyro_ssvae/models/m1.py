@@ -30,8 +30,6 @@ from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.networks.images import make_networks
 
-__all__ = ["M1"]
-
 
 class M1(LatentVariableModel):
     """The M1 model and guide, for examples of any shape. It has no classes; its latents are features for a classifier.

@@ -34,8 +34,6 @@ from pyro_ssvae.networks.auxiliary import AuxiliaryNetworks, join
 from pyro_ssvae.networks.images import make_classifier, make_networks
 from pyro_ssvae.networks.pose import POSE_DIM
 
-__all__ = ["M2"]
-
 _LEAST_SIDE = 16  # pixels; on 8x8 digits pose latents made no difference
 
 

@@ -19,8 +19,6 @@ from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_jso
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.models.base import FORMAT, Model
 
-__all__ = ["load", "save"]
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _ENTRIES = {"format": int, "class": str, "arguments": dict, "custom": dict, "base": dict, "data": dict}

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from pyro_ssvae.networks.variational import MLP, ConditionalMLP
 
-__all__ = ["AuxiliaryNetworks", "join"]
-
 
 class AuxiliaryNetworks(nn.Module):
     """The networks of q(a|x), ``encoder``, and of p(a|x,y,z), or p(a|y,z) without x, when called.

@@ -20,8 +20,6 @@ from pyro_ssvae.networks.variational import (
     resolve_network,
 )
 
-__all__ = ["NETWORKS", "ImageDecoder", "ImageEncoder", "choose_networks", "make_classifier", "make_networks"]
-
 NETWORKS = ("mlp", "conv", "resnet")
 """Names of the networks of a model."""
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["POSE_DIM", "PoseDecoder", "make_affine_maps"]
-
 POSE_DIM = 6  # latents of a pose
 _SCALES = (0.25, 0.12, 0.12, 0.2, 0.05, 0.05)  # radians, two logarithms of zooms, a slope, and fractions of the image
 

@@ -14,17 +14,6 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import softplus
 
-__all__ = [
-    "ACTIVATIONS",
-    "MLP",
-    "ConditionalMLP",
-    "ConvClassifier",
-    "Dropout",
-    "FactoredLinear",
-    "check_module",
-    "resolve_network",
-]
-
 
 class Softplus(nn.Softplus):
     """The softplus activation, faster where no gradient is taken."""

@@ -18,8 +18,6 @@ from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, PyroFunc
 from pyro_ssvae.objectives.energy_losses import EnergyLoss
 from pyro_ssvae.objectives.energy_terms import Entropy, make_entropy
 
-__all__ = ["EnergyObjective", "find_failure", "has_collapsed"]
-
 _ADAM_BETAS = (0.5, 0.999)
 _MIN_STD_RATIO = 0.05  # standard deviation of samples over that of the data
 _PATIENCE = 5  # consecutive evaluations below it; at the start of training a generator may have few modes

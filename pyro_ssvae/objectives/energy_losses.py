@@ -33,8 +33,6 @@ from pyro_ssvae.objectives.energy_terms import (
     shift_and_flip,
 )
 
-__all__ = ["EnergyLoss"]
-
 _SIDES = ("energy", "generator")
 _LANGEVIN_STEP_SIZE = 0.001
 _BANDWIDTH = 0.2  # of the noise on importance-weighted samples

@@ -17,18 +17,6 @@ from torch.nn import functional as F
 
 from pyro_ssvae._ranks import gather_rows, own_rows
 
-__all__ = [
-    "ENTROPIES",
-    "BatchNormEntropy",
-    "Entropy",
-    "NearestNeighbourEntropy",
-    "NegativeAugmentation",
-    "make_entropy",
-    "normalise_importance_weights",
-    "perturb_samples",
-    "shift_and_flip",
-]
-
 _MAX_KERNEL_RADIUS = 8  # pixels, of the Gaussian blur
 
 

@@ -22,15 +22,6 @@ from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
 from pyro_ssvae.networks.pose import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
-__all__ = [
-    "AffineAugmentation",
-    "Augmentation",
-    "ColumnAugmentation",
-    "Consistency",
-    "PhotoAugmentation",
-    "choose_regularisers",
-]
-
 # Of tables, chosen on six of them with five labels a class (docs/results_tables.md).
 _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning

@@ -29,8 +29,6 @@ from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
 from pyro_ssvae.objectives.regularisers import Augmentation, Consistency, choose_regularisers
 
-__all__ = ["SemiSupervisedELBO"]
-
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
     """The guide of a model in which everything is observed."""

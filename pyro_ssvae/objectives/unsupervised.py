@@ -20,8 +20,6 @@ from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites
 
-__all__ = ["UnsupervisedELBO"]
-
 
 @checked
 class UnsupervisedELBO(Objective):

@@ -39,8 +39,6 @@ from pyro_ssvae.plots.style import (
     style_axes,
 )
 
-__all__ = ["plot_confusion_matrix", "plot_feature_means", "plot_latent_map", "plot_reliability"]
-
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
 _SAMPLES_PER_CLASS = 200
 _COLOUR_LIMIT = 2.0  # standard deviations

@@ -44,15 +44,6 @@ from pyro_ssvae.plots.style import (
     write_file,
 )
 
-__all__ = [
-    "Movie",
-    "plot_class_shares",
-    "plot_energies",
-    "plot_features_and_latents",
-    "plot_landscape",
-    "plot_nearest",
-]
-
 _SPACES = ("z", "features")
 _NEAREST_ROWS = 4
 _BINS = 10

@@ -36,8 +36,6 @@ from pyro_ssvae.plots.style import (
     to_tiles,
 )
 
-__all__ = ["plot_analogies", "plot_interpolations", "plot_reconstructions", "plot_samples", "plot_traversals"]
-
 _PAIRS_PER_BAND = 10
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
 

@@ -24,8 +24,6 @@ from rich.text import Text
 
 from pyro_ssvae.training.run_folder import writing
 
-__all__ = ["ProgressReport", "TensorBoardLog"]
-
 _SHOWN = {
     "val/bound": "validation bound {:.1f} nats",
     "val/error": "validation error {:.2%}",
