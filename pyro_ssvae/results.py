@@ -93,7 +93,7 @@ def report(
         folder = RunFolder(run.folder)
         folder.check()
         if figures:
-            from pyro_ssvae.plots import save_figures  # imports matplotlib
+            from pyro_ssvae.plots.figures import save_figures  # imports matplotlib
 
             save_figures(model, data, folder.metrics, folder.figures)
         folder.write_result(result)  # last: a folder with a result is complete

@@ -44,7 +44,7 @@ class M1(LatentVariableModel):
             in colour, else ``"mlp"``.
         hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse. 600-600 in
             the paper.
-        activation: Activation of these layers, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
+        activation: Activation of these layers, for example ``"relu"``.
         batch_norm: Whether these layers normalise before each activation.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.

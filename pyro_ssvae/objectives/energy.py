@@ -45,19 +45,13 @@ class EnergyObjective(Objective):
         mle_fraction: Fraction of the schedule, at its end, in which only the energy is trained, by the
             importance-weighted gradient of the likelihood, with a learning rate schedule of its own; for data of few
             dimensions.
-        alpha: As for :class:`~pyro_ssvae.objectives.EnergyLoss`, like all arguments down to ``max_shift``.
-        entropy_weight: Factor of the entropy.
-        gradient_penalty: Weight of the squared gradient norm on data.
-        penalty_fraction: Fraction of the batch on which it is computed.
-        langevin_steps: Langevin steps of samples.
-        negative_weight: Weight of the negative data augmentation.
-        max_shift: Largest random shift.
         model: A function ``(x, y=None, *, size=None)`` to use instead of ``module.model``, with a site ``"energy"``.
         guide: A function ``(x, *, size=None)`` to use instead of ``module.guide``; it returns samples.
+        **terms: Further arguments of :class:`~pyro_ssvae.objectives.EnergyLoss`, from ``alpha`` to ``max_shift``.
 
     Raises:
         ValueError: For numbers out of range, or labelled examples for a model without classes.
-        TypeError: If the module is no :class:`pyro_ssvae.DDGM`.
+        TypeError: If the module is no :class:`pyro_ssvae.DDGM`, or for an unknown argument.
     """
 
     has_bound = False
@@ -74,15 +68,9 @@ class EnergyObjective(Objective):
         generator_steps: int = 2,
         shared_draws: bool = False,
         mle_fraction: float = 0.0,
-        alpha: float = 1.0,
-        entropy_weight: float = 1.0,
-        gradient_penalty: float = 0.0,
-        penalty_fraction: float = 1.0,
-        langevin_steps: int = 0,
-        negative_weight: float = 0.0,
-        max_shift: float = 0.0,
         model: PyroFunction | None = None,
         guide: PyroFunction | None = None,
+        **terms: Any,
     ) -> None:
         if not hasattr(module, "energy"):
             raise TypeError(f"EnergyObjective trains a DDGM, not {type(module).__name__}.")
@@ -94,17 +82,8 @@ class EnergyObjective(Objective):
                 f"{num_labelled} examples are labelled, and the model has no classes: build DDGM(..., num_classes=K), "
                 "or train on data.without_labels()."
             )
-        self.energy_loss_fn = EnergyLoss(
-            make_entropy(entropy, module.latent_dim, module.event_shape),
-            module.generator,
-            alpha=alpha,
-            entropy_weight=entropy_weight,
-            gradient_penalty=gradient_penalty,
-            penalty_fraction=penalty_fraction,
-            langevin_steps=langevin_steps,
-            negative_weight=negative_weight,
-            max_shift=max_shift,
-        )
+        estimate = make_entropy(entropy, module.latent_dim, module.event_shape)
+        self.energy_loss_fn = EnergyLoss(estimate, module.generator, **terms)
         self.generator_rate, self.generator_steps = generator_rate, generator_steps
         self.shared_draws, self.mle_fraction = shared_draws, mle_fraction
         self._samples: Tensor | None = None  # from the energy's update to the generator's, if draws are shared

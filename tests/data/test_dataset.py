@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import LabelSplit, draw_label_split
+from pyro_ssvae.data.labels import LabelSplit, draw_label_split
 
 X = np.arange(12, dtype=np.uint8).reshape(6, 2)
 Y = np.array([0, 1, -1, 2, -1, -1])
