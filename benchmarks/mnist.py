@@ -31,7 +31,7 @@ from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, Uns
 from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.evaluation import active_units, log_likelihood
 from pyro_ssvae.networks import MLP
-from pyro_ssvae.networks.pose import POSE_DIM
+from pyro_ssvae.networks.images import POSE_DIM
 from pyro_ssvae.networks.variational import ACTIVATIONS
 from pyro_ssvae.objectives import AffineAugmentation
 from pyro_ssvae.plots.style import new_image_grid, save_figure

@@ -24,7 +24,7 @@ from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import get_device, seeded
 from pyro_ssvae.models.diagnostics import classification_error, predict_batches
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO
 from pyro_ssvae.training.loop import FitResult, fit
 from pyro_ssvae.training.run_folder import RunFolder
 

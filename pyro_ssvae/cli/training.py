@@ -37,7 +37,7 @@ from pyro_ssvae.models import Model
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.serialization import load
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
+from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder

@@ -26,9 +26,8 @@ from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, select_known
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 _FOLDS = 5  # of the estimate of the shares of the classes

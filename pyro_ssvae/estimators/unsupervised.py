@@ -15,8 +15,8 @@ from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator, GenerativeEstimator
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 
 

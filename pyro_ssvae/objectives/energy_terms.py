@@ -131,6 +131,11 @@ def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[
     return NearestNeighbourEntropy(dim=min(latent_dim, math.prod(event_shape)))  # of the manifold of samples
 
 
+def total_std(x: Tensor) -> Tensor:
+    """Return the square root of the total variance of samples."""
+    return gather_rows(x).flatten(1).var(0).sum().sqrt()
+
+
 def perturb_samples(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     r"""Add Gaussian noise to samples, and return them with the logarithm of their density, up to a constant.
 

@@ -16,8 +16,8 @@ from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig
 from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models.base import data_plate
+from pyro_ssvae.models.diagnostics import find_failure, has_collapsed
 from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy
-from pyro_ssvae.objectives.energy import find_failure, has_collapsed
 from pyro_ssvae.objectives.energy_terms import normalise_importance_weights, perturb_samples
 
 
