@@ -99,11 +99,6 @@ class SemiSupervisedData:
         """The validation examples whose label is known, with their labels: what an error can be computed on."""
         return _select_known(self.x_validation, self.y_validation)
 
-    @property
-    def known_test(self) -> tuple[Tensor, Tensor]:
-        """The test examples whose label is known, with their labels: what an error can be computed on."""
-        return _select_known(self.x_test, self.y_test)
-
     def without_labels(self) -> SemiSupervisedData:
         """Return the data without training labels, for a model without classes; held-out examples keep theirs."""
         return replace(self, y=torch.full_like(self.y, -1), split=None)

@@ -131,8 +131,8 @@ def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
 
 
-def active_units(model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE) -> Tensor:
-    r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
+def active_units(model: M1, x: Tensor, *, scale: float = 1.0) -> Tensor:
+    r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > 0.01`.
 
     Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
     of M1+M2 keep the same latents: those whose posterior means have a standard deviation above 0.1.
@@ -141,13 +141,12 @@ def active_units(model: M1, x: Tensor, *, scale: float = 1.0, threshold: float =
         model: The model, with ``L`` latents.
         x: Examples with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``.
-        threshold: Variance above which a latent is active.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
     """
     batches = iterate_batches_for(model, x, scale=scale, batch_size=1000)
-    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > threshold
+    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > _ACTIVE_VARIANCE
 
 
 @torch.no_grad()
