@@ -185,6 +185,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         known = data.y[data.y >= 0].numpy()
         if rows.ndim > 2 or len(np.unique(known)) < number:
             return FixedClassPrior(number)
+        if len(known) == len(rows):
+            return FixedClassPrior(number, (np.bincount(known) / len(rows)).tolist())
         coded = list(getattr(self, "categories_", ()))
         shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
         prior = FixedClassPrior(number, shares)

@@ -53,10 +53,10 @@ def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, briefly_fitted: M
     np.testing.assert_array_equal(model.predict_proba(X), briefly_fitted.predict_proba(X))
 
 
-def test_labels_are_masked_or_bytes(fitted: M2Classifier) -> None:
-    model = M2Classifier(**QUICK).fit(X, np.ma.masked_array(Y, FEW < 0))
-    np.testing.assert_array_equal(model.predict(X), fitted.predict(X))
-    model = M2Classifier(**QUICK).fit(X, np.where(FEW >= 0, np.array([b"a", b"b", b"c"])[FEW], b""))
+def test_labels_are_masked_or_bytes(briefly_fitted: M2Classifier) -> None:
+    model = M2Classifier(**BRIEF).fit(X, np.ma.masked_array(Y, FEW < 0))
+    np.testing.assert_array_equal(model.predict(X), briefly_fitted.predict(X))
+    model = M2Classifier(**BRIEF).fit(X, np.where(FEW >= 0, np.array([b"a", b"b", b"c"])[FEW], b""))
     assert model.classes_.tolist() == ["a", "b", "c"]
 
 

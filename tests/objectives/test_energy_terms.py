@@ -222,7 +222,7 @@ def test_shift_and_flip_refuses_what_is_no_image() -> None:
 
 def test_nearest_neighbours_find_the_entropy_of_a_gaussian() -> None:
     torch.manual_seed(0)
-    x = 0.7 * torch.randn(8000, 2)
+    x = 0.7 * torch.randn(4000, 2)
     expected = math.log(2 * math.pi * math.e * 0.49)
     assert float(NearestNeighbourEntropy()(x, nn.Identity())) == pytest.approx(expected, abs=0.05)
 
