@@ -13,7 +13,6 @@ import numpy as np
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.images import has_colour
-from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
@@ -207,7 +206,6 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "objective": _DRAWS,
     "evaluation": (replace(_NUM_SAMPLES, default=500),),
 }
-_BINARISATION = "of the pixels while M1 is trained; else dynamic under a Bernoulli likelihood"
 _M1M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "M1": (
@@ -218,7 +216,6 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
         Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),
-        Flag("m1_binarisation", None, _BINARISATION, str, choices=BINARISATIONS, rare=True),
     ),
     "model": (
         *(_PRIOR, _CLASS_PRIOR, replace(_LATENT_DIM, help="dimensions of z, above z1")),
@@ -254,7 +251,6 @@ _DDGM_2D: Mapping[str, Sequence[Flag]] = {
     "evaluation": (
         Flag("frames", 60, "frames of the movie of training, at most one per evaluation; 0 for none", least=0),
         Flag("num_samples", 5000, "points in each sample that is compared", least=2),
-        Flag("refine", 20, "Langevin steps of points that are compared too", least=0),
     ),
 }
 _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are labelled.

@@ -371,7 +371,7 @@ def _run_stage(args: Flags, stage: str, objective: Objective, data: Any, config:
 def get_m1_config(args: Flags, num_examples: int) -> TrainingConfig:
     """Return the settings of M1 below M2; with few examples the preset's number of passes is too few steps."""
     settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
-    settings["binarisation"] = args.m1_binarisation or binarisation_for(args.likelihood, M1_BELOW)
+    settings["binarisation"] = binarisation_for(args.likelihood, M1_BELOW)
     steps = args.m1_epochs * math.ceil(num_examples / settings["batch_size"])
     if args.m1_epochs == M1_BELOW.training["max_epochs"] and steps < _LEAST_STEPS:
         settings |= {"max_epochs": None, "max_steps": _LEAST_STEPS}
