@@ -1,5 +1,4 @@
 import os
-import tempfile
 from importlib.metadata import version as version_of
 from pkgutil import resolve_name
 from typing import Any
@@ -87,21 +86,13 @@ def resolve_reexport(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
-def write_explorer(app: Any, exception: Exception | None) -> None:
-    """Write the explorer of a small M2 next to the pages, in builds with ``-t explorer``, as it takes half a minute."""
-    if exception is not None or not app.tags.has("explorer"):
-        return
-    import pyro_ssvae as ss
-
-    data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
-    model = ss.M2.for_data(data, latent_dim=10)
-    config = ss.TrainingConfig(max_steps=1500, max_minutes=1)
-    with tempfile.TemporaryDirectory() as folder:
-        ss.fit(ss.SemiSupervisedELBO.for_data(model, data), data, config, out=folder)
-    ss.explore(model, data, f"{app.outdir}/explorer.html")
+def offer_folder(app: Any) -> None:
+    """Tell the code of pages where the built pages lie, so that one can leave the live page of the explorer there."""
+    if app.builder.format == "html":
+        os.environ["PYRO_SSVAE_DOCS_OUT"] = str(app.outdir)
 
 
 def setup(app: Any) -> None:
     """Register the handlers with Sphinx."""
     app.connect("missing-reference", resolve_reexport)
-    app.connect("build-finished", write_explorer)
+    app.connect("builder-inited", offer_folder)

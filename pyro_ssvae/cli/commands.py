@@ -47,42 +47,44 @@ def _as_count_or_all(text: str) -> int | str:
 
 _DATA = (
     Flag("data", "mnist", _NAMES, metavar="DATA"),
-    Flag("label", None, "column of the labels in TABLE.csv, empty in unlabelled rows", str, metavar="COLUMN"),
+    Flag("label", None, "column of the labels in TABLE.csv; empty cells are unlabelled rows", str, metavar="COLUMN"),
     Flag("test", None, "table of test rows (default: a tenth of 100 labelled rows or more)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
-    Flag("data_dir", None, "where data sets are stored; else $PYRO_SSVAE_DATA, else a cache", str, metavar="DIR"),
+    Flag("data_dir", None, "folder of the data sets (default: $PYRO_SSVAE_DATA, or else a cache)", str, metavar="DIR"),
 )
 _FEATURES = Flag(
-    "features", None, "network (efficientnet_lite0, ...) whose features stand for images", str, metavar="NAME"
+    "features", None, "replace images by features of this network, as efficientnet_lite0", str, metavar="NAME"
 )
-_LABELS_HELP = "labels to keep; all, by default for a table or folder, keeps every one"
+_LABELS_HELP = "number of labels to keep, or all, which is the default for tables and folders"
 _NUM_LABELS = Flag("num_labels", 100, _LABELS_HELP, _as_count_or_all, metavar="N")
-_BY_DATA = ", by default by the data"
+_BY_DATA = ", by default chosen by the data"
 _LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _BY_DATA, choices=["auto", *sorted(LIKELIHOODS)])
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
-_CLASS_PRIOR = Flag("class_prior", "uniform", "p(y)", choices=("uniform", "map", "dirichlet"))
+_CLASS_PRIOR = Flag("class_prior", "uniform", "p(y), fixed or learned", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
-_NETWORKS = Flag("networks", "auto", "encoder and decoder; auto is conv for colour", choices=("auto", *NETWORKS))
+_NETWORKS = Flag(
+    "networks", "auto", "encoder and decoder, by default conv for colour images, else mlp", choices=("auto", *NETWORKS)
+)
 _HIDDEN_DIMS = Flag("hidden_dims", [500], "widths of the hidden layers of encoder and decoder")
-_ACTIVATION = Flag("activation", "relu", "of these layers", rare=True)
-_NUM_SAMPLES = Flag("num_samples", 0, "draws per test example for log p(x); 0 leaves it out", least=0)
+_ACTIVATION = Flag("activation", "relu", "activation of these layers", rare=True)
+_NUM_SAMPLES = Flag("num_samples", 0, "draws per test example to estimate log p(x); 0: no estimate", least=0)
 _DRAWS = (
     Flag("num_particles", 1, "draws of z per example (and class) in a step", rare=True),
     Flag("importance_weighted", False, "weight the draws by importance (IWAE) instead of averaging", rare=True),
 )
 _SEMI_SUPERVISED = (
-    Flag("pure", False, "J^alpha of the paper without regularisers; other settings change to suit"),
-    Flag("alpha", 10.0, "weight of the mean cross-entropy; the paper's alpha over N", metavar="A"),
-    Flag("bound_weight", 1.0, "weight of the bounds; 1 in J^alpha", rare=True),
+    Flag("pure", False, "the paper's objective, without augmentation and consistency; other defaults"),
+    Flag("alpha", 10.0, "weight of the mean cross-entropy of labels (paper: 0.1)", metavar="A"),
+    Flag("bound_weight", 1.0, "weight of the bounds; 1 in the paper", rare=True),
     Flag("enumeration", "exact", "sum over y", choices=("exact", "top-k"), rare=True),
-    Flag("top_k", 1, "classes summed exactly by --enumeration top-k, besides one drawn of the rest", rare=True),
+    Flag("top_k", 1, "classes summed exactly by --enumeration top-k; one of the others is drawn", rare=True),
     *_DRAWS,
 )
 _ENERGY = (
     Flag("entropy", "nearest_neighbour", "estimate of the generator's entropy", choices=list(ENTROPIES)),
     Flag("entropy_weight", 1.0, "weight of the entropy"),
     Flag("gradient_penalty", 0.0, "weight G of the penalty G/2 |dE/dx|^2 on data"),
-    Flag("penalty_fraction", 1.0, "fraction of the batch on which it is computed", rare=True),
+    Flag("penalty_fraction", 1.0, "fraction of the batch on which this penalty is computed", rare=True),
     Flag("langevin_steps", 0, "Langevin steps of samples in the loss of the energy", rare=True),
     Flag("generator_rate", 3.0, "learning rate of the generator, relative to that of the energy"),
     Flag("generator_steps", 2, "updates of the generator for each of the energy"),
@@ -187,10 +189,19 @@ _M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "model": (
         *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
-        Flag("classifier", "auto", "q(y|x); auto is conv for images", choices=("auto", "conv", "mlp", "resnet")),
+        Flag(
+            "classifier",
+            "auto",
+            "q(y|x), by default conv for images, else mlp",
+            choices=("auto", "conv", "mlp", "resnet"),
+        ),
         *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag(
-            "pose", None, "let the first six latents turn, zoom, slant and shift the image" + _BY_DATA, bool, rare=True
+            "pose",
+            None,
+            "let the first six latents rotate, scale, shear and shift images" + _BY_DATA,
+            bool,
+            rare=True,
         ),
     ),
     "objective": _SEMI_SUPERVISED,
@@ -242,7 +253,7 @@ _DDGM: Mapping[str, Sequence[Flag]] = {
     ),
     "evaluation": (
         Flag("num_samples", 5000, "images in each set that is compared", least=2),
-        Flag("other_data", None, "other images, which the energy should recognise as such", str, metavar="DATA"),
+        Flag("other_data", None, "other images, to be distinguished by the energy", str, metavar="DATA"),
     ),
 }
 _DDGM_2D: Mapping[str, Sequence[Flag]] = {
@@ -272,7 +283,7 @@ _M1M2_TEXT = """Train M1+M2 (Kingma et al. 2014): M1 first, then M2 on its laten
 
   PROGRAM                         # MNIST, 100 labels
   PROGRAM --pure                  # the objective of the paper
-  PROGRAM --m1 runs/NAME/m1       # on an M1 that is trained already
+  PROGRAM --m1 runs/NAME/m1       # with an M1 that has been trained
   PROGRAM --resume runs/NAME      # continue a run that was stopped
 
 --max-epochs and --training.* are settings of M2 on the latents; --max-minutes is for each stage."""
@@ -280,8 +291,8 @@ _DDGM_TEXT = """Train a DDGM (Kim & Bengio 2016) on images: an energy model and 
 
   PROGRAM                                 # MNIST; eleven minutes on two cores
   PROGRAM --data photos/ --image-size 64  # a folder of images
-  PROGRAM --num-labels 100                # energies of classes too
-  PROGRAM --other-data fashion_mnist      # does the energy recognise them?
+  PROGRAM --num-labels 100                # a classifier, too
+  PROGRAM --other-data fashion_mnist      # test: does the energy distinguish them?
   PROGRAM --resume runs/NAME              # continue a run that was stopped"""
 _DDGM_2D_TEXT = """Train a DDGM (Kim & Bengio 2016) on points in the plane, with a movie of training.
 

@@ -47,7 +47,7 @@ class Flag:
     def add_to(self, parser: Any, values: Mapping[str, Any], everything: bool) -> None:
         """Add the flag to a parser, whose help shows the values."""
         value, kind = values.get(self.name, self.default), self.kind or type(self.default)
-        text = self.help + (f": {', '.join(self.choices)}" if self.choices else "")
+        text = self.help + (f"; one of {', '.join(self.choices)}" if self.choices else "")
         text += "" if value is None or isinstance(value, bool) else f" (default: {value})"
         shown = argparse.SUPPRESS if self.rare and not everything else text.replace("%", "%%")
         if kind is bool:
@@ -164,14 +164,16 @@ class Flags:
 
 
 _RUN = (
-    Flag("seed", 0, "of the label split, the initial weights and training"),
+    Flag("seed", 0, "seed of the label split, the initial weights and training"),
     Flag("max_epochs", None, "length of training, in passes over the unlabelled examples", int),
     Flag("max_minutes", None, "stop after this much training time", float, metavar="M"),
-    Flag("out", None, "folder of the run, continued if it was stopped; else a new one in runs/", str, metavar="DIR"),
-    Flag("resume", None, "continue the run in this folder, with its own flags", str, metavar="DIR"),
-    Flag("device", "auto", "auto, cpu, cuda, cuda:1; --cuda is --device cuda", metavar="DEV"),
+    Flag("out", None, "folder of the run; a stopped run continues (default: a new one in runs/)", str, metavar="DIR"),
+    Flag(
+        "resume", None, "continue the run in this folder, with the flags that it was started with", str, metavar="DIR"
+    ),
+    Flag("device", "auto", "auto, cpu, cuda or cuda:1; --cuda means --device cuda", metavar="DEV"),
     Flag("precision", "32-true", "32-true, bf16-mixed, 16-mixed or 64-true", metavar="P"),
-    Flag("config", None, "YAML file of flags (max_epochs: 20), or config.yaml of a run", str, metavar="FILE"),
+    Flag("config", None, "YAML file with flags, such as max_epochs: 20, or config.yaml of a run", str, metavar="FILE"),
 )
 
 
@@ -257,7 +259,7 @@ def _new_parser(command: Command, program: str | None, values: Mapping[str, Any]
         prog=program,
         usage="%(prog)s [--flag value ...]",
         description=command.description.replace("PROGRAM", program),
-        epilog=f"FILE.npz holds x_train, y_train, x_test, y_test; y may be missing. {more}",
+        epilog=f"FILE.npz holds x_train and, optionally, y_train, x_test and y_test. {more}",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28, width=100),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

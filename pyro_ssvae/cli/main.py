@@ -67,7 +67,7 @@ _EXAMPLES = """examples:
   pyro-ssvae info runs/digits
   pyro-ssvae report runs/digits
   pyro-ssvae sample runs/digits --num-samples 20 --y 3   # writes runs/digits/samples.png and samples.npz
-  pyro-ssvae explore runs/digits -o explorer.html       # a page to open in a browser
+  pyro-ssvae explore runs/digits -o explorer.html        # a page to open in a browser
   pyro-ssvae export runs/digits --to exported            # ONNX files, for programs without this package
 """
 
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _new_parser() -> Parser:
     parser = Parser(
         prog="pyro-ssvae",
-        description="Semi-supervised deep generative models: train, report, predict, sample, explore, export.",
+        description="Semi-supervised deep generative models: train them, evaluate them, and use them.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -148,7 +148,8 @@ def _new_parser() -> Parser:
         dest="command", required=True, metavar="{train,report,info,predict,evaluate,sample,explore,export}"
     )
     train = commands.add_parser("train", help="train a model; `train MODEL --help` explains its flags")
-    train.add_argument("model", choices=list(_TRAIN))
+    models = "m2, m1, m1m2 (M1+M2), ddgm (of images) or ddgm_2d (of points); train MODEL --help explains the flags"
+    train.add_argument("model", metavar="MODEL", choices=list(_TRAIN), help=models)
     train.set_defaults(function=lambda _: None)
     again = _add_command(commands, "report", _report, "evaluate a finished run again and redraw its figures")
     again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
@@ -189,8 +190,8 @@ def _add_commands(commands: Any) -> None:
     """Add the commands that use the model of a run."""
     predict = _add_command(commands, "predict", _predict, "classify the rows of a table, or images")
     evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
-    for command, more in ((predict, ""), (evaluate, "; labels in subfolders, or y")):
-        kinds = "table with the columns of training, folder of images, .npz file with x, or .npy"
+    for command, more in ((predict, ""), (evaluate, "; labels are names of subfolders, or y")):
+        kinds = "table with the columns of the training data, folder of images, .npz file with x, or .npy file"
         command.add_argument("data", metavar="DATA", type=Path, help=kinds + more)
     add = predict.add_argument
     add("--out", type=Path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
@@ -199,14 +200,14 @@ def _add_commands(commands: Any) -> None:
     words = "write generated examples to FILE.npz and, if images, FILE.png"
     add = _add_command(commands, "sample", _sample, words).add_argument
     add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
-    add("--y", metavar="CLASS", help="name or number of the class; without it drawn")
+    add("--y", metavar="CLASS", help="name or number of the class (default: drawn by the class prior)")
     add("--seed", type=int, default=0, help="seed of the examples (default: 0)")
     add("--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows")
-    words = "write one HTML page in which the model runs, with a map of its data"
+    words = "write an HTML page to explore the model in a browser"
     add = _add_command(commands, "explore", _explore, words).add_argument
     add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
     add("--num-rows", type=int, default=10_000, metavar="N", help="rows on the map (default: 10,000)")
-    words = "how latents become a map; umap needs umap-learn"
+    words = "projection of latents onto the map; umap needs umap-learn"
     add("--projection", choices=("pca", "umap"), default="pca", help=words)
     add("--seed", type=int, default=0, help="seed of the choice of rows (default: 0)")
     words = "write the networks of a run as ONNX files and PyTorch programs"

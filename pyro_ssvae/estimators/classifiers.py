@@ -43,9 +43,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the shares of the classes, on tables, as the mean prediction of a logistic
-            regression and a random forest trained on the labelled rows, then of an M2 trained for 500 steps with these
-            shares, both nearer to equal shares the less certain they are; ``"uniform"``, ``"map"`` (learned),
+        class_prior: ``"auto"`` estimates the class frequencies, on tables, as the mean prediction of a logistic
+            regression and a random forest trained on the labelled rows, then of an M2 trained for 500 steps with this
+            prior, both moved towards equal frequencies the less certain they are; ``"uniform"``, ``"map"`` (learned),
             ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.

@@ -240,7 +240,8 @@ def log_likelihood(
         width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
     at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
     batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
-    found: list[LogLikelihood] = []
+    joined: dict[str, Any] = {}  # allocated once: small tensors kept from each batch would fragment the memory
+    done = 0
     # Everything is seeded a second time, so that finding the width does not change the draws.
     with (
         fork_random_state(module, seed),
@@ -251,13 +252,15 @@ def log_likelihood(
         for batch in batches:
             if common_draws:
                 torch.manual_seed(seed)
-            found.append(_estimate_batch(module, batch, num_samples, at_a_time, common_draws))
+            found = _estimate_batch(module, batch, num_samples, at_a_time, common_draws)
+            for name in ("log_px", "standard_error", "effective_samples", "log_px_given_y"):
+                if (values := getattr(found, name)) is not None:
+                    whole = joined.setdefault(name, values.new_empty(len(x), *values.shape[1:]))
+                    whole[done : done + len(batch)] = values
+            done += len(batch)
             if progress is not None:
-                progress(sum(len(part.log_px) for part in found))
-
-    names = ["log_px", "standard_error", "effective_samples", *([] if found[0].log_py is None else ["log_px_given_y"])]
-    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in names}
-    return replace(found[0], **joined)  # log p(y) is the same in every batch
+                progress(done)
+    return replace(found, **joined)  # log p(y) is the same in every batch
 
 
 def _check_examples(module: Any, x: Tensor, scale: float) -> None:

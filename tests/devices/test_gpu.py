@@ -165,3 +165,17 @@ def test_a_run_resumes(name: str, tmp_path: Path) -> None:
     broken = train(build(name), tmp_path, max_minutes=1e-9)
     assert broken.steps < straight.steps
     assert_close(train(build(name), tmp_path, resume=True), straight)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", ["m2-images", "m1-prior-flow", "ddgm-images-all"])
+def test_two_gpus_train_as_one(name: str) -> None:
+    """Their messages go through NCCL."""
+    sizes = {"batch_size": 34, "labelled_batch_size": 6}
+    config = TrainingConfig(**SETTINGS | sizes | {"max_steps": 5})  # with more, rounding errors grow
+    weights = []
+    for devices in (2, 1):
+        objective = build(name)
+        fit(objective, make_data(objective), config, devices=devices, progress=False)
+        weights.append({key: value.cpu() for key, value in objective.module.state_dict().items()})
+    torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -293,3 +295,17 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="whole numbers"):
         log_likelihood(counts, grey, scale=255.0, num_samples=2)
     assert log_likelihood(counts, grey, scale=255.0, binarisation="dynamic", num_samples=2).log_px.isfinite().all()
+
+
+def test_memory_does_not_grow_with_the_number_of_examples() -> None:
+    def measure() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    model, x = (
+        M2((1, 28, 28), 10, hidden_dims=(8,), latent_dim=20, pose=True, classifier="mlp"),
+        torch.rand(300, 1, 28, 28),
+    )
+    log_likelihood(model, x[:20], num_samples=50)
+    before = measure()
+    log_likelihood(model, x, num_samples=50)
+    assert measure() - before < 100  # MiB
