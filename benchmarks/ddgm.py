@@ -17,7 +17,7 @@ from typing import Any
 
 import pyro
 import torch
-from ddgm_source import initialise, source_networks
+from ddgm_source import DDGM_SOURCE, initialise, source_networks
 from runs import RESULTS, Result, Run, fit_and_report, main
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +31,7 @@ from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
-from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_SOURCE, DDGM_TOY, Preset
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
 
 # Figures of images that the page shows, by configuration.
 FIGURES = {"mnist-default": ("samples", "nearest"), "mnist-source": ("samples",), "icons-default": ("nearest",)}

@@ -1,4 +1,4 @@
-"""Networks of the DDGM of the source document (musyoku, in Chainer), and their initial weights.
+"""Settings and networks of the DDGM of the source document (musyoku, in Chainer), and their initial weights.
 
 The initialisation matters: with the default one of linear layers, the same settings cover only some modes of the ring.
 The energy networks are weight-normalised; each unit's scale and shift are set so that it has mean 0 and variance 1 on a
@@ -17,9 +17,17 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.networks import MLPFeatures, MLPGenerator
-from pyro_ssvae.networks.energy import SoftplusExperts
+from pyro_ssvae.networks.energy import MLPFeatures, MLPGenerator, SoftplusExperts
+from pyro_ssvae.presets import DDGM_IMAGES, Preset
 
+DDGM_SOURCE = Preset(
+    objective={"entropy": "batch_norm", "generator_rate": 1.0, "generator_steps": 1},
+    training={
+        **DDGM_IMAGES.training, "max_steps": 15_000, "batch_size": 100, "learning_rate": 2e-4, "decay_start": 1.0,
+        "ema_decay": 0.0,
+    },
+)  # fmt: skip
+"""The settings of the source."""
 _STD = 0.05  # of the initial weights
 
 

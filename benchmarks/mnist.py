@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO, load, report
-from pyro_ssvae.data import draw_label_split
+from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.evaluation import active_units, log_likelihood
-from pyro_ssvae.networks import ACTIVATIONS, MLP
-from pyro_ssvae.networks.pose import POSE_DIM
+from pyro_ssvae.networks import MLP
+from pyro_ssvae.networks.images import POSE_DIM
+from pyro_ssvae.networks.variational import ACTIVATIONS
 from pyro_ssvae.objectives import AffineAugmentation
 from pyro_ssvae.plots.style import new_image_grid, save_figure
 from pyro_ssvae.presets import M1_BELOW, M1_PRESETS, PURE, PURE_POSE, STACK, STACK_PURE

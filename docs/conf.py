@@ -55,6 +55,7 @@ nitpick_ignore = [  # not public, but named as base class or value of what is
     ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
     ("py:class", "pyro_ssvae.objectives.regularisers.Augmentation"),
     ("py:class", "pyro_ssvae.data.features.FeatureSource"),
+    ("py:class", "pyro_ssvae.data.labels.LabelSplit"),
 ]
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_ssvae\.).*|.*\._\w+(\..*)?")]
 

@@ -15,11 +15,10 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.serialization import load, save
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import pyro_view
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.loop import FitResult, fit

@@ -21,20 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "MAX_CLASSES",
-    "MAX_SEED",
-    "as_bool",
-    "as_count",
-    "as_device",
-    "as_path",
-    "as_scale",
-    "as_seed",
-    "bind_arguments",
-    "checked",
-    "show",
-]
-
 MAX_CLASSES = 65_536
 MAX_SEED = 2**32 - 1
 _MAX_WIDTH = 65_536

@@ -16,19 +16,6 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_CLASSES
 
-__all__ = [
-    "MAX_DENSE",
-    "as_array",
-    "as_examples",
-    "as_images",
-    "as_labels",
-    "check_finite",
-    "check_shape",
-    "holds_missing",
-    "to_numpy",
-    "value_range",
-]
-
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 _CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense

@@ -11,8 +11,6 @@ from torch import nn
 
 from pyro_ssvae._arguments import bind_arguments
 
-__all__ = ["REGISTRY", "Configurable", "build", "describe", "is_library_class"]
-
 REGISTRY: dict[str, type[Configurable]] = {}
 """Classes that configurations may name; a subclass of :class:`Configurable` registers itself."""
 

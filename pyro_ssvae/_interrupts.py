@@ -14,8 +14,6 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["SignalHandler", "restore"]
-
 
 def _quit(*_: object) -> None:
     os._exit(130)

@@ -12,17 +12,6 @@ from typing import IO, Any
 
 import yaml
 
-__all__ = [
-    "atomic_open",
-    "check_memory",
-    "check_path",
-    "read_json",
-    "read_yaml",
-    "suggest_names",
-    "write_atomically",
-    "write_json",
-]
-
 _LARGEST_JSON = 2**24  # bytes
 _LARGEST_YAML = 2**20
 

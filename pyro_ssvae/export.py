@@ -31,8 +31,6 @@ from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1m2 import M1M2
 
-__all__ = ["Network", "as_onnx", "export", "make_networks", "trace"]
-
 _ENCODED = {"encoder": "z", "encoder_z1": "z1"}  # what the first output of a network is an input of
 _EXAMPLES = 64  # on which files are checked
 _TOLERANCE = 1e-3  # relative to the largest number of an output

@@ -13,7 +13,6 @@ __all__ = [
     "DDGM_IMAGES",
     "DDGM_PHOTOS",
     "DDGM_TOY",
-    "DDGM_SOURCE",
     "FEATURES",
     "M1_BELOW",
     "M1_PRESETS",
@@ -176,13 +175,3 @@ DDGM_PHOTOS = Preset(
 )  # fmt: skip
 """DDGM of images in colour, or larger than 32x32 pixels, and of few examples: with a lower learning rate, against
 saturated features where the background is white, and random shifts and flips, against memorised images."""
-
-DDGM_SOURCE = Preset(
-    objective={"entropy": "batch_norm", "generator_rate": 1.0, "generator_steps": 1},
-    training={
-        **_DDGM, "max_steps": 15_000, "batch_size": 100, "learning_rate": 2e-4, "decay_start": 1.0,
-        "ema_decay": 0.0,
-    },
-)  # fmt: skip
-"""DDGM with the settings of the reference implementation (musyoku), for comparison; its networks are given to the model
-separately."""

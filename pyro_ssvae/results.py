@@ -24,11 +24,9 @@ from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import get_device, seeded
 from pyro_ssvae.models.diagnostics import classification_error, predict_batches
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO
 from pyro_ssvae.training.loop import FitResult, fit
 from pyro_ssvae.training.run_folder import RunFolder
-
-__all__ = ["report"]
 
 _ALONE_STEPS = 300  # of a classifier on the labels alone
 _ALONE_LABELS = 5000  # beyond which there is nothing to find out
@@ -95,7 +93,7 @@ def report(
         folder = RunFolder(run.folder)
         folder.check()
         if figures:
-            from pyro_ssvae.plots import save_figures  # imports matplotlib
+            from pyro_ssvae.plots.figures import save_figures  # imports matplotlib
 
             save_figures(model, data, folder.metrics, folder.figures)
         folder.write_result(result)  # last: a folder with a result is complete

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pyro_ssvae as ss
-from pyro_ssvae.networks import MLP, MLPFeatures
-from pyro_ssvae.networks.energy import ConvGenerator, EnergyNet
+from pyro_ssvae.networks import MLP
+from pyro_ssvae.networks.energy import ConvGenerator, EnergyNet, MLPFeatures
 from pyro_ssvae.objectives import AffineAugmentation, Consistency
 
 NAN = float("nan")

@@ -122,7 +122,7 @@ def test_training_that_fails_leaves_its_movie(
     def find_failure(history: list[dict[str, Any]]) -> str | None:
         return "no good" if history[-1]["step"] == 20 else None
 
-    monkeypatch.setattr("pyro_ssvae.objectives.energy.find_failure", find_failure)
+    monkeypatch.setattr("pyro_ssvae.models.diagnostics.find_failure", find_failure)
     out = tmp_path / "run"
     assert example.main([*TINY, "--frames", "5", "--out", str(out)]) == 2
     assert "step 20: no good. The last good checkpoint" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_training_that_fails_leaves_its_movie(
 
 
 def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = {"--data": "circle", "--frames": "-1", "--num-samples": "1", "--refine": "-2"}
+    wrong = {"--data": "circle", "--frames": "-1", "--num-samples": "1"}
     for flag, value in wrong.items():
         assert example.main([flag, value]) == 2
         assert flag in capsys.readouterr().err

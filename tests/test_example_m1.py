@@ -208,7 +208,6 @@ def test_pixels_are_binarised_for_likelihoods_of_zeros_and_ones_only() -> None:
     for flags, expected in (
         ([], "dynamic"),
         (["--likelihood", "poisson"], "none"),
-        (["--likelihood", "poisson", "--m1-binarisation", "threshold"], "threshold"),
     ):
         args = parse_flags("m1m2", flags)
         assert get_m1_config(args, 1000).binarisation == expected

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from pyro_ssvae import M1, M2
 from pyro_ssvae.distributions.torch_distributions import softplus
-from pyro_ssvae.networks import ACTIVATIONS, MLP, ConditionalMLP
+from pyro_ssvae.networks import MLP, ConditionalMLP
 from pyro_ssvae.networks.images import ImageDecoder, ImageEncoder
-from pyro_ssvae.networks.variational import ConvClassifier, FactoredLinear
+from pyro_ssvae.networks.variational import ACTIVATIONS, ConvClassifier, FactoredLinear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,7 +13,6 @@ import numpy as np
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.images import has_colour
-from pyro_ssvae.data.preparation import BINARISATIONS
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
@@ -33,8 +32,6 @@ from pyro_ssvae.presets import (
     STACK_PURE,
     Preset,
 )
-
-__all__ = ["COMMANDS", "binarisation_for", "is_photo", "parse_flags"]
 
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 _TABLES: dict[str, Any] = {"likelihood": "auto", "num_labels": "all"}  # defaults for tables
@@ -220,7 +217,6 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "objective": _DRAWS,
     "evaluation": (replace(_NUM_SAMPLES, default=500),),
 }
-_BINARISATION = "binarisation of pixels while M1 is trained (default: dynamic under a Bernoulli likelihood)"
 _M1M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "M1": (
@@ -231,7 +227,6 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
         Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),
-        Flag("m1_binarisation", None, _BINARISATION, str, choices=BINARISATIONS, rare=True),
     ),
     "model": (
         *(_PRIOR, _CLASS_PRIOR, replace(_LATENT_DIM, help="dimensions of z, above z1")),
@@ -267,7 +262,6 @@ _DDGM_2D: Mapping[str, Sequence[Flag]] = {
     "evaluation": (
         Flag("frames", 60, "frames of the movie of training, at most one per evaluation; 0 for none", least=0),
         Flag("num_samples", 5000, "points in each sample that is compared", least=2),
-        Flag("refine", 20, "Langevin steps of points that are compared too", least=0),
     ),
 }
 _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are labelled.

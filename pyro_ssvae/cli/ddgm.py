@@ -21,8 +21,6 @@ from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.training import RunFolder
 
-__all__ = ["load_images", "load_others", "record_movie", "report_images", "report_points"]
-
 _LEAST_SIDE = 8  # of images, in pixels
 
 
@@ -104,8 +102,7 @@ def report_points(args: Flags, model: DDGM, data: SemiSupervisedData, result: di
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.style import save_figure
 
-    options = {"num_samples": args.num_samples, "langevin_steps": args.refine, "seed": args.seed}
-    found = measure_toy_model(model, args.data, **options)
+    found = measure_toy_model(model, args.data, num_samples=args.num_samples, seed=args.seed)
     save_figure(plot_landscape(model, data.x_test), Path(args.out) / "figures" / "landscape.png")
     RunFolder(args.out).write_result({**result, **found})
     print_result(found)

@@ -21,8 +21,6 @@ from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.run_folder import EXTENDING, FREE, refuse_changes
 
-__all__ = ["Command", "Flag", "Flags", "Parser", "parse"]
-
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", list: "a list of whole numbers, as [500,500]"}
 _METAVARS: dict[Any, str] = {int: "N", list: "[N,...]"}
 _NOT_SAVED = ("out", "resume", "config")

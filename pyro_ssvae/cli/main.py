@@ -50,14 +50,11 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.models.serialization import load
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.loop import fit
-
-__all__ = ["main"]
 
 _ROWS_AT_ONCE = 10_000
 _EXAMPLES = """examples:

@@ -14,8 +14,6 @@ import numpy as np
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.errors import MissingPackageError
 
-__all__ = ["write_columns"]
-
 Columns = Mapping[str, Sequence[Any]]
 
 

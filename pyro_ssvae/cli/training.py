@@ -37,17 +37,12 @@ from pyro_ssvae.models import Model
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.serialization import load
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
+from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
 from pyro_ssvae.training.loop import fit
-
-__all__ = [
-    *("describe_run", "find_results", "get_m1_config", "load_data", "make_m1", "plain_warnings"),
-    *("print_error", "print_result", "read_data", "run_command", "train_stages"),
-]
 
 _EXPECTED = (PyroSSVAEError, ValueError, TypeError, OSError)  # not faults of the program
 _UNTIL_PRINTED = 5.0  # seconds
@@ -376,7 +371,7 @@ def _run_stage(args: Flags, stage: str, objective: Objective, data: Any, config:
 def get_m1_config(args: Flags, num_examples: int) -> TrainingConfig:
     """Return the settings of M1 below M2; with few examples the preset's number of passes is too few steps."""
     settings = {**M1_BELOW.training, "max_epochs": args.m1_epochs}
-    settings["binarisation"] = args.m1_binarisation or binarisation_for(args.likelihood, M1_BELOW)
+    settings["binarisation"] = binarisation_for(args.likelihood, M1_BELOW)
     steps = args.m1_epochs * math.ceil(num_examples / settings["batch_size"])
     if args.m1_epochs == M1_BELOW.training["max_epochs"] and steps < _LEAST_STEPS:
         settings |= {"max_epochs": None, "max_steps": _LEAST_STEPS}

@@ -1,6 +1,5 @@
 """Data: examples of which a few are labelled, the split that chooses them, and batches."""
 
-from pyro_ssvae.data.labels import LabelSplit, draw_label_split
 from pyro_ssvae.data.preparation import Batch, BatchStream
 from pyro_ssvae.data.storage import ExampleSource
 from pyro_ssvae.data.toy import make_toy_data, ring_distribution
@@ -9,8 +8,6 @@ __all__ = [
     "Batch",
     "BatchStream",
     "ExampleSource",
-    "LabelSplit",
-    "draw_label_split",
     "make_toy_data",
     "ring_distribution",
 ]

@@ -19,8 +19,6 @@ from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dat
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
 from pyro_ssvae.data.tables import load_table
 
-__all__ = ["SemiSupervisedData"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SemiSupervisedData:
@@ -100,11 +98,6 @@ class SemiSupervisedData:
     def known_validation(self) -> tuple[Tensor, Tensor]:
         """The validation examples whose label is known, with their labels: what an error can be computed on."""
         return _select_known(self.x_validation, self.y_validation)
-
-    @property
-    def known_test(self) -> tuple[Tensor, Tensor]:
-        """The test examples whose label is known, with their labels: what an error can be computed on."""
-        return _select_known(self.x_test, self.y_test)
 
     def without_labels(self) -> SemiSupervisedData:
         """Return the data without training labels, for a model without classes; held-out examples keep theirs."""

@@ -24,8 +24,6 @@ from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.errors import DataUnavailableError, MissingPackageError
 
-__all__ = ["FeatureSource", "compute_features", "make_source"]
-
 _BATCH = 64
 _PART = 1000  # images in one file of features
 _SECONDS = 30.0  # between lines of progress where there is no terminal

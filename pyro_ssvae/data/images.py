@@ -17,8 +17,6 @@ from pyro_ssvae._arguments import as_count
 from pyro_ssvae._io import check_memory, check_path
 from pyro_ssvae.data.storage import ItemSource
 
-__all__ = ["has_colour", "list_folder", "open_images", "read_folder"]
-
 _PREVIEW_SIZE = 32
 _SEEN_FOR_COLOUR = 64
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

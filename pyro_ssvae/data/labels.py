@@ -20,16 +20,6 @@ from pyro_ssvae._arrays import as_array, as_labels, to_numpy
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
 
-__all__ = [
-    "Indices",
-    "LabelSplit",
-    "draw_label_split",
-    "encode_labels",
-    "read_labels",
-    "select_last",
-    "warn_about_labels",
-]
-
 _UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 _ENOUGH = 3  # labels of a class, beside which a class with one label is conspicuous
 

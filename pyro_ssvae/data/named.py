@@ -26,8 +26,6 @@ from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source
 from pyro_ssvae.errors import DataUnavailableError
 
-__all__ = ["DATASET_NAMES", "get_data_folder", "load_named"]
-
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
 _PROBE_SECONDS = 8.0  # for any server to answer, name look-up included
 _STALL_SECONDS = 20.0  # without a byte, once a download is under way

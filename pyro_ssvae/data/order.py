@@ -16,8 +16,6 @@ from torch import Tensor
 
 from pyro_ssvae.data.storage import ExampleSource
 
-__all__ = ["HeldRows", "ReadAhead", "ShuffledBlocks", "ShuffledIndices", "derive_seed", "make_order"]
-
 _MIXED = 2**26  # bytes of the blocks whose rows are mixed; twice as much is held
 _BATCHES_AHEAD = 2  # of each thread
 

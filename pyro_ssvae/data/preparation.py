@@ -18,22 +18,6 @@ from pyro_ssvae.data.storage import ExampleSource, sample_rows
 if TYPE_CHECKING:
     from pyro_ssvae.data.dataset import SemiSupervisedData
 
-__all__ = [
-    "BINARISATIONS",
-    "Batch",
-    "BatchIndices",
-    "BatchStream",
-    "binarise",
-    "check_binarisation",
-    "convert_images",
-    "derive_seed",
-    "find_background",
-    "iterate_batches",
-    "prepare",
-    "rescale",
-    "threshold",
-]
-
 BINARISATIONS = ("none", "static", "dynamic", "threshold")
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 _CHUNK = 4096

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from pyro_ssvae._io import check_memory, check_path
 
-__all__ = ["read_idx", "read_npz"]
-
 _IDX_UINT8 = 0x08
 _LARGEST_IDX = 2**28  # bytes; the largest file of MNIST has 47 million
 

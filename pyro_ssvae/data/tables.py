@@ -22,18 +22,6 @@ from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.errors import MissingPackageError
 
-__all__ = [
-    "Categories",
-    "decode_categories",
-    "encode_categories",
-    "encode_rows",
-    "find_categories",
-    "is_table",
-    "load_table",
-    "read_table",
-    "select_columns",
-]
-
 Categories = Mapping[int, Any]
 """Sequences of the categories of columns, by the position of the column."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae.data.dataset import SemiSupervisedData
 
-__all__ = ["TOY_DATASETS", "draw_ring", "draw_spiral", "make_toy_data", "ring_distribution"]
-
 _COMPONENTS = 10
 
 

@@ -16,16 +16,6 @@ from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
 from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed
 from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
-__all__ = [
-    "LIKELIHOODS",
-    "PRIORS",
-    "choose_likelihood",
-    "describe_likelihood",
-    "make_class_prior",
-    "make_likelihood",
-    "make_prior",
-]
-
 _CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace)
 _DISCRETE: tuple[type[Likelihood], ...] = (
     Categorical,

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from pyro_ssvae.distributions.likelihoods import Likelihood, fill_missing, select_examples, standard_units
 from pyro_ssvae.distributions.torch_distributions import weighted_mean
 
-__all__ = ["Categorical", "DiscretisedLogistic", "NegativeBinomial", "Poisson"]
-
 _TOLERANCE = 1e-3  # of a grid step; 8-bit values divided by 255 in float32 are within 1e-5 of it
 _CENTRE = 3.0  # of standardised logarithms of counts as networks see them, so that none is negative
 _MAX_DISPERSION = 300.0  # variance / mean of counts, from which M2 under a Poisson likelihood no longer classifies well

@@ -9,7 +9,6 @@ distribution is of x in its own units. Without such an estimate, and for values 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -30,9 +29,6 @@ from pyro_ssvae.distributions.torch_distributions import (
     leave_out_missing,
 )
 
-__all__ = ["Bernoulli", "ContinuousBernoulli", "Gaussian", "Laplace", "Likelihood", "Mixed"]
-
-_VARIANCES = ("learned", "shared", "fixed")
 _MAX_ELEMENTS = 20_000_000  # of the training examples from which units are estimated: 160 MB in double precision
 _MAX_RANGE = 20.0  # of a column in its unit, so that a value that occurs rarely is no huge input of a network
 
@@ -168,53 +164,36 @@ class ContinuousBernoulli(_OfUnitInterval):
 
 
 class _LocationScale(Likelihood):
-    """Base class of distributions with a location, and a scale that is learned per element, shared, or fixed."""
+    """Base class of distributions with a location and a scale for each element."""
 
+    num_params = 2
     real_valued = True
     family: Any  # the distribution's class, called with location and scale
     family_in_units: Any  # the same, for scales of any size
 
-    def __init__(self, min_scale: float = 0.05, variance: str = "learned", scale: float = 1.0) -> None:
+    def __init__(self, min_scale: float = 0.05) -> None:
         super().__init__()
         if min_scale <= 0.0:
             raise ValueError(f"min_scale={min_scale} must be positive.")
-        if variance not in _VARIANCES:
-            raise ValueError(f"variance={variance!r} must be one of {', '.join(_VARIANCES)}.")
-        if variance != "learned" and not (math.isfinite(scale) and scale > min_scale):
-            raise ValueError(f"scale={scale} must be finite and above min_scale={min_scale}.")
-        self.min_scale, self.variance, self.first_scale = float(min_scale), variance, float(scale)
-        self.num_params = 2 if variance == "learned" else 1
-        if variance == "shared":
-            # The inverse of softplus, so that the scale has the given value at first.
-            self.raw_scale = nn.Parameter(torch.tensor(math.log(math.expm1(scale - min_scale))))
+        self.min_scale = float(min_scale)
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
-        """Return the distribution over events, for parameters with shape ``(*batch, P, *event_shape)``, P of 2 or 1."""
-        loc, *raw_scale = params.unbind(-1 - event_dim)
-        if self.variance == "learned":
-            scale = self.min_scale + F.softplus(raw_scale[0])
-        elif self.variance == "shared":
-            scale = (self.min_scale + F.softplus(self.raw_scale)).to(loc).expand_as(loc)
-        else:
-            scale = torch.full_like(loc, self.first_scale)
-        if self._unit is None:
-            return self.family(loc, scale).to_event(event_dim)
-        loc, in_units = self.in_units(loc, scale)
-        return self.family_in_units(loc, scale if self.variance == "fixed" else in_units).to_event(event_dim)
+        """Return the distribution over events, for parameters with shape ``(*batch, 2, *event_shape)``."""
+        loc, raw_scale = params.unbind(-1 - event_dim)
+        scale = self.min_scale + F.softplus(raw_scale)
+        family = self.family if self._unit is None else self.family_in_units
+        return family(*self.in_units(loc, scale)).to_event(event_dim)
 
 
 class Gaussian(_LocationScale):
-    r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`.
+    r"""Independent Gaussian elements, :math:`\mathcal N(x;\, \mu, \sigma^2)`; the decoder returns both for each.
 
     Args:
         min_scale: Smallest σ, in standard deviations of the column in the training examples (in the units of ``x`` for
-            images in [0, 1]). A constant column would otherwise drive a learned σ to zero and the bound to infinity.
-        variance: ``"learned"``: the decoder returns σ for each element of each example; ``"shared"``: one learned σ for
-            all; ``"fixed"``: the given one.
-        scale: The fixed σ in the units of ``x``, or the initial value of the shared one in those of ``min_scale``.
+            images in [0, 1]). A constant column would otherwise drive σ to zero and the bound to infinity.
 
     Raises:
-        ValueError: For an unknown ``variance``, non-positive scales, or a ``scale`` not above ``min_scale``.
+        ValueError: For a ``min_scale`` that is not positive.
     """
 
     name = "gaussian"

@@ -30,21 +30,6 @@ from pyro_ssvae.distributions.torch_distributions import (
     as_independent_normal,
 )
 
-__all__ = [
-    "ClassPrior",
-    "DirichletClassPrior",
-    "FixedClassPrior",
-    "Flow",
-    "MAPClassPrior",
-    "MixtureOfGaussians",
-    "Prior",
-    "StandardNormal",
-    "StudentT",
-    "Uniform",
-    "VampPrior",
-    "cache_prior",
-]
-
 
 class Prior(Configurable):
     """Base class of priors of ``latent_dim`` latents; a model accepts any module that returns a distribution over z."""
@@ -209,28 +194,28 @@ class VampPrior(Prior):
 
 
 class Flow(Prior):
-    """A normalising flow: affine couplings (real NVP) over a standard normal.
+    """A normalising flow: six affine couplings (real NVP) over a standard normal, of networks with layers of 128 units.
+
+    The order of the latents is reversed between the couplings.
 
     Density estimation using Real NVP (Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803).
 
     Args:
         latent_dim: Number of latents ``L``, at least 2: each coupling transforms one half given the other.
-        num_layers: Number of couplings; the order of the latents is reversed between them.
-        hidden_dim: Width of the two hidden layers of each coupling's network.
 
     Raises:
-        ValueError: For fewer than two latents or non-positive sizes.
+        ValueError: For fewer than two latents.
     """
 
     name = "flow"
 
-    def __init__(self, latent_dim: int, num_layers: int = 6, hidden_dim: int = 128) -> None:
+    def __init__(self, latent_dim: int) -> None:
         super().__init__(latent_dim)
-        if latent_dim < 2 or num_layers < 1:
-            raise ValueError(f"Flow needs latent_dim >= 2 and num_layers >= 1; got {latent_dim} and {num_layers}.")
+        if latent_dim < 2:
+            raise ValueError(f"Flow needs latent_dim >= 2; got {latent_dim}.")
         self.base = StandardNormal(latent_dim)
         split = latent_dim // 2
-        networks = [CouplingNetwork(split, latent_dim - split, hidden_dim) for _ in range(num_layers)]
+        networks = [CouplingNetwork(split, latent_dim - split, 128) for _ in range(6)]
         self.couplings = nn.ModuleList(AffineCoupling(split, network) for network in networks)
         self.register_buffer("reversed", torch.arange(latent_dim - 1, -1, -1), persistent=False)
 
@@ -375,21 +360,19 @@ class DirichletClassPrior(_LearnedClassPrior):
     r"""π with a Dirichlet variational posterior, q(π) = Dir(a), :math:`a = \text{total} \cdot \mathrm{softmax}(l)`.
 
     The mean and the total of ``a`` are separate parameters, because the mean converges within a few hundred steps while
-    the total grows to the order of the number of examples.
+    the total grows to the order of the number of examples. It starts at 1,000, so that the first draws of π are near
+    uniform.
 
     Args:
         num_classes: Number of classes ``K``.
         concentration: Concentration of the symmetric Dirichlet prior; positive.
-        initial_total: Sum of ``a`` before training; with a few hundred the first draws of π are near uniform.
     """
 
     name = "dirichlet"
 
-    def __init__(self, num_classes: int, concentration: float = 1.0, initial_total: float = 1000.0) -> None:
+    def __init__(self, num_classes: int, concentration: float = 1.0) -> None:
         super().__init__(num_classes, concentration, least=0.0)
-        if initial_total <= 0.0:
-            raise ValueError(f"initial_total={initial_total} must be positive.")
-        self.log_total = nn.Parameter(torch.tensor(float(initial_total)).log())
+        self.log_total = nn.Parameter(torch.tensor(1000.0).log())
 
     def posterior(self) -> dist.Dirichlet:
         """Return q(π), with event shape ``(K,)``."""

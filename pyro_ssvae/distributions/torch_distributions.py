@@ -13,21 +13,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-__all__ = [
-    "BernoulliByLogits",
-    "ContinuousBernoulliByLogits",
-    "CouplingNetwork",
-    "DiagonalMixture",
-    "FlowDistribution",
-    "ScaledNormal",
-    "StudentTOfTensors",
-    "as_independent_normal",
-    "impute",
-    "leave_out_missing",
-    "softplus",
-    "weighted_mean",
-]
-
 _NEAR_ZERO = 0.3  # below this size of a logit, series replace differences of nearly equal numbers
 
 

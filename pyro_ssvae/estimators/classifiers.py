@@ -26,12 +26,9 @@ from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, select_known
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
+from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT
-from pyro_ssvae.objectives.semi_supervised import SemiSupervisedELBO
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
-
-__all__ = ["M1M2Classifier", "M2Classifier"]
 
 _FOLDS = 5  # of the estimate of the shares of the classes
 _EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as docs/results_tables.md says

@@ -15,11 +15,9 @@ from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator, GenerativeEstimator
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
+from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.objectives.unsupervised import UnsupervisedELBO
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
-
-__all__ = ["DDGMDensity", "M1Transformer"]
 
 
 class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GenerativeEstimator):

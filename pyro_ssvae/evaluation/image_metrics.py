@@ -20,20 +20,6 @@ from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.networks.variational import check_module
 from pyro_ssvae.objectives.regularisers import AffineAugmentation
 
-__all__ = [
-    "CORRUPTIONS",
-    "REFERENCE_STEPS",
-    "ReferenceClassifier",
-    "corrupt_images",
-    "energy_auroc",
-    "find_nearest",
-    "frechet_distance",
-    "get_held_out",
-    "measure_generated_images",
-    "measure_image_model",
-    "sample_images",
-]
-
 CORRUPTIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 REFERENCE_STEPS = 3000
 _REFERENCE_BATCH = 100

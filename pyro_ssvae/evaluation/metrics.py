@@ -42,8 +42,6 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
-__all__ = ["LogLikelihood", "evaluate_model", "log_likelihood", "warn_about_class_prior"]
-
 _NUM_CONTROLLED = 1000  # test examples behind class control
 _LEAST_ROWS, _MOST_ROWS = 100, 5000  # unlabelled rows behind estimated shares of the classes
 _LEAST_LABELS = 5  # of each class, on average

@@ -31,8 +31,6 @@ from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 
-__all__ = ["Payload", "make_payload"]
-
 Array = NDArray[Any]
 
 _KINDS = {DDGM: "ddgm", M1: "m1", M1M2: "m1m2", SemiSupervisedModel: "m2"}

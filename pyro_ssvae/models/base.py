@@ -29,18 +29,6 @@ from pyro_ssvae.distributions.priors import Prior
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "ENUMERATE",
-    "Model",
-    "as_input",
-    "data_plate",
-    "evaluation_mode",
-    "fork_random_state",
-    "full_precision",
-    "get_device",
-    "seeded",
-]
-
 ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 """The ``infer`` argument of a site that is summed over. ``expand=False`` keeps y at shape ``(K, 1)``, so that what
 depends on y alone is computed K times and not K x batch times."""

@@ -30,8 +30,6 @@ from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
 from pyro_ssvae.networks.variational import check_module
 
-__all__ = ["DDGM", "langevin", "nearest_latents"]
-
 _MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
 _NUM_STARTS = 64  # of the inversion
 _INVERSION_RATE = 0.05  # learning rate of the unconstrained latents

@@ -6,7 +6,7 @@ All functions take a model and examples x ``(N, *event_shape)`` as stored (8-bit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -20,22 +20,14 @@ from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 
-__all__ = [
-    "NUM_DIAGNOSED",
-    "active_units",
-    "class_control",
-    "classification_error",
-    "energy_diagnostics",
-    "iterate_batches_for",
-    "latent_diagnostics",
-    "posterior_diagnostics",
-    "predict_batches",
-]
-
 NUM_DIAGNOSED = 1000
 """Validation examples behind diagnostics that are computed at every evaluation."""
 
 _ACTIVE_VARIANCE = 0.01
+_MIN_STD_RATIO = 0.05  # standard deviation of samples over that of the data
+_PATIENCE = 5  # consecutive evaluations below it; at the start of training a generator may have few modes
+_MAX_ENERGY_GAP = 1e4  # nats between mean energies of data and samples
+_MAX_ENERGY = 1e6  # nats, of data: float32 does not resolve differences between such numbers
 
 
 def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterator[Tensor]:
@@ -139,8 +131,8 @@ def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
 
 
-def active_units(model: M1, x: Tensor, *, scale: float = 1.0, threshold: float = _ACTIVE_VARIANCE) -> Tensor:
-    r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > \text{threshold}`.
+def active_units(model: M1, x: Tensor, *, scale: float = 1.0) -> Tensor:
+    r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > 0.01`.
 
     Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
     of M1+M2 keep the same latents: those whose posterior means have a standard deviation above 0.1.
@@ -149,13 +141,12 @@ def active_units(model: M1, x: Tensor, *, scale: float = 1.0, threshold: float =
         model: The model, with ``L`` latents.
         x: Examples with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``.
-        threshold: Variance above which a latent is active.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
     """
     batches = iterate_batches_for(model, x, scale=scale, batch_size=1000)
-    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > threshold
+    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > _ACTIVE_VARIANCE
 
 
 @torch.no_grad()
@@ -178,6 +169,39 @@ def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int 
     }
     std_samples, std_data = (float(part.flatten(1).var(0, unbiased=False).sum().sqrt()) for part in (samples, data))
     return found | ({"std_ratio": std_samples / std_data} if std_data > 0.0 else {})
+
+
+def find_failure(history: Sequence[dict[str, float]]) -> str | None:
+    """Return why the training of an energy model must stop, or ``None`` if it may go on.
+
+    Training has failed if the standard deviation of samples was below 5 % of that of the data in five consecutive
+    evaluations, if the mean energies of data and samples differ by more than 10,000 nats, or if the mean energy of data
+    is beyond a million nats.
+
+    Args:
+        history: Values of the evaluations so far, the newest last, by the names ``"val/std_ratio"``,
+            ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
+    """
+    recent = history[-_PATIENCE:]
+    if len(recent) == _PATIENCE and all(has_collapsed([values]) for values in recent):
+        return (
+            f"the generator has collapsed: its samples have {recent[-1]['val/std_ratio']:.2%} of the standard "
+            "deviation of the data. A larger entropy_weight, another entropy, or a slower generator often helps"
+        )
+    newest = history[-1] if history else {}
+    gap, energy = abs(newest.get("train/energy_gap", 0.0)), abs(newest.get("train/energy_data", 0.0))
+    if gap > _MAX_ENERGY_GAP:
+        far = f"data and samples are {gap:.3g} nats apart"
+    elif energy > _MAX_ENERGY:
+        far = f"those of data are {energy:.3g} nats away from 0"
+    else:
+        return None
+    return f"energies diverge: {far}. A lower learning rate or a larger gradient_penalty often helps"
+
+
+def has_collapsed(history: Sequence[dict[str, float]]) -> bool:
+    """Return whether the newest samples have less than 5 % of the standard deviation of the data."""
+    return bool(history) and history[-1].get("val/std_ratio", 1.0) < _MIN_STD_RATIO
 
 
 def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:

@@ -26,8 +26,6 @@ from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_rand
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.presets import FEATURES
 
-__all__ = ["LatentVariableModel", "SemiSupervisedModel"]
-
 _MAX_LOG_SCALE = 15.0
 
 

@@ -30,8 +30,6 @@ from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.networks.images import make_networks
 
-__all__ = ["M1"]
-
 
 class M1(LatentVariableModel):
     """The M1 model and guide, for examples of any shape. It has no classes; its latents are features for a classifier.
@@ -46,7 +44,7 @@ class M1(LatentVariableModel):
             in colour, else ``"mlp"``.
         hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse. 600-600 in
             the paper.
-        activation: Activation of these layers, a name in ``pyro_ssvae.networks.ACTIVATIONS``.
+        activation: Activation of these layers, for example ``"relu"``.
         batch_norm: Whether these layers normalise before each activation.
         likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
             :class:`~pyro_ssvae.distributions.Likelihood`.

@@ -39,8 +39,6 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.networks.images import make_classifier
 
-__all__ = ["M1M2"]
-
 _CLASSIFIER_OPTIONS = ("hidden_dims", "activation", "batch_norm", "dropout")  # of M2 and make_classifier
 
 

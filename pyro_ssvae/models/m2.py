@@ -30,11 +30,8 @@ from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
-from pyro_ssvae.networks.auxiliary import AuxiliaryNetworks, join
-from pyro_ssvae.networks.images import make_classifier, make_networks
-from pyro_ssvae.networks.pose import POSE_DIM
-
-__all__ = ["M2"]
+from pyro_ssvae.networks.images import POSE_DIM, make_classifier, make_networks
+from pyro_ssvae.networks.variational import AuxiliaryNetworks, join
 
 _LEAST_SIDE = 16  # pixels; on 8x8 digits pose latents made no difference
 

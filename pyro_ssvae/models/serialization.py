@@ -19,8 +19,6 @@ from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_jso
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.models.base import FORMAT, Model
 
-__all__ = ["load", "save"]
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _ENTRIES = {"format": int, "class": str, "arguments": dict, "custom": dict, "base": dict, "data": dict}
@@ -151,7 +149,7 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
     """Raise ``ValueError`` for more layers or parts than the saved weights, so that building them takes little."""
     entries = list(_walk(config))
-    sizes = [value for name, value in entries if name in ("hidden_dims", "num_layers")]
+    sizes = [value for name, value in entries if name == "hidden_dims"]
     layers = [len(size) if isinstance(size, list) else size for size in sizes]
     parts = sum(name == "class" for name, _ in entries)
     if parts > _MOST_PARTS or any(isinstance(number, int) and number > num_tensors for number in layers):

@@ -4,7 +4,6 @@ Every network returns raw numbers (logits, locations, log-scales, features). Mod
 map them to distributions and energies. Convolutional networks have a name only, ``"conv"`` or ``"resnet"``.
 """
 
-from pyro_ssvae.networks.energy import MLPFeatures, MLPGenerator
-from pyro_ssvae.networks.variational import ACTIVATIONS, MLP, ConditionalMLP
+from pyro_ssvae.networks.variational import MLP, ConditionalMLP
 
-__all__ = ["ACTIVATIONS", "MLP", "ConditionalMLP", "MLPFeatures", "MLPGenerator"]
+__all__ = ["MLP", "ConditionalMLP"]

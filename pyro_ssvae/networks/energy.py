@@ -15,18 +15,6 @@ from torch.nn.utils.parametrizations import weight_norm
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.networks.variational import check_module, resolve_network
 
-__all__ = [
-    "ConvFeatures",
-    "ConvGenerator",
-    "EnergyNet",
-    "MLPFeatures",
-    "MLPGenerator",
-    "SoftplusExperts",
-    "UpsampledConv2d",
-    "make_features",
-    "make_generator",
-]
-
 RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 """Ranges of samples by the name of the generator's last layer; ``None`` for unbounded ones."""
 
@@ -286,6 +274,7 @@ def count_halvings(size: Sequence[int]) -> int:
 
 
 def check_image(event_shape: Sequence[int]) -> None:
+    """Raise ``ValueError`` for what is no image of at least 8x8 pixels."""
     if len(event_shape) != 3 or min(event_shape[1:]) < 8:
         raise ValueError(
             f"A convolutional network here needs images (C, H, W) of at least 8x8 pixels; got event_shape="

@@ -1,13 +1,8 @@
 """Objectives: bounds and losses as modules that know nothing of optimisers, devices or files."""
 
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
-from pyro_ssvae.objectives.energy_losses import EnergyLoss
-from pyro_ssvae.objectives.energy_terms import (
-    BatchNormEntropy,
-    Entropy,
-    NearestNeighbourEntropy,
-    NegativeAugmentation,
-)
+from pyro_ssvae.objectives.energy import EnergyLoss
+from pyro_ssvae.objectives.energy_terms import BatchNormEntropy, Entropy, NearestNeighbourEntropy
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 
 __all__ = [
@@ -19,7 +14,6 @@ __all__ = [
     "Entropy",
     "Loss",
     "NearestNeighbourEntropy",
-    "NegativeAugmentation",
     "PhotoAugmentation",
     "Objective",
     "ParameterGroup",

@@ -19,8 +19,6 @@ from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
-__all__ = ["Loss", "Objective", "ParameterGroup", "PyroFunction", "Update", "Validation"]
-
 PyroFunction = Callable[..., Any]
 
 

@@ -17,19 +17,8 @@ from torch.nn import functional as F
 
 from pyro_ssvae._ranks import gather_rows, own_rows
 
-__all__ = [
-    "ENTROPIES",
-    "BatchNormEntropy",
-    "Entropy",
-    "NearestNeighbourEntropy",
-    "NegativeAugmentation",
-    "make_entropy",
-    "normalise_importance_weights",
-    "perturb_samples",
-    "shift_and_flip",
-]
-
 _MAX_KERNEL_RADIUS = 8  # pixels, of the Gaussian blur
+_MAX_MARGIN = 3.0  # nats, of corrupted images
 
 
 class Entropy:
@@ -78,46 +67,44 @@ class BatchNormEntropy(Entropy):
 
 
 class NearestNeighbourEntropy(Entropy):
-    r"""Estimate the entropy from distances to the k-th nearest sample of the batch (Kozachenko & Leonenko, 1987).
+    r"""Estimate the entropy from distances to the nearest sample of the batch (Kozachenko & Leonenko, 1987).
 
-    .. math:: H \approx \psi(B) - \psi(k) + \log V_D + \frac DB \sum_i \log r_{ik}
+    .. math:: H \approx \psi(B) - \psi(1) + \log V_D + \frac DB \sum_i \log r_i
 
-    with the volume :math:`V_D` of the unit ball and the distance :math:`r_{ik}` from sample i to its k-th neighbour.
+    with the volume :math:`V_D` of the unit ball and the distance :math:`r_i` from sample i to its nearest neighbour.
     Samples may lie near a manifold of fewer dimensions than x has elements; ``dim`` is then the manifold's.
 
     Args:
-        k: Number of the neighbour.
         dim: D; ``None`` for the number of elements of a sample.
 
     Raises:
-        ValueError: For a non-positive k or D; from a call, for a batch of at most k samples.
+        ValueError: For a non-positive D; from a call, for a batch of one sample.
     """
 
     name = "nearest_neighbour"
 
-    def __init__(self, k: int = 1, dim: float | None = None) -> None:
-        if k < 1 or (dim is not None and not dim > 0.0):
-            raise ValueError(f"k={k} must be at least 1, and dim={dim} positive.")
-        self.k, self.dim = k, dim
+    def __init__(self, dim: float | None = None) -> None:
+        if dim is not None and not dim > 0.0:
+            raise ValueError(f"dim={dim} must be positive.")
+        self.dim = dim
 
     def config(self) -> dict[str, Any]:
         """Return every setting, JSON-ready, for results."""
-        return {"k": self.k, "dim": self.dim}
+        return {"dim": self.dim}
 
     def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
         """Return the estimate, which depends on the samples alone."""
         x = gather_rows(samples).flatten(1)
         count = len(x)
-        if count <= self.k:
-            raise ValueError(f"A batch of {count} samples has no neighbour number {self.k}; raise batch_size.")
+        if count < 2:
+            raise ValueError(f"A batch of {count} samples has no nearest neighbours; raise batch_size.")
         with torch.no_grad():  # rounding may make another sample nearer than the sample itself, so exclude the diagonal
             diagonal = torch.eye(count, dtype=torch.bool, device=x.device)
-            distances = torch.cdist(x, x).masked_fill(diagonal, math.inf)
-            neighbours = distances.argmin(1) if self.k == 1 else distances.kthvalue(self.k, 1).indices
+            neighbours = torch.cdist(x, x).masked_fill(diagonal, math.inf).argmin(1)
         squares = (x - x[neighbours]).square().sum(-1)
         dim = float(x.shape[1]) if self.dim is None else self.dim
         volume = 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1.0)
-        psi = math.fsum(1.0 / number for number in range(self.k, count))  # ψ(B) - ψ(k), without tensors on the CPU
+        psi = math.fsum(1.0 / number for number in range(1, count))  # ψ(B) - ψ(1), without tensors on the CPU
         return psi + volume + 0.5 * dim * (squares + 1e-12).log().mean()
 
 
@@ -142,6 +129,11 @@ def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[
     if entropy == BatchNormEntropy.name:
         return BatchNormEntropy()
     return NearestNeighbourEntropy(dim=min(latent_dim, math.prod(event_shape)))  # of the manifold of samples
+
+
+def total_std(x: Tensor) -> Tensor:
+    """Return the square root of the total variance of samples."""
+    return gather_rows(x).flatten(1).var(0).sum().sqrt()
 
 
 def perturb_samples(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -181,65 +173,38 @@ def normalise_importance_weights(energy: Tensor, log_proposal: Tensor) -> Tensor
     return logits.clamp(max=-0.5 * math.log(len(logits))).softmax(0)
 
 
-class NegativeAugmentation(nn.Module):
-    r"""Negative data augmentation: raise the energy of corrupted images :math:`c(x)` above that of the images x.
+def draw_negatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return corrupted images :math:`c(x)`, and by how many nats their energy should exceed that of x.
 
-    .. math:: \mathbb E\,\mathrm{softplus}\bigl(m(x) + E(x) - E(c(x))\bigr), \qquad
-        m(x) = \min\bigl(\tfrac{1}{2\tau^2} \|c(x) - x\|^2,\, m_{\max}\bigr)
+    .. math:: m(x) = \min\bigl(\tfrac12 \|c(x) - x\|^2,\, 3\bigr)
 
-    The likelihood says nothing about images far from data and generated images, and a blank one often gets the lowest
-    energy of all. The margin m is how much a Gaussian of standard deviation τ around x raises the energy, up to a
-    maximum.
-
-    Each image gets one of four corruptions with equal probability: its contrast is reduced towards a grey value, which
-    is black for half of these images; it is blurred; it is joined with another image of the batch along a straight line
-    (as in CutMix, Yun et al., 2019, https://arxiv.org/abs/1905.04899); or its patches, of a quarter or an eighth of
-    either side, are shuffled (Negative Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
+    The margin m is how much a standard Gaussian around x raises the energy, up to a maximum, as with large ones the
+    energy fits corrupted images at the cost of the generator. Each image gets one of four corruptions with equal
+    probability: its contrast is reduced towards a grey value, which is black for half of these images; it is blurred;
+    it is joined with another image of the batch along a straight line (as in CutMix, Yun et al., 2019,
+    https://arxiv.org/abs/1905.04899); or its patches, of a quarter or an eighth of either side, are shuffled (Negative
+    Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
 
     Args:
-        margin: Maximum margin :math:`m_{\max}`, in nats. With large ones the energy fits corrupted images at the cost
-            of the generator.
-        std: τ, in the units of x.
+        x: Images with shape ``(B, C, H, W)``, in [0, 1].
+
+    Returns:
+        Images with the shape of ``x``, and margins with shape ``(B,)``.
 
     Raises:
-        ValueError: For a non-positive margin or standard deviation.
+        ValueError: If ``x`` does not hold images.
     """
-
-    def __init__(self, margin: float = 3.0, std: float = 1.0) -> None:
-        super().__init__()
-        if not (margin > 0.0 and std > 0.0):
-            raise ValueError(f"margin={margin} and std={std} must be positive.")
-        self.margin, self.std = margin, std
-
-    def config(self) -> dict[str, Any]:
-        """Return every setting, JSON-ready, for results."""
-        return {"margin": self.margin, "std": self.std}
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return corrupted images, with the shape of ``x``, and their margins in nats, with shape ``(B,)``.
-
-        Args:
-            x: Images with shape ``(B, C, H, W)``, in [0, 1].
-
-        Raises:
-            ValueError: If ``x`` does not hold images.
-        """
-        _check_images(x, "Negative data augmentation needs", "negative_weight=0")
-        x = x.detach()
-        fraction, kind, grey, black, vertical = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
-        grey = torch.where(black < 0.5, torch.zeros_like(grey), grey)
-        reduced = grey + fraction * (x - grey)
-        blurred = _blur(x, 0.5 + 2.5 * torch.rand((), device=x.device))
-        cut = _cut_mix(x, 0.3 + 0.4 * fraction, vertical < 0.5)
-        shuffled = torch.where(fraction < 0.5, _shuffle_patches(x, 4), _shuffle_patches(x, 8))
-        corrupted = torch.where(kind < 0.75, cut, shuffled)
-        corrupted = torch.where(kind < 0.25, reduced, torch.where(kind < 0.5, blurred, corrupted))
-        squared_distance = (corrupted - x).square().flatten(1).sum(-1)
-        return corrupted, (squared_distance / (2.0 * self.std**2)).clamp(max=self.margin)
-
-    def loss(self, energy: Tensor, energy_corrupted: Tensor, margin: Tensor) -> Tensor:
-        """Return the loss, a scalar in nats, from E(x), E(c(x)) and m(x), each with shape ``(B,)``."""
-        return F.softplus(margin + energy - energy_corrupted).mean()
+    _check_images(x, "Negative data augmentation needs", "negative_weight=0")
+    x = x.detach()
+    fraction, kind, grey, black, vertical = torch.rand(5, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+    grey = torch.where(black < 0.5, torch.zeros_like(grey), grey)
+    reduced = grey + fraction * (x - grey)
+    blurred = _blur(x, 0.5 + 2.5 * torch.rand((), device=x.device))
+    cut = _cut_mix(x, 0.3 + 0.4 * fraction, vertical < 0.5)
+    shuffled = torch.where(fraction < 0.5, _shuffle_patches(x, 4), _shuffle_patches(x, 8))
+    corrupted = torch.where(kind < 0.75, cut, shuffled)
+    corrupted = torch.where(kind < 0.25, reduced, torch.where(kind < 0.5, blurred, corrupted))
+    return corrupted, (0.5 * (corrupted - x).square().flatten(1).sum(-1)).clamp(max=_MAX_MARGIN)
 
 
 def _cut_mix(x: Tensor, fraction: Tensor, vertical: Tensor) -> Tensor:

@@ -34,8 +34,6 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
-__all__ = ["StaticEnumELBO", "check_draws", "closed_forms"]
-
 Sites = dict[str, Any]
 
 

@@ -16,16 +16,6 @@ from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 
-__all__ = [
-    "DrawSamples",
-    "EnumerateClass",
-    "GlobalSites",
-    "ScaleSites",
-    "StockELBO",
-    "declare_parameters",
-    "pyro_view",
-]
-
 
 class StockELBO(TraceEnum_ELBO):
     """Stock ``TraceEnum_ELBO`` over one plate that raises ``EnumerationError`` unless the guide enumerates a site.

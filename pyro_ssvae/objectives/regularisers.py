@@ -19,17 +19,8 @@ from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
-from pyro_ssvae.networks.pose import make_affine_maps
+from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.presets import FEATURES
-
-__all__ = [
-    "AffineAugmentation",
-    "Augmentation",
-    "ColumnAugmentation",
-    "Consistency",
-    "PhotoAugmentation",
-    "choose_regularisers",
-]
 
 # Of tables, chosen on six of them with five labels a class (docs/results_tables.md).
 _NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard deviations of the column

@@ -27,7 +27,7 @@ Examples that are no images where images are drawn, and arguments that do not fi
 from pyro_ssvae.plots.classes import plot_confusion_matrix, plot_feature_means, plot_latent_map, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
 from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_landscape, plot_nearest
-from pyro_ssvae.plots.figures import figures, save_figures
+from pyro_ssvae.plots.figures import figures
 from pyro_ssvae.plots.images import (
     plot_analogies,
     plot_interpolations,
@@ -52,5 +52,4 @@ __all__ = [
     "plot_samples",
     "plot_training_curves",
     "plot_traversals",
-    "save_figures",
 ]

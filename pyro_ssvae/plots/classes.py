@@ -21,25 +21,7 @@ from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.plots.style import (
-    ACCENT,
-    FAINT,
-    INK,
-    add_colour_bar,
-    as_class_names,
-    as_classes,
-    check_examples,
-    class_colours,
-    complete_classes,
-    encode_means,
-    name_ticks,
-    new_axes,
-    new_figure,
-    set_title,
-    style_axes,
-)
-
-__all__ = ["plot_confusion_matrix", "plot_feature_means", "plot_latent_map", "plot_reliability"]
+from pyro_ssvae.plots import style
 
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
 _SAMPLES_PER_CLASS = 200
@@ -62,30 +44,32 @@ def plot_confusion_matrix(
     """
     num_examples = to_numpy(y_true, "y_true").size
     given = None if class_names is None else len(class_names)
-    true, pred = (as_classes(y, name, num_examples, given) for y, name in ((y_true, "y_true"), (y_pred, "y_pred")))
+    true, pred = (
+        style.as_classes(y, name, num_examples, given) for y, name in ((y_true, "y_true"), (y_pred, "y_pred"))
+    )
     if num_examples == 0:
         raise ValueError("y_true is empty, so there is no error; pass at least one example.")
     num_classes = given or int(max(true.max(), pred.max())) + 1
-    names = as_class_names(class_names, num_classes)
+    names = style.as_class_names(class_names, num_classes)
     counts = np.bincount(true * num_classes + pred, minlength=num_classes**2).reshape(num_classes, num_classes)
     percent = 100.0 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     wrong = num_examples - int(np.trace(counts))
 
     side = min(8.0, 2.0 + 0.42 * num_classes)
-    figure, axes = new_axes(side + 0.9, side)
+    figure, axes = style.new_axes(side + 0.9, side)
     # The square root makes confusions of one percent visible next to a diagonal of ninety-nine.
     image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0.0, 100.0))
-    style_axes(axes, frame=False)
+    style.style_axes(axes, frame=False)
     if num_classes <= _MAX_NAMED_CLASSES:
         for i, j in np.argwhere(counts):
-            colour = "white" if percent[i, j] > 40.0 else INK
+            colour = "white" if percent[i, j] > 40.0 else style.INK
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7.5, color=colour)
     for vertical in (False, True):
-        name_ticks(axes, names, vertical=vertical)
+        style.name_ticks(axes, names, vertical=vertical)
     axes.set(xlabel="predicted", ylabel="true")
     ticks = [0, 1, 5, 20, 50, 100]
-    add_colour_bar(figure, image, axes, "share of the true class", shrink=0.8, ticks=ticks, format="%d%%")
-    set_title(figure, f"{title}: error {wrong / num_examples:.2%} ({wrong:,} of {num_examples:,} examples)")
+    style.add_colour_bar(figure, image, axes, "share of the true class", shrink=0.8, ticks=ticks, format="%d%%")
+    style.set_title(figure, f"{title}: error {wrong / num_examples:.2%} ({wrong:,} of {num_examples:,} examples)")
     return figure
 
 
@@ -102,7 +86,7 @@ def plot_reliability(probabilities: Any, y: Any, *, num_bins: int = 15, title: s
         'Reliability: expected calibration error 35.0%'
     """
     p = _as_probabilities(probabilities)
-    true = as_classes(y, "y", len(p), p.shape[1]).numpy()
+    true = style.as_classes(y, "y", len(p), p.shape[1]).numpy()
     num_bins = as_count(num_bins, "num_bins", least=1)
     confidence, correct = p.max(1), p.argmax(1) == true
     index = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -113,22 +97,22 @@ def plot_reliability(probabilities: Any, y: Any, *, num_bins: int = 15, title: s
     mean_confidence = np.bincount(index, confidence, num_bins)[full] / n
     calibration_error = float((n * np.abs(accuracy - mean_confidence)).sum() / n.sum())
 
-    figure = new_figure(4.6, 5.2)
+    figure = style.new_figure(4.6, 5.2)
     axes, share = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.0, linestyle="--", label="calibrated")
-    points: dict[str, Any] = {"color": ACCENT, "linestyle": "", "marker": "o", "markersize": 5, "elinewidth": 1.0}
+    axes.plot([0, 1], [0, 1], color=style.FAINT, linewidth=1.0, linestyle="--", label="calibrated")
+    points: dict[str, Any] = {"color": style.ACCENT, "linestyle": "", "marker": "o", "markersize": 5, "elinewidth": 1.0}
     interval = _wilson_interval(accuracy, n)
     axes.errorbar(mean_confidence, accuracy, interval, clip_on=False, label="model, 68% interval", **points)
-    style_axes(axes, grid=True)
+    style.style_axes(axes, grid=True)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), ylabel="accuracy")
-    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
+    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=style.INK)
     edges = np.linspace(0, 1, num_bins + 1)
-    share.bar(edges[:-1], counts / len(p), np.diff(edges), align="edge", color=ACCENT, edgecolor="white")
-    style_axes(share)
+    share.bar(edges[:-1], counts / len(p), np.diff(edges), align="edge", color=style.ACCENT, edgecolor="white")
+    style.style_axes(share)
     share.yaxis.set_major_formatter("{x:.0%}")
     share.set(xlabel="confidence: probability of the predicted class", ylabel="share")
     note = f"{len(p):,} examples, accuracy {correct.mean():.1%}, mean confidence {confidence.mean():.1%}"
-    set_title(figure, f"{title}: expected calibration error {calibration_error:.1%}", note)
+    style.set_title(figure, f"{title}: expected calibration error {calibration_error:.1%}", note)
     return figure
 
 
@@ -165,7 +149,7 @@ def plot_feature_means(
     Shown are class means minus the mean over classes, in standard deviations of each feature (of the data, without
     data of the samples). A class without data is left white. Features of a table have the names of its columns.
     """
-    names = as_class_names(class_names, model.num_classes)
+    names = style.as_class_names(class_names, model.num_classes)
     if (x is None) != (y is None):
         raise ValueError(f"{'y' if x is None else 'x'} was given alone; pass both x and y, or neither.")
     classes = torch.arange(model.num_classes, device=get_device(model)).repeat_interleave(_SAMPLES_PER_CLASS)
@@ -173,8 +157,8 @@ def plot_feature_means(
         samples, _ = model.generate(len(classes), classes)
     tables = {"samples": (_flatten(samples), classes.cpu().numpy())}
     if x is not None:
-        x = check_examples(model, x)
-        given = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
+        x = style.check_examples(model, x)
+        given = style.as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
         if (given >= 0).any():
             tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
     means = {
@@ -187,17 +171,17 @@ def plot_feature_means(
 
     features = [*(model.feature_names or map(str, range(len(std))))]
     width, height = np.clip([2.2 + 0.28 * len(std), 0.24 * len(names)], [5.0, 0.7], [11.0, 4.0])
-    figure = new_figure(float(width), float(len(means) * (height + 0.4) + 1.2 + 0.05 * max(map(len, features))))
+    figure = style.new_figure(float(width), float(len(means) * (height + 0.4) + 1.2 + 0.05 * max(map(len, features))))
     panels = figure.subplots(len(means), 1, sharex=True, squeeze=False)[:, 0]
     colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -_COLOUR_LIMIT, "vmax": _COLOUR_LIMIT}
     for axes, (title, mean) in zip(panels, means.items(), strict=True):
         image = axes.imshow((mean - centre) / std, aspect="auto", interpolation="nearest", **colours)
-        style_axes(axes, title=title, frame=False)
-        name_ticks(axes, names, vertical=True, most=20)
-    name_ticks(panels[-1], features)
+        style.style_axes(axes, title=title, frame=False)
+        style.name_ticks(axes, names, vertical=True, most=20)
+    style.name_ticks(panels[-1], features)
     panels[-1].set_xlabel("feature")
-    add_colour_bar(figure, image, list(panels), "standard deviations", extend="both", shrink=0.9, aspect=25)
-    set_title(figure, "Class means of every feature", "relative to the mean over classes")
+    style.add_colour_bar(figure, image, list(panels), "standard deviations", extend="both", shrink=0.9, aspect=25)
+    style.set_title(figure, "Class means of every feature", "relative to the mean over classes")
     return figure
 
 
@@ -225,33 +209,33 @@ def plot_latent_map(
     Where y is unknown, q(z|x,y) is taken at the predicted class, and the point is grey. Examples that were
     ``labelled`` in training, booleans ``(N,)``, are ringed.
     """
-    x = check_examples(model, x)
+    x = style.check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
-    classes = shown = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
+    classes = shown = style.as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
     given, posterior, note = None, "q(z|x)", "The classes were not used in training."
     if model.num_classes is not None:
-        given = shown = complete_classes(model, x, classes)
+        given = shown = style.complete_classes(model, x, classes)
         posterior, note = "q(z|x,y)", "z describes what the class leaves open, so the classes should overlap."
-    z = encode_means(model, x, given).double().numpy()
-    names = as_class_names(class_names, model.num_classes or max(int(classes.max()) + 1, len(class_names or ())))
+    z = style.encode_means(model, x, given).double().numpy()
+    names = style.as_class_names(class_names, model.num_classes or max(int(classes.max()) + 1, len(class_names or ())))
     points, axis_names, how = _project(z, shown.numpy(), generator)
 
-    figure, axes = new_axes(6.6, 5.2)
-    colours = np.vstack([class_colours(len(names)), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
+    figure, axes = style.new_axes(6.6, 5.2)
+    colours = np.vstack([style.class_colours(len(names)), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
     (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
     size = float(np.clip(20_000 / len(points), 5.0, 24.0))
     axes.scatter(x1[~ringed], x2[~ringed], s=size, c=colours[~ringed], alpha=0.75, linewidths=0)
-    axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=INK, linewidths=0.9, zorder=3)
-    style_axes(axes)
+    axes.scatter(x1[ringed], x2[ringed], s=34.0, c=colours[ringed], edgecolors=style.INK, linewidths=0.9, zorder=3)
+    style.style_axes(axes)
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
     if model.latent_dim == 1:
         axes.set_yticks([])
     else:
         axes.set_aspect("equal", adjustable="datalim")  # equal distances in both directions
     _add_legend(figure, axes, names, bool((classes < 0).any()), int(ringed.sum()))
-    set_title(figure, f"Latent map: mean of {posterior} of {len(x):,} examples{how}", note)
+    style.set_title(figure, f"Latent map: mean of {posterior} of {len(x):,} examples{how}", note)
     return figure
 
 
@@ -289,19 +273,19 @@ def _project(
 
 def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool, num_ringed: int) -> None:
     """Name classes at the right: up to 20 by points, more by a colour bar."""
-    colours = class_colours(len(names))
+    colours = style.class_colours(len(names))
     point: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 6}
     handles = []
     if len(names) > _MAX_NAMED_CLASSES:
         norm = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
         mappable = ScalarMappable(norm, ListedColormap(colours))
-        add_colour_bar(figure, mappable, axes, "class", ticks=MaxNLocator(8, integer=True))
+        style.add_colour_bar(figure, mappable, axes, "class", ticks=MaxNLocator(8, integer=True))
     else:
         handles = [Line2D([], [], color=c, label=name, **point) for name, c in zip(names, colours, strict=True)]
     if unknown:
         handles.append(Line2D([], [], color=_GREY, label="unknown", **point))
     if num_ringed:
-        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": INK}
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": style.INK}
         handles.append(Line2D([], [], label=f"labelled ({num_ringed:,})", **point, **ring))
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
+        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, labelcolor=style.INK)

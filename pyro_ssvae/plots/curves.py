@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 
 from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_title, style_axes
 
-__all__ = ["plot_training_curves"]
-
 _COLOURS = (ACCENT, "#ffa90e", "#832db6", FAINT)
 
 _Columns = dict[str, NDArray[np.float64]]

@@ -25,33 +25,8 @@ from pyro_ssvae.evaluation.image_metrics import (
 from pyro_ssvae.evaluation.samples import Grid
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.plots import style
 from pyro_ssvae.plots.images import plot_analogies, plot_interpolations, plot_samples
-from pyro_ssvae.plots.style import (
-    ACCENT,
-    FAINT,
-    INK,
-    add_colour_bar,
-    as_classes,
-    check_examples,
-    class_colours,
-    name_ticks,
-    new_axes,
-    new_figure,
-    new_image_grid,
-    set_title,
-    style_axes,
-    to_tiles,
-    write_file,
-)
-
-__all__ = [
-    "Movie",
-    "plot_class_shares",
-    "plot_energies",
-    "plot_features_and_latents",
-    "plot_landscape",
-    "plot_nearest",
-]
 
 _SPACES = ("z", "features")
 _NEAREST_ROWS = 4
@@ -73,7 +48,7 @@ def _(model: DDGM, *, num_columns: int = 10, seed: int = 0, **view: Any) -> Figu
     x = sample_images(model, num_columns**2, seed)
     x = x[model.energy(x).cpu().argsort()]
     note = "x = G(z), in the order of their energies, the lowest first"
-    return new_image_grid(to_tiles(model, x, num_columns, **view), "Generated images", note)
+    return style.new_image_grid(style.to_tiles(model, x, num_columns, **view), "Generated images", note)
 
 
 @plot_interpolations.register
@@ -82,8 +57,8 @@ def _(model: DDGM, start: Tensor, end: Tensor, *, steps: int = 10, **view: Any) 
         return _draw_paths(model, start, end)
     paths = [model.interpolate(start, end, steps=steps, space=space).cpu() for space in _SPACES]
     images = torch.stack(paths).transpose(0, 2).transpose(1, 2)  # (N, 2, steps, *event)
-    return new_image_grid(
-        to_tiles(model, images, steps, **view),
+    return style.new_image_grid(
+        style.to_tiles(model, images, steps, **view),
         "Interpolations between two samples",
         "along straight lines of z, and of features f(x)",
         row_names=_SPACES * len(start),
@@ -93,7 +68,7 @@ def _(model: DDGM, start: Tensor, end: Tensor, *, steps: int = 10, **view: Any) 
 
 @plot_analogies.register
 def _(model: DDGM, x: Tensor, y: Any = None, **view: Any) -> Figure:
-    x = check_examples(model, x)
+    x = style.check_examples(model, x)
     if len(x) % 3:
         raise ValueError(f"x holds {len(x)} images; analogies take three each: a, b and c.")
     with fork_random_state(model, 0):  # of the starting points of the inversion
@@ -104,11 +79,11 @@ def _(model: DDGM, x: Tensor, y: Any = None, **view: Any) -> Figure:
     given = torch.stack([x.cpu(), decoded], 1).view(-1, 6, *model.event_shape)  # a, G, b, G, c, G
     note = "G: the image of the generator that is nearest to the one at its left"
     if y is not None:
-        first, second, third = as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).view(-1, 3).T
+        first, second, third = style.as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).view(-1, 3).T
         if bool(((first == second) & (second != third) & (first >= 0) & (third >= 0)).all()):
             note += "\na and b are of one class, c of another: the answer should be c's class in b's style"
-    return new_image_grid(
-        to_tiles(model, torch.cat([given, torch.stack(answers, 1)], 1), 8, **view),
+    return style.new_image_grid(
+        style.to_tiles(model, torch.cat([given, torch.stack(answers, 1)], 1), 8, **view),
         "Analogies: a is to b as c is to …",
         note,
         column_names=["a", "G", "b", "G", "c", "G", "by z", "by f"],
@@ -127,11 +102,11 @@ def plot_nearest(
 ) -> Figure:
     """Draw four rows of generated images, each above the nearest of the training images ``x``, to reveal copies."""
     num_columns = as_count(num_columns, "num_columns", least=1)
-    x = check_examples(model, x)
+    x = style.check_examples(model, x)
     samples = sample_images(model, _NEAREST_ROWS * num_columns, seed)
     distance, index = find_nearest(samples, x)
-    tiles = [to_tiles(model, images, num_columns, image_shape, value_range) for images in (samples, x[index])]
-    return new_image_grid(
+    tiles = [style.to_tiles(model, images, num_columns, image_shape, value_range) for images in (samples, x[index])]
+    return style.new_image_grid(
         np.stack(tiles, 1).reshape(-1, *tiles[0].shape[1:]),
         "Generated images and the nearest training images",
         f"median distance {float(distance.median()):.2f}",
@@ -142,20 +117,20 @@ def plot_nearest(
 
 def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     """Draw box plots of the energies of real, generated and corrupted images ``(N, C, H, W)``, preferably held-out."""
-    x = check_examples(model, x)
+    x = style.check_examples(model, x)
     generator = torch.Generator().manual_seed(seed)
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
     energies = [model.energy(part).cpu().numpy() for part in images.values()]
-    figure, axes = new_axes(6.4, 3.6)
+    figure, axes = style.new_axes(6.4, 3.6)
     boxes = axes.boxplot(energies, whis=(5, 95), showfliers=False, widths=0.55, patch_artist=True)
     for box, median, name in zip(boxes["boxes"], boxes["medians"], images, strict=True):
-        box.set(facecolor="#c5dff4" if name in ("real", "generated") else "#e6e6e6", edgecolor=FAINT)
-        median.set(color=INK, linewidth=1.5)
+        box.set(facecolor="#c5dff4" if name in ("real", "generated") else "#e6e6e6", edgecolor=style.FAINT)
+        median.set(color=style.INK, linewidth=1.5)
     axes.set_xticklabels(list(images))
     axes.set_ylabel("energy, nats")
-    style_axes(axes)
-    set_title(figure, "Energies", "line: median; box: 25% to 75%; whiskers: 5% to 95%")
+    style.style_axes(axes)
+    style.set_title(figure, "Energies", "line: median; box: 25% to 75%; whiskers: 5% to 95%")
     return figure
 
 
@@ -175,13 +150,13 @@ def plot_features_and_latents(model: DDGM, *, seed: int = 0) -> Figure:
     shares = _correlation_ratios(z.double().cpu().numpy(), features.double().cpu().numpy())  # (L, F)
     shares = shares[:, np.lexsort((-shares.max(0), shares.argmax(0)))]
     width, height = np.clip([1.6 + 0.14 * shares.shape[1], 1.5 + 0.14 * shares.shape[0]], [5.0, 2.2], [11.0, 8.0])
-    figure, axes = new_axes(float(width), float(height))
+    figure, axes = style.new_axes(float(width), float(height))
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=max(float(shares.max()), 1e-3), aspect="auto")
-    style_axes(axes, frame=False)
+    style.style_axes(axes, frame=False)
     axes.set(xlabel="feature, by the latent that explains most of it", ylabel="latent")
-    add_colour_bar(figure, image, axes, "share explained", aspect=25)
+    style.add_colour_bar(figure, image, axes, "share explained", aspect=25)
     total = float(np.clip(shares.sum(0).mean(), 0.0, 1.0))
-    set_title(figure, "Features and latents", f"latents one by one explain {total:.0%} of a feature's variance")
+    style.set_title(figure, "Features and latents", f"latents one by one explain {total:.0%} of a feature's variance")
     return figure
 
 
@@ -198,16 +173,16 @@ def _correlation_ratios(z: NDArray[np.float64], features: NDArray[np.float64]) -
 
 def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figure:
     """Draw the share of each class among generated images and, where there are any, among held-out ones."""
-    figure, axes = new_axes(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
-    shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=ACCENT)
+    figure, axes = style.new_axes(max(4.0, 1.6 + 0.45 * len(class_names)), 3.2)
+    shares = axes.bar(range(len(class_names)), [100.0 * share for share in found["class_shares"]], color=style.ACCENT)
     axes.bar_label(shares, fmt="%.1f", padding=3, fontsize=8)
     real = "real_class_shares" in found
     if real:
-        axes.plot([100.0 * share for share in found["real_class_shares"]], "_", color=INK, markersize=16.0)
-    name_ticks(axes, class_names)
+        axes.plot([100.0 * share for share in found["real_class_shares"]], "_", color=style.INK, markersize=16.0)
+    style.name_ticks(axes, class_names)
     axes.set_ylabel("share, %")
-    style_axes(axes)
-    set_title(figure, "Classes of generated images", "line: share among held-out images" if real else "")
+    style.style_axes(axes)
+    style.set_title(figure, "Classes of generated images", "line: share among held-out images" if real else "")
     return figure
 
 
@@ -221,36 +196,36 @@ def plot_landscape(model: DDGM, x: Tensor, *, num_samples: int = 2000, title: st
     with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
     energy = model.energy(_GRID.points()).view(_GRID.size, _GRID.size).cpu().numpy()
-    figure = new_figure(11.0, 3.9)
+    figure = style.new_figure(11.0, 3.9)
     left, middle, right = figure.subplots(1, 3)
-    left.scatter(*x[:num_samples].cpu().T.numpy(), s=2.0, color=INK, linewidths=0.0)
+    left.scatter(*x[:num_samples].cpu().T.numpy(), s=2.0, color=style.INK, linewidths=0.0)
     _style_plane(left, "Data")
     _draw_density(middle, model)
-    middle.scatter(*samples.T.numpy(), s=2.0, color=ACCENT, alpha=0.6, linewidths=0.0)
+    middle.scatter(*samples.T.numpy(), s=2.0, color=style.ACCENT, alpha=0.6, linewidths=0.0)
     _style_plane(middle, "Samples over the density exp(−E)/Z (square root)")
     options: dict[str, Any] = {"origin": "lower", "extent": (*_LIMITS, *_LIMITS), "cmap": "viridis"}
     levels = right.imshow(energy - energy.min(), vmin=0.0, vmax=12.0, **options)
     _style_plane(right, "Energy above its minimum")
-    add_colour_bar(figure, levels, right, "nats", extend="max", shrink=0.85)
+    style.add_colour_bar(figure, levels, right, "nats", extend="max", shrink=0.85)
     if title:
-        set_title(figure, title)
+        style.set_title(figure, title)
     return figure
 
 
 def _draw_paths(model: DDGM, start: Tensor, end: Tensor) -> Figure:
     """Draw paths of samples between latents ``(N, L)``, along lines of z and of features, over the density."""
-    figure = new_figure(7.6, 4.2)
+    figure = style.new_figure(7.6, 4.2)
     panels = figure.subplots(1, 2)
     for axes, space, title in zip(panels, ("z", "features"), ("Lines of z", "Lines of features f(x)"), strict=True):
         paths = model.interpolate(start, end, steps=_PATH_STEPS, space=space).transpose(0, 1).cpu().numpy()
         _draw_density(axes, model)
-        for colour, path in zip(class_colours(len(paths)), paths, strict=True):
+        for colour, path in zip(style.class_colours(len(paths)), paths, strict=True):
             axes.plot(*path.T, color=colour, linewidth=1.4)
             axes.plot(*path[0], "o", color=colour, markersize=5.0, markerfacecolor="white")
             axes.plot(*path[-1], "o", color=colour, markersize=5.0)
         _style_plane(axes, title)
     note = "from the ring to the dot; grey: the density exp(−E)/Z (square root)"
-    set_title(figure, "Interpolations between two samples", note)
+    style.set_title(figure, "Interpolations between two samples", note)
     return figure
 
 
@@ -260,7 +235,7 @@ def _draw_density(axes: Axes, model: DDGM) -> None:
 
 
 def _style_plane(axes: Axes, title: str) -> None:
-    style_axes(axes, title=title, frame=False)
+    style.style_axes(axes, title=title, frame=False)
     axes.set(xlim=_LIMITS, ylim=_LIMITS, xticks=[], yticks=[], aspect="equal")
 
 
@@ -309,7 +284,7 @@ class Movie:
         durations = [_FRAME_MILLISECONDS] * len(rest) + [_LAST_FRAME_MILLISECONDS]
         comment = " ".join(map(str, self.steps)).encode()
         first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=comment)
-        return write_file(Path(path), buffer.getvalue())
+        return style.write_file(Path(path), buffer.getvalue())
 
 
 def _to_frame(image: Image.Image) -> Image.Image:

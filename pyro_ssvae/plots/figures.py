@@ -34,8 +34,6 @@ from pyro_ssvae.plots.images import (
 )
 from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_means, encode_means, map_batches, save_figure
 
-__all__ = ["figures", "save_figures"]
-
 _NUM_INTERPOLATIONS = 4
 _NUM_ANALOGIES = 6  # of a DDGM
 _MAX_CLASSES_OF_ANALOGIES = 20  # of a model with classes, each a column

@@ -18,25 +18,7 @@ from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
-from pyro_ssvae.plots.style import (
-    ALARM,
-    INK,
-    as_class_names,
-    cell_size,
-    check_examples,
-    complete_classes,
-    decode_means,
-    draw_image_grid,
-    encode_means,
-    map_batches,
-    new_figure,
-    new_image_grid,
-    select_examples,
-    set_title,
-    to_tiles,
-)
-
-__all__ = ["plot_analogies", "plot_interpolations", "plot_reconstructions", "plot_samples", "plot_traversals"]
+from pyro_ssvae.plots import style
 
 _PAIRS_PER_BAND = 10
 _TRAVERSAL = (-3.0, -2.25, -1.5, -0.75, 0.0, 0.75, 1.5, 2.25, 3.0)
@@ -66,12 +48,12 @@ def plot_samples(
     names: Sequence[str] = ()
     y, num_rows, title, given = None, num_columns, "Generated images", "z"
     if model.num_classes is not None:
-        names, num_rows = as_class_names(class_names, model.num_classes), model.num_classes
+        names, num_rows = style.as_class_names(class_names, model.num_classes), model.num_classes
         y, title, given = torch.arange(num_rows).repeat_interleave(num_columns), f"{title} of each class", "y,z"
     with fork_random_state(model, seed):
         z = model.prior().sample((num_rows * num_columns,))
-    tiles = to_tiles(model, decode_means(model, y, z), num_columns, image_shape, value_range)
-    return new_image_grid(tiles, title, f"mean of p(x|{given}), z drawn from p(z)", row_names=names)
+    tiles = style.to_tiles(model, style.decode_means(model, y, z), num_columns, image_shape, value_range)
+    return style.new_image_grid(tiles, title, f"mean of p(x|{given}), z drawn from p(z)", row_names=names)
 
 
 def plot_reconstructions(
@@ -90,12 +72,12 @@ def plot_reconstructions(
     A reconstruction is the mean of p(x|y',z) at the predicted class y' and the mean of q(z|x,y'), with y' and its
     probability below, red where ``y`` is another class; for M1 the mean of p(x|z) at the mean of q(z|x).
     """
-    x, y = select_examples(model, x, y, num_images, seed)
+    x, y = style.select_examples(model, x, y, num_images, seed)
     captions, wrong, predicted = [""] * len(x), [False] * len(x), None
     note = "above: x; below: mean of p(x|z) at the mean of q(z|x)"
     if model.num_classes is not None:
-        names = as_class_names(class_names, model.num_classes)
-        probability, predicted = map_batches(model.predict_proba, x).max(-1)
+        names = style.as_class_names(class_names, model.num_classes)
+        probability, predicted = style.map_batches(model.predict_proba, x).max(-1)
         true = torch.where(y < 0, predicted, y)
         wrong = (true != predicted).tolist()
         captions = [
@@ -103,10 +85,11 @@ def plot_reconstructions(
             for k, p, t in zip(predicted.tolist(), probability.tolist(), true.tolist(), strict=True)
         ]
         note = "above: x; below: mean of p(x|y,z) at the predicted class, which is named with its q(y|x)"
-    decoded = decode_means(model, predicted, encode_means(model, x, predicted))
-    pairs = [to_tiles(model, images, len(x), image_shape, value_range) for images in (x, decoded)]
-    figure = _draw_pairs(np.concatenate(pairs), captions, [ALARM if is_wrong else INK for is_wrong in wrong])
-    set_title(figure, "Images and their reconstructions", note)
+    decoded = style.decode_means(model, predicted, style.encode_means(model, x, predicted))
+    pairs = [style.to_tiles(model, images, len(x), image_shape, value_range) for images in (x, decoded)]
+    colours = [style.ALARM if is_wrong else style.INK for is_wrong in wrong]
+    figure = _draw_pairs(np.concatenate(pairs), captions, colours)
+    style.set_title(figure, "Images and their reconstructions", note)
     return figure
 
 
@@ -114,15 +97,15 @@ def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], colours: Se
     """Draw pairs ``(2, N, H, W, 3)`` in bands of ten, with a caption in its colour below each."""
     num_bands, num_columns = math.ceil(len(captions) / _PAIRS_PER_BAND), min(len(captions), _PAIRS_PER_BAND)
     longest = max(len(line) for caption in captions for line in caption.split("\n"))
-    width, height = cell_size(pairs, 2 * num_bands, num_columns, longest_label=longest)
+    width, height = style.cell_size(pairs, 2 * num_bands, num_columns, longest_label=longest)
     num_lines = max(caption.count("\n") + bool(caption) for caption in captions)
-    figure = new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.13 * num_lines + 0.12) + 0.5)
+    figure = style.new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.13 * num_lines + 0.12) + 0.5)
     # An incomplete band is padded with white, so that all bands have one scale.
     missing = [(0, 0), (0, num_bands * num_columns - len(captions)), (0, 0), (0, 0), (0, 0)]
     bands = np.split(np.pad(pairs, missing, constant_values=1.0), num_bands, axis=1)
     for band, axes in enumerate(figure.subplots(num_bands, 1, squeeze=False)[:, 0]):
         part = slice(band * num_columns, (band + 1) * num_columns)
-        draw_image_grid(axes, bands[band], (), captions[part])
+        style.draw_image_grid(axes, bands[band], (), captions[part])
         for label, colour in zip(axes.get_xticklabels(), colours[part], strict=True):
             label.set_color(colour)
     return figure
@@ -151,14 +134,16 @@ def plot_analogies(
     """
     if model.num_classes is None:
         raise ValueError(f"Analogies need a model with classes or a DDGM, not {type(model).__name__} without classes.")
-    names = as_class_names(class_names, model.num_classes)
-    x, y = select_examples(model, x, y, num_images, seed)
-    z = encode_means(model, x, complete_classes(model, x, y))
+    names = style.as_class_names(class_names, model.num_classes)
+    x, y = style.select_examples(model, x, y, num_images, seed)
+    z = style.encode_means(model, x, style.complete_classes(model, x, y))
     classes = torch.arange(model.num_classes).repeat(len(x))
-    decoded = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0))
-    columns = [to_tiles(model, images, len(images) // len(x), image_shape, value_range) for images in (x, decoded)]
+    decoded = style.decode_means(model, classes, z.repeat_interleave(model.num_classes, 0))
+    columns = [
+        style.to_tiles(model, images, len(images) // len(x), image_shape, value_range) for images in (x, decoded)
+    ]
     which = "predicted" if bool((y < 0).all()) else "true" if bool((y >= 0).all()) else "true or predicted"
-    return new_image_grid(
+    return style.new_image_grid(
         np.concatenate(columns, axis=1),
         "Analogies: every class in the style of the given image",
         f"mean of p(x|y,z) for each y; z is the mean of q(z|x,y) at the {which} class",
@@ -183,14 +168,14 @@ def plot_interpolations(
     latents. For a :class:`pyro_ssvae.DDGM`, they are latents ``(N, L)``, and the paths straight lines of latents and of
     features; for one of points in the plane as curves over the density, without the options.
     """
-    start, end = check_examples(model, start, "start"), check_examples(model, end, "end")
+    start, end = style.check_examples(model, start, "start"), style.check_examples(model, end, "end")
     rows = []
     for spherical in (False, True):
         path = model.interpolate(start, end, steps=steps, spherical=spherical).cpu()  # (steps, N, *event)
         rows.append(torch.cat([start[None].cpu(), path, end[None].cpu()]).transpose(0, 1))
     x = torch.stack(rows, 1).flatten(0, 2)  # (N * 2 * (steps + 2), *event)
-    return new_image_grid(
-        to_tiles(model, x, steps + 2, image_shape, value_range),
+    return style.new_image_grid(
+        style.to_tiles(model, x, steps + 2, image_shape, value_range),
         "Interpolations of z between two images",
         "left and right: given images; between: mean of p(x|z)",
         row_names=["straight", "arc"] * len(start),
@@ -210,12 +195,12 @@ def plot_traversals(
 
     These are the ``num_latents`` latents whose posterior means vary most over the examples.
     """
-    x = check_examples(model, x)
-    std = map_batches(model.transform, x).std(0, correction=0)
+    x = style.check_examples(model, x)
+    std = style.map_batches(model.transform, x).std(0, correction=0)
     chosen = std.argsort(descending=True)[: as_count(num_latents, "num_latents", least=1)].tolist()
     images = torch.cat([model.traverse(x[:1], dim, _TRAVERSAL).squeeze(1).cpu() for dim in chosen])
-    return new_image_grid(
-        to_tiles(model, images, len(_TRAVERSAL), image_shape, value_range),
+    return style.new_image_grid(
+        style.to_tiles(model, images, len(_TRAVERSAL), image_shape, value_range),
         "Traversals of single latents",
         "mean of p(x|z) with one latent set to the value above; in brackets: std of its posterior mean over examples",
         row_names=[f"z[{dim}] ({std[dim]:.2f})" for dim in chosen],

@@ -25,13 +25,6 @@ from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import evaluation_mode
 
-__all__ = [
-    *("ACCENT", "ALARM", "FAINT", "INK", "add_colour_bar", "as_class_names", "as_classes", "as_image_shape"),
-    *("cell_size", "check_examples", "class_colours", "complete_classes", "decode_means", "draw_image_grid"),
-    *("encode_means", "map_batches", "name_ticks", "new_axes", "new_figure", "new_image_grid", "save_figure"),
-    *("select_examples", "set_title", "style_axes", "to_png", "to_tiles", "write_file"),
-]
-
 INK = "#222222"
 FAINT = "#8a8a8a"
 ACCENT = "#3f90da"

@@ -17,8 +17,6 @@ from pyro_ssvae.objectives.base import Validation
 if TYPE_CHECKING:
     from pyro_ssvae.training.loop import Loop
 
-__all__ = ["Best", "check_like", "get_state", "load_moments", "pack", "restore", "unpack"]
-
 _FORMAT = 1  # version of the format
 
 _TENSOR = "$tensor"  # the only key of the object that stands for a tensor

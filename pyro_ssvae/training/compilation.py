@@ -26,8 +26,6 @@ from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective
 from pyro_ssvae.training.config import TrainingConfig
 
-__all__ = ["CapturedSteps", "CompiledLoss", "choose_mode", "clone_shared_gradients", "preserve_state", "shapes_of"]
-
 _WARM_UP = 3  # steps on a side stream before a capture, as CUDA's libraries want them; they train like any other
 
 

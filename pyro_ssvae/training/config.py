@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from pyro_ssvae.data.dataset import SemiSupervisedData
     from pyro_ssvae.objectives import Objective
 
-__all__ = [
-    "TrainingConfig",
-    "describe_memory_error",
-    "has_bf16",
-    "make_fabric",
-    "raise_mmap_threshold",
-    "settle",
-]
-
 _LARGEST_HEAP_BLOCK = 32 * 2**20 - 2**13  # bytes; glibc returns larger ones to the system as soon as they are freed
 
 

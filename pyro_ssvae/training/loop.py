@@ -38,8 +38,6 @@ from pyro_ssvae.training.workers import processes
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["FitResult", "fit"]
-
 _SYNCHRONISE_EVERY = 50  # steps between checks whether the loss is still finite, which wait for the device
 _READ_EVERY = 10  # steps between readings on a GPU whether another process wants to stop
 _TIME_IS_OVER = 1  # as a request to stop; others are numbers of signals, of which SIGHUP is not caught

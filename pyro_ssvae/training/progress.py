@@ -9,22 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from pyro_ssvae.training.run_folder import writing
-
-__all__ = ["ProgressReport", "TensorBoardLog"]
 
 _SHOWN = {
     "val/bound": "validation bound {:.1f} nats",
@@ -34,10 +23,10 @@ _SHOWN = {
 }
 
 
-class _RateColumn(ProgressColumn):
+class _RateColumn(progress.ProgressColumn):
     """Steps per second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
 
 
@@ -55,15 +44,15 @@ class ProgressReport:
         self._console = _Console(stderr=True)
         self._total, self._done = total, done
         self._enabled = enabled
-        self._progress = Progress(
-            TextColumn(words),
-            BarColumn(),
-            MofNCompleteColumn(),
+        self._progress = progress.Progress(
+            progress.TextColumn(words),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
             _RateColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[status]}"),
             console=self._console,
             disable=not (enabled and self._console.is_terminal),
         )

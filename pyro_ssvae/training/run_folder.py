@@ -28,8 +28,6 @@ try:
 except ImportError:  # on Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["EXTENDING", "FREE", "RunFolder", "refuse_changes", "writing"]
-
 EXTENDING = ("max_epochs", "max_steps", "max_minutes", "patience")
 """Settings that may change when a run is continued, because they only extend it."""
 

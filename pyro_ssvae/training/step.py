@@ -38,8 +38,6 @@ from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["MovingAverage", "TrainingStep"]
-
 _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which takes seconds
 
 

@@ -15,8 +15,6 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.errors import PyroSSVAEError, TrainingFailedError
 
-__all__ = ["processes"]
-
 
 @contextmanager
 def processes(number: int | None, train: Callable[..., Any], *arguments: Any) -> Iterator[Ranks]:

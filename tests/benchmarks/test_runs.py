@@ -22,7 +22,7 @@ from runs import Run
 from torch import nn
 
 from pyro_ssvae import DDGM, M1
-from pyro_ssvae.data import draw_label_split
+from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.errors import TrainingFailedError
 
 RUNS = [run for module in (mnist, grey_cifar, ddgm, times) for run in module.configurations(10)]

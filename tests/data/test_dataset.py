@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_ssvae import SemiSupervisedData
-from pyro_ssvae.data import LabelSplit, draw_label_split
+from pyro_ssvae.data.labels import LabelSplit, draw_label_split
 
 X = np.arange(12, dtype=np.uint8).reshape(6, 2)
 Y = np.array([0, 1, -1, 2, -1, -1])
@@ -230,7 +230,6 @@ def test_from_arrays_without_classes(images):
     assert (data.num_labelled, data.num_unlabelled, len(data.x_test), data.split) == (0, 60, 9, None)
     assert (data.num_classes, data.class_names, data.y_test.tolist()) == (None, (), [-1] * 9)
     assert "no classes" in repr(data)
-    assert data.known_test[0].shape == (0, 1, 6, 5)
     assert same_tensors(data.without_labels(), data)
     empty = SemiSupervisedData.from_arrays(images["x_train"], np.full(60, -1), x_test=images["x_test"])
     assert same_tensors(empty, data)
@@ -262,10 +261,9 @@ def test_held_out_examples_may_be_unlabelled():
     x, y = data.known_validation
     assert x.tolist() == X[[0, 2]].tolist()
     assert y.tolist() == [1, 0]
-    assert [len(part) for part in data.known_test] == [0, 0]
     assert data.without_labels().y_validation.tolist() == [1, -1, 0]
-    known = SemiSupervisedData.from_arrays(X, Y, x_test=X[:2], y_test=[0, 1])
-    assert known.known_test[0] is known.x_test
+    known = SemiSupervisedData.from_arrays(X, Y, x_validation=X[:2], y_validation=[0, 1])
+    assert known.known_validation[0] is known.x_validation
 
 
 @pytest.mark.filterwarnings("error")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae.data import LabelSplit, draw_label_split
-from pyro_ssvae.data.labels import select_last
+from pyro_ssvae.data.labels import LabelSplit, draw_label_split, select_last
 
 
 @pytest.fixture

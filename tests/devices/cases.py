@@ -11,7 +11,7 @@ import torch
 from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS, Gaussian, Mixed, Poisson
-from pyro_ssvae.objectives import AffineAugmentation, Consistency, NearestNeighbourEntropy, Objective, Update
+from pyro_ssvae.objectives import AffineAugmentation, Consistency, Objective, Update
 from pyro_ssvae.objectives.energy_terms import ENTROPIES
 
 NUM_CLASSES, LATENT_DIM = 4, 2
@@ -93,7 +93,6 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "m1m2-joint": partial(with_m1m2, joint=True),
     "m1m2-joint-particles": partial(with_m1m2, joint=True, num_particles=3),
     **{f"ddgm-{name}": partial(with_ddgm, entropy=name) for name in ENTROPIES},
-    "ddgm-third-neighbour": partial(with_ddgm, entropy=NearestNeighbourEntropy(k=3)),
     "ddgm-prior-student_t": partial(with_ddgm, {"prior": "student_t"}),
     "ddgm-classes": partial(with_ddgm, {"num_classes": NUM_CLASSES}),
     "ddgm-shared-draws": partial(with_ddgm, shared_draws=True),

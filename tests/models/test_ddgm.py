@@ -14,8 +14,7 @@ from torch.nn import functional as F
 import pyro_ssvae
 from pyro_ssvae import DDGM
 from pyro_ssvae.models.ddgm import langevin, nearest_latents
-from pyro_ssvae.networks import MLPGenerator
-from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, EnergyNet, UpsampledConv2d
+from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, EnergyNet, MLPGenerator, UpsampledConv2d
 
 
 def make_ddgm(event_shape: tuple[int, ...] = (2,), **options: object) -> DDGM:

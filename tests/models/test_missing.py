@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,19 @@ def test_the_bound_is_that_of_a_model_of_the_observed_columns(name: str, kind: A
     assert not of_decoder.unflatten(0, (-1, COLUMNS))[:, UNSEEN].any()
 
 
+class FixedScale(Likelihood):
+    """Gaussian elements of a known standard deviation."""
+
+    name, num_params = "fixed_scale", 1
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, params: Tensor, event_dim: int) -> torch.distributions.Distribution:
+        return dist.Normal(params.squeeze(-1 - event_dim), self.scale).to_event(event_dim)
+
+
 class ExactPosterior(nn.Module):
     """q(z|x) = p(z|x) of a linear Gaussian model, from the observed values and what is missing."""
 
@@ -145,7 +159,7 @@ def test_log_likelihood_is_that_of_the_observed_values_in_closed_form() -> None:
         (4,),
         latent_dim=1,
         hidden_dims=(),
-        likelihood=Gaussian(variance="fixed", scale=scale),
+        likelihood=FixedScale(scale),
         encoder=ExactPosterior(weight, scale),
         missing=True,
     )

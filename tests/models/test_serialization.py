@@ -132,7 +132,7 @@ def test_a_subclass_of_a_library_model_loads_as_that_model(tmp_path: Path) -> No
     "build",
     [
         lambda: M2((6,), 3, class_prior=FixedClassPrior(3, torch.arange(1, 4)), classifier=MLP((6,), 3, (7,))),
-        lambda: M1((3,), likelihood=Mixed([([0, 2], Gaussian(variance="shared")), ([1], Poisson())])),
+        lambda: M1((3,), likelihood=Mixed([([0, 2], Gaussian(min_scale=0.1)), ([1], Poisson())])),
         lambda: M1((3,), latent_dim=2, prior=MixtureOfGaussians(2, num_components=4)),
         lambda: M1M2.from_m1(M1((1, 8, 8), prior="flow"), 3, prior="vamp", classify_from="x"),
         lambda: M1M2.from_m1(M1((6,)), 3, active=torch.arange(50) < 7, prior="mixture", class_prior="dirichlet"),

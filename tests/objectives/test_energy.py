@@ -16,8 +16,8 @@ from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig
 from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models.base import data_plate
+from pyro_ssvae.models.diagnostics import find_failure, has_collapsed
 from pyro_ssvae.objectives import EnergyLoss, NearestNeighbourEntropy
-from pyro_ssvae.objectives.energy import find_failure, has_collapsed
 from pyro_ssvae.objectives.energy_terms import normalise_importance_weights, perturb_samples
 
 
@@ -299,11 +299,10 @@ def test_wrong_models_and_entropies_are_refused() -> None:
 
 def test_config_holds_every_setting() -> None:
     """Results name every setting, so the configuration must change with each of them."""
-    found = EnergyObjective(make_ddgm(), num_unlabelled=1, entropy=NearestNeighbourEntropy(k=3)).config()
-    assert found["entropy_settings"] == {"k": 3, "dim": None}
-    assert "negative_augmentation" not in found
+    found = EnergyObjective(make_ddgm(), num_unlabelled=1, entropy=NearestNeighbourEntropy(dim=1.5)).config()
+    assert found["entropy_settings"] == {"dim": 1.5}
     changed = EnergyObjective(make_ddgm(), num_unlabelled=1, negative_weight=1.0, generator_rate=5.0).config()
-    assert "negative_augmentation" in changed
+    assert (found["negative_weight"], changed["negative_weight"]) == (0.0, 1.0)
     assert (found["generator_rate"], changed["generator_rate"]) == (3.0, 5.0)
 
 

@@ -14,7 +14,8 @@ from matplotlib.image import imread
 
 from pyro_ssvae import DDGM, M1, M2, SemiSupervisedData
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.plots import figures, save_figures
+from pyro_ssvae.plots import figures
+from pyro_ssvae.plots.figures import save_figures
 from pyro_ssvae.plots.style import new_figure
 
 MODULE = importlib.import_module("pyro_ssvae.plots.figures")  # not the function of that name
