@@ -283,7 +283,7 @@ class _FixedBatch:
 
 
 class Ours(Contender):
-    """This package: the step of ``fit``, with moving average and sums for the log, without the two extra losses."""
+    """This package: the step of ``fit``, with moving average and sums for the log, without the regularisers."""
 
     warm_up = 6  # the first steps are eager, then one is compiled or captured
 

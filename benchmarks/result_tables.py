@@ -106,10 +106,10 @@ def m2_ablation(results: Results) -> str:
         return compare
 
     rows = {
-        "m2-default-100": "labels, the two extra losses, the bound of every example",
+        "m2-default-100": "labels, the bound and both regularisers (the default)",
         "m2-no-pose-100": "the same without pose latents",
         "m2-regularisers-alone-100": "the same without the bound",
-        "m2-pure-100": "labels and the bound, without the extra losses (`--pure`)",
+        "m2-pure-100": "labels and the bound, without regularisers (`--pure`)",
         "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
