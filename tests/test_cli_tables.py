@@ -72,7 +72,7 @@ def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_ssvae.cli.main._ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("pyro_ssvae.cli.predictions._ROWS_AT_ONCE", 50)
     table = pd.read_csv(folder / "all.csv")
     table[table.columns[::-1]].to_parquet(tmp_path / "all.parquet", row_group_size=40)  # in another order
     expected = pyro_ssvae.load(folder / "run").predict_proba(table).numpy()

@@ -46,7 +46,7 @@ from pyro_ssvae.training.loop import fit
 
 __all__ = [
     *("describe_run", "find_results", "get_m1_config", "load_data", "make_m1", "plain_warnings"),
-    *("print_error", "print_result", "read_data", "run_command", "train_stages"),
+    *("print_error", "print_result", "read_data", "run_command", "silence", "train_stages"),
 ]
 
 _EXPECTED = (PyroSSVAEError, ValueError, TypeError, OSError)  # not faults of the program
@@ -107,7 +107,7 @@ def run_command(
         rank = launched()[0]
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else _silence():
+        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else silence():
             again = evaluate_again or args.resume is not None
             finished = [] if again else find_results(command, args.values, Path(args.out))
             for run, result in finished:
@@ -121,16 +121,11 @@ def run_command(
             raise
         out = None if args is None else args.values["out"]
         if out is not None and RunFolder(out).config.is_file():
-            with nullcontext() if rank == 0 else _silence():
+            with nullcontext() if rank == 0 else silence():
                 print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
-        if rank and not alone:  # the first process prints what all of them meet, before a launcher ends it
-            with suppress(KeyboardInterrupt):
-                time.sleep(_UNTIL_PRINTED)
-            return 2
-        return print_error(error, options)
+        return print_error(error, options, rank)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -140,17 +135,22 @@ def run_command(
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Print nothing: the first of several processes prints."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
-def print_error(error: Exception, options: Mapping[str, str]) -> int:
+def print_error(error: Exception, options: Mapping[str, str], rank: int = 0) -> int:
     """Print an error in one line, with flags in place of the arguments that they set, and return the exit status.
 
-    An error that is a fault of the program is raised again.
+    An error that is a fault of the program is raised again. The first of several processes prints what all meet.
     """
+    alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
+    if rank and not alone:
+        with suppress(KeyboardInterrupt):  # the first one prints, before a launcher ends it
+            time.sleep(_UNTIL_PRINTED)
+        return 2
     if (words := describe_memory_error(error)) is not None:
         words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
     elif not isinstance(error, _EXPECTED):
