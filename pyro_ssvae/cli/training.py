@@ -29,7 +29,7 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.storage import sample_rows
+from pyro_ssvae.data.storage import is_on_disk, sample_rows
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
 from pyro_ssvae.evaluation import active_units
@@ -199,7 +199,7 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
 
     Where the data cannot be downloaded, this is said, and ``digits`` returned.
     """
-    if args.image_size is not None and not Path(args.data).is_dir():
+    if args.image_size is not None and (is_on_disk(Path(args.data)) or not Path(args.data).is_dir()):
         raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
     wanted = args.values.get("num_labels", "all")
     kept = wanted if num_labels is None else num_labels
@@ -241,18 +241,22 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
-    """Return a data set by name, table, .npz file or folder of images.
+    """Return a data set by name, table, file of arrays or folder of images.
 
     Of 100 labelled rows of a table or more, a tenth each is for validation and testing.
     """
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
-    if Path(name).is_dir():
-        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
-    if is_table(name):
+    path = Path(name)
+    if is_table(name) or is_on_disk(path):
         if args.label is None and args.values.get("num_labels"):
-            raise ValueError(f"{name} needs --label COLUMN, the column of the labels (empty for unlabelled rows).")
+            column = "COLUMN, the column of the labels (empty for unlabelled rows), or "
+            has_columns = is_table(name) or path.suffix == ".h5ad" or any(path.glob("*.parquet"))
+            file = "FILE.npy with a label for each row, -1 where unknown"
+            raise ValueError(f"{name} needs --label {column if has_columns else ''}{file}.")
         parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
         return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
+    if path.is_dir():
+        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)
