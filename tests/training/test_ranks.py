@@ -124,6 +124,20 @@ def test_fit_starts_processes_itself() -> None:
 
 
 @pytest.mark.slow
+def test_a_script_that_starts_processes_when_it_is_imported_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tests.training.small_runs import SHORT, changed, make_data, make_objective\n"
+        "from pyro_ssvae import fit\n"
+        "data = make_data(9000)\n"  # more than a pipe holds
+        "fit(make_objective(data), data, changed(SHORT, batch_size=16), devices=2, progress=False)\n"
+    )
+    options: Any = {"env": {**os.environ, "PYTHONPATH": str(_HERE.parents[1])}, "text": True, "timeout": 240}
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, **options)
+    assert done.returncode == 1
+    assert "a script needs its calls under if __name__ == '__main__'" in done.stderr
+
+
+@pytest.mark.slow
 def test_torchrun_trains_one_run(tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pyro_ssvae", "train", "m2", "digits"]
     flags = ["--max-epochs", "1", "--out", str(tmp_path / "run")]
