@@ -241,7 +241,7 @@ def make_tables(folder: Path) -> dict[str, str]:
 
 def draw_figures(docs: Path) -> None:
     """Draw memory during a pass, rows a second by source, and the time of a step, from ``scale.json``."""
-    from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, save_figure, style_axes
+    from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_figure, style_axes
 
     found = json.loads((docs / "benchmarks" / "scale.json").read_text())
     disk = found["disk"]
@@ -259,15 +259,16 @@ def draw_figures(docs: Path) -> None:
     axes.set(xlabel="rows a second", xscale="log")
     style_axes(axes, grid=True)
     save_figure(figure, docs / "_static" / "scale-sources.png")
-    figure, axes = new_axes(4.6, 2.8)
-    for varied, colour in zip(STEPS, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+    figure = new_figure(8.4, 2.4)
+    for panel, varied in zip(figure.subplots(1, len(STEPS), sharey=True), STEPS, strict=True):
         own = [one for one in found["steps"] if one["varied"] == varied]
-        axes.plot([o["value"] for o in own], [o["milliseconds"] for o in own], "o-", color=colour, label=varied)
-    axes.set(xlabel="number", ylabel="milliseconds of a step", xscale="log", yscale="log")
-    axes.set_yticks(ticks := (10, 20, 50, 100, 200, 500), map(str, ticks))
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
-    style_axes(axes, grid=True)
+        panel.plot([one["value"] for one in own], [one["milliseconds"] for one in own], "o-", color=ACCENT)
+        panel.set(xlabel=varied, xscale="log", yscale="log")
+        panel.set_xticks([one["value"] for one in own])
+        panel.set_yticks(ticks := (10, 20, 50, 100, 200, 500), map(str, ticks))
+        panel.minorticks_off()
+        style_axes(panel, grid=True)
+    figure.axes[0].set_ylabel("milliseconds of a step")
     save_figure(figure, docs / "_static" / "scale-steps.png")
 
 

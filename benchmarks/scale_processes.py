@@ -7,6 +7,7 @@ python benchmarks/scale_processes.py --quick  # 2 minutes; nothing is written
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -91,10 +92,28 @@ def find_workers(launcher: int) -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
-def launch(folder: Path, steps: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
+def launch(folder: Path, steps: int, restarts: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--max-restarts", str(restarts), __file__]
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "--train", str(folder), "--steps", str(steps)], **options)  # type: ignore[call-overload,no-any-return]
+
+
+def kill_one(process: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill a worker at a random moment, and return whether there was one."""
+    deadline = time.time() + chance.uniform(4.0, 12.0)
+    while time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    workers = find_workers(process.pid)
+    if process.poll() is not None or len(workers) < 2:
+        return False
+    os.kill(chance.choice(workers), signal.SIGKILL)
+    return True
+
+
+def check_end(process: subprocess.Popen[str]) -> None:
+    errors = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, errors
 
 
 def kill_workers(number: int, steps: int, folder: Path) -> Iterator[float]:
@@ -102,19 +121,29 @@ def kill_workers(number: int, steps: int, folder: Path) -> Iterator[float]:
     chance = random.Random(0)
     while number:
         process = launch(folder, steps)
-        deadline = time.time() + chance.uniform(4.0, 12.0)
-        while time.time() < deadline and process.poll() is None:
-            time.sleep(0.02)
-        workers = find_workers(process.pid)
-        if process.poll() is not None or len(workers) < 2:
-            errors = process.communicate()[1]
-            assert process.returncode == 0, errors
+        if not kill_one(process, chance):
+            check_end(process)
             return
         started = time.time()
-        os.kill(chance.choice(workers), signal.SIGKILL)
         process.communicate(timeout=120)
         number -= 1
         yield time.time() - started
+
+
+def measure_restarts(number: int, steps: int) -> int:
+    """Return how many kills runs survived that torchrun itself starts again, at most twice each."""
+    chance, kills = random.Random(1), 0
+    with tempfile.TemporaryDirectory() as temporary:
+        expected = train(Path(temporary) / "whole", steps, 2)
+        for run in itertools.count():
+            folder = Path(temporary) / str(run)
+            process = launch(folder, steps, restarts=2)
+            kills += sum(kill_one(process, chance) for _ in range(min(2, number - kills)))
+            check_end(process)
+            assert train(folder, steps, 2) == expected
+            print(f"{kills} kills, after which torchrun started the processes again", flush=True)
+            if kills >= number:
+                return kills
 
 
 def measure_kills(number: int, steps: int) -> dict[str, Any]:
@@ -167,6 +196,7 @@ def main() -> None:
         found["speed"] = measure_efficiency(*((1, 40) if args.quick else (5, 60)))
     if args.only != "speed":
         found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
+        found["kills"]["restarts"] = measure_restarts(*((2, 400) if args.quick else (10, args.steps)))
     if not args.quick:
         STORE.write_text(json.dumps(found | {"machine": describe("cpu")}, indent=1) + "\n")
         write_tables(DOCS)

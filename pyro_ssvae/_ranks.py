@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
+
+from pyro_ssvae.errors import PyroSSVAEError
 
 __all__ = ["Division", "Ranks", "first_rows", "gather_rows", "is_lost", "launched", "mean_over_ranks", "own_rows"]
 
@@ -176,6 +178,39 @@ class Ranks:
                 self._memory = torch.from_file(name, shared=True, size=size, dtype=dtype).view(2, self.size, length)
                 self.largest(0)  # all have opened it, and process 0 may delete its name
         return self._memory
+
+    def map_in_turn(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """Yield, in process 0, what a function makes of items, in order; the processes take turns to compute it.
+
+        In the others the iterator yields nothing, and has to be exhausted too. Process 0 raises all errors.
+
+        Raises:
+            PyroSSVAEError: If another process has ended.
+        """
+        for first in range(0, len(items), self.size):
+            own: list[Any] | Exception = []
+            try:
+                own = [function(item) for item in items[first + self.rank : first + self.rank + 1]]
+            except Exception as error:
+                own = error
+            for found in self._gather(own):
+                if isinstance(found, Exception):
+                    raise found
+                yield from found
+            if isinstance(own, Exception):
+                raise own
+
+    def _gather(self, value: Any) -> list[Any]:
+        """Return what all processes give, in process 0, and nothing in the others."""
+        found = [value] * (self.size if self.rank == 0 else 0)
+        if self.size > 1:
+            try:
+                dist.gather_object(value, found or None)
+            except RuntimeError as error:
+                if not is_lost(error):
+                    raise
+                raise PyroSSVAEError(f"One of the {self.size} processes that share the work has ended.") from error
+        return found
 
     @contextmanager
     def divide(self, parts: Iterable[Tensor | None]) -> Iterator[list[Tensor | None]]:

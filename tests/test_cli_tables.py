@@ -13,6 +13,7 @@ from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import Mixed
 
 SMALL = ["--latent-dim", "3", "--hidden-dims", "[16]", "--training.max_steps", "150", "--device", "cpu"]
+SHORT = [*SMALL, "--training.max_steps", "10"]
 NAMES = np.array(["barolo", "grignolino", "barbera"])
 CODES = "ignore:Columns of words are read as codes"
 
@@ -24,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hue = pd.Series(np.where(wine.data["hue"] > 1.0, "bright", "dark"))
     table = wine.data.assign(hue=hue, cultivar=NAMES[wine.target])
     table.to_csv(folder / "all.csv", index=False)
+    np.save(folder / "rows.npy", wine.data.to_numpy())
     table.assign(cultivar=table["cultivar"].where(table.index % 3 == 0)).to_csv(folder / "few.csv", index=False)
     command = ["train", "m2", str(folder / "few.csv"), "--label", "cultivar", "--out", str(folder / "run"), *SMALL]
     with pytest.warns(UserWarning, match="read as codes"):
@@ -72,7 +74,7 @@ def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_ssvae.cli.main._ROWS_AT_ONCE", 50)
+    monkeypatch.setattr("pyro_ssvae.cli.predictions._ROWS_AT_ONCE", 50)
     table = pd.read_csv(folder / "all.csv")
     table[table.columns[::-1]].to_parquet(tmp_path / "all.parquet", row_group_size=40)  # in another order
     expected = pyro_ssvae.load(folder / "run").predict_proba(table).numpy()
@@ -84,6 +86,28 @@ def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
     assert found["row"].tolist() == list(range(178))
     assert (found["predicted"] == np.sort(NAMES)[expected.argmax(1)]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_training_and_prediction_from_arrays_that_stay_on_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: type
+) -> None:
+    """Rows get the defaults of tables, and images of bytes those of images."""
+    monkeypatch.setattr("pyro_ssvae.data.rows.MAX_DENSE", 1000)
+    wine = load_wine()
+    x = wine.data.astype(dtype)
+    if dtype == np.uint8:
+        x = (255 * (wine.data[:, :9] > 2.0)).astype(dtype).reshape(-1, 3, 3)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", np.where(np.arange(178) % 3 == 0, NAMES[wine.target], ""))
+    data, run = str(tmp_path / "x.npy"), str(tmp_path / "run")
+    assert main(["train", "m2", data, "--label", str(tmp_path / "y.npy"), "--out", run, *SHORT]) == 0
+    assert "60 labelled and 118 unlabelled" in capsys.readouterr().out
+    flags = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["flags"]
+    expected = "auto" if dtype == np.float32 else "bernoulli"
+    assert (flags["num_labels"], flags["likelihood"]) == ("all", expected)
+    assert main(["predict", run, data, "--out", str(tmp_path / "p.npy")]) == 0
+    assert np.load(tmp_path / "p.npy").shape == (178, 3)
 
 
 def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +167,14 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["train", "m2", "all.csv"], "all.csv needs --label COLUMN"),
         (["train", "m2", "all.csv", "--label", "cultivr"], "no column cultivr. Did you mean cultivar?"),
         (["train", "m2", "nowhere.csv", "--label", "y"], "nowhere.csv"),
-        (["train", "m2", "--data", "digits", "--label", "y"], "--label: for tables, and --data digits is none"),
+        (
+            ["train", "m2", "--data", "digits", "--label", "y"],
+            "--label: for tables and files of rows, and --data digits is none",
+        ),
+        (["train", "m2", "rows.npy"], "rows.npy needs --label FILE.npy with a label for each row, -1 where unknown."),
+        (["train", "m2", "rows.npy", "--label", "cultivar"], "--label cultivar: rows.npy has no columns"),
+        (["train", "m2", "rows.npy", "--label", "rows.npy", "--image-size", "8"], "--image-size 8 is for a folder of"),
+        (["train", "m2", "nowhere.npy", "--label", "y.npy"], "nowhere.npy does not exist"),
         (["train", "m2", "--num-labels", "many"], "'many' is not a whole number, or all"),
         (["train", "ddgm", "all.csv"], "images (C, H, W) of at least 8x8 pixels are needed"),
         (["predict", "run", "rows.csv"], "rows.csv"),

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.images import has_colour
 from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.storage import is_on_disk, open_source
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
@@ -35,7 +37,11 @@ from pyro_ssvae.presets import (
 
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 _TABLES: dict[str, Any] = {"likelihood": "auto", "num_labels": "all"}  # defaults for tables
-_NAMES = "mnist, fashion_mnist, cifar10, digits (needs no download), FILE.npz, TABLE.csv, or a FOLDER of images"
+_NAMES = (
+    "mnist, fashion_mnist, cifar10, digits, TABLE.csv, FILE.npz, a FOLDER of images, or rows in .npy, .parquet, "
+    ".zarr, .h5ad"
+)
+_LABEL = "column of labels in a table, empty where unknown, or y.npy with all labels"
 
 
 def _as_count_or_all(text: str) -> int | str:
@@ -47,7 +53,7 @@ def _as_count_or_all(text: str) -> int | str:
 
 _DATA = (
     Flag("data", "mnist", _NAMES, metavar="DATA"),
-    Flag("label", None, "column of the labels in TABLE.csv; empty cells are unlabelled rows", str, metavar="COLUMN"),
+    Flag("label", None, _LABEL, str, metavar="COLUMN"),
     Flag("test", None, "table of test rows (default: a tenth of 100 labelled rows or more)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
     Flag("data_dir", None, "folder of the data sets (default: $PYRO_SSVAE_DATA, or else a cache)", str, metavar="DIR"),
@@ -142,13 +148,18 @@ def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
 def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
     """Return shape and dtype of the images that ``--data`` names; the shape is empty without images, or unreadable."""
     try:
+        if is_on_disk(Path(data)):
+            source = open_source(data)
+            assert source is not None
+            kind = np.uint8 if source.dtype == torch.uint8 else np.float32
+            return tuple(source.shape[1:]) if source.dim() == 4 else (), kind
         if Path(data).is_dir():
             return (3 if has_colour(data) else 1, 0, 0), np.uint8
         if not data.endswith(".npz"):
             return ((3, 32, 32) if data == "cifar10" else (1, 28, 28)), np.uint8
         x = read_npz(Path(data), ["x_train"])["x_train"]
         return tuple(as_images(x).shape[1:]) if x.ndim in (3, 4) else (), x.dtype
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, ImportError):  # which is told when the data is read
         return (), None
 
 
@@ -162,19 +173,21 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
 
     def find(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         chosen: dict[str, Any] = {}
-        folder, likelihood = Path(values["data"]).is_dir(), "likelihood" in values and "likelihood" not in given
-        if is_table(values["data"]):
+        data, likelihood = values["data"], "likelihood" in values and "likelihood" not in given
+        rows = is_table(data) or is_on_disk(Path(data))
+        if rows and (is_table(data) or not _find_image_shape(data)[0]):
             known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
             chosen = {name: value for name, value in _TABLES.items() if name in known}
             return find_defaults(values | chosen | given, given) | chosen
-        if unused := [f"--{name}" for name in ("label", "test") if given.get(name) is not None]:
-            raise ValueError(f"{', '.join(unused)}: for tables, and --data {values['data']} is none.")
-        if values.get("num_labels") and "num_labels" not in given and folder:
+        unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
+        if unused and not rows:
+            raise ValueError(f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none.")
+        if values.get("num_labels") and "num_labels" not in given and (rows or Path(data).is_dir()):
             chosen["num_labels"] = "all"  # those that someone sorted
         if likelihood and values["features"] is not None:
             chosen |= FEATURES.model
         elif likelihood:
-            shape, dtype = _find_image_shape(values["data"])
+            shape, dtype = _find_image_shape(data)
             if shape and shape[0] >= 3:
                 chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
         if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
@@ -270,6 +283,7 @@ _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are label
   PROGRAM --data digits           # 8x8 digits of scikit-learn, under a minute
   PROGRAM --data mine.npz --likelihood gaussian
   PROGRAM table.csv --label species
+  PROGRAM rows.npy --label y.npy  # more than 1 GiB stay on disk
   PROGRAM --resume runs/NAME      # continue a run that was stopped"""
 _M1_TEXT = f"""Train M1, a variational autoencoder (Kingma & Welling 2013).
 

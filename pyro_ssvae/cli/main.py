@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from pyro_ssvae import _interrupts
 from pyro_ssvae._arguments import as_count
-from pyro_ssvae._io import check_path, read_json
+from pyro_ssvae._io import read_json
+from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
 from pyro_ssvae.cli.output import write_columns
+from pyro_ssvae.cli.predictions import evaluate, get_names, predict
 from pyro_ssvae.cli.training import (
     describe_run,
     find_results,
@@ -31,20 +33,14 @@ from pyro_ssvae.cli.training import (
     print_error,
     print_result,
     run_command,
+    silence,
     train_stages,
 )
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.images import read_folder
-from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.preparation import convert_images, prepare
-from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.storage import is_on_disk
-from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
-from pyro_ssvae.models.base import as_input
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -56,7 +52,6 @@ from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.loop import fit
 
-_ROWS_AT_ONCE = 10_000
 _EXAMPLES = """examples:
   pyro-ssvae train m2 --data digits --out runs/digits    # m1, m1m2, ddgm, ddgm_2d: see train MODEL --help
   pyro-ssvae train m2 --resume runs/digits               # continue after Ctrl-C
@@ -126,15 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, flags = argv[1], argv[2:]
         flags = ["--data", *flags] if flags and not flags[0].startswith("-") else flags
         return run_command(_TRAIN[name], name, flags, program=f"pyro-ssvae train {name}")
-    args = argparse.Namespace()
+    args, rank = argparse.Namespace(), 0
     try:
-        with plain_warnings():
+        rank = launched()[0]
+        with plain_warnings() if rank == 0 else silence():
             _new_parser().parse_args(argv, args)
             return int(args.function(args) or 0)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        return print_error(error, {name: f"--{name.replace('_', '-')}" for name in vars(args)})
+        return print_error(error, {name: f"--{name.replace('_', '-')}" for name in vars(args)}, rank)
 
 
 def _new_parser() -> Parser:
@@ -235,95 +231,12 @@ def _load_run_data(folder: Path) -> SemiSupervisedData:
     return load_data(flags).without_labels() if name == "m1" else load_data(flags)
 
 
-def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
-    """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
-    check_path(path, "a table, an .npz file or a folder of images", Path.exists)
-    if is_table(path):
-        rows = read_table(path)
-        column = None if label is None else select_columns(rows, [label])[label]
-        words = None if column is None else column.map(_as_word, na_action="ignore").astype(object)
-        return rows, "row", range(len(rows)), words
-    if label is not None:
-        raise ValueError(f"--label {label}: for tables, and {path} is none.")
-    if path.is_dir():
-        return _read_images(model, path)
-    arrays = read_npz(path, (), ("x", "y", "x_test", "y_test"))
-    x, y = (arrays.get(name) for name in (("x", "y") if "x" in arrays else ("x_test", "y_test")))
-    if x is None:
-        raise ValueError(f"{path} holds neither x nor x_test; write examples by numpy.savez(path, x=..., y=...).")
-    return x, "row", range(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
-
-
-def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any]:
-    """Return the images of a folder as :func:`_read` does, in size and channels those of the model's."""
-    source = model.feature_source
-    shape = tuple(model.event_shape if source is None else source.image_shape)
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
-    images = read_folder(folder, shape[1], on_error="skip")
-    found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
-    x = convert_images(prepare(torch.from_numpy(images.x), scale=255.0), shape)
-    return x, "file", images.files, np.array(found)
-
-
-def _as_word(label: Any) -> str:
-    return label if isinstance(label, str) else f"{label:g}"
-
-
-def _get_names(model: Any) -> Sequence[str]:
-    return model.class_names or tuple(map(str, range(model.num_classes or 0)))
-
-
 def _predict(args: argparse.Namespace) -> None:
-    """Write file or row number, class and class probabilities of each example."""
-    model, scale = _load_last(args.run), 1.0
-    if is_on_disk(args.data):
-        x, scale = as_input(model, args.data)
-        kind, found = "row", np.arange(len(x))
-    else:
-        x, kind, names, _ = _read(model, args.data, None)
-        found = np.array(names)
-
-    def predict(start: int) -> tuple[Any, Any]:
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        return found[rows], model.predict_proba(x[rows] if scale == 1.0 else x[rows] / scale).numpy()
-
-    def describe(found: Any, probabilities: Any) -> dict[str, Any]:
-        names = _get_names(model)
-        columns = {kind: found, "predicted": np.array(names)[probabilities.argmax(1)]}
-        return columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}
-
-    number = len(x)
-    parts: Iterable[Any] = map(predict, range(0, max(1, number), _ROWS_AT_ONCE))
-    if args.least_sure is not None:
-        number = min(number, as_count(args.least_sure, "--least-sure", least=1))
-        found, probabilities = map(np.concatenate, zip(*parts, strict=True))
-        order = probabilities.max(1).argsort(kind="stable")[:number]
-        parts = [(found[order], probabilities[order])]
-    write_columns((describe(*part) for part in parts), args.out, number)
+    predict(_load_last(args.run), args)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
-    model = _load_last(args.run)
-    if is_table(args.data) and args.label is None:
-        raise ValueError(f"{args.data} needs --label COLUMN, the column of the labels.")
-    x, kind, _, labels = _read(model, args.data, args.label)
-    where = f"column {args.label}" if is_table(args.data) else str(args.data)
-    names = _get_names(model)
-    (y,) = encode_labels({where: labels}, [len(x)], class_names=names).y.values()
-    known, kind = y >= 0, "images" if kind == "file" else "rows"
-    if not known.any():
-        raise ValueError(f"None of the {len(y)} {kind} has a label in {where}.")
-    probabilities, y = model.predict_proba(x)[known], y[known]
-    wrong = (probabilities.argmax(1) != y).double()
-    surprise = -probabilities.double().clamp(min=1e-30)[torch.arange(len(y)), y].log().mean()
-    if left_out := int((~known).sum()):
-        print(f"{left_out} {kind} without a label are left out", file=sys.stderr)
-    print(f"error           {wrong.mean():.2%} of {len(y)} {kind}")
-    print(f"cross-entropy   {surprise:.3f} nats per {kind[:-1]}")
-    for number in y.unique().tolist():
-        print(f"error of {names[number]}: {wrong[y == number].mean():.2%} of {int((y == number).sum())} {kind}")
+    evaluate(_load_last(args.run), args)
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -367,7 +280,7 @@ def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) 
     found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
     for name, words in model.categories.items():
         found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
-    return found if y is None else found | {"class": np.array(_get_names(model))[y.numpy()]}
+    return found if y is None else found | {"class": np.array(get_names(model))[y.numpy()]}
 
 
 def _explore(args: argparse.Namespace) -> None:

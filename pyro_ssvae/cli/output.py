@@ -6,6 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,12 @@ def _write_parquet(parts: Iterable[Columns], file: Any) -> None:
         from pyarrow.parquet import ParquetWriter
     except ImportError as error:
         raise MissingPackageError("Parquet files are written by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
-    writer = None
-    for columns in parts:
-        table = pyarrow.table(dict(columns))
-        writer = ParquetWriter(file, table.schema) if writer is None else writer
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    with ExitStack() as stack:
+        writer = None
+        for columns in parts:
+            table = pyarrow.table(dict(columns))
+            writer = writer or stack.enter_context(ParquetWriter(file, table.schema))
+            writer.write_table(table)
 
 
 def _write_npy(parts: Iterable[Columns], file: Any, number: int) -> None:

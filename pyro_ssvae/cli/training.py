@@ -29,7 +29,7 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.storage import sample_rows
+from pyro_ssvae.data.storage import is_on_disk, sample_rows
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
 from pyro_ssvae.evaluation import active_units
@@ -102,7 +102,7 @@ def run_command(
         rank = launched()[0]
         args = parse_flags(command, argv, program=program)
         args.evaluate_again = evaluate_again
-        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else _silence():
+        with plain_warnings(options), RunFolder(args.out).lock() if rank == 0 else silence():
             again = evaluate_again or args.resume is not None
             finished = [] if again else find_results(command, args.values, Path(args.out))
             for run, result in finished:
@@ -116,16 +116,11 @@ def run_command(
             raise
         out = None if args is None else args.values["out"]
         if out is not None and RunFolder(out).config.is_file():
-            with nullcontext() if rank == 0 else _silence():
+            with nullcontext() if rank == 0 else silence():
                 print(f"Stopped. Continue with: {program or f'python {sys.argv[0]}'} --resume {out}")
         return 130
     except Exception as error:
-        alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
-        if rank and not alone:  # the first process prints what all of them meet, before a launcher ends it
-            with suppress(KeyboardInterrupt):
-                time.sleep(_UNTIL_PRINTED)
-            return 2
-        return print_error(error, options)
+        return print_error(error, options, rank)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -135,17 +130,22 @@ def run_command(
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Print nothing: the first of several processes prints."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
-def print_error(error: Exception, options: Mapping[str, str]) -> int:
+def print_error(error: Exception, options: Mapping[str, str], rank: int = 0) -> int:
     """Print an error in one line, with flags in place of the arguments that they set, and return the exit status.
 
-    An error that is a fault of the program is raised again.
+    An error that is a fault of the program is raised again. The first of several processes prints what all meet.
     """
+    alone = describe_memory_error(error.__cause__ or error) or not isinstance(error, _EXPECTED)
+    if rank and not alone:
+        with suppress(KeyboardInterrupt):  # the first one prints, before a launcher ends it
+            time.sleep(_UNTIL_PRINTED)
+        return 2
     if (words := describe_memory_error(error)) is not None:
         words += "; reduce --training.batch_size, --hidden-dims, --latent-dim or the data."
     elif not isinstance(error, _EXPECTED):
@@ -194,7 +194,7 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
 
     Where the data cannot be downloaded, this is said, and ``digits`` returned.
     """
-    if args.image_size is not None and not Path(args.data).is_dir():
+    if args.image_size is not None and (is_on_disk(Path(args.data)) or not Path(args.data).is_dir()):
         raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
     wanted = args.values.get("num_labels", "all")
     kept = wanted if num_labels is None else num_labels
@@ -236,18 +236,22 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
-    """Return a data set by name, table, .npz file or folder of images.
+    """Return a data set by name, table, file of arrays or folder of images.
 
     Of 100 labelled rows of a table or more, a tenth each is for validation and testing.
     """
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
-    if Path(name).is_dir():
-        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
-    if is_table(name):
+    path = Path(name)
+    if is_table(name) or is_on_disk(path):
         if args.label is None and args.values.get("num_labels"):
-            raise ValueError(f"{name} needs --label COLUMN, the column of the labels (empty for unlabelled rows).")
+            column = "COLUMN, the column of the labels (empty for unlabelled rows), or "
+            has_columns = is_table(name) or path.suffix == ".h5ad" or any(path.glob("*.parquet"))
+            file = "FILE.npy with a label for each row, -1 where unknown"
+            raise ValueError(f"{name} needs --label {column if has_columns else ''}{file}.")
         parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
         return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
+    if path.is_dir():
+        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)

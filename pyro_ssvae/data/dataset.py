@@ -15,9 +15,9 @@ from pyro_ssvae._arrays import as_examples, holds_missing
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named
+from pyro_ssvae.data.rows import load_table
 from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dataset, split_source
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
-from pyro_ssvae.data.tables import load_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,18 +233,19 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from a table with one row per example: a CSV (``.csv``, ``.csv.gz``) or Parquet file, or a DataFrame.
 
-        Needs pandas: ``pip install 'pyro-ssvae[tables]'``. An AnnData, and what has a method ``to_pandas`` (a data set
-        of Hugging Face, a table of polars or pyarrow), are taken too. Columns hold numbers or words; words become codes
-        0, 1, ... in sorted order, or that of a pandas categorical. ``model.predict`` then takes tables with the same
-        columns. A first column without a name, the index that pandas writes into a CSV, is left out.
+        Needs pandas: ``pip install 'pyro-ssvae[tables]'``. An AnnData, what has a method ``to_pandas`` (a data set of
+        Hugging Face, a table of polars), and the files of rows that :meth:`from_arrays` takes, are taken too. Rows of
+        more than 1 GiB stay on disk, except those of CSV. Words become codes 0, 1, ... in sorted order, or that of a
+        pandas categorical. ``predict`` takes tables with these columns. A first column without name is left out.
 
         Args:
-            source: The table, or the path of its file.
-            label: Name of the column of labels, as in :meth:`from_arrays`, empty in unlabelled rows.
+            source: The table, or the path of its file or folder.
+            label: Name of the column of labels, as in :meth:`from_arrays`, empty in unlabelled rows, or the path of a
+                ``.npy`` file with a label for each row.
             test: Another such table with test examples.
             num_labels: As for :meth:`from_name`.
             num_validation: How many labelled rows are drawn at random, stratified by class, for validation; ``None``: a
-                tenth, but none of fewer than 100.
+                tenth, but none of fewer than 100, and at most 10,000 of rows on disk.
             num_test: The same for test examples.
             num_classes: As for :meth:`from_arrays`.
             seed: Seed of these draws and of the draw of labels.
@@ -258,9 +259,8 @@ class SemiSupervisedData:
                 or no row has a label, or the file is damaged or does not fit into memory.
         """
         numbers = {"num_validation": num_validation, "num_test": num_test, "num_classes": num_classes}
-        return cls(
-            **split_source(load_table(source, label, test=test, seed=seed, **numbers), num_labels, seed, balanced)
-        )
+        rows = load_table(source, label, test=test, seed=seed, **numbers)
+        return cls(**split_source(rows, num_labels, seed, balanced))
 
     @classmethod
     @checked

@@ -18,7 +18,7 @@ from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.images import list_folder, read_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, select_last, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.storage import ExampleSource, ItemSource, open_source
+from pyro_ssvae.data.storage import ExampleSource, open_source
 
 __all__ = [
     "Source",
@@ -34,9 +34,9 @@ __all__ = [
 class Source(NamedTuple):
     """The examples of a training file, which of them are for validation, and test examples.
 
-    ``x`` has shape ``(N, *event_shape)``, uint8 or float32, or is an ``ItemSource``. Its labels ``y``, ``(N,)``, int64,
-    are -1 where unknown; ``y`` is ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples' indices in
-    the original file, and ``validation``, ``(V,)``, indices into ``x``.
+    ``x`` has shape ``(N, *event_shape)``, uint8 or float32, or is an ``ExampleSource``. Its labels ``y``, ``(N,)``,
+    int64, are -1 where unknown; ``y`` is ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples'
+    indices in the original file, and ``validation``, ``(V,)``, indices into ``x``.
     """
 
     x: Any
@@ -103,7 +103,7 @@ def load_folder(
     validation, test = draw_held_out(y, parts, num_validation, num_test, seed)
     rest = np.setdiff1d(np.arange(len(y)), test)
     return Source(
-        images.x.take(rest) if on_disk else images.x[rest],
+        images.x.without(test) if on_disk else images.x[rest],
         *(None if labels.num_classes is None else y[rest], np.asarray(images.x[test]), y[test]),
         ids=rest,
         validation=np.flatnonzero(np.isin(rest, validation)),
@@ -168,7 +168,8 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
         if source.num_classes is not None:
             warn_about_labels(y, source.class_names, torch.tensor(known), stacklevel=5)
     x_validation = torch.as_tensor(source.x[validation])
-    x: Any = source.x.take(train) if isinstance(source.x, ItemSource) else torch.from_numpy(source.x[train])
+    x: Any = source.x
+    x = x.without(validation) if isinstance(x, ExampleSource) else torch.from_numpy(x[train])
     return {
         **{"x": x, "y": y, "x_validation": x_validation, "y_validation": y_validation},
         **{"x_test": torch.tensor(source.x_test), "y_test": torch.tensor(source.y_test)},

@@ -6,9 +6,10 @@ import mmap
 import os
 import threading
 import weakref
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
 from pyro_ssvae._io import check_path
+from pyro_ssvae.data.parquet import open_row_groups
 from pyro_ssvae.errors import MissingPackageError
 
-__all__ = ["ExampleSource", "ItemSource", "is_on_disk", "open_source", "sample_rows"]
+__all__ = ["ExampleSource", "ItemSource", "is_on_disk", "list_shards", "open_source", "reading", "sample_rows"]
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
 _SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
@@ -58,7 +60,7 @@ class ExampleSource(ABC):
         stored = np.broadcast_to(np.empty((), dtype), shape)
         to_numpy(stored[:0], "x")  # which refuses types that are no numbers
         check_shape(stored, "x")
-        self._stored_shape = tuple(shape[1:])
+        self._stored_shape, self._stored_dtype = tuple(shape[1:]), stored.dtype
         self.shape = torch.Size(as_images(stored, "x", event_shape).shape)
         self.is_integer = stored.dtype.kind in "iu"
         self.dtype = torch.uint8 if stored.dtype == np.uint8 else torch.float32
@@ -76,8 +78,12 @@ class ExampleSource(ABC):
         """
         rows = np.asarray(indices, dtype=np.int64)
         x = self._read(rows)
-        check_finite(x, "x", allow_missing=x.dim() == 2 and self.holds_missing, rows=rows)
+        check_finite(x, "x", allow_missing=x.dim() == 2 and self.holds_missing, rows=self._number(rows))
         return x
+
+    def _number(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of rows in the file, for messages."""
+        return rows
 
     def _read(self, indices: NDArray[np.int64]) -> Tensor:
         ascending = bool((np.diff(indices) > 0).all())
@@ -120,6 +126,11 @@ class ExampleSource(ABC):
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all examples, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
+
+    def without(self, rows: ArrayLike) -> ExampleSource:
+        """Return the source of all examples but those with these numbers."""
+        left_out = np.unique(np.asarray(rows, dtype=np.int64))
+        return _RemainingSource(self, left_out) if len(left_out) else self
 
     def dim(self) -> int:
         """Return the number of axes of :attr:`shape`."""
@@ -165,10 +176,24 @@ class ItemSource(ExampleSource):
                 raise ValueError(f"x[{row}] has shape {item.shape}, and x[0] {out.shape[1:]}; all must be alike.")
             out[place] = item
 
-    def take(self, rows: ArrayLike) -> ItemSource:
-        """Return the source of the examples with these numbers."""
-        chosen = np.asarray(rows).tolist()
-        return ItemSource(len(chosen), lambda number: self._load_item(chosen[number]), self.shape[1:], self.workers)
+
+class _RemainingSource(ExampleSource):
+    """The rows of a source without some of them."""
+
+    def __init__(self, source: ExampleSource, left_out: NDArray[np.int64]) -> None:
+        self.workers, self._source = source.workers, source
+        self._shifts = left_out - np.arange(len(left_out))  # numbers from which on one more row is left out
+        shape = (len(source) - len(left_out), *source._stored_shape)
+        super().__init__(shape, source._stored_dtype, source.shape[1:])
+        if source.bounds is not None:
+            self.bounds = np.unique(source.bounds - np.searchsorted(left_out, source.bounds))
+
+    def _number(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return rows + np.searchsorted(self._shifts, rows, side="right")
+
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read rows by their numbers in the source."""
+        self._source.load(self._number(rows), out)
 
 
 class _SparseSource(ExampleSource):
@@ -252,19 +277,6 @@ def _release(array: Any) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-class _RowGroup:
-    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
-
-    def __init__(self, file: Any, number: int, like: NDArray[Any], encode: Callable[[Any], Any]) -> None:
-        self._file, self._number, self._encode = file, number, encode
-        self.shape = self.chunks = (file.metadata.row_group(number).num_rows, like.shape[1])
-        self.dtype = np.result_type(like, np.int16)  # of 8 bits none could be missing
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        table = self._file.read_row_group(self._number).slice(rows.start, rows.stop - rows.start)
-        return np.asarray(self._encode(table.to_pandas()))
-
-
 def open_source(
     x: Any, event_shape: Sequence[int] | None = None, encode: Callable[[Any], Any] | None = None
 ) -> ExampleSource | None:
@@ -315,17 +327,14 @@ def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSou
 
 def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any]) -> ExampleSource:
     check_path(path, "a file or folder of examples", Path.exists)
-    files = [path]
-    if path.is_dir() and path.suffix != ".zarr":
-        found = sorted(file for file in path.iterdir() if file.suffix in _SHARDS)
-        if not found and event_shape is None:
-            raise ValueError(f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images.")
-        if not found and event_shape is not None:
-            from pyro_ssvae.data.images import open_images  # which needs this module
+    files = list_shards(path)
+    if not files and event_shape is None:
+        raise ValueError(f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images.")
+    if not files and event_shape is not None:
+        from pyro_ssvae.data.images import open_images  # which needs this module
 
-            return open_images(path, event_shape)
-        files = [file for file in found if file.suffix == found[0].suffix]
-    try:
+        return open_images(path, event_shape)
+    with reading(path):
         if files[0].suffix == ".npy":
             return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
         if files[0].suffix == ".npz":
@@ -333,7 +342,7 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
 
             return _SparseSource(sparse.load_npz(path), event_shape)
         if files[0].suffix == ".parquet":
-            return _open_parquet(files, event_shape, encode)
+            return _ArraySource(open_row_groups(files, encode), event_shape)
         if files[0].suffix == ".zarr":
             import zarr
 
@@ -342,33 +351,33 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
             import anndata
 
             return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
+    known = f"{', '.join(_SHARDS)}, .npz (a sparse matrix) and .h5ad"
+    raise ValueError(f"{path} is of no kind that is read; these are {known}, and folders of the first three.")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise ``MissingPackageError`` where a reader is not installed, and ``ValueError`` for a damaged file."""
+    try:
+        yield
     except ImportError as error:
         name = error.name or "its reader"
         raise MissingPackageError(f"{path} is read by {name}, which is not installed: pip install {name}.") from error
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    known = f"{', '.join(_SHARDS)}, .npz (a sparse matrix) and .h5ad"
-    raise ValueError(f"{path} is of no kind that is read; these are {known}, and folders of the first three.")
+
+
+def list_shards(path: Path) -> list[Path]:
+    """Return the files of a path: itself, or those in a folder whose names end as that of the first one."""
+    if not path.is_dir() or path.suffix == ".zarr":
+        return [path]
+    found = sorted(file for file in path.iterdir() if file.suffix in _SHARDS)
+    return [file for file in found if file.suffix == found[0].suffix]
 
 
 def is_on_disk(path: Path) -> bool:
-    """Return whether a path is a file or folder of rows that are read when they are needed; images are not."""
+    """Return whether a path is a file or folder of rows that can be read when they are needed; images are not."""
+    if path.suffix == ".npz":  # of scipy, and not one with x_train
+        return zipfile.is_zipfile(path) and "format.npy" in zipfile.ZipFile(path).namelist()
     inside = path.iterdir() if path.is_dir() else ()
-    return path.exists() and (path.suffix in (*_SHARDS, ".h5ad") or any(file.suffix in _SHARDS for file in inside))
-
-
-def _open_parquet(
-    files: Sequence[Path], event_shape: Sequence[int] | None, encode: Callable[[Any], Any]
-) -> ExampleSource:
-    import pyarrow.parquet
-
-    opened = [pyarrow.parquet.ParquetFile(file) for file in files]
-    names = opened[0].schema_arrow.names
-    for file, one in zip(files, opened, strict=True):
-        if one.schema_arrow.names != names:
-            raise ValueError(f"{file} has other columns than {files[0]}; all must have the same, in the same order.")
-    like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
-    groups = [_RowGroup(one, number, like, encode) for one in opened for number in range(one.num_row_groups)]
-    if not groups:
-        raise ValueError("it has no rows")
-    return _ArraySource(groups, event_shape)
+    return path.suffix in (*_SHARDS, ".h5ad") or any(file.suffix in _SHARDS for file in inside)

@@ -6,7 +6,6 @@ import difflib
 import gzip
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,17 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_path
-from pyro_ssvae._arrays import as_array, as_examples
+from pyro_ssvae._arrays import as_array
 from pyro_ssvae._io import check_memory, check_path
-from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.errors import MissingPackageError
 
 Categories = Mapping[int, Any]
 """Sequences of the categories of columns, by the position of the column."""
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-_FEWEST_TO_SHARE = 100  # labelled rows, of which by default a tenth is held out; an error on fewer says nothing
 _GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
 _NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")
 _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
@@ -40,50 +36,9 @@ def is_table(name: Any) -> bool:
     return str(name).lower().endswith(_SUFFIXES)
 
 
-def load_table(
-    source: Any,
-    label: str | None,
-    *,
-    test: Any,
-    num_validation: int | None,
-    num_test: int | None,
-    num_classes: int | None,
-    seed: int,
-) -> Source:
-    """Read a table, and draw test and validation rows; see ``SemiSupervisedData.from_table``."""
-    name = Path(source).name.split(".")[0] if isinstance(source, (str, os.PathLike)) else "table"
-    if test is not None and num_test:
-        raise ValueError(f"num_test={num_test}: the test rows are those of test; leave num_test out.")
-    table, labels = _split_labels(read_table(source, label), label)
-    if labels is not None and labels.isna().all():
-        raise ValueError(f"No row has a label in column {label}; label some, or pass label=None and num_classes=K.")
-    if labels is not None and labels.notna().sum() < _FEWEST_TO_SHARE:
-        num_validation, num_test = num_validation or 0, num_test or 0
-    features, categories = tuple(table.columns), _find_categories(table)
-    numbers = encode_rows(table, features, categories)
-    empty = [column for column, values in zip(features, numbers.T, strict=True) if np.isnan(values).all()]
-    if empty and len(numbers):
-        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
-    x = as_examples(numbers, name, allow_missing=True)
-    rows, test_labels = (None, None) if test is None else _split_labels(read_table(test, label), label)
-    x_test, _ = as_held_out(None if rows is None else encode_rows(rows, features, categories), None, "test", x)
-    given = {f"column {label}": labels, f"column {label} of the test rows": test_labels}
-    known = encode_labels(given, [len(x), len(x_test)], num_classes)
-    y, y_test = (part.numpy() for part in known.y.values())
-    parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
-    validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
-    rest = np.setdiff1d(parts["train"], drawn)
-    return Source(
-        *(x.numpy()[rest], None if labels is None else y[rest]),
-        *(np.concatenate([x.numpy()[drawn], x_test.numpy()]), np.concatenate([y[drawn], y_test])),
-        ids=rest,
-        validation=np.flatnonzero(np.isin(rest, validation)),
-        name=name,
-        num_classes=known.num_classes,
-        class_names=known.class_names,
-        feature_names=features,
-        categories=categories,
-    )
+def is_numeric(column: Any) -> bool:
+    """Return whether a column of pandas has a type of numbers."""
+    return bool(_NUMERIC.match(str(column.dtype)))
 
 
 def read_table(source: Any, label: str | None = None) -> Any:
@@ -159,18 +114,7 @@ def select_columns(table: Any, names: Iterable[str]) -> Any:
     return table.set_axis(found, axis=1)[list(names)]
 
 
-def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
-    """Return the table without the column of labels, and that column."""
-    if label is None:
-        return table, None
-    labels = select_columns(table, [label])[label]
-    table = table.drop(columns=label)
-    if not len(table.columns):
-        raise ValueError(f"The table has no column but {label}; examples need at least one.")
-    return table, labels
-
-
-def _find_categories(table: Any) -> dict[str, tuple[str, ...]]:
+def find_words(table: Any) -> dict[str, tuple[str, ...]]:
     """Return the words in the columns of words, by their names."""
     infer_dtype = _import_pandas().api.types.infer_dtype
     for name, column in table.items():
@@ -178,13 +122,6 @@ def _find_categories(table: Any) -> dict[str, tuple[str, ...]]:
             raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. Leave it out.")
     columns = find_categories(table, strict=True)
     found = {table.columns[position]: tuple(map(str, words)) for position, words in columns.items()}
-    if found:
-        sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(found.items())[:10])
-        warnings.warn(
-            f"Columns of words are read as codes: {sizes}. likelihood='auto' gives them a categorical likelihood.",
-            UserWarning,
-            stacklevel=5,
-        )
     return found
 
 

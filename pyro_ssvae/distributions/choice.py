@@ -40,6 +40,7 @@ _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": 
 
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _AT_ONCE = 2**22  # values of a table that are looked at
+_FIRST_ROWS = 1000
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts
 _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of different size
 _MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in more columns; chosen on cells
@@ -121,8 +122,11 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         unit = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
         return Bernoulli() if unit else Gaussian()
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
-    parts = map(_describe_columns, np.array_split(x, min(len(x), 1 + x.size // _AT_ONCE)))  # copies of a part are few
-    missing, binary, whole, zeros, largest = (np.stack(part) for part in zip(*parts, strict=True))
+    # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
+    kept = np.flatnonzero(_describe_columns(x[:_FIRST_ROWS])[2])
+    split = np.array_split(x, min(len(x), 1 + x.size // _AT_ONCE))  # copies of a part are few
+    parts = zip(*(_describe_columns(part[:, kept]) for part in split), strict=True)
+    missing, binary, whole, zeros, largest = (_spread(np.stack(part), kept, x.shape[1]) for part in parts)
     observed = len(x) - missing.sum(0)
     nominal = np.isin(np.arange(x.shape[1]), list(levels))
     binary = binary.all(0) & (observed > 0) & ~nominal
@@ -147,6 +151,13 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, kind) for kind, which in groups]
     found = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]
     return found[0][1] if len(found) == 1 else Mixed(found)
+
+
+def _spread(values: NDArray[Any], columns: NDArray[Any], number: int) -> NDArray[Any]:
+    """Return values ``(P, K)`` of some columns in their places among ``number`` columns, with zeros in the others."""
+    spread = np.zeros((len(values), number), values.dtype)
+    spread[:, columns] = values
+    return spread
 
 
 def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:

@@ -36,7 +36,7 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
         yield Ranks(rank, size)
         return
     assert number is not None
-    if multiprocessing.parent_process() is not None and multiprocessing.current_process()._inheriting:  # type: ignore[attr-defined]
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(1)  # the program of the process that starts others, read anew by one of them: it is told below
     try:
         content = pickle.dumps((train, arguments))
@@ -53,7 +53,7 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
     try:
         for other in range(1, number):
             here, there = context.Pipe()
-            options = (other, number, store.port, torch.get_num_threads(), content, there)
+            options = (other, number, store.port, torch.get_num_threads(), there)
             worker = context.Process(target=_work, args=options, daemon=True)
             worker.start()
             workers.append(worker)
@@ -61,8 +61,9 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
             pipes.append(here)
         for pipe in pipes:
             try:
+                pipe.send_bytes(content)  # an argument of a process that ends at once would be waited for endlessly
                 pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):
                 why = "a process could not be started; a script needs its calls under if __name__ == '__main__'"
                 raise TrainingFailedError(0, why, None) from None
         yield Ranks(0, number, store)
@@ -75,11 +76,11 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
             worker.kill()
 
 
-def _work(rank: int, size: int, port: int, threads: int, content: bytes, pipe: Any) -> None:
+def _work(rank: int, size: int, port: int, threads: int, pipe: Any) -> None:
     """Train as a process that was started; process 0 tells of errors that all have."""
     torch.set_num_threads(threads)
     try:
-        train, arguments = pickle.loads(content)  # from the process that has started this one
+        train, arguments = pickle.loads(pipe.recv_bytes())  # from the process that has started this one
         store = TCPStore("127.0.0.1", port, is_master=False)
         pipe.send("ready")
         train(*arguments, Ranks(rank, size, store))

@@ -15,7 +15,7 @@ from scipy import sparse
 from sklearn.datasets import load_digits
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.data import BatchStream, ExampleSource, order, storage
+from pyro_ssvae.data import BatchStream, ExampleSource, order, rows, storage
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.estimators import M1Transformer, M2Classifier
 from pyro_ssvae.evaluation import log_likelihood
@@ -324,3 +324,66 @@ def test_streams_refused(tmp_path, options):
     np.save(tmp_path / "x.npy", np.abs(X) / 10)
     with pytest.raises(ValueError, match="needs examples in memory, and these stay on disk"):
         BatchStream(SemiSupervisedData.from_arrays(tmp_path / "x.npy", Y), **options)
+
+
+def make_table(folder):
+    table = pd.DataFrame(X, columns=[*"abcdef"]).assign(
+        sign=np.where(X[:, 0] > 0, "plus", "minus"), class_=[None if y < 0 else "uvw"[y] for y in Y]
+    )
+    for number, part in enumerate([table[:200], table[200:]]):
+        part.to_parquet(folder / f"{number}.parquet", row_group_size=70)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Columns of words are read as codes")
+@pytest.mark.parametrize("make", [make_npy, make_shards, make_sparse, make_table])
+def test_rows_are_held_out_of_files_that_stay_on_disk_as_of_memory(make, tmp_path, monkeypatch):
+    path, label = make(tmp_path), str(tmp_path / "y" / "y.npy")
+    if make is make_table:
+        label = "class_"
+    else:
+        (tmp_path / "y").mkdir()
+        np.save(label, Y)
+    options = {"num_labels": 30, "num_validation": 5, "num_test": 7, "seed": 3}
+    memory = SemiSupervisedData.from_table(path, label, **options)
+    monkeypatch.setattr(rows, "MAX_DENSE", 1000)
+    disk = SemiSupervisedData.from_table(path, label, **options)
+    assert isinstance(memory.x, torch.Tensor)
+    assert isinstance(disk.x, ExampleSource)
+    torch.testing.assert_close(disk.x[:], memory.x, rtol=0, atol=0)
+    for name in ("y", "x_validation", "y_validation", "x_test", "y_test"):
+        torch.testing.assert_close(getattr(disk, name), getattr(memory, name), rtol=0, atol=0)
+    assert (disk.class_names, disk.feature_names, disk.categories, len(disk.x)) == (
+        *(memory.class_names, memory.feature_names, memory.categories, N - 12),
+    )
+    stream = itertools.islice(BatchStream(disk, batch_size=50), -(-disk.num_unlabelled // 50))
+    seen = torch.cat([batch.x_unlabelled for batch in stream])
+    expected = memory.x[memory.y < 0]
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+def test_errors_name_the_row_of_the_file_although_rows_before_it_are_held_out(tmp_path):
+    x = np.ones((3000, 500), np.float32)
+    x[2001, 3] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    source = storage.open_source(tmp_path / "x.npy").without(np.arange(0, 2000, 2))
+    with pytest.raises(ValueError, match=r"the first in x\[2001\]"):
+        source.read(np.arange(len(source)))
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "text"),
+    [
+        ("nowhere.npy", FileNotFoundError, "nowhere.npy does not exist; a .npy file with a label for every row"),
+        ("few.npy", ValueError, "few.npy holds 5 labels for 500 examples"),
+        ("objects.npy", ValueError, "words as strings and not as objects"),
+        ("species", ValueError, "label=species: x.npy has no columns; name a .npy file"),
+    ],
+)
+def test_labels_refused(label, error, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_npy(tmp_path)
+    np.save("few.npy", Y[:5])
+    np.save("objects.npy", np.array(["a", None], dtype=object))
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_table("x.npy", label)

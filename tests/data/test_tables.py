@@ -197,7 +197,7 @@ def test_words_of_the_test_rows_must_be_known():
 @pytest.mark.parametrize(("name", "content"), [("a.csv", b""), ("a.csv.gz", b"a,b\n1,2\n"), ("a.parquet", b"PAR1")])
 def test_damaged_files(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} cannot be read as a table: "):
+    with pytest.raises(ValueError, match=f"{name} cannot be read( as a table)?: "):
         from_table(tmp_path / name)
 
 

@@ -47,6 +47,18 @@ def test_the_likelihood_follows_the_columns() -> None:
     assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
 
 
+def test_every_row_tells_of_a_column_that_begins_with_whole_numbers() -> None:
+    rng = np.random.default_rng(0)
+    table = np.hstack([rng.normal(size=(3000, 1)), rng.integers(0, 2, (3000, 3))])
+    table[2900, 1], table[2900, 2], table[2900, 3] = 0.5, 70.0, np.nan
+    chosen = choose_likelihood(table)
+    assert dict(zip((part.name for part in chosen.parts), chosen.columns, strict=True)) == {
+        "bernoulli": [3],
+        "negative_binomial": [2],
+        "gaussian": [0, 1],
+    }
+
+
 def make_words(rows: int = 240) -> tuple[np.ndarray, np.ndarray]:
     """Return a table of a number, a town that tells the class, and a word that follows from the town; and classes."""
     rng = np.random.default_rng(0)

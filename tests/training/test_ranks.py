@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pyro_ssvae import fit
+from pyro_ssvae.cli.main import main
 from pyro_ssvae.training import RunFolder
 from tests.training.ranks_program import CASES, train
 from tests.training.small_runs import SHORT, changed, make_data, make_objective
@@ -122,6 +124,20 @@ def test_fit_starts_processes_itself() -> None:
 
 
 @pytest.mark.slow
+def test_a_script_that_starts_processes_when_it_is_imported_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tests.training.small_runs import SHORT, changed, make_data, make_objective\n"
+        "from pyro_ssvae import fit\n"
+        "data = make_data(9000)\n"  # more than a pipe holds
+        "fit(make_objective(data), data, changed(SHORT, batch_size=16), devices=2, progress=False)\n"
+    )
+    options: Any = {"env": {**os.environ, "PYTHONPATH": str(_HERE.parents[1])}, "text": True, "timeout": 240}
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, **options)
+    assert done.returncode == 1
+    assert "a script needs its calls under if __name__ == '__main__'" in done.stderr
+
+
+@pytest.mark.slow
 def test_torchrun_trains_one_run(tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pyro_ssvae", "train", "m2", "digits"]
     flags = ["--max-epochs", "1", "--out", str(tmp_path / "run")]
@@ -142,3 +158,31 @@ def test_several_processes_need_objects_that_can_be_sent() -> None:
     objective.module.own = lambda x: x
     with pytest.raises(ValueError, match="devices=2 sends objective and data.*torchrun"):
         fit(objective, data, changed(SHORT, batch_size=16), devices=2)
+
+
+@pytest.fixture
+def predicting(tmp_path: Path) -> list[str]:
+    """A command that predicts 30,005 rows, up to the name of its output."""
+    data = make_data()
+    fit(make_objective(data), data, changed(SHORT, max_steps=2), out=tmp_path / "run", progress=False)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random((30_005, *data.event_shape), dtype=np.float32))
+    return ["predict", str(tmp_path / "run"), str(tmp_path / "rows.npy"), "--out"]
+
+
+def test_two_processes_divide_the_rows_that_are_predicted(predicting: list[str], tmp_path: Path) -> None:
+    started = launch("-m", "pyro_ssvae", *predicting, str(tmp_path / "two.parquet"))
+    assert main([*predicting, str(tmp_path / "one.parquet")]) == 0
+    assert finish(started) == [f"30005 rows in {tmp_path / 'two.parquet'}\n", ""]
+    assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_first_process_tells_of_an_error_in_rows_of_the_second(predicting: list[str], tmp_path: Path) -> None:
+    x = np.load(tmp_path / "rows.npy")
+    x[15_000, 0] = np.inf
+    np.save(tmp_path / "rows.npy", x)
+    printed = finish(launch("-m", "pyro_ssvae", *predicting, str(tmp_path / "two.parquet")), status=2)
+    assert "the first in x[15000]" in printed[0]
+    assert len(printed[0].splitlines()) == 1
+    assert printed[1] == ""
+    assert not [*tmp_path.glob("*two*")]

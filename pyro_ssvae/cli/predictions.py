@@ -1,0 +1,126 @@
+"""Predictions of a trained model for rows and images in files, and its error on those with labels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_ssvae._arguments import as_count
+from pyro_ssvae._io import check_path
+from pyro_ssvae._ranks import Ranks, launched
+from pyro_ssvae.cli.output import write_columns
+from pyro_ssvae.data.images import read_folder
+from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.storage import is_on_disk
+from pyro_ssvae.data.tables import is_table, read_table, select_columns
+from pyro_ssvae.models.base import as_input
+
+_ROWS_AT_ONCE = 10_000
+
+
+def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
+    """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
+    check_path(path, "a table, an .npz file or a folder of images", Path.exists)
+    if is_table(path):
+        rows = read_table(path)
+        column = None if label is None else select_columns(rows, [label])[label]
+        words = None if column is None else column.map(_as_word, na_action="ignore").astype(object)
+        return rows, "row", range(len(rows)), words
+    if label is not None:
+        raise ValueError(f"--label {label}: for tables, and {path} is none.")
+    if path.is_dir():
+        return _read_images(model, path)
+    arrays = read_npz(path, (), ("x", "y", "x_test", "y_test"))
+    x, y = (arrays.get(name) for name in (("x", "y") if "x" in arrays else ("x_test", "y_test")))
+    if x is None:
+        raise ValueError(f"{path} holds neither x nor x_test; write examples by numpy.savez(path, x=..., y=...).")
+    return x, "row", range(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
+
+
+def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any]:
+    """Return the images of a folder as :func:`_read` does, in size and channels those of the model's."""
+    source = model.feature_source
+    shape = tuple(model.event_shape if source is None else source.image_shape)
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
+    images = read_folder(folder, shape[1], on_error="skip")
+    found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
+    x = convert_images(prepare(torch.from_numpy(images.x), scale=255.0), shape)
+    return x, "file", images.files, np.array(found)
+
+
+def _as_word(label: Any) -> str:
+    return label if isinstance(label, str) else f"{label:g}"
+
+
+def get_names(model: Any) -> Sequence[str]:
+    """Return the names of the classes of a model, which are numbers if it knows none."""
+    return model.class_names or tuple(map(str, range(model.num_classes or 0)))
+
+
+def predict(model: Any, args: argparse.Namespace) -> None:
+    """Write file or row number, class and class probabilities of each example; several processes divide the rows."""
+    scale = 1.0
+    if is_on_disk(args.data):
+        x, scale = as_input(model, args.data)
+        kind, found = "row", np.arange(len(x))
+    else:
+        x, kind, names, _ = _read(model, args.data, None)
+        found = np.array(names)
+
+    def compute(start: int) -> Any:
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        return model.predict_proba(x[rows] if scale == 1.0 else x[rows] / scale).numpy()
+
+    def describe(found: Any, probabilities: Any) -> dict[str, Any]:
+        names = get_names(model)
+        columns = {kind: found, "predicted": np.array(names)[probabilities.argmax(1)]}
+        return columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}
+
+    number = len(x)
+    starts = range(0, max(1, number), _ROWS_AT_ONCE)
+    shown = number if args.least_sure is None else min(number, as_count(args.least_sure, "--least-sure", least=1))
+    ranks = Ranks(*launched())
+    with ranks.joined(torch.device("cpu")):
+        computed = ranks.map_in_turn(compute, starts)
+        if ranks.rank:
+            deque(computed, maxlen=0)  # the first process writes
+            return
+        names_of_parts = (found[start : start + _ROWS_AT_ONCE] for start in starts)
+        parts: Iterable[Any] = zip(names_of_parts, computed, strict=True)
+        if args.least_sure is not None:
+            found, probabilities = map(np.concatenate, zip(*parts, strict=True))
+            order = probabilities.max(1).argsort(kind="stable")[:shown]
+            parts = [(found[order], probabilities[order])]
+        write_columns((describe(*part) for part in parts), args.out, shown)
+
+
+def evaluate(model: Any, args: argparse.Namespace) -> None:
+    """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
+    if is_table(args.data) and args.label is None:
+        raise ValueError(f"{args.data} needs --label COLUMN, the column of the labels.")
+    x, kind, _, labels = _read(model, args.data, args.label)
+    where = f"column {args.label}" if is_table(args.data) else str(args.data)
+    names = get_names(model)
+    (y,) = encode_labels({where: labels}, [len(x)], class_names=names).y.values()
+    known, kind = y >= 0, "images" if kind == "file" else "rows"
+    if not known.any():
+        raise ValueError(f"None of the {len(y)} {kind} has a label in {where}.")
+    probabilities, y = model.predict_proba(x)[known], y[known]
+    wrong = (probabilities.argmax(1) != y).double()
+    surprise = -probabilities.double().clamp(min=1e-30)[torch.arange(len(y)), y].log().mean()
+    if left_out := int((~known).sum()):
+        print(f"{left_out} {kind} without a label are left out", file=sys.stderr)
+    print(f"error           {wrong.mean():.2%} of {len(y)} {kind}")
+    print(f"cross-entropy   {surprise:.3f} nats per {kind[:-1]}")
+    for number in y.unique().tolist():
+        print(f"error of {names[number]}: {wrong[y == number].mean():.2%} of {int((y == number).sum())} {kind}")

@@ -1,0 +1,185 @@
+"""Rows of tables and of files of arrays with their labels: in memory, or on disk where they are large."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyro_ssvae._arguments import as_path
+from pyro_ssvae._arrays import MAX_DENSE, as_examples
+from pyro_ssvae._io import check_path
+from pyro_ssvae.data.labels import encode_labels
+from pyro_ssvae.data.parquet import find_values, read_column
+from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
+from pyro_ssvae.data.storage import ExampleSource, is_on_disk, list_shards, open_source, reading
+from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns
+
+_MOST_HELD_OUT = 10_000  # rows for validation, and for testing, by default, if the others stay on disk
+_FEWEST_TO_SHARE = 100  # labelled rows, of which by default a tenth is held out; an error on fewer says nothing
+
+
+class _Rows(NamedTuple):
+    """Examples, in memory or on disk, their labels if there are any, and what is known of their columns."""
+
+    x: Any
+    labels: Any
+    names: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+
+
+def load_table(
+    source: Any,
+    label: str | None,
+    *,
+    test: Any,
+    num_validation: int | None,
+    num_test: int | None,
+    num_classes: int | None,
+    seed: int,
+) -> Source:
+    """Read a table or a file of arrays, and draw test and validation rows; see ``SemiSupervisedData.from_table``."""
+    if test is not None and num_test:
+        raise ValueError(f"num_test={num_test}: the test rows are those of test; leave num_test out.")
+    is_path = isinstance(source, (str, os.PathLike))
+    name, where = Path(source).name.split(".")[0] if is_path else "table", f"column {label}"
+    rows = _read_rows(source, label)
+    if rows.categories:
+        sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(rows.categories.items())[:10])
+        warnings.warn(
+            f"Columns of words are read as codes: {sizes}. likelihood='auto' gives them a categorical likelihood.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if label is not None and _is_label_file(label):
+        rows, where = rows._replace(labels=_read_label_file(label)), str(label)
+    x: Any = rows.x
+    x_test, test_labels = as_held_out(None, None, "test", x)
+    if test is not None:
+        if not rows.names or where == label:
+            raise ValueError(f"test={test!r}: test rows are for tables whose labels are a column; leave test out.")
+        table, test_labels = _split_labels(read_table(test, label), label)
+        x_test, _ = as_held_out(encode_rows(table, rows.names, rows.categories), None, "test", x)
+    given = {where: rows.labels, f"{where} of the test rows": test_labels}
+    known = encode_labels(given, [len(x), len(x_test)], num_classes)
+    y, y_test = (part.numpy() for part in known.y.values())
+    number = len(y) if rows.labels is None else int((y >= 0).sum())
+    if rows.labels is not None and number < _FEWEST_TO_SHARE:
+        num_validation, num_test = num_validation or 0, num_test or 0
+    if isinstance(x, ExampleSource) and number > 10 * _MOST_HELD_OUT:
+        num_validation = _MOST_HELD_OUT if num_validation is None else num_validation
+        num_test = _MOST_HELD_OUT if num_test is None else num_test
+    parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
+    validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
+    rest = np.setdiff1d(parts["train"], drawn)
+    return Source(
+        x.without(drawn) if isinstance(x, ExampleSource) else x.numpy()[rest],
+        None if rows.labels is None else y[rest],
+        *(np.concatenate([np.asarray(x[drawn]), x_test.numpy()]), np.concatenate([y[drawn], y_test])),
+        ids=rest,
+        validation=np.flatnonzero(np.isin(rest, validation)),
+        name=name,
+        num_classes=known.num_classes,
+        class_names=known.class_names,
+        feature_names=rows.names,
+        categories=rows.categories,
+    )
+
+
+def _is_label_file(label: str) -> bool:
+    return str(label).endswith(".npy")
+
+
+def _read_label_file(path: str) -> Any:
+    """Return the labels in a .npy file."""
+    check_path(Path(path), "a .npy file with a label for every row")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        how = "write labels by numpy.save, words as strings and not as objects"
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); {how}.") from error
+
+
+def _read_rows(source: Any, label: str | None) -> _Rows:
+    """Return the rows of a source; labels in a file are not read."""
+    column = None if label is None or _is_label_file(label) else label
+    path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
+    if path is None or not is_on_disk(path):
+        return _encode_table(read_table(source, column), column)
+    check_path(path, "a table, or a file or folder of rows", Path.exists)
+    shards = list_shards(path)
+    if shards[0].suffix == ".parquet":
+        return _read_parquet(shards, column)
+    if path.suffix == ".h5ad":
+        return _read_annotated(path, column)
+    if column is not None:
+        raise ValueError(f"label={column}: {path} has no columns; name a .npy file with a label for every row.")
+    return _Rows(_hold_small(open_source(path)), None)
+
+
+def _encode_table(table: Any, label: str | None) -> _Rows:
+    """Return the rows of a table in memory."""
+    table, labels = _split_labels(table, label)
+    names, categories = tuple(table.columns), find_words(table)
+    numbers = encode_rows(table, names, categories)
+    empty = [column for column, values in zip(names, numbers.T, strict=True) if np.isnan(values).all()]
+    if empty and len(numbers):
+        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
+    return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
+
+
+def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
+    """Return the table without the column of labels, and that column."""
+    if label is None:
+        return table, None
+    labels = select_columns(table, [label])[label]
+    table = table.drop(columns=label)
+    if not len(table.columns):
+        raise ValueError(f"The table has no column but {label}; examples need at least one.")
+    if labels.isna().all():
+        raise ValueError(f"No row has a label in column {label}; label some, or pass label=None and num_classes=K.")
+    return table, labels
+
+
+def _hold_small(source: Any) -> Any:
+    """Return the rows of a source in memory if they take at most 1 GiB."""
+    if 4 * source.numel() > MAX_DENSE:
+        return source
+    source.holds_missing = True  # of all rows, and not of a sample alone
+    return source[:]
+
+
+def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
+    """Return the rows of Parquet files with the same columns, in memory if they take at most 1 GiB."""
+    with reading(files[0]):
+        import pandas
+        from pyarrow.parquet import ParquetFile
+
+        opened = [ParquetFile(file) for file in files]
+    table = opened[0].schema_arrow.empty_table().to_pandas().rename(columns=str)
+    if 4 * sum(file.metadata.num_rows for file in opened) * len(table.columns) <= MAX_DENSE:
+        return _encode_table(pandas.concat(map(read_table, files), ignore_index=True), label)
+    select_columns(table, [] if label is None else [label])
+    words = {name: find_values(opened, name) for name in table if name != label and not is_numeric(table[name])}
+    table = pandas.DataFrame({**table, **words} | ({} if label is None else {label: read_column(opened, label)}))
+    table, labels = _split_labels(table, label)
+    names, categories = tuple(table.columns), find_words(table)
+    path = files[0].parent if len(files) > 1 else files[0]
+    return _Rows(
+        open_source(path, None, lambda table: encode_rows(table, names, categories)), labels, names, categories
+    )
+
+
+def _read_annotated(path: Path, label: str | None) -> _Rows:
+    """Return the rows of a backed AnnData, whose labels are a column of ``obs``."""
+    with reading(path):
+        import anndata
+
+        cells = anndata.read_h5ad(path, backed="r")
+    labels = None if label is None else select_columns(cells.obs, [label])[label]
+    return _Rows(_hold_small(open_source(cells)), labels, tuple(map(str, cells.var_names)))
