@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BINARISATIONS = ("none", "static", "dynamic", "threshold")
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 _CHUNK = 4096
+_READ = 2_000_000  # values of the examples that are read at once, and on a GPU computed at once
+_COMPUTED, _ROWS = 2**18, 2**11  # of those computed at once on a CPU; larger layers do not fit into its caches
 _BACKGROUND = 0.25  # mean distance of corners from their median, in standard deviations of the pixels
 
 
@@ -104,6 +106,38 @@ def iterate_batches(
         x, scale = binarise(x, scale=scale, seed=seed), 1.0
     batches = (rescale(batch.to(device), scale) for batch in x.split(batch_size) if len(batch))
     return map(threshold, batches) if binarisation == "threshold" else batches
+
+
+def map_examples(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor | ExampleSource,
+    *,
+    scale: float,
+    like: Tensor,
+    dim: int = 0,
+    copies: int = 1,
+) -> Tensor:
+    """Return what a function makes of all examples, in batches joined along ``dim``.
+
+    Args:
+        function: Maps examples ``(B, *event_shape)`` to values with B at dimension ``dim``.
+        x: Examples as stored, ``(N, *event_shape)``.
+        scale: Divides ``x``.
+        like: A tensor with the device and type that the function takes.
+        dim: Dimension of the examples in the values.
+        copies: How many of each example the function holds at a time; batches are smaller by this factor.
+    """
+    size = x.shape[1:].numel() * copies
+    number = max(1, _READ // size)
+    at_once = max(1, min(_ROWS // copies, _COMPUTED // size)) if like.device.type == "cpu" else number
+    found, done = torch.empty(0), 0
+    for batch in (batch for part in x.split(number) for batch in part.split(at_once)):
+        values = function(batch.to(like) if scale == 1.0 else batch.to(like) / scale)
+        if not done:  # the whole result at once: small parts, kept in between, would keep freed memory from being used
+            found = values.new_empty(*values.shape[:dim], len(x), *values.shape[dim + 1 :])
+        found.narrow(dim, done, len(batch)).copy_(values)
+        done += len(batch)
+    return found
 
 
 def prepare(

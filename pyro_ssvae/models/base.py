@@ -20,7 +20,7 @@ from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_nump
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
-from pyro_ssvae.data.preparation import iterate_batches, rescale
+from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
@@ -33,7 +33,6 @@ ENUMERATE: InferDict = {"enumerate": "parallel", "expand": False}
 """The ``infer`` argument of a site that is summed over. ``expand=False`` keeps y at shape ``(K, 1)``, so that what
 depends on y alone is computed K times and not K x batch times."""
 
-_MAX_ELEMENTS = 2_000_000  # of the examples in one pass
 _TOLERANCE = 1e-3  # by which rounding may take a mean in [0, 1] outside of it
 FORMAT = 1  # of saved configurations
 
@@ -256,15 +255,11 @@ class Model(Configurable, abstract=True):
         return config
 
     def _map(self, function: Callable[[Tensor], Tensor], x: ArrayLike, dim: int = 0, copies: int = 1) -> Tensor:
-        """Return what a function makes of examples, in batches joined along ``dim``, in evaluation mode.
-
-        Batches are smaller if the function holds ``copies`` of each example at a time.
-        """
+        """Return what :func:`map_examples` does for examples as they are stored, in evaluation mode."""
         examples, scale = as_input(self, x)
         like = next(self.parameters())
         with torch.no_grad(), evaluation_mode(self):
-            batches = (batch.to(like) for batch in examples.split(max(1, _MAX_ELEMENTS // (self.event_size * copies))))
-            return torch.cat([function(batch if scale == 1.0 else batch / scale) for batch in batches], dim)
+            return map_examples(function, examples, scale=scale, like=like, dim=dim, copies=copies)
 
 
 def _holds_missing(data: SemiSupervisedData) -> bool:
