@@ -68,7 +68,10 @@ def test_energies_of_corrupted_images_above_the_margin_cost_nothing() -> None:
     lacking = margin + ddgm.energy_net(x) - ddgm.energy_net(copies)  # nats
     expected = (1.0 + lacking.exp()).log().mean()
     torch.testing.assert_close(terms["negative_loss"], expected.detach())
-    torch.testing.assert_close(found, (ddgm.energy_net(x) - ddgm.energy_net(generated)).mean() + 2.0 * expected)
+    loss = (ddgm.energy_net(x) - ddgm.energy_net(generated)).mean() + 2.0 * expected
+    torch.testing.assert_close(found, loss)
+    weights = [weight for weight in ddgm.energy_net.parameters() if weight.requires_grad]
+    torch.testing.assert_close(torch.autograd.grad(found, weights), torch.autograd.grad(loss, weights))
 
 
 def test_blurring_is_a_gaussian_convolution() -> None:
