@@ -53,6 +53,16 @@ def _launcher_store() -> Any:
     return next(iter(rendezvous("env://", timeout=_TIMEOUT)))[0]
 
 
+def _attempt() -> str:
+    """Return how often torchrun has started these processes again, if they are those of one machine.
+
+    Its store then still holds the addresses of the processes before. For several machines, whose numbers may differ, it
+    makes a new store.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+
+
 class Ranks:
     """The processes that train one run; messages between them are sent only within :meth:`joined`.
 
@@ -79,7 +89,7 @@ class Ranks:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        store = self._store or PrefixStore(f"pyro_ssvae/{next(_numbers)}", _launcher_store())
+        store = self._store or PrefixStore(f"pyro_ssvae/{_attempt()}/{next(_numbers)}", _launcher_store())
         options: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": _TIMEOUT}
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, **options)
         try:

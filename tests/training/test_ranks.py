@@ -117,6 +117,19 @@ def test_a_killed_process_ends_the_run_which_goes_on_later(tmp_path: Path, kille
 
 
 @pytest.mark.slow
+def test_torchrun_starts_processes_again_after_one_is_killed(tmp_path: Path) -> None:
+    out = {"out": str(tmp_path / "run"), "resume": True, "interrupt": [1, signal.SIGKILL, 13]}
+    job = json.dumps({"cases": ["exact"], "options": out})
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    command += [str(_HERE / "ranks_program.py"), str(tmp_path), job]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE.parents[1])])}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "after step 10 of 20" in done.stderr
+    assert_same(read(tmp_path)["exact"], train("exact"))
+
+
+@pytest.mark.slow
 def test_fit_starts_processes_itself() -> None:
     one = train("exact")
     for _ in range(2):
