@@ -383,7 +383,18 @@ def first_rows(x: Tensor, number: int | None) -> Tensor:
     return x[: number // division.size]
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """Return the mean over processes of a mean over rows, without gradient."""
+def mean_over_ranks(x: Tensor) -> Callable[[], Tensor]:
+    """Start to take the mean over processes of a mean over rows, without gradient; the function returned gives it.
+
+    What runs before the call of that function need not wait for the other processes.
+    """
     division = _active.get()
-    return x if division is None else _Sum.apply(x.detach()) / division.size
+    if division is None:
+        return lambda: x
+    message = dist.all_reduce(total := x.detach().clone(), async_op=True)
+
+    def finish() -> Tensor:
+        message.wait()
+        return total / division.size
+
+    return finish

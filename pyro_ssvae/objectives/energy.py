@@ -176,7 +176,7 @@ class EnergyLoss(ELBO):
             (gradient,) = torch.autograd.grad(energy_penalised.sum(), penalised, create_graph=True)
             squared_norm = gradient.flatten(1).square().sum(-1).mean()
             total = total + 0.5 * penalty * squared_norm
-            terms["energy_gradient_norm"] = mean_over_ranks(squared_norm).sqrt()
+            terms["energy_gradient_norm"] = mean_over_ranks(squared_norm)().sqrt()
         if self.negative_weight:
             terms["negative_loss"] = nn.functional.softplus(margin + energy_data - energy_corrupted).mean()
             total = total + self.negative_weight * terms["negative_loss"]

@@ -243,13 +243,16 @@ class Consistency(nn.Module):
         """Return the mean loss, in nats, of x ``(B, *event_shape)``; ``classify`` maps x to logits ``(B, K)``."""
         with torch.no_grad():
             target = classify(x).softmax(-1)
-            if self.align:
-                self.mean_prediction.lerp_(mean_over_ranks(target.mean(0)), 1.0 - self.decay)
+            mean = mean_over_ranks(target.mean(0)) if self.align else None
+        logits = classify(self.strong(x))  # while other processes send their means
+        with torch.no_grad():
+            if mean is not None:
+                self.mean_prediction.lerp_(mean(), 1.0 - self.decay)
                 target = target / self.mean_prediction
                 target = target if self.shares is None else target * self.shares
                 target = target / target.sum(-1, keepdim=True)
             confidence, y = target.max(-1)
-        loss = F.cross_entropy(classify(self.strong(x)), y, reduction="none")
+        loss = F.cross_entropy(logits, y, reduction="none")
         return (loss * (confidence >= self.threshold)).mean()
 
 
