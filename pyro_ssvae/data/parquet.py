@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ from numpy.typing import NDArray
 
 
 class _RowGroup:
-    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
+    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame.
 
-    def __init__(self, file: Any, number: int, like: NDArray[Any], encode: Callable[[Any], Any]) -> None:
-        self._file, self._number, self._encode = file, number, encode
+    ``read`` returns the table of a group. Parts of it are mostly read one after the other, as by ``predict``, so it
+    should remember the last one: a group can only be decoded whole.
+    """
+
+    def __init__(
+        self, file: Any, read: Callable[[int], Any], number: int, like: NDArray[Any], encode: Callable[[Any], Any]
+    ) -> None:
+        self._read, self._number, self._encode = read, number, encode
         self.shape = self.chunks = (file.metadata.row_group(number).num_rows, like.shape[1])
         self.dtype = np.result_type(like, np.int16)  # of 8 bits none could be missing
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        table = self._file.read_row_group(self._number).slice(rows.start, rows.stop - rows.start)
+        table = self._read(self._number).slice(rows.start, rows.stop - rows.start)
         return np.asarray(self._encode(table.to_pandas()))
 
 
@@ -38,7 +45,10 @@ def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list
         if one.schema_arrow.names != names:
             raise ValueError(f"{file} has other columns than {files[0]}; all must have the same, in the same order.")
     like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
-    groups = [_RowGroup(one, number, like, encode) for one in opened for number in range(one.num_row_groups)]
+    groups = []
+    for one in opened:
+        read = lru_cache(maxsize=1)(one.read_row_group)
+        groups += [_RowGroup(one, read, number, like, encode) for number in range(one.num_row_groups)]
     if not groups:
         raise ValueError("it has no rows")
     return groups
