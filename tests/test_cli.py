@@ -231,9 +231,9 @@ def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: p
     assert main(["evaluate", run, str(tmp_path / "a.npz")]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "error           100.00% of 32 rows"
     for data, label, words in (
-        (tmp_path / "a.npz", ["--label", "y"], "--label y: for tables, and"),
+        (tmp_path / "a.npz", ["--label", "y"], "a.npz is no table; name a .npy file"),
         (new / "unlabelled", [], "None of the 8 images has a label in"),
-        (tmp_path / "b.npz", [], "b.npz does not exist; a table, an .npz file or a folder of images is needed."),
+        (tmp_path / "b.npz", [], "b.npz does not exist; a table, a file or folder of rows, an .npz file or a folder"),
     ):
         assert main(["evaluate", run, str(data), *label]) == 2
         assert words in capsys.readouterr().err

@@ -108,6 +108,12 @@ def test_training_and_prediction_from_arrays_that_stay_on_disk(
     assert (flags["num_labels"], flags["likelihood"]) == ("all", expected)
     assert main(["predict", run, data, "--out", str(tmp_path / "p.npy")]) == 0
     assert np.load(tmp_path / "p.npy").shape == (178, 3)
+    capsys.readouterr()
+    assert main(["evaluate", run, data, "--label", str(tmp_path / "y.npy")]) == 0
+    right = np.sort(NAMES)[np.load(tmp_path / "p.npy").argmax(1)] == NAMES[wine.target]
+    captured = capsys.readouterr()
+    assert captured.out.split()[:4] == ["error", f"{1.0 - right[::3].mean():.2%}", "of", "60"]
+    assert captured.err == "118 rows without a label are left out\n"
 
 
 def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,10 +188,14 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["predict", "nowhere", "all.csv"], "holds no run"),
         (["predict", "run"], "required: DATA"),
         (["evaluate", "run", "all.csv"], "all.csv needs --label COLUMN"),
-        (["evaluate", "run", "."], ". is a folder of images, and the model is of examples of shape (13,)"),
+        (["evaluate", "run", "rows.npy"], "rows.npy needs --label FILE.npy"),
+        (
+            ["evaluate", "run", "run/figures"],
+            "run/figures is a folder of images, and the model is of examples of shape (13,)",
+        ),
         (
             ["predict", "run", "al.csv"],
-            "al.csv does not exist; a table, an .npz file or a folder of images is needed. Did",
+            "al.csv does not exist; a table, a file or folder of rows, an .npz file or a folder of images is",
         ),
         (["evaluate", "run", "all.csv", "--label", "hue"], "holds the class 'bright', which is none of barbera"),
         (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),

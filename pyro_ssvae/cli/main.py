@@ -192,7 +192,7 @@ def _add_commands(commands: Any) -> None:
     add = predict.add_argument
     add("--out", type=Path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
     add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
-    evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table")
+    evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
     words = "write generated examples to FILE.npz and, if images, FILE.png"
     add = _add_command(commands, "sample", _sample, words).add_argument
     add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")

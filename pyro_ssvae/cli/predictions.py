@@ -20,6 +20,7 @@ from pyro_ssvae.data.images import read_folder
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, prepare
 from pyro_ssvae.data.readers import read_npz
+from pyro_ssvae.data.rows import is_label_file, read_label_file
 from pyro_ssvae.data.storage import is_on_disk
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.models.base import as_input
@@ -29,14 +30,23 @@ _ROWS_AT_ONCE = 10_000
 
 def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
     """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
-    check_path(path, "a table, an .npz file or a folder of images", Path.exists)
+    check_path(path, "a table, a file or folder of rows, an .npz file or a folder of images", Path.exists)
+    words = None
+    if label is not None and is_label_file(label):
+        words, label = [*map(_as_word, read_label_file(label).tolist())], None
     if is_table(path):
         rows = read_table(path)
-        column = None if label is None else select_columns(rows, [label])[label]
-        words = None if column is None else column.map(_as_word, na_action="ignore").astype(object)
-        return rows, "row", range(len(rows)), words
+        if label is None:
+            return rows, "row", range(len(rows)), words
+        column = select_columns(rows, [label])[label]
+        return rows, "row", range(len(rows)), column.map(_as_word, na_action="ignore").astype(object)
     if label is not None:
-        raise ValueError(f"--label {label}: for tables, and {path} is none.")
+        raise ValueError(f"--label {label}: {path} is no table; name a .npy file with a label for every row.")
+    if is_on_disk(path):
+        source, _ = as_input(model, path)
+        return source, "row", range(len(source)), words
+    if words is not None:
+        raise ValueError(f"--label FILE.npy is for files and folders of rows, and {path} has labels of its own.")
     if path.is_dir():
         return _read_images(model, path)
     arrays = read_npz(path, (), ("x", "y", "x_test", "y_test"))
@@ -106,15 +116,17 @@ def predict(model: Any, args: argparse.Namespace) -> None:
 
 def evaluate(model: Any, args: argparse.Namespace) -> None:
     """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
-    if is_table(args.data) and args.label is None:
-        raise ValueError(f"{args.data} needs --label COLUMN, the column of the labels.")
+    if args.label is None and (is_table(args.data) or is_on_disk(args.data)):
+        what = "COLUMN, the column of the labels" if is_table(args.data) else "FILE.npy, with a label for every row"
+        raise ValueError(f"{args.data} needs --label {what}.")
     x, kind, _, labels = _read(model, args.data, args.label)
-    where = f"column {args.label}" if is_table(args.data) else str(args.data)
+    where = str(args.data) if args.label is None else f"--label {args.label}"
     names = get_names(model)
     (y,) = encode_labels({where: labels}, [len(x)], class_names=names).y.values()
     known, kind = y >= 0, "images" if kind == "file" else "rows"
     if not known.any():
         raise ValueError(f"None of the {len(y)} {kind} has a label in {where}.")
+    x = args.data if is_on_disk(args.data) and not is_table(args.data) else x  # not scaled yet
     probabilities, y = model.predict_proba(x)[known], y[known]
     wrong = (probabilities.argmax(1) != y).double()
     surprise = -probabilities.double().clamp(min=1e-30)[torch.arange(len(y)), y].log().mean()

@@ -56,8 +56,8 @@ def load_table(
             UserWarning,
             stacklevel=4,
         )
-    if label is not None and _is_label_file(label):
-        rows, where = rows._replace(labels=_read_label_file(label)), str(label)
+    if label is not None and is_label_file(label):
+        rows, where = rows._replace(labels=read_label_file(label)), str(label)
     x: Any = rows.x
     x_test, test_labels = as_held_out(None, None, "test", x)
     if test is not None:
@@ -91,11 +91,12 @@ def load_table(
     )
 
 
-def _is_label_file(label: str) -> bool:
+def is_label_file(label: str) -> bool:
+    """Return whether ``label`` names a file of labels, and not a column."""
     return str(label).endswith(".npy")
 
 
-def _read_label_file(path: str) -> Any:
+def read_label_file(path: str) -> Any:
     """Return the labels in a .npy file."""
     check_path(Path(path), "a .npy file with a label for every row")
     try:
@@ -107,7 +108,7 @@ def _read_label_file(path: str) -> Any:
 
 def _read_rows(source: Any, label: str | None) -> _Rows:
     """Return the rows of a source; labels in a file are not read."""
-    column = None if label is None or _is_label_file(label) else label
+    column = None if label is None or is_label_file(label) else label
     path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
     if path is None or not is_on_disk(path):
         return _encode_table(read_table(source, column), column)
