@@ -44,7 +44,7 @@ ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent(
 BOUND = {"test bound, nats": average("test/bound")}
 MINUTES = {"minutes of training": average("train_seconds", 0, 1 / 60)}
 SECONDS = {"seconds": mean("train_seconds", 0)}
-PAPER: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER[group[0]["num_labels"]]}
+PAPER: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER.get(group[0]["num_labels"], "")}
 TRAINING = {"steps": average("steps", 0), "seconds of training": each("train_seconds", 0, 1.0)}
 RUNS: dict[str, Column] = {
     "test error by seed, %": each("test/error"),
@@ -60,7 +60,7 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 
 # M2
 
-_BY_LABELS = {f"m2-default-{n}": str(n) for n in M2_PAPER}
+_BY_LABELS = {f"m2-default-{n}": str(n) for n in (20, *M2_PAPER)}
 _BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents" for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
