@@ -193,7 +193,7 @@ def main() -> None:
         return
     found = json.loads(STORE.read_text()) if STORE.exists() and not args.quick else {}
     if args.only != "kills":
-        found["speed"] = measure_efficiency(*((1, 40) if args.quick else (5, 60)))
+        found["speed"] = measure_efficiency(*((1, 40) if args.quick else (3, 60)))
     if args.only != "speed":
         found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
         found["kills"]["restarts"] = measure_restarts(*((2, 400) if args.quick else (10, args.steps)))
