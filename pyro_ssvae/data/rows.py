@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import MAX_DENSE, as_examples
@@ -68,12 +69,8 @@ def load_table(
     given = {where: rows.labels, f"{where} of the test rows": test_labels}
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
     y, y_test = (part.numpy() for part in known.y.values())
-    number = len(y) if rows.labels is None else int((y >= 0).sum())
-    if rows.labels is not None and number < _FEWEST_TO_SHARE:
-        num_validation, num_test = num_validation or 0, num_test or 0
-    if isinstance(x, ExampleSource) and number > 10 * _MOST_HELD_OUT:
-        num_validation = _MOST_HELD_OUT if num_validation is None else num_validation
-        num_test = _MOST_HELD_OUT if num_test is None else num_test
+    by_default = _choose_held_out(rows, y)
+    num_validation, num_test = (by_default if given is None else given for given in (num_validation, num_test))
     parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
     validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
     rest = np.setdiff1d(parts["train"], drawn)
@@ -89,6 +86,14 @@ def load_table(
         feature_names=rows.names,
         categories=rows.categories,
     )
+
+
+def _choose_held_out(rows: _Rows, y: NDArray[np.int64]) -> int | None:
+    """Return how many rows are held out for validation, and for testing; ``None`` is a tenth."""
+    number = len(y) if rows.labels is None else int((y >= 0).sum())
+    if rows.labels is not None and number < _FEWEST_TO_SHARE:
+        return 0
+    return _MOST_HELD_OUT if isinstance(rows.x, ExampleSource) and number > 10 * _MOST_HELD_OUT else None
 
 
 def is_label_file(label: str) -> bool:

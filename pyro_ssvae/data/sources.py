@@ -20,16 +20,6 @@ from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
 
-__all__ = [
-    "Source",
-    "as_held_out",
-    "draw_held_out",
-    "load_folder",
-    "load_npz",
-    "read_dataset",
-    "split_source",
-]
-
 
 class Source(NamedTuple):
     """The examples of a training file, which of them are for validation, and test examples.

@@ -25,8 +25,6 @@ from pyro_ssvae._io import check_path
 from pyro_ssvae.data.parquet import open_row_groups
 from pyro_ssvae.errors import MissingPackageError
 
-__all__ = ["ExampleSource", "ItemSource", "is_on_disk", "list_shards", "open_source", "reading", "sample_rows"]
-
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
 _SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
 _SHARDS = (".npy", ".parquet", ".zarr")  # of which a folder may hold several
@@ -378,6 +376,9 @@ def list_shards(path: Path) -> list[Path]:
 def is_on_disk(path: Path) -> bool:
     """Return whether a path is a file or folder of rows that can be read when they are needed; images are not."""
     if path.suffix == ".npz":  # of scipy, and not one with x_train
-        return zipfile.is_zipfile(path) and "format.npy" in zipfile.ZipFile(path).namelist()
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return "format.npy" in file.namelist()
     inside = path.iterdir() if path.is_dir() else ()
     return path.suffix in (*_SHARDS, ".h5ad") or any(file.suffix in _SHARDS for file in inside)
