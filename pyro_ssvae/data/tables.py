@@ -41,6 +41,11 @@ def is_numeric(column: Any) -> bool:
     return bool(_NUMERIC.match(str(column.dtype)))
 
 
+def _is_frame(X: Any) -> bool:
+    """Return whether X is a DataFrame of pandas."""
+    return hasattr(X, "iloc") and hasattr(X, "columns")
+
+
 def read_table(source: Any, label: str | None = None) -> Any:
     """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
 
@@ -58,7 +63,7 @@ def read_table(source: Any, label: str | None = None) -> Any:
             table = table.assign(**{label: select_columns(source.obs, [label])[label].to_numpy()})
     else:
         table = source.to_pandas() if hasattr(source, "to_pandas") else source
-    if not (hasattr(table, "columns") and hasattr(table, "iloc")):
+    if not _is_frame(table):
         raise TypeError(
             f"source is of type {type(source).__name__}; pass the path of a table ({', '.join(_SUFFIXES)}) or a "
             "DataFrame. SemiSupervisedData.from_arrays reads arrays."
@@ -115,14 +120,9 @@ def select_columns(table: Any, names: Iterable[str]) -> Any:
 
 
 def find_words(table: Any) -> dict[str, tuple[str, ...]]:
-    """Return the words in the columns of words, by their names."""
-    infer_dtype = _import_pandas().api.types.infer_dtype
-    for name, column in table.items():
-        if (kind := infer_dtype(column, skipna=True)) not in _KINDS:
-            raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. Leave it out.")
+    """Return the words in the columns of words, by their names; raise what :func:`find_categories` raises."""
     columns = find_categories(table, strict=True)
-    found = {table.columns[position]: tuple(map(str, words)) for position, words in columns.items()}
-    return found
+    return {table.columns[position]: tuple(map(str, words)) for position, words in columns.items()}
 
 
 def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
@@ -148,9 +148,14 @@ class _Column(NamedTuple):
 def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     """Return the categories of columns that hold words, sorted, or have the type ``category``, in its order.
 
-    Categories that do not occur are left out unless ``strict``. A column of numbers and some words, of numbers with
-    commas, or of more than 100 categories raises ``ValueError``.
+    Categories that do not occur are left out unless ``strict``.
+
+    Raises:
+        TypeError: If a column of a DataFrame holds dates, durations, lists or other objects.
+        ValueError: For a column of numbers and some words, of numbers with commas, or of more than 100 categories.
     """
+    if _is_frame(X):
+        _check_kinds(X)
     found = {}
     for position, column in _object_columns(X).items():
         known = [value for value in column.values if not _is_missing(value)]
@@ -181,6 +186,14 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             )
         found[position] = np.fromiter(categories, dtype=object, count=len(categories))
     return found
+
+
+def _check_kinds(table: Any) -> None:
+    infer_dtype = _import_pandas().api.types.infer_dtype
+    for name, column in table.items():
+        if (kind := infer_dtype(column, skipna=True)) not in _KINDS:
+            hint = "Give dates and durations as numbers, of days, say, or leave the column out."
+            raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. {hint}")
 
 
 def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -> Any:
@@ -234,7 +247,7 @@ def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool
 
 def _object_columns(X: Any) -> dict[int, _Column]:
     """Return the columns that are not of a numeric type, by position."""
-    if hasattr(X, "iloc") and hasattr(X, "columns"):  # of pandas
+    if _is_frame(X):
         kinds = enumerate(map(str, X.dtypes))
         return {position: _read_column(X, position) for position, kind in kinds if not _NUMERIC.match(kind)}
     if isinstance(X, (list, tuple)):

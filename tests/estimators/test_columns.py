@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -98,6 +99,17 @@ def test_columns_of_words_and_missing_values(capsys: pytest.CaptureFixture[str])
     np.testing.assert_array_equal(model.predict(complete.tolist()), model.predict(complete))
     assert set(model.sample(20)[0][:, 1]) <= {"Bonn", "Kiel", "Ulm"}
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).impute(table), filled)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(pd.date_range("2020", periods=len(X)), "datetime64"), (pd.to_timedelta(range(len(X)), unit="h"), "timedelta64")]
+    + [([[1, 2]] * len(X), "mixed")],
+)
+def test_columns_of_dates_and_lists_are_named(values: Any, kind: str) -> None:
+    table = pd.DataFrame(X).rename(columns=str).assign(visit=values)
+    with pytest.raises(TypeError, match=f"Column visit holds values of kind {kind}"):
+        M2Classifier(**QUICK).fit(table, FEW)
 
 
 @pytest.mark.parametrize("estimator", [M2Classifier(**QUICK), M1M2Classifier(**QUICK), M1Transformer(**QUICK)])
