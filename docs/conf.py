@@ -1,7 +1,13 @@
 import os
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import kernels
 
 project = "pyro-ssvae"
 author = "The pyro-ssvae developers"
@@ -93,6 +99,11 @@ def offer_folder(app: Any) -> None:
 
 
 def setup(app: Any) -> None:
-    """Register the handlers with Sphinx."""
+    """Register the handlers with Sphinx, and start the process that forks kernels."""
+    global folder_of_kernels  # deleted with this module
+    if sys.platform == "linux":
+        folder_of_kernels = TemporaryDirectory(prefix="kernels")
+        kernels.start(folder_of_kernels.name)
+        os.environ["JUPYTER_PATH"] = folder_of_kernels.name
     app.connect("missing-reference", resolve_reexport)
     app.connect("builder-inited", offer_folder)
