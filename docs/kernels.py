@@ -47,6 +47,7 @@ def serve(file: str, parent: str) -> None:
         except TimeoutError:
             continue
         if os.fork() == 0:
+            os.setsid()  # no signal to the group of the kernel reaches the build
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             connection.settimeout(None)
             wanted = json.loads(connection.makefile().readline())
