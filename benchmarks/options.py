@@ -5,19 +5,18 @@ python benchmarks/options.py  # 45 minutes on one core; what was measured before
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import DOCS, make_fits, make_parser
 from sklearn.datasets import load_digits
 from table_format import format_table, load_json
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
-DOCS = Path(__file__).parents[1] / "docs"
 STORE = DOCS / "benchmarks" / "options.json"
 
 M2_OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -89,18 +88,6 @@ def describe(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def measure(seeds: range) -> None:
-    """Make the runs that the store lacks."""
-    store = load_json(STORE, {})
-    changes = {describe(values): {kind: values} for kind, several in M2_OPTIONS.items() for values in several}
-    for name, change in {"default": {}, **changes}.items():
-        for seed in seeds:
-            if (key := f"m2/{name}/{seed}") not in store:
-                store[key] = run_m2(seed, change)
-                print(f"{key}: {store[key]}", flush=True)
-                STORE.write_text(json.dumps(store, indent=0) + "\n")
-
-
 def compare(before: list[float], after: list[float]) -> str:
     """Return the mean difference, bold where it is more than twice its standard error."""
     changes = [b - a for a, b in zip(before, after, strict=True)]
@@ -126,11 +113,17 @@ def make_tables(measured: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Make the missing runs and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds 0 to K-1 (default: 3)")
-    measure(range(parser.parse_args().seeds))
-    (DOCS / "_generated" / "options_m2.md").write_text(make_tables(STORE.parent)["options_m2"] + "\n")
+    """Make the missing runs, and write all tables."""
+    from result_tables import write_tables
+
+    args = make_parser(__doc__).parse_args()
+    args.again = False
+    changes: dict[str, Any] = {"default": {}}
+    changes |= {describe(values): {kind: values} for kind, several in M2_OPTIONS.items() for values in several}
+    seeds = range(args.seeds or 3)
+    fits = {f"m2/{name}/{seed}": partial(run_m2, seed, change) for name, change in changes.items() for seed in seeds}
+    make_fits(STORE, fits, args)
+    write_tables(DOCS)
 
 
 if __name__ == "__main__":

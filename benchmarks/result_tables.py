@@ -377,12 +377,11 @@ def write_tables(docs: Path) -> None:
     import scale
     import scale_processes
     import tables
-    from faults import make_fault_table
     from step_tables import make_step_tables
 
     results, measured = load_results(docs / "results"), docs / "benchmarks"
     found = {name: make(results) for name, make in TABLES.items()} | grey_cifar.make_tables(results)
-    found |= make_step_tables(measured) | make_fault_table(measured) | tables.make_tables(measured)
+    found |= make_step_tables(measured) | tables.make_tables(measured)
     found |= scale.make_tables(measured) | scale_processes.make_tables(measured)
     found |= options.make_tables(measured) | blog_tables.make_tables(docs / "results" / "blog_tables.json")
     (docs / "_generated").mkdir(exist_ok=True)

@@ -187,7 +187,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = folder / part / ("unlabelled" if number % 10 > 7 else name) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(file)
-    size = ["--image-size", "8", "--training.max_steps", "40"]
+    size = ["--image-size", "8", "--training.max_steps", "20"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyro_ssvae.plots.style.to_png", lambda figure: b"")
         assert main(["train", "m2", str(folder / "train"), *size, *TINY[4:], "--out", str(folder / "run")]) == 0
@@ -283,7 +283,7 @@ def test_features_stand_for_images_in_training_and_prediction(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, data = str(tmp_path / "run"), ["--image-size", "8", "--data-dir", str(tmp_path)]
-    steps = ["--training.max_steps", "80", "--training.learning_rate", "0.01", *TINY[4:], "--hidden-dims", "[64]"]
+    steps = ["--training.max_steps", "40", "--training.learning_rate", "0.01", *TINY[4:], "--hidden-dims", "[64]"]
     steps += ["--features", "efficientnet_lite0", "--out", run]
     assert main(["train", "m2", str(photos / "train"), *data, *steps]) == 0
     assert len([*(tmp_path / "features").iterdir()]) == 3

@@ -12,7 +12,18 @@ import pyro_ssvae
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import Mixed
 
-SMALL = ["--latent-dim", "3", "--hidden-dims", "[16]", "--training.max_steps", "150", "--device", "cpu"]
+SMALL = [
+    "--latent-dim",
+    "3",
+    "--hidden-dims",
+    "[16]",
+    "--training.max_steps",
+    "60",
+    "--training.learning_rate",
+    "0.01",
+    "--device",
+    "cpu",
+]
 SHORT = [*SMALL, "--training.max_steps", "10"]
 NAMES = np.array(["barolo", "grignolino", "barbera"])
 CODES = "ignore:Columns of words are read as codes"
@@ -44,7 +55,7 @@ def test_training_uses_every_label_and_a_likelihood_for_each_column(folder: Path
 
 @pytest.mark.filterwarnings(CODES)
 def test_resumed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "m2", "--resume", str(folder / "run"), "--training.max_steps", "151"]) == 0
+    assert main(["train", "m2", "--resume", str(folder / "run"), "--training.max_steps", "61"]) == 0
     assert main(["report", str(folder / "run")]) == 0
     printed = capsys.readouterr().out
     assert "3 classes: 0 barbera (16 labels), 1 barolo (20), 2 grignolino (24)\n" in printed

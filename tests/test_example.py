@@ -30,21 +30,9 @@ def example() -> ModuleType:
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--class-prior", "map", "--num-labels", "20"],
-        ["--class-prior", "dirichlet", "--likelihood", "gaussian"],
-        [
-            "--pure",
-            "--alpha",
-            "0.1",
-            "--classifier",
-            "mlp",
-            "--activation",
-            "softplus",
-            "--training.binarisation",
-            "static",
-        ],
-        ["--seed", "3", "--precision", "bf16-mixed", "--training.gradient_clip", "1.0"],
-        ["--pure", "--enumeration", "top-k", "--top-k", "2", "--training.compile", "eager"],
+        "--class-prior map --num-labels 20 --seed 3 --precision bf16-mixed --training.gradient_clip 1.0".split(),
+        "--class-prior dirichlet --likelihood gaussian".split(),
+        "--pure --alpha 0.1 --activation softplus --training.binarisation static --enumeration top-k --top-k 2".split(),
     ],
 )
 @pytest.mark.filterwarnings("ignore:This CPU has no bf16")

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import Browser
 
 import pyro_ssvae as ss
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.explorer.payload import make_payload
+from tests.browser import Browser
 
 SMALL = {"latent_dim": 4, "hidden_dims": (16,)}
 

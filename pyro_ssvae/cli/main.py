@@ -22,8 +22,7 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.output import write_columns
-from pyro_ssvae.cli.predictions import evaluate, get_names, predict
+from pyro_ssvae.cli.predictions import evaluate, get_names, predict, write_columns
 from pyro_ssvae.cli.training import (
     describe_run,
     find_results,

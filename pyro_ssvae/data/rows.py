@@ -16,7 +16,7 @@ from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import MAX_DENSE, as_examples
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.parquet import find_values, read_column
+from pyro_ssvae.data.readers import find_values, read_column
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.data.storage import ExampleSource, is_on_disk, list_shards, open_source, reading
 from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns

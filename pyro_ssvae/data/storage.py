@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
 from pyro_ssvae._io import check_path
-from pyro_ssvae.data.parquet import open_row_groups
+from pyro_ssvae.data.readers import open_row_groups
 from pyro_ssvae.errors import MissingPackageError
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well

@@ -78,7 +78,7 @@ def test_columns_of_words_and_missing_values(capsys: pytest.CaptureFixture[str])
     table = complete.copy()
     table[::5, 0], table[1::5, 1], table[2::10, 2], table[7::10, 2] = np.nan, None, "", float("nan")
     few = np.where(np.arange(len(y)) < 30, y, -1)
-    model = M2Classifier(**QUICK | {"max_steps": 300}, verbose=1).fit(table, few)
+    model = M2Classifier(**QUICK, verbose=1).fit(table, few)
     assert "likelihood: 1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)\n" in capsys.readouterr().out
     assert model.likelihood_ == "1 Bernoulli, 1 Gaussian, 1 categorical (3 levels)"
     assert {column: known.tolist() for column, known in model.categories_.items()} == {

@@ -238,7 +238,7 @@ def test_consistency_learns_from_unlabelled_examples() -> None:
     y = rng.integers(0, 2, 600)
     x = (rng.random((600, 40)) < np.where(y[:, None] == 1, 0.7, 0.3)).astype(float)
     few = np.where(np.isin(np.arange(600), [*np.flatnonzero(y == 0)[:4], *np.flatnonzero(y == 1)[:4]]), y, -1)
-    quick = QUICK | {"bound_weight": 0.0, "max_steps": 600}
+    quick = QUICK | {"bound_weight": 0.0, "max_steps": 350, "learning_rate": 0.01}
     alone = M2Classifier(**quick, consistency_weight=0.0).fit(x, few).score(x, y)
     assert alone < 0.85 < 0.95 < M2Classifier(**quick).fit(x, few).score(x, y)
 
@@ -255,7 +255,7 @@ def test_time_limit_and_callbacks() -> None:
 
 
 @pytest.mark.parametrize(
-    "estimator", [M2Classifier(**BRIEF), M1M2Classifier(**BRIEF), M1Transformer(**BRIEF), DDGMDensity(max_steps=20)]
+    "estimator", [M2Classifier(**BRIEF), M1M2Classifier(**BRIEF), M1Transformer(**BRIEF), DDGMDensity(max_steps=5)]
 )
 def test_pickle_and_clone(estimator: Any) -> None:
     fitted = estimator.fit(X, FEW)
@@ -269,7 +269,7 @@ def test_pickle_and_clone(estimator: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:y labels every example")
 def test_tools_of_scikit_learn() -> None:
-    quick = QUICK | {"max_steps": 120, "learning_rate": 0.01}
+    quick = QUICK | {"max_steps": 120}
     pipeline = make_pipeline(StandardScaler(), M2Classifier(**quick))
     assert cross_val_score(pipeline, X, Y, cv=3).mean() > 0.8
     search = GridSearchCV(M2Classifier(**quick), {"alpha": [1.0, 10.0]}, cv=2).fit(X, Y)
@@ -295,7 +295,7 @@ def test_search_calibration_and_tables_as_output() -> None:
 
 
 def test_m1_reconstructs_in_the_units_of_the_input() -> None:
-    transformer = M1Transformer(**QUICK | {"max_steps": 400, "latent_dim": 8, "learning_rate": 0.01}).fit(X)
+    transformer = M1Transformer(**QUICK | {"max_steps": 250, "latent_dim": 8, "learning_rate": 0.01}).fit(X)
     error = np.mean((transformer.inverse_transform(transformer.transform(X)) - X) ** 2)
     assert error < 0.6  # standardised columns: the mean alone has 1
     with pytest.raises(ValueError, match=r"X has shape \(1, 3\); latents \(N, 8\) are needed"):
@@ -334,5 +334,5 @@ def test_a_score_leaves_out_unlabelled_examples(fitted: M2Classifier) -> None:
     assert fitted.score(X, np.where(known, FEW, np.nan)) == fitted.score(X, FEW)
     with pytest.raises(ValueError, match="y has no label"):
         fitted.score(X, np.full(len(X), -1))
-    scores = cross_val_score(M2Classifier(**BRIEF | {"max_steps": 100}), X, FEW, cv=3)
+    scores = cross_val_score(M2Classifier(**QUICK | {"max_steps": 40}), X, FEW, cv=3)
     assert scores.min() > 0.6

@@ -9,7 +9,7 @@ from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-_QUICK: dict[str, Any] = {"max_steps": 10, "random_state": 0, "device": "cpu"}
+_QUICK: dict[str, Any] = {"max_steps": 3, "random_state": 0, "device": "cpu"}
 _M2 = M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2)
 _OTHERS = [
     M1M2Classifier(**_QUICK, hidden_dims=(16,), learning_rate=1e-2),

@@ -178,7 +178,7 @@ def test_training_and_missing_values(skip: bool) -> None:
     data = SemiSupervisedData.from_arrays(x, torch.where(torch.arange(200) < 20, y, -1), x_test=x, y_test=y)
     m2 = M2.for_data(data, latent_dim=2, auxiliary_dim=2, skip=skip, hidden_dims=(16,), likelihood="gaussian")
     objective = SemiSupervisedELBO.for_data(m2, data, pure=True)
-    fit(objective, data, TrainingConfig(max_steps=150, learning_rate=1e-2, device="cpu"), progress=False)
+    fit(objective, data, TrainingConfig(max_steps=80, learning_rate=2e-2, device="cpu"), progress=False)
     assert (m2.predict(x) == y).double().mean() > 0.9
     filled = m2.impute(x, num_samples=50)
     assert (filled[::7, 1] - 3.0 * y[::7]).abs().mean() < 1.2

@@ -254,8 +254,7 @@ def test_a_run_of_m1(tmp_path, shape, held_out, expected):
 
 
 @pytest.mark.usefixtures("unrendered")
-@pytest.mark.parametrize("shape", [(1, 8, 8), (5,)])
-@pytest.mark.parametrize("num_known", [0, 3])
+@pytest.mark.parametrize(("shape", "num_known"), [((1, 8, 8), 0), ((5,), 3)])
 def test_held_out_examples_of_unknown_class(tmp_path, shape, num_known):
     data = make_data(shape)
     y_test = torch.full_like(data.y_test, -1)

@@ -34,6 +34,7 @@ from tests.training.small_runs import SHORT, changed, make_data, make_objective
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_fit_learns_and_leaves_a_run_folder(tmp_path: Path, device: torch.device) -> None:
     data = make_data()
     objective = make_objective(data)
@@ -287,7 +288,7 @@ def test_a_constant_weight_of_the_kl(on_objective: bool) -> None:
     if on_objective:
         objective.kl_weight = 4.0
     seen: list[float] = []
-    config = changed(SHORT, kl_warmup=0.0, max_steps=300, kl_weight=1.0 if on_objective else 4.0)
+    config = changed(SHORT, kl_warmup=0.0, max_steps=60, kl_weight=1.0 if on_objective else 4.0)
     run = fit(objective, data, config, progress=False, on_evaluation=lambda *_: seen.append(objective.kl_weight))
     assert set(seen) == {4.0}
     assert run.config.kl_weight == 4.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def test_a_command_stopped_before_its_first_checkpoint_starts_afresh(
     capsys.readouterr()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_same_command_continues_an_interrupted_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +243,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("halfway")
+    train(folder, max_steps=10)
+    return folder
+
+
 def test_a_checkpoint_keeps_tensors_numbers_and_names(finished: Path) -> None:
     state = {"format": 1, "a": {"b": [torch.arange(3), 1.5, None, float("-inf")]}, "text": "é", "flag": True}
     found = unpack(pack(state))
@@ -285,9 +294,9 @@ def _spoil_weights(state: dict[str, Any]) -> None:
     ],
 )
 def test_checkpoints_with_wrong_content_are_refused_in_words(
-    damage: Callable[[dict[str, Any]], None], finished: Path, tmp_path: Path
+    damage: Callable[[dict[str, Any]], None], halfway: Path, tmp_path: Path
 ) -> None:
-    train(tmp_path, max_steps=10)
+    shutil.copytree(halfway, tmp_path, dirs_exist_ok=True)
     folder = RunFolder(tmp_path)
     state = folder.read_checkpoint()
     damage(state)

@@ -1,6 +1,6 @@
 """A headless Chromium that is driven through a pipe, by the DevTools protocol.
 
-python benchmarks/browser.py runs/mnist/explorer.html    # size, start and speed of a page of `pyro-ssvae explore`
+python tests/browser.py runs/mnist/explorer.html    # size, start and speed of a page of `pyro-ssvae explore`
 """
 
 from __future__ import annotations
