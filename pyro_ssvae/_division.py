@@ -136,7 +136,7 @@ _DIVIDED: list[tuple[Any, list[str], Callable[..., Tensor]]] = [
 def divided_draws() -> Iterator[None]:
     """Let functions of PyTorch draw random numbers of the whole batch, and normalise it, where a division is active.
 
-    They are replaced: a ``TorchFunctionMode``, through which every call passes, would take 5 % of a step or more.
+    They are replaced: with a ``TorchFunctionMode`` every call would pass through Python, and steps take longer.
     """
     places = [(owner, name, method) for owner, names, method in _DIVIDED for name in names]
     originals = [getattr(owner, name) for owner, name, _ in places]
