@@ -1,6 +1,6 @@
 """Measure training on two processes against one, at equal rows per process, and kill workers at random moments.
 
-python benchmarks/scale_processes.py          # nine minutes on two cores
+python benchmarks/scale_processes.py          # 15 minutes on two cores without other programs
 python benchmarks/scale_processes.py --quick  # 2 minutes; nothing is written
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,15 @@ def make_images(num_classes: int) -> SemiSupervisedData:
     return SemiSupervisedData.from_arrays(x, torch.where(torch.arange(4000) < 1000, y, -1), num_classes=num_classes)
 
 
-def measure(case: str, processes: int, steps: int) -> list[float]:
-    """Return the milliseconds of a step, for every ten steps after the first twenty."""
+def read_clocks() -> tuple[float, float, float]:
+    """Return seconds: of the clock, of the CPU in this process, and of the CPU in all programs (Linux)."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    busy = (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+    return time.time(), time.process_time(), busy
+
+
+def measure(case: str, processes: int, steps: int) -> list[list[float]]:
+    """Return milliseconds of a step, for every ten steps after the first twenty: as :func:`read_clocks`."""
     num_classes, options = CASES[case]
     data = make_images(num_classes)
     objective = SemiSupervisedELBO.for_data(M2.for_data(data), data, **options)
@@ -56,24 +63,32 @@ def measure(case: str, processes: int, steps: int) -> list[float]:
     sizes = {"batch_size": _ROWS * processes, "labelled_batch_size": 50 * processes}
     schedule = {"max_steps": steps, "evaluate_every": _INTERVAL, "compile": "eager"}
     config = TrainingConfig(**sizes, **schedule, device="cpu", seed=0)
-    times: list[float] = []
-    fit(objective, data, config, devices=processes, progress=False, on_evaluation=lambda *_: times.append(time.time()))
-    return [1000.0 * (after - before) / _INTERVAL for before, after in zip(times[1:], times[2:], strict=False)]
+    clocks: list[tuple[float, float, float]] = []
+    record = lambda *_: clocks.append(read_clocks())  # noqa: E731
+    fit(objective, data, config, devices=processes, progress=False, on_evaluation=record)
+    readings = zip(clocks[1:], clocks[2:], strict=False)
+    return [[1000.0 * (b - a) / _INTERVAL for a, b in zip(before, after, strict=True)] for before, after in readings]
 
 
-def measure_efficiency(rounds: int, steps: int) -> dict[str, dict[str, float]]:
-    """Return medians of one run, of two unrelated runs at once, and of two processes, for every case."""
+def summarise(values: list[list[float]], processes: int) -> dict[str, float]:
+    """Return medians of the time of a step, of that of the CPU, and the share that other programs had of two cores."""
+    clock, cpu, busy = (statistics.median(column) for column in zip(*values, strict=True))
+    return {"clock": clock, "cpu": cpu, "others": max(0.0, busy - processes * cpu) / (2.0 * clock)}
+
+
+def measure_efficiency(cases: Iterable[str], rounds: int, steps: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what :func:`summarise` does for one run, two unrelated runs at once, and two processes, for cases."""
     found = {}
-    for case in CASES:
-        times: dict[str, list[float]] = {"one": [], "unrelated": [], "two": []}
+    for case in cases:
+        values: dict[str, list[list[float]]] = {"one": [], "unrelated": [], "two": []}
         for _ in range(rounds):
-            times["one"] += measure(case, 1, steps)
+            values["one"] += measure(case, 1, steps)
             command = [sys.executable, __file__, "--measure", case, "--steps", str(steps)]
             started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-            times["unrelated"] += [value for run in started for value in json.loads(run.communicate()[0])]
-            times["two"] += measure(case, 2, steps)
-        found[case] = {name: statistics.median(values) for name, values in times.items()}
-        print(case, {name: f"{value:.1f} ms" for name, value in found[case].items()}, flush=True)
+            values["unrelated"] += [value for run in started for value in json.loads(run.communicate()[0])]
+            values["two"] += measure(case, 2, steps)
+        found[case] = {name: summarise(part, 1 if name == "one" else 2) for name, part in values.items()}
+        print(case, json.dumps(found[case]), flush=True)
     return found
 
 
@@ -161,17 +176,29 @@ def measure_kills(number: int, steps: int) -> dict[str, Any]:
 
 
 def make_tables(folder: Path) -> dict[str, str]:
-    """Return the table of docs/scale.md, from the file of results in a folder."""
-    rows = [
-        [
-            case,
-            *(f"{values[name]:.1f}" for name in ("one", "unrelated", "two")),
-            *(f"{values[name] / values['two']:.2f}" for name in ("one", "unrelated")),
-        ]
-        for case, values in load_json(folder / STORE.name, {}).get("speed", {}).items()
-    ]
+    """Return the tables of docs/scale.md, from the file of results in a folder."""
+    found = load_json(folder / STORE.name, {})
+    rows = []
+    for case, values in found.get("speed", {}).items():
+        others = [part["others"] for part in values.values() if "others" in part]  # older results have clocks alone
+        share = f"{max(others):.0%}" if others else "not measured"
+        for clock, name in (("clock", case), ("cpu", "its CPU time")):
+            if all(clock in part for part in values.values()):
+                one, unrelated, two = (values[part][clock] for part in ("one", "unrelated", "two"))
+                efficiencies = [f"{time / two:.2f}" for time in (one, unrelated)]
+                rows.append([name, f"{one:.1f}", f"{unrelated:.1f}", f"{two:.1f}", *efficiencies, share])
     header = ["step of", "one process, ms", "two runs at once, ms", "two processes, ms", "efficiency", "of two runs"]
-    return {"scale_processes": format_table(header, rows)}
+    kills = found.get("kills", {})
+    survived = []
+    if "kills" in kills:
+        survived.append(["the same command", str(kills["kills"]), f"{kills['median']:.1f}", f"{kills['longest']:.1f}"])
+    if "restarts" in kills:
+        survived.append(["torchrun (`--max-restarts 2`)", str(kills["restarts"]), "", ""])
+    ended = ["seconds until all had ended, median", "longest"]
+    return {
+        "scale_processes": format_table([*header, "other programs"], rows),
+        "scale_kills": format_table(["processes are started again by", "kills, all survived", *ended], survived),
+    }
 
 
 def main() -> None:
@@ -180,6 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
     parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of speed (5)")
+    parser.add_argument("--case", choices=CASES, help="the only one whose speed is measured")
     parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=600, help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
@@ -193,7 +222,8 @@ def main() -> None:
         return
     found = json.loads(STORE.read_text()) if STORE.exists() and not args.quick else {}
     if args.only != "kills":
-        found["speed"] = measure_efficiency(*((1, 40) if args.quick else (3, 60)))
+        cases = CASES if args.case is None else [args.case]
+        found.setdefault("speed", {}).update(measure_efficiency(cases, *((1, 40) if args.quick else (args.rounds, 60))))
     if args.only != "speed":
         found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
         found["kills"]["restarts"] = measure_restarts(*((2, 400) if args.quick else (10, args.steps)))

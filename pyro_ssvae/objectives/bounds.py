@@ -27,7 +27,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
-from pyro_ssvae._ranks import first_rows
+from pyro_ssvae._division import first_rows
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state

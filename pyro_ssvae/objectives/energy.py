@@ -22,7 +22,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
-from pyro_ssvae._ranks import gather_rows, mean_over_ranks
+from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._ranks import gather_rows, own_rows
+from pyro_ssvae._division import gather_rows, own_rows
 
 _MAX_KERNEL_RADIUS = 8  # pixels, of the Gaussian blur
 _MAX_MARGIN = 3.0  # nats, of corrupted images

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._configurable import Configurable, describe
-from pyro_ssvae._ranks import gather_rows, mean_over_ranks
+from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows

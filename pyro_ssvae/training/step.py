@@ -105,7 +105,7 @@ class TrainingStep:
         batch = Batch(None, None, None)
         try:
             with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
-                with self._ranks.divide(indices) as own, self._ranks.draws():
+                with self._ranks.divide(indices) as own:
                     batch = self._cast(self.stream.gather(type(indices)(*own)))
                     self.objective.losses(batch)
         except ValueError as error:
@@ -132,8 +132,7 @@ class TrainingStep:
             self._counts.update(self._run_captured(indices))
         else:
             with self._ranks.divide(indices) as own:
-                with self._ranks.draws():
-                    batch = self.stream.gather(type(indices)(*own))
+                batch = self.stream.gather(type(indices)(*own))
                 self._counts.update(self._step(batch))
         if expected is not None and not self._agrees(expected, float(self._first_loss)):
             self._go_eager(
@@ -261,7 +260,7 @@ class TrainingStep:
         return Loss(loss.total.detach(), loss.terms)
 
     def _compute(self, update: Update, batch: Batch) -> Loss:
-        with self.fabric.autocast(), pyro.validation_enabled(False), self._ranks.draws():
+        with self.fabric.autocast(), pyro.validation_enabled(False):
             return update.loss(batch)
 
     def _apply(self, group: str) -> Tensor | None:
