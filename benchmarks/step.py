@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                        # every contender, 10, 100 and 1,000 classes, 1 and 2 threads
     python benchmarks/step.py --classes 10 --only ours --only hand-written
+    python benchmarks/step.py --floor                # the least time on this machine, and a profile of the steps
 
 Every contender has its own process, which waits between its visits. Contenders alternate over the rounds (A B C A B C
 ...), so that other load on the machine affects all of them alike. Results are kept as docs/benchmarks/step-cpu.json;
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from contenders import Contender, HandWritten, Ours, Pyroved, TutorialPyro
+from floor import measure_floors, profile_step
 from machine import describe, get_memory
 from runs import DOCS, Result
 from table_format import load_json
@@ -151,6 +153,24 @@ def keep(results: list[Result]) -> None:
     path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
 
 
+def measure_floor(classes: list[int], threads: list[int]) -> Result:
+    """Return the least time of a step on this machine, and a profile of the steps."""
+    found: Result = {"command": "python benchmarks/step.py --floor", "batch_size": BATCH_SIZE}
+    found |= {"machine": describe("cpu"), "rates": [], "steps": [], "profile": []}
+    for number in threads:
+        torch.set_num_threads(number)
+        rates, steps = measure_floors("cpu", classes, BATCH_SIZE)
+        found["rates"].append({"threads": number, **rates})
+        found["steps"] += [{"threads": number, **step} for step in steps]
+    torch.set_num_threads(threads[0])
+    batch = make_batches(BATCH_SIZE, 0, classes[0], number=1)[0]
+    for name in ("hand-written", "ours-eager", "ours-top-k-eager"):  # compiled kernels do not say what they compute
+        milliseconds = profile_step(CONTENDERS[name](num_classes=classes[0]), batch)
+        setting = {"contender": name, "classes": classes[0], "threads": threads[0]}
+        found["profile"].append({**setting, "milliseconds": milliseconds})
+    return found
+
+
 def main() -> None:
     from result_tables import write_tables
 
@@ -163,9 +183,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds per visit, after at least one step")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds of a step that is not repeated")
     parser.add_argument("--only", action="append", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
+    parser.add_argument("--floor", action="store_true", help="measure the least time on this machine, and a profile")
     args = parser.parse_args()
-    for setting in itertools.product(args.classes, args.threads, args.labelled):
-        keep(measure(dict(zip(SETTING, setting, strict=True)), args))
+    if args.floor:
+        found = measure_floor(args.classes, args.threads)
+        (FOLDER / "floor-cpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    else:
+        for setting in itertools.product(args.classes, args.threads, args.labelled):
+            keep(measure(dict(zip(SETTING, setting, strict=True)), args))
     write_tables(DOCS)
 
 

@@ -26,10 +26,17 @@ def find_median(results: list[Result], **setting: int | str) -> float | None:
 
 
 def make_step_tables(folder: Path) -> dict[str, str]:
-    """Return the tables by name, from ``step-cpu.json`` in a folder."""
+    """Return the tables by name, from ``step-cpu.json`` and ``floor-cpu.json`` in a folder."""
     results = load_json(folder / "step-cpu.json", {"results": []})["results"]
+    floor = load_json(folder / "floor-cpu.json", {"steps": [], "profile": []})
     found = {f"step_{classes}": _make_step_table(results, classes, 0) for classes in (10, 100, 1000)}
-    return {**found, "step_10_labelled": _make_step_table(results, 10, 100)}
+    kinds = list(floor["profile"][0]["milliseconds"]) if floor["profile"] else []
+    rows = [
+        [CONTENDERS[one["contender"]], *(f"{one['milliseconds'][k]:.1f}" for k in kinds)] for one in floor["profile"]
+    ]
+    found["profile"] = format_table(["step, milliseconds", *kinds], rows)
+    found["step_10_labelled"] = _make_step_table(results, 10, 100)
+    return {**found, "floor": _make_floor_table(results, floor["steps"])}
 
 
 def _name_columns(threads: list[int], *names: str) -> list[str]:
@@ -52,3 +59,17 @@ def _make_step_table(results: list[Result], classes: int, labelled: int) -> str:
         if own:
             rows.append([words, *cells, f"{max(memory):,}" if memory else "–"])
     return format_table(["step", *_name_columns(threads, "ms", "× tutorial"), "memory of the step, MiB"], rows)
+
+
+def _make_floor_table(results: list[Result], steps: list[Result]) -> str:
+    threads, rows = sorted({step["threads"] for step in steps}), []
+    for step in (one for one in steps if one["threads"] == threads[0]):
+        classes, kind = step["classes"], step["sum"]
+        cells = [f"{classes:,} classes, {kind}", f"{step['gflop']:.2f}", f"{step['gb']:.2f}"]
+        for one in (one for one in steps if (one["classes"], one["sum"]) == (classes, kind)):
+            setting = {"classes": classes, "threads": one["threads"], "labelled": 0}
+            measured = find_median(results, contender="ours" if kind == "exact" else "ours-top-k", **setting)
+            cells.append(f"{one['products'] + one['moving'] + one['activations']:,.1f}")
+            cells.append("–" if measured is None else f"{measured:,.1f}")
+        rows.append(cells)
+    return format_table(["step", "GFLOP", "GB", *_name_columns(threads, "at best", "measured")], rows)
