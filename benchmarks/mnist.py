@@ -95,7 +95,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
         "no-pose-100": {},
         "regularisers-alone-100": no_bound,
         "labels-alone-100": no_bound | labels_only,
-        "digits-100": {"data": "digits"},
+        "digits-default-100": {"data": "digits", "options": {"for_data": True}},
+        "digits-100": {"data": "digits"},  # with a Bernoulli likelihood
         "pure-100": pure,
         "pure-conv-100": conv,
         "pure-pose-100": pose,
@@ -111,7 +112,10 @@ def train_m2(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
     if labels_only:
         data = replace(data, x=data.x[data.labelled_index], y=data.y[data.labelled_index])
     pyro.set_rng_seed(run.seed)
-    model = M2(data.event_shape, data.num_classes, **run.model)
+    if run.options.get("for_data"):
+        model = M2.for_data(data, **run.model)
+    else:
+        model = M2(data.event_shape, data.num_classes, **run.model)
     pure = run.options.get("pure", labels_only)
     objective = SemiSupervisedELBO.for_data(model, data, pure=pure, **run.objective)
     result = fit_and_report(run, objective, data, keep)

@@ -86,7 +86,11 @@ def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> 
     from pyro_ssvae.cli.commands import parse_flags
     from pyro_ssvae.presets import PURE
 
-    assert parse_flags("m2", ["--bound-weight", "0.5"]).bound_weight == 0.5
+    assert parse_flags("m2", ["--bound-weight", "0.5"]).objective["bound_weight"] == 0.5
+    by_data = parse_flags("m2", ["--data", "digits"])
+    assert "bound_weight" not in by_data.objective
+    assert by_data.model["likelihood"] == "auto"
+    assert parse_flags("m2", ["--data", "digits", "--pure"]).model["likelihood"] == "bernoulli"
     args = parse_flags("m2", ["--pure", "--alpha", "3", "--training.learning_rate", "0.01", "--seed", "4"])
     config = args.training
     assert (args.alpha, args.classifier, args.activation, args.enumeration) == (3.0, "mlp", "softplus", "top-k")

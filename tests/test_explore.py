@@ -53,7 +53,7 @@ def make_model(name):
         return ss.M2.for_data(data, **SMALL), data
     if name == "ddgm":
         return ss.DDGM.for_data(data), data
-    m1 = ss.M1.for_data(data.without_labels(), **SMALL)
+    m1 = ss.M1.for_data(data.without_labels(), likelihood="bernoulli", **SMALL)
     if name == "m1":
         return m1, data.without_labels()
     active = torch.tensor([True, False, True, True])

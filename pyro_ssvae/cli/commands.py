@@ -81,7 +81,7 @@ _DRAWS = (
 _SEMI_SUPERVISED = (
     Flag("pure", False, "the paper's objective, without augmentation and consistency; other defaults"),
     Flag("alpha", 10.0, "weight of the mean cross-entropy of labels (paper: 0.1)", metavar="A"),
-    Flag("bound_weight", 1.0, "weight of the bounds; 1 in the paper", rare=True),
+    Flag("bound_weight", None, "weight of the bounds, 1 in the paper" + _BY_DATA, float, rare=True),
     Flag("enumeration", "exact", "sum over y", choices=("exact", "top-k"), rare=True),
     Flag("top_k", 1, "classes summed exactly by --enumeration top-k; one of the others is drawn", rare=True),
     *_DRAWS,
@@ -125,7 +125,9 @@ def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
 
 
 def _find_m2(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
-    return _use_preset(PURE_POSE if values["pose"] else PURE) if values["pure"] else {}
+    if not values["pure"]:
+        return {}
+    return {"likelihood": "bernoulli", **_use_preset(PURE_POSE if values["pose"] else PURE)}  # of binarised pixels
 
 
 def _find_m1m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
 _M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "model": (
-        *(_LIKELIHOOD, _PRIOR, _CLASS_PRIOR),
+        *(replace(_LIKELIHOOD, default="auto", help="p(x|y,z); auto: chosen by the data"), _PRIOR, _CLASS_PRIOR),
         Flag(
             "classifier",
             "auto",

@@ -110,7 +110,7 @@ class Command:
 class Flags:
     """Values of the flags of a command, as attributes, and the arguments of the library that they stand for.
 
-    ``model`` and ``objective`` are arguments of model and objective, without switches that are left to the data,
+    ``model`` and ``objective`` are arguments of model and objective, without those that are left to the data,
     ``training`` the settings, and ``instead_of`` data that could not be downloaded, in place of which ``data`` is used.
     """
 
@@ -118,7 +118,7 @@ class Flags:
         self.command, self.values, self.instead_of = command, values, instead_of
         self.evaluate_again = False  # whether stages that have a result are evaluated again
         self.model, self.objective = (
-            {flag.name: values[flag.name] for flag in flags if flag.name not in self._undecided}
+            {flag.name: values[flag.name] for flag in flags if values[flag.name] is not None}
             for flags in (command.sections.get(name, ()) for name in ("model", "objective"))
         )
         names = [field.name for field in fields(TrainingConfig)]

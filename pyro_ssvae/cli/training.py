@@ -204,7 +204,7 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
         if args.resume is not None:
             raise
         args.instead_of = args.data
-        print(f"{error} Continuing with digits, for which --likelihood gaussian fits better.", file=sys.stderr)
+        print(f"{error} Continuing with digits.", file=sys.stderr)
         args.values["data"] = "digits"
         data = read_data("digits", args, kept)
     if num_labels is None and wanted not in ("all", 0) and not data.num_labelled:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
@@ -38,6 +39,7 @@ PRIORS: dict[str, type[Prior]] = {kind.name: kind for kind in _PRIORS}
 
 _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
 
+_GREY = 0.25  # share of values between black and white from which a Bernoulli likelihood leaves z unused
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _AT_ONCE = 2**22  # values of a table that are looked at
 _FIRST_ROWS = 1000
@@ -104,10 +106,29 @@ def _find(value: Any, role: str, kinds: Mapping[str, Any], other: str) -> Any:
     return kinds[value]
 
 
+def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
+    """Return Bernoulli for grey images of which at most a quarter of the values lies between 0.1 and 0.9.
+
+    Other images, and those in colour, are discretised logistic where they are whole numbers of 8 bits, else Gaussian.
+    A Bernoulli likelihood explains a grey value as chance, and leaves z unused where most values are grey.
+
+    Args:
+        x: Images as they are stored, with shape ``(N, C, H, W)``.
+        scale: Divides ``x``, so that values are in [0, 1].
+    """
+    some = x[:: 1 + len(x) // 10_000]
+    grey = (some > 0.1 * scale) & (some < 0.9 * scale)
+    if x.shape[1] < 3 and int(grey.sum()) <= _GREY * grey.numel():
+        return Bernoulli()
+    if x.dtype == torch.uint8 and scale == round(scale) and int(x.max()) <= scale:
+        return discrete.DiscretisedLogistic(levels=round(scale) + 1)
+    return Gaussian()
+
+
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
     """Return a likelihood, a :class:`Mixed` one where columns differ; missing values are left out.
 
-    Columns of zeros and ones, codes of two words among them, and images in [0, 1] or of 8 bits, are Bernoulli; other
+    Columns of zeros and ones, codes of two words among them, are Bernoulli; other
     codes categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
     numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
     the row, with one dispersion for each column: those of whole numbers from zero in 20 columns or more, a fifth of
@@ -119,8 +140,9 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         levels: Number of codes of the columns that hold codes of words, by position.
     """
     if x.ndim > 2:
-        unit = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
-        return Bernoulli() if unit else Gaussian()
+        known = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
+        scale = 255.0 if x.dtype == np.uint8 else 1.0
+        return choose_image_likelihood(torch.from_numpy(x), scale) if known else Gaussian()
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
     # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
     kept = np.flatnonzero(_describe_columns(x[:_FIRST_ROWS])[2])

@@ -48,7 +48,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             prior, both moved towards equal frequencies the less certain they are; ``"uniform"``, ``"map"`` (learned),
             ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
-        bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier.
+        bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
+            default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
             the columns have values of other examples (of images: when they are augmented). On tables this is its weight
             up to five labels a class, from where it falls in proportion. If it and ``bound_weight`` are 0, the
@@ -86,7 +87,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
 
     class_prior: Any
     alpha: float
-    bound_weight: float
+    bound_weight: float | None
     consistency_weight: float = CONSISTENCY_WEIGHT
     classes: ArrayLike | None
     n_classes: int | None
@@ -100,7 +101,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         likelihood: Any = "auto",
         class_prior: Any = "auto",
         alpha: float = 10.0,
-        bound_weight: float = 1.0,
+        bound_weight: float | None = None,
         consistency_weight: float = CONSISTENCY_WEIGHT,
         max_steps: int | None = None,
         batch_size: int = 128,
@@ -168,9 +169,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
 
     def _regularised(self, model: Any, data: SemiSupervisedData) -> SemiSupervisedELBO:
         """Return the default objective with the weights given."""
-        without = {} if self.consistency_weight else {"consistency": None}
-        options: dict[str, Any] = {"alpha": self.alpha, "bound_weight": self.bound_weight, **without}
-        objective = SemiSupervisedELBO.for_data(model, data, **options)
+        options: dict[str, Any] = {} if self.consistency_weight else {"consistency": None}
+        options |= {} if self.bound_weight is None else {"bound_weight": self.bound_weight}
+        objective = SemiSupervisedELBO.for_data(model, data, alpha=self.alpha, **options)
         if objective.consistency is not None:
             objective.consistency.weight *= self.consistency_weight / CONSISTENCY_WEIGHT
         return objective
@@ -191,7 +192,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
         prior = FixedClassPrior(number, shares)
         short = bool(changes) or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
-        if short or not certainty or not (self.bound_weight or self.consistency_weight):  # nothing uses the shares
+        alone = self.bound_weight == 0.0 and not self.consistency_weight  # labels alone: nothing uses the shares
+        if short or not certainty or alone:
             return prior
         model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
         config = self._config(max_steps=_FIRST_STEPS)

@@ -153,8 +153,10 @@ class Model(Configurable, abstract=True):
         Args:
             data: The data set.
             **options: Arguments of the class, which take precedence. ``likelihood="auto"`` chooses a distribution for
-                each column of a table by its values. Images in colour have convolutional networks and a discretised
-                logistic likelihood (Gaussian, if they are not of 8 bits) by default, features a Gaussian one.
+                each column of a table by its values. By default images in colour, and grey ones of which more than a
+                quarter of the values lies between black and white (0.1 to 0.9), have a discretised logistic likelihood
+                (Gaussian, if they are not of 8 bits), those in colour convolutional networks, and features a Gaussian
+                likelihood.
 
         Raises:
             ValueError: If the model needs classes, and none are known.
@@ -164,7 +166,9 @@ class Model(Configurable, abstract=True):
             >>> M2.for_data(SemiSupervisedData.from_name("digits"), latent_dim=5).num_classes
             10
         """
-        if options.get("likelihood") == "auto":
+        if options.get("likelihood") == "auto" and len(data.event_shape) > 1:
+            del options["likelihood"]
+        elif options.get("likelihood") == "auto":
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
             options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}

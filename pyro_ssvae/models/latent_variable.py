@@ -18,8 +18,8 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
-from pyro_ssvae.distributions import ClassPrior, Likelihood
-from pyro_ssvae.distributions.choice import make_class_prior, make_likelihood
+from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
+from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_random_state, full_precision, get_device
@@ -68,11 +68,13 @@ class LatentVariableModel(Model, abstract=True):
         found: dict[str, Any] = {}
         if data.feature_source is not None:
             found |= FEATURES.model
-        elif choose_networks(data.event_shape) != "mlp":
-            found["networks"] = choose_networks(data.event_shape)
-            if "decoder" not in given:  # whose outputs would not fit another likelihood
-                on_grid = data.x.dtype == torch.uint8 and data.scale == 255.0
-                found["likelihood"] = "discretised_logistic" if on_grid else "gaussian"
+        elif len(data.event_shape) == 3:
+            networks = choose_networks(data.event_shape)
+            if networks != "mlp":
+                found["networks"] = networks
+            likelihood = choose_image_likelihood(sample_rows(data.x), data.scale)
+            if "decoder" not in given and not isinstance(likelihood, Bernoulli):  # whose outputs would not fit another
+                found["likelihood"] = likelihood
         return {name: value for name, value in found.items() if name in inspect.signature(cls).parameters}
 
     @property

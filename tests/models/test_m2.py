@@ -319,8 +319,31 @@ def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own
     assert M2.for_data(floats, latent_dim=2, hidden_dims=(16,)).likelihood.name == "gaussian"
     grey = pyro_ssvae.SemiSupervisedData.from_arrays(x[:, :1], y)
     plain = M2.for_data(grey, latent_dim=2, hidden_dims=(16,))
-    assert (plain.likelihood.name, plain.config()["arguments"]["networks"]) == ("bernoulli", "mlp")
+    assert plain.config()["arguments"].get("networks", "mlp") == "mlp"
     assert "crop" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]  # it fills the frame
+
+
+def test_the_likelihood_of_grey_images_and_the_weight_of_its_bound_follow_their_values() -> None:
+    def choose(x: Tensor, scale: float | None = None, **options: Any) -> tuple[str, float]:
+        data = SemiSupervisedData.from_arrays(x, torch.arange(40) % 2, scale=scale)
+        model = M2.for_data(data, latent_dim=2, hidden_dims=(8,), **options)
+        assert model.decode(torch.arange(40) % 2, torch.zeros(40, 2)).log_prob(x / data.scale).isfinite().all()
+        return model.likelihood.name, SemiSupervisedELBO.for_data(model, data).bound_weight
+
+    black_and_white = torch.randint(0, 2, (40, 1, 8, 8), dtype=torch.uint8) * 255
+    grey = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8)
+    assert choose(black_and_white) == ("bernoulli", 1.0)
+    assert choose(grey, 16.0) == choose(grey, 16.0, likelihood="auto") == ("discretised_logistic", 0.1)
+    assert choose(grey * 15) == ("discretised_logistic", 0.1)
+    assert choose(grey / 16.0) == ("gaussian", 0.1)
+    few = torch.where(torch.arange(64).view(8, 8) < 50, black_and_white, grey * 15)
+    assert choose(few)[0] == "bernoulli"
+    assert choose(grey, 16.0, likelihood="bernoulli") == ("bernoulli", 1.0)
+    colour = grey.expand(-1, 3, -1, -1)
+    assert choose(colour, 16.0) == ("discretised_logistic", 0.01)
+    data = SemiSupervisedData.from_arrays(grey, torch.arange(40) % 2, scale=16.0)
+    assert SemiSupervisedELBO.for_data(M2.for_data(data), data, bound_weight=1.0).bound_weight == 1.0
+    assert SemiSupervisedELBO.for_data(M2.for_data(data), data, pure=True).bound_weight == 1.0
 
 
 def test_images_on_a_plain_background_have_pose_latents_by_default() -> None:
