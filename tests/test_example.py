@@ -35,7 +35,7 @@ def example() -> ModuleType:
         "--pure --alpha 0.1 --activation softplus --training.binarisation static --enumeration top-k --top-k 2".split(),
     ],
 )
-@pytest.mark.filterwarnings("ignore:This CPU has no bf16")
+@pytest.mark.filterwarnings("ignore:This CPU has no bf16", "ignore:The fit is worse than")  # after ten steps
 def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert example.main(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
     assert "test error" in capsys.readouterr().out
