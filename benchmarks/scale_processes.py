@@ -95,7 +95,7 @@ def measure_efficiency(cases: Iterable[str], rounds: int, steps: int) -> dict[st
 def train(folder: Path, steps: int, processes: int | None = None) -> list[dict[str, Any]]:
     """Train M2 on digits, or go on with it; return the metrics of evaluations."""
     data = SemiSupervisedData.from_name("digits", num_labels=100)
-    objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="bernoulli", hidden_dims=(64,)), data, pure=True)
+    objective = SemiSupervisedELBO.for_data(M2.for_data(data, hidden_dims=(64,)), data, pure=True)
     config = TrainingConfig(max_steps=steps, evaluate_every=25, device="cpu", compile="eager")
     run = fit(objective, data, config, out=folder, resume=True, progress=False, devices=processes)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.metrics]
