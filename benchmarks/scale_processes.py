@@ -64,7 +64,10 @@ def measure(case: str, processes: int, steps: int) -> list[list[float]]:
     schedule = {"max_steps": steps, "evaluate_every": _INTERVAL, "compile": "eager"}
     config = TrainingConfig(**sizes, **schedule, device="cpu", seed=0)
     clocks: list[tuple[float, float, float]] = []
-    record = lambda *_: clocks.append(read_clocks())  # noqa: E731
+
+    def record(*_: object) -> None:
+        clocks.append(read_clocks())
+
     fit(objective, data, config, devices=processes, progress=False, on_evaluation=record)
     readings = zip(clocks[1:], clocks[2:], strict=False)
     return [[1000.0 * (b - a) / _INTERVAL for a, b in zip(before, after, strict=True)] for before, after in readings]

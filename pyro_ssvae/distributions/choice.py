@@ -128,21 +128,22 @@ def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
     """Return a likelihood, a :class:`Mixed` one where columns differ; missing values are left out.
 
-    Columns of zeros and ones, codes of two words among them, are Bernoulli; other
-    codes categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
-    numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
-    the row, with one dispersion for each column: those of whole numbers from zero in 20 columns or more, a fifth of
-    them zeros, of which few columns attain the maximum, as pixels do. Of more than 100 such columns networks see the
-    first 30 principal components.
+    Images in [0, 1] or of 8 bits have that of :func:`choose_image_likelihood`, others a Gaussian one. Columns of zeros
+    and ones, codes of two words among them, are Bernoulli; other codes categorical; counts (whole numbers from zero, a
+    fifth of them zeros) negative binomial; all other real numbers, also positive ones and those in [0, 1], Gaussian.
+    Tables of counts are negative binomial given the total of the row, with one dispersion for each column: those of
+    whole numbers from zero in 20 columns or more, a fifth of them zeros, of which few columns attain the maximum, as
+    pixels do. Of more than 100 such columns networks see the first 30 principal components.
 
     Args:
         x: Examples with shape ``(N, *event_shape)``, NaN where missing.
         levels: Number of codes of the columns that hold codes of words, by position.
     """
     if x.ndim > 2:
-        known = x.dtype == np.uint8 or (x.min() >= 0.0 and x.max() <= 1.0)
         scale = 255.0 if x.dtype == np.uint8 else 1.0
-        return choose_image_likelihood(torch.from_numpy(x), scale) if known else Gaussian()
+        if x.min() < 0.0 or x.max() > scale:
+            return Gaussian()
+        return choose_image_likelihood(torch.from_numpy(x if x.ndim > 3 else x[:, None]), scale)
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
     # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
     kept = np.flatnonzero(_describe_columns(x[:_FIRST_ROWS])[2])

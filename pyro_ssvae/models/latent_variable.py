@@ -164,10 +164,12 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     p(x|y,z), for x ``(B, *event_shape)``, y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``.
 
     Arguments and errors are those of :class:`LatentVariableModel`, with ``num_classes``, the number of classes ``K``,
-    and ``class_prior``, p(y): a name or a :class:`~pyro_ssvae.distributions.ClassPrior`.
+    and ``class_prior``, p(y): a name or a :class:`~pyro_ssvae.distributions.ClassPrior`. ``bound_of_latents`` says
+    whether the bound that is trained is one of latents instead of x.
     """
 
     num_classes: int
+    bound_of_latents = False
     encode: Callable[..., Any]
     decode: Callable[..., Any]
 

@@ -76,6 +76,7 @@ class M1M2(SemiSupervisedModel):
     active: Tensor
     placing: Tensor
     m1_frozen = False
+    bound_of_latents = True
 
     def __init__(
         self,

@@ -19,7 +19,6 @@ from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
-from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
@@ -266,7 +265,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
     exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
-    are weaker the more labels there are. The bound of an M2 of images whose likelihood is not Bernoulli, of hundreds of
+    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
     nats or thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class
     prior if it is fixed. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
@@ -284,7 +283,8 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         kind: Callable[..., Augmentation]
         kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
         weak, options["strong"] = kind(), kind(strength=1.5)
-        if isinstance(module, M2) and not isinstance(module.likelihood, Bernoulli):
+        likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
+        if likelihood is not None and not isinstance(likelihood, Bernoulli):
             found["bound_weight"] = _GREY_BOUND if data.event_shape[0] < 3 else _COLOUR_BOUND
     elif len(data.event_shape) == 1:
         few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))

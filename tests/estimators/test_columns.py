@@ -46,6 +46,9 @@ def test_the_likelihood_follows_the_columns() -> None:
         assert likelihood.offset
         assert (likelihood.columns, likelihood.components) == wanted
     assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
+    black_and_white = rng.integers(0, 2, (50, 12, 12)).astype(float)
+    for images in (black_and_white, black_and_white[:, None], 255 * black_and_white[:, None].astype(np.uint8)):
+        assert isinstance(choose_likelihood(images), Bernoulli)
 
 
 def test_every_row_tells_of_a_column_that_begins_with_whole_numbers() -> None:

@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
 
@@ -344,6 +344,10 @@ def test_the_likelihood_of_grey_images_and_the_weight_of_its_bound_follow_their_
     data = SemiSupervisedData.from_arrays(grey, torch.arange(40) % 2, scale=16.0)
     assert SemiSupervisedELBO.for_data(M2.for_data(data), data, bound_weight=1.0).bound_weight == 1.0
     assert SemiSupervisedELBO.for_data(M2.for_data(data), data, pure=True).bound_weight == 1.0
+    small: dict[str, Any] = {"latent_dim": 2, "hidden_dims": (8,)}
+    stack = M1M2.for_data(data, m1=M1.for_data(data, **small), **small)  # whose bound is one of latents
+    assert stack.likelihood.name == "discretised_logistic"
+    assert SemiSupervisedELBO.for_data(stack, data).bound_weight == 1.0
 
 
 def test_images_on_a_plain_background_have_pose_latents_by_default() -> None:
