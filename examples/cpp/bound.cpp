@@ -62,8 +62,8 @@ std::vector<float> draw_noise(int64_t, int64_t, uint64_t) {
   throw std::runtime_error("--seed draws the noise of PyTorch; build without -DONNXRUNTIME_DIR.");
 }
 #else
+#include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-#include <torch/torch.h>
 
 class Network {
  public:
@@ -71,8 +71,8 @@ class Network {
 
   std::vector<Array> run(std::vector<Array> inputs) {
     c10::InferenceMode inference;
-    std::vector<torch::Tensor> tensors;
-    for (auto& input : inputs) tensors.push_back(torch::from_blob(input.data.data(), input.shape));
+    std::vector<at::Tensor> tensors;
+    for (auto& input : inputs) tensors.push_back(at::from_blob(input.data.data(), input.shape));
     std::vector<Array> found;
     for (auto& output : loader_.run(tensors)) {
       auto tensor = output.contiguous();
@@ -87,8 +87,8 @@ class Network {
 };
 
 std::vector<float> draw_noise(int64_t count, int64_t latents, uint64_t seed) {
-  torch::manual_seed(seed);
-  auto noise = torch::randn({count, latents});
+  at::manual_seed(seed);
+  auto noise = at::randn({count, latents});
   return {noise.data_ptr<float>(), noise.data_ptr<float>() + noise.numel()};
 }
 #endif
