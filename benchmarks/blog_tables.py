@@ -137,7 +137,7 @@ def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     network = "auto"
     if data.name == "cifar10":
         network = ImageEncoder(data.event_shape, 10, residual=True, channels=16, hidden_dims=(), dropout=0.3)
-    steps = min(12_000, max(2000, len(known)))
+    steps = min(5000, max(2000, len(known)))
     config = TrainingConfig(max_steps=steps, labelled_batch_size=64, learning_rate=2e-3, device="cpu")
     objective: dict[str, Any] = {"bound_weight": 0.0, "consistency": None}
     return train_m2(data, config, {"classifier": network}, objective)
