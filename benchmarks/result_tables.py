@@ -374,6 +374,7 @@ def write_tables(docs: Path) -> None:
     import options
     import scale
     import scale_processes
+    import shared_errors
     import tables
     from step_tables import make_step_tables
 
@@ -381,7 +382,8 @@ def write_tables(docs: Path) -> None:
     found = {name: make(results) for name, make in TABLES.items()} | grey_cifar.make_tables(results)
     found |= make_step_tables(measured) | tables.make_tables(measured)
     found |= scale.make_tables(measured) | scale_processes.make_tables(measured)
-    found |= options.make_tables(measured) | blog_tables.make_tables(docs / "results" / "blog_tables.json")
+    found |= options.make_tables(measured) | shared_errors.make_tables(measured)
+    found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from machine import describe
 from table_format import format_table, load_json
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
@@ -31,7 +32,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 STORE = DOCS / "benchmarks" / "scale_processes.json"
 
 _ROWS = 128  # unlabelled rows per process
-_INTERVAL = 10  # steps between two readings of the clock
+_WINDOW = 10  # steps whose mean time is taken, before the median over such means
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "M2, 10 classes, pure": (10, {"pure": True}),
     "M2, 10 classes, default": (10, {}),
@@ -54,43 +55,55 @@ def read_clocks() -> tuple[float, float, float]:
 
 
 def measure(case: str, processes: int, steps: int) -> list[list[float]]:
-    """Return milliseconds of a step, for every ten steps after the first twenty: as :func:`read_clocks`."""
+    """Return milliseconds of each step after the first twenty, by the three clocks of :func:`read_clocks`."""
     num_classes, options = CASES[case]
     data = make_images(num_classes)
     objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="bernoulli"), data, **options)
     if objective.bound_batch_size is not None:  # rows per process, too
         objective.bound_batch_size *= processes
     sizes = {"batch_size": _ROWS * processes, "labelled_batch_size": 50 * processes}
-    schedule = {"max_steps": steps, "evaluate_every": _INTERVAL, "compile": "eager"}
-    config = TrainingConfig(**sizes, **schedule, device="cpu", seed=0)
+    config = TrainingConfig(**sizes, max_steps=steps, evaluate_every=steps, compile="eager", device="cpu", seed=0)
     clocks: list[tuple[float, float, float]] = []
+    hook = register_optimizer_step_post_hook(lambda *_: clocks.append(read_clocks()))
+    fit(objective, data, config, devices=processes, progress=False)
+    hook.remove()
+    readings = itertools.pairwise(clocks[19:])
+    return [[1000.0 * (b - a) for a, b in zip(before, after, strict=True)] for before, after in readings]
 
-    def record(*_: object) -> None:
-        clocks.append(read_clocks())
 
-    fit(objective, data, config, devices=processes, progress=False, on_evaluation=record)
-    readings = zip(clocks[1:], clocks[2:], strict=False)
-    return [[1000.0 * (b - a) / _INTERVAL for a, b in zip(before, after, strict=True)] for before, after in readings]
+def average(values: Iterable[float]) -> float:
+    """Return the median over windows of ten steps of the mean time of a step."""
+    numbers = list(values)
+    starts = range(0, len(numbers) - _WINDOW + 1, _WINDOW)
+    return statistics.median(statistics.mean(numbers[start : start + _WINDOW]) for start in starts)
 
 
 def summarise(values: list[list[float]], processes: int) -> dict[str, float]:
-    """Return medians of the time of a step, of that of the CPU, and the share that other programs had of two cores."""
-    clock, cpu, busy = (statistics.median(column) for column in zip(*values, strict=True))
+    """Return times of a step, and of the CPU for it, and the share that other programs had of two cores."""
+    clock, cpu, busy = (average(column) for column in zip(*values, strict=True))
     return {"clock": clock, "cpu": cpu, "others": max(0.0, busy - processes * cpu) / (2.0 * clock)}
 
 
 def measure_efficiency(cases: Iterable[str], rounds: int, steps: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what :func:`summarise` does for one run, two unrelated runs at once, and two processes, for cases."""
+    """Return what :func:`summarise` does for one run, two unrelated runs at once, and two processes, for cases.
+
+    ``slower`` is the time of the slower of both unrelated runs, at each step: two processes that lost no time by their
+    messages would need as much, because they wait for each other at each step.
+    """
     found = {}
     for case in cases:
         values: dict[str, list[list[float]]] = {"one": [], "unrelated": [], "two": []}
+        slower: list[float] = []
         for _ in range(rounds):
             values["one"] += measure(case, 1, steps)
             command = [sys.executable, __file__, "--measure", case, "--steps", str(steps)]
             started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-            values["unrelated"] += [value for run in started for value in json.loads(run.communicate()[0])]
+            both = [json.loads(run.communicate()[0]) for run in started]
+            slower += [max(a[0], b[0]) for a, b in zip(*both, strict=True)]
+            values["unrelated"] += both[0] + both[1]
             values["two"] += measure(case, 2, steps)
         found[case] = {name: summarise(part, 1 if name == "one" else 2) for name, part in values.items()}
+        found[case]["slower"] = {"clock": average(slower)}
         print(case, json.dumps(found[case]), flush=True)
     return found
 
@@ -183,14 +196,14 @@ def make_tables(folder: Path) -> dict[str, str]:
     found = load_json(folder / STORE.name, {})
     rows = []
     for case, values in found.get("speed", {}).items():
-        others = [part["others"] for part in values.values() if "others" in part]  # older results have clocks alone
-        share = f"{max(others):.0%}" if others else "not measured"
+        others = f"{max(part.get('others', 0.0) for part in values.values()):.0%}"
         for clock, name in (("clock", case), ("cpu", "its CPU time")):
-            if all(clock in part for part in values.values()):
-                one, unrelated, two = (values[part][clock] for part in ("one", "unrelated", "two"))
-                efficiencies = [f"{time / two:.2f}" for time in (one, unrelated)]
-                rows.append([name, f"{one:.1f}", f"{unrelated:.1f}", f"{two:.1f}", *efficiencies, share])
-    header = ["step of", "one process, ms", "two runs at once, ms", "two processes, ms", "efficiency", "of two runs"]
+            times = [values.get(part, {}).get(clock) for part in ("one", "unrelated", "slower", "two")]
+            ratios = [times[0] / times[3], times[2] and times[0] / times[2]]
+            cells = [f"{time:.1f}" if time else "" for time in times]
+            rows.append([name, *cells, *(f"{ratio:.2f}" if ratio else "" for ratio in ratios), others])
+    header = ["step of", "one process, ms", "two runs at once, ms", "the slower of both, ms", "two processes, ms"]
+    header += ["efficiency", "its limit"]
     kills = found.get("kills", {})
     survived = []
     if "kills" in kills:

@@ -1,0 +1,86 @@
+"""Which test images of MNIST do models of all label splits get wrong? A table, and a figure of these images.
+
+python benchmarks/mnist.py --only m2-default-100 --seeds 10 --keep runs
+python benchmarks/shared_errors.py runs/m2-default-100-seed* --data-dir DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from runs import DOCS
+from table_format import format_table, load_json
+
+from pyro_ssvae import SemiSupervisedData, load
+from pyro_ssvae.plots.style import new_figure, save_figure, set_title
+
+STORE = DOCS / "benchmarks" / "shared_errors.json"
+FIGURE = DOCS / "_static" / "shared-errors.png"
+_ROWS, _COLUMNS = 5, 8  # of the figure: pairs of classes, images of each
+
+
+def measure(folders: list[Path], data: SemiSupervisedData) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """Return shares of wrong images, which images all models get wrong, and their classes by the first model."""
+    found = [load(folder).predict_proba(data.x_test) for folder in folders]
+    wrong = torch.stack([one.argmax(-1) != data.y_test for one in found])
+    sure = torch.stack([one.amax(-1) >= 0.9 for one in found])
+    pairs = Counter(zip(data.y_test[wrong.all(0)].tolist(), found[0].argmax(-1)[wrong.all(0)].tolist(), strict=True))
+    shares = {
+        "models": len(folders),
+        "mean": float(wrong.float().mean()),
+        "all": float(wrong.all(0).float().mean()),
+        "any": float(wrong.any(0).float().mean()),
+        "vote": float((sum(found).argmax(-1) != data.y_test).float().mean()),
+        "sure": float((wrong & sure).sum() / wrong.sum()),
+        "pairs": [[*pair, number] for pair, number in pairs.most_common(_ROWS)],
+    }
+    return shares, wrong.all(0), found[0].argmax(-1)
+
+
+def draw(pairs: list[list[int]], wrong: torch.Tensor, predicted: torch.Tensor, data: SemiSupervisedData) -> None:
+    """Draw images that all models get wrong, a line for each of the most frequent pairs of classes."""
+    figure = new_figure(6.0, 0.75 * _ROWS + 0.5)
+    grid = figure.subplots(_ROWS, _COLUMNS)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, (y, other, number) in zip(grid, pairs, strict=False):
+        line[0].set_title(f"{y}, predicted {other}: {number} images", loc="left", fontsize=8)
+        chosen = (wrong & (data.y_test == y) & (predicted == other)).nonzero()[:_COLUMNS, 0]
+        for axes, image in zip(line, data.x_test[chosen, 0], strict=False):
+            axes.imshow(np.asarray(image), cmap="gray_r")
+    set_title(figure, "Test images that the models of all label splits get wrong")
+    save_figure(figure, FIGURE)
+
+
+def make_tables(folder: Path) -> dict[str, str]:
+    """Return the table of docs/worth.md, from the file of results in a folder."""
+    found = load_json(folder / STORE.name, {})
+    words = {"mean": "one split, mean", "all": "every split", "any": "at least one split", "vote": "their mean q(y|x)"}
+    rows = [[name, f"{100.0 * found[key]:.2f}"] for key, name in words.items() if found]
+    return {"shared_errors": format_table(["wrong by models of", "% of the test images"], rows)}
+
+
+def main() -> None:
+    """Measure, draw, and write the table."""
+    from result_tables import write_tables
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of M2 on MNIST, one for each label split")
+    parser.add_argument("--data-dir", help="folder of MNIST")
+    args = parser.parse_args()
+    data = SemiSupervisedData.from_name("mnist", num_labels=100, data_dir=args.data_dir)
+    shares, wrong, predicted = measure(sorted(args.runs), data)
+    STORE.write_text(json.dumps(shares, indent=1) + "\n")
+    draw(shares["pairs"], wrong, predicted, data)
+    write_tables(DOCS)
+    print(json.dumps(shares))
+
+
+if __name__ == "__main__":
+    main()
