@@ -35,7 +35,7 @@ class TrainingConfig:
         max_epochs: Length in passes over the unlabelled examples; overrides ``max_steps``.
         max_minutes: Stop after this much training time; the schedule is not shortened to fit.
         batch_size: Unlabelled examples per step.
-        labelled_batch_size: Labelled examples per step.
+        labelled_batch_size: Labelled examples per step; ``None`` is a hundredth of them, between 50 and 256.
         learning_rate: Peak learning rate of Adam.
         warmup_steps: Steps over which the learning rate rises linearly.
         decay_start: Fraction of the schedule after which the learning rate decays along a cosine.
@@ -74,7 +74,7 @@ class TrainingConfig:
     max_epochs: int | None = None
     max_minutes: float | None = None
     batch_size: int = 128
-    labelled_batch_size: int = 50
+    labelled_batch_size: int | None = None
     learning_rate: float = 3e-3
     warmup_steps: int = 100
     decay_start: float = 0.4
@@ -141,6 +141,9 @@ def settle(
     config: TrainingConfig, objective: Objective, data: SemiSupervisedData, processes: int = 1
 ) -> TrainingConfig:
     """Return the settings with what data and objective add; raise ``ValueError`` for those that have no effect here."""
+    if config.labelled_batch_size is None:
+        share = data.num_labelled // 200 * 2  # even, for two processes
+        config = replace(config, labelled_batch_size=max(50, min(256, share)))
     name = "batch_size" if data.num_unlabelled else "labelled_batch_size"
     size = getattr(config, name)
     if size % processes and size <= (data.num_unlabelled or data.num_labelled):

@@ -221,6 +221,7 @@ class Loop:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
             objective.module.initialise(prepare(x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
         objective.train()
+        assert config.labelled_batch_size is not None  # since `settle`
         self.ranks.copy_from_first(objective.to(self.fabric.device))
         self.stream = BatchStream(
             data,

@@ -85,6 +85,16 @@ def test_labels_of_unlabelled_examples_change_nothing() -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize(("num_labels", "expected"), [(60, 50), (10_400, 104), (30_000, 256)])
+def test_a_step_takes_more_labelled_examples_where_there_are_many(
+    num_labels: int, expected: int, tmp_path: Path
+) -> None:
+    y = torch.where(torch.arange(30_100) < num_labels, torch.arange(30_100) % 3, -1)
+    data = SemiSupervisedData.from_arrays(torch.rand(30_100, 2).round(), y)
+    fit(make_objective(data), data, TrainingConfig(max_steps=1, device="cpu"), out=tmp_path, progress=False)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["training"]["labelled_batch_size"] == expected
+
+
 @pytest.mark.parametrize(("num_labels", "batch_sizes"), [(90, (17, 4)), (3, (1000, 1000)), (9, (1, 1))])
 def test_any_batch_sizes_and_numbers_of_labels(num_labels: int, batch_sizes: tuple[int, int]) -> None:
     data = make_data(num_labels=num_labels)
