@@ -3,9 +3,9 @@
     python benchmarks/grey_cifar.py --data-dir DIR --jobs 2               # an hour on two cores
     python benchmarks/grey_cifar.py --data-dir DIR --only 'cifar-bound-*'  # minutes for each run
 
-On grey images settings are the defaults; without the bound the likelihood plays no part. Methods of scikit-learn get pixels, or 50
-principal components of all images; each is measured with all its settings, and the best on the test images is shown.
-Colour images are reduced to 16x16, for short schedules on the label seeds that settings are chosen on.
+On grey images settings are the defaults; without the bound the likelihood plays no part. Methods of scikit-learn get
+pixels, or 50 principal components of all images; each is measured with all its settings, and the best on the test
+images is shown. Colour images are reduced to 16x16, for short schedules on the label seeds that settings are chosen on.
 """
 
 from __future__ import annotations
