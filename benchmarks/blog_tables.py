@@ -29,7 +29,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 from table_format import format_mean, format_table, load_json, load_results
 
-from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit, load
+from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.networks.images import ImageEncoder
 from pyro_ssvae.plots import plot_samples
@@ -118,16 +118,12 @@ def features_svm(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
 def m1_svm(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     """Classify by an SVM on the latents of an M1, which is trained without labels, once for each split."""
     folder = None if keep is None else keep / f"{data.name}-m1-seed{data.seed}"
-    if folder is not None and (folder / "model").is_dir():
-        model, seconds = load(folder), None
-    else:
-        unlabelled = data.without_labels()
-        model = M1.for_data(unlabelled, latent_dim=64, hidden_dims=[500], networks="conv")
-        config = TrainingConfig(max_steps=8000, batch_size=100, learning_rate=1e-3, kl_peak=1.0, device="cpu")
-        run = fit(UnsupervisedELBO.for_data(model, unlabelled), unlabelled, config, out=folder, resume=True)
-        seconds = round(run.train_seconds)
+    unlabelled = data.without_labels()
+    model = M1.for_data(unlabelled, latent_dim=64, hidden_dims=[500], networks="conv")
+    config = TrainingConfig(max_steps=8000, batch_size=100, learning_rate=1e-3, kl_peak=1.0, device="cpu")
+    run = fit(UnsupervisedELBO.for_data(model, unlabelled), unlabelled, config, out=folder, resume=folder is not None)
     x, x_test = (model.transform(one).numpy() for one in (data.x, data.x_test))
-    return {**score_svm(x, x_test, data), "train_seconds": seconds}
+    return {**score_svm(x, x_test, data), "train_seconds": round(run.train_seconds)}
 
 
 def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
