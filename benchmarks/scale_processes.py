@@ -125,9 +125,8 @@ def find_workers(launcher: int) -> list[int]:
 
 def launch(folder: Path, steps: int, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), __file__]
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, "--train", str(folder), "--steps", str(steps)], **options)  # type: ignore[call-overload,no-any-return]
+    command += ["--max-restarts", str(restarts), __file__, "--train", str(folder), "--steps", str(steps)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def kill_one(process: subprocess.Popen[str], chance: random.Random) -> bool:

@@ -61,8 +61,12 @@ def draw(pairs: list[list[int]], wrong: torch.Tensor, predicted: torch.Tensor, d
 def make_tables(folder: Path) -> dict[str, str]:
     """Return the table of docs/worth.md, from the file of results in a folder."""
     found = load_json(folder / STORE.name, {})
-    words = {"mean": "one split, mean", "all": "every split", "any": "at least one split"}
-    words["vote"] = "all splits, averaged"
+    words = {
+        "mean": "one split, mean",
+        "all": "every split",
+        "any": "at least one split",
+        "vote": "all splits, averaged",
+    }
     rows = [[name, f"{100.0 * found[key]:.2f}"] for key, name in words.items() if found]
     return {"shared_errors": format_table(["wrong by models of", "% of the test images"], rows)}
 
