@@ -174,6 +174,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         objective = SemiSupervisedELBO.for_data(model, data, alpha=self.alpha, **options)
         if objective.consistency is not None:
             objective.consistency.weight *= self.consistency_weight / CONSISTENCY_WEIGHT
+            estimated = isinstance(self.class_prior, str) and self.class_prior == "auto"
+            objective.consistency.align |= estimated  # also with equal shares, if the rows do not speak against them
         return objective
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:

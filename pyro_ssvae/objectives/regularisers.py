@@ -267,7 +267,9 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
     are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
     nats or thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class
-    prior if it is fixed. Without any label there is no consistency, as confident predictions would be arbitrary.
+    prior if it is fixed, for tables only if it is given: the classes of a table are seldom of equal size, and alignment
+    with equal shares then does much harm. Without any label there is no consistency, as confident predictions would be
+    arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
@@ -292,6 +294,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
         weak = ColumnAugmentation(swap.tolist(), noise.tolist())
         options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
+        options["align"] = "shares" in options  # classes of tables are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
     else:
         return {}
