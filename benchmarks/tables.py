@@ -252,6 +252,7 @@ TRAIN, TEST = 2000, 1000
 UNEQUAL = {
     "auto": METHODS["m2"],
     "uniform": Method('`class_prior="uniform"`', M2, [{"class_prior": "uniform"}]),
+    "map": Method('`class_prior="map"`', M2, [{"class_prior": "map"}]),
     "known": Method("`class_prior=[0.95, 0.05]`", M2, [{"class_prior": SHARES}]),
     "labels_alone": METHODS["labels_alone"],
     **{name: METHODS[name]._replace(settings=[{}]) for name in ("logistic", "self_training", "spreading")},
