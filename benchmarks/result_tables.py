@@ -117,7 +117,7 @@ def m2_ablation(results: Results) -> str:
         "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    differences = {"more than the first line, points": exceed("test/error")}
+    differences = {"difference from the first row, points": exceed("test/error")}
     differences["the same at the last step"] = exceed("test/error_last")
     return build_table(results, "trained on", rows, {"splits": count_seeds, **ERROR, **differences})
 

@@ -9,6 +9,7 @@ import yaml
 from sklearn.datasets import load_wine
 
 import pyro_ssvae
+from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed
 
@@ -225,3 +226,9 @@ def test_wrong_use(
     assert text in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def test_own_files_keep_all_labels(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_train=np.zeros((9, 2)), y_train=np.arange(9) % 3)
+    for data, expected in ((str(tmp_path / "mine.npz"), "all"), (str(tmp_path), "all"), ("digits", 100)):
+        assert parse_flags("m2", ["--data", data]).num_labels == expected

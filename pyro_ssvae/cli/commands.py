@@ -61,7 +61,7 @@ _DATA = (
 _FEATURES = Flag(
     "features", None, "replace images by features of this network, as efficientnet_lite0", str, metavar="NAME"
 )
-_LABELS_HELP = "number of labels to keep, or all, which is the default for tables and folders"
+_LABELS_HELP = "number of labels to keep, or all, which is the default for files and folders of your own"
 _NUM_LABELS = Flag("num_labels", 100, _LABELS_HELP, _as_count_or_all, metavar="N")
 _BY_DATA = ", by default chosen by the data"
 _LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _BY_DATA, choices=["auto", *sorted(LIKELIHOODS)])
@@ -184,7 +184,7 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
         unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
         if unused and not rows:
             raise ValueError(f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none.")
-        if values.get("num_labels") and "num_labels" not in given and (rows or Path(data).is_dir()):
+        if values.get("num_labels") and "num_labels" not in given and Path(data).exists():
             chosen["num_labels"] = "all"  # those that someone sorted
         if likelihood and values["features"] is not None:
             chosen |= FEATURES.model
@@ -282,7 +282,7 @@ _DDGM_2D: Mapping[str, Sequence[Flag]] = {
 _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are labelled.
 
   PROGRAM                         # MNIST, 100 labels
-  PROGRAM --data digits           # 8x8 digits of scikit-learn, under a minute
+  PROGRAM --data digits           # 8x8 digits of scikit-learn, in two minutes
   PROGRAM --data mine.npz --likelihood gaussian
   PROGRAM table.csv --label species
   PROGRAM rows.npy --label y.npy  # more than 1 GiB stay on disk
