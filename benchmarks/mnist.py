@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO, load, report
 from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.evaluation import active_units, log_likelihood
+from pyro_ssvae.models.base import seeded
 from pyro_ssvae.networks import MLP
 from pyro_ssvae.networks.images import POSE_DIM
 from pyro_ssvae.networks.variational import ACTIVATIONS
@@ -225,8 +226,7 @@ def _configure_bayes() -> list[Run]:
 def add_copies(data: SemiSupervisedData, copies: int, strength: float, seed: int) -> SemiSupervisedData:
     """Return the data with augmented copies of each training example, which carry its label."""
     augment, found = AffineAugmentation(strength=strength), [data.x]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for _ in range(copies):
             parts = [augment(part / data.scale).clamp(0.0, 1.0) * data.scale for part in data.x.split(5000)]
             found.append(torch.cat([part.round().to(data.x.dtype) for part in parts]))

@@ -82,7 +82,7 @@ def report(
     found = evaluate_model(model, objective, data, **drawn)
     result: dict[str, Any] = {
         **_describe(objective, data, run),
-        **(_measure_errors(model, data, run) if model.num_classes is not None else {}),
+        **(_measure_errors(model, data, run) if getattr(model, "num_classes", None) is not None else {}),
         **_compare_with_labels_alone(objective, data, run),
         "best_step": run.best_step,
         **{f"test/{name}": value for name, value in found.items()},
@@ -104,8 +104,9 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
     """Return what was trained, on what."""
     model = objective.module
     parts = {name: getattr(model, name, None) for name in ("likelihood", "prior", "class_prior")}
+    total = run.config.total_steps(round(run.steps / run.epochs)) if run.steps else 1  # a run may end early
     weights = [
-        run.config.kl_weight_at(int(tenth * run.steps / 10), run.steps, len(data.x), peaks=objective.peaks_kl)
+        run.config.kl_weight_at(int(tenth * run.steps / 10), total, len(data.x), peaks=objective.peaks_kl)
         for tenth in range(10)
     ]
     return {

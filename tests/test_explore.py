@@ -138,6 +138,8 @@ def test_what_cannot_be_explored_is_refused(tmp_path, monkeypatch):
     model, data = make_model("table")
     with pytest.raises(ValueError, match="shape"):
         ss.explore(model, make_digits(), tmp_path / "page.html")
+    with pytest.raises(ValueError, match="projection='tsne'"):
+        ss.explore(model, data, tmp_path / "page.html", projection="tsne")
     with pytest.raises(ValueError, match="num_rows"):
         ss.explore(model, data, tmp_path / "page.html", num_rows=1)
     monkeypatch.setitem(sys.modules, "umap", None)

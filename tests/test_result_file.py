@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -53,6 +55,42 @@ def test_runs_write_documented_keys_of_documented_kinds(kind: str, tmp_path: Pat
         columns = set(next(csv.reader(file)))
     assert columns <= documented("M"), columns - documented("M")
     assert {"step", "epoch", "seconds", "learning_rate"} <= columns
+
+
+def test_weights_of_the_kl_are_those_of_training_also_where_it_ends_early() -> None:
+    data, objective = build("m2")
+    config = ss.TrainingConfig(max_steps=1000, kl_warmup=0.5, kl_peak=1.0, max_minutes=1e-4, device="cpu")
+    run = ss.fit(objective, data, config, progress=False)
+    assert run.steps < 200
+    weights = ss.report(objective, data, run, figures=False)["kl_weight"]
+    assert weights == [config.kl_weight_at(int(tenth * run.steps / 10), 1000, len(data.x)) for tenth in range(10)]
+    assert max(weights) < 0.5
+
+
+class OwnNormal(torch.nn.Module):
+    """No class of the package: x ~ N(z, 1), z ~ N(0, 1), q(z|x) = N(w x, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def model(self, x: torch.Tensor, *, size: int | None = None) -> None:
+        with pyro.plate("data", size or len(x), subsample=x, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor, *, size: int | None = None) -> None:
+        with pyro.plate("data", size or len(x), subsample=x, dim=-1):
+            pyro.sample("z", dist.Normal(self.weight * x, 1.0).to_event(1))
+
+
+def test_report_of_any_module_with_model_and_guide() -> None:
+    data = ss.SemiSupervisedData.from_arrays(torch.randn(300, 1), x_test=torch.randn(50, 1))
+    objective = ss.UnsupervisedELBO.for_data(OwnNormal(), data)
+    run = ss.fit(objective, data, ss.TrainingConfig(max_steps=5, device="cpu"), progress=False)
+    result = ss.report(objective, data, run, figures=False)
+    assert result["model"] == "OwnNormal"
+    assert result["test/bound"] < 0.0
 
 
 def fit_blobs(num_classes: int, labels: int, validation: int, **options: float) -> tuple[object, ...]:

@@ -114,8 +114,8 @@ class ExampleSource(ABC):
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, int):
-            return self._read(np.array([index % len(self)]))[0]
+        if isinstance(index, (int, np.integer)) or (isinstance(index, Tensor) and index.dim() == 0):
+            return self._read(np.array([int(index) % len(self)]))[0]
         if isinstance(index, slice):
             return self.read(np.arange(*index.indices(len(self))))
         rows = np.asarray(index)

@@ -73,7 +73,8 @@ def make_toy_data(
     """
     if name not in TOY_DATASETS:
         raise ValueError(f"There is no distribution of points named {name!r}; known: {', '.join(TOY_DATASETS)}.")
-    sizes = [as_count(num_train, "num_train", least=1), num_validation, num_test]
+    held_out_sizes = {"num_validation": num_validation, "num_test": num_test}
+    sizes = [as_count(num_train, "num_train", least=1), *(as_count(n, k, least=0) for k, n in held_out_sizes.items())]
     x, y = TOY_DATASETS[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
     (x, x_validation, x_test), (_, y_validation, y_test) = x.split(sizes), y.split(sizes)
     held_out = {"x_validation": x_validation, "y_validation": y_validation, "x_test": x_test, "y_test": y_test}

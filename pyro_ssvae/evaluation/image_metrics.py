@@ -15,7 +15,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches, prepare
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation.samples import as_samples
-from pyro_ssvae.models.base import evaluation_mode, fork_random_state
+from pyro_ssvae.models.base import evaluation_mode, fork_random_state, seeded
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.networks.variational import check_module
 from pyro_ssvae.objectives.regularisers import AffineAugmentation
@@ -193,8 +193,7 @@ class ReferenceClassifier(nn.Module):
         known = data.labelled_index
         if not len(known) or data.num_classes is None:
             raise ValueError("A reference classifier needs labelled training images; hand in data with its labels.")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             reference = cls(data.event_shape, data.num_classes)
             augmentation = AffineAugmentation(strength=0.5)
             optimizer = torch.optim.AdamW(reference.parameters(), fused=True)

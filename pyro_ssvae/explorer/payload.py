@@ -63,6 +63,8 @@ def make_payload(
     model: Model, data: SemiSupervisedData, projection: str = "pca", num_rows: int = 10_000, seed: int = 0
 ) -> Payload:
     """Return what the page of a model holds; arguments and errors are those of :func:`pyro_ssvae.explore`."""
+    if projection not in ("pca", "umap"):
+        raise ValueError(f"projection={projection!r} must be one of pca, umap.")
     num_rows, seed = as_count(num_rows, "num_rows", least=10), as_seed(seed)
     model = copy.deepcopy(model).cpu().float().eval()
     kind, networks = _find_kind(model), _make_page_networks(model)

@@ -98,6 +98,8 @@ class SemiSupervisedELBO(Objective):
     ) -> None:
         super().__init__(module, num_labelled=num_labelled, num_unlabelled=num_unlabelled, model=model, guide=guide)
         check_draws(num_particles, importance_weighted)
+        if not (bound_weight or num_labelled or consistency):
+            raise ValueError("bound_weight=0 without labels and consistency leaves nothing to train on; give labels.")
         self.alpha, self.bound_weight, self.bound_batch_size = float(alpha), float(bound_weight), bound_batch_size
         self.augmentation, self.consistency = augmentation, consistency
         self.enumeration, self.top_k, self.elbo, self.analytic_kl = enumeration, top_k, elbo, analytic_kl

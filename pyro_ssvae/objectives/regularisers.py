@@ -121,8 +121,6 @@ class PhotoAugmentation(Augmentation):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
-        if flip > 1.0:
-            raise ValueError(f"flip={flip} is a probability; it must be at most 1.")
         self.crop, self.flip, self.strength = crop, flip, strength
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
 

@@ -113,6 +113,8 @@ def test_every_source_gives_the_rows_of_memory(given):
     assert (data.x.shape, data.x.dtype, data.event_shape) == ((N, 6), torch.float32, (6,))
     rows = torch.tensor([3, 499, 0, 3])
     np.testing.assert_array_equal(data.x[rows], X[rows])
+    for row in (3, np.int64(3), torch.tensor(3)):
+        np.testing.assert_array_equal(data.x[row], X[3])
     np.testing.assert_array_equal(torch.cat([*data.x.split(90)]), X)
     np.testing.assert_array_equal(data.x.sample, X)  # fewer than 4,096
     memory = SemiSupervisedData.from_arrays(X, Y)

@@ -61,3 +61,5 @@ def test_data_keep_no_label_in_training() -> None:
     assert torch.equal(data.x, make_toy_data("spiral", num_train=300, num_validation=20, num_test=30, seed=3).x)
     with pytest.raises(ValueError, match="ring, spiral"):
         make_toy_data("circle")
+    with pytest.raises(ValueError, match="num_validation=-1"):
+        make_toy_data("ring", num_validation=-1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -85,6 +86,7 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
     m2.class_names = ("benign", "malignant", "unsure")
     assert m2.generate(2, y="malignant")[1].tolist() == [1, 1]
     assert m2.generate(2, y=["unsure", "benign"])[1].tolist() == [2, 0]
+    assert m2.generate(2, y=np.array(["unsure", "benign"]))[1].tolist() == [2, 0]
     torch.manual_seed(0)
     share = m2.generate(4000)[1].bincount(minlength=3) / 4000
     error = (share * (1 - share) / 4000).sqrt()

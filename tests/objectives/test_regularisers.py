@@ -117,6 +117,8 @@ def test_noise_of_columns_has_the_given_deviation_and_leaves_missing_values() ->
         (lambda: AffineAugmentation(shift=-1.0), "shift=-1.0 must be at least 0"),
         (lambda: ColumnAugmentation(swap=[0.5, 1.5]), r"swap=\[0.5, 1.5\] must be at least 0 and at most 1"),
         (lambda: ColumnAugmentation(noise=-1.0), "noise=-1.0 must be at least 0"),
+        (lambda: PhotoAugmentation(crop=-0.2), "crop=-0.2 must be at least 0"),
+        (lambda: PhotoAugmentation(flip=1.5), "flip=1.5 must be at least 0 and at most 1"),
         (lambda: Consistency(3, weight=-1.0), "weight=-1"),
         (lambda: Consistency(3, threshold=1.5), "threshold=1.5"),
     ],
@@ -194,6 +196,8 @@ def test_without_labels_or_when_pure_there_is_no_consistency() -> None:
     model = M2.for_data(data)
     assert SemiSupervisedELBO.for_data(model, data, pure=True).regularisers == []
     assert SemiSupervisedELBO.for_data(model, data.without_labels()).regularisers == ["augmentation"]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        SemiSupervisedELBO.for_data(model, data.without_labels(), bound_weight=0.0)
 
 
 @pytest.mark.slow
