@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData
 from pyro_ssvae.data import make_toy_data
-from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.preparation import convert_images, rescale, threshold
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
@@ -66,7 +66,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     networks = source_networks(data.event_shape) if from_source else {}
     model = DDGM(data.event_shape, **run.model, num_classes=10 if run.num_labels else None, **networks)
     if from_source:
-        initialise(model, prepare(data.x[:1000], scale=data.scale))
+        initialise(model, rescale(data.x[:1000], data.scale))
     if run.options["labels_only"]:
         return train_on_labels(model, data, run.training["learning_rate"])
     objective = EnergyObjective.for_data(model, data, **run.objective)
@@ -89,8 +89,8 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
 def load_others(run: Run, shape: tuple[int, ...], data_dir: str | None) -> dict[str, Tensor]:
     """Return images of another data set, in the shape and pixel values of the training images."""
     others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
-    x = convert_images(prepare(others.x_test, scale=others.scale), shape)
-    return {others.name: prepare(x, binarisation="threshold") if run.name == "mnist-source" else x}
+    x = convert_images(rescale(others.x_test, others.scale), shape)
+    return {others.name: threshold(x) if run.name == "mnist-source" else x}
 
 
 def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
@@ -118,13 +118,13 @@ def draw_figures(model: DDGM, data: SemiSupervisedData, run: Run) -> None:
         save_figure(plot_landscape(model, data.x_test), RESULTS / f"{run.stem}-landscape.png")
     for kind in FIGURES.get(run.name, ()):
         nearest = kind == "nearest"
-        figure = plot_nearest(model, prepare(data.x, scale=data.scale)) if nearest else plot_samples(model)
+        figure = plot_nearest(model, rescale(data.x, data.scale)) if nearest else plot_samples(model)
         save_figure(figure, RESULTS / f"{run.stem}-{kind}.png")
 
 
 def train_on_labels(model: DDGM, data: SemiSupervisedData, learning_rate: float, steps: int = 3000) -> Result:
     """Train the same network on the labelled examples alone, all of them in every step; validation picks the step."""
-    x, y = prepare(data.x[data.labelled_index], scale=data.scale), data.y[data.labelled_index]
+    x, y = rescale(data.x[data.labelled_index], data.scale), data.y[data.labelled_index]
     optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=learning_rate)
     best, chosen, started = 1.0, 1.0, time.perf_counter()
     curves: list[dict[str, Any]] = []

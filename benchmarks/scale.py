@@ -37,7 +37,6 @@ from pyro_ssvae.data import BatchStream
 
 FILE = DOCS / "benchmarks" / "scale.json"
 COLUMNS, SHARE = 500, 100_000  # of the file; rows of it that are drawn, and repeated
-KINDS = ("in memory", "`.npy`", "folder of `.npy`", "Parquet", "sparse `.npz`", "data set of PyTorch", "PNG images")
 STEPS = {
     "rows": (10_000, 100_000, 1_000_000, 10_000_000),
     "columns": (10, 100, 1000, 10_000),
@@ -133,21 +132,16 @@ def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
         Image.fromarray((x[number, :484] * 2550).astype("u1").reshape(22, 22)).save(folder / "many" / f"{number}.png")
     read = SemiSupervisedData.from_arrays
     storage.MAX_DENSE = 0  # data sets of any size are read item by item
-    makers: dict[str, Callable[[], SemiSupervisedData]] = dict(
-        zip(
-            KINDS,
-            (
-                lambda: read(x),
-                lambda: read(folder / "one.npy"),
-                lambda: read(folder / "many"),
-                lambda: read(folder / "x.parquet"),
-                lambda: read(folder / "x.npz"),
-                lambda: read(Rows(x)),
-                lambda: SemiSupervisedData.from_folder(folder / "many", image_size=22, num_validation=0, on_disk=True),
-            ),
-            strict=True,
-        )
-    )
+    images: dict[str, Any] = {"image_size": 22, "num_validation": 0, "on_disk": True}
+    makers: dict[str, Callable[[], SemiSupervisedData]] = {
+        "in memory": lambda: read(x),
+        "`.npy`": lambda: read(folder / "one.npy"),
+        "folder of `.npy`": lambda: read(folder / "many"),
+        "Parquet": lambda: read(folder / "x.parquet"),
+        "sparse `.npz`": lambda: read(folder / "x.npz"),
+        "data set of PyTorch": lambda: read(Rows(x)),
+        "PNG images": lambda: SemiSupervisedData.from_folder(folder / "many", **images),
+    }
     found = []
     for kind, make in makers.items():
         data = make().without_labels()

@@ -151,9 +151,7 @@ METHODS = {
     "forest": Method(
         "random forest", RandomForestClassifier(200), [{"min_samples_leaf": 1}, {"min_samples_leaf": 2}], labelled=True
     ),
-    "self_training": Method(
-        "self-training", SelfTrainingClassifier(LOGISTIC), [{"threshold": 0.75}, {"threshold": 0.9}]
-    ),
+    "self_training": Method("self-training", SelfTrainingClassifier(LOGISTIC), _THRESHOLDS),
     "spreading": Method("label spreading", LabelSpreading("knn"), [{}, *_KERNELS]),
     "m2": Method("`M2Classifier`", M2, [{}]),
     "labels_alone": Method("its classifier on labels alone", M2, [{"bound_weight": 0.0, "consistency_weight": 0.0}]),

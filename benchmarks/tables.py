@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,12 @@ Wanted = dict[str, Callable[[], Result]]  # what makes the fit of a key
 # Twelve tables
 
 
-def list_sets(seeds: range, args: argparse.Namespace) -> Wanted:
+def list_sets(methods: Iterable[str], seeds: range, args: argparse.Namespace) -> Wanted:
     return {
         f"{name}/{method}/{seed}": partial(measure_set, name, method, seed, Path(args.data_dir))
         for name in SETS
         for seed in seeds
-        for method in METHODS
+        for method in methods
     }
 
 
@@ -76,14 +76,14 @@ def measure_set(name: str, method: str, seed: int, folder: Path) -> Result:
     return measure((METHODS | PARTS)[method], split_rows(x, y, seed), seed, prepare)
 
 
-def collect(fits: Fits, key: str) -> dict[str, dict[str, list[float]]]:
+def collect(fits: Fits, key: str, methods: Iterable[str] = METHODS) -> dict[str, dict[str, list[float]]]:
     """Return a score by the words for each set and by method, over the seeds that every method of the set has."""
     found: dict[str, dict[str, list[float]]] = {}
     for name in SETS:
-        keys = {method: [one for one in fits if one.startswith(f"{name}/{method}/")] for method in METHODS}
+        keys = {method: [one for one in fits if one.startswith(f"{name}/{method}/")] for method in methods}
         seeds = set.intersection(*({one.rsplit("/")[2] for one in own} for own in keys.values()))
         if seeds:
-            found[_title(name)] = {m: [fits[f"{name}/{m}/{seed}"][key] for seed in sorted(seeds)] for m in METHODS}
+            found[_title(name)] = {m: [fits[f"{name}/{m}/{seed}"][key] for seed in sorted(seeds)] for m in methods}
     return found
 
 
@@ -138,31 +138,19 @@ def _format_scores(fits: list[dict[str, float]]) -> list[str]:
 # What each part of the objective adds on the twelve tables
 
 
-def list_parts(seeds: range, args: argparse.Namespace) -> Wanted:
-    keys = [(name, method, seed) for seed in seeds for name in SETS for method in PARTS]
-    folder = Path(args.data_dir)
-    return {f"{name}/{method}/{seed}": partial(measure_set, name, method, seed, folder) for name, method, seed in keys}
-
-
 def make_part_table(fits: Fits) -> dict[str, str]:
     """Return accuracies without one part, the other or both, and what each adds, over the splits that all have.
 
     The last line holds means over the sets, and the standard errors of these.
     """
-    methods = {"labels_alone": METHODS["labels_alone"], **PARTS, "m2": METHODS["m2"]}
+    methods = ("labels_alone", *PARTS, "m2")
     pairs = [("m2", "consistency_alone"), ("bound_alone", "labels_alone"), ("m2", "bound_alone")]
     rows, means, added = [], [], []
-    for name in SETS:
-        by = {
-            method: {key.rsplit("/")[2]: one for key, one in fits.items() if key.startswith(f"{name}/{method}/")}
-            for method in methods
-        }
-        if seeds := sorted(set.intersection(*(set(one) for one in by.values()))):
-            values = {method: [by[method][seed]["accuracy"] for seed in seeds] for method in methods}
-            means.append([statistics.mean(one) for one in values.values()])
-            added.append([statistics.mean(values[a]) - statistics.mean(values[b]) for a, b in pairs])
-            differences = [format_difference(values[a], values[b]) for a, b in pairs]
-            rows.append([_title(name), str(len(seeds)), *(f"{100.0 * one:.1f}" for one in means[-1]), *differences])
+    for name, values in collect(fits, "accuracy", methods).items():
+        means.append([statistics.mean(one) for one in values.values()])
+        added.append([statistics.mean(values[a]) - statistics.mean(values[b]) for a, b in pairs])
+        differences = [format_difference(values[a], values[b]) for a, b in pairs]
+        rows.append([name, str(len(values["m2"])), *(f"{100.0 * one:.1f}" for one in means[-1]), *differences])
     if rows:
         of_sets = [format_points(list(one), "+") for one in zip(*added, strict=True)]
         rows.append(["mean of the sets", "", *(f"{100.0 * one:.1f}" for one in np.mean(means, 0)), *of_sets])
@@ -362,8 +350,8 @@ def make_cell_table(fits: Fits) -> dict[str, str]:
 # All experiments, by the name of their file of results
 
 EXPERIMENTS: dict[str, tuple[Callable[[range, argparse.Namespace], Wanted], Callable[[Fits], dict[str, str]]]] = {
-    "tables": (list_sets, make_set_tables),
-    "parts": (list_parts, make_part_table),
+    "tables": (partial(list_sets, METHODS), make_set_tables),
+    "parts": (partial(list_sets, PARTS), make_part_table),
     "missing": (list_missing, make_missing_tables),
     "unequal": (list_unequal, make_unequal_table),
     "cells": (list_cells, make_cell_table),

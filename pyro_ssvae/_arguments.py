@@ -223,6 +223,12 @@ _CONVERT: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise ``ValueError`` for a value that is none of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
+
+
 def as_path(value: Any, name: str) -> Path:
     """Return a path, its ``~`` expanded."""
     if not isinstance(value, (str, os.PathLike)):

@@ -168,8 +168,7 @@ def gather_rows(x: Tensor) -> Tensor:
         return x
     whole = x.new_zeros(len(x) * division.size, *x.shape[1:])
     whole[division.rank :: division.size] = x
-    found: Tensor = _Sum.apply(whole)
-    return found
+    return _Sum.apply(whole)
 
 
 def own_rows(whole: Tensor, like: Tensor) -> Tensor:

@@ -284,8 +284,7 @@ def as_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]) ->
     for node in written.model.graph:
         node.metadata_props.clear()  # of the source code that the node comes from
     written.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
-    content: bytes = written.model_proto.SerializeToString()
-    return content
+    return written.model_proto.SerializeToString()
 
 
 def _expm1(x: Tensor) -> Tensor:

@@ -36,12 +36,7 @@ _FOLDS = 3
 
 @checked
 def report(
-    objective: Objective,
-    data: SemiSupervisedData,
-    run: FitResult,
-    *,
-    figures: bool = True,
-    num_samples: int = 0,
+    objective: Objective, data: SemiSupervisedData, run: FitResult, *, figures: bool = True, num_samples: int = 0
 ) -> dict[str, Any]:
     """Evaluate a finished run on the test examples, once, and write ``result.json`` and ``figures/`` to its folder.
 
@@ -131,14 +126,10 @@ def _measure_errors(model: Any, data: SemiSupervisedData, run: FitResult) -> dic
     errors = {}
     for suffix, weights in (("", chosen), ("_last", run.last_weights)):
         model.load_state_dict(weights)
-        errors[f"test/error{suffix}"] = _measure_error(model, data.x_test, data.y_test, data)
-        errors[f"val/error{suffix}"] = _measure_error(model, data.x_validation, data.y_validation, data)
+        for name, x, y in (("test", data.x_test, data.y_test), ("val", data.x_validation, data.y_validation)):
+            errors[f"{name}/error{suffix}"] = classification_error(model, x, y, scale=data.scale)
     model.load_state_dict(chosen)
     return errors
-
-
-def _measure_error(model: Any, x: Tensor, y: Tensor, data: SemiSupervisedData) -> float | None:
-    return classification_error(model, x, y, scale=data.scale) if len(x) else None
 
 
 def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, run: FitResult) -> dict[str, Any]:
@@ -169,7 +160,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
             stacklevel=4,
         )
     return {
-        "test/error_labels_alone": _measure_error(alone, data.x_test, data.y_test, data),
+        "test/error_labels_alone": classification_error(alone, data.x_test, data.y_test, scale=data.scale),
         "val/error_labels_alone": error if math.isfinite(error) else None,
         "worse_than_labels_alone": worse,
     }

@@ -76,11 +76,7 @@ def test_examples_of_read_only_and_strided_arrays():
         (np.array([["a"], ["b"]]), TypeError, "dtype <U1.*bool, integer and real.*astype"),
         (np.array([[None], [1]], dtype=object), TypeError, "dtype object"),
         (np.array([[1j]]), TypeError, "dtype complex128"),
-        (
-            torch.empty(10**6, 10**6, layout=torch.sparse_coo),
-            ValueError,
-            "x is sparse, and would take 3725.3 GiB",
-        ),
+        (torch.empty(10**6, 10**6, layout=torch.sparse_coo), ValueError, "x is sparse, and would take 3725.3 GiB"),
         (csr_array((10**6, 10**6)), ValueError, r"x is sparse, and would take 7450.6 GiB.*TruncatedSVD\(100\)"),
         (np.ma.array([[1.0], [2.0]], mask=[[0], [1]]), ValueError, "x is a masked array, and hidden values"),
         ([np.ma.array([1.0, 2.0], mask=[0, 1])], ValueError, "x is a masked array, and hidden values"),

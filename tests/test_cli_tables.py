@@ -214,11 +214,7 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
     ],
 )
 def test_wrong_use(
-    words: list[str],
-    text: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: list[str], text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     assert main(words) == 2

@@ -48,11 +48,7 @@ TINY = [
 
 @pytest.mark.parametrize("name", ["ring", pytest.param("spiral", marks=pytest.mark.slow)])
 def test_a_run_leaves_its_folder(
-    example: ModuleType,
-    name: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    example: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     monkeypatch.setattr("pyro_ssvae.cli.ddgm.measure_toy_model", partial(measure_toy_model, num_chains=10))

@@ -205,10 +205,7 @@ def test_pixels_are_binarised_for_likelihoods_of_zeros_and_ones_only() -> None:
         (["--likelihood", "gaussian", "--training.binarisation", "static"], "static"),
     ):
         assert parse_flags("m1", flags).training.binarisation == expected
-    for flags, expected in (
-        ([], "dynamic"),
-        (["--likelihood", "poisson"], "none"),
-    ):
+    for flags, expected in (([], "dynamic"), (["--likelihood", "poisson"], "none")):
         args = parse_flags("m1m2", flags)
         assert get_m1_config(args, 1000).binarisation == expected
         assert args.training.binarisation == "none"

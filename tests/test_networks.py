@@ -133,7 +133,7 @@ def test_a_pose_needs_images_and_other_latents() -> None:
 
 
 def test_networks_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="networks='lstm' is unknown; choose auto, mlp or conv or resnet"):
+    with pytest.raises(ValueError, match="networks='lstm' must be one of auto, mlp, conv, resnet"):
         M1((1, 8, 8), networks="lstm")
     for shape in ((30,), (1, 6, 6)):
         with pytest.raises(ValueError, match="at least 8x8 pixels"):

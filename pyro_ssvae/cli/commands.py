@@ -212,11 +212,7 @@ _M2: Mapping[str, Sequence[Flag]] = {
         ),
         *(_NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag(
-            "pose",
-            None,
-            "let the first six latents rotate, scale, shear and shift images" + _BY_DATA,
-            bool,
-            rare=True,
+            "pose", None, "let the first six latents rotate, scale, shear and shift images" + _BY_DATA, bool, rare=True
         ),
     ),
     "objective": _SEMI_SUPERVISED,
@@ -256,10 +252,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "evaluation": (_NUM_SAMPLES,),
 }
 _DDGM: Mapping[str, Sequence[Flag]] = {
-    "data": (
-        *_DATA,
-        Flag("num_labels", 0, "labels that train energies of classes; 0 for one energy", least=0),
-    ),
+    "data": (*_DATA, Flag("num_labels", 0, "labels that train energies of classes; 0 for one energy", least=0)),
     "objective": (
         Flag("alpha", 1.0, "weight of the mean cross-entropy of the labels", rare=True),
         *_ENERGY,

@@ -14,7 +14,7 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.training import load_data, print_result, read_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
@@ -48,7 +48,7 @@ def load_others(args: Flags, data: SemiSupervisedData) -> dict[str, Tensor]:
     _check_images(others)
     x = (others.x_test if len(others.x_test) else others.x)[: len(data.x_test) or 5000]
     name = f"other {others.name}" if others.name in CORRUPTIONS else others.name
-    return {name: convert_images(prepare(x, scale=others.scale), data.event_shape)}
+    return {name: convert_images(rescale(x, others.scale), data.event_shape)}
 
 
 def _check_images(data: SemiSupervisedData) -> None:

@@ -132,11 +132,6 @@ class Flags:
             raise AttributeError(f"There is no flag {name}.") from None
 
     @property
-    def _undecided(self) -> set[str]:
-        """Names of the switches that are neither on nor off."""
-        return {flag.name for flag in self.command.flags if flag.kind is bool and self.values[flag.name] is None}
-
-    @property
     def out(self) -> str:
         """Folder of the run; by default a new one, named after command, data, labels, seed and time."""
         if self.values["out"] is None:
@@ -150,7 +145,8 @@ class Flags:
     @property
     def settings(self) -> dict[str, Any]:
         """Entries of ``config.yaml``, from which ``--resume`` restores the flags."""
-        left_out = self._undecided.union(_NOT_SAVED)  # a file has no null for a switch
+        undecided = {flag.name for flag in self.command.flags if flag.kind is bool and self.values[flag.name] is None}
+        left_out = undecided.union(_NOT_SAVED)  # a file has no null for a switch
         return {
             "command": self.command.name,
             "flags": {name: value for name, value in self.values.items() if name not in left_out},

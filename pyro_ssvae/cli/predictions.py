@@ -20,7 +20,7 @@ from pyro_ssvae._io import atomic_open, check_path
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.data.images import read_folder
 from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.preparation import convert_images, prepare
+from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.rows import is_label_file, read_label_file
 from pyro_ssvae.data.storage import is_on_disk
@@ -69,7 +69,7 @@ def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any
         raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
     images = read_folder(folder, shape[1], on_error="skip")
     found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
-    x = convert_images(prepare(torch.from_numpy(images.x), scale=255.0), shape)
+    x = convert_images(rescale(torch.from_numpy(images.x), 255.0), shape)
     return x, "file", images.files, np.array(found)
 
 

@@ -327,10 +327,7 @@ def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
 
 
 def train_stages(
-    args: Flags,
-    data: SemiSupervisedData,
-    m1: M1,
-    make_objective: Callable[[M1, Tensor | None], Objective],
+    args: Flags, data: SemiSupervisedData, m1: M1, make_objective: Callable[[M1, Tensor | None], Objective]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Train M1, M2 on its latents (stacked) and, with ``--joint-epochs``, both jointly; report each stage.
 

@@ -97,7 +97,8 @@ class SemiSupervisedData:
     @property
     def known_validation(self) -> tuple[Tensor, Tensor]:
         """The validation examples whose label is known, with their labels: what an error can be computed on."""
-        return _select_known(self.x_validation, self.y_validation)
+        x, y, known = self.x_validation, self.y_validation, self.y_validation >= 0
+        return (x, y) if known.all() else (x[known], y[known])
 
     def without_labels(self) -> SemiSupervisedData:
         """Return the data without training labels, for a model without classes; held-out examples keep theirs."""
@@ -386,8 +387,3 @@ class SemiSupervisedData:
         how: Any = {"classes_in_names": classes_in_names, "on_error": on_error, "on_disk": on_disk}
         source = load_folder(path, **numbers, seed=seed, **how)
         return cls(**split_source(source, num_labels, seed, balanced))
-
-
-def _select_known(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    known = y >= 0
-    return (x, y) if known.all() else (x[known], y[known])

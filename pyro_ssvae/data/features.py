@@ -232,12 +232,6 @@ def _apply(network: _Network, x: Tensor, scale: float, resolution: int | None) -
     return found
 
 
-@lru_cache(maxsize=1)
-def _load_once(name: str) -> _Network:
-    """Return a network by name, kept for the next call."""
-    return _load(name)
-
-
 def _load(name: str) -> _Network:
     """Return a network by name: of the package that carries its weights, of torchvision or of timm."""
     from torchvision import models
@@ -266,6 +260,9 @@ def _load(name: str) -> _Network:
         ) from error
     network.module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return network
+
+
+_load_once = lru_cache(maxsize=1)(_load)  # keeps the last network
 
 
 def _import_timm(name: str) -> Any:

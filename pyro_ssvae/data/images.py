@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pyro_ssvae._arguments import as_count
+from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._io import check_memory, check_path
 from pyro_ssvae.data.storage import ItemSource
 
@@ -52,8 +52,7 @@ def read_folder(
     drawn over white. If all are grey, there is one channel, otherwise three.
     """
     image_size = as_count(image_size, "image_size", least=1)
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r} must be 'raise' or 'skip'.")
+    check_choice("on_error", on_error, ("raise", "skip"))
     folder, files = _list_images(path)
     check_memory(2 * 3 * image_size**2 * len(files), f"{len(files)} images of {image_size} x {image_size} pixels")
     x = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)

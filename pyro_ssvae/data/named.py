@@ -11,7 +11,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,12 +239,15 @@ def _download(files: _Files, root: Path) -> Path:
     _probe([dataset.url] if mirrors is None else [mirror + dataset.resources[0][0] for mirror in mirrors])
     root.mkdir(parents=True, exist_ok=True)
     target = root / files.subfolder
+    before = socket.getdefaulttimeout()
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root) as partial:
         try:
-            with _socket_timeout(_STALL_SECONDS):
-                dataset(partial, train=False, download=True)
+            socket.setdefaulttimeout(_STALL_SECONDS)  # torchvision sets none, and would wait forever
+            dataset(partial, train=False, download=True)
         except http.client.HTTPException as error:
             raise OSError(f"the connection broke off: {error!r}") from error
+        finally:
+            socket.setdefaulttimeout(before)
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted((Path(partial) / files.subfolder).iterdir()):
             if file.suffix != ".gz":
@@ -283,13 +285,3 @@ def _request(address: str, answers: queue.SimpleQueue[str]) -> None:
             answers.put("")
     except (OSError, ValueError, http.client.HTTPException) as error:
         answers.put(str(error) or type(error).__name__)
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)  # torchvision sets none, and would wait forever
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,23 +22,6 @@ _BATCHES_AHEAD = 2  # of each thread
 def derive_seed(seed: int, *path: int) -> int:
     """Return a seed for one of several generators, so that their numbers are independent."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
-
-
-class _Order(Protocol):
-    """Batches of indices, endlessly, every index once in each pass.
-
-    ``upcoming`` names the sets of rows that come next, the first one the set in use, and ``find`` returns one of them,
-    ascending.
-    """
-
-    num_batches: int
-
-    def next(self) -> Tensor | None: ...
-    def upcoming(self, workers: int) -> list[Hashable]: ...
-    def find(self, key: Any) -> Tensor: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def check_state(self, state: dict[str, Any], name: str) -> None: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def _count_joined(number: int, batch_size: int, join_single: bool) -> int:
@@ -72,7 +54,7 @@ class ShuffledIndices:
             order = self.index[torch.randperm(len(self.index), generator=self.generator)]
             self.order, self.position = order.to(self.storage), 0  # moved once per pass, not once per batch
 
-    def upcoming(self, workers: int) -> list[Hashable]:
+    def upcoming(self, workers: int) -> list[tuple[int, int]]:
         """Return where the next batches start in the order, together with the order itself."""
         self._start_pass()
         end = min(len(self.order), self.position + _BATCHES_AHEAD * workers * self.batch_size)
@@ -163,7 +145,7 @@ class ShuffledBlocks:
         if self.position >= self.number:
             self.passed, self.position = self.passed + 1, 0
 
-    def upcoming(self, workers: int) -> list[Hashable]:
+    def upcoming(self, workers: int) -> list[tuple[int, int]]:
         """Return pass and number of the group in use and of the next one."""
         self._start_pass()
         ends = self._order(self.passed)[1]
@@ -194,7 +176,10 @@ class ShuffledBlocks:
         self.passed, self.position = state["pass"], state["position"]
 
 
-def make_order(source: ExampleSource, y: Tensor, batch_size: int, seed: int, join_single: bool) -> _Order:
+Order: TypeAlias = ShuffledIndices | ShuffledBlocks
+
+
+def make_order(source: ExampleSource, y: Tensor, batch_size: int, seed: int, join_single: bool) -> Order:
     """Return the order of the unlabelled examples of a source."""
     if source.bounds is not None:
         return ShuffledBlocks(y < 0, source, batch_size, seed, join_single)
@@ -219,9 +204,9 @@ class ReadAhead:
     def __init__(self, source: ExampleSource) -> None:
         self._source = source
         self._pool = ThreadPoolExecutor(max(1, source.workers), "examples")
-        self._held: dict[Hashable, tuple[Tensor, Future[Tensor]]] = {}
+        self._held: dict[tuple[int, int], tuple[Tensor, Future[Tensor]]] = {}
 
-    def expect(self, order: _Order) -> None:
+    def expect(self, order: Order) -> None:
         """Start to read what comes next, and let what came before go; it changes no order."""
         if not self._source.workers or not order.num_batches:
             return

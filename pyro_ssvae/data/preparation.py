@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import as_count, as_device, as_seed
+from pyro_ssvae._arguments import as_count, as_device, as_seed, check_choice
 from pyro_ssvae._io import check_memory
 from pyro_ssvae.data.order import HeldRows, ReadAhead, ShuffledIndices, derive_seed, make_order
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
@@ -53,8 +53,7 @@ def threshold(x: Tensor) -> Tensor:
 
 def check_binarisation(binarisation: str, x: Tensor, scale: float) -> None:
     """Raise ``ValueError`` for an unknown binarisation, or one that needs ``x / scale`` in [0, 1] where it is not."""
-    if binarisation not in BINARISATIONS:
-        raise ValueError(f"binarisation={binarisation!r} must be one of {', '.join(BINARISATIONS)}.")
+    check_choice("binarisation", binarisation, BINARISATIONS)
     if binarisation == "none" or x.numel() == 0:
         return
     low, high = (float(end) / scale for end in sample_rows(x).aminmax())
@@ -138,15 +137,6 @@ def map_examples(
         found.narrow(dim, done, len(batch)).copy_(values)
         done += len(batch)
     return found
-
-
-def prepare(
-    x: Tensor, *, scale: float = 1.0, device: torch.device | str = "cpu", binarisation: str = "none", seed: int = 0
-) -> Tensor:
-    """Return all examples in one tensor ``(N, *event_shape)``, float32; arguments as for :func:`iterate_batches`."""
-    size = max(1, len(x))
-    batches = iterate_batches(x, scale=scale, batch_size=size, device=device, binarisation=binarisation, seed=seed)
-    return next(batches) if len(x) else torch.empty(x.shape, device=as_device(device))
 
 
 def convert_images(x: Tensor, event_shape: Sequence[int]) -> Tensor:

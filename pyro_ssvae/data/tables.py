@@ -133,8 +133,7 @@ def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Seque
     """
     by_position = {position: categories[name] for position, name in enumerate(names) if name in categories}
     rows = encode_categories(select_columns(table, names), by_position, strict=True)
-    numbers: NDArray[np.float64] = rows.to_numpy(dtype=np.float64, na_value=np.nan)
-    return numbers
+    return rows.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 class _Column(NamedTuple):

@@ -185,8 +185,7 @@ class BernoulliByLogits(dist.Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x l - softplus(l), in nats."""
         if torch.is_grad_enabled():  # one pass, and another for its gradient
-            log_prob: Tensor = super().log_prob(value)
-            return log_prob
+            return super().log_prob(value)
         return torch.addcmul(softplus(self.logits).neg_(), value, self.logits)
 
 

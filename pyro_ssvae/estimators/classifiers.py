@@ -222,8 +222,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
     def predict(self, X: ArrayLike) -> Array:
         """Return the most probable class of each example, shape ``(N,)``."""
         probabilities = self.predict_proba(X)
-        predicted: Array = self.classes_[probabilities.argmax(1)]
-        return predicted
+        return self.classes_[probabilities.argmax(1)]
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the accuracy on the examples that have a label; so ``cross_val_score`` takes partly labelled data.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.preparation import iterate_batches, prepare
+from pyro_ssvae.data.preparation import iterate_batches, rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation.samples import as_samples
 from pyro_ssvae.models.base import evaluation_mode, fork_random_state, seeded
@@ -74,7 +74,7 @@ def measure_image_model(
         reference, error = ReferenceClassifier.train_on(known, seed=seed, progress=progress)
         found |= {} if math.isnan(error) else {"reference_error": error}
         found |= measure_generated_images(model, data, reference, num_samples=num_samples, seed=seed)
-    x, train = prepare(x, scale=data.scale), prepare(sample_rows(data.x), scale=data.scale)
+    x, train = rescale(x, data.scale), rescale(sample_rows(data.x), data.scale)
     if part is not None:
         found["auroc"] = energy_auroc(model, x, y if data.name in _DIGITS else None, others, seed=seed)
     count = min(200, len(x)) or 200
@@ -200,7 +200,7 @@ class ReferenceClassifier(nn.Module):
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
             for _ in range(steps):
                 chosen = known[torch.randint(len(known), (_REFERENCE_BATCH,))]
-                logits = reference(augmentation(prepare(data.x[chosen], scale=data.scale)))
+                logits = reference(augmentation(rescale(data.x[chosen], data.scale)))
                 optimizer.zero_grad()
                 F.cross_entropy(logits, data.y[chosen]).backward()
                 optimizer.step()
@@ -216,8 +216,7 @@ class ReferenceClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, with shape ``(B, K)``, of images ``(B, C, H, W)``."""
-        logits: Tensor = self.head(self.body(x))
-        return logits
+        return self.head(self.body(x))
 
     def evaluate(self, x: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """Return features ``(N, 64)`` and probabilities ``(N, K)``, on the CPU, of stored images over ``scale``."""

@@ -93,11 +93,7 @@ def mode_coverage(x: Tensor, modes: dist.MultivariateNormal, *, radius: float = 
     good = distance <= radius
     count = modes.loc.shape[0]
     shares = torch.bincount(mode[good], minlength=count).double() / len(x)
-    return {
-        "shares": shares,
-        "modes": int((shares >= 0.1 / count).sum()),
-        "high_quality": float(good.double().mean()),
-    }
+    return {"shares": shares, "modes": int((shares >= 0.1 / count).sum()), "high_quality": float(good.double().mean())}
 
 
 def as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,13 +176,7 @@ class Grid:
 
 
 def measure_toy_model(
-    model: DDGM,
-    name: str,
-    *,
-    num_samples: int = 5000,
-    langevin_steps: int = 20,
-    num_chains: int = 500,
-    seed: int = 0,
+    model: DDGM, name: str, *, num_samples: int = 5000, langevin_steps: int = 20, num_chains: int = 500, seed: int = 0
 ) -> dict[str, Any]:
     r"""Compare a model with the true distribution: its samples, with and without Langevin steps, and its energy.
 
@@ -324,8 +314,7 @@ def annealed_log_normaliser(
     _check_energy(energy, x)
 
     def log_base(x: Tensor) -> Tensor:
-        log_prob: Tensor = torch.distributions.Normal(0.0, scale).log_prob(x).flatten(1).sum(-1)
-        return log_prob
+        return torch.distributions.Normal(0.0, scale).log_prob(x).flatten(1).sum(-1)
 
     def potential(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the potential of a temperature, up to a constant, and its gradient."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arguments import as_count, as_seed, check_choice
 from pyro_ssvae._arrays import value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
@@ -63,8 +63,7 @@ def make_payload(
     model: Model, data: SemiSupervisedData, projection: str = "pca", num_rows: int = 10_000, seed: int = 0
 ) -> Payload:
     """Return what the page of a model holds; arguments and errors are those of :func:`pyro_ssvae.explore`."""
-    if projection not in ("pca", "umap"):
-        raise ValueError(f"projection={projection!r} must be one of pca, umap.")
+    check_choice("projection", projection, ("pca", "umap"))
     num_rows, seed = as_count(num_rows, "num_rows", least=10), as_seed(seed)
     model = copy.deepcopy(model).cpu().float().eval()
     kind, networks = _find_kind(model), _make_page_networks(model)
@@ -327,8 +326,7 @@ def _run_umap(x: Array, seed: int) -> Array:
         from umap import UMAP
     except ImportError as error:
         raise MissingPackageError("projection='umap' needs umap-learn: pip install umap-learn.") from error
-    points: Array = UMAP(random_state=seed).fit_transform(x)
-    return points
+    return UMAP(random_state=seed).fit_transform(x)
 
 
 # Networks.

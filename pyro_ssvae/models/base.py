@@ -73,11 +73,7 @@ class Model(Configurable, abstract=True):
     missing: bool = False
 
     def __init__(
-        self,
-        event_shape: Sequence[int],
-        latent_dim: int,
-        prior: str | nn.Module | None,
-        num_classes: int | None = None,
+        self, event_shape: Sequence[int], latent_dim: int, prior: str | nn.Module | None, num_classes: int | None = None
     ) -> None:
         super().__init__()
         if not event_shape:

@@ -24,7 +24,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
@@ -127,8 +127,7 @@ class DDGM(Model):
         """
         with data_plate(x, size):
             z = pyro.sample("z", self.prior())  # (B, L)
-        samples: Tensor = pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
-        return samples
+        return pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
@@ -144,8 +143,7 @@ class DDGM(Model):
         """
         if self.num_classes is None:
             raise ValueError("This DDGM has no classes; build it with num_classes=K and train it with labelled data.")
-        logits: Tensor = -self.energy_net.by_class(x)
-        return logits
+        return -self.energy_net.by_class(x)
 
     def energy(self, x: ArrayLike) -> Tensor:
         """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely examples.
@@ -194,8 +192,7 @@ class DDGM(Model):
         """
         self._check_latents(z)
         with torch.no_grad(), evaluation_mode(self):
-            x: Tensor = self.generator(z)
-            return x
+            return self.generator(z)
 
     @checked
     def invert(self, x: ArrayLike, *, space: str = "features", steps: int = 200) -> Tensor:
@@ -213,7 +210,7 @@ class DDGM(Model):
             ValueError: If ``x`` does not have the model's event shape, for an unknown space, or a negative number of
                 steps.
         """
-        _check_space(space, "x")
+        check_choice("space", space, ("features", "x"))
         embed = self.energy_net.features if space == "features" else nn.Flatten()
         return self._nearest(self._map(embed, x), embed, steps=steps)
 
@@ -259,7 +256,7 @@ class DDGM(Model):
 
     def _combine(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
         """Return samples ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of features."""
-        _check_space(space, "z")
+        check_choice("space", space, ("features", "z"))
         for part in latents:
             self._check_latents(part)
         z = combine(*latents)
@@ -275,11 +272,6 @@ class DDGM(Model):
     def _nearest(self, target: Tensor, embed: nn.Module, **options: Any) -> Tensor:
         with evaluation_mode(self):
             return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
-
-
-def _check_space(space: str, other: str) -> None:
-    if space not in ("features", other):
-        raise ValueError(f"space={space!r} must be features or {other}.")
 
 
 def langevin(

@@ -211,5 +211,4 @@ def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:
         return torch.distributions.kl_divergence(qz, prior.expand(qz.batch_shape))
     except NotImplementedError:  # raised by kl_divergence where no closed form is registered
         z = qz.sample()
-        difference: Tensor = qz.log_prob(z) - prior.log_prob(z)
-        return difference
+        return qz.log_prob(z) - prior.log_prob(z)

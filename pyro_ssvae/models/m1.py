@@ -195,8 +195,7 @@ class M1(LatentVariableModel):
 
     def _means(self, z: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self):
-            means: Tensor = self.decode(z).mean
-            return means
+            return self.decode(z).mean
 
 
 def _on_arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
@@ -79,12 +79,7 @@ class M1M2(SemiSupervisedModel):
     bound_of_latents = True
 
     def __init__(
-        self,
-        m1: M1,
-        m2: M2,
-        *,
-        active: Tensor | Sequence[bool] | None = None,
-        classifier: nn.Module | None = None,
+        self, m1: M1, m2: M2, *, active: Tensor | Sequence[bool] | None = None, classifier: nn.Module | None = None
     ) -> None:
         mask = _as_mask(active, m1)
         _check_m2(m2, int(mask.sum()), classifier)
@@ -139,8 +134,7 @@ class M1M2(SemiSupervisedModel):
         Raises:
             ValueError: For a mask that does not fit, or unknown names.
         """
-        if classify_from not in ("z1", "x"):
-            raise ValueError(f"classify_from={classify_from!r} must be one of z1, x.")
+        check_choice("classify_from", classify_from, ("z1", "x"))
         width = int(_as_mask(active, m1).sum())
         prior = make_prior(prior, latent_dim)  # before every classifier, so that a seed gives the same prior for both
         of_x = None
@@ -222,8 +216,7 @@ class M1M2(SemiSupervisedModel):
         """Sample z, y (if unknown) and z1 of the generative model, inside the plate; return z1 ``(B, L1)``."""
         z = pyro.sample("z", self.prior())  # (B, L), or (K, B, L) replayed from the guide
         y = pyro.sample("y", dist.Categorical(logits=log_pi), obs=y)  # (B,), or (K, 1)
-        z1: Tensor = pyro.sample("z1", self.decode_z1(y, z))
-        return z1
+        return pyro.sample("z1", self.decode_z1(y, z))
 
     def sample_y_and_z(self, x: Tensor, z1: Tensor, y: Tensor | None) -> None:
         """Sample y (if unknown, enumerated) and z of the inference model, inside the plate."""

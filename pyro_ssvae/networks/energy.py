@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.networks.variational import check_module, resolve_network
 
 RANGES: dict[str, tuple[float, float] | None] = {"identity": None, "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -298,6 +298,5 @@ def _he(layer: nn.Linear) -> nn.Linear:
 
 def _output(name: str) -> nn.Module:
     layers = {"identity": nn.Identity, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-    if name not in layers:
-        raise ValueError(f"output={name!r} must be one of {', '.join(layers)}.")
+    check_choice("output", name, layers)
     return layers[name]()

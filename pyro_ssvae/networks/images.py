@@ -10,16 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.networks.energy import check_image, count_halvings
-from pyro_ssvae.networks.variational import (
-    MLP,
-    ConditionalMLP,
-    ConvClassifier,
-    Dropout,
-    check_module,
-    resolve_network,
-)
+from pyro_ssvae.networks.variational import MLP, ConditionalMLP, ConvClassifier, Dropout, check_module, resolve_network
 
 POSE_DIM = 6  # latents of a pose
 _SCALES = (0.25, 0.12, 0.12, 0.2, 0.05, 0.05)  # radians, two logarithms of zooms, a slope, and fractions of the image
@@ -298,8 +291,7 @@ def make_networks(
     """
     if pose and latent_dim <= POSE_DIM:
         raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")
-    if networks not in (*NETWORKS, "auto"):
-        raise ValueError(f"networks={networks!r} is unknown; choose auto, {' or '.join(NETWORKS)}.")
+    check_choice("networks", networks, ("auto", *NETWORKS))
     networks = choose_networks(event_shape) if networks == "auto" else networks
     small = networks == "mlp" or max(event_shape[1:], default=1) <= 32
     residual = networks == "resnet"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._configurable import Configurable
 from pyro_ssvae.distributions.torch_distributions import softplus
 
@@ -108,8 +108,7 @@ class _LastDimBatchNorm(nn.BatchNorm1d):
 
 def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
     """Return the layers after a hidden affine map: normalisation, activation, dropout."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}.")
+    check_choice("activation", activation, sorted(ACTIVATIONS))
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
     layers.append(ACTIVATIONS[activation]())
     return [*layers, Dropout(dropout)] if dropout else layers

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.diagnostics import iterate_batches_for
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
 
@@ -159,14 +159,12 @@ class Objective(nn.Module):
     @property
     def model(self) -> PyroFunction:
         """The generative model in use, down to x."""
-        function: PyroFunction = self._functions["model"] or self.module.model
-        return function
+        return self._functions["model"] or self.module.model
 
     @property
     def guide(self) -> PyroFunction:
         """The guide in use."""
-        function: PyroFunction = self._functions["guide"] or self.module.guide
-        return function
+        return self._functions["guide"] or self.module.guide
 
     def describe(self) -> str | None:
         """Return in words what the loss contains, for results, where published losses of one name differ in that."""
@@ -227,8 +225,7 @@ class Objective(nn.Module):
         """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSites(("z",), self._kl_weight)
         model, guide = (shared(weigh(function)) for function in self.training_functions())
-        loss: Tensor = elbo.differentiable_loss(model, guide, *examples, size=size)
-        return loss
+        return elbo.differentiable_loss(model, guide, *examples, size=size)
 
     def unlabelled_bound(self, x: Tensor) -> float:
         """Return the mean negative bound of x ``(B, *event_shape)``, in nats: without labels and global terms."""
@@ -250,12 +247,11 @@ class Objective(nn.Module):
             seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
         """
-        like = next(self.parameters())
         options: dict[str, Any] = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
         total = 0.0
         with fork_random_state(self, seed):
-            for batch in iterate_batches(x, device=like.device, **options):
-                total -= self.unlabelled_bound(batch.to(like)) * len(batch)
+            for batch in iterate_batches_for(self, x, **options):
+                total -= self.unlabelled_bound(batch) * len(batch)
         return total / len(x)
 
     # Validation.

@@ -26,7 +26,7 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._division import first_rows
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -151,8 +151,7 @@ class SemiSupervisedELBO(Objective):
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
         """Return the bounds used for unlabelled examples, for labelled examples, and for evaluation."""
-        if self.elbo not in ("static", "stock"):
-            raise ValueError(f"elbo={self.elbo!r} must be 'static' or 'stock'.")
+        check_choice("elbo", self.elbo, ("static", "stock"))
         if self.elbo == "stock" and (self.enumeration != "exact" or self.num_particles > 1):
             raise ValueError(
                 f"enumeration={self.enumeration!r} with num_particles={self.num_particles} needs elbo='static'; the "
@@ -218,8 +217,7 @@ class SemiSupervisedELBO(Objective):
         """Return the mean of -log q(y|x) over labelled examples, in nats, augmented where augmentation is on."""
         if self.augmentation is not None:
             x = self.augmentation(x)
-        loss: Tensor = self._labelled_elbo.differentiable_loss(self.module.classify_model, _empty_guide, x, y)
-        return loss / x.shape[0]
+        return self._labelled_elbo.differentiable_loss(self.module.classify_model, _empty_guide, x, y) / x.shape[0]
 
     def validate(self, data: SemiSupervisedData, **options: Any) -> Validation:
         """Evaluate on validation examples: the error, by which weights are chosen, and diagnostics of q(y|x) and z.

@@ -21,7 +21,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -117,8 +117,7 @@ class EnergyLoss(ELBO):
 
         ``side`` is ``"energy"`` or ``"generator"``; others raise ``ValueError``.
         """
-        if side not in _SIDES:
-            raise ValueError(f"side={side!r} must be one of {', '.join(_SIDES)}.")
+        check_choice("side", side, _SIDES)
         view = copy.copy(self)
         view._sides = (side,)
         return view
@@ -252,8 +251,7 @@ def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | No
 def _energy(model: PyroFunction, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return E(x), with shape ``(B,)``, from the model's site ``"energy"``."""
     nodes: dict[str, Any] = poutine.trace(model).get_trace(x, **kwargs).nodes
-    energy: Tensor = -nodes["energy"]["fn"].log_factor
-    return energy
+    return -nodes["energy"]["fn"].log_factor
 
 
 _ADAM_BETAS = (0.5, 0.999)
@@ -366,12 +364,7 @@ class EnergyObjective(Objective):
         return self.energy_loss_fn.generator_loss(self.model, self.guide, _examples(batch), samples=samples)
 
     def validate(
-        self,
-        data: SemiSupervisedData,
-        *,
-        history: Sequence[dict[str, Any]] = (),
-        binarisation: str = "none",
-        seed: int = 0,
+        self, data: SemiSupervisedData, *, history: Sequence[dict[str, Any]] = (), seed: int = 0, **options: Any
     ) -> Validation:
         """Compare the energies of data and samples, and check for failures.
 

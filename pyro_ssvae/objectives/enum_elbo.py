@@ -30,7 +30,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
@@ -99,8 +99,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
         num_particles: int = 1,
         importance_weighted: bool = False,
     ) -> None:
-        if enumeration not in ("exact", "top-k"):
-            raise ValueError(f"enumeration={enumeration!r} must be 'exact' or 'top-k'.")
+        check_choice("enumeration", enumeration, ("exact", "top-k"))
         super().__init__(max_plate_nesting=1, num_particles=num_particles, strict_enumeration_warning=False)
         self.analytic_kl = analytic_kl
         self.require_enumeration = require_enumeration

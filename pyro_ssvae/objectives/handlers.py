@@ -113,8 +113,7 @@ class EnumerateClass(Messenger):
             drawn = torch.rand_like(mass[:1]) * mass[-1:]
             other = (mass <= drawn).sum(0, keepdim=True).clamp_max(num_classes - 1)
             self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
-        values: Tensor = support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
-        return values
+        return support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
 
     def kl(self, model_sites: dict[str, Any]) -> Tensor:
         """Return KL(q(y|x) ‖ p(y)) per example, in nats, scaled as the site is; summed over all classes.

@@ -43,8 +43,7 @@ class Augmentation(Configurable, abstract=True):
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        arguments: dict[str, Any] = describe(self)["arguments"]
-        return arguments
+        return describe(self)["arguments"]
 
 
 class AffineAugmentation(Augmentation):

@@ -16,12 +16,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count
-from pyro_ssvae.evaluation.image_metrics import (
-    CORRUPTIONS,
-    corrupt_images,
-    find_nearest,
-    sample_images,
-)
+from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, corrupt_images, find_nearest, sample_images
 from pyro_ssvae.evaluation.samples import Grid
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.ddgm import DDGM

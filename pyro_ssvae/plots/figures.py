@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.evaluation.image_metrics import get_held_out
 from pyro_ssvae.models import Model, SemiSupervisedModel
@@ -83,7 +83,7 @@ def _(
 ) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
     labelled = data.labelled_index[: _MAX_LABELLED if len(x) else None]
-    x_labelled, y_labelled = prepare(data.x[labelled], scale=data.scale), data.y[labelled]
+    x_labelled, y_labelled = rescale(data.x[labelled], data.scale), data.y[labelled]
     shared: dict[str, Any] = {"class_names": _get_class_names(model, data), "seed": seed}
     options, found = _get_image_options(data, image_shape), _Drawings()
     if options is None:
@@ -113,9 +113,7 @@ def _(model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | Non
         start, end = model.prior().sample((2, _NUM_INTERPOLATIONS))
     if options is not None:
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
-        found["nearest"] = lambda: plot_nearest(
-            model, prepare(sample_rows(data.x), scale=data.scale), seed=seed, **options
-        )
+        found["nearest"] = lambda: plot_nearest(model, rescale(sample_rows(data.x), data.scale), seed=seed, **options)
     if options is not None or data.event_shape == (2,):
         found["interpolations"] = lambda: plot_interpolations(model, start, end, **(options or {}))
     if options is not None and len(x) >= 3:
@@ -174,7 +172,7 @@ def save_figures(
 def _get_held_out_examples(data: SemiSupervisedData) -> tuple[str, Tensor, Tensor]:
     """Return what the held-out data is called, its examples scaled as in training, and its classes."""
     part, x, y = get_held_out(data)
-    return f"{part} data", prepare(x, scale=data.scale), y
+    return f"{part} data", rescale(x, data.scale), y
 
 
 def _get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
@@ -190,7 +188,7 @@ def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | No
         if image_shape is not None:
             raise
         return None
-    low, high = prepare(torch.stack(sample_rows(data.x).aminmax()), scale=data.scale).tolist()
+    low, high = rescale(torch.stack(sample_rows(data.x).aminmax()), data.scale).tolist()
     return {"image_shape": image_shape, "value_range": (min(0.0, low), max(1.0, high))}
 
 
@@ -213,7 +211,7 @@ def _add_warnings(found: _Drawings, model: M1 | SemiSupervisedModel, data: SemiS
 def _find_warnings(model: Any, data: SemiSupervisedData) -> tuple[str, str]:
     """Return what to say of latents that carry nothing, and of a class without effect; empty where all is well."""
     x = _get_held_out_examples(data)[1][:NUM_DIAGNOSED]
-    x = x if len(x) else prepare(data.x[:NUM_DIAGNOSED], scale=data.scale)
+    x = x if len(x) else rescale(data.x[:NUM_DIAGNOSED], data.scale)
     if model.num_classes is None:
         kl, share = latent_diagnostics(model, x)["kl_z"], 1.0
     else:

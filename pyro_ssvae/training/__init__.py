@@ -2,6 +2,4 @@
 
 from pyro_ssvae.training.run_folder import RunFolder
 
-__all__ = [
-    "RunFolder",
-]
+__all__ = ["RunFolder"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_ssvae._arguments import as_device, checked
+from pyro_ssvae._arguments import as_device, check_choice, checked
 from pyro_ssvae.data.preparation import BINARISATIONS
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class TrainingConfig:
         """Check what depends on several values, and names; the decorator checks single numbers."""
         if self.kl_anneal_end < self.kl_warmup:
             raise ValueError(f"kl_anneal_end={self.kl_anneal_end} must not be less than kl_warmup={self.kl_warmup}.")
-        _one_of("binarisation", self.binarisation, BINARISATIONS)
-        _one_of("compile", self.compile, ("auto", "eager", "compiled", "graph"))
-        _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
+        check_choice("binarisation", self.binarisation, BINARISATIONS)
+        check_choice("compile", self.compile, ("auto", "eager", "compiled", "graph"))
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed", "64-true"))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the schedule in steps."""
@@ -167,11 +167,6 @@ def settle(
             "none here: give the data x_validation (and y_validation, where there are classes), or leave patience out."
         )
     return config
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(allowed)}.")
 
 
 def has_bf16() -> bool:

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._interrupts import SignalHandler
-from pyro_ssvae._ranks import Ranks, is_lost, launched
+from pyro_ssvae._ranks import Ranks, is_lost, launched, processes
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.models import Model
@@ -33,7 +33,6 @@ from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, ma
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder, writing
 from pyro_ssvae.training.step import TrainingStep
-from pyro_ssvae.training.workers import processes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -219,7 +218,7 @@ class Loop:
             objective.module.fit_units(data)
             x = sample_rows(data.x)
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-            objective.module.initialise(prepare(x[order[:_INITIAL_EXAMPLES]], scale=data.scale))
+            objective.module.initialise(rescale(x[order[:_INITIAL_EXAMPLES]], data.scale))
         objective.train()
         assert config.labelled_batch_size is not None  # since `settle`
         self.ranks.copy_from_first(objective.to(self.fabric.device))

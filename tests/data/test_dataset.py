@@ -109,11 +109,7 @@ def test_frozen():
         ({"split": "random"}, TypeError, "split='random' must be a LabelSplit"),
         ({"scale": "255"}, TypeError, "scale='255' is of type str; a number"),
         ({"y_validation": [0]}, ValueError, "y_validation was given without x_validation"),
-        (
-            {"x_test": X[:1, :1], "y_test": [0]},
-            ValueError,
-            r"x_test has examples of shape \(1,\) .* x has \(2,\)",
-        ),
+        ({"x_test": X[:1, :1], "y_test": [0]}, ValueError, r"x_test has examples of shape \(1,\) .* x has \(2,\)"),
         (
             {"x_validation": X[:1] / 255, "y_validation": [0]},
             ValueError,
@@ -122,11 +118,7 @@ def test_frozen():
         ({"x_test": X[:2], "y_test": [0]}, ValueError, "y_test holds 1 labels for 2 examples"),
         ({"scale": 0}, ValueError, "scale=0.0 must be above 0"),
         ({"class_names": ["a"]}, ValueError, "class_names holds 1 names for 3 classes"),
-        (
-            {"split": LabelSplit([0], [], seed=0, balanced=True)},
-            ValueError,
-            "split has 1 labelled examples, y has 3",
-        ),
+        ({"split": LabelSplit([0], [], seed=0, balanced=True)}, ValueError, "split has 1 labelled examples, y has 3"),
     ],
 )
 def test_from_arrays_refused(arguments, error, text):

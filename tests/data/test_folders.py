@@ -215,7 +215,7 @@ def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> Non
         ({"seed": "0"}, TypeError, "seed='0' is of type str"),
         ({"balanced": 1}, TypeError, "balanced=1 is of type int"),
         ({"classes_in_names": "yes"}, TypeError, "classes_in_names='yes' is of type str"),
-        ({"on_error": "ignore"}, ValueError, "on_error='ignore' must be 'raise' or 'skip'"),
+        ({"on_error": "ignore"}, ValueError, "on_error='ignore' must be one of raise, skip"),
     ],
 )
 def test_arguments_refused(tmp_path: Path, arguments: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -42,8 +42,7 @@ def test_unbalanced_draw_is_a_permutation_of_all_examples(y):
 def test_unbalanced_draw_sees_no_label(y, balanced):
     other = np.roll(y, 1)
     same = np.array_equal(
-        draw_label_split(y, 50, 10, balanced=balanced),
-        draw_label_split(other, 50, 10, balanced=balanced),
+        draw_label_split(y, 50, 10, balanced=balanced), draw_label_split(other, 50, 10, balanced=balanced)
     )
     assert same != balanced
 

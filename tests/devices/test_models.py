@@ -17,14 +17,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from pyro_ssvae.data.preparation import binarise, convert_images, prepare, rescale, threshold
-from pyro_ssvae.evaluation import (
-    active_units,
-    annealed_log_normaliser,
-    class_control,
-    evaluate_model,
-    log_likelihood,
-)
+from pyro_ssvae.data.preparation import binarise, convert_images, iterate_batches, rescale, threshold
+from pyro_ssvae.evaluation import active_units, annealed_log_normaliser, class_control, evaluate_model, log_likelihood
 from pyro_ssvae.evaluation.image_metrics import find_nearest
 from pyro_ssvae.models.diagnostics import (
     classification_error,
@@ -226,7 +220,8 @@ def test_augmentations() -> None:
 def test_prepared_examples() -> None:
     with FakeTensorMode(allow_non_fake_inputs=False), AnswerReadings(1.0):
         x = torch.rand(5, 3, 9, 9, device="cuda")
-        given = {name: prepare(x.cpu(), device="cuda", binarisation=name) for name in ("none", "static", "threshold")}
+        kinds = ("none", "static", "threshold")
+        given = {name: next(iterate_batches(x.cpu(), device="cuda", binarisation=name)) for name in kinds}
         converted = [convert_images(x, (channels, 8, 8)) for channels in (1, 3, 4)]
         distances, nearest = find_nearest(x, x)
         drawn = binarise(x)

@@ -16,14 +16,7 @@ from torch import Tensor
 import pyro_ssvae
 from pyro_ssvae import M1, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
-from pyro_ssvae.distributions import (
-    PRIORS,
-    FixedClassPrior,
-    Flow,
-    MixtureOfGaussians,
-    StudentT,
-    VampPrior,
-)
+from pyro_ssvae.distributions import PRIORS, FixedClassPrior, Flow, MixtureOfGaussians, StudentT, VampPrior
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.priors import Prior, StandardNormal
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture

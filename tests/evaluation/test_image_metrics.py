@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae import DDGM, SemiSupervisedData
-from pyro_ssvae.data.preparation import prepare
+from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.evaluation.image_metrics import (
     CORRUPTIONS,
     ReferenceClassifier,
@@ -67,7 +67,7 @@ def test_reference_classifier_predicts_classes_and_preserves_the_random_state(
 def test_real_images_have_a_small_frechet_distance_and_copies_of_one_a_large(
     digits: SemiSupervisedData, reference: tuple[ReferenceClassifier, float]
 ) -> None:
-    x = prepare(digits.x, scale=digits.scale)
+    x = rescale(digits.x, digits.scale)
     torch.manual_seed(0)
     real = measure_generated_images(DDGM((1, 8, 8), generator=_Replay(x)), digits, reference[0], num_samples=1000)
     assert real["frechet_distance"] < 1.5 * real["frechet_floor"]  # classes are not drawn in proportion here
@@ -94,7 +94,7 @@ class _Look(nn.Module):
 
 def test_distances_are_means_over_sets(digits: SemiSupervisedData) -> None:
     few = replace(digits, x=digits.x[:100], y=digits.y[:100], x_test=digits.x_test[:70], y_test=digits.y_test[:70])
-    x = prepare(few.x, scale=few.scale)
+    x = rescale(few.x, few.scale)
     torch.manual_seed(0)
     ddgm, look = DDGM((1, 8, 8), generator=_Replay(x)), _Look()
     found = measure_generated_images(ddgm, few, look, num_samples=30, seed=4)  # type: ignore[arg-type]

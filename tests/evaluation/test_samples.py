@@ -9,12 +9,7 @@ import torch
 
 from pyro_ssvae.data.toy import draw_ring, ring_distribution
 from pyro_ssvae.evaluation.image_metrics import frechet_distance
-from pyro_ssvae.evaluation.samples import (
-    energy_distance,
-    median_distance,
-    mode_coverage,
-    squared_mmd,
-)
+from pyro_ssvae.evaluation.samples import energy_distance, median_distance, mode_coverage, squared_mmd
 
 
 def test_energy_distance_by_hand() -> None:

@@ -130,11 +130,7 @@ DAMAGE = (flip, blank, replace, lambda content, rng: content[: int(rng.integers(
 FORMATS: dict[str, tuple[Callable[..., Any], Any, Callable[[bytes, Generator], bytes]]] = {
     "data.npz": (ss.SemiSupervisedData.from_npz, OPTIONS, make_npz),
     "mnist": (ss.SemiSupervisedData.from_name, OPTIONS | {"download": False}, make_idx),
-    "images": (
-        ss.SemiSupervisedData.from_folder,
-        {"image_size": 8, "num_validation": 1, "num_test": 1},
-        make_image,
-    ),
+    "images": (ss.SemiSupervisedData.from_folder, {"image_size": 8, "num_validation": 1, "num_test": 1}, make_image),
     "model/model.safetensors": (ss.load, {}, make_weights),
     "model/config.json": (ss.load, {}, make_config),
 }

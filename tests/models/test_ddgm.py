@@ -287,9 +287,9 @@ def test_analogies_of_a_bounded_prior_stay_inside() -> None:
 def test_latents_that_do_not_fit_are_refused() -> None:
     ddgm = DDGM((2,))
     z = ddgm.prior().sample((3,))
-    with pytest.raises(ValueError, match="space='pixels' must be features or x"):
+    with pytest.raises(ValueError, match="space='pixels' must be one of features, x"):
         ddgm.invert(torch.zeros(1, 2), space="pixels")
-    with pytest.raises(ValueError, match="must be features or z"):
+    with pytest.raises(ValueError, match="must be one of features, z"):
         ddgm.interpolate(z, z, space="x")
     with pytest.raises(ValueError, match="one shape"):
         ddgm.analogy(z, z, z[:2])

@@ -79,10 +79,7 @@ def test_the_last_of_the_best_evaluations_is_marked():
 def test_axes_are_logarithmic_only_where_values_are_positive_and_far_apart():
     figure = plot_training_curves(make_rows())
     scales = {axes.get_title(loc="left"): axes.get_yscale() for axes in figure.axes}
-    assert [title for title, scale in scales.items() if scale == "log"] == [
-        "Training loss",
-        "Classification loss",
-    ]
+    assert [title for title, scale in scales.items() if scale == "log"] == ["Training loss", "Classification loss"]
     assert "(log)" in panel(figure, "Training loss").get_ylabel()
     assert panel(figure, "KL from posterior to prior of z").get_ylim()[0] == 0.0
     assert panel(figure, "Validation error").get_ylim()[0] == 0.0

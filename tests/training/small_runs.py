@@ -6,12 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from pyro_ssvae import (
-    M2,
-    SemiSupervisedData,
-    SemiSupervisedELBO,
-    TrainingConfig,
-)
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig
 
 
 def make_data(n: int = 90, num_labels: int = 9, validation: int = 30, seed: int = 0) -> SemiSupervisedData:

@@ -16,12 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae import (
-    M2,
-    SemiSupervisedData,
-    SemiSupervisedELBO,
-    fit,
-)
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, fit
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.errors import RunFolderError
