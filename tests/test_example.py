@@ -130,7 +130,7 @@ def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
 def test_examples_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "bare.npz", x_train=np.zeros((40, 7), dtype=np.float32))
     assert example.main(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY]) == 2
-    assert "needs classes, and bare has none" in capsys.readouterr().err
+    assert "needs the number of classes, and bare has no labels" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
