@@ -185,7 +185,7 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
         if unused and not rows:
             raise ValueError(f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none.")
         if values.get("num_labels") and "num_labels" not in given and Path(data).exists():
-            chosen["num_labels"] = "all"  # those that someone sorted
+            chosen["num_labels"] = "all"  # those of the user
         if likelihood and values["features"] is not None:
             chosen |= FEATURES.model
         elif likelihood:

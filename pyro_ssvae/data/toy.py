@@ -65,7 +65,7 @@ def make_toy_data(
     The classes are the ten components of the distribution; they are known for validation and test examples.
 
     Raises:
-        ValueError: For an unknown name, or no training example.
+        ValueError: For an unknown name, no training example, or a negative number of others.
 
     Example:
         >>> make_toy_data("ring", num_train=100).event_shape
@@ -73,8 +73,11 @@ def make_toy_data(
     """
     if name not in TOY_DATASETS:
         raise ValueError(f"There is no distribution of points named {name!r}; known: {', '.join(TOY_DATASETS)}.")
-    held_out_sizes = {"num_validation": num_validation, "num_test": num_test}
-    sizes = [as_count(num_train, "num_train", least=1), *(as_count(n, k, least=0) for k, n in held_out_sizes.items())]
+    sizes = [
+        as_count(num_train, "num_train", least=1),
+        as_count(num_validation, "num_validation", least=0),
+        as_count(num_test, "num_test", least=0),
+    ]
     x, y = TOY_DATASETS[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
     (x, x_validation, x_test), (_, y_validation, y_test) = x.split(sizes), y.split(sizes)
     held_out = {"x_validation": x_validation, "y_validation": y_validation, "x_test": x_test, "y_test": y_test}

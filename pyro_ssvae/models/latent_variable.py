@@ -235,7 +235,7 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     def _replace_names(self, y: Any) -> Any:
         """Return a class, or classes, with numbers in place of names."""
         if isinstance(y, (list, tuple)) or (isinstance(y, np.ndarray) and y.dtype.kind in "UO"):
-            return [self._replace_names(name) for name in list(y)]
+            return [self._replace_names(name) for name in y]
         if isinstance(y, str) and y not in self.class_names:
             known = ", ".join(self.class_names[:20]) or f"known by number alone, 0 to {self.num_classes - 1}"
             raise ValueError(f"y={y} is no class; the classes are {known}.")
