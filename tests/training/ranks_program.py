@@ -24,6 +24,7 @@ from pyro_ssvae import (
     SemiSupervisedELBO,
     TrainingConfig,
     UnsupervisedELBO,
+    _ranks,
     fit,
 )
 from pyro_ssvae.objectives import Objective
@@ -140,5 +141,7 @@ def _interrupt(objective: Objective, number: int, step: int) -> None:
 
 if __name__ == "__main__":
     job = json.loads(sys.argv[2])
+    if job.get("options", {}).pop("apart", False):
+        _ranks._SHARED = "/none"  # the processes of several machines share no memory
     found = {case: train(case, **job.get("options", {})) for case in job["cases"]}
     (Path(sys.argv[1]) / f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))

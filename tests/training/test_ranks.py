@@ -90,6 +90,12 @@ def test_two_processes_train_as_one(together: list[dict[str, Any]], case: str) -
 
 
 @pytest.mark.slow
+def test_processes_that_share_no_memory_train_as_one(tmp_path: Path) -> None:
+    finish(run(tmp_path, "regularised", apart=True))
+    assert_same(read(tmp_path)["regularised"], train("regularised"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_all_stop_together_and_other_numbers_of_processes_go_on(tmp_path: Path, size: int) -> None:
     """A signal to the second process stops both after the next step; the rest gives what one process gives."""
