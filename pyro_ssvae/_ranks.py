@@ -60,7 +60,7 @@ def _attempt() -> str:
 
 
 class Links:
-    """Connections to the other processes of one machine: a message takes some 0.03 ms, and through gloo 1.5 ms."""
+    """Connections to the other processes of one machine: a message takes 0.03 ms, through gloo 0.5 to 1.5 ms."""
 
     def __init__(self, rank: int, others: dict[int, Connection]) -> None:
         self._rank, self._others = rank, others
@@ -146,8 +146,8 @@ class Ranks:
 
     def _connect(self) -> Links | None:
         """Return connections to the others, if all are processes of one machine."""
+        listener, links, folder = None, {}, ""
         with ExitStack() as stack:
-            listener, folder = None, ""
             with suppress(OSError):  # no such folder, or no sockets in it: through gloo, then
                 if self.rank == 0:
                     folder = stack.enter_context(TemporaryDirectory(dir=_SHARED))
@@ -155,18 +155,19 @@ class Ranks:
             with suppress(OSError):
                 if folder:
                     listener = Listener(f"{folder}/{self.rank}", "AF_UNIX", backlog=self.size)
-            if self.largest(int(listener is None)) or listener is None:
-                return None
-            links = {other: Client(f"{folder}/{other}", "AF_UNIX") for other in range(self.rank)}
-            for link in links.values():
-                link.send_bytes(str(self.rank).encode())
-            self.largest(0)  # all wait to be accepted
-            for _ in range(self.rank + 1, self.size):
-                link = listener.accept()
-                links[int(link.recv_bytes())] = link
-            listener.close()
+            apart = bool(self.largest(int(listener is None)))
+            if listener is not None and not apart:
+                links = {other: Client(f"{folder}/{other}", "AF_UNIX") for other in range(self.rank)}
+                for link in links.values():
+                    link.send_bytes(str(self.rank).encode())
+                self.largest(0)  # all wait to be accepted
+                for _ in range(self.rank + 1, self.size):
+                    link = listener.accept()
+                    links[int(link.recv_bytes())] = link
+            if listener is not None:
+                listener.close()
             self.largest(0)  # process 0 may delete the folder
-        return Links(self.rank, links)
+        return None if apart else Links(self.rank, links)
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers of all processes."""
