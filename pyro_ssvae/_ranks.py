@@ -225,9 +225,9 @@ class Ranks:
         parts = [*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])]
         length = sum(part.numel() for part in parts)
         dtype = reduce(torch.promote_types, (part.dtype for part in parts))
-        if self._sums.dtype != dtype or len(self._sums) != length:
+        if self._sums.dtype != dtype or len(self._sums) < length:
             self._sums = torch.empty(length, dtype=dtype, device=parts[0].device)
-        flat = self._sums
+        flat = self._sums[:length]
         if (memory := self._shared_memory(length, dtype)) is None:
             torch.cat(parts, out=flat)
             dist.all_reduce(flat)
