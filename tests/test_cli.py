@@ -73,7 +73,7 @@ def test_sample_writes_an_image_grid_and_arrays(run: Path, tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
 def test_m1_has_no_classes_to_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "m1", *TINY, "--num-samples", "2", "--out", str(tmp_path / "run")]) == 0
-    assert "bound of log p(x)" in capsys.readouterr().out
+    assert "bound on log p(x)" in capsys.readouterr().out
     assert main(["sample", str(tmp_path / "run"), "--y", "1"]) == 2
     assert "M1 does not generate examples of one class" in capsys.readouterr().err
 

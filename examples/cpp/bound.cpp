@@ -1,4 +1,4 @@
-// The bound of log p(x) of an exported M1 on images of an idx file, and a sheet of originals and reconstructions.
+// The bound on log p(x) of an exported M1 on images of an idx file, and a sheet of originals and reconstructions.
 //
 //   bound FOLDER IMAGES [--count N] [--seed S] [--sheet FILE.pgm]
 //

@@ -54,7 +54,7 @@ _RESULTS = {
     "train_seconds": "training took {:.0f} s",
     "test/error": "test error {:.2%}",
     "test/error_labels_alone": "test error of the same classifier on the labels alone {:.2%}",
-    "test/bound": "bound of log p(x) {:.2f} nats per test example",
+    "test/bound": "bound on log p(x) {:.2f} nats per test example",
     "test/kl_z": "KL of the latents {:.2f} nats",
     "test/active_units": "active latents {}",
     "test/log_likelihood": "log p(x) {:.2f} nats per test example, by importance sampling",

@@ -66,7 +66,7 @@ def evaluate_model(
     ``binarisation`` is as in training, and ``seed`` that of binarisation and draws.
 
     Returns:
-        ``bound``: the mean bound of log p(x), in nats per example; more for the models of this package.
+        ``bound``: the mean bound on log p(x), in nats per example; more for the models of this package.
     """
     if not (len(data.x_test) and objective.has_bound):
         return {"bound": None}

@@ -94,7 +94,7 @@ class Objective(nn.Module):
 
     Attributes:
         peaks_kl: Whether the weight of the KL of z may exceed 1 by default (:attr:`TrainingConfig.kl_peak`).
-        has_bound: Whether the objective contains a bound of log p(x).
+        has_bound: Whether the objective contains a bound on log p(x).
         compilable: Whether a step can be traced once and run again: nothing in it depends on values on the device.
         compile_after: Length of the schedule, in steps, from which compiling a step saves more time than it takes.
     """
@@ -236,7 +236,7 @@ class Objective(nn.Module):
     def mean_bound(
         self, x: Tensor, *, scale: float = 1.0, binarisation: str = "none", seed: int = 0, batch_size: int = 500
     ) -> float:
-        """Return the mean bound of log p(x), in nats per example (higher is better), with one draw of z.
+        """Return the mean bound on log p(x), in nats per example (higher is better), with one draw of z.
 
         Classes, where the model has some, are summed: -U(x). The caller's random state is left as it was.
 

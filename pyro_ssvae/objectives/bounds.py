@@ -235,7 +235,7 @@ class SemiSupervisedELBO(Objective):
 
 @checked
 class UnsupervisedELBO(Objective):
-    """The negative bound of log p(x), with which M1 is trained; labels are not used.
+    """The negative bound on log p(x), with which M1 is trained; labels are not used.
 
     Args:
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``

@@ -47,7 +47,7 @@ class TrainingConfig:
             keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 8 from 10,000
             examples up and 1 below, and 1 for models without classes.
         kl_anneal_end: Fraction of the schedule after which the weight stays 1.
-        kl_weight: Factor of this schedule, and so the weight of the KL at its end; 1 for a bound of log p(x), more for
+        kl_weight: Factor of this schedule, and so the weight of the KL at its end; 1 for a bound on log p(x), more for
             a β-VAE, whose weight is constant with ``kl_warmup=0`` and ``kl_peak=1``.
         ema_decay: Decay per step of the moving average of the weights that is evaluated and saved; 0 for none.
         patience: Stop after this many evaluations without a better score on validation examples (the error; for models
