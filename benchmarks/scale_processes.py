@@ -1,12 +1,13 @@
 """Measure training on two processes against one, at equal rows per process, and kill workers at random moments.
 
-python benchmarks/scale_processes.py          # 15 minutes on two cores without other programs
+python benchmarks/scale_processes.py          # 25 minutes on two cores without other programs
 python benchmarks/scale_processes.py --quick  # 2 minutes; nothing is written
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 STORE = DOCS / "benchmarks" / "scale_processes.json"
 
 _ROWS = 128  # unlabelled rows per process
-_WINDOW = 10  # steps whose mean time is taken, before the median over such means
+_SETTLE = 0.3  # seconds at the start of a turn whose steps do not count
+_FREE = (0.95, 1.05)  # limits of a turn in which two runs at once were as fast as one
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "M2, 10 classes, pure": (10, {"pure": True}),
     "M2, 10 classes, default": (10, {}),
     "M2, 100 classes, top-k, pure": (100, {"pure": True, "enumeration": "top-k"}),
 }
+ARMS = {"one": (1,), "unrelated": (1, 1), "two": (2,)}  # the numbers of processes of the runs that train at once
 
 
 def make_images(num_classes: int) -> SemiSupervisedData:
@@ -47,65 +50,87 @@ def make_images(num_classes: int) -> SemiSupervisedData:
     return SemiSupervisedData.from_arrays(x, torch.where(torch.arange(4000) < 1000, y, -1), num_classes=num_classes)
 
 
-def read_clocks() -> tuple[float, float, float]:
-    """Return seconds: of the clock, of the CPU in this process, and of the CPU in all programs (Linux)."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    busy = (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-    return time.time(), time.process_time(), busy
-
-
-def measure(case: str, processes: int, steps: int) -> list[list[float]]:
-    """Return milliseconds of each step after the first twenty, by the three clocks of :func:`read_clocks`."""
+def log_steps(case: str, processes: int, path: Path) -> None:
+    """Train until the process is ended, and write the time at the end of each step to a file."""
     num_classes, options = CASES[case]
     data = make_images(num_classes)
     objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="bernoulli"), data, **options)
     if objective.bound_batch_size is not None:  # rows per process, too
         objective.bound_batch_size *= processes
     sizes = {"batch_size": _ROWS * processes, "labelled_batch_size": 50 * processes}
-    config = TrainingConfig(**sizes, max_steps=steps, evaluate_every=steps, compile="eager", device="cpu", seed=0)
-    clocks: list[tuple[float, float, float]] = []
-    hook = register_optimizer_step_post_hook(lambda *_: clocks.append(read_clocks()))
-    fit(objective, data, config, devices=processes, progress=False)
-    hook.remove()
-    readings = itertools.pairwise(clocks[19:])
-    return [[1000.0 * (b - a) for a, b in zip(before, after, strict=True)] for before, after in readings]
+    config = TrainingConfig(**sizes, max_steps=10**6, evaluate_every=10**6, compile="eager", device="cpu", seed=0)
+    with path.open("w", buffering=1) as file:
+        register_optimizer_step_post_hook(lambda *_: file.write(f"{time.monotonic()}\n"))
+        fit(objective, data, config, devices=processes, progress=False)
 
 
-def average(values: Iterable[float]) -> float:
-    """Return the median over windows of ten steps of the mean time of a step."""
-    numbers = list(values)
-    starts = range(0, len(numbers) - _WINDOW + 1, _WINDOW)
-    return statistics.median(statistics.mean(numbers[start : start + _WINDOW]) for start in starts)
+def read_steps(path: Path, start: float, end: float) -> list[float]:
+    """Return the milliseconds of the steps that lie within a time, from the file of :func:`log_steps`."""
+    ends = [float(line) for line in path.read_text().split("\n")[:-1]]
+    return [1000.0 * (b - a) for a, b in itertools.pairwise(t for t in ends if start <= t <= end)]
 
 
-def summarise(values: list[list[float]], processes: int) -> dict[str, float]:
-    """Return times of a step, and of the CPU for it, and the share that other programs had of two cores."""
-    clock, cpu, busy = (average(column) for column in zip(*values, strict=True))
-    return {"clock": clock, "cpu": cpu, "others": max(0.0, busy - processes * cpu) / (2.0 * clock)}
+@contextlib.contextmanager
+def start_runs(case: str, folder: Path) -> Iterator[dict[str, list[tuple[int, Path]]]]:
+    """Start the runs of all arms, stop each after twenty steps, and yield process groups and files of times."""
+    runs: dict[str, list[tuple[int, Path]]] = {}
+    started = []
+    try:
+        for arm, sizes in ARMS.items():
+            runs[arm] = []
+            for number, size in enumerate(sizes):
+                path = folder / f"{arm}{number}"
+                command = [sys.executable, __file__, "--measure", case, "--processes", str(size), "--file", str(path)]
+                started.append(subprocess.Popen(command, start_new_session=True))
+                runs[arm].append((started[-1].pid, path))
+            while not all(path.exists() and len(path.read_text().split()) >= 20 for _, path in runs[arm]):
+                assert all(run.poll() is None for run in started), "a run has ended: see its message above"
+                time.sleep(0.1)
+            send(signal.SIGSTOP, runs[arm])
+        yield runs
+    finally:
+        for run in started:
+            send(signal.SIGCONT, [(run.pid, folder)])
+            send(signal.SIGTERM, [(run.pid, folder)])
+        for run in started:
+            run.wait()
 
 
-def measure_efficiency(cases: Iterable[str], rounds: int, steps: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Return what :func:`summarise` does for one run, two unrelated runs at once, and two processes, for cases.
+def send(number: signal.Signals, runs: list[tuple[int, Path]]) -> None:
+    """Send a signal to all processes of runs."""
+    for group, _ in runs:
+        os.killpg(group, number)
 
-    ``slower`` is the time of the slower of both unrelated runs, at each step: two processes that lost no time by their
-    messages would need as much, because they wait for each other at each step.
+
+def measure_efficiency(case: str, turns: int, seconds: float) -> dict[str, list[float]]:
+    """Return the milliseconds of a step in one run, in two unrelated runs at once, and in one run of two processes.
+
+    The speed of a shared machine changes from minute to minute. All runs therefore exist all the time, and go on in
+    turn for a few seconds; times are compared within a turn. ``slower`` is the time of the slower of both unrelated
+    runs, at each step: two processes that lost no time by their messages would need as much, because they wait for
+    each other at each step.
     """
-    found = {}
-    for case in cases:
-        values: dict[str, list[list[float]]] = {"one": [], "unrelated": [], "two": []}
-        slower: list[float] = []
-        for _ in range(rounds):
-            values["one"] += measure(case, 1, steps)
-            command = [sys.executable, __file__, "--measure", case, "--steps", str(steps)]
-            started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-            both = [json.loads(run.communicate()[0]) for run in started]
-            slower += [max(a[0], b[0]) for a, b in zip(*both, strict=True)]
-            values["unrelated"] += both[0] + both[1]
-            values["two"] += measure(case, 2, steps)
-        found[case] = {name: summarise(part, 1 if name == "one" else 2) for name, part in values.items()}
-        found[case]["slower"] = {"clock": average(slower)}
-        print(case, json.dumps(found[case]), flush=True)
-    return found
+    times: dict[str, list[float]] = {"one": [], "unrelated": [], "slower": [], "two": []}
+    with tempfile.TemporaryDirectory() as folder, start_runs(case, Path(folder)) as runs:
+        for turn in range(turns):
+            for arm in list(ARMS)[:: 1 - 2 * (turn % 2)]:
+                send(signal.SIGCONT, runs[arm])
+                begin = time.monotonic() + _SETTLE
+                time.sleep(_SETTLE + seconds)
+                send(signal.SIGSTOP, runs[arm])
+                steps = [read_steps(path, begin, begin + seconds) for _, path in runs[arm]]
+                times[arm].append(statistics.mean(itertools.chain(*steps)))
+                if arm == "unrelated":
+                    times["slower"].append(statistics.mean(map(max, *steps)))
+    return {name: [round(value, 2) for value in values] for name, values in times.items()}
+
+
+def summarise(ratios: list[float]) -> str:
+    """Return the median of ratios and their quartiles."""
+    if len(ratios) < 2:
+        return ""
+    low, middle, high = statistics.quantiles(ratios)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def train(folder: Path, steps: int, processes: int | None = None) -> list[dict[str, Any]]:
@@ -195,14 +220,19 @@ def make_tables(folder: Path) -> dict[str, str]:
     found = load_json(folder / STORE.name, {})
     rows = []
     for case, values in found.get("speed", {}).items():
-        others = f"{max(part.get('others', 0.0) for part in values.values()):.0%}"
-        for clock, name in (("clock", case), ("cpu", "its CPU time")):
-            times = [values.get(part, {}).get(clock) for part in ("one", "unrelated", "slower", "two")]
-            ratios = [times[0] / times[3], times[2] and times[0] / times[2]]
-            cells = [f"{time:.1f}" if time else "" for time in times]
-            rows.append([name, *cells, *(f"{ratio:.2f}" if ratio else "" for ratio in ratios), others])
+        medians = [f"{statistics.median(times):.1f}" for times in values.values()]
+        efficiency, limit = (
+            [a / b for a, b in zip(values["one"], values[arm], strict=True)] for arm in ("two", "slower")
+        )
+        alone = [one for one, bound in zip(efficiency, limit, strict=True) if _FREE[0] <= bound <= _FREE[1]]
+        rows.append([case, *medians, *map(summarise, (efficiency, limit, alone)), f"{len(alone)} of {len(limit)}"])
     header = ["step of", "one process, ms", "two runs at once, ms", "the slower of both, ms", "two processes, ms"]
-    header += ["efficiency", "its limit"]
+    header += [
+        "efficiency",
+        "its limit",
+        "efficiency where the limit is {} to {}".format(*_FREE),
+        "turns with such a limit",
+    ]
     kills = found.get("kills", {})
     survived = []
     if "kills" in kills:
@@ -211,7 +241,7 @@ def make_tables(folder: Path) -> dict[str, str]:
         survived.append(["torchrun (`--max-restarts 2`)", str(kills["restarts"]), "", ""])
     ended = ["seconds until all had ended, median", "longest"]
     return {
-        "scale_processes": format_table([*header, "other programs"], rows),
+        "scale_processes": format_table(header, rows),
         "scale_kills": format_table(["processes are started again by", "kills, all survived", *ended], survived),
     }
 
@@ -222,23 +252,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
     parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
-    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of speed (5)")
+    parser.add_argument("--turns", type=int, default=40, help="of the measurement of speed (40)")
     parser.add_argument("--case", choices=CASES, help="the only one whose speed is measured")
     parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=600, help=argparse.SUPPRESS)
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.train is not None:
         train(args.train, args.steps)
         return
     if args.measure is not None:
-        print(json.dumps(measure(args.measure, 1, args.steps)))
+        log_steps(args.measure, args.processes, args.file)
         return
     found = json.loads(STORE.read_text()) if STORE.exists() and not args.quick else {}
     if args.only != "kills":
-        cases = CASES if args.case is None else [args.case]
-        found.setdefault("speed", {}).update(measure_efficiency(cases, *((1, 40) if args.quick else (args.rounds, 60))))
+        for case in CASES if args.case is None else [args.case]:
+            result = measure_efficiency(case, *(3 if args.quick else args.turns, 1.5))
+            found.setdefault("speed", {})[case] = result
+            print(case, json.dumps(result), flush=True)
     if args.only != "speed":
         found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
         found["kills"]["restarts"] = measure_restarts(*((2, 400) if args.quick else (10, args.steps)))
