@@ -104,7 +104,7 @@ class Ranks:
         rank: Number of this process, from 0; process 0 alone writes files.
         size: Number of processes.
         request: A number that this process sends with its gradients, positive if it wants to stop.
-        requests: The mean of what all have sent in the last step, on the device.
+        requests: The sum of what all have sent in the last step, on the device.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
@@ -202,22 +202,22 @@ class Ranks:
             dist.broadcast(values, 0)
             tensor.detach().copy_(values)
 
-    def average_gradients(
+    def sum_gradients(
         self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], others: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Give parameters the means of their gradients over processes, and return those of other tensors.
+        """Give parameters the sums of their gradients over processes, and return those of other tensors.
 
         The gradients hold until the next call, which writes to the same memory: the system maps new memory page by
         page, which takes longer than the sum.
         """
         found = [(part, gradient) for part, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-        means = self._average([*(gradient for _, gradient in found), *others])
-        for (parameter, _), mean in zip(found, means, strict=False):
-            parameter.grad = mean if parameter.is_contiguous() else torch.empty_like(parameter).copy_(mean)
-        return [mean.clone() for mean in means[len(found) :]]
+        sums = self._sum([*(gradient for _, gradient in found), *others])
+        for (parameter, _), total in zip(found, sums, strict=False):
+            parameter.grad = total if parameter.is_contiguous() else torch.empty_like(parameter).copy_(total)
+        return [total.clone() for total in sums[len(found) :]]
 
-    def _average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return the means over processes, in one message; the gradients of small networks are not worth several."""
+    def _sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the sums over processes, in one message; the gradients of small networks are not worth several."""
         parts = [*(tensor.detach().reshape(-1) for tensor in tensors), tensors[0].new_tensor([self.request])]
         length = sum(part.numel() for part in parts)
         dtype = reduce(torch.promote_types, (part.dtype for part in parts))
@@ -234,9 +234,9 @@ class Ranks:
             torch.cat(parts, out=messages[self.rank])
             self._links.exchange(b"")()
             reduce(Tensor.add_, messages[2:], torch.add(messages[0], messages[1], out=flat))  # faster than sum(0)
-        self.requests = flat.div_(self.size)[-1].clone()
-        means = flat[:-1].split([tensor.numel() for tensor in tensors])
-        return [mean.view(tensor.shape).to(tensor.dtype) for mean, tensor in zip(means, tensors, strict=True)]
+        self.requests = flat[-1].clone()
+        sums = flat[:-1].split([tensor.numel() for tensor in tensors])
+        return [total.view(tensor.shape).to(tensor.dtype) for total, tensor in zip(sums, tensors, strict=True)]
 
     def _shared_memory(self, length: int, dtype: torch.dtype) -> Tensor | None:
         """Return memory for messages, several times faster than sending them, if all are processes of one machine."""

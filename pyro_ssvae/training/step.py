@@ -250,11 +250,14 @@ class TrainingStep:
             return compiled(batch)
         parameters = [part for part in self._groups[update.group].parameters if part.requires_grad]
         loss = self._compute(update, batch)
+        if self._ranks.size > 1:  # divided beforehand, so that gradients need only be summed
+            terms = {name: term / self._ranks.size for name, term in loss.terms.items()}
+            loss = Loss(loss.total / self._ranks.size, terms)
         scaled = self._scaler.scale(loss.total)
         gradients: Sequence[Tensor | None] = torch.autograd.grad(scaled, parameters, allow_unused=True)
         if self._ranks.size > 1:
-            means = self._ranks.average_gradients(parameters, gradients, [loss.total, *loss.terms.values()])
-            return Loss(means[0], dict(zip(loss.terms, means[1:], strict=True)))
+            sums = self._ranks.sum_gradients(parameters, gradients, [loss.total, *loss.terms.values()])
+            return Loss(sums[0], dict(zip(loss.terms, sums[1:], strict=True)))
         for parameter, gradient in zip(parameters, clone_shared_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
         return Loss(loss.total.detach(), loss.terms)
