@@ -108,23 +108,24 @@ def make_score_table(fits: Fits, key: str) -> str:
 
 def make_set_tables(fits: Fits) -> dict[str, str]:
     differences, seconds, calibration = [], [], []
+    calibrated = ("m2", "labels_alone")
     for name, by in collect(fits, "accuracy").items():
         best = max((by[method] for method in METHODS if method not in OWN), key=statistics.mean)
         cells = [format_difference(by["m2"], other) for other in (by["labels_alone"], best)]
         differences.append([name, str(len(best)), *cells])
     for name, by in collect(fits, "seconds").items():
         seconds.append([name.removesuffix(" \\*"), *(f"{statistics.mean(one):.1f}" for one in by.values())])
-    for name in SETS:
-        for method, (words, *_) in METHODS.items():
-            if own := [one for one in select(fits, f"{name}/{method}") if "calibration_error" in one]:
-                calibration.append([_title(name), words, *_format_scores(own)])
+    for name, by in collect(fits, "calibration_error", calibrated).items():
+        calibration.append([name, *map(format_points, by.values())])
     compared = ["accuracy, percentage points", "splits", "minus labels alone", "minus the best other method"]
     return {
         "tables_accuracy": make_score_table(fits, "accuracy"),
         "tables_macro_f1": make_score_table(fits, "macro_f1"),
         "tables_differences": format_table(compared, differences),
         "tables_seconds": format_table(["seconds", *(one.words for one in METHODS.values())], seconds),
-        "tables_calibration": format_table(["%", "", *_SCORES, "splits"], calibration),
+        "tables_calibration": format_table(
+            ["calibration error, %", *(METHODS[method].words for method in calibrated)], calibration
+        ),
     }
 
 

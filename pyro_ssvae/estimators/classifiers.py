@@ -27,7 +27,7 @@ from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, enc
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
-from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT
+from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 _FOLDS = 5  # of the estimate of the shares of the classes
@@ -175,7 +175,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if objective.consistency is not None:
             objective.consistency.weight *= self.consistency_weight / CONSISTENCY_WEIGHT
             estimated = isinstance(self.class_prior, str) and self.class_prior == "auto"
-            objective.consistency.align |= estimated  # also with equal shares, if the rows do not speak against them
+            if estimated:  # also with equal shares, if the rows do not speak against them
+                objective.consistency.align = objective.consistency.align or TABLE_ALIGNMENT
         return objective
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:

@@ -22,8 +22,8 @@ from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
-# Of tables, chosen on six of them with five labels a class (docs/results_tables.md).
-_NOISE = 0.5  # standard deviation of the noise on labelled rows, in standard deviations of the column
+# Of tables, chosen with five labels a class (docs/results_tables.md).
+_NOISE = 0.25  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
@@ -34,6 +34,9 @@ _GREY_BOUND, _COLOUR_BOUND = 0.1, 0.01
 
 CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
+
+TABLE_ALIGNMENT = 0.5
+"""Default alignment with known or estimated class frequencies, of tables."""
 
 
 class Augmentation(Configurable, abstract=True):
@@ -195,16 +198,16 @@ class Consistency(nn.Module):
     (FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence, Sohn et al., 2020,
     https://arxiv.org/abs/2001.07685, equation 4, without its weak augmentation.)
 
-    With ``align``, predictions are first multiplied by the ratio of the shares of the classes to their running mean, so
-    that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
-    https://arxiv.org/abs/1911.09785, section 3.1).
+    Predictions are first multiplied by the ratio of the shares of the classes to their running mean, to the power of
+    ``align``, so that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
+    https://arxiv.org/abs/1911.09785, section 3.1, with a power of 1).
 
     Args:
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
         strong: The strong augmentation; ``None`` is one of grey images.
-        align: Whether to align the mean prediction with ``shares``.
+        align: Power of the ratio: with 1 the mean prediction is aligned with ``shares``, with 0 it is not.
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
         decay: Decay per step of the running mean of predictions.
 
@@ -223,7 +226,7 @@ class Consistency(nn.Module):
         weight: float = CONSISTENCY_WEIGHT,
         threshold: float = 0.9,
         strong: Augmentation | None = None,
-        align: bool = True,
+        align: float = 1.0,
         shares: Sequence[float] | None = None,
         decay: float = 0.99,
     ) -> None:
@@ -248,8 +251,8 @@ class Consistency(nn.Module):
         with torch.no_grad():
             if mean is not None:
                 self.mean_prediction.lerp_(mean(), 1.0 - self.decay)
-                target = target / self.mean_prediction
-                target = target if self.shares is None else target * self.shares
+                target = target / self.mean_prediction**self.align
+                target = target if self.shares is None else target * self.shares**self.align
                 target = target / target.sum(-1, keepdim=True)
             confidence, y = target.max(-1)
         loss = F.cross_entropy(logits, y, reduction="none")
@@ -262,14 +265,14 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
     exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
-    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
-    nats or thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class
-    prior if it is fixed, for tables only if it is given: the classes of a table are seldom of equal size, and alignment
-    with equal shares then does much harm. Without any label there is no consistency, as confident predictions would be
-    arbitrary.
+    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of nats or
+    thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class prior if
+    it is fixed, for tables by half and only if it is given: the classes of a table are seldom of equal size, and
+    alignment with equal shares then does much harm. Without any label there is no consistency, as confident predictions
+    would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
-    options: dict[str, Any] = {"align": prior is None or isinstance(prior, FixedClassPrior)}
+    options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
     if isinstance(prior, FixedClassPrior) and not prior.uniform:
         options["shares"] = prior.mean().tolist()
     found: dict[str, Any] = {"bound_batch_size": 48}
@@ -291,7 +294,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
         weak = ColumnAugmentation(swap.tolist(), noise.tolist())
         options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
-        options["align"] = "shares" in options  # classes of tables are seldom of equal size
+        options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
     else:
         return {}

@@ -141,7 +141,7 @@ def test_tables_of_many_counts(tmp_path: Path) -> None:
     few = np.where(np.arange(240) < 15, y, -1)
     model = M2Classifier(max_steps=100, random_state=0).fit(table, few)
     assert model.model_.likelihood.components == 30
-    assert model.score(table[15:], y[15:]) > 0.9
+    assert model.score(table[15:], y[15:]) > 0.85
     ss.save(model.model_, tmp_path / "model.pt")
     again = ss.load(tmp_path / "model.pt")
     x = torch.as_tensor(table[:20], dtype=torch.float32)

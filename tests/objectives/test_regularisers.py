@@ -60,7 +60,7 @@ class _Same(AffineAugmentation):
 def test_consistency_is_the_cross_entropy_of_confident_examples() -> None:
     torch.manual_seed(0)
     logits = (3 * torch.randn(20, 4)).requires_grad_()
-    term = Consistency(4, threshold=0.8, strong=_Same(), align=False)
+    term = Consistency(4, threshold=0.8, strong=_Same(), align=0.0)
     loss = term(lambda _: logits, torch.zeros(20, 1, 8, 8))
     confidence, y = logits.softmax(-1).max(-1)
     kept = confidence >= 0.8
@@ -80,7 +80,7 @@ def test_no_gradient_flows_through_the_pseudo_label() -> None:
 def test_alignment_divides_by_the_running_mean() -> None:
     """A class predicted for everything loses the argmax to the runner-up once its share has been noticed."""
     logits = torch.tensor([[2.0, 1.9, 0.0]]).expand(50, -1)
-    term = Consistency(3, threshold=0.0, align=True, decay=0.0)
+    term = Consistency(3, threshold=0.0, align=1.0, decay=0.0)
     seen: list[Tensor] = []
 
     def classify(x: Tensor) -> Tensor:
@@ -139,6 +139,10 @@ def test_predictions_are_aligned_with_the_shares_of_the_classes() -> None:
         term = Consistency(2, threshold=0.6, shares=shares, decay=0.0, strong=strong, weight=1.0)
         assert term(classify, torch.zeros(4, 3)).item() == pytest.approx(expected)
     assert term.config()["shares"] == [0.25, 0.75]
+    by_half = Consistency(2, threshold=0.53, align=0.5, shares=[1.0, 3.0], decay=0.0, strong=strong)
+    assert by_half(classify, torch.zeros(4, 3)).item() == pytest.approx(-math.log(0.8))  # (0.7/4)^½ : (0.9/4)^½
+    by_half.threshold = 0.54
+    assert by_half(classify, torch.zeros(4, 3)).item() == 0.0
 
 
 def make_table(num_labelled: int) -> SemiSupervisedData:
@@ -152,7 +156,7 @@ def test_regularisers_of_a_table_are_in_the_units_of_its_columns() -> None:
     parts = Mixed([([0], Gaussian()), ([1], Bernoulli()), ([2], Categorical(3, 1.0, one_hot=True))])
     data = make_table(10)
     changes = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood=parts), data).config()["augmentation"]
-    assert changes["noise"] == pytest.approx([0.5 * float(data.x[:, 0].std()), 0.5, 0.0], rel=1e-2)
+    assert changes["noise"] == pytest.approx([0.25 * float(data.x[:, 0].std()), 0.25, 0.0], rel=1e-2)
     assert changes["swap"] == pytest.approx([0.0, 0.0, 0.3])
 
 
@@ -166,11 +170,11 @@ def test_consistency_follows_the_class_prior() -> None:
     data = make_table(10)
     images = SemiSupervisedData.from_arrays(torch.rand(9, 1, 8, 8), [0, 1, *[-1] * 7], num_classes=2)
     of_images = SemiSupervisedELBO.for_data(M2.for_data(images), images).config()["consistency"]
-    assert (of_images["align"], of_images["shares"]) == (True, None)
+    assert (of_images["align"], of_images["shares"]) == (1.0, None)
     for prior, align, shares in (
-        ("uniform", False, None),
-        ("map", False, None),
-        (FixedClassPrior(2, [3.0, 1.0]), True, pytest.approx([0.75, 0.25])),
+        ("uniform", 0.0, None),
+        ("map", 0.0, None),
+        (FixedClassPrior(2, [3.0, 1.0]), 0.5, pytest.approx([0.75, 0.25])),
     ):
         found = SemiSupervisedELBO.for_data(M2.for_data(data, class_prior=prior), data).config()["consistency"]
         assert (found["align"], found["shares"]) == (align, shares)
