@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,54 +71,54 @@ def read_steps(path: Path, start: float, end: float) -> list[float]:
 
 
 @contextlib.contextmanager
-def start_runs(case: str, folder: Path) -> Iterator[dict[str, list[tuple[int, Path]]]]:
-    """Start the runs of all arms, stop each after twenty steps, and yield process groups and files of times."""
-    runs: dict[str, list[tuple[int, Path]]] = {}
-    started = []
+def start_runs(case: str, folder: Path) -> Iterator[dict[str, dict[int, Path]]]:
+    """Start the runs of all arms, stop each after twenty steps, and yield files of times by process group."""
+    runs: dict[str, dict[int, Path]] = {}
+    started: list[subprocess.Popen[bytes]] = []
     try:
         for arm, sizes in ARMS.items():
-            runs[arm] = []
+            runs[arm] = {}
             for number, size in enumerate(sizes):
                 path = folder / f"{arm}{number}"
                 command = [sys.executable, __file__, "--measure", case, "--processes", str(size), "--file", str(path)]
                 started.append(subprocess.Popen(command, start_new_session=True))
-                runs[arm].append((started[-1].pid, path))
-            while not all(path.exists() and len(path.read_text().split()) >= 20 for _, path in runs[arm]):
+                runs[arm][started[-1].pid] = path
+            while not all(path.exists() and len(path.read_text().split()) >= 20 for path in runs[arm].values()):
                 assert all(run.poll() is None for run in started), "a run has ended: see its message above"
                 time.sleep(0.1)
             send(signal.SIGSTOP, runs[arm])
         yield runs
     finally:
-        for run in started:
-            send(signal.SIGCONT, [(run.pid, folder)])
-            send(signal.SIGTERM, [(run.pid, folder)])
+        groups = [run.pid for run in started if run.poll() is None]
+        send(signal.SIGCONT, groups)
+        send(signal.SIGTERM, groups)
         for run in started:
             run.wait()
 
 
-def send(number: signal.Signals, runs: list[tuple[int, Path]]) -> None:
-    """Send a signal to all processes of runs."""
-    for group, _ in runs:
+def send(number: signal.Signals, groups: Iterable[int]) -> None:
+    """Send a signal to all processes of groups."""
+    for group in groups:
         os.killpg(group, number)
 
 
 def measure_efficiency(case: str, turns: int, seconds: float) -> dict[str, list[float]]:
     """Return the milliseconds of a step in one run, in two unrelated runs at once, and in one run of two processes.
 
-    The speed of a shared machine changes from minute to minute. All runs therefore exist all the time, and go on in
-    turn for a few seconds; times are compared within a turn. ``slower`` is the time of the slower of both unrelated
+    The speed of a shared machine changes within seconds. All runs therefore exist all the time, and go on in turn for
+    some seconds each; times are compared within a turn. ``slower`` is the time of the slower of both unrelated
     runs, at each step: two processes that lost no time by their messages would need as much, because they wait for
     each other at each step.
     """
     times: dict[str, list[float]] = {"one": [], "unrelated": [], "slower": [], "two": []}
     with tempfile.TemporaryDirectory() as folder, start_runs(case, Path(folder)) as runs:
         for turn in range(turns):
-            for arm in list(ARMS)[:: 1 - 2 * (turn % 2)]:
+            for arm in ARMS if turn % 2 == 0 else reversed(ARMS):
                 send(signal.SIGCONT, runs[arm])
                 begin = time.monotonic() + _SETTLE
                 time.sleep(_SETTLE + seconds)
                 send(signal.SIGSTOP, runs[arm])
-                steps = [read_steps(path, begin, begin + seconds) for _, path in runs[arm]]
+                steps = [read_steps(path, begin, begin + seconds) for path in runs[arm].values()]
                 times[arm].append(statistics.mean(itertools.chain(*steps)))
                 if arm == "unrelated":
                     times["slower"].append(statistics.mean(map(max, *steps)))

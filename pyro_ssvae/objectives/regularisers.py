@@ -36,7 +36,7 @@ CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
 
 TABLE_ALIGNMENT = 0.5
-"""Default alignment with known or estimated class frequencies, of tables."""
+"""Default power of the alignment with known or estimated class frequencies on tables (docs/results_tables.md)."""
 
 
 class Augmentation(Configurable, abstract=True):
@@ -212,7 +212,7 @@ class Consistency(nn.Module):
         decay: Decay per step of the running mean of predictions.
 
     Raises:
-        ValueError: For a negative weight, or a threshold or decay outside [0, 1].
+        ValueError: For a negative weight, or a threshold, power or decay outside [0, 1].
     """
 
     name = "consistency"
@@ -267,7 +267,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
     are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of nats or
     thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class prior if
-    it is fixed, for tables by half and only if it is given: the classes of a table are seldom of equal size, and
+    it is fixed, for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and
     alignment with equal shares then does much harm. Without any label there is no consistency, as confident predictions
     would be arbitrary.
     """

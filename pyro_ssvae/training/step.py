@@ -250,14 +250,13 @@ class TrainingStep:
             return compiled(batch)
         parameters = [part for part in self._groups[update.group].parameters if part.requires_grad]
         loss = self._compute(update, batch)
-        if self._ranks.size > 1:  # divided beforehand, so that gradients need only be summed
-            terms = {name: term / self._ranks.size for name, term in loss.terms.items()}
-            loss = Loss(loss.total / self._ranks.size, terms)
-        scaled = self._scaler.scale(loss.total)
+        size = self._ranks.size
+        scaled = self._scaler.scale(loss.total if size == 1 else loss.total / size)  # gradients need only be summed
         gradients: Sequence[Tensor | None] = torch.autograd.grad(scaled, parameters, allow_unused=True)
-        if self._ranks.size > 1:
-            sums = self._ranks.sum_gradients(parameters, gradients, [loss.total, *loss.terms.values()])
-            return Loss(sums[0], dict(zip(loss.terms, sums[1:], strict=True)))
+        if size > 1:
+            parts = [part / size for part in (loss.total, *loss.terms.values())]
+            total, *terms = self._ranks.sum_gradients(parameters, gradients, parts)
+            return Loss(total, dict(zip(loss.terms, terms, strict=True)))
         for parameter, gradient in zip(parameters, clone_shared_gradients(gradients, parameters), strict=True):
             parameter.grad = gradient
         return Loss(loss.total.detach(), loss.terms)
