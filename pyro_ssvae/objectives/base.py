@@ -63,12 +63,15 @@ class Validation:
     Attributes:
         metrics: By name; they are logged as ``val/NAME``.
         score: By which weights are chosen, higher is better; with ``None`` the latest weights are chosen.
+        standard_error: Of the score. The latest weights are chosen whose score lies within it of the highest score, so
+            that a difference that may be chance does not prefer weights of an early step.
         failure: Why training must stop, ``None`` if it should go on.
         keep: Whether the weights are good enough to replace the saved checkpoint and model.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     score: float | None = None
+    standard_error: float = 0.0
     failure: str | None = None
     keep: bool = True
 

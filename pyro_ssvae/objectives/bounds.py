@@ -230,7 +230,9 @@ class SemiSupervisedELBO(Objective):
         error = classification_error(self.module, data.x_validation, data.y_validation, scale=data.scale)
         if error is None:  # no validation label is known
             return Validation(metrics)
-        return Validation({"error": error, **metrics}, score=-error)
+        num_known = int((data.y_validation >= 0).sum())
+        standard_error = (error * (1.0 - error) / num_known) ** 0.5  # of a binomial fraction
+        return Validation({"error": error, **metrics}, score=-error, standard_error=standard_error)
 
 
 @checked

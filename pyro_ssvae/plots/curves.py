@@ -77,7 +77,8 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
     ``metrics`` is the path of the ``metrics.csv`` of a run, or its rows, for example ``fit(...).metrics``. The column
     ``step`` is required. Other columns may be missing, cells may be blank, and columns with unknown names get a panel
     each if they hold numbers. The best evaluation is the last one with the smallest ``val/error`` or, without that
-    column, the largest ``val/bound``.
+    column, the largest ``val/bound``. :func:`~pyro_ssvae.fit` may choose a later one, whose error is higher by no more
+    than chance.
 
     Raises:
         ValueError: If there is no row or no step, or a known column holds anything but numbers.

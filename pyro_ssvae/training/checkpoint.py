@@ -24,11 +24,11 @@ _TENSOR = "$tensor"  # the only key of the object that stands for a tensor
 
 @dataclass
 class Best:
-    """The best evaluation so far."""
+    """The best score so far, and the weights that are chosen."""
 
     score: float = float("-inf")
-    step: int = 0
-    evaluations_since: int = 0
+    step: int = 0  # of the weights
+    evaluations_since: int = 0  # since the best score
     weights: dict[str, Tensor] = field(default_factory=dict)
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
 

@@ -55,8 +55,8 @@ class FitResult:
         train_seconds: Time in the loop, evaluations included, of the run and of those that it continues.
         config: Settings of the loop.
         metrics: One dictionary per evaluation, a row of ``metrics.csv``.
-        best_step: Step of the evaluation whose weights were chosen: the best score (:class:`Validation`), or the last
-            evaluation where validation gives no score.
+        best_step: Step of the evaluation whose weights were chosen: the latest whose score lies within one standard
+            error of the best (:class:`Validation`), or the last evaluation where validation gives no score.
         last_weights: Weights of the module at the last step (averaged, where averaging is on); the module itself holds
             those of ``best_step``.
         folder: The run folder, or ``None``.
@@ -92,9 +92,10 @@ def fit(
 ) -> FitResult:
     """Train an objective on data.
 
-    Afterwards the module has the weights of the evaluation with the best validation score (the last evaluation, where
-    there is none), averaged where averaging is on. Every random number of training follows from ``config.seed``
-    or, where that is ``None``, from ``data.seed``; the random state of the process is left as it was.
+    Afterwards the module has the weights, averaged where averaging is on, of the latest evaluation whose validation
+    score lies within one standard error of the best (the last evaluation, where there is no score). Every random number
+    of training follows from ``config.seed`` or, where that is ``None``, from ``data.seed``; the random state of the
+    process is left as it was.
 
     Args:
         objective: The objective; its module is trained in place.
@@ -307,7 +308,7 @@ class Loop:
             raise NonFiniteLossError(bad, _find_checkpoint(self.folder))
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the averaged weights, keep them if they are the best so far, and stop if training has failed."""
+        """Evaluate the averaged weights, keep them if no earlier ones are better, and stop if training has failed."""
         self._check_finite()
         if self.folder is not None:
             self.folder.check()
@@ -323,7 +324,7 @@ class Loop:
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
             self.validation = found
             if found.failure is None:
-                self._keep_if_best(found)
+                self._keep_unless_worse(found)
             if self.on_evaluation is not None:
                 self.on_evaluation(self.objective.module, metrics)
         self.metrics.append(metrics)
@@ -344,19 +345,21 @@ class Loop:
         values = self.ranks.values_from_first([vars(found), metrics])
         return (found, metrics) if self.ranks.rank == 0 else (Validation(**values[0]), values[1])
 
-    def _keep_if_best(self, found: Validation) -> None:
-        # Without a score, and while the weight of the KL is not yet what it will be, the latest weights
-        # count as the best: a classifier may be at its best while the generative model is still poor. Among equals, the
-        # later. An evaluation that is not worth keeping counts only until there is one that is, and is not saved.
+    def _keep_unless_worse(self, found: Validation) -> None:
+        # Without a score, and while the weight of the KL is not yet what it will be, the latest weights count as the
+        # best: a classifier may be at its best while the generative model is still poor. Later, earlier weights stay
+        # only if they are better by more than chance. An evaluation that is not worth keeping counts only until there
+        # is one that is, and is not saved.
         if self.best.keep and not found.keep:
             return
         annealing = self.objective.kl_weight != self.config.kl_weight
-        if found.score is not None and not annealing and found.score < self.best.score:
-            self.best.evaluations_since += 1
+        score = float("-inf") if found.score is None or annealing else found.score
+        since = 0 if score >= self.best.score else self.best.evaluations_since + 1
+        if score + found.standard_error < self.best.score:
+            self.best.evaluations_since = since
             return
         weights = {name: tensor.detach().clone() for name, tensor in self.objective.module.state_dict().items()}
-        score = float("-inf") if found.score is None or annealing else found.score
-        self.best = Best(score, self.step, 0, weights, found.keep)
+        self.best = Best(max(score, self.best.score), self.step, since, weights, found.keep)
         if found.keep:
             self._save_model()
 

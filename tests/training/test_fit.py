@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from pyro_ssvae import (
 )
 from pyro_ssvae.data import make_toy_data
 from pyro_ssvae.errors import NonFiniteLossError
+from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training import RunFolder
 from tests.training.small_runs import SHORT, changed, make_data, make_objective
 
@@ -63,11 +67,56 @@ def test_the_saved_model_is_the_one_validation_picked(tmp_path: Path) -> None:
     data = make_data()
     objective = make_objective(data)
     run = fit(objective, data, changed(SHORT, max_steps=100), out=tmp_path, progress=False)
-    bounds_only = [row["val/error"] for row in run.metrics if row["step"] >= 100 * SHORT.kl_warmup]
-    picked = next(row for row in run.metrics if row["step"] == run.best_step)
-    assert picked["val/error"] == min(bounds_only)
+    picked = next(row["val/error"] for row in run.metrics if row["step"] == run.best_step)
     error = (pyro_ssvae.load(tmp_path).predict(data.x_validation) != data.y_validation).double().mean()
-    assert error == pytest.approx(min(bounds_only))
+    assert error == pytest.approx(picked)
+
+
+class GivenErrors(SemiSupervisedELBO):
+    """Validates as if the error of 100 labelled examples took given values."""
+
+    errors: ClassVar[list[float]] = []
+
+    def validate(
+        self, data: SemiSupervisedData, *, history: Sequence[dict[str, Any]] = (), **options: Any
+    ) -> Validation:
+        if not history:
+            return Validation(score=0.0)
+        error = self.errors[len(history) - 1]
+        standard_error = (error * (1.0 - error) / 100) ** 0.5
+        return Validation({"error": error}, score=-error, standard_error=standard_error)
+
+
+@pytest.mark.parametrize(
+    ("errors", "patience", "chosen", "steps"),
+    [
+        ([0.30, 0.10, 0.12, 0.20], None, 3, 4),  # 0.12 has a standard error of 0.03, 0.20 one of 0.04
+        ([0.30, 0.10, 0.10, 0.13], None, 4, 4),
+        ([0.10, 0.12, 0.13, 0.12], 2, 3, 3),  # without a better score twice, although later weights are chosen
+        ([0.30, 0.00, 0.01, 0.30], None, 2, 4),
+        ([0.10, 0.30, 0.09, 0.30], 2, 3, 4),
+    ],
+)
+def test_the_latest_weights_within_one_standard_error_are_chosen(
+    errors: list[float], patience: int | None, chosen: int, steps: int
+) -> None:
+    data = make_data()
+    objective = GivenErrors.for_data(M2(data.event_shape, data.num_classes, hidden_dims=(8,)), data)
+    objective.errors = errors  # type: ignore[misc]
+    config = changed(SHORT, max_steps=4, evaluate_every=1, kl_warmup=0.0, patience=patience)
+    run = fit(objective, data, config, progress=False)
+    assert (run.best_step, run.steps) == (chosen, steps)
+
+
+def test_the_standard_error_of_the_validation_error_is_that_of_known_labels() -> None:
+    data = make_data()
+    y = data.y_validation.clone()
+    y[::3] = -1
+    data = dataclasses.replace(data, y_validation=y)
+    found = make_objective(data).validate(data)
+    error, count = found.metrics["error"], int((y >= 0).sum())
+    assert found.score == -error
+    assert found.standard_error == pytest.approx(np.sqrt(error * (1 - error) / count))
 
 
 def test_labels_of_unlabelled_examples_change_nothing() -> None:
