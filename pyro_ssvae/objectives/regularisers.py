@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from sklearn.covariance import empirical_covariance, ledoit_wolf_shrinkage, shrunk_covariance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
-from pyro_ssvae.distributions.likelihoods import select_examples, standard_units
+from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, standard_units
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
@@ -26,6 +27,10 @@ from pyro_ssvae.presets import FEATURES
 _NOISE = 0.25  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
+_SWAP_RESIDUALS = 0.5  # the same of columns that the others predict, of which residuals are exchanged
+_LEAST_RESIDUAL = 0.25  # share of the variance of a column that the others leave, from which whole values are exchanged
+_LEAST_SHRINKAGE = 0.05  # of the covariance of columns
+_MOST_PREDICTED = 1000  # numeric columns, beyond which whole values are exchanged in all
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
@@ -149,12 +154,21 @@ class PhotoAugmentation(Augmentation):
 
 
 class ColumnAugmentation(Augmentation):
-    """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
+    r"""Random changes of the rows of a table: values of other rows of the batch, and noise.
+
+    Where columns are correlated, a row with the value of another one in a single column is unlike any row of the data.
+    There only what the other columns do not predict is exchanged, the residual r of a linear regression:
+
+    .. math::
+
+        x'_j = x_j - r_j(x) + r_j(x^{\text{other}}), \quad r_j(x) = \sum_k x_k W_{kj}
 
     Args:
         swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
             one for all.
-        noise: Standard deviation of the noise in the units of x, likewise.
+        noise: Standard deviation of the noise in the units of x, likewise; missing values stay missing.
+        residuals: W, shape ``(D, D)``, with zeros for columns whose whole values are exchanged; ``None`` for all of
+            them.
 
     Raises:
         ValueError: For a probability outside [0, 1], or negative noise.
@@ -166,8 +180,14 @@ class ColumnAugmentation(Augmentation):
 
     swap: Tensor
     noise: Tensor
+    residuals: Tensor | None
 
-    def __init__(self, swap: float | Sequence[float] = 0.2, noise: float | Sequence[float] = 0.0) -> None:
+    def __init__(
+        self,
+        swap: float | Sequence[float] = 0.2,
+        noise: float | Sequence[float] = 0.0,
+        residuals: Tensor | None = None,
+    ) -> None:
         super().__init__()
         for given, values, most in (("swap", swap, 1.0), ("noise", noise, math.inf)):
             numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
@@ -175,16 +195,23 @@ class ColumnAugmentation(Augmentation):
                 raise ValueError(f"{given}={values} must be at least 0 and {'at most 1' if most == 1 else 'finite'}.")
             self.register_buffer(given, numbers)
         self._swaps, self._adds = bool(self.swap.any()), bool(self.noise.any())
+        self.register_buffer("residuals", None if residuals is None else residuals.to(self.swap))
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, in single precision."""
-        return {"swap": self.swap.tolist(), "noise": self.noise.tolist()}
+        """Return the constructor's arguments, in single precision; of W the positions of its columns."""
+        columns = [] if self.residuals is None else self.residuals.any(0).nonzero()[:, 0].tolist()
+        return {"swap": self.swap.tolist(), "noise": self.noise.tolist(), "residuals": columns}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return changed rows with the shape of ``x``, ``(B, D)``."""
         if self._swaps:
             rows = gather_rows(x)
-            others = rows.gather(0, torch.randint(len(rows), x.shape, device=x.device))
+            drawn = torch.randint(len(rows), x.shape, device=x.device)
+            others = rows.gather(0, drawn)
+            if self.residuals is not None:
+                mean = rows.nanmean(0).nan_to_num()
+                of_rows, of_x = (torch.where(part.isnan(), mean, part) @ self.residuals for part in (rows, x))
+                others = torch.where(self.residuals.any(0), x + of_rows.gather(0, drawn) - of_x, others)
             x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
         return x + self.noise * torch.randn_like(x) if self._adds else x
 
@@ -264,12 +291,12 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
-    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of nats or
-    thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class prior if
-    it is fixed, for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and
-    alignment with equal shares then does much harm. Without any label there is no consistency, as confident predictions
-    would be arbitrary.
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows, or
+    half of those that other columns predict have residuals of other rows; both are weaker the more labels there are.
+    The bound of images whose likelihood is not Bernoulli, of hundreds of nats or thousands, has a tenth of its weight
+    in J^α, in colour a hundredth. Predictions are aligned with the class prior if it is fixed, for tables less strongly
+    and only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does
+    much harm. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -293,13 +320,38 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         scales = _noise_scales(data, getattr(module, "likelihood", None))
         swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
         weak = ColumnAugmentation(swap.tolist(), noise.tolist())
-        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
+        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": _exchange_columns(data, scales)}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
     else:
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
     return {"augmentation": weak, "consistency": consistency, **found}
+
+
+def _exchange_columns(data: SemiSupervisedData, scales: Tensor) -> ColumnAugmentation:
+    r"""Return the strong augmentation of a table: whole values of other rows, or residuals where they are small.
+
+    With the inverse Θ of the covariance of the numeric columns, the residual of column j given the others is
+    :math:`\sum_k x_k \Theta_{kj} / \Theta_{jj}`, up to a constant, and its variance :math:`1 / \Theta_{jj}`.
+    """
+    x = select_examples(sample_rows(data.x), data.scale)
+    columns = ((scales > 0) & ~((x == 0) | (x == 1) | x.isnan()).all(0)).nonzero()[:, 0]
+    if not 2 <= len(columns) <= _MOST_PREDICTED or len(x) < 2:
+        return ColumnAugmentation(_SWAP)
+    units = scales[columns].double()
+    values = (fill_missing(x[:, columns]) / units).numpy()
+    shrinkage = max(_LEAST_SHRINKAGE, float(ledoit_wolf_shrinkage(values)))
+    covariance = torch.from_numpy(shrunk_covariance(empirical_covariance(values), shrinkage))
+    precision = torch.linalg.inv(covariance)
+    left = 1.0 / (precision.diag() * covariance.diag())
+    weights = torch.where(left < _LEAST_RESIDUAL, precision / precision.diag(), 0.0) * units / units[:, None]
+    residuals = torch.zeros(x.shape[1], x.shape[1])
+    residuals[columns[:, None], columns] = weights.float()
+    predicted = residuals.any(0)
+    if not predicted.any():
+        return ColumnAugmentation(_SWAP)
+    return ColumnAugmentation(torch.where(predicted, _SWAP_RESIDUALS, _SWAP).tolist(), residuals=residuals)
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

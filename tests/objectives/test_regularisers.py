@@ -111,6 +111,50 @@ def test_noise_of_columns_has_the_given_deviation_and_leaves_missing_values() ->
     torch.testing.assert_close(out[10:].std(0), torch.tensor([0.5, 2.0, 0.0]), atol=0.1, rtol=0)
 
 
+def make_correlated_table() -> Tensor:
+    """800 rows: two columns of deviation 10 that differ by a column of deviation 1, and an independent column."""
+    random = np.random.default_rng(0)
+    first, difference, other = 10.0 * random.normal(size=800), random.normal(size=800), 5.0 * random.normal(size=800)
+    return torch.as_tensor(np.stack([first, 100.0 + first + difference, other], 1), dtype=torch.float32)
+
+
+def test_correlated_columns_exchange_what_others_do_not_predict() -> None:
+    """The default for tables: rows stay like those of the data, and residuals have the distribution that they had."""
+    x = make_correlated_table()
+    data = SemiSupervisedData.from_arrays(x, torch.where(torch.arange(800) < 10, torch.arange(800) % 2, -1))
+    consistency = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="gaussian"), data).consistency
+    assert consistency is not None
+    strong = consistency.strong
+    assert strong.config() == {"swap": pytest.approx([0.5, 0.5, 0.2]), "noise": 0.0, "residuals": [0, 1]}
+    torch.manual_seed(0)
+    out = strong(x)
+    torch.testing.assert_close((out != x).float().mean(0), torch.tensor([0.5, 0.5, 0.2]), atol=0.06, rtol=0)
+    assert (out[:, :2] - x[:, :2]).abs().max() < 8.0 < (out[:, 2] - x[:, 2]).abs().max()
+    torch.testing.assert_close(torch.corrcoef(out[:, :2].T), torch.corrcoef(x[:, :2].T), atol=0.02, rtol=0)
+    assert torch.isin(out[:, 2], x[:, 2]).all()
+    x[::3, 0] = torch.nan
+    out = strong(x)
+    assert torch.equal(out.isnan(), x.isnan())
+
+
+def test_residuals_are_those_of_a_linear_regression() -> None:
+    """By hand, from regressions without shrinkage: x + (residual of the row drawn - residual of the row)."""
+    x = make_correlated_table().double()
+    residuals = []
+    for column in range(3):
+        others = torch.cat([x[:, [k for k in range(3) if k != column]], torch.ones(800, 1, dtype=x.dtype)], 1)
+        residuals.append(x[:, column] - others @ torch.linalg.lstsq(others, x[:, column]).solution)
+    precision = torch.linalg.inv(torch.cov(x.T))
+    weights = precision / precision.diag()
+    exchange = ColumnAugmentation(1.0, residuals=weights)
+    torch.manual_seed(0)
+    out = exchange(x.float())
+    torch.manual_seed(0)
+    drawn = torch.randint(800, x.shape)
+    expected = x + torch.stack(residuals, 1).gather(0, drawn) - torch.stack(residuals, 1)
+    torch.testing.assert_close(out.double(), expected, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
