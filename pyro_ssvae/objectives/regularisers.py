@@ -30,7 +30,7 @@ _SWAP = 0.2  # share of the columns that consistency changes
 _SWAP_RESIDUALS = 0.5  # the same of columns that the others predict, of which residuals are exchanged
 _LEAST_RESIDUAL = 0.25  # share of the variance of a column that the others leave, from which whole values are exchanged
 _LEAST_SHRINKAGE = 0.05  # of the covariance of columns
-_MOST_PREDICTED = 1000  # numeric columns, beyond which whole values are exchanged in all
+_MOST_PREDICTED = 1000  # numeric columns, beyond which residuals take much of the time of a step
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
