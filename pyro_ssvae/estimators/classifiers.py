@@ -51,10 +51,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
             default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
-            the columns have values of other examples, or columns that others predict have other residuals (of images:
-            when they are augmented). On tables this is its weight up to five labels a class, from where it falls in
-            proportion. If it and ``bound_weight`` are 0, the
-            classifier learns from labels alone.
+            the columns, but for those that others predict, have values of other examples (of images: when they are
+            augmented). On tables this is its weight up to five labels a class, from where it falls in proportion. If it
+            and ``bound_weight`` are 0, the classifier learns from labels alone.
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.

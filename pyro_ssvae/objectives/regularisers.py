@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from sklearn.covariance import empirical_covariance, ledoit_wolf_shrinkage, shrunk_covariance
+from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,11 +26,10 @@ from pyro_ssvae.presets import FEATURES
 # Of tables, chosen with five labels a class (docs/results_tables.md).
 _NOISE = 0.25  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
-_SWAP = 0.2  # share of the columns that consistency changes
-_SWAP_RESIDUALS = 0.5  # the same of columns that the others predict, of which residuals are exchanged
-_LEAST_RESIDUAL = 0.25  # share of the variance of a column that the others leave, from which whole values are exchanged
+_SWAP = 0.2  # share of the columns that consistency changes, but for those that others predict
+_LEAST_RESIDUAL = 0.25  # share of the variance of a column below which the others predict it
 _LEAST_SHRINKAGE = 0.05  # of the covariance of columns
-_MOST_PREDICTED = 1000  # numeric columns, beyond which residuals take much of the time of a step
+_MOST_COMPARED = 1000  # numeric columns; among more of them none is looked for
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
@@ -154,21 +153,12 @@ class PhotoAugmentation(Augmentation):
 
 
 class ColumnAugmentation(Augmentation):
-    r"""Random changes of the rows of a table: values of other rows of the batch, and noise.
-
-    Where columns are correlated, a row with the value of another one in a single column is unlike any row of the data.
-    There only what the other columns do not predict is exchanged, the residual r of a linear regression:
-
-    .. math::
-
-        x'_j = x_j - r_j(x) + r_j(x^{\text{other}}), \quad r_j(x) = \sum_k x_k W_{kj}
+    """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
 
     Args:
         swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
             one for all.
-        noise: Standard deviation of the noise in the units of x, likewise; missing values stay missing.
-        residuals: W, shape ``(D, D)``, with zeros for columns whose whole values are exchanged; ``None`` for all of
-            them.
+        noise: Standard deviation of the noise in the units of x, likewise.
 
     Raises:
         ValueError: For a probability outside [0, 1], or negative noise.
@@ -180,14 +170,8 @@ class ColumnAugmentation(Augmentation):
 
     swap: Tensor
     noise: Tensor
-    residuals: Tensor | None
 
-    def __init__(
-        self,
-        swap: float | Sequence[float] = 0.2,
-        noise: float | Sequence[float] = 0.0,
-        residuals: Tensor | None = None,
-    ) -> None:
+    def __init__(self, swap: float | Sequence[float] = 0.2, noise: float | Sequence[float] = 0.0) -> None:
         super().__init__()
         for given, values, most in (("swap", swap, 1.0), ("noise", noise, math.inf)):
             numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
@@ -195,23 +179,16 @@ class ColumnAugmentation(Augmentation):
                 raise ValueError(f"{given}={values} must be at least 0 and {'at most 1' if most == 1 else 'finite'}.")
             self.register_buffer(given, numbers)
         self._swaps, self._adds = bool(self.swap.any()), bool(self.noise.any())
-        self.register_buffer("residuals", None if residuals is None else residuals.to(self.swap))
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, in single precision; of W the positions of its columns."""
-        columns = [] if self.residuals is None else self.residuals.any(0).nonzero()[:, 0].tolist()
-        return {"swap": self.swap.tolist(), "noise": self.noise.tolist(), "residuals": columns}
+        """Return the constructor's arguments, in single precision."""
+        return {"swap": self.swap.tolist(), "noise": self.noise.tolist()}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return changed rows with the shape of ``x``, ``(B, D)``."""
         if self._swaps:
             rows = gather_rows(x)
-            drawn = torch.randint(len(rows), x.shape, device=x.device)
-            others = rows.gather(0, drawn)
-            if self.residuals is not None:
-                mean = rows.nanmean(0).nan_to_num()
-                of_rows, of_x = (torch.where(part.isnan(), mean, part) @ self.residuals for part in (rows, x))
-                others = torch.where(self.residuals.any(0), x + of_rows.gather(0, drawn) - of_x, others)
+            others = rows.gather(0, torch.randint(len(rows), x.shape, device=x.device))
             x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
         return x + self.noise * torch.randn_like(x) if self._adds else x
 
@@ -291,12 +268,12 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows, or
-    half of those that other columns predict have residuals of other rows; both are weaker the more labels there are.
-    The bound of images whose likelihood is not Bernoulli, of hundreds of nats or thousands, has a tenth of its weight
-    in J^α, in colour a hundredth. Predictions are aligned with the class prior if it is fixed, for tables less strongly
-    and only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does
-    much harm. Without any label there is no consistency, as confident predictions would be arbitrary.
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows, but
+    for columns that others predict; both are weaker the more labels there are. The bound of images whose likelihood is
+    not Bernoulli, of hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth.
+    Predictions are aligned with the class prior if it is fixed, for tables less strongly and only if it is given: the
+    classes of a table are seldom of equal size, and alignment with equal shares then does much harm. Without any label
+    there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -320,7 +297,8 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         scales = _noise_scales(data, getattr(module, "likelihood", None))
         swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
         weak = ColumnAugmentation(swap.tolist(), noise.tolist())
-        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": _exchange_columns(data, scales)}
+        strong = ColumnAugmentation((_SWAP * ~_find_predicted(data, scales)).tolist())
+        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": strong}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
     else:
@@ -329,29 +307,27 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     return {"augmentation": weak, "consistency": consistency, **found}
 
 
-def _exchange_columns(data: SemiSupervisedData, scales: Tensor) -> ColumnAugmentation:
-    r"""Return the strong augmentation of a table: whole values of other rows, or residuals where they are small.
+def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
+    r"""Return which columns of a table the other numeric ones predict, ``(D,)``, by linear regression.
 
-    With the inverse Θ of the covariance of the numeric columns, the residual of column j given the others is
-    :math:`\sum_k x_k \Theta_{kj} / \Theta_{jj}`, up to a constant, and its variance :math:`1 / \Theta_{jj}`.
+    A row that has the value of another one in such a column is unlike any row of the data. With the inverse Θ of the
+    covariance C, a fraction :math:`1 / (\Theta_{jj} C_{jj})` of the variance of column j is left.
     """
     x = select_examples(sample_rows(data.x), data.scale)
+    found = torch.zeros(x.shape[1], dtype=torch.bool)
     columns = ((scales > 0) & ~((x == 0) | (x == 1) | x.isnan()).all(0)).nonzero()[:, 0]
-    if not 2 <= len(columns) <= _MOST_PREDICTED or len(x) < 2:
-        return ColumnAugmentation(_SWAP)
-    units = scales[columns].double()
-    values = (fill_missing(x[:, columns]) / units).numpy()
-    shrinkage = max(_LEAST_SHRINKAGE, float(ledoit_wolf_shrinkage(values)))
-    covariance = torch.from_numpy(shrunk_covariance(empirical_covariance(values), shrinkage))
-    precision = torch.linalg.inv(covariance)
-    left = 1.0 / (precision.diag() * covariance.diag())
-    weights = torch.where(left < _LEAST_RESIDUAL, precision / precision.diag(), 0.0) * units / units[:, None]
-    residuals = torch.zeros(x.shape[1], x.shape[1])
-    residuals[columns[:, None], columns] = weights.float()
-    predicted = residuals.any(0)
-    if not predicted.any():
-        return ColumnAugmentation(_SWAP)
-    return ColumnAugmentation(torch.where(predicted, _SWAP_RESIDUALS, _SWAP).tolist(), residuals=residuals)
+    if not 2 <= len(columns) <= _MOST_COMPARED or len(x) < 2:
+        return found
+    observed = (~x[:, columns].isnan()).double()
+    values = fill_missing(x[:, columns]) / scales[columns]
+    values -= values.mean(0)
+    # Of each pair of columns in the rows that have both; then positive definite by the eigenvalues.
+    covariance = values.T @ values / (observed.T @ observed).clamp_min(1.0)
+    shrinkage = max(_LEAST_SHRINKAGE, float(ledoit_wolf_shrinkage(values.numpy())))
+    variances, directions = torch.linalg.eigh(torch.from_numpy(shrunk_covariance(covariance.numpy(), shrinkage)))
+    variances = variances.clamp_min(_LEAST_SHRINKAGE * float(covariance.diag().mean()))
+    found[columns] = (directions**2 / variances).sum(1) * covariance.diag() > 1.0 / _LEAST_RESIDUAL
+    return found
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
