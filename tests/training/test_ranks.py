@@ -75,9 +75,12 @@ def test_two_processes_train_m2_as_one_and_the_first_alone_writes(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found for every case."""
+    """What each of two processes found for every case.
+
+    In double precision: in single precision differences by rounding reach 1e-4 after twenty steps on some processors.
+    """
     folder = tmp_path_factory.mktemp("together")
-    finish(run(folder, *CASES))
+    finish(run(folder, *CASES, precision="64-true"))
     return [read(folder, rank) for rank in range(2)]
 
 
@@ -86,7 +89,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_two_processes_train_as_one(together: list[dict[str, Any]], case: str) -> None:
     first, second = (found[case] for found in together)
     assert first == second
-    assert_same(first, train(case))
+    assert_same(first, train(case, precision="64-true"))
 
 
 @pytest.mark.slow
