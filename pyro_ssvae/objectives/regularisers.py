@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -313,6 +312,8 @@ def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     A row that has the value of another one in such a column is unlike any row of the data. With the inverse Θ of the
     covariance C, a fraction :math:`1 / (\Theta_{jj} C_{jj})` of the variance of column j is left.
     """
+    from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance  # imports much of scikit-learn
+
     x = select_examples(sample_rows(data.x), data.scale)
     found = torch.zeros(x.shape[1], dtype=torch.bool)
     columns = ((scales > 0) & ~((x == 0) | (x == 1) | x.isnan()).all(0)).nonzero()[:, 0]
