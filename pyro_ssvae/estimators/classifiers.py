@@ -27,7 +27,7 @@ from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, enc
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
-from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT
+from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT, exchange_unpredicted
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 _FOLDS = 5  # of the estimate of the shares of the classes
@@ -51,9 +51,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
             default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
-            the columns, but for those that others predict, have values of other examples (of images: when they are
-            augmented). On tables this is its weight up to five labels a class, from where it falls in proportion. If it
-            and ``bound_weight`` are 0, the classifier learns from labels alone.
+            the columns (with ``class_prior="auto"`` but for those that others predict) have values of other examples;
+            of images: when they are augmented. On tables this is its weight up to five labels a class, from where it
+            falls in proportion. If it and ``bound_weight`` are 0, the classifier learns from labels alone.
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.
@@ -177,6 +177,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             estimated = isinstance(self.class_prior, str) and self.class_prior == "auto"
             if estimated:  # also with equal shares, if the rows do not speak against them
                 objective.consistency.align = objective.consistency.align or TABLE_ALIGNMENT
+            if estimated and len(data.event_shape) == 1:
+                objective.consistency.strong = exchange_unpredicted(model, data)
         return objective
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:

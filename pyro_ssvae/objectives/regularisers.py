@@ -25,7 +25,7 @@ from pyro_ssvae.presets import FEATURES
 # Of tables, chosen with five labels a class (docs/results_tables.md).
 _NOISE = 0.25  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
-_SWAP = 0.2  # share of the columns that consistency changes, but for those that others predict
+_SWAP = 0.2  # share of the columns that consistency changes
 _LEAST_RESIDUAL = 0.25  # share of the variance of a column below which the others predict it
 _LEAST_SHRINKAGE = 0.05  # of the covariance of columns
 _MOST_COMPARED = 1000  # numeric columns; among more of them none is looked for
@@ -267,12 +267,12 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows, but
-    for columns that others predict; both are weaker the more labels there are. The bound of images whose likelihood is
-    not Bernoulli, of hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth.
-    Predictions are aligned with the class prior if it is fixed, for tables less strongly and only if it is given: the
-    classes of a table are seldom of equal size, and alignment with equal shares then does much harm. Without any label
-    there is no consistency, as confident predictions would be arbitrary.
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
+    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of nats or
+    thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class prior if
+    it is fixed, for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and
+    alignment with equal shares then does much harm. Without any label there is no consistency, as confident predictions
+    would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -296,8 +296,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         scales = _noise_scales(data, getattr(module, "likelihood", None))
         swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
         weak = ColumnAugmentation(swap.tolist(), noise.tolist())
-        strong = ColumnAugmentation((_SWAP * ~_find_predicted(data, scales)).tolist())
-        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": strong}
+        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
     else:
@@ -306,11 +305,20 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     return {"augmentation": weak, "consistency": consistency, **found}
 
 
+def exchange_unpredicted(module: Any, data: SemiSupervisedData) -> ColumnAugmentation:
+    """Return the strong augmentation of a table that leaves columns alone which the other columns predict.
+
+    A row that has the value of another one in such a column is unlike any row of the data.
+    """
+    predicted = _find_predicted(data, _noise_scales(data, getattr(module, "likelihood", None)))
+    return ColumnAugmentation((_SWAP * ~predicted).tolist())
+
+
 def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     r"""Return which columns of a table the other numeric ones predict, ``(D,)``, by linear regression.
 
-    A row that has the value of another one in such a column is unlike any row of the data. With the inverse Θ of the
-    covariance C, a fraction :math:`1 / (\Theta_{jj} C_{jj})` of the variance of column j is left.
+    With the inverse Θ of the covariance C, a fraction :math:`1 / (\Theta_{jj} C_{jj})` of the variance of column j is
+    left; ``scales`` are 0 for categories.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance  # imports much of scikit-learn
 
