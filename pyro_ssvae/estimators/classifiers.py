@@ -174,11 +174,11 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         objective = SemiSupervisedELBO.for_data(model, data, alpha=self.alpha, **options)
         if objective.consistency is not None:
             objective.consistency.weight *= self.consistency_weight / CONSISTENCY_WEIGHT
-            estimated = isinstance(self.class_prior, str) and self.class_prior == "auto"
-            if estimated:  # also with equal shares, if the rows do not speak against them
+            if isinstance(self.class_prior, str) and self.class_prior == "auto":
+                # Also with equal shares, if the rows do not speak against them.
                 objective.consistency.align = objective.consistency.align or TABLE_ALIGNMENT
-            if estimated and len(data.event_shape) == 1:
-                objective.consistency.strong = exchange_unpredicted(model, data)
+                if len(data.event_shape) == 1:  # under a uniform prior this raised the error on breast_cancer
+                    objective.consistency.strong = exchange_unpredicted(model, data)
         return objective
 
     def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:

@@ -26,9 +26,9 @@ from pyro_ssvae.presets import FEATURES
 _NOISE = 0.25  # standard deviation of the noise on labelled rows, in standard deviations of the column
 _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged, where noise has no meaning
 _SWAP = 0.2  # share of the columns that consistency changes
-_LEAST_RESIDUAL = 0.25  # share of the variance of a column below which the others predict it
+_LEAST_RESIDUAL = 0.25  # share of a column's variance left by regression on the others, below which they predict it
 _LEAST_SHRINKAGE = 0.05  # of the covariance of columns
-_MOST_COMPARED = 1000  # numeric columns; among more of them none is looked for
+_MOST_COMPARED = 1000  # numeric columns, beyond which no such regression is made
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 

@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_the_saved_model_is_the_one_validation_picked(tmp_path: Path) -> None:
 class GivenErrors(SemiSupervisedELBO):
     """Validates as if the error of 100 labelled examples took given values."""
 
-    errors: ClassVar[list[float]] = []
+    errors: Sequence[float] = ()
 
     def validate(
         self, data: SemiSupervisedData, *, history: Sequence[dict[str, Any]] = (), **options: Any
@@ -83,8 +83,7 @@ class GivenErrors(SemiSupervisedELBO):
         if not history:
             return Validation(score=0.0)
         error = self.errors[len(history) - 1]
-        standard_error = (error * (1.0 - error) / 100) ** 0.5
-        return Validation({"error": error}, score=-error, standard_error=standard_error)
+        return Validation({"error": error}, score=-error, standard_error=(error * (1.0 - error) / 100) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_the_latest_weights_within_one_standard_error_are_chosen(
 ) -> None:
     data = make_data()
     objective = GivenErrors.for_data(M2(data.event_shape, data.num_classes, hidden_dims=(8,)), data)
-    objective.errors = errors  # type: ignore[misc]
+    objective.errors = errors
     config = changed(SHORT, max_steps=4, evaluate_every=1, kl_warmup=0.0, patience=patience)
     run = fit(objective, data, config, progress=False)
     assert (run.best_step, run.steps) == (chosen, steps)
