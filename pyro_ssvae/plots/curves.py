@@ -207,5 +207,5 @@ def _describe(columns: _Columns, best: int | None) -> str:
     if "epoch" in columns:
         parts.append(f"{np.nanmax(columns['epoch']):,.0f} epochs")
     if best is not None:
-        parts.append("dotted: the evaluation named above")
+        parts.append("dotted: the evaluation named above; best_step in result.json may be later")
     return " · ".join(parts)
