@@ -19,6 +19,10 @@ from pyro_ssvae._arguments import MAX_CLASSES
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 _CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense
+_MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which single precision keeps enough of its values
+_FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
+_LEAST_VALUES = 10  # different ones, for which a value can be far from them
+_MOST_CHECKED = 10_000  # rows
 
 
 def as_array(values: Any, name: str) -> NDArray[Any]:
@@ -38,7 +42,8 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
         values = values.to_pandas()
     elif hasattr(values, "toarray"):  # of scipy.sparse
         values = _densify(values, "toarray", name)
-    if any(map(np.ma.is_masked, values if isinstance(values, (list, tuple)) else (values,))):
+    parts = values if isinstance(values, (list, tuple)) else (values,)
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
         raise ValueError(
             f"{name} is a masked array, and hidden values cannot be trained on; leave out those examples, or fill the "
             f"values in: {name}.filled(...)."
@@ -91,11 +96,12 @@ def as_examples(
     event_shape: Sequence[int] | None = None,
     allow_empty: bool = False,
     allow_missing: bool = False,
+    columns: Sequence[str] = (),
 ) -> Tensor:
     """Return finite numbers ``(N, *event_shape)`` as a CPU tensor that owns its memory; N may be 0 if ``allow_empty``.
 
     The tensor is uint8 where the values were uint8, float32 otherwise. Images get channels first, by
-    :func:`as_images`. If ``allow_missing``, values of tables may be NaN.
+    :func:`as_images`. If ``allow_missing``, values of tables may be NaN. Errors name ``columns``.
     """
     array = to_numpy(values, name)
     check_shape(array, name, allow_empty=allow_empty)
@@ -104,7 +110,7 @@ def as_examples(
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
             dtype = np.uint8 if array.dtype == np.uint8 else np.float32
             numbers = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
-        check_finite(numbers, name, allow_missing=allow_missing and array.ndim == 2)
+        check_finite(numbers, name, allow_missing=allow_missing and array.ndim == 2, columns=columns)
     except MemoryError:
         raise MemoryError(f"A copy of {name}, {array.shape}, does not fit into memory; use fewer examples.") from None
     return numbers
@@ -124,24 +130,30 @@ def check_shape(array: NDArray[Any], name: str, *, allow_empty: bool = False) ->
         )
 
 
-def check_finite(x: Tensor, name: str, *, allow_missing: bool = False, rows: Any = None) -> None:
+def check_finite(
+    x: Tensor, name: str, *, allow_missing: bool = False, rows: Any = None, columns: Sequence[str] = ()
+) -> None:
     """Raise ``ValueError`` for examples ``(N, *event_shape)`` that are infinite or, unless allowed, NaN.
 
-    ``rows``, ``(N,)``, are their numbers in the message, if not 0 to N - 1.
+    ``rows``, ``(N,)``, are their numbers in the message, if not 0 to N - 1, and ``columns`` the names of columns.
     """
     if not x.is_floating_point() or x.sum().isfinite():  # a sum takes a tenth of the time
         return
     good = ~x.isinf() if allow_missing else x.isfinite()
     if good.all():
         return
-    bad = ~good
+    bad: Tensor = ~good
     examples = bad.flatten(1).any(1).nonzero().flatten().tolist()
     places = ", ".join(f"{name}[{i if rows is None else rows[i]}]" for i in examples[:3]) + (
         ", ..." if len(examples) > 3 else ""
     )
-    remedy = "Drop those examples or fill the values in"
+    remedy = "Leave out those examples, or fill the values in"
+    if x.dim() == 2:
+        wrong = bad.any(0).nonzero().flatten().tolist()
+        shown = ", ".join(str(columns[column] if len(columns) else column) for column in wrong[:5])
+        places += f", column {shown}{', ...' if len(wrong) > 5 else ''}"
     if x.dim() == 2 and not allow_missing:
-        remedy += "; NaN is a missing value only for an M1 or M2 built with missing=True, as for_data does where needed"
+        remedy += "; a model takes missing values (NaN) if its training examples had some, or with missing=True"
     raise ValueError(
         f"{name} holds {int(bad.sum())} values that are {'' if allow_missing else 'NaN, '}infinite or beyond float32, "
         f"in {len(examples)} of {len(x)} examples, the first in {places}; all must be finite. {remedy}."
@@ -152,6 +164,65 @@ def holds_missing(*parts: Tensor) -> bool:
     """Return whether a value is NaN."""
     real = (x for x in parts if x.is_floating_point())
     return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
+
+
+def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return what to subtract from the columns of a table so that single precision suffices, or ``None`` for nothing.
+
+    That is the mean of a column where it is large compared with the standard deviation, rounded for whole numbers.
+    """
+    with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of columns without a value
+        means, deviations = np.nanmean(x, 0), np.nanstd(x, 0)
+    far = (deviations > 0) & (np.abs(means) > _MOST_OFFSET * deviations)
+    if not far.any():
+        return None
+    whole = (np.isnan(x[:, far]) | (x[:, far] == np.rint(x[:, far]))).all(0)
+    offsets = np.zeros(x.shape[1])
+    offsets[far] = np.where(whole, np.rint(means[far]), means[far])
+    return offsets
+
+
+def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+    """Warn of columns of a table whose values differ too little for single precision; of its first rows."""
+    offsets = find_offsets(np.asarray(x[:_MOST_CHECKED], np.float64)) if len(x) else None
+    if offsets is not None:
+        large = [f"{name} ({offset:g})" for name, offset in zip(names, offsets, strict=True) if offset]
+        warnings.warn(
+            f"The mean of column {', '.join(large[:5])} is more than 10,000 times the standard deviation, and training "
+            "in single precision loses such differences: subtract the mean first.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def warn_about_columns(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+    """Warn of columns of a table with a value far from all others, a code for missing ones, say; of its first rows."""
+    x, found = np.asarray(x[:_MOST_CHECKED], np.float64), []
+    if not len(x):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of columns without a value
+        low, high = np.nanmin(x, 0), np.nanmax(x, 0)
+        for end in (low, high):
+            others = np.where(x == end, np.nan, x)
+            least, most = np.nanmin(others, 0), np.nanmax(others, 0)
+            far = (most > least) & (high - low > _FAR * (most - least))
+            for column in np.flatnonzero(far).tolist():
+                if len(np.unique(others[:, column])) > _LEAST_VALUES:
+                    number = int((x[:, column] == end[column]).sum())
+                    found.append(
+                        f"Column {names[column]} has the value {end[column]:g} in {number} of {len(x)} rows, and "
+                        f"others from {least[column]:g} to {most[column]:g}"
+                    )
+    if found:
+        more = f" ({len(found) - 1} more columns have such a value)" if len(found) > 1 else ""
+        warnings.warn(
+            f"{found[0]}{more}. If it stands for a missing value, leave the cells empty (NaN); if it is an error, "
+            "leave out the rows: the scale of a column is that of its largest values.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def value_range(x: Tensor) -> tuple[float, float]:

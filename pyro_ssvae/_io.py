@@ -22,6 +22,8 @@ def atomic_open(path: Path) -> Iterator[IO[bytes]]:
 
     Readers see the old file or the new one, never a part of one; after an error nothing is left behind.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} of {path.name} does not exist; make it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -279,7 +279,8 @@ def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) 
     found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
     for name, words in model.categories.items():
         found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
-    return found if y is None else found | {"class": np.array(get_names(model))[y.numpy()]}
+    title = next(name for name in ("class", "predicted class", "class of the model") if name not in found)
+    return found if y is None else found | {title: np.array(get_names(model))[y.numpy()]}
 
 
 def _explore(args: argparse.Namespace) -> None:

@@ -175,8 +175,8 @@ def _encode_words(
         unique, inverse = np.unique(array, return_inverse=True)
         if unknown := [word for word in unique.tolist() if word not in index]:
             raise ValueError(
-                f"{name} holds the class {unknown[0]!r}, which is none of {_join(names)}. Leave those examples out, or "
-                "give class_names with all classes."
+                f"{name} holds the class {unknown[0]!r}, which is none of {_join(names)}. Leave those examples out, "
+                "or, before training, name all classes by class_names."
             )
         encoded[name] = np.array([index[word] for word in unique.tolist()], dtype=int)[inverse.reshape(array.shape)]
     return encoded, names

@@ -28,6 +28,7 @@ _NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-in
 _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
 _MAX_LEVELS = 100
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
+_WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers
 _NUMERIC = re.compile("u?int|float|bool|double|date|time|complex", re.I)  # dtypes of pandas
 
 
@@ -167,6 +168,10 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
                     f"Column {column.name} holds numbers with commas, such as {words[0]!r}; write them with a decimal "
                     "point, and without separators of thousands."
                 )
+            if all(map(_WITH_UNIT.fullmatch, words)):
+                raise ValueError(
+                    f"Column {column.name} holds numbers with signs, such as {words[0]!r}; write the numbers alone."
+                )
             if 2 * len(words) <= len(known):
                 raise ValueError(
                     f"Column {column.name} holds numbers and {len(words)} other values, such as {words[0][:40]!r}; "
@@ -234,7 +239,8 @@ def decode_categories(rows: NDArray[Any], categories: Categories) -> NDArray[Any
         return rows
     table = rows.astype(object)
     for position, levels in categories.items():
-        table[:, position] = np.asarray(levels, dtype=object)[np.rint(rows[:, position]).astype(int)]
+        codes = np.rint(rows[:, position]).astype(int).clip(0, len(levels) - 1)  # a model of one word draws 0 or 1
+        table[:, position] = np.asarray(levels, dtype=object)[codes]
     return table
 
 
@@ -242,9 +248,11 @@ def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool
     codes = {str(level): code for code, level in enumerate(levels)}
     encoded = np.array([np.nan if _is_missing(value) else codes.get(str(value), -1) for value in values], np.float64)
     if (unknown := encoded == -1).any() and strict:
+        shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
         raise ValueError(
-            f"Column {name} holds {values[unknown][0]!r}, which is none of {', '.join(map(str, levels[:10]))}, the "
-            "words that it had in training. Leave those rows out."
+            f"Column {name} holds {values[unknown][0]!r} in row {int(unknown.argmax())} ({int(unknown.sum())} such "
+            f"rows), which is none of the words that it had in training: {shown}. Leave those rows out, or leave the "
+            "cell empty if it may be empty in training."
         )
     return np.where(unknown, np.nan, encoded)
 

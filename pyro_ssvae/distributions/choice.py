@@ -45,6 +45,8 @@ _AT_ONCE = 2**22  # values of a table that are looked at
 _FIRST_ROWS = 1000
 _LEAST_LEVELS = 8  # values from which whole numbers may be counts
 _COUNT_TABLE = 20  # columns from which rows of counts are taken for samples of different size
+_COUNT_SHARE = 0.9  # of the columns of such a table
+_PIXELS = 0.1  # share of columns with the largest value, up to which they are no pixels
 _MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in more columns; chosen on cells
 
 
@@ -133,7 +135,8 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     fifth of them zeros) negative binomial; all other real numbers, also positive ones and those in [0, 1], Gaussian.
     Tables of counts are negative binomial given the total of the row, with one dispersion for each column: those of
     whole numbers from zero in 20 columns or more, a fifth of them zeros, of which few columns attain the maximum, as
-    pixels do. Of more than 100 such columns networks see the first 30 principal components.
+    pixels do; a tenth of the columns may be others. Of more than 100 such columns networks see the first 30 principal
+    components.
 
     Args:
         x: Examples with shape ``(N, *event_shape)``, NaN where missing.
@@ -144,6 +147,7 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
         if x.min() < 0.0 or x.max() > scale:
             return Gaussian()
         return choose_image_likelihood(torch.from_numpy(x if x.ndim > 3 else x[:, None]), scale)
+    words = np.isin(np.arange(x.shape[1]), list(levels or {}))
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
     # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
     kept = np.flatnonzero(_describe_columns(x[:_FIRST_ROWS])[2])
@@ -153,17 +157,18 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     observed = len(x) - missing.sum(0)
     nominal = np.isin(np.arange(x.shape[1]), list(levels))
     binary = binary.all(0) & (observed > 0) & ~nominal
-    whole = whole.all(0) & ~nominal
+    whole = whole.all(0) & ~words
     zeros = zeros.sum(0) / np.maximum(observed, 1)
     largest = largest.max(0)
-    counts = whole & ~binary & (zeros >= _COUNT_ZEROS) & (largest >= _LEAST_LEVELS)
-    shared = (largest == largest.max()).mean()
-    if len(whole) >= _COUNT_TABLE and whole.all() and counts.any() and zeros.mean() >= _COUNT_ZEROS and shared <= 0.1:
-        components = _COMPONENTS if len(whole) > _MANY_COLUMNS else None
-        return NegativeBinomial(offset=True, columns=len(whole), components=components)
+    counts, kind = whole & ~binary & (zeros >= _COUNT_ZEROS) & (largest >= _LEAST_LEVELS), NegativeBinomial()
+    number = int(whole.sum())
+    if number >= max(_COUNT_TABLE, _COUNT_SHARE * len(whole)) and counts.any() and zeros[whole].mean() >= _COUNT_ZEROS:
+        if (largest[whole] == largest[whole].max()).mean() <= _PIXELS:
+            components = _COMPONENTS if number > _MANY_COLUMNS else None
+            counts, kind = whole, NegativeBinomial(offset=True, columns=number, components=components)
     groups: list[tuple[Likelihood, Any]] = [
-        (Bernoulli(), binary),
-        (NegativeBinomial(), counts),
+        (Bernoulli(), binary & ~counts),
+        (kind, counts),
         (Gaussian(), ~binary & ~counts & ~nominal),
         # Columns with the same number of levels together: each part adds to the time of a step.
         *(
@@ -171,8 +176,8 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
             for number in dict.fromkeys(levels.values())
         ),
     ]
-    masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, kind) for kind, which in groups]
-    found = [([int(column) for column in columns], kind) for columns, kind in masks if len(columns)]
+    masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, part) for part, which in groups]
+    found = [([int(column) for column in columns], part) for columns, part in masks if len(columns)]
     return found[0][1] if len(found) == 1 else Mixed(found)
 
 

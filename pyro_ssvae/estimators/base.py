@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
+from pyro_ssvae._arrays import find_offsets, warn_about_columns
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.storage import open_source
@@ -73,7 +75,10 @@ def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     known = labels[labelled]
     if len(known):
         check_classification_targets(known)
-    return known.astype(np.int64) if known.dtype.kind == "f" else known, labelled  # whole, by the check
+    if known.dtype.kind == "f":  # whole, by the check; or True and False beside None
+        given = np.asarray(y, dtype=object).ravel()[labelled]
+        known = known.astype(bool if all(isinstance(label, (bool, np.bool_)) for label in given) else np.int64)
+    return known, labelled
 
 
 class DeepEstimator(BaseEstimator):
@@ -83,7 +88,11 @@ class DeepEstimator(BaseEstimator):
     """
 
     _allow_missing = True
+    _offsets: Array | None = None  # of columns whose mean is large compared with their deviation
+    _fill: Array | None = None  # what stands for missing values in new rows, if training had none
     model_: Any
+    history_: list[dict[str, Any]]
+    n_iter_: int
     categories_: dict[int, Array]
     latent_dim: int | None
     hidden_dims: Sequence[int] | None
@@ -107,7 +116,8 @@ class DeepEstimator(BaseEstimator):
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
         """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values.
 
-        Words become codes, and missing values NaN.
+        Words become codes, and missing values NaN. Columns with a large mean are moved to about 0: training is in
+        single precision.
         """
         if not reset:
             check_is_fitted(self, "model_")
@@ -123,13 +133,47 @@ class DeepEstimator(BaseEstimator):
         try:
             rows = validate_data(self, X, reset=reset, dtype=dtype, **options)
             if rows.ndim > 4:
-                raise ValueError(f"X has shape {rows.shape}.")
+                raise ValueError(f"there are {rows.ndim} dimensions, {rows.shape}.")
             if (np.abs(rows) > np.finfo(np.float32).max).any():
                 raise ValueError("X holds values too large for float32; divide its columns by a constant.")
         except (TypeError, ValueError) as error:
+            if re.search(r"\bX\b|feature names", str(error)):  # it says what is wrong
+                raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
-        return rows
+        if reset:
+            self._offsets = self._fill = None
+        if rows.ndim > 2 or rows.dtype != np.float64:
+            return rows
+        if reset:
+            self._learn_columns(rows)
+        rows = rows if self._offsets is None else rows - self._offsets
+        return rows if reset else self._fill_unexpected(rows)
+
+    def _learn_columns(self, rows: Array) -> None:
+        """Keep what new rows of a table need, and check its columns."""
+        names = getattr(self, "feature_names_in_", range(rows.shape[1]))
+        missing = np.isnan(rows)
+        if empty := [str(names[column]) for column in np.flatnonzero(missing.all(0))]:
+            raise ValueError(f"No row of X has a value in column {', '.join(empty[:10])}; leave such columns out.")
+        warn_about_columns(rows, names, stacklevel=5)
+        self._offsets = find_offsets(rows)
+        self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
+
+    def _fill_unexpected(self, rows: Array) -> Array:
+        """Return new rows without missing values if training had none, so that the model knows of none."""
+        missing = np.isnan(rows)
+        if self._fill is None or getattr(self.model_, "missing", True) or not missing.any():
+            return rows
+        names = getattr(self, "feature_names_in_", range(rows.shape[1]))
+        columns = ", ".join(str(names[column]) for column in np.flatnonzero(missing.any(0))[:5])
+        warnings.warn(
+            f"Values are missing in column {columns}, and none were in training: the means of the columns there stand "
+            "for them. A model that is trained with missing values leaves them out instead.",
+            UserWarning,
+            stacklevel=6,
+        )
+        return np.where(missing, self._fill, rows)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -182,9 +226,10 @@ class DeepEstimator(BaseEstimator):
         except Exception:
             objective.module.load_state_dict(before)  # under warm_start it is the model of an earlier fit
             raise
+        again = objective.module is getattr(self, "model_", None)
         self.model_ = objective.module
-        self.history_ = done.metrics
-        self.n_iter_ = done.steps
+        self.history_ = [*(self.history_ if again else ()), *done.metrics]
+        self.n_iter_ = (self.n_iter_ if again else 0) + done.steps
         return done
 
     # Prediction.
@@ -214,7 +259,11 @@ class DeepEstimator(BaseEstimator):
             yield self.model_
 
     def _in_units_of_input(self, x: Tensor) -> Array:
-        return decode_categories(x.cpu().numpy() * self.model_.data_scale, getattr(self, "categories_", {}))
+        rows = x.cpu().numpy() * self.model_.data_scale
+        return decode_categories(self._move_back(rows), getattr(self, "categories_", {}))
+
+    def _move_back(self, rows: Array) -> Array:
+        return rows if self._offsets is None else rows + self._offsets
 
 
 class GenerativeEstimator(DeepEstimator):
@@ -244,7 +293,7 @@ class GenerativeEstimator(DeepEstimator):
         if np.isnan(rows).any():
             model, x = self._in_double(rows)
             filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
-        return decode_categories(np.where(np.isnan(rows), filled, rows), self.categories_)
+        return decode_categories(self._move_back(np.where(np.isnan(rows), filled, rows)), self.categories_)
 
     def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
         """Return estimates of log p(x) in nats, shape ``(N,)``, by importance sampling.

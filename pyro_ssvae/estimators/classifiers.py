@@ -151,7 +151,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         codes, self.classes_ = encode_targets(y, self.classes_ if again else classes, self.n_classes)
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
-        if (codes >= 0).all():
+        if (codes >= 0).all() and not changes:  # which are those of partial_fit
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))

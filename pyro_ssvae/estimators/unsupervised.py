@@ -174,7 +174,8 @@ class DDGMDensity(DensityMixin, DeepEstimator):
     def sample(self, n_samples: int = 1) -> Array:
         """Return samples of the generator, in the units of the training examples."""
         with self._sampling() as model:
-            return self._in_units_of_input(model.sample(n_samples)) * self.spread_ + self.mean_
+            rows = model.sample(n_samples).cpu().numpy() * model.data_scale
+            return self._move_back(rows * self.spread_ + self.mean_)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling; the energy has normalised weights, which torch pickles as tensors only."""

@@ -290,7 +290,8 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
     if source is None and not is_ready:
         array = to_numpy(x, "x")
         divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        x = as_examples(array, event_shape=model.event_shape, allow_empty=True, allow_missing=model.missing)
+        allowed: Any = {"allow_empty": True, "allow_missing": model.missing, "columns": model.feature_names}
+        x = as_examples(array, event_shape=model.event_shape, **allowed)
     if x.shape[1:] != model.event_shape:
         needed = f"(B, *event_shape) with event_shape={tuple(model.event_shape)}"
         raise ValueError(f"x must have shape {needed}; got {tuple(x.shape)}.")
@@ -298,7 +299,7 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
         if not next(model.parameters()).is_meta:
             raise ValueError("x is on the device 'meta', where tensors hold no values; pass it on the CPU.")
         return x, 1.0 if divisor is None else divisor
-    check_finite(sample_rows(x), "x", allow_missing=model.missing)
+    check_finite(sample_rows(x), "x", allow_missing=model.missing, columns=model.feature_names)
     divisor = as_scale(divisor if scale is None else scale, x)
     if scale is None and len(x):
         _check_scale(model, *(end / divisor for end in value_range(sample_rows(x))))

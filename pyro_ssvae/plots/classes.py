@@ -147,7 +147,8 @@ def plot_feature_means(
     """Draw the mean of every feature in every class, of 200 samples per class and of given data with known classes.
 
     Shown are class means minus the mean over classes, in standard deviations of each feature (of the data, without
-    data of the samples). A class without data is left white. Features of a table have the names of its columns.
+    data of the samples). A class without data is left white. Features of a table have the names of its columns; of a
+    column of words each word is a feature, its mean the share of rows with that word.
     """
     names = style.as_class_names(class_names, model.num_classes)
     if (x is None) != (y is None):
@@ -161,6 +162,7 @@ def plot_feature_means(
         given = style.as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True).numpy()
         if (given >= 0).any():
             tables["data"] = (_flatten(x)[given >= 0], given[given >= 0])
+    tables = {title: (_expand_words(model, values), given) for title, (values, given) in tables.items()}
     means = {
         title: np.stack([_observed_mean(values[classes == k]) for k in range(len(names))])
         for title, (values, classes) in tables.items()
@@ -169,7 +171,7 @@ def plot_feature_means(
     centre, std = _observed_mean(means[reference]), np.nanstd(tables[reference][0], 0)
     std[std == 0.0] = np.inf  # a constant feature does not differ between classes
 
-    features = [*(model.feature_names or map(str, range(len(std))))]
+    features = _name_features(model, len(std))
     width, height = np.clip([2.2 + 0.28 * len(std), 0.24 * len(names)], [5.0, 0.7], [11.0, 4.0])
     figure = style.new_figure(float(width), float(len(means) * (height + 0.4) + 1.2 + 0.05 * max(map(len, features))))
     panels = figure.subplots(len(means), 1, sharex=True, squeeze=False)[:, 0]
@@ -183,6 +185,26 @@ def plot_feature_means(
     style.add_colour_bar(figure, image, list(panels), "standard deviations", extend="both", shrink=0.9, aspect=25)
     style.set_title(figure, "Class means of every feature", "relative to the mean over classes")
     return figure
+
+
+def _expand_words(model: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return columns of zeros and ones, one for each word, in place of those of codes."""
+    if not model.categories:
+        return x
+    columns: list[NDArray[np.float64]] = []
+    for name, values in zip(model.feature_names, x.T * (model.data_scale or 1.0), strict=True):
+        words = range(len(model.categories.get(name, ())))
+        found = [np.where(np.isnan(values), np.nan, np.rint(values) == code) for code in words]
+        columns += found if len(found) > 2 else [values]
+    return np.stack(columns, 1)
+
+
+def _name_features(model: Any, number: int) -> list[str]:
+    names = []
+    for name in model.feature_names or map(str, range(number)):
+        words = model.categories.get(name, ())
+        names += [f"{name}: {word}" for word in words] if len(words) > 2 else [name]
+    return names
 
 
 def _flatten(x: Tensor) -> NDArray[np.float64]:

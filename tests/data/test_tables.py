@@ -88,6 +88,7 @@ def test_separators_and_decimal_commas(text, tmp_path):
     [
         (b'u,y\n"1,5",a\n"2,25",b\n', "Column u holds numbers with commas, such as '1,5'; write them with a decimal"),
         (b'u,y\n"1,500",a\n900,b\n', "Column u holds numbers with commas, such as '1,500'"),
+        (b"u,y\n47.5%,a\n3%,b\n", "Column u holds numbers with signs, such as '47.5%'; write the numbers alone"),
         ("u,y\n1,grün\n2,rot\n".encode("cp1252"), "a.csv cannot be read as a table: .* Save it as UTF-8"),
     ],
 )
@@ -180,7 +181,10 @@ def test_refused(source, options, error, text):
 
 @pytest.mark.filterwarnings(f"ignore:{CODES}")
 def test_words_of_the_test_rows_must_be_known():
-    with pytest.raises(ValueError, match="Column colour holds 'mauve', which is none of blue, green, red"):
+    words = (
+        r"Column colour holds 'mauve' in row 0 \(6 such rows\), which is none of the words .*: blue, green, red\. Leave"
+    )
+    with pytest.raises(ValueError, match=words):
         from_table(make_table(), "class", test=make_table(colour="mauve"))
 
 

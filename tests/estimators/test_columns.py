@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 import pyro_ssvae as ss
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood
-from pyro_ssvae.estimators import M1M2Classifier, M1Transformer, M2Classifier
+from pyro_ssvae.estimators import DDGMDensity, M1M2Classifier, M1Transformer, M2Classifier
 from tests.estimators.wine import FEW, QUICK, X
 
 
@@ -46,6 +46,14 @@ def test_the_likelihood_follows_the_columns() -> None:
         assert likelihood.offset
         assert (likelihood.columns, likelihood.components) == wanted
     assert "total" not in describe_likelihood(choose_likelihood(load_digits().data), 64)
+    wrong = np.where(np.arange(40 * 200).reshape(200, 40) == 7, -1, reads)
+    covariates = [rng.normal(size=(200, 1)), rng.integers(0, 2, (200, 1)), rng.integers(0, 5, (200, 1))]
+    for table, levels, others in (
+        (wrong, {}, "39 {}, 1 Gaussian"),
+        (np.hstack([reads, *covariates]), {41: 2, 42: 5}, "1 Bernoulli, 40 {}, 1 Gaussian, 1 categorical (5 levels)"),
+    ):
+        chosen = describe_likelihood(choose_likelihood(table, levels), table.shape[1])
+        assert chosen == others.format("negative binomial given the total of the row")
     black_and_white = rng.integers(0, 2, (50, 12, 12)).astype(float)
     for images in (black_and_white, black_and_white[:, None], 255 * black_and_white[:, None].astype(np.uint8)):
         assert isinstance(choose_likelihood(images), Bernoulli)
@@ -182,3 +190,51 @@ def test_labels_that_say_nothing_leave_the_shares_equal() -> None:
         prior = M2Classifier(max_steps=1).fit(rng.normal(size=(300, 8)), y).model_.class_prior
         gaps.append(abs(float(prior.mean()[0]) - 0.5))
     assert np.mean(gaps) < 0.01  # 0.02 without shrinkage
+
+
+def test_columns_with_a_large_mean_keep_their_differences() -> None:
+    rng, y = np.random.default_rng(0), np.arange(300) % 2
+    x = rng.normal(size=(300, 3)) + 3.0 * y[:, None] + [1e9, 0.0, -1e6]
+    x[:, 2] = np.rint(x[:, 2])
+    few = np.where(np.arange(300) < 30, y, -1)
+    model = M2Classifier(**QUICK).fit(x, few)
+    assert model.score(x, y) > 0.9
+    assert (np.abs(model.sample(200)[0].mean(0) - x.mean(0)) < 1.0).all()
+    holes = np.where(rng.random(x.shape) < 0.1, np.nan, x)
+    filled = M2Classifier(**QUICK).fit(holes, few).impute(holes)
+    np.testing.assert_array_equal(filled[~np.isnan(holes)], x[~np.isnan(holes)])
+    assert np.abs(filled - x).max() < 10.0
+    latents = M1Transformer(**QUICK).fit(x)
+    assert np.abs(latents.inverse_transform(latents.transform(x)) - x).max() < 10.0
+    assert np.abs(DDGMDensity(max_steps=50, random_state=0).fit(x).sample(100) - x.mean(0)).max() < 100.0
+    with pytest.warns(UserWarning, match=r"The mean of column 0 \(1e\+09\) is more than 10,000 times"):
+        ss.SemiSupervisedData.from_arrays(x[:, :2])
+
+
+def test_a_value_far_from_all_others_is_named() -> None:
+    table = X.copy()
+    table[::20, 2] = -999
+    rows = len(table[::20])
+    words = (
+        f"Column 2 has the value -999 in {rows} of {len(X)} rows, and others from {X[:, 2].min():g}.*leave the cells"
+    )
+    with pytest.warns(UserWarning, match=words):
+        M1Transformer(max_steps=2, random_state=0).fit(table)
+    with pytest.warns(UserWarning, match=words):
+        ss.SemiSupervisedData.from_arrays(table)
+
+
+def test_columns_with_one_word_or_no_value() -> None:
+    table = pd.DataFrame({"a": X[:, 0], "word": np.where(np.arange(len(X)) % 2, "x", None)})
+    samples, _ = M2Classifier(**QUICK).fit(table, FEW).sample(20)
+    assert set(samples[:, 1]) == {"x"}
+    with pytest.raises(ValueError, match="No row of X has a value in column word; leave such columns out"):
+        M2Classifier(**QUICK).fit(table.assign(word=np.nan), FEW)
+
+
+def test_partial_fit_counts_all_steps() -> None:
+    model = M2Classifier(batch_size=64, class_prior="uniform", random_state=0)
+    model.partial_fit(X, np.maximum(FEW, 0), classes=[0, 1, 2])  # without a warning that all are labelled
+    steps, evaluations = model.n_iter_, len(model.history_)
+    model.partial_fit(X, np.maximum(FEW, 0))
+    assert (model.n_iter_, len(model.history_)) == (2 * steps, 2 * evaluations)

@@ -44,6 +44,14 @@ def test_labels_are_words(unlabelled: Any, briefly_fitted: M2Classifier) -> None
     np.testing.assert_array_equal(model.predict_proba(X), briefly_fitted.predict_proba(X))
 
 
+@pytest.mark.parametrize("dtype", [object, "boolean"])
+def test_labels_are_truth_values(dtype: Any) -> None:
+    labels = pd.array(np.where(FEW >= 0, FEW > 0, None).tolist(), dtype)
+    model = M2Classifier(**BRIEF).fit(X, labels)
+    assert model.classes_.dtype == model.predict(X).dtype == bool
+    assert model.score(X, labels) > 0.5
+
+
 @pytest.mark.parametrize(("offset", "dtype"), [(3, int), (3, float), (0, np.int8)])
 def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, briefly_fitted: M2Classifier) -> None:
     labels = np.where(FEW >= 0, 4 * FEW + offset, -1).astype(dtype)
@@ -134,8 +142,8 @@ def test_parameters_of_numpy_and_truth_values() -> None:
         ([[1.0, 2.0], [3.0]], r"DDGMDensity needs a table \(N, D\) or images \(N, C, H, W\) as X: .*inhomogeneous"),
         (np.zeros(9, "i4,f4"), "DDGMDensity needs a table"),
         ("abc", "DDGMDensity needs a table"),
-        (np.ones((9, 1, 2, 2, 2)), r"DDGMDensity needs a table .* X has shape \(9, 1, 2, 2, 2\)"),
-        (X * 1e39, "DDGMDensity needs a table .* too large for float32"),
+        (np.ones((9, 1, 2, 2, 2)), r"DDGMDensity needs a table .* 5 dimensions, \(9, 1, 2, 2, 2\)"),
+        (X * 1e39, "^X holds values too large for float32"),
     ],
 )
 def test_what_is_no_table_is_refused(examples: Any, words: str) -> None:
@@ -314,11 +322,17 @@ def test_images_of_eight_bits() -> None:
     assert 20.0 < samples.max() <= 255.0
 
 
-def test_missing_values_where_none_were_in_training_are_refused(fitted: M2Classifier) -> None:
-    holes = X.copy()
-    holes[3, 2] = np.nan
-    with pytest.raises(ValueError, match=r"holds 1 values that are NaN.*the first in x\[3\]"):
-        fitted.predict(holes)
+def test_the_mean_stands_for_missing_values_where_none_were_in_training(fitted: M2Classifier) -> None:
+    holes, filled = X.copy(), X.copy()
+    holes[3, 2], filled[3, 2] = np.nan, X[:, 2].mean()
+    with pytest.warns(UserWarning, match="missing in column 2, and none were in training: the means of the columns"):
+        probabilities = fitted.predict_proba(holes)
+    np.testing.assert_allclose(probabilities, fitted.predict_proba(filled), rtol=1e-12)
+    with pytest.warns(UserWarning, match="missing in column 2"):
+        np.testing.assert_allclose(fitted.impute(holes), filled, rtol=1e-12, atol=1e-12)
+
+
+def test_columns_of_too_many_words_are_refused() -> None:
     names = np.array([[f"name {row}", 1.0] for row in range(101)], dtype=object)
     with pytest.raises(ValueError, match="Column 0 of X holds 101 different words, such as 'name 0'; at most 100"):
         M1Transformer(**QUICK).fit(names)
