@@ -65,7 +65,8 @@ class StaticEnumELBO(TraceEnum_ELBO):
         f(x, y) = -\mathbb E \log \tfrac{1}{k} \sum_{i=1}^k \frac{p(x, z_i \mid y)}{q(z_i \mid x, y)},
 
     so U(x) falls towards :math:`\mathrm{KL}(q(y|x) \,\|\, p(y|x)) - \log p(x)` as k grows, and the classifier goes on
-    learning from it. Where q(y|·) itself depends on draws, the mean is taken over the whole bound of each.
+    learning from it. A p(y|z) is part of the weights. Where q(y|·) itself depends on draws, the mean is taken over the
+    whole bound of each.
 
     Args:
         analytic_kl: Whether KL(q(z|·)‖p(z)) is computed in closed form where PyTorch or Pyro registers one and the
@@ -144,7 +145,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
             else:
                 parts.append(self._sample_mean(cost).sum())
         if classes.name is not None:
-            parts.append(self._sample_mean(classes.kl(model_sites)).sum())
+            parts.append(self._sample_mean(classes.kl(self._prior(model_sites, classes))).sum())
         if by_class:
             expectation = classes.expectation(sum(by_class[1:], by_class[0]))
             parts.append(self._sample_mean(expectation).sum())
@@ -156,16 +157,19 @@ class StaticEnumELBO(TraceEnum_ELBO):
         inside: list[Tensor] = []
         for site, cost in self._costs(model_sites, guide_sites, classes):
             if site["cond_indep_stack"]:
-                by_class = cost.dim() >= -self._class_dim
-                inside.append(self._by_class(site, cost, classes) if by_class else cost)
+                if cost.dim() >= -self._class_dim:
+                    cost = self._by_class(site, cost, classes)
+                elif classes.name is not None and not classes.frames:
+                    cost = cost.sum(-1, keepdim=True)  # one class for the plate: its examples are weighed together
+                inside.append(cost)
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
         scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
         if classes.name is None:
             return sum(outside, self._log_mean_exp(cost, scale).sum())
-        kl = classes.kl(model_sites)
-        if not classes.differs_by_sample:
+        kl = classes.kl(self._prior(model_sites, classes))
+        if kl.shape[self._class_dim + 1] == 1:  # the same for all draws
             return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
         if classes.top_k is not None:
             raise StaticELBOError(
@@ -188,7 +192,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
         if dim is None or cost.dim() < -dim:
             return cost
         log_weights = -cost / scale
-        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(self.num_particles))
+        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(cost.shape[dim]))
 
     def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
         """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability."""
@@ -201,11 +205,19 @@ class StaticEnumELBO(TraceEnum_ELBO):
             if kl is not None:
                 done.add(name)
             yield site, _log_prob(site) if kl is None else kl
-        if classes.name is not None and classes.prior(model_sites) is None:
+        if classes.name is not None and self._prior(model_sites, classes) is None:
             done.discard(classes.name)
         for name, site in model_sites.items():
             if name not in done:
                 yield site, -_log_prob(site)
+
+    def _prior(self, model_sites: Sites, classes: EnumerateClass) -> Any | None:
+        """Return the model's site of the class if KL(q(y|x)‖p(y)) is taken apart, else ``None``.
+
+        p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
+        """
+        same_for_draws = self.importance_weighted and not classes.differs_by_sample
+        return classes.prior(model_sites, same_for_draws=same_for_draws)
 
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
         """Return a cost that depends on the class, summed over the plate if the class is outside of it."""

@@ -115,22 +115,25 @@ class EnumerateClass(Messenger):
             self._chosen = torch.cat([top, other])  # (top_k + 1, *plates)
         return support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
 
-    def kl(self, model_sites: dict[str, Any]) -> Tensor:
+    def kl(self, prior: Any | None) -> Tensor:
         """Return KL(q(y|x) ‖ p(y)) per example, in nats, scaled as the site is; summed over all classes.
 
-        A prior of y that depends on other enumerated or drawn sites is left out (:meth:`prior`).
+        ``prior`` is the model's site (:meth:`prior`); without one the result is the negative entropy of q(y|x).
         """
         cost = scale_and_mask(self.log_q, self._scale, self._mask)
-        prior = self.prior(model_sites)
         if prior is not None:
             log_p = prior["fn"].log_prob(self._support(prior["fn"]))
             cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
         return (self.log_q.exp() * cost).sum(0)
 
-    def prior(self, model_sites: dict[str, Any]) -> Any | None:
-        """Return the model's site of the same name if its distribution is the same for every value."""
+    def prior(self, model_sites: dict[str, Any], *, same_for_draws: bool = False) -> Any | None:
+        """Return the model's site of the same name if its distribution is the same for every value, else ``None``.
+
+        With ``same_for_draws`` it must be the same for every draw as well.
+        """
+        dim = self._sample_dim if same_for_draws and self._sample_dim is not None else self._dim
         site = model_sites.get(self.name or "")
-        return site if site is not None and len(site["fn"].batch_shape) < -self._dim else None
+        return site if site is not None and len(site["fn"].batch_shape) < -dim else None
 
     def log_prior(self, model_sites: dict[str, Any]) -> Tensor:
         """Return log p(y), shape ``(K,)``.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -13,6 +15,7 @@ from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticEnumELBO, Unsuper
 from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.evaluation import log_likelihood
+from pyro_ssvae.models import data_plate
 
 D, L, K = 6, 3, 4
 
@@ -64,6 +67,112 @@ def test_importance_weighted_bound_of_m2_by_hand(size: int | None) -> None:
         torch.testing.assert_close(a, b)
 
 
+class ClassOfLatent(M2):
+    """p(z) p(y|z) p(x|y,z), with a guide q(y|x) q(z|x) that draws z apart from the class."""
+
+    def __init__(self) -> None:
+        super().__init__((D,), K, latent_dim=L, hidden_dims=(8,), classifier="mlp")
+        self.top = nn.Linear(L, K)
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())
+            y = pyro.sample("y", dist.Categorical(logits=self.top(z)), obs=y)
+            pyro.sample("x", self.decode(y, z), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            if y is None:
+                q_y = dist.Categorical(logits=self.classify(x))
+                pyro.sample("y", q_y, infer={"enumerate": "parallel", "expand": False})
+            pyro.sample("z", self.q_z(x))
+
+    def q_z(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(x[:, :L] - 0.5, 0.8).to_event(1)
+
+
+def make_class_of_latent() -> ClassOfLatent:
+    torch.manual_seed(1)
+    return ClassOfLatent().double()
+
+
+@pytest.mark.parametrize("size", [None, 20])
+def test_a_class_that_depends_on_the_draws_is_weighed_with_them(size: int | None) -> None:
+    module, x, k = make_class_of_latent(), make_examples(), 7
+    objective = SemiSupervisedELBO(
+        module, num_labelled=0, num_unlabelled=size or 5, num_particles=k, importance_weighted=True
+    )
+    torch.manual_seed(3)
+    loss = objective(Batch(x, None, None))
+    torch.manual_seed(3)
+    z = module.q_z(x).expand(torch.Size([k, 5])).rsample()
+    log_p = module.decode(torch.arange(K).view(-1, 1, 1), z).log_prob(x) + module.top(z).log_softmax(-1).movedim(-1, 0)
+    log_weights = log_p + module.prior().log_prob(z) - module.q_z(x).log_prob(z)  # (K, k, B)
+    bound = log_weights.logsumexp(1) - math.log(k)
+    log_q = module.classify(x).log_softmax(-1).T
+    expected = (log_q.exp() * (log_q - bound)).sum(0).mean()
+    torch.testing.assert_close(loss, expected)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in (loss, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_several_plain_draws_of_a_class_that_depends_on_them_are_their_mean() -> None:
+    module, x, k = make_class_of_latent(), make_examples(), 7
+    torch.manual_seed(3)
+    loss = StaticEnumELBO(num_particles=k, analytic_kl=False).differentiable_loss(module.model, module.guide, x)
+    torch.manual_seed(3)
+    z = module.q_z(x).expand(torch.Size([k, 5])).rsample()
+    log_p = module.decode(torch.arange(K).view(-1, 1, 1), z).log_prob(x) + module.top(z).log_softmax(-1).movedim(-1, 0)
+    bound = (log_p + module.prior().log_prob(z) - module.q_z(x).log_prob(z)).mean(1)
+    log_q = module.classify(x).log_softmax(-1).T
+    torch.testing.assert_close(loss, (log_q.exp() * (log_q - bound)).sum())
+
+
+def test_top_k_of_a_class_that_depends_on_the_draws_is_unbiased() -> None:
+    module, x = make_class_of_latent(), make_examples().repeat(100, 1)
+    options = {"num_particles": 3, "importance_weighted": True}
+    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
+    with torch.no_grad():
+        values = [
+            torch.stack([elbo.differentiable_loss(module.model, module.guide, x) for _ in range(50)])
+            for elbo in (exact, top_k)
+        ]
+    error = math.hypot(*(float(v.std()) / math.sqrt(50) for v in values))
+    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_weighted_draws_that_carry_no_information_leave_the_bound_as_it_is(drawn: bool, shared: bool) -> None:
+    """Nothing drawn in the plate, or z from its prior; a class of each example, or one for the plate."""
+    x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    mean, log_q = torch.arange(3.0).double(), torch.tensor([0.5, 0.3, 0.2]).double().log()
+
+    def draw(plate: pyro.plate, distribution: dist.TorchDistribution, **options: object) -> Tensor:
+        with nullcontext() if shared else plate:
+            y = pyro.sample("y", distribution, **options)
+        if drawn:
+            with plate:
+                pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+        return y
+
+    def model(x: Tensor) -> None:
+        plate = data_plate(x, None)
+        y = draw(plate, dist.Categorical(torch.ones(3).double()))
+        with plate:
+            pyro.sample("x", dist.Normal(mean[y], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        draw(data_plate(x, None), dist.Categorical(logits=log_q), infer={"enumerate": "parallel"})
+
+    log_px = dist.Normal(mean[:, None], 1.0).log_prob(x).sum(1)  # (3,), of the plate
+    kl = (log_q.exp() * (log_q + math.log(3))).sum() * (1 if shared else len(x))
+    loss = StaticEnumELBO(num_particles=10, importance_weighted=True).loss(model, guide, x)
+    assert loss == pytest.approx(float(kl - (log_q.exp() * log_px).sum()))
+
+
 def test_several_draws_without_weights_are_their_mean() -> None:
     m2, x, k = make_m2(), make_examples(), 7
     torch.manual_seed(3)
@@ -87,7 +196,13 @@ def test_importance_weighted_bound_of_labelled_examples() -> None:
     torch.testing.assert_close(loss, -4 * (log_weights.logsumexp(0) - math.log(k)).sum())
 
 
-MODULES = {"m1": make_m1, "m2": make_m2, "stack": make_stack, "dirichlet": lambda: make_m2(class_prior="dirichlet")}
+MODULES = {
+    "m1": make_m1,
+    "m2": make_m2,
+    "stack": make_stack,
+    "of_z": make_class_of_latent,
+    "dirichlet": lambda: make_m2(class_prior="dirichlet"),
+}
 
 
 @pytest.mark.parametrize("name", MODULES)
