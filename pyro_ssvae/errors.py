@@ -15,6 +15,11 @@ __all__ = [
     "TrainingFailedError",
 ]
 
+_STOCK = (
+    "Stock Pyro covers more: build the objective with elbo='stock', or give SVI "
+    "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)."
+)
+
 
 class PyroSSVAEError(Exception):
     """Base class of the errors below."""
@@ -45,13 +50,14 @@ class EnumerationError(PyroSSVAEError, RuntimeError):
 
 
 class StaticELBOError(PyroSSVAEError, NotImplementedError):
-    """:class:`~pyro_ssvae.StaticEnumELBO` does not support a module; Pyro's ``TraceEnum_ELBO`` may do so."""
+    """:class:`~pyro_ssvae.StaticEnumELBO` or ``log_likelihood`` does not support a module, for a ``reason``.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"{reason} Stock Pyro covers more: build the objective with elbo='stock', or give SVI "
-            "pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)."
-        )
+    Pyro's ``TraceEnum_ELBO`` may support it in place of the former; ``advice`` says what to do.
+    """
+
+    def __init__(self, reason: str, advice: str = _STOCK) -> None:
+        super().__init__(f"{reason} {advice}")
+        self.reason = reason
 
 
 class _TrainingStoppedError(PyroSSVAEError, RuntimeError):

@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 import pyro
-import pyro.poutine as poutine
 import torch
 from numpy.typing import ArrayLike
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
@@ -33,14 +31,13 @@ from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.distributions.priors import cache_prior
-from pyro_ssvae.distributions.torch_distributions import as_independent_normal
+from pyro_ssvae.evaluation.importance import importance_log_weights
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import as_input, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, iterate_batches_for, latent_diagnostics
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
 
 _NUM_CONTROLLED = 1000  # test examples behind class control
 _LEAST_ROWS, _MOST_ROWS = 100, 5000  # unlabelled rows behind estimated shares of the classes
@@ -48,7 +45,7 @@ _LEAST_LABELS = 5  # of each class, on average
 _APART = 0.2  # total variation from which shares contradict a class prior
 _CHECK_BATCH_SIZE = 4096
 _SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
-_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
+_BY_EXAMPLE = ("log_px", "standard_error", "effective_samples", "log_px_given_y", "log_py", "log_joint")
 _MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
@@ -157,9 +154,11 @@ class LogLikelihood:
         standard_error: Standard error of ``log_px``, from the variance of the weights, shape ``(N,)``; NaN for a single
             draw.
         effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
-        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes.
-        log_py: log p(y), shape ``(K,)``; ``None`` for a model without classes.
+        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes or with a p(y|z).
+        log_py: log p(y), shape ``(K,)``, or ``(N, K)`` where it is not the same for all examples; ``None`` for a model
+            without classes or with a p(y|z), whose mean over p(z) is not computed.
         num_samples: Draws per example and class.
+        log_joint: log p(x, y), shape ``(N, K)``; ``None`` for a model without classes.
     """
 
     log_px: Tensor
@@ -168,6 +167,7 @@ class LogLikelihood:
     log_px_given_y: Tensor | None
     log_py: Tensor | None
     num_samples: int
+    log_joint: Tensor | None = None
 
     @property
     def mean(self) -> float:
@@ -180,14 +180,14 @@ class LogLikelihood:
         return float(self.standard_error.square().sum().sqrt()) / len(self.log_px)
 
     def class_posterior(self) -> Tensor:
-        """Return p(y|x) ∝ p(y) p(x|y), shape ``(N, K)``.
+        """Return p(y|x) ∝ p(x, y), shape ``(N, K)``.
 
         Raises:
             ValueError: For a model without classes.
         """
-        if self.log_px_given_y is None or self.log_py is None:
+        if self.log_joint is None:
             raise ValueError("The model has no classes, so there is no p(y|x).")
-        return (self.log_px_given_y + self.log_py).softmax(-1)
+        return self.log_joint.softmax(-1)
 
 
 @checked
@@ -221,6 +221,7 @@ def log_likelihood(
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive.
+        StaticELBOError: For classes that cannot be summed out.
     """
     if hasattr(module, "energy"):
         raise TypeError(
@@ -253,14 +254,16 @@ def log_likelihood(
             if common_draws:
                 torch.manual_seed(seed)
             found = _estimate_batch(module, batch, num_samples, at_a_time, common_draws)
-            for name in ("log_px", "standard_error", "effective_samples", "log_px_given_y"):
+            for name in _BY_EXAMPLE:
                 if (values := getattr(found, name)) is not None:
                     whole = joined.setdefault(name, values.new_empty(len(x), *values.shape[1:]))
                     whole[done : done + len(batch)] = values
             done += len(batch)
             if progress is not None:
                 progress(done)
-    return replace(found, **joined)  # log p(y) is the same in every batch
+    if (log_py := joined.get("log_py")) is not None and torch.equal(log_py, log_py[:1].expand_as(log_py)):
+        joined["log_py"] = log_py[0].clone()
+    return replace(found, **joined)
 
 
 def _check_examples(module: Any, x: Tensor, scale: float) -> None:
@@ -313,16 +316,20 @@ def _estimate_batch(
 ) -> LogLikelihood:
     """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
     total, by_class = _RunningSum(), _RunningSum()
-    log_py: Tensor | None = None
+    given_y = joint = log_py = None
     for start in range(0, num_samples, at_a_time):
         log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start), common_draws)
         log_weights = log_weights.double()
-        if log_py is None:
-            total.add(log_weights)
-        else:
-            by_class.add(log_weights)  # (K, S, B)
-            total.add((log_weights + log_py.double().view(-1, 1, 1)).logsumexp(0))
+        if log_weights.dim() == 3:  # (K, S, B)
+            by_class.add(log_weights)
+            log_weights = (log_weights if log_py is None else log_weights + log_py.double().unsqueeze(1)).logsumexp(0)
+        total.add(log_weights)
     log_k = math.log(num_samples)
+    if by_class.first.dim():
+        joint = (by_class.first - log_k).T.cpu()  # (B, K)
+    if joint is not None and log_py is not None:
+        log_py = log_py.double().T.cpu()
+        given_y, joint = joint, joint + log_py
     second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
     variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
     no_error = torch.full_like(variance, torch.nan)
@@ -330,47 +337,8 @@ def _estimate_batch(
         log_px=(total.first - log_k).cpu(),
         standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
         effective_samples=(2.0 * total.first - total.second).exp().cpu(),
-        log_px_given_y=None if log_py is None else (by_class.first - log_k).T.cpu(),
-        log_py=None if log_py is None else log_py.double().cpu(),
+        log_px_given_y=given_y,
+        log_py=log_py,
+        log_joint=joint,
         num_samples=num_samples,
     )
-
-
-class _CommonDraws(DrawSamples):
-    """Draws that all examples and classes share, moved and scaled by the posterior of each."""
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        super()._pyro_sample(msg)
-        normal = as_independent_normal(msg["fn"])
-        if msg["is_observed"] or normal is None or not msg["cond_indep_stack"]:
-            return
-        shape = [1] * (-self._dim) + list(msg["fn"].event_shape)
-        shape[0] = self._number
-        msg["value"] = normal.loc + normal.scale * torch.randn(shape, dtype=normal.loc.dtype, device=normal.loc.device)
-
-
-def importance_log_weights(
-    module: Any, x: Tensor, num_samples: int, common_draws: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Return log p(x, z_i|y) - log q(z_i|x, y) of fresh draws, and log p(y).
-
-    These are ``(K, S, B)`` and ``(K,)``, or ``(S, B)`` and ``None`` where nothing is enumerated, for ``B`` examples as
-    the model sees them and ``S`` draws.
-    """
-    draws = _CommonDraws if common_draws else DrawSamples
-    classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
-    prior = getattr(module, "class_prior", None)
-    data = {"pi": prior.mean()} if prior is not None else {}
-    model, guide = (poutine.condition(function, data=data) for function in (module.model, module.guide))
-    guide_trace = poutine.trace(draws(num_samples, _SAMPLE_DIM)(classes(guide))).get_trace(x)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(x)
-    total: Any = 0.0
-    for sign, trace in ((1.0, model_trace), (-1.0, guide_trace)):
-        for name, site in prune_subsample_sites(trace).nodes.items():
-            if site["type"] == "sample" and site["cond_indep_stack"] and name != classes.name:
-                distribution: Any = site["fn"]
-                total = total + sign * distribution.log_prob(site["value"])
-    if classes.name is None:
-        return total.expand(num_samples, len(x)), None
-    log_py = classes.log_prior(model_trace.nodes)
-    return total.expand(len(log_py), num_samples, len(x)), log_py

@@ -135,18 +135,6 @@ class EnumerateClass(Messenger):
         site = model_sites.get(self.name or "")
         return site if site is not None and len(site["fn"].batch_shape) < -dim else None
 
-    def log_prior(self, model_sites: dict[str, Any]) -> Tensor:
-        """Return log p(y), shape ``(K,)``.
-
-        Raises:
-            StaticELBOError: If the model has no such site, or its distribution depends on what is enumerated or drawn.
-        """
-        prior = self.prior(model_sites)
-        if prior is None:
-            raise StaticELBOError(f"The distribution of {self.name!r} in the model depends on other sites.")
-        log_p: Tensor = prior["fn"].log_prob(self._support(prior["fn"]))
-        return log_p.flatten(1)[:, 0]
-
     @property
     def differs_by_sample(self) -> bool:
         """Whether q(y|x) is another distribution for every draw of what the guide drew before."""

@@ -1,0 +1,147 @@
+"""log p(x) and the class posterior of models with sites of their own, against sums and integrals by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_ssvae.errors import StaticELBOError
+from pyro_ssvae.evaluation import log_likelihood
+from pyro_ssvae.models import data_plate
+
+D, K = 3, 4
+
+
+class Sites(nn.Module):
+    """A latent number z, a class y and x ~ N(μ_y + w_y z, 1); the prior of y is flat, of x or of z."""
+
+    def __init__(self, prior: str = "flat", *, guided_by_y: bool = False, slope: float = 1.0) -> None:
+        super().__init__()
+        self.prior, self.guided_by_y = prior, guided_by_y
+        self.mean = nn.Parameter(torch.randn(K, D).double())
+        self.weight = nn.Parameter(slope * torch.randn(K, D).double())
+        self.of_x, self.of_z = nn.Linear(D, K).double(), nn.Linear(1, K).double()
+
+    def logits(self, x: Tensor, z: Tensor) -> Tensor:
+        if self.prior == "flat":
+            return torch.zeros(K).double()
+        return 2.0 * (self.of_x(x) if self.prior == "x" else self.of_z(z.unsqueeze(-1)))
+
+    def x_given(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(self.mean[y] + self.weight[y] * z.unsqueeze(-1), 1.0).to_event(1)
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            y = pyro.sample("y", dist.Categorical(logits=self.logits(x, z)), obs=y)
+            pyro.sample("x", self.x_given(y, z), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            if y is None:
+                q_y = dist.Categorical(logits=self.of_x(x))
+                y = pyro.sample("y", q_y, infer={"enumerate": "parallel", "expand": False})
+            loc = 0.1 * y.double() if self.guided_by_y else 0.0
+            pyro.sample("z", dist.Normal(x.new_zeros(()) + loc, 1.2 if self.guided_by_y else 1.0))
+
+    @torch.no_grad()
+    def log_joint(self, x: Tensor) -> Tensor:
+        """log p(x, y) by the trapezoidal rule, shape (N, K)."""
+        z = torch.linspace(-8.0, 8.0, 4001).double().view(-1, 1, 1)
+        log_py = self.logits(x.unsqueeze(1), z).log_softmax(-1).expand(*z.shape[:1], len(x), 1, K).squeeze(-2)
+        log_p = self.x_given(torch.arange(K), z).log_prob(x.unsqueeze(1)) + log_py
+        return (log_p + dist.Normal(0.0, 1.0).log_prob(z)).logsumexp(0) + math.log(16.0 / 4000.0)
+
+
+def make_examples(n: int = 5) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(2)).double()
+
+
+def test_a_class_prior_of_the_example_is_its_own() -> None:
+    """z explains nothing and is drawn from its prior, so no noise is left."""
+    module, x = Sites("x", slope=0.0), make_examples()
+    log_py = module.of_x(x).mul(2.0).log_softmax(-1).detach()
+    log_px_given_y = dist.Normal(module.mean, 1.0).to_event(1).log_prob(x.unsqueeze(1)).detach()
+    found = log_likelihood(module, x, num_samples=3)
+    torch.testing.assert_close(found.log_px, (log_py + log_px_given_y).logsumexp(-1))
+    torch.testing.assert_close(found.log_py, log_py)
+    torch.testing.assert_close(found.log_px_given_y, log_px_given_y)
+    torch.testing.assert_close(found.log_joint, log_py + log_px_given_y)
+    torch.testing.assert_close(found.class_posterior(), (log_py + log_px_given_y).softmax(-1))
+    alone = torch.cat([log_likelihood(module, row, num_samples=3).log_px for row in x.split(1)])
+    torch.testing.assert_close(found.log_px, alone)
+
+
+def test_a_class_prior_of_the_example_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = Sites("x", slope=0.0), make_examples(50)
+    whole = log_likelihood(module, x, num_samples=3)
+    monkeypatch.setattr("pyro_ssvae.evaluation.metrics._MAX_ELEMENTS", 100)
+    parts = log_likelihood(module, x, num_samples=3)
+    torch.testing.assert_close(parts.log_px, whole.log_px)
+    torch.testing.assert_close(parts.log_py, whole.log_py)
+
+
+@pytest.mark.parametrize("prior", ["flat", "x", "z"])
+@pytest.mark.parametrize("guided_by_y", [False, True])
+@pytest.mark.parametrize("common_draws", [False, True])
+def test_priors_of_the_class_against_integrals(
+    prior: str, guided_by_y: bool, common_draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_ssvae.evaluation.metrics._SAMPLES_AT_A_TIME", 1999)  # and a last portion of one draw
+    torch.manual_seed(4)
+    module, x = Sites(prior, guided_by_y=guided_by_y), make_examples()
+    log_joint = module.log_joint(x)
+    found = log_likelihood(module, x, num_samples=1999 * 10 + 1, common_draws=common_draws)
+    torch.testing.assert_close(found.log_px, log_joint.logsumexp(-1), atol=0.04, rtol=0.0)
+    torch.testing.assert_close(found.class_posterior(), log_joint.softmax(-1), atol=0.02, rtol=0.0)
+    torch.testing.assert_close(found.log_joint.logsumexp(-1), found.log_px)
+    if prior == "z":
+        assert found.log_py is None
+        assert found.log_px_given_y is None
+    else:
+        assert found.log_py.shape == ((K,) if prior == "flat" else (len(x), K))
+        torch.testing.assert_close(found.log_px_given_y + found.log_py, found.log_joint)
+
+
+def test_one_draw_of_a_class_that_depends_on_it() -> None:
+    module, x = Sites("z"), make_examples()
+    found = log_likelihood(module, x, num_samples=1, seed=3)
+    torch.default_generator.manual_seed(3)
+    with torch.no_grad():
+        z = dist.Normal(torch.zeros(1, 5).double(), 1.0).sample()  # from its prior, so that its densities cancel
+        log_py = module.of_z(z.unsqueeze(-1)).mul(2.0).log_softmax(-1).movedim(-1, 0)
+        log_p = log_py + module.x_given(torch.arange(K).view(-1, 1, 1), z).log_prob(x)  # (K, 1, B)
+    torch.testing.assert_close(found.log_px, log_p.squeeze(1).logsumexp(0))
+    torch.testing.assert_close(found.class_posterior(), log_p.squeeze(1).softmax(0).T)
+
+
+class _TwoClasses(Sites):
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        super().guide(x, y, size=size)
+        with pyro.plate("more", len(x), dim=-1):
+            pyro.sample("w", dist.Categorical(logits=self.of_x(x)), infer={"enumerate": "parallel"})
+
+
+class _ClassOfGuide(Sites):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", self.x_given(torch.tensor(0), z), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (_TwoClasses, "enumerates both 'y' and 'w'.*log_likelihood sums over one class"),
+        (_ClassOfGuide, r"enumerates 'y'.*log_likelihood needs p\(y\)"),
+    ],
+)
+def test_classes_that_cannot_be_summed(kind: type[Sites], words: str) -> None:
+    with pytest.raises(StaticELBOError, match=words) as caught:
+        log_likelihood(kind(), make_examples(), num_samples=2)
+    assert "stock" not in str(caught.value)
