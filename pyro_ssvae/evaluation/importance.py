@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale
 
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
 
@@ -37,26 +39,35 @@ def importance_log_weights(
     These are, for ``S`` draws,
 
     - log p(x, z_i|y) - log q(z_i|x, y), shape ``(K, S, B)``, and log p(y) or log p(y|x), shape ``(K, B)``;
-    - log p(x, y, z_i) - log q(z_i|x, y), shape ``(K, S, B)``, and ``None`` where p(y|z) depends on the draws;
+    - log p(x, y, z_i) - log q(z_i|x, y), shape ``(K, S, B)``, and ``None`` where p(y|z) depends on the draws, or y is
+      masked;
     - log p(x, z_i) - log q(z_i|x), shape ``(S, B)``, and ``None`` where nothing is enumerated.
 
+    Masked values of x are left out, and so is the density of a z that is masked in model and guide. A masked y is
+    drawn from q(y|x), with no density of its own.
+
     Raises:
+        ValueError: For densities that are scaled, and for a site masked in one of model and guide.
         StaticELBOError: For classes that cannot be summed out.
     """
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
     draws = (_CommonDraws if common_draws else DrawSamples)(num_samples, _SAMPLE_DIM)
     model_sites, guide_sites = _trace_sites(module, x, draws, classes)
+    _check_densities(model_sites, guide_sites)
     total: Any = 0.0
     for sign, sites in ((1.0, model_sites), (-1.0, guide_sites)):
         for name, site in sites.items():
-            if site["type"] == "sample" and site["cond_indep_stack"] and name != classes.name:
-                total = total + sign * site["fn"].log_prob(site["value"])
+            if name != classes.name:
+                total = total + sign * _log_prob(site)
     if classes.name is None:
         return total.expand(num_samples, len(x)), None
     shape = len(classes.log_q), num_samples, len(x)
     site = model_sites[classes.name]
     log_py = site["fn"].log_prob(site["value"])  # (K, S or 1, B or 1)
-    if classes.prior(model_sites, same_for_draws=True) is None:
+    masked = site["mask"] is not None and site["mask"] is not True
+    if masked:
+        log_py = torch.where(torch.as_tensor(site["mask"], device=log_py.device), log_py, classes.log_q)
+    if masked or classes.prior(model_sites, same_for_draws=True) is None:
         return (total + log_py).expand(shape), None
     return total.expand(shape), log_py[:, 0].expand(-1, len(x))
 
@@ -81,4 +92,50 @@ def _trace_sites(
             f"The guide enumerates {classes.name!r}, and the model has no such site.",
             f"log_likelihood needs p({classes.name}): add the site to the model.",
         )
-    return prune_subsample_sites(model_trace).nodes, prune_subsample_sites(guide_trace).nodes
+    model_sites, guide_sites = (
+        {
+            name: site
+            for name, site in prune_subsample_sites(trace).nodes.items()
+            if site["type"] == "sample" and (site["cond_indep_stack"] or name == classes.name)
+        }
+        for trace in (model_trace, guide_trace)
+    )
+    return model_sites, guide_sites
+
+
+def _log_prob(site: Any) -> Tensor:
+    """Return log-probabilities of a site, 0 where it is masked; those of one example, whatever the plate stands for."""
+    log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    return log_prob
+
+
+def _check_densities(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    """Raise ``ValueError`` where the weights of draws would not be those of a likelihood."""
+    for owner, sites in (("model", model_sites), ("guide", guide_sites)):
+        for name, site in sites.items():
+            if _is_scaled(site):
+                raise ValueError(
+                    f"Site {name!r} of the {owner} is scaled, and a power of a density is no likelihood. Leave "
+                    "poutine.scale out of model and guide for log_likelihood."
+                )
+    for name in model_sites.keys() & guide_sites.keys():
+        ours, theirs = guide_sites[name]["mask"], model_sites[name]["mask"]
+        if not (ours is theirs or _same_mask(ours, theirs)):
+            raise ValueError(
+                f"Site {name!r} is not masked alike in model and guide, so its two densities do not belong to one "
+                "likelihood. Apply the same poutine.mask in both, or in neither."
+            )
+
+
+def _is_scaled(site: Any) -> bool:
+    """Whether a site is scaled by more than its plate, which stands for further examples."""
+    scale, of_plate = site["scale"], plate_scale(site)
+    if isinstance(scale, Tensor):
+        return not torch.allclose(scale, torch.full_like(scale, of_plate))
+    return not math.isclose(scale, of_plate)
+
+
+def _same_mask(a: Any, b: Any) -> bool:
+    tensors = [mask if isinstance(mask, Tensor) else torch.tensor(mask is not False) for mask in (a, b)]
+    device = next((mask.device for mask in (a, b) if isinstance(mask, Tensor)), None)
+    return torch.equal(*torch.broadcast_tensors(*(tensor.to(device) for tensor in tensors)))

@@ -150,13 +150,13 @@ class LogLikelihood:
     r"""Estimates of log p(x) per example, in nats; on the CPU, in float64.
 
     Attributes:
-        log_px: log p(x), shape ``(N,)``; of the observed values where some are missing.
+        log_px: log p(x), shape ``(N,)``; of the observed values where some are missing or masked.
         standard_error: Standard error of ``log_px``, from the variance of the weights, shape ``(N,)``; NaN for a single
             draw.
         effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
-        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes or with a p(y|z).
+        log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes, with a p(y|z) or a masked y.
         log_py: log p(y), shape ``(K,)``, or ``(N, K)`` where it is not the same for all examples; ``None`` for a model
-            without classes or with a p(y|z), whose mean over p(z) is not computed.
+            without classes, with a p(y|z), whose mean over p(z) is not computed, or a masked y.
         num_samples: Draws per example and class.
         log_joint: log p(x, y), shape ``(N, K)``; ``None`` for a model without classes.
     """
@@ -204,6 +204,8 @@ def log_likelihood(
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
+    Values masked by ``poutine.mask`` in the model are left out: p(x) is that of the others, and 1 where all are masked.
+
     Args:
         module: A module with methods ``model`` and ``guide``; a class enumerated in the guide is summed out exactly. A
             random class prior is fixed at its mean.
@@ -220,7 +222,8 @@ def log_likelihood(
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
-            likelihood, or a number is not positive.
+            likelihood, or a number is not positive. Also for sites of model or guide that ``poutine.scale`` scales, and
+            for a latent site that ``poutine.mask`` masks in only one of them.
         StaticELBOError: For classes that cannot be summed out.
     """
     if hasattr(module, "energy"):

@@ -32,7 +32,7 @@ from torch.distributions import kl_divergence
 
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale
 
 Sites = dict[str, Any]
 
@@ -165,7 +165,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
-        scale = max(_plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
+        scale = max(plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
         if classes.name is None:
             return sum(outside, self._log_mean_exp(cost, scale).sum())
         kl = classes.kl(self._prior(model_sites, classes))
@@ -260,11 +260,6 @@ def _trace_sites(
         for trace in (model_trace, guide_trace)
     )
     return model_sites, guide_sites
-
-
-def _plate_scale(site: Any) -> float:
-    """Return the number of examples that each example of a minibatch stands for."""
-    return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
 def _log_prob(site: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -176,6 +177,11 @@ class DrawSamples(Messenger):
         if shape[self._dim] == 1:
             shape[self._dim] = self._number
             msg["fn"] = msg["fn"].expand(torch.Size(shape))
+
+
+def plate_scale(site: Any) -> float:
+    """Return the number of examples that each example of a minibatch stands for."""
+    return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
 class GlobalSites(Messenger):

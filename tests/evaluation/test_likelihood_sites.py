@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae import StaticEnumELBO
 from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import data_plate
@@ -145,3 +148,97 @@ def test_classes_that_cannot_be_summed(kind: type[Sites], words: str) -> None:
     with pytest.raises(StaticELBOError, match=words) as caught:
         log_likelihood(kind(), make_examples(), num_samples=2)
     assert "stock" not in str(caught.value)
+
+
+class _Hidden(Sites):
+    """Sites of which the named ones are masked or scaled, in model and guide or in one of them."""
+
+    names: tuple[str, ...] = ("x",)
+    owners: tuple[str, ...] = ("model", "guide")
+    size: int | None = None
+
+    def handle(self, x: Tensor) -> AbstractContextManager[object]:
+        return poutine.mask(mask=x[:, 0] < 0)
+
+    def of(self, owner: str, name: str, x: Tensor) -> AbstractContextManager[object]:
+        return self.handle(x) if name in self.names and owner in self.owners else nullcontext()
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, self.size):
+            with self.of("model", "z", x):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            with self.of("model", "y", x):
+                y = pyro.sample("y", dist.Categorical(logits=self.logits(x, z)), obs=y)
+            with self.of("model", "x", x):
+                pyro.sample("x", self.x_given(y, z), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, self.size):
+            with self.of("guide", "y", x):
+                q_y = dist.Categorical(logits=self.of_x(x))
+                pyro.sample("y", q_y, infer={"enumerate": "parallel", "expand": False})
+            with self.of("guide", "z", x):
+                pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0 if "z" not in self.names else 1.2))
+
+
+def make_hidden(prior: str = "flat", **attributes: object) -> _Hidden:
+    torch.manual_seed(4)
+    module = _Hidden(prior)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize("prior", ["flat", "x", "z"])
+def test_a_masked_x_leaves_the_likelihood_of_nothing(prior: str) -> None:
+    module, x = make_hidden(prior), make_examples(20)
+    seen = x[:, 0] < 0
+    found = log_likelihood(module, x, num_samples=50)
+    plain = log_likelihood(make_hidden(prior, names=()), x, num_samples=50)
+    torch.testing.assert_close(found.log_px[~seen], torch.zeros(int((~seen).sum())).double())
+    assert torch.equal(found.log_px[seen], plain.log_px[seen])
+    if prior == "x":
+        torch.testing.assert_close(found.class_posterior()[~seen], plain.log_py[~seen].exp())
+    without_x = log_likelihood(make_hidden(prior, handle=lambda x: poutine.mask(mask=False)), x, num_samples=50)
+    torch.testing.assert_close(without_x.log_px, torch.zeros(20).double())
+
+
+@pytest.mark.parametrize("prior", ["flat", "x", "z"])
+def test_examples_that_are_masked_as_a_whole(prior: str) -> None:
+    """As in training, where they add nothing to the bound."""
+    module, x = make_hidden(prior, names=("x", "y", "z")), make_examples(20)
+    seen = x[:, 0] < 0
+    found = log_likelihood(module, x, num_samples=20_000)
+    torch.testing.assert_close(found.log_px[~seen], torch.zeros(int((~seen).sum())).double())
+    torch.testing.assert_close(found.class_posterior()[~seen], module.of_x(x).softmax(-1).detach()[~seen])
+    torch.testing.assert_close(found.log_px[seen], module.log_joint(x).logsumexp(-1)[seen], atol=0.04, rtol=0.0)
+    assert found.log_py is None
+    elbo = StaticEnumELBO(num_particles=5, importance_weighted=True)
+    assert elbo.loss(module.model, module.guide, x[~seen]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_likelihood_is_that_of_one_example_whatever_the_plate_stands_for() -> None:
+    x = make_examples()
+    found, plain = (log_likelihood(make_hidden(names=(), size=size), x, num_samples=10) for size in (100, None))
+    torch.testing.assert_close(found.log_px, plain.log_px)
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0]).double()])
+def test_scaled_densities_are_no_likelihood(scale: float | Tensor) -> None:
+    def handle(x: Tensor) -> AbstractContextManager[object]:
+        return poutine.scale(scale=scale if isinstance(scale, float) else scale[: len(x)])
+
+    for name in "xyz":
+        with pytest.raises(ValueError, match=f"'{name}' of the model is scaled.*Leave poutine.scale out"):
+            log_likelihood(make_hidden(names=(name,), handle=handle), make_examples(), num_samples=2)
+    ones = make_hidden(handle=lambda x: poutine.scale(scale=x.new_ones(len(x))))
+    plain = log_likelihood(make_hidden(names=()), make_examples(), num_samples=2)
+    torch.testing.assert_close(log_likelihood(ones, make_examples(), num_samples=2).log_px, plain.log_px)
+
+
+@pytest.mark.parametrize("owner", ["model", "guide"])
+@pytest.mark.parametrize("name", ["y", "z"])
+def test_latent_sites_are_masked_in_both_or_neither(owner: str, name: str) -> None:
+    module = make_hidden(names=(name,), owners=(owner,), handle=lambda x: poutine.mask(mask=False))
+    with pytest.raises(ValueError, match=f"'{name}' is not masked alike in model and guide"):
+        log_likelihood(module, make_examples(), num_samples=2)
