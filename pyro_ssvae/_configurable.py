@@ -65,6 +65,20 @@ def is_library_class(cls: type) -> bool:
     return cls.__module__.startswith("pyro_ssvae.")
 
 
+def find_parameters(cls: type) -> set[str]:
+    """Return the names of the arguments of a class, with those that its constructors pass on by ``**kwargs``."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        first, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+        if first.VAR_KEYWORD not in kinds:
+            break
+    return names
+
+
 class _CustomError(TypeError):
     """A value is, or holds, an object of the caller's own, which a configuration cannot rebuild."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_scale, as_seed, checked
 from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_numpy, value_range
-from pyro_ssvae._configurable import REGISTRY, Configurable, describe, is_library_class
+from pyro_ssvae._configurable import REGISTRY, Configurable, describe, find_parameters, is_library_class
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
@@ -168,13 +168,25 @@ class Model(Configurable, abstract=True):
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
             options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
-        if "missing" in inspect.signature(cls).parameters and _holds_missing(data):
-            arguments["missing"] = True
-        arguments |= cls._choose_arguments(data, options) | options
-        with seeded(data.seed):
-            model = cls(**arguments)
+        chosen = cls._choose_arguments(data, options)
+        if "missing" in find_parameters(cls) and _holds_missing(data):
+            chosen["missing"] = True
+        model = cls._build_seeded(data.seed, chosen, arguments | options)
         model.fit_units(data)
         return model
+
+    @classmethod
+    def _build_seeded(cls, seed: int, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> Self:
+        """Build the model with arguments, without those of the ``chosen`` ones that a subclass sets itself."""
+        try:
+            with seeded(seed):
+                return cls(**{**chosen, **given})
+        except TypeError as error:  # the constructor passes on a value of its own besides its **kwargs
+            repeated = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if repeated is None or repeated[1] not in chosen or repeated[1] in given:
+                raise
+            rest = {name: value for name, value in chosen.items() if name != repeated[1]}
+        return cls._build_seeded(seed, rest, given)
 
     @classmethod
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:

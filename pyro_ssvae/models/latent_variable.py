@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
+from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
@@ -75,7 +75,8 @@ class LatentVariableModel(Model, abstract=True):
             likelihood = choose_image_likelihood(sample_rows(data.x), data.scale)
             if "decoder" not in given and not isinstance(likelihood, Bernoulli):  # whose outputs would not fit another
                 found["likelihood"] = likelihood
-        return {name: value for name, value in found.items() if name in inspect.signature(cls).parameters}
+        taken = find_parameters(cls)
+        return {name: value for name, value in found.items() if name in taken}
 
     @property
     def _input_shape(self) -> torch.Size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from pyro_ssvae._arguments import as_device, checked
-from pyro_ssvae._configurable import REGISTRY, build, is_library_class
+from pyro_ssvae._configurable import REGISTRY, build, find_parameters, is_library_class
 from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.models.base import FORMAT, Model
@@ -206,7 +205,7 @@ def _check_values(model: Model) -> None:
 
 
 def _build(config: dict[str, Any], cls: type[Model], modules: dict[str, Any]) -> Any:
-    known = {*inspect.signature(cls).parameters, *config["arguments"], *config["custom"]}
+    known = {*find_parameters(cls), *config["arguments"], *config["custom"]}
     if unknown := modules.keys() - known:
         raise ValueError(f"{', '.join(sorted(unknown))}: no such argument of {cls.__name__}.")
     if missing := config["custom"].keys() - modules.keys():

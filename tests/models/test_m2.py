@@ -325,6 +325,39 @@ def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own
     assert "crop" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]  # it fills the frame
 
 
+class _PassesOn(M2):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.centre = nn.Embedding(self.num_classes, self.latent_dim)
+
+
+class _SetsNetworks(_PassesOn):
+    def __init__(self, event_shape: tuple[int, ...], num_classes: int, **options: Any) -> None:
+        super().__init__(event_shape, num_classes, networks="mlp", **options)
+
+
+def test_subclasses_that_pass_arguments_on_have_the_defaults_of_their_base(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    data = SemiSupervisedData.from_arrays(x, torch.arange(60) % 3)
+    plain, passes, sets = (cls.for_data(data, latent_dim=2) for cls in (M2, _PassesOn, _SetsNetworks))
+    assert plain.likelihood.name == passes.likelihood.name == sets.likelihood.name == "discretised_logistic"
+    assert type(plain.encoder) is type(passes.encoder)
+    assert type(sets.encoder) is type(make_m2().encoder)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, passes.state_dict()[name])
+    pyro_ssvae.save(passes, tmp_path)
+    loaded = pyro_ssvae.load(tmp_path, cls=_PassesOn)
+    assert torch.equal(loaded.centre.weight, passes.centre.weight)
+
+    rows = torch.randn(60, 4, generator=generator)
+    rows[::7, 1] = torch.nan
+    table = SemiSupervisedData.from_arrays(rows, torch.arange(60) % 3)
+    assert _PassesOn.for_data(table, latent_dim=2).missing
+    with pytest.raises(TypeError, match="multiple values"):
+        _SetsNetworks.for_data(data, networks="conv")
+
+
 def test_the_likelihood_of_grey_images_and_the_weight_of_its_bound_follow_their_values() -> None:
     def choose(x: Tensor, scale: float | None = None, **options: Any) -> tuple[str, float]:
         data = SemiSupervisedData.from_arrays(x, torch.arange(40) % 2, scale=scale)
