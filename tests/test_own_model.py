@@ -122,3 +122,34 @@ def test_one_seed_governs_weights_and_training() -> None:
         assert torch.equal(run.last_weights[name], again.last_weights[name])
     assert any(not torch.equal(value, weights_other[name]) for name, value in weights.items())
     assert any(not torch.equal(value, other.last_weights[name]) for name, value in run.last_weights.items())
+
+
+class _FlowM2(ss.M2):
+    def encode(self, x: Tensor, y: Tensor, a: Tensor | None = None) -> Any:
+        return dist.TransformedDistribution(super().encode(x, y).base_dist, dist.transforms.TanhTransform()).to_event(1)
+
+
+class _FlowM1(ss.M1):
+    def encode(self, x: Tensor) -> Any:
+        return dist.TransformedDistribution(super().encode(x).base_dist, dist.transforms.TanhTransform()).to_event(1)
+
+
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
+def test_a_posterior_without_a_mean_is_reported_by_draws(tmp_path: Path) -> None:
+    data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
+    config = ss.TrainingConfig(max_steps=2, batch_size=100, device="cpu")
+    m2 = _FlowM2.for_data(data, latent_dim=2, hidden_dims=(8,), classifier="mlp")
+    objective = ss.SemiSupervisedELBO.for_data(m2, data)
+    run = ss.fit(objective, data, config, out=tmp_path / "m2", progress=False)
+    assert set(ss.report(objective, data, run)["test/class_control"]) == {"analogies", "samples"}
+
+    unlabelled = data.without_labels()
+    m1 = _FlowM1.for_data(unlabelled, latent_dim=2, hidden_dims=(8,))
+    bound = ss.UnsupervisedELBO.for_data(m1, unlabelled)
+    ss.report(bound, unlabelled, ss.fit(bound, unlabelled, config, out=tmp_path / "m1", progress=False))
+    state, x = torch.get_rng_state(), data.x_test[:5]
+    assert torch.equal(m1.transform(x), m1.transform(x))
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.no_grad():
+        exact = m1.encode(x.float() / data.scale).sample((20_000,)).mean(0)
+    torch.testing.assert_close(m1.transform(x), exact, atol=0.3, rtol=0.0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 
@@ -68,20 +69,21 @@ def class_control(model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, 
 
     Returns:
         ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
-        the prior.
+        the prior, or where a subclass has a ``model`` of its own, by that function.
     """
     classes = torch.arange(model.num_classes, device=get_device(model)).unsqueeze(-1)  # (K, 1)
     correct = {"analogies": 0, "samples": 0}
     with fork_random_state(model, seed):
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=250):
             y = model.classify(batch).argmax(-1)
-            latents = {
-                "analogies": model.encode(batch, y).mean.expand(model.num_classes, -1, -1),
-                "samples": model.prior().sample((model.num_classes, len(batch))),
+            z = mean_of(model.encode(batch, y)).expand(model.num_classes, -1, -1)
+            every = classes.expand(-1, len(batch)).flatten()
+            generated = {
+                "analogies": decode_means(model, classes, z).flatten(0, 1),
+                "samples": mean_of(generate_x(model, len(every), every)[0]),
             }
-            for name, z in latents.items():
-                generated = model.decode(classes, z).mean.flatten(0, 1)
-                predicted = model.classify(generated).argmax(-1).view(model.num_classes, -1)
+            for name, examples in generated.items():
+                predicted = model.classify(examples).argmax(-1).view(model.num_classes, -1)
                 correct[name] += int((predicted == classes).sum())
     return {name: count / (model.num_classes * len(x)) for name, count in correct.items()}
 
@@ -127,7 +129,7 @@ def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=1000):
             qz = model.encode(batch)
             kl += float(_kl_to_prior(model, qz).sum())
-            means.append(qz.mean.cpu())
+            means.append(mean_of(qz).cpu())
     return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
 
 

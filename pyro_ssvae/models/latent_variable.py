@@ -23,6 +23,7 @@ from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_random_state, full_precision, get_device
+from pyro_ssvae.models.generation import generate_x, mean_of
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.presets import FEATURES
 
@@ -114,7 +115,8 @@ class LatentVariableModel(Model, abstract=True):
 
         A missing value becomes its mean given the observed ones under the model, or the most probable level of a
         categorical column, by importance sampling from the guide (MIWAE, Mattei & Frellsen, 2019,
-        https://arxiv.org/abs/1812.02633). Observed values are returned as they are.
+        https://arxiv.org/abs/1812.02633). Observed values are returned as they are. The densities are those of
+        ``prior``, ``class_prior`` and ``decode``, also in a subclass with another ``model``.
 
         Args:
             x: Examples with shape ``(B, D)``, as for :meth:`Model.predict_proba`.
@@ -209,8 +211,10 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
 
     @checked
-    def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Any]:
         """Draw z from its prior; return the means of p(x|y,z), ``(num_samples, *event_shape)``, and the classes.
+
+        A subclass with a ``model`` of its own generates by that function, with y set to the classes that are given.
 
         Args:
             num_samples: Number of samples.
@@ -222,16 +226,15 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             ValueError: For a non-positive number of samples, or classes of another shape or that the model lacks.
         """
         with torch.no_grad(), evaluation_mode(self):
-            if y is None:
-                classes = dist.Categorical(self.class_prior.mean()).sample((num_samples,))
-            else:
+            classes = None
+            if y is not None:
                 y = self._replace_names(y)
                 classes = as_labels([y] * num_samples if np.ndim(y) == 0 else y, "y", num_samples)
                 if int(classes.max()) >= self.num_classes:
                     raise ValueError(f"y={int(classes.max())} is no class; the model has 0 to {self.num_classes - 1}.")
                 classes = classes.to(get_device(self))
-            z = self.prior().sample((num_samples,))
-            return self.decode(classes, z).mean, classes
+            generated, drawn = generate_x(self, num_samples, classes)
+            return mean_of(generated), drawn
 
     def _replace_names(self, y: Any) -> Any:
         """Return a class, or classes, with numbers in place of names."""

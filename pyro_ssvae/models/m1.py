@@ -27,6 +27,7 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.models.base import data_plate, evaluation_mode
+from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.networks.images import make_networks
 
@@ -133,7 +134,7 @@ class M1(LatentVariableModel):
             num_samples: ``None`` for means of q(z|x), ``(B, L)``, else the number of draws, ``(num_samples, B, L)``.
         """
         if num_samples is None:
-            return self._map(lambda x: self.encode(x).mean, x)
+            return self._map(lambda x: mean_of(self.encode(x)), x)
         return self._map(lambda x: self.encode(x).sample((num_samples,)), x, dim=1)
 
     def reconstruct(self, x: ArrayLike) -> Tensor:
@@ -142,9 +143,12 @@ class M1(LatentVariableModel):
 
     @checked
     def generate(self, num_samples: int) -> Tensor:
-        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``."""
+        """Draw z from its prior and return the means of p(x|z), with shape ``(num_samples, *event_shape)``.
+
+        A subclass with a ``model`` of its own generates by that function.
+        """
         with torch.no_grad(), evaluation_mode(self):
-            return self._means(self.prior().sample((num_samples,)))
+            return mean_of(generate_x(self, num_samples)[0])
 
     @checked
     def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, spherical: bool = False) -> Tensor:
@@ -195,7 +199,7 @@ class M1(LatentVariableModel):
 
     def _means(self, z: Tensor) -> Tensor:
         with torch.no_grad(), evaluation_mode(self):
-            return self.decode(z).mean
+            return decode_means(self, None, z)
 
 
 def _on_arc(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, full_precision, seeded
+from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
@@ -173,7 +174,7 @@ class M1M2(SemiSupervisedModel):
     def initialise(self, x: Tensor) -> None:
         """Set starting values of M2 from the means of q(z1|x) of training examples ``(B, *event_shape)``."""
         with torch.no_grad(), evaluation_mode(self):
-            self.m2.initialise(self.encode_z1(x.to(next(self.parameters()))).mean)
+            self.m2.initialise(mean_of(self.encode_z1(x.to(next(self.parameters())))))
 
     def fit_units(self, data: SemiSupervisedData) -> None:
         """Remember the scale and class names; the units are those of M1, and estimated only if M1 is to be trained."""
@@ -258,15 +259,15 @@ class M1M2(SemiSupervisedModel):
         if self.classifier is not None:
             return full_precision(self.classifier(self._classifier_input(x)))
         q_z1 = self.encode_z1(x)
-        return self.m2.classify(q_z1.rsample() if self.training else q_z1.mean)
+        return self.m2.classify(q_z1.rsample() if self.training else mean_of(q_z1))
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         """Return q(z|z1,y) at the mean of q(z1|x), for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``."""
-        return self.encode_z(self.encode_z1(x).mean, y)
+        return self.encode_z(mean_of(self.encode_z1(x)), y)
 
     def decode(self, y: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
-        return self.decode_x(self.decode_z1(y, z).mean)
+        return self.decode_x(mean_of(self.decode_z1(y, z)))
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
         posterior = self.encode_z1(x)

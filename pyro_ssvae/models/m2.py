@@ -29,6 +29,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
+from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.networks.images import POSE_DIM, make_classifier, make_networks
 from pyro_ssvae.networks.variational import AuxiliaryNetworks, join
@@ -171,7 +172,7 @@ class M2(SemiSupervisedModel):
         seen = self._classifier_input(x)
         if self.auxiliary is not None:
             if a is None:
-                a = self.encode_a(x).rsample() if self.training else self.encode_a(x).mean
+                a = self.encode_a(x).rsample() if self.training else mean_of(self.encode_a(x))
             seen = join(seen, a)
         return full_precision(self.classifier(seen))
 
@@ -182,7 +183,7 @@ class M2(SemiSupervisedModel):
         """
         seen = self.likelihood.network_input(x)
         if self.auxiliary is not None:
-            seen = join(seen, self.encode_a(x).mean if a is None else a)
+            seen = join(seen, mean_of(self.encode_a(x)) if a is None else a)
         return self._make_posterior(self.encoder(seen, y))
 
     def decode(self, y: Tensor, z: Tensor, a: Tensor | None = None) -> dist.TorchDistribution:
@@ -192,7 +193,7 @@ class M2(SemiSupervisedModel):
         """
         shape = torch.broadcast_shapes(z.shape[:-1], y.shape)
         if self.skip:
-            a = self.decode_a(y, z).mean if a is None else a
+            a = mean_of(self.decode_a(y, z)) if a is None else a
             shape = torch.broadcast_shapes(shape, a.shape[:-1])
             z = torch.cat([z.expand(*shape, -1), a.expand(*shape, -1)], -1)
         return self._make_likelihood(self.decoder(z, y), shape)

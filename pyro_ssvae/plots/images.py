@@ -51,8 +51,8 @@ def plot_samples(
         names, num_rows = style.as_class_names(class_names, model.num_classes), model.num_classes
         y, title, given = torch.arange(num_rows).repeat_interleave(num_columns), f"{title} of each class", "y,z"
     with fork_random_state(model, seed):
-        z = model.prior().sample((num_rows * num_columns,))
-    tiles = style.to_tiles(model, style.decode_means(model, y, z), num_columns, image_shape, value_range)
+        means = style.sample_means(model, y, num_rows * num_columns)
+    tiles = style.to_tiles(model, means, num_columns, image_shape, value_range)
     return style.new_image_grid(tiles, title, f"mean of p(x|{given}), z drawn from p(z)", row_names=names)
 
 

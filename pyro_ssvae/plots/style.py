@@ -22,8 +22,9 @@ from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import as_labels
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.models import Model
-from pyro_ssvae.models.base import evaluation_mode
+from pyro_ssvae.models import Model, generation
+from pyro_ssvae.models.base import evaluation_mode, get_device
+from pyro_ssvae.models.generation import generate_x, has_own_model, mean_of
 
 INK = "#222222"
 FAINT = "#8a8a8a"
@@ -143,19 +144,28 @@ def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
     """Return the means of q(z|x,y), or of q(z|x) if ``y`` is ``None``, ``(N, L)``, on the CPU."""
-    return _map_means(model, model.encode, x, y)
+    return _map(model, lambda *args: mean_of(model.encode(*args)), x, y)
 
 
 def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
-    return _map_means(model, lambda z, *y: model.decode(*y, z), z, y)
+    return _map(model, lambda z, y=None: generation.decode_means(model, y, z), z, y)
 
 
-def _map_means(model: Any, function: Callable[..., Any], values: Tensor, y: Tensor | None) -> Tensor:
+def sample_means(model: Any, y: Tensor | None, num_samples: int) -> Tensor:
+    """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, with z drawn, on the CPU."""
+    y = None if y is None else y.to(get_device(model))
+    with torch.no_grad(), evaluation_mode(model):
+        if not has_own_model(model):
+            return decode_means(model, y, model.prior().sample((num_samples,)))
+        return mean_of(generate_x(model, num_samples, y)[0]).cpu()
+
+
+def _map(model: Any, function: Callable[..., Tensor], values: Tensor, y: Tensor | None) -> Tensor:
     like = next(model.parameters())
     given = () if y is None else (y.to(like.device),)
     with torch.no_grad(), evaluation_mode(model):
-        return map_batches(lambda *args: function(*args).mean, values.to(like), *given)
+        return map_batches(function, values.to(like), *given)
 
 
 def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
