@@ -21,8 +21,8 @@ def mean_of(distribution: Any) -> Tensor:
     try:
         mean: Tensor = distribution.mean
     except NotImplementedError:
-        device = distribution.sample().device
-        with seeded(0, device):
+        cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else None
+        with seeded(0, cuda):  # no draw is needed to know the device
             mean = distribution.sample((_DRAWS,)).mean(0)
     return mean
 
