@@ -19,6 +19,7 @@ from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, standard_units
+from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.presets import FEATURES
 
@@ -248,9 +249,9 @@ class Consistency(nn.Module):
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the mean loss, in nats, of x ``(B, *event_shape)``; ``classify`` maps x to logits ``(B, K)``."""
         with torch.no_grad():
-            target = classify(x).softmax(-1)
+            target = full_precision(classify(x)).softmax(-1)
             mean = mean_over_ranks(target.mean(0)) if self.align else None
-        logits = classify(self.strong(x))  # while other processes send their means
+        logits = full_precision(classify(self.strong(x)))  # while other processes send their means
         with torch.no_grad():
             if mean is not None:
                 self.mean_prediction.lerp_(mean(), 1.0 - self.decay)

@@ -70,6 +70,21 @@ def test_consistency_is_the_cross_entropy_of_confident_examples() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+class _InHalfPrecision(M2):
+    def classify(self, x: Tensor, a: Tensor | None = None) -> Tensor:
+        return super().classify(x, a).bfloat16()
+
+
+def test_logits_in_half_precision_train() -> None:
+    data = SemiSupervisedData.from_name("digits", num_labels=100)
+    m2 = _InHalfPrecision.for_data(data, latent_dim=2, hidden_dims=(8,), classifier="mlp")
+    config = TrainingConfig(max_steps=2, device="cpu", precision="bf16-mixed")
+    run = fit(SemiSupervisedELBO.for_data(m2, data), data, config, progress=False)
+    assert math.isfinite(run.metrics[-1]["train/consistency_loss"])
+    consistency = Consistency(2, threshold=0.0, strong=ColumnAugmentation(0.0))
+    assert consistency(lambda x: x.bfloat16(), torch.randn(5, 2)).dtype == torch.float32
+
+
 def test_no_gradient_flows_through_the_pseudo_label() -> None:
     target, prediction = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     answers = iter([target, prediction])
