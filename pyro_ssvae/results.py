@@ -32,6 +32,7 @@ _ALONE_STEPS = 300  # of a classifier on the labels alone
 _ALONE_LABELS = 5000  # beyond which there is nothing to find out
 _ENOUGH = 50  # validation labels: an error of 10 % has a standard error of 4 points
 _FOLDS = 3
+_OF_THE_LOSS = ("loss", "losses", "updates", "groups")
 
 
 @checked
@@ -48,7 +49,8 @@ def report(
     from stratified cross-validation on the training labels. Where both classifiers disagree on an unlabelled example,
     one of them is wrong: the fit is worse if they disagree on more than twice the upper end of the 95 % interval of
     that error. With 10 labels this end is at least 0.28, so that only a fit that has failed is found: 10 labels show no
-    more. Many test examples do: compare ``test/error`` and ``test/error_labels_alone``.
+    more. Many test examples do: compare ``test/error`` and ``test/error_labels_alone``. An objective with a loss of
+    its own is not compared.
 
     Args:
         objective: The trained objective, with the weights that validation chose.
@@ -136,6 +138,8 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
     """Return errors of the classifier on the labels alone, and whether the fit is worse, of which it warns."""
     if not isinstance(objective, SemiSupervisedELBO) or not (objective.bound_weight or objective.consistency):
         return {}
+    if any(getattr(type(objective), name) is not getattr(SemiSupervisedELBO, name) for name in _OF_THE_LOSS):
+        return {}  # a loss of the caller's own may need unlabelled examples
     if data.num_labelled > _ALONE_LABELS or not data.num_unlabelled or len(data.y.unique()) < 3:  # two classes and -1
         return {}
     print(f"Training the classifier on the {data.num_labelled} labels alone, for comparison.", file=sys.stderr)

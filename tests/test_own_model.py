@@ -153,3 +153,19 @@ def test_a_posterior_without_a_mean_is_reported_by_draws(tmp_path: Path) -> None
     with torch.no_grad():
         exact = m1.encode(x.float() / data.scale).sample((20_000,)).mean(0)
     torch.testing.assert_close(m1.transform(x), exact, atol=0.3, rtol=0.0)
+
+
+class _NeedsUnlabelled(ss.SemiSupervisedELBO):
+    def loss(self, batch: Batch) -> Loss:
+        assert batch.x_unlabelled is not None
+        total, terms = super().loss(batch)
+        entropy = dist.Categorical(logits=self.module.classify(batch.x_unlabelled)).entropy().mean()
+        return Loss(total + entropy, terms | {"entropy": entropy.detach()})
+
+
+def test_a_loss_of_unlabelled_examples_is_reported_without_a_comparison(tmp_path: Path) -> None:
+    data = ss.SemiSupervisedData.from_name("digits", num_labels=100)
+    m2 = ss.M2.for_data(data, latent_dim=2, hidden_dims=(8,), classifier="mlp")
+    objective = _NeedsUnlabelled.for_data(m2, data)
+    run = ss.fit(objective, data, ss.TrainingConfig(max_steps=2, device="cpu"), out=tmp_path, progress=False)
+    assert "test/error_labels_alone" not in ss.report(objective, data, run, figures=False)
