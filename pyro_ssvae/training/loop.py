@@ -129,7 +129,7 @@ def fit(
         SystemExit: After SIGTERM, likewise, with status 143.
 
     Warns:
-        UserWarning: If steps run eagerly although a faster mode was wanted, with the reason.
+        UserWarning: If steps run eagerly although a faster mode was wanted, or for parameters that nothing trains.
     """
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")

@@ -34,6 +34,7 @@ from pyro_ssvae.training.compilation import (
     shapes_of,
 )
 from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold
+from pyro_ssvae.training.untrained import warn_untrained
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,7 +45,7 @@ _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which
 class TrainingStep:
     """The step of an objective in a schedule of ``total`` steps: optimisers, moving average, sums of what is logged.
 
-    The objective is moved to the device. A mode that is not available here raises ``ValueError``.
+    The objective is moved to the device; a mode that is not available raises ``ValueError``.
 
     Attributes:
         mode: ``"eager"``, ``"compiled"`` or ``"graph"``.
@@ -98,7 +99,7 @@ class TrainingStep:
         )
 
     def check(self) -> None:
-        """Compute the losses of the batch that comes next, which may raise any error, and restore everything."""
+        """Compute the losses of the batch that comes next, which may raise or warn, and restore everything."""
         state = self.stream.state_dict()
         indices = self.stream.next_indices()
         self.objective.train()
@@ -107,7 +108,7 @@ class TrainingStep:
             with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
                 with self._ranks.divide(indices) as own:
                     batch = self._cast(self.stream.gather(type(indices)(*own)))
-                    self.objective.losses(batch)
+                    warn_untrained(self.objective, self._groups, self.objective.losses(batch), rank=self._ranks.rank)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

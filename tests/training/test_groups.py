@@ -6,13 +6,26 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData, TrainingConfig, fit
+from pyro_ssvae import (
+    DDGM,
+    M1,
+    M2,
+    EnergyObjective,
+    SemiSupervisedData,
+    SemiSupervisedELBO,
+    TrainingConfig,
+    UnsupervisedELBO,
+    fit,
+)
 from pyro_ssvae.data import Batch, make_toy_data
 from pyro_ssvae.errors import NonFiniteLossError
+from pyro_ssvae.models import data_plate
 from pyro_ssvae.objectives import Loss, Objective, ParameterGroup, Update
 from pyro_ssvae.plots import plot_training_curves
 from pyro_ssvae.presets import DDGM_TOY
@@ -213,3 +226,56 @@ def test_shared_draws_give_the_generator_the_samples_of_the_energy_after_its_ste
     torch.testing.assert_close(in_energy_update, before)
     torch.testing.assert_close(in_generator_update, ddgm.energy_net(drawn[1]))
     assert not torch.allclose(in_energy_update, in_generator_update)
+
+
+class _FurtherEnergy(DDGM):
+    def __init__(self, event_shape: tuple[int, ...], **options: Any) -> None:
+        super().__init__(event_shape, **options)
+        self.further = nn.Linear(2, 1)
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            pyro.factor("energy", -self.energy_net(x) - self.further(x).squeeze(-1).square())
+
+
+class _ParamSite(M2):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        scale = pyro.param("own_scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())
+            y = pyro.sample("y", dist.Categorical(logits=self.class_prior.model()), obs=y)
+            pyro.sample("x", dist.Normal(self.decode(y, z).mean, scale).to_event(3), obs=x)
+
+
+def _make_losses_with_untrained_parameters(case: str) -> tuple[Objective, SemiSupervisedData]:
+    if case == "group":
+        points = make_toy_data("ring", num_train=64)
+        return EnergyObjective.for_data(_FurtherEnergy(points.event_shape), points), points
+    digits = SemiSupervisedData.from_name("digits", num_labels=100)
+    if case == "site":
+        module = _ParamSite(digits.event_shape, 10, latent_dim=2, hidden_dims=(8,))
+        return SemiSupervisedELBO.for_data(module, digits), digits
+    net, other = M1(digits.event_shape, latent_dim=2, hidden_dims=(8,)), nn.Linear(2, 2)
+
+    def model(x: Tensor, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", net.prior())
+            pyro.sample("x", net.decode(other(z)), obs=x)
+
+    unlabelled = digits.without_labels()
+    return UnsupervisedELBO.for_data(net, unlabelled, model=model), unlabelled
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("group", "further.bias, further.weight. Make"),
+        ("site", "not trained: pyro.param 'own_scale'. Make"),
+        ("function", r"one of shape \(2,\) that the module does not hold. Make"),
+    ],
+)
+def test_parameters_that_nothing_trains_are_named_before_training(case: str, words: str) -> None:
+    objective, data = _make_losses_with_untrained_parameters(case)
+    with pytest.warns(UserWarning, match=words):
+        fit(objective, data, TrainingConfig(max_steps=1, device="cpu"), progress=False)
+    pyro.clear_param_store()
