@@ -6,12 +6,13 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._io import check_memory, check_path
@@ -23,6 +24,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others, such as EPS, would start external programs
 _MAX_PIXELS = 2**26  # of one image: 8192 x 8192
 _MAX_RATIO = 100  # of its sides
+_DEPTHS = (8, 10, 12, 14)  # bits that cameras and scanners store in files of 16
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -58,9 +60,11 @@ def read_folder(
     x = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
     read: list[Path] = []
     problems: list[str] = []
+    brightest: list[int | None] = []
     for file in files:
         try:
-            x[len(read)] = _read_image(folder / file, image_size)
+            x[len(read)], value = _read_image(folder / file, image_size)
+            brightest.append(value)
             read.append(file)
         except ValueError as error:
             problems.append(f"{file} ({error})")
@@ -70,6 +74,7 @@ def read_folder(
         if on_error == "raise" or not read:
             raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
         warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=5)
+    _warn_about_depth(folder, brightest)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
     return _Images(np.moveaxis(x, -1, 1).copy(), *_sort_files(folder, read, classes_in_names, Path(path)))
 
@@ -87,7 +92,9 @@ def _sort_files(
 def list_folder(path: Path, image_size: int, classes_in_names: bool) -> _Images:
     """Return the images below a folder as :func:`read_folder` does, to be read later."""
     folder, files = _list_images(path)
-    seen = [_read_image(folder / file, _PREVIEW_SIZE) for file in files[:: 1 + len(files) // _SEEN_FOR_COLOUR]]
+    chosen = files[:: 1 + len(files) // _SEEN_FOR_COLOUR]
+    seen, brightest = zip(*(_read_image(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)
+    _warn_about_depth(folder, brightest)
     size = as_count(image_size, "image_size", least=1)
     x = open_images(path, (3 if any(map(_is_coloured, seen)) else 1, size, size))
     return _Images(x, *_sort_files(folder, files, classes_in_names, path))
@@ -102,7 +109,7 @@ def open_images(path: str | os.PathLike[str], event_shape: Sequence[int]) -> Ite
 
     def load(number: int) -> NDArray[np.uint8]:
         try:
-            x = _read_image(folder / files[number], sides[0])
+            x, _ = _read_image(folder / files[number], sides[0])
         except ValueError as error:
             raise ValueError(f"{folder / files[number]} cannot be read: {error}. Repair or remove it.") from error
         return np.moveaxis(x, -1, 0) if channels == 3 else np.asarray(Image.fromarray(x).convert("L"))[None]
@@ -113,7 +120,7 @@ def open_images(path: str | os.PathLike[str], event_shape: Sequence[int]) -> Ite
 def has_colour(path: str | os.PathLike[str]) -> bool:
     """Return whether an image below a folder is in colour; ``ValueError`` if one before it cannot be read."""
     folder, files = _list_images(path)
-    return any(_is_coloured(_read_image(folder / file, _PREVIEW_SIZE)) for file in files)
+    return any(_is_coloured(_read_image(folder / file, _PREVIEW_SIZE)[0]) for file in files)
 
 
 def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
@@ -156,19 +163,42 @@ def _check_parts(folder: Path, parts: NDArray[np.str_], classes: NDArray[np.str_
         )
 
 
-def _read_image(file: Path, size: int) -> NDArray[np.uint8]:
-    """Return a square of colours ``(S, S, 3)``; raise ``ValueError`` if the file is damaged or too large."""
+def _warn_about_depth(folder: Path, brightest: Sequence[int | None]) -> None:
+    """Warn if images of 16 bits use a small part of their range; ``brightest`` has their largest values, else None."""
+    deep = [value for value in brightest if value is not None]
+    largest = max(deep, default=65_535)
+    depth = next((bits for bits in _DEPTHS if largest < 2**bits), None)
+    if depth is not None:
+        warnings.warn(
+            f"The images of 16 bits in {folder} ({len(deep)}) hold no value above {largest:,} of 65,535, so that at "
+            f"most {largest // 256 + 1} of 256 grey levels are left of them. If their depth is {depth} bits, multiply "
+            f"the values in the files by {2 ** (16 - depth)}.",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
+def _read_image(file: Path, size: int) -> tuple[NDArray[np.uint8], int | None]:
+    """Return a square of colours ``(S, S, 3)``, and the largest value in the file if it has 16 bits, else ``None``.
+
+    Raises:
+        ValueError: If the file is damaged or too large, or its values have 32 bits.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
-            with Image.open(file, formats=_FORMATS) as image:
+            # A path would be mapped into memory, by which Pillow mixes up the pixels of turned TIFF images.
+            with open(file, "rb") as stream, Image.open(stream, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > _MAX_PIXELS or max(image.size) > _MAX_RATIO * min(image.size):
                     raise ValueError(
                         f"{width} x {height} pixels; at most {_MAX_PIXELS // 10**6} million are read, and one side at "
                         f"most {_MAX_RATIO} times the other"
                     )
-                picture = _reduce_depth(image).convert("RGBA")
+                picture, brightest = _reduce_depth(image)
+                with suppress(Exception):  # damaged EXIF entries are no reason to refuse an image
+                    picture = ImageOps.exif_transpose(picture)
+                picture = picture.convert("RGBA")
     except UnidentifiedImageError:
         raise ValueError("no image, or damaged") from None
     except Exception as error:  # Pillow's readers raise errors of many types for damaged files
@@ -177,14 +207,22 @@ def _read_image(file: Path, size: int) -> NDArray[np.uint8]:
     width, height = (max(size, round(size / min(picture.size) * side)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
     picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + size, top + size))
-    return np.asarray(picture)
+    return np.asarray(picture), brightest
 
 
-def _reduce_depth(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits with 8 bits, and others unchanged; Pillow would clip it."""
-    if not image.mode.startswith(("I", "F")):
-        return image
+def _reduce_depth(image: Image.Image) -> tuple[Image.Image, int | None]:
+    """Return a grey image of 16 bits with 8 bits, and others unchanged, and the largest value if there are 16 bits.
+
+    Pillow would clip grey images, and takes the upper 8 bits of coloured ones, whose largest value is rounded up here.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # PNG has at most 16 bits
+        raise ValueError("values of 32 bits, or signed ones, whose range is unknown; convert them to 8 or 16 bits")
+    is_deep = ";16" in str(getattr(image, "tile", ""))  # how the values are unpacked, until they are loaded
+    image.load()
+    if not image.mode.startswith("I"):
+        extrema: Any = image.convert("RGB").getextrema() if is_deep else ()
+        return image, 256 * max(high for _, high in extrema) + 255 if is_deep else None
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
-        raise ValueError("values of 32 bits, whose range is unknown; convert them to 8 or 16 bits")
-    return Image.fromarray((values // 257).astype(np.uint8))
+    reduced = Image.fromarray((values // 257).astype(np.uint8))
+    reduced.info = image.info  # which may have the orientation
+    return reduced, int(values.max())

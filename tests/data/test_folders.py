@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.data.images import has_colour
@@ -139,9 +141,63 @@ def test_depths_and_modes(tmp_path: Path) -> None:
     write(tmp_path / "8.webp", (100, 100, 100))
     x = read(tmp_path).x
     assert x[:, 0, 2, 2].tolist() == pytest.approx([100] * 6 + [255, 100], abs=1)
-    Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(tmp_path / "9.tif")
-    with pytest.raises(ValueError, match=r"9\.tif \(values of 32 bits, whose range is unknown"):
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_images_of_16_bits_that_use_few_of_them(tmp_path: Path, on_disk: bool) -> None:
+    for number, value in enumerate((100, 3000)):
+        Image.fromarray(np.full((9, 9), value, dtype=np.uint16)).save(tmp_path / f"{number}.tif")
+    write(tmp_path / "2.png", 250, mode="L")
+    text = r"The images of 16 bits in .* \(2\) hold no value above 3,000 of 65,535, so that at most 12 of .* by 16\."
+    with pytest.warns(UserWarning, match=text) as caught:
+        data = read(tmp_path, on_disk=on_disk)
+    assert caught[0].filename == __file__
+    assert data.x[:3][:, 0, 2, 2].tolist() == [0, 11, 250]
+    Image.fromarray(np.full((9, 9), 16_384, dtype=np.uint16)).save(tmp_path / "3.png")
+    read(tmp_path, on_disk=on_disk)
+
+
+def test_coloured_images_of_16_bits(tmp_path: Path) -> None:
+    """The high bytes differ, as in a file of 12 bits; Pillow does not write such files."""
+    colours = b"".join(b"\0" + b"\x0f\xff\x05\x00\x02\x00" * 4 for _ in range(4))
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(colours), b"IEND": b""}
+    chunks = (
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in parts.items()
+    )
+    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.warns(UserWarning, match=r"no value above 4,095 .* If their depth is 12 bits"):
+        data = read(tmp_path)
+    assert data.x[0, :, 2, 2].tolist() == [15, 5, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.full((9, 9), 200, dtype=dtype)).save(tmp_path / "1.tif")
+    with pytest.raises(ValueError, match=r"1\.tif \(values of 32 bits, or signed ones, whose range is unknown"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "depth"),
+    [("jpg", np.uint8), ("webp", np.uint8), *((suffix, d) for suffix in ("png", "tif") for d in (np.uint8, np.uint16))],
+)
+def test_images_are_turned_by_their_orientation(tmp_path: Path, suffix: str, depth: type) -> None:
+    rows = np.linspace(0.1, 1.0, 12)[:, None] * np.ones(8) * np.iinfo(depth).max  # dark above, bright below
+    for turned in (1, 3, 6, 8):
+        image = Image.fromarray(rows.astype(depth))
+        (exif := image.getexif())[ExifTags.Base.Orientation] = turned
+        image.save(tmp_path / f"{turned}.{suffix}", exif=exif)
+    x = read(tmp_path, 8).x[:, 0].int()
+    down, right = x[:, -1, 4] - x[:, 0, 4], x[:, 4, -1] - x[:, 4, 0]
+    assert (down.sign() * (down.abs() > 50)).tolist() == [1, -1, 0, 0]
+    assert (right.sign() * (right.abs() > 50)).tolist() == [0, 0, -1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_orientation_is_left_out(tmp_path: Path) -> None:
+    Image.fromarray(np.full((9, 9), 100, dtype=np.uint8)).save(tmp_path / "1.jpg", exif=b"Exif\0\0II*\0damaged")
+    assert read(tmp_path).x[0, 0, 2, 2] == 100
 
 
 def test_images_are_cropped_to_the_central_square(tmp_path: Path) -> None:
