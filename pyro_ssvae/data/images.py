@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae.data.labels import UNLABELLED
 from pyro_ssvae.data.storage import ItemSource
 
 _PREVIEW_SIZE = 32
@@ -84,6 +85,7 @@ def _sort_files(
 ) -> tuple[NDArray[np.str_], NDArray[np.str_], list[str]]:
     """Return classes, parts and names of images, of files below ``folder``, a folder below ``path``."""
     parts, classes = np.array([_locate(file, classes_in_names) for file in files]).T
+    _check_classes(folder, classes)
     _check_parts(folder, parts, classes)
     names = [str((folder / file).relative_to(path)) for file in files]
     return classes, np.where(parts == "", "train", parts), names
@@ -151,6 +153,15 @@ def _locate(file: Path, classes_in_names: bool) -> tuple[str, str]:
         unlabelled = _UNLABELLED.fullmatch(re.sub("[^a-z]", "", folders[0].lower()))
         return part, "" if unlabelled else folders[0]
     return part, file.stem.partition("_")[0] if classes_in_names and "_" in file.stem else ""
+
+
+def _check_classes(folder: Path, classes: NDArray[np.str_]) -> None:
+    """Raise ``ValueError`` if the name of a class is one of the words by which tables mark unlabelled examples."""
+    if found := [name for name in np.unique(classes).tolist() if name and name.strip() in UNLABELLED]:
+        raise ValueError(
+            f"{folder} holds images of the class {found[0]!r}, a word that marks unlabelled examples. If it is a "
+            "class, rename it; if its images have none, put them into a folder unlabelled."
+        )
 
 
 def _check_parts(folder: Path, parts: NDArray[np.str_], classes: NDArray[np.str_]) -> None:

@@ -20,7 +20,7 @@ from pyro_ssvae._arrays import as_array, as_labels, to_numpy
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
 
-_UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
+UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
 _ENOUGH = 3  # labels of a class, beside which a class with one label is conspicuous
 
 Names = tuple[str, ...]
@@ -139,7 +139,7 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
     decode = np.frompyfunc(lambda label: label.decode("utf-8", "replace") if isinstance(label, bytes) else label, 1, 1)
     array = np.asarray(decode(array), dtype=object)
     allowed = (str, Real, np.bool_)
-    if wrong := [label for label in array.flat if not isinstance(label, allowed) and str(label) not in _UNLABELLED]:
+    if wrong := [label for label in array.flat if not isinstance(label, allowed) and str(label) not in UNLABELLED]:
         raise TypeError(
             f"{name} holds a label of type {type(wrong[0]).__name__}; labels are whole numbers or words, and None or "
             "-1 marks an unlabelled example."
@@ -156,7 +156,7 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
 def _as_words(array: NDArray[Any]) -> NDArray[Any]:
     """Return labels as strings, ``""`` where unknown."""
     words = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array.astype(str)
-    return np.where(np.isin(np.char.strip(words), _UNLABELLED), "", words)
+    return np.where(np.isin(np.char.strip(words), UNLABELLED), "", words)
 
 
 def _encode_words(

@@ -88,6 +88,15 @@ def test_test_images_beside_classes(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["None", "nan", "-1", "NaT"])
+def test_classes_that_look_unlabelled_are_refused(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, "a/0.png", "b/1.png", f"{name}/2.png")
+    with pytest.raises(ValueError, match=f"images of the class '{name}', a word .* rename"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=f"images of the class '{name}'"):
+        read(fill(tmp_path / "names", "a_0.png", "b_1.png", f"{name}_2.png"), classes_in_names=True)
+
+
 def test_train_may_be_a_vehicle(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the folder train, without folders of classes, beside the classes car, ship"):
         read(fill(tmp_path, "car/0.png", "ship/1.png", "train/2.png"))
@@ -194,9 +203,8 @@ def test_images_are_turned_by_their_orientation(tmp_path: Path, suffix: str, dep
     assert (right.sign() * (right.abs() > 50)).tolist() == [0, 0, -1, 1]
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_orientation_is_left_out(tmp_path: Path) -> None:
-    Image.fromarray(np.full((9, 9), 100, dtype=np.uint8)).save(tmp_path / "1.jpg", exif=b"Exif\0\0II*\0damaged")
+    Image.fromarray(np.full((9, 9), 100, dtype=np.uint8)).save(tmp_path / "1.png", exif=b"Exif\0\0damaged")
     assert read(tmp_path).x[0, 0, 2, 2] == 100
 
 
