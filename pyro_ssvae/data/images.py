@@ -150,9 +150,24 @@ def _locate(file: Path, classes_in_names: bool) -> tuple[str, str]:
     if part:
         del folders[0]
     if folders:
-        unlabelled = _UNLABELLED.fullmatch(re.sub("[^a-z]", "", folders[0].lower()))
-        return part, "" if unlabelled else folders[0]
+        return part, "" if _means_unlabelled(folders[0]) else folders[0]
     return part, file.stem.partition("_")[0] if classes_in_names and "_" in file.stem else ""
+
+
+def _means_unlabelled(name: str) -> bool:
+    return _UNLABELLED.fullmatch(re.sub("[^a-z]", "", name.lower())) is not None
+
+
+def warn_about_single_folder(path: Path, files: Sequence[str]) -> None:
+    """Warn if images without classes, ``files`` below a folder, lie in a single folder that may be that of a class."""
+    name = os.path.basename(os.path.commonpath([os.path.dirname(file) for file in files]))
+    if name and name.lower() not in _PARTS and not _means_unlabelled(name):
+        warnings.warn(
+            f"{path} holds only one folder of images, {name}, which is not taken as a class: its images are "
+            "unlabelled. To train with classes, put the images of each into a folder of its own.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _check_classes(folder: Path, classes: NDArray[np.str_]) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arguments import as_count, as_path, as_scale
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae.data.images import list_folder, read_folder
+from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, select_last, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
@@ -87,6 +87,8 @@ def load_folder(
     parts = {part: np.flatnonzero(images.parts == part) for part in ("train", "validation", "test")}
     words = {f"{folder.name}/{part}": images.classes[index] for part, index in parts.items()}
     labels = encode_labels(words, [len(index) for index in parts.values()])
+    if labels.num_classes is None:
+        warn_about_single_folder(folder, images.files)
     y = np.empty(len(images.x), dtype=np.int64)
     for index, known in zip(parts.values(), labels.y.values(), strict=True):
         y[index] = known.numpy()

@@ -103,7 +103,13 @@ def test_train_may_be_a_vehicle(tmp_path: Path) -> None:
 
 
 def test_a_single_folder_is_no_class(tmp_path: Path) -> None:
-    assert read(fill(tmp_path / "one", "photos/0.png", "photos/1.png")).num_classes is None
+    for number, path in enumerate(("cats", "train/cats", "archive/photos/cats")):
+        folder = fill(tmp_path / f"one{number}", f"{path}/0.png", f"{path}/1.png")
+        with pytest.warns(UserWarning, match=rf"{folder} holds only one folder of images, cats, which") as caught:
+            data = read(folder)
+        assert (data.num_classes, data.num_unlabelled, caught[0].filename) == (None, 2, __file__)
+    for number, path in enumerate(("train", "unlabelled", ".")):  # without a warning
+        assert read(fill(tmp_path / f"none{number}", f"{path}/0.png", f"{path}/1.png")).num_classes is None
     nested = read(fill(tmp_path / "two", "archive/photos/a/0.png", "archive/photos/b/1.png"))
     assert (nested.name, nested.class_names) == ("two", ("a", "b"))
 
