@@ -26,6 +26,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others, such as EPS,
 _MAX_PIXELS = 2**26  # of one image: 8192 x 8192
 _MAX_RATIO = 100  # of its sides
 _DEPTHS = (8, 10, 12, 14)  # bits that cameras and scanners store in files of 16
+_PAGED_SUFFIXES = (".gif", ".png", ".tif", ".tiff", ".webp")  # JPEG files of phones hold further versions of the image
 _PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -76,6 +77,7 @@ def read_folder(
             raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
         warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=5)
     _warn_about_depth(folder, brightest)
+    _warn_about_pages(folder, read)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
     return _Images(np.moveaxis(x, -1, 1).copy(), *_sort_files(folder, read, classes_in_names, Path(path)))
 
@@ -97,6 +99,7 @@ def list_folder(path: Path, image_size: int, classes_in_names: bool) -> _Images:
     chosen = files[:: 1 + len(files) // _SEEN_FOR_COLOUR]
     seen, brightest = zip(*(_read_image(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)
     _warn_about_depth(folder, brightest)
+    _warn_about_pages(folder, chosen)
     size = as_count(image_size, "image_size", least=1)
     x = open_images(path, (3 if any(map(_is_coloured, seen)) else 1, size, size))
     return _Images(x, *_sort_files(folder, files, classes_in_names, path))
@@ -202,6 +205,23 @@ def _warn_about_depth(folder: Path, brightest: Sequence[int | None]) -> None:
             UserWarning,
             stacklevel=6,
         )
+
+
+def _warn_about_pages(folder: Path, files: Sequence[Path]) -> None:
+    """Warn about the first file below a folder that has several pages or frames."""
+    for file in files:
+        pages = 1
+        if file.suffix.lower() in _PAGED_SUFFIXES:
+            with suppress(Exception), Image.open(folder / file, formats=_FORMATS) as image:  # damage is found elsewhere
+                pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            warnings.warn(
+                f"{folder / file} has {pages} pages or frames, of which only the first is read, as of all such images. "
+                "Save each page as a file of its own to use all of them.",
+                UserWarning,
+                stacklevel=6,
+            )
+            return
 
 
 def _read_image(file: Path, size: int) -> tuple[NDArray[np.uint8], int | None]:

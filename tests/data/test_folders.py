@@ -214,6 +214,19 @@ def test_damaged_orientation_is_left_out(tmp_path: Path) -> None:
     assert read(tmp_path).x[0, 0, 2, 2] == 100
 
 
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_only_the_first_page_is_read(tmp_path: Path, suffix: str, on_disk: bool) -> None:
+    pages = [Image.new("L", (9, 9), brightness) for brightness in (50, 100, 200)]
+    write(tmp_path / "0.png", 50, mode="L")
+    for number in (1, 2):
+        pages[0].save(tmp_path / f"{number}.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match=rf"1\.{suffix} has 3 pages or frames, of which only the first") as caught:
+        data = read(tmp_path, on_disk=on_disk)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    assert data.x[:3].flatten(1)[:, 5].tolist() == pytest.approx([50] * 3, abs=1)
+
+
 def test_images_are_cropped_to_the_central_square(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
