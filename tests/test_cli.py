@@ -218,6 +218,18 @@ def test_a_folder_of_images_is_described_classified_and_generated(
     assert all(float(row[2]) + float(row[3]) == pytest.approx(1.0, abs=1e-4) for row in rows[1:])
 
 
+def test_a_single_image_is_classified(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, file = str(photos / "run"), next((photos / "new" / "red").glob("*.png"))
+    capsys.readouterr()
+    assert main(["predict", run, str(file)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0] == "file,predicted,p(green),p(red)"
+    assert [row.split(",")[:2] for row in rows[1:]] == [[file.name, "red"]]
+    (tmp_path / "cut.PNG").write_bytes(file.read_bytes()[:60])
+    assert main(["predict", run, str(tmp_path / "cut.PNG")]) == 2
+    assert "cannot be read: cut.PNG (" in capsys.readouterr().err
+
+
 def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, new = str(photos / "run"), photos / "new"
     capsys.readouterr()
@@ -233,7 +245,11 @@ def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: p
     for data, label, words in (
         (tmp_path / "a.npz", ["--label", "y"], "a.npz is no table; name a .npy file"),
         (new / "unlabelled", [], "None of the 8 images has a label in"),
-        (tmp_path / "b.npz", [], "b.npz does not exist; a table, a file or folder of rows, an .npz file or a folder"),
+        (
+            tmp_path / "b.npz",
+            [],
+            "b.npz does not exist; a table, a file or folder of rows, an .npz file, an image or a",
+        ),
     ):
         assert main(["evaluate", run, str(data), *label]) == 2
         assert words in capsys.readouterr().err

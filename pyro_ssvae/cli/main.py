@@ -186,7 +186,7 @@ def _add_commands(commands: Any) -> None:
     predict = _add_command(commands, "predict", _predict, "classify the rows of a table, or images")
     evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
     for command, more in ((predict, ""), (evaluate, "; labels are names of subfolders, or y")):
-        kinds = "table with the columns of the training data, folder of images, .npz file with x, or .npy file"
+        kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
         command.add_argument("data", metavar="DATA", type=Path, help=kinds + more)
     add = predict.add_argument
     add("--out", type=Path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")

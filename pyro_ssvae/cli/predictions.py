@@ -18,7 +18,7 @@ import torch
 from pyro_ssvae._arguments import as_count
 from pyro_ssvae._io import atomic_open, check_path
 from pyro_ssvae._ranks import Ranks, launched
-from pyro_ssvae.data.images import read_folder
+from pyro_ssvae.data.images import is_image, read_folder, read_single
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.readers import read_npz
@@ -35,7 +35,7 @@ _ROWS_AT_ONCE = 10_000
 
 def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
     """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
-    check_path(path, "a table, a file or folder of rows, an .npz file or a folder of images", Path.exists)
+    check_path(path, "a table, a file or folder of rows, an .npz file, an image or a folder of images", Path.exists)
     words = None
     if label is not None and is_label_file(label):
         words, label = [*map(_as_word, read_label_file(label).tolist())], None
@@ -52,7 +52,7 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
         return source, "row", range(len(source)), words
     if words is not None:
         raise ValueError(f"--label FILE.npy is for files and folders of rows, and {path} has labels of its own.")
-    if path.is_dir():
+    if path.is_dir() or is_image(path):
         return _read_images(model, path)
     arrays = read_npz(path, (), ("x", "y", "x_test", "y_test"))
     x, y = (arrays.get(name) for name in (("x", "y") if "x" in arrays else ("x_test", "y_test")))
@@ -61,13 +61,14 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
     return x, "row", range(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
 
 
-def _read_images(model: Any, folder: Path) -> tuple[Any, str, Sequence[Any], Any]:
-    """Return the images of a folder as :func:`_read` does, in size and channels those of the model's."""
+def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
+    """Return an image or those of a folder as :func:`_read` does, in size and channels those of the model's."""
     source = model.feature_source
     shape = tuple(model.event_shape if source is None else source.image_shape)
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"{folder} is a folder of images, and the model is of examples of shape {shape}.")
-    images = read_folder(folder, shape[1], on_error="skip")
+        kind = "a folder of images" if path.is_dir() else "an image"
+        raise ValueError(f"{path} is {kind}, and the model is of examples of shape {shape}.")
+    images = read_folder(path, shape[1], on_error="skip") if path.is_dir() else read_single(path, shape[1])
     found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
     x = convert_images(rescale(torch.from_numpy(images.x), 255.0), shape)
     return x, "file", images.files, np.array(found)

@@ -55,9 +55,27 @@ def read_folder(
     Images are resized to fill a square of ``image_size`` pixels a side and cropped at the centre. Transparent ones are
     drawn over white. If all are grey, there is one channel, otherwise three.
     """
-    image_size = as_count(image_size, "image_size", least=1)
     check_choice("on_error", on_error, ("raise", "skip"))
     folder, files = _list_images(path)
+    x, read = _read_files(folder, files, as_count(image_size, "image_size", least=1), on_error)
+    return _Images(x, *_sort_files(folder, read, classes_in_names, Path(path)))
+
+
+def read_single(file: Path, image_size: int) -> _Images:
+    """Return one image, as :func:`read_folder` does those of a folder; its class is unknown."""
+    x, _ = _read_files(file.parent, [Path(file.name)], image_size, "raise")
+    return _Images(x, np.array([""]), np.array(["train"]), [file.name])
+
+
+def is_image(path: Path) -> bool:
+    """Return whether the name of a file ends as that of an image."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def _read_files(
+    folder: Path, files: list[Path], image_size: int, on_error: str
+) -> tuple[NDArray[np.uint8], list[Path]]:
+    """Return images ``(N, C, S, S)`` and their files, without those that cannot be read if they are skipped."""
     check_memory(2 * 3 * image_size**2 * len(files), f"{len(files)} images of {image_size} x {image_size} pixels")
     x = np.empty((len(files), image_size, image_size, 3), dtype=np.uint8)
     read: list[Path] = []
@@ -75,11 +93,11 @@ def read_folder(
         message += "; ..." if len(problems) > 10 else "."
         if on_error == "raise" or not read:
             raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
-        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=5)
+        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=6)
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, read)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
-    return _Images(np.moveaxis(x, -1, 1).copy(), *_sort_files(folder, read, classes_in_names, Path(path)))
+    return np.moveaxis(x, -1, 1).copy(), read
 
 
 def _sort_files(
@@ -96,13 +114,19 @@ def _sort_files(
 def list_folder(path: Path, image_size: int, classes_in_names: bool) -> _Images:
     """Return the images below a folder as :func:`read_folder` does, to be read later."""
     folder, files = _list_images(path)
+    are_coloured = _check_some(folder, files)
+    size = as_count(image_size, "image_size", least=1)
+    x = open_images(path, (3 if are_coloured else 1, size, size))
+    return _Images(x, *_sort_files(folder, files, classes_in_names, path))
+
+
+def _check_some(folder: Path, files: list[Path]) -> bool:
+    """Return whether some of many images are in colour, and warn as :func:`_read_files` does."""
     chosen = files[:: 1 + len(files) // _SEEN_FOR_COLOUR]
     seen, brightest = zip(*(_read_image(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, chosen)
-    size = as_count(image_size, "image_size", least=1)
-    x = open_images(path, (3 if any(map(_is_coloured, seen)) else 1, size, size))
-    return _Images(x, *_sort_files(folder, files, classes_in_names, path))
+    return any(map(_is_coloured, seen))
 
 
 def open_images(path: str | os.PathLike[str], event_shape: Sequence[int]) -> ItemSource:
@@ -132,7 +156,7 @@ def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     """Return the deepest folder that holds every image, and the images' paths below it."""
     folder = Path(path)
     check_path(folder, "a folder of images", Path.is_dir)
-    found = [file.relative_to(folder) for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES]
+    found = [file.relative_to(folder) for file in folder.rglob("*") if is_image(file)]
     hidden = re.compile(r"\..*|__MACOSX")
     files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
     if not files:
@@ -203,7 +227,7 @@ def _warn_about_depth(folder: Path, brightest: Sequence[int | None]) -> None:
             f"most {largest // 256 + 1} of 256 grey levels are left of them. If their depth is {depth} bits, multiply "
             f"the values in the files by {2 ** (16 - depth)}.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 
@@ -219,7 +243,7 @@ def _warn_about_pages(folder: Path, files: Sequence[Path]) -> None:
                 f"{folder / file} has {pages} pages or frames, of which only the first is read, as of all such images. "
                 "Save each page as a file of its own to use all of them.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
             return
 
