@@ -24,6 +24,7 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots import style
 
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
+_SHORT_NAME = 10  # characters
 _SAMPLES_PER_CLASS = 200
 _COLOUR_LIMIT = 2.0  # standard deviations
 _GREY = "#cccccc"  # examples of unknown class
@@ -243,7 +244,8 @@ def plot_latent_map(
     names = style.as_class_names(class_names, model.num_classes or max(int(classes.max()) + 1, len(class_names or ())))
     points, axis_names, how = _project(z, shown.numpy(), generator)
 
-    figure, axes = style.new_axes(6.6, 5.2)
+    longest = max(map(len, names), default=0) if len(names) <= _MAX_NAMED_CLASSES else 0
+    figure, axes = style.new_axes(6.6 + style.CHARACTER * max(0, longest - _SHORT_NAME), 5.2)
     colours = np.vstack([style.class_colours(len(names)), to_rgba(_GREY)])[classes.numpy()]  # -1 is the last one, grey
     order = generator.permutation(len(points))  # in order of class, the last one would cover the others
     (x1, x2), colours, ringed = points[order].T, colours[order], ringed[order]
@@ -310,4 +312,4 @@ def _add_legend(figure: Figure, axes: Axes, names: Sequence[str], unknown: bool,
         ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": style.INK}
         handles.append(Line2D([], [], label=f"labelled ({num_ringed:,})", **point, **ring))
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, labelcolor=style.INK)
+        figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False, labelcolor=style.INK)

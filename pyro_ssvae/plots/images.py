@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,10 +95,12 @@ def plot_reconstructions(
 
 
 def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], colours: Sequence[str]) -> Figure:
-    """Draw pairs ``(2, N, H, W, 3)`` in bands of ten, with a caption in its colour below each."""
+    """Draw pairs ``(2, N, H, W, 3)`` in bands of ten, with a caption in its colour below each, in lines that fit."""
     num_bands, num_columns = math.ceil(len(captions) / _PAIRS_PER_BAND), min(len(captions), _PAIRS_PER_BAND)
     longest = max(len(line) for caption in captions for line in caption.split("\n"))
     width, height = style.cell_size(pairs, 2 * num_bands, num_columns, longest_label=longest)
+    most = max(1, int(width / style.CHARACTER))  # characters of a line that fit below a cell
+    captions = ["\n".join(textwrap.fill(line, most) for line in caption.split("\n")) for caption in captions]
     num_lines = max(caption.count("\n") + bool(caption) for caption in captions)
     figure = style.new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.13 * num_lines + 0.12) + 0.5)
     # An incomplete band is padded with white, so that all bands have one scale.

@@ -30,11 +30,12 @@ INK = "#222222"
 FAINT = "#8a8a8a"
 ACCENT = "#3f90da"
 ALARM = "#bd1f01"
+CHARACTER = 0.075  # inches, of a label
 _DPI = 150
 _CELL = 0.55  # inches
 _MAX_SIDE = 11.0  # inches
-_CHARACTER = 0.075  # inches, of a label
-_MAX_UPRIGHT = 6  # characters of a column's name that fit above a cell
+_MAX_RATIO = 3  # of the sides of a tile
+_MAX_UPRIGHT = 6  # characters of a column's name that fit above a cell of this width
 _MIN_RESOLUTION = 64  # pixels of a tile, so that gaps are thin compared with 8x8 images too
 _BATCH_SIZE = 1000
 
@@ -255,13 +256,18 @@ def to_tiles(
     image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> NDArray[np.float64]:
-    """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``."""
+    """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``.
+
+    Pixels of an image with one side more than three times as long as the other are repeated along the shorter one.
+    """
     channels, height, width = as_image_shape(model.event_shape, image_shape)
     low, high = value_range
     if not low < high:
         raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
     images = x.detach().double().cpu().reshape(-1, num_columns, channels, height, width).movedim(2, -1).numpy()
     colours = np.clip((images - low) / (high - low), 0.0, 1.0)
+    for axis, short, long in ((2, height, width), (3, width, height)):
+        colours = colours.repeat(max(1, math.ceil(long / (_MAX_RATIO * short))), axis)
     return np.broadcast_to(colours, (*colours.shape[:-1], 3))
 
 
@@ -270,7 +276,7 @@ def cell_size(
 ) -> tuple[float, float]:
     """Return width and height of a cell in inches, for ``longest_label`` characters unless there are many cells."""
     height, width = (size / max(tiles.shape[-3:-1]) for size in tiles.shape[-3:-1])
-    wanted = max(_CELL, longest_label * _CHARACTER / width)
+    wanted = max(_CELL, longest_label * CHARACTER / width)
     size = min(wanted, _MAX_SIDE / max(num_grid_rows * height, num_columns * width))
     return width * size, height * size
 
@@ -289,13 +295,15 @@ def new_image_grid(
     num_grid_rows, num_columns = tiles.shape[:2]
     width, height = cell_size(tiles, num_grid_rows, num_columns)
     longest_row, longest_column = (max(map(len, names), default=0) for names in (row_names, column_names))
-    margin_left = 0.2 + _CHARACTER * longest_row + (width / 4 if lead else 0.0)
-    margin_top = 0.6 + _CHARACTER * 0.6 * longest_column
-    figure, axes = new_axes(margin_left + width * num_columns, margin_top + height * num_grid_rows)
+    margin_left = 0.2 + CHARACTER * longest_row + (width / 4 if lead else 0.0)
+    margin_top = 0.6 + CHARACTER * 0.6 * longest_column
+    is_slanted = longest_column > _MAX_UPRIGHT * width / _CELL
+    margin_right = CHARACTER * 0.8 * len(column_names[-1]) if is_slanted else 0.0
+    figure, axes = new_axes(margin_left + width * num_columns + margin_right, margin_top + height * num_grid_rows)
     draw_image_grid(axes, tiles, row_names, column_names, lead=lead, rows_per_group=rows_per_group)
     axes.tick_params(axis="y", labelsize=min(8.0, 64.0 * height))
     axes.xaxis.tick_top()
-    if longest_column > _MAX_UPRIGHT:
+    if is_slanted:
         axes.set_xticks(axes.get_xticks(), column_names, rotation=40.0, ha="left", rotation_mode="anchor")
     set_title(figure, title, note)
     return figure

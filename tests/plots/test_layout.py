@@ -1,0 +1,68 @@
+"""Where the texts of figures lie: long names of classes, narrow images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ssvae import M2
+from pyro_ssvae.plots import plot_analogies, plot_latent_map, plot_reconstructions
+
+NAMES = [f"papillary carcinoma, type {k}" for k in range(10)]
+
+
+def make_model(event_shape: tuple[int, ...]) -> tuple[M2, Tensor, Tensor]:
+    """A model of ten classes, and examples of each."""
+    torch.manual_seed(1)
+    model = M2(event_shape, 10, latent_dim=3, hidden_dims=(6,), classifier="mlp")
+    return model, torch.rand(20, *event_shape), torch.arange(20) % 10
+
+
+def lay_out(figure: Any) -> Any:
+    figure.draw_without_rendering()
+    return figure.axes[0].get_xticklabels()
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 4), (1, 24, 3), (1, 3, 24), (1, 28, 28)])
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_names_of_classes_do_not_overlap(shape: tuple[int, ...], names: list[str] | None) -> None:
+    model, x, y = make_model(shape)
+    below = lay_out(plot_reconstructions(model, x, y, class_names=names))
+    above = lay_out(figure := plot_analogies(model, x, y, class_names=names))
+    angle = math.radians(above[0].get_rotation())
+    for labels, is_slanted in ((below, False), (above, angle > 0)):
+        boxes = [label.get_window_extent() for label in labels]
+        for left, right in zip(boxes[:-1], boxes[1:], strict=True):
+            if is_slanted:  # the distance between lines of text
+                assert (right.x0 - left.x0) * math.sin(angle) > 0.9 * labels[0].get_fontsize() * figure.dpi / 72
+            else:
+                assert left.x1 <= right.x0
+    assert boxes[-1].x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(("shape", "factors"), [((1, 40, 4), (1, 4)), ((1, 3, 24), (3, 1)), ((1, 8, 24), (1, 1))])
+def test_narrow_images_are_widened(shape: tuple[int, ...], factors: tuple[int, int]) -> None:
+    model, x, _ = make_model(shape)
+    image = np.asarray(plot_analogies(model, x[:1]).axes[0].images[0].get_array())[..., 0]
+    zoom = math.ceil(64 / (max(shape)))
+    rows, columns = (zoom * factor for factor in factors)
+    expected = x[0, 0].numpy().repeat(rows, 0).repeat(columns, 1)
+    np.testing.assert_allclose(image[: len(expected), : expected.shape[1]], expected, rtol=1e-6)
+    assert (image[:, expected.shape[1]] == 1.0).all()  # the gap
+
+
+def test_the_legend_of_a_latent_map_leaves_title_and_points_room() -> None:
+    model, x, y = make_model((1, 8, 8))
+    figure: Any = plot_latent_map(model, x, y, class_names=NAMES, labelled=y == 0)
+    figure.draw_without_rendering()
+    legend, title, axes = (part.get_window_extent() for part in (figure.legends[0], figure._suptitle, figure.axes[0]))
+    assert not legend.overlaps(title)
+    assert axes.x1 < legend.x0 < legend.x1 <= figure.bbox.x1
+    short: Any = plot_latent_map(model, x, y)
+    short.draw_without_rendering()
+    assert axes.width > 0.8 * short.axes[0].get_window_extent().width
