@@ -98,6 +98,18 @@ def suggest_names(path: Path, known: Sequence[str] = ()) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+def suggest_conversion(path: Path) -> str:
+    """Return a sentence on converting a Matrix Market file, at a path or in that folder, for none reads it."""
+    found = [path] if path.is_file() else [*path.glob("*.mtx*"), *path.glob("*/*.mtx*")] if path.is_dir() else []
+    file = next((file for file in found if file.name.endswith((".mtx", ".mtx.gz"))), None)
+    if file is None:
+        return ""
+    return (
+        f" Convert {file} by scipy.sparse.save_npz('cells.npz', scipy.io.mmread({str(file)!r}).T.tocsr()), or with "
+        f"names by scanpy.read_10x_mtx({str(file.parent)!r}).write('cells.h5ad')."
+    )
+
+
 def check_memory(num_bytes: int, what: str) -> None:
     """Raise ``ValueError`` if something would take more memory than is available, where the system (Linux) tells."""
     try:

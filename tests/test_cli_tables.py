@@ -1,10 +1,12 @@
 """Tables on the command line: training, predictions, errors, samples, and wrong use."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 import yaml
 from sklearn.datasets import load_wine
 
@@ -228,3 +230,21 @@ def test_own_files_keep_all_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x_train=np.zeros((9, 2)), y_train=np.arange(9) % 3)
     for data, expected in ((str(tmp_path / "mine.npz"), "all"), (str(tmp_path), "all"), ("digits", 100)):
         assert parse_flags("m2", ["--data", data]).num_labels == expected
+
+
+@pytest.mark.parametrize("data", ["cells", "cells/matrix.mtx", "parent", "cells/matrix.mtx --label type"])
+def test_files_of_matrix_market_are_to_be_converted(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = np.arange(6).reshape(3, 2)  # three genes of two cells
+    for folder in ("cells", "parent/filtered"):
+        (tmp_path / folder).mkdir(parents=True)
+        scipy.io.mmwrite(tmp_path / folder / "matrix.mtx", scipy.sparse.csr_matrix(counts))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "m2", *data.split()]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    advice = re.search(r"Convert \S+ by (scipy.sparse.save_npz\(.*\.tocsr\(\)\)), or with names by scanpy", error)
+    assert advice is not None
+    exec(advice[1], {"scipy": scipy})  # noqa: S102
+    assert (scipy.sparse.load_npz("cells.npz").toarray() == counts.T).all()

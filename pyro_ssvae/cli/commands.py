@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pyro_ssvae._arrays import as_images
+from pyro_ssvae._io import suggest_conversion
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.images import has_colour
 from pyro_ssvae.data.readers import read_npz
@@ -183,7 +184,10 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
             return find_defaults(values | chosen | given, given) | chosen
         unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
         if unused and not rows:
-            raise ValueError(f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none.")
+            raise ValueError(
+                f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none."
+                f"{suggest_conversion(Path(data))}"
+            )
         if values.get("num_labels") and "num_labels" not in given and Path(data).exists():
             chosen["num_labels"] = "all"  # those of the user
         if likelihood and values["features"] is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_ssvae._arguments import as_count, check_choice
-from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae._io import check_memory, check_path, suggest_conversion
 from pyro_ssvae.data.labels import UNLABELLED
 from pyro_ssvae.data.storage import ItemSource
 
@@ -160,7 +160,8 @@ def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     hidden = re.compile(r"\..*|__MACOSX")
     files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
     if not files:
-        raise ValueError(f"{folder} holds no image; looked for {', '.join(sorted(_SUFFIXES))} at any depth.")
+        looked = f"looked for {', '.join(sorted(_SUFFIXES))} at any depth."
+        raise ValueError(f"{folder} holds no image; {looked}{suggest_conversion(folder)}")
     common = os.path.commonpath([file.parent for file in files])
     return folder / common, [file.relative_to(common) for file in files]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_count, as_path
 from pyro_ssvae._arrays import as_images
-from pyro_ssvae._io import suggest_names
+from pyro_ssvae._io import suggest_conversion, suggest_names
 from pyro_ssvae.data.labels import select_last
 from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source
@@ -81,7 +81,7 @@ def load_named(
         raise ValueError(
             f"There is no data set named {name!r}; known: {', '.join(DATASET_NAMES)}. For your own files use FILE.npz, "
             "a folder of images or, in Python, SemiSupervisedData.from_arrays."
-            f"{suggest_names(Path(name), DATASET_NAMES)}"
+            f"{suggest_names(Path(name), DATASET_NAMES)}{suggest_conversion(Path(name))}"
         )
     if name == "digits":
         return _load_digits(num_validation, seed)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae._io import check_memory, check_path, suggest_conversion
 
 _IDX_UINT8 = 0x08
 _LARGEST_IDX = 2**28  # bytes; the largest file of MNIST has 47 million
@@ -61,6 +61,7 @@ def read_npz(
         raise ValueError(
             f"{path} is not an .npz file (a zip archive of arrays), or an incomplete one; write it by "
             f"numpy.savez(path, {', '.join(f'{name}=...' for name in required or optional[:1])})."
+            f"{suggest_conversion(path)}"
         )
     try:
         with zipfile.ZipFile(path) as archive:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
-from pyro_ssvae._io import check_path
+from pyro_ssvae._io import check_path, suggest_conversion
 from pyro_ssvae.data.readers import open_row_groups
 from pyro_ssvae.errors import MissingPackageError
 
@@ -327,7 +327,10 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
     check_path(path, "a file or folder of examples", Path.exists)
     files = list_shards(path)
     if not files and event_shape is None:
-        raise ValueError(f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images.")
+        raise ValueError(
+            f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images."
+            f"{suggest_conversion(path)}"
+        )
     if not files and event_shape is not None:
         from pyro_ssvae.data.images import open_images  # which needs this module
 
@@ -350,7 +353,8 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
 
             return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
     known = f"{', '.join(_SHARDS)}, .npz (a sparse matrix) and .h5ad"
-    raise ValueError(f"{path} is of no kind that is read; these are {known}, and folders of the first three.")
+    words = f"is of no kind that is read; these are {known}, and folders of the first three."
+    raise ValueError(f"{path} {words}{suggest_conversion(path)}")
 
 
 @contextmanager
