@@ -117,7 +117,10 @@ def test_an_interruption_saves_and_says_how_to_continue(
         else:
             patch.setattr("pyro_ssvae.cli.main.report", interrupt)
         assert main(["train", "m2", *TINY, "--out", str(tmp_path / "run")]) == 130
-    assert f"Continue with: pyro-ssvae train m2 --resume {tmp_path / 'run'}\n" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert f"Continue with: pyro-ssvae train m2 --resume {tmp_path / 'run'}\n" in captured.out
+    assert "resume=True" not in captured.err
+    assert ("The state is saved.\n" in captured.err) == (during == "training")
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
     assert main(["report", str(tmp_path / "run")]) == 2

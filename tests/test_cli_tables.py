@@ -209,7 +209,7 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         ),
         (
             ["predict", "run", "al.csv"],
-            "al.csv does not exist; a table, a file or folder of rows, an .npz file or a folder of images is",
+            "al.csv does not exist; a table, a file or folder of rows, an .npz file, an image or a folder of images is",
         ),
         (["evaluate", "run", "all.csv", "--label", "hue"], "holds the class 'bright', which is none of barbera"),
         (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),

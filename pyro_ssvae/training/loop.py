@@ -207,7 +207,8 @@ class Loop:
             raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
         if stopped_by not in ("SIGINT", "SIGTERM"):
             return result
-        saved = "" if folder is None else f" The state is saved; continue with resume=True, out={str(folder.path)!r}."
+        how = "" if "command" in settings else f"; continue with resume=True, out={str(getattr(folder, 'path', ''))!r}"
+        saved = "" if folder is None else f" The state is saved{how}."  # a command says by itself how to continue
         if progress or folder is not None:
             print(f"Stopped by {stopped_by} after step {self.step} of {self.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
@@ -256,9 +257,8 @@ class Loop:
         if state is not None:
             restore(self, state)
             before, now = state.get("processes", 1), self.ranks.size
-            changed = "" if before == now else f" Processes: {now}, {before} before; the same numbers but for rounding."
-            words = f"Continuing the run in {folder.path} after step {self.step} of {self.total}.{changed}"
-            print(words, file=sys.stderr)
+            more = "" if before == now else f" Processes: {now}, {before} before; the same numbers but for rounding."
+            print(f"Continuing the run in {folder.path} after step {self.step} of {self.total}.{more}", file=sys.stderr)
         folder.write_config(config)
         if self.data.split is not None:
             folder.write_split(self.data.split)
