@@ -385,7 +385,11 @@ class SemiSupervisedData:
         Raises:
             FileNotFoundError: If there is no such folder.
             TypeError: If an argument has the wrong type.
-            ValueError: If it holds no image, damaged ones, too few, or a test image of a class without training images.
+            ValueError: If it holds no image, damaged ones, too few, a test image of a class without training images, or
+                a class called ``None``, ``nan`` or ``-1``.
+
+        Warns:
+            UserWarning: If all images lie in one folder, those of 16 bits use few of them, or files have several pages.
         """
         numbers: Any = {"image_size": image_size, "num_validation": num_validation, "num_test": num_test}
         how: Any = {"classes_in_names": classes_in_names, "on_error": on_error, "on_disk": on_disk}
