@@ -41,6 +41,7 @@ from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.generation import generate_x
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
@@ -268,13 +269,14 @@ def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) 
     if len(model.event_shape) > 1:
         raise ValueError(f"--out {args.out}: examples of shape {tuple(model.event_shape)} fit into no table; use .npz.")
     number = as_count(args.num_samples, "--num-samples", least=1)
-    y = model.generate(number, label)[1] if hasattr(model, "generate") and model.num_classes is not None else None
+    y = None
     with torch.no_grad():
         if hasattr(model, "sample"):
             x = model.sample(number)
         else:
-            z = model.prior().sample((number,))
-            x = (model.decode(z) if y is None else model.decode(y, z)).sample()
+            classes = None if label is None else model.generate(number, label)[1]
+            distribution, y = generate_x(model, number, classes)
+            x = distribution.sample()
     names = model.feature_names or [f"x{column}" for column in range(x.shape[1])]
     found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
     for name, words in model.categories.items():
