@@ -202,6 +202,7 @@ class _Counts(Likelihood):
     The decoder's mean counts are relative to those of the columns.
     """
 
+    of_counts = True
     _mean: Tensor | None
     _axes: Tensor | None
     _unit_names = ("_shift", "_unit", "_mean", "_axes")

@@ -40,6 +40,7 @@ class Likelihood(Configurable):
         num_params: Raw numbers per element of ``x`` that the decoder must return.
         name: Name in results and saved configurations.
         unit_interval: Whether the support is [0, 1].
+        of_counts: Whether the support is 0, 1, 2, ...
         real_valued: Whether :meth:`forward` passes location and scale through :meth:`in_units`, so that units may be
             estimated.
         missing: Whether ``x`` may have missing values (NaN); set by the model, from its argument of that name.
@@ -48,6 +49,7 @@ class Likelihood(Configurable):
     num_params: int
     name: str
     unit_interval: bool = False
+    of_counts: bool = False
     real_valued: bool = False
     missing: bool = False
     _shift: Tensor | None

@@ -338,6 +338,8 @@ def _check_scale(model: Any, low: float, high: float) -> None:
             f"x spans [{low:g}, {high:g}], and the likelihood of the model, {getattr(likelihood, 'name', '')}, needs "
             f"values in [0, 1].{advice or ' Scale x as in training.'}"
         )
+    if low < 0.0 and getattr(likelihood, "of_counts", False):
+        raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ... as in training.")
     if advice and model._data_range is not None:
         least, most = model._data_range
         width = max(most - least, abs(most))

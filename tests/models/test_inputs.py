@@ -178,3 +178,12 @@ def test_double_precision_of_other_models() -> None:
     ddgm = DDGM.for_data(table)
     fit(EnergyObjective.for_data(ddgm, table), table, config, progress=False)
     assert ddgm.energy(table.x).dtype == torch.float64
+
+
+def test_negative_numbers_are_no_counts() -> None:
+    counts = torch.poisson(torch.full((40, 3), 2.0))
+    data = SemiSupervisedData.from_arrays(counts, torch.arange(40) % 2)
+    model = M2.for_data(data, likelihood="negative_binomial", latent_dim=2, hidden_dims=(4,))
+    model.predict(counts)
+    with pytest.raises(ValueError, match=r"x holds -3, and the likelihood of the model is of counts 0, 1, 2"):
+        model.predict(torch.where(counts == counts.max(), -3.0, counts))
