@@ -268,12 +268,13 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
     Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
     changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows; both
-    are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of nats or
-    thousands, has a tenth of its weight in J^α, in colour a hundredth. Predictions are aligned with the class prior if
-    it is fixed, for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and
-    alignment with equal shares then does much harm. Without any label there is no consistency, as confident predictions
-    would be arbitrary.
+    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows;
+    both are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
+    nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with fewer rows
+    than columns (but those of counts) the square of their ratio: with its whole weight the noise of the columns
+    decides q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and only
+    if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does much
+    harm. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -300,6 +301,9 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
+        columns = 0 if getattr(module, "bound_of_latents", False) else _count_measured(module, data)
+        if len(data.x) < columns:
+            found["bound_weight"] = (len(data.x) / columns) ** 2
     else:
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
@@ -338,6 +342,15 @@ def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     variances = variances.clamp_min(_LEAST_SHRINKAGE * float(covariance.diag().mean()))
     found[columns] = (directions**2 / variances).sum(1) * covariance.diag() > 1.0 / _LEAST_RESIDUAL
     return found
+
+
+def _count_measured(module: Any, data: SemiSupervisedData) -> int:
+    """Return the number of columns of a table whose likelihood is not one of counts."""
+    likelihood = getattr(module, "likelihood", None)
+    if isinstance(likelihood, Mixed):
+        parts = zip(likelihood.columns, likelihood.parts, strict=True)
+        return sum(len(columns) for columns, part in parts if not part.of_counts)
+    return 0 if getattr(likelihood, "of_counts", False) else data.event_shape[0]
 
 
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:

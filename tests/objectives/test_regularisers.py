@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.distributions import Bernoulli, Categorical, FixedClassPrior, Gaussian, Mixed
+from pyro_ssvae.estimators import M2Classifier
 from pyro_ssvae.objectives import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 from pyro_ssvae.objectives.regularisers import exchange_unpredicted
 
@@ -209,6 +210,23 @@ def test_consistency_follows_the_class_prior() -> None:
     ):
         found = SemiSupervisedELBO.for_data(M2.for_data(data, class_prior=prior), data).config()["consistency"]
         assert (found["align"], found["shares"]) == (align, shares)
+
+
+def test_the_bound_of_tables_with_fewer_rows_than_columns_has_less_weight() -> None:
+    rng = np.random.default_rng(0)
+    y = np.where(np.arange(100) < 20, np.arange(100) % 2, -1)
+    for number, likelihood, weight in ((80, "gaussian", 1.0), (400, "gaussian", 0.0625), (400, "poisson", 1.0)):
+        data = SemiSupervisedData.from_arrays(rng.poisson(3.0, (100, number)).astype(float), y)
+        objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood=likelihood), data)
+        assert objective.bound_weight == weight
+    classes = np.arange(300) % 2
+    x = rng.normal(size=(300, 1000)) + np.outer(2 * classes - 1, rng.normal(size=1000) * (np.arange(1000) < 100) * 0.4)
+    few = np.where(np.arange(300) < 20, classes, -1)
+    accuracy = {
+        weight: M2Classifier(bound_weight=weight, max_steps=200, random_state=0).fit(x, few).score(x[20:], classes[20:])
+        for weight in (None, 1.0)
+    }
+    assert accuracy[None] > max(0.9, accuracy[1.0])
 
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
