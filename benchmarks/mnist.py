@@ -72,6 +72,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     default: dict[str, Any] = {"model": {"pose": True}}  # as for_data chooses for MNIST
     found = [Run("m2", f"default-{n}", num_labels=n, **default) for n in (600, 1000, 3000)]
     found += [Run("m2", f"no-pose-{n}", num_labels=n) for n in (600, 1000, 3000)]
+    longer: dict[str, Any] = default | {"objective": {"bound_weight": 0.1}, "training": {"max_steps": 8000}}
+    found += [Run("m2", f"long-{n}", num_labels=n, **longer) for n in (600, 1000, 3000)]
     found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
     found += [Run("m2", "pure-constant-kl-100", **pure | {"training": PURE.training | constant_kl})]
     # J^alpha alone on MLPs, with an alpha that is too small or too large.

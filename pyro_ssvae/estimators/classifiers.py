@@ -49,8 +49,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
-            default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour, and for
-            tables with fewer rows than columns.
+            default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour, and
+            for tables with fewer rows than columns.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
             the columns (with ``class_prior="auto"`` but for those that others predict) have values of other examples;
             of images: when they are augmented. On tables this is its weight up to five labels a class, from where it
