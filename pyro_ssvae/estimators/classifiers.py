@@ -43,18 +43,19 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the class frequencies, on tables, as the mean prediction of a logistic
-            regression and a random forest trained on the labelled rows, then of an M2 trained for 500 steps with this
-            prior, both moved towards equal frequencies the less certain they are; ``"uniform"``, ``"map"`` (learned),
-            ``"dirichlet"`` (inferred), or known probabilities, one for each of the sorted classes.
+        class_prior: ``"auto"`` estimates the class frequencies of a table in two steps: as the mean prediction of a
+            logistic regression and a random forest trained on the labelled rows, then as that of an M2 trained for 500
+            steps with the first estimate. Each is moved towards equal frequencies, the more the less certain it is.
+            Or ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of
+            the sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
             default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour, and
             for tables with fewer rows than columns.
         consistency_weight: Weight of the consistency of predictions: a confident one must also hold when a fifth of
             the columns (with ``class_prior="auto"`` but for those that others predict) have values of other examples;
-            of images: when they are augmented. On tables this is its weight up to five labels a class, from where it
-            falls in proportion. If it and ``bound_weight`` are 0, the classifier learns from labels alone.
+            of images: when they are augmented. On tables it is multiplied by min(1, 5 K / L), with L labels of K
+            classes. If it and ``bound_weight`` are 0, the classifier learns from labels alone.
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.

@@ -137,9 +137,8 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
         k = int(gaps[0].argmin())
         warnings.warn(
             f"The class prior gives class {names[k]} a share of {prior[k]:.0%}, and a classifier of the labels alone "
-            f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: give known "
-            "shares (class_prior=[...] of an estimator, FixedClassPrior of M2), or learn them (class_prior='map', "
-            "--class-prior map).",
+            f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: in Python "
+            "give M2 or an estimator the known shares, or learn them by class_prior='map'.",
             UserWarning,
             stacklevel=4,
         )
