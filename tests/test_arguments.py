@@ -210,7 +210,7 @@ def test_what_is_not_supported_is_said() -> None:
     from_arrays = ss.SemiSupervisedData.from_arrays
     refuse(lambda: from_arrays(X, Y + 0.25), ValueError, r"y\[0\] is 0.25; .*\(regression\) is not supported")
     images = np.full((2, 1, 3, 3), np.nan)
-    refuse(lambda: from_arrays(images), ValueError, "values that are NaN.*Drop those examples or fill")
+    refuse(lambda: from_arrays(images), ValueError, "values that are NaN.*Leave out those examples, or fill")
     refuse(lambda: from_arrays(X, Y, sample_weight=Y), TypeError, "no argument sample_weight. .*have no weights")
     more = from_arrays(X, np.where(np.arange(8) == 7, 3, Y))
     refuse(lambda: ss.fit(make_objective(), more), ValueError, "has 3 classes, the data 4.*gets no further classes")

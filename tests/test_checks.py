@@ -90,8 +90,12 @@ def test_examples_of_read_only_and_strided_arrays():
         (np.float64(3), ValueError, r"shape \(\); \(N, D\) or"),
         (np.zeros((0, 2)), ValueError, "no values; at least one example"),
         (np.zeros((2, 0)), ValueError, "no values; at least one example"),
-        ([[0.0], [np.nan]], ValueError, r"1 values that are NaN.*in 1 of 2 examples, the first in x\[1\];.*Drop"),
-        ([[np.inf], [0.0]], ValueError, r"the first in x\[0\];"),
+        (
+            [[0.0], [np.nan]],
+            ValueError,
+            r"1 values that are NaN.*in 1 of 2 examples, the first in x\[1\], column 0;.*Leave out",
+        ),
+        ([[np.inf], [0.0]], ValueError, r"the first in x\[0\], column 0;"),
         (
             np.full((5, 2), np.nan),
             ValueError,

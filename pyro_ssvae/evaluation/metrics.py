@@ -45,7 +45,7 @@ _LEAST_LABELS = 5  # of each class, on average
 _APART = 0.2  # total variation from which shares contradict a class prior
 _CHECK_BATCH_SIZE = 4096
 _SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
-_BY_EXAMPLE = ("log_px", "standard_error", "effective_samples", "log_px_given_y", "log_py", "log_joint")
+_BY_EXAMPLE = ("log_px", "standard_error", "effective_samples", "log_px_given_y", "log_prior", "log_joint")
 _MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
@@ -154,8 +154,8 @@ class LogLikelihood:
             draw.
         effective_samples: Effective sample size :math:`(\sum W)^2 / \sum W^2`, shape ``(N,)``, of ``num_samples``.
         log_px_given_y: log p(x|y), shape ``(N, K)``; ``None`` for a model without classes, with a p(y|z) or a masked y.
-        log_py: log p(y), shape ``(K,)``, or ``(N, K)`` where it is not the same for all examples; ``None`` for a model
-            without classes, with a p(y|z), whose mean over p(z) is not computed, or a masked y.
+        log_prior: log p(y) of each example, shape ``(N, K)``; ``None`` for a model without classes, with a p(y|z),
+            whose mean over p(z) is not computed, or a masked y.
         num_samples: Draws per example and class.
         log_joint: log p(x, y), shape ``(N, K)``; ``None`` for a model without classes.
     """
@@ -164,9 +164,15 @@ class LogLikelihood:
     standard_error: Tensor
     effective_samples: Tensor
     log_px_given_y: Tensor | None
-    log_py: Tensor | None
+    log_prior: Tensor | None
     num_samples: int
     log_joint: Tensor | None = None
+
+    @property
+    def log_py(self) -> Tensor | None:
+        """The logarithm of p(y), ``(K,)``, or ``(N, K)`` where examples differ; ``None`` where ``log_prior`` is."""
+        same = self.log_prior is not None and torch.equal(self.log_prior, self.log_prior[:1].expand_as(self.log_prior))
+        return self.log_prior[0] if same and self.log_prior is not None else self.log_prior
 
     @property
     def mean(self) -> float:
@@ -263,8 +269,6 @@ def log_likelihood(
             done += len(batch)
             if progress is not None:
                 progress(done)
-    if (log_py := joined.get("log_py")) is not None and torch.equal(log_py, log_py[:1].expand_as(log_py)):
-        joined["log_py"] = log_py[0].clone()
     return replace(found, **joined)
 
 
@@ -340,7 +344,7 @@ def _estimate_batch(
         standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
         effective_samples=(2.0 * total.first - total.second).exp().cpu(),
         log_px_given_y=given_y,
-        log_py=log_py,
+        log_prior=log_py,
         log_joint=joint,
         num_samples=num_samples,
     )
