@@ -196,7 +196,7 @@ def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int
         )
 
 
-def warn_about_columns(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+def warn_about_far_values(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
     """Warn of columns of a table with a value far from all others, a code for missing ones, say; of its first rows."""
     x, found = np.asarray(x[:_MOST_CHECKED], np.float64), []
     if not len(x):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_path, as_scale, checked
-from pyro_ssvae._arrays import as_examples, holds_missing, to_numpy, warn_about_columns, warn_about_offsets
+from pyro_ssvae._arrays import as_examples, holds_missing, to_numpy, warn_about_far_values, warn_about_offsets
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named
@@ -204,7 +204,7 @@ class SemiSupervisedData:
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         if not isinstance(x, ExampleSource) and examples.dim() == 2:
             columns, values = range(examples.shape[1]), to_numpy(x, "x")
-            warn_about_columns(values, columns, stacklevel=4)
+            warn_about_far_values(values, columns, stacklevel=4)
             warn_about_offsets(values, columns, stacklevel=4)
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples)

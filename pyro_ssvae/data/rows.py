@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_path
-from pyro_ssvae._arrays import MAX_DENSE, as_examples, warn_about_columns, warn_about_offsets
+from pyro_ssvae._arrays import MAX_DENSE, as_examples, warn_about_far_values, warn_about_offsets
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.readers import find_values, read_column
@@ -136,7 +136,7 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     empty = [column for column, values in zip(names, numbers.T, strict=True) if np.isnan(values).all()]
     if empty and len(numbers):
         raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
-    warn_about_columns(numbers, names, stacklevel=7)
+    warn_about_far_values(numbers, names, stacklevel=7)
     warn_about_offsets(numbers, names, stacklevel=7)
     return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
 

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
-from pyro_ssvae._arrays import find_offsets, warn_about_columns
+from pyro_ssvae._arrays import find_offsets, warn_about_far_values
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.storage import open_source
@@ -156,7 +156,7 @@ class DeepEstimator(BaseEstimator):
         missing = np.isnan(rows)
         if empty := [str(names[column]) for column in np.flatnonzero(missing.all(0))]:
             raise ValueError(f"No row of X has a value in column {', '.join(empty[:10])}; leave such columns out.")
-        warn_about_columns(rows, names, stacklevel=5)
+        warn_about_far_values(rows, names, stacklevel=5)
         self._offsets = find_offsets(rows)
         self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
 

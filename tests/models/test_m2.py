@@ -18,10 +18,6 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
-from pyro_ssvae.models import data_plate
-from pyro_ssvae.models.diagnostics import class_control
-from pyro_ssvae.models.generation import decode_means
-from pyro_ssvae.plots import plot_samples
 
 IMAGE = (1, 8, 8)
 
@@ -327,78 +323,6 @@ def test_images_in_colour_have_networks_likelihood_and_augmentation_of_their_own
     plain = M2.for_data(grey, latent_dim=2, hidden_dims=(16,))
     assert plain.config()["arguments"].get("networks", "mlp") == "mlp"
     assert "crop" in SemiSupervisedELBO.for_data(plain, grey).config()["augmentation"]  # it fills the frame
-
-
-class _StyleByClass(M2):
-    """The centre of z is ten times the class, and x follows z alone, with a mean of z[0]."""
-
-    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        with data_plate(x, size):
-            y = pyro.sample("y", dist.Categorical(logits=self.class_prior.model()), obs=y)
-            z = pyro.sample("z", dist.Normal(10.0 * y.unsqueeze(-1).expand(*y.shape, 3), 0.1).to_event(1))
-            mean = z[..., :1, None, None].expand(*z.shape[:-1], *IMAGE)
-            pyro.sample("x", dist.Normal(mean, 2.0).to_event(3), obs=x)
-
-
-class _OtherNames(M2):
-    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        with data_plate(x, size):
-            pyro.sample("image", dist.Normal(torch.zeros(IMAGE), 1.0).to_event(3), obs=x)
-
-
-def test_a_subclass_generates_by_its_own_model() -> None:
-    torch.manual_seed(0)
-    m2 = _StyleByClass(IMAGE, 3, latent_dim=3, hidden_dims=(16,), class_prior=FixedClassPrior(3, [0.7, 0.2, 0.1]))
-    for y in (2, torch.tensor([0, 1, 2, 1]), None):
-        x, classes = m2.generate(4 if y is not None else 1000, y)
-        assert (x - 10.0 * classes.view(-1, 1, 1, 1)).abs().max() < 0.5
-    torch.testing.assert_close(classes.bincount() / 1000, torch.tensor([0.7, 0.2, 0.1]), atol=0.05, rtol=0.0)
-    z = torch.full((3, 5, 3), 7.0)
-    assert torch.equal(decode_means(m2, torch.arange(3).unsqueeze(-1), z), torch.full((3, 5, *IMAGE), 7.0))
-    m2.classify = lambda x: -(x.mean((1, 2, 3)).unsqueeze(-1) - 10.0 * torch.arange(3)).abs()
-    assert class_control(m2, torch.rand(5, *IMAGE))["samples"] == 1.0
-    assert plot_samples(m2, num_columns=2, value_range=(0.0, 20.0)) is not None
-
-
-def test_a_model_with_other_sites_generates_by_prior_and_decoder_and_says_so() -> None:
-    torch.manual_seed(0)
-    m2 = _OtherNames(IMAGE, 3, latent_dim=3, hidden_dims=(16,))
-    with pytest.warns(UserWarning, match="_OtherNames.model has no site x"):
-        x, _ = m2.generate(2, 1)
-    assert x.shape == (2, *IMAGE)
-
-
-class _PassesOn(M2):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.centre = nn.Embedding(self.num_classes, self.latent_dim)
-
-
-class _SetsNetworks(_PassesOn):
-    def __init__(self, event_shape: tuple[int, ...], num_classes: int, **options: Any) -> None:
-        super().__init__(event_shape, num_classes, networks="mlp", **options)
-
-
-def test_subclasses_that_pass_arguments_on_have_the_defaults_of_their_base(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    data = SemiSupervisedData.from_arrays(x, torch.arange(60) % 3)
-    plain, passes, sets = (cls.for_data(data, latent_dim=2) for cls in (M2, _PassesOn, _SetsNetworks))
-    assert plain.likelihood.name == passes.likelihood.name == sets.likelihood.name == "discretised_logistic"
-    assert type(plain.encoder) is type(passes.encoder)
-    assert type(sets.encoder) is type(make_m2().encoder)
-    for name, value in plain.state_dict().items():
-        assert torch.equal(value, passes.state_dict()[name])
-    pyro_ssvae.save(passes, tmp_path)
-    loaded = pyro_ssvae.load(tmp_path, cls=_PassesOn)
-    assert torch.equal(loaded.centre.weight, passes.centre.weight)
-
-    rows = torch.randn(60, 4, generator=generator)
-    rows[::7, 1] = torch.nan
-    table = SemiSupervisedData.from_arrays(rows, torch.arange(60) % 3)
-    assert _PassesOn.for_data(table, latent_dim=2).missing
-    with pytest.raises(TypeError, match="multiple values"):
-        _SetsNetworks.for_data(data, networks="conv")
 
 
 def test_the_likelihood_of_grey_images_and_the_weight_of_its_bound_follow_their_values() -> None:
