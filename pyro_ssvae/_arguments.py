@@ -56,7 +56,7 @@ _RANGES = {
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
-        "top_k num_particles generator_steps num_samples": _Range(1, _MAX_COUNT),
+        "top_k num_particles generator_steps num_samples devices": _Range(1, _MAX_COUNT),
         "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
         "negative_weight weight rotation log_scale shear shift strength crop brightness contrast saturation": _Range(0),
@@ -84,7 +84,7 @@ _MADE_BY = {
 _NO_WEIGHTS = "Examples and classes have no weights: repeat the examples that should count more."
 _UNSUPPORTED = {
     **dict.fromkeys(("sample_weight", "sample_weights", "class_weight", "class_weights", "weights"), _NO_WEIGHTS),
-    "devices": "Training runs on one device: TrainingConfig(device='cuda:1').",
+    "devices": "It is an argument of fit: fit(objective, data, devices=2) trains on several processes.",
 }
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])

@@ -81,11 +81,14 @@ class TrainingFailedError(_TrainingStoppedError):
 
 
 class NonFiniteLossError(_TrainingStoppedError):
-    """The loss became infinite or not a number.
+    """The loss, or a weight, became infinite or not a number.
 
-    ``step`` is the first such step, counted from 1, ``checkpoint`` the last one written before it, or ``None``.
+    ``step`` is the first step with such a loss, or the step at which such weights were found, counted from 1;
+    ``checkpoint`` is the last one written before it, or ``None``.
     """
 
-    def __init__(self, step: int, checkpoint: Path | None) -> None:
+    def __init__(
+        self, step: int, checkpoint: Path | None, what: str = "The loss is not finite from step {} on."
+    ) -> None:
         remedy = "Try a smaller learning rate or gradient clipping (gradient_clip=10), and check the data's scale."
-        super().__init__(f"The loss is not finite from step {step} on.", step, checkpoint, remedy)
+        super().__init__(what.format(step), step, checkpoint, remedy)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
-from pyro_ssvae._arrays import to_numpy
+from pyro_ssvae._arrays import as_array, to_numpy
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots import style
 
 _MAX_NAMED_CLASSES = 20  # more have no counts in cells and a colour bar for a legend
+_MAX_CLASSES = 2000  # of a confusion matrix
 _SHORT_NAME = 10  # characters
 _SAMPLES_PER_CLASS = 200
 _COLOUR_LIMIT = 2.0  # standard deviations
@@ -36,14 +37,15 @@ def plot_confusion_matrix(
     """Draw how many examples of each true class (rows) are predicted as each class (columns).
 
     Counts are written for up to 20 classes, in cells coloured by their share of the true class in percent. The title
-    is followed by the error. Without names ``K`` is the number of classes that occur.
+    is followed by the error. Without names there are as many classes as the largest
+    number needs.
 
     Example:
         >>> figure = plot_confusion_matrix([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"])
         >>> figure.get_suptitle()
         'Confusion matrix: error 25.00% (1 of 4 examples)'
     """
-    num_examples = to_numpy(y_true, "y_true").size
+    num_examples = as_array(y_true, "y_true").size
     given = None if class_names is None else len(class_names)
     true, pred = (
         style.as_classes(y, name, num_examples, given) for y, name in ((y_true, "y_true"), (y_pred, "y_pred"))
@@ -51,6 +53,8 @@ def plot_confusion_matrix(
     if num_examples == 0:
         raise ValueError("y_true is empty, so there is no error; pass at least one example.")
     num_classes = given or int(max(true.max(), pred.max())) + 1
+    if num_classes > _MAX_CLASSES:
+        raise ValueError(f"There are {num_classes:,} classes, and at most {_MAX_CLASSES:,} can be drawn.")
     names = style.as_class_names(class_names, num_classes)
     counts = np.bincount(true * num_classes + pred, minlength=num_classes**2).reshape(num_classes, num_classes)
     percent = 100.0 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -205,7 +209,7 @@ def _name_features(model: Any, number: int) -> list[str]:
     for name in model.feature_names or map(str, range(number)):
         words = model.categories.get(name, ())
         names += [f"{name}: {word}" for word in words] if len(words) > 2 else [name]
-    return names
+    return [style.escape(name) for name in names]
 
 
 def _flatten(x: Tensor) -> NDArray[np.float64]:
@@ -267,8 +271,8 @@ def _as_mask(labelled: Any, num_examples: int) -> NDArray[np.bool_]:
     mask = to_numpy([False] * num_examples if labelled is None else labelled, "labelled")
     if mask.shape != (num_examples,) or not np.isin(mask, (0, 1)).all():
         raise ValueError(
-            f"labelled has shape {mask.shape}; one boolean for each of the {num_examples} examples is needed, for "
-            "example data.y >= 0."
+            f"labelled has shape {mask.shape} and holds {np.unique(mask)[:3]}; one boolean for each of the "
+            f"{num_examples} examples is needed, for example data.y >= 0."
         )
     return mask.astype(bool)
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, new_figure, set_title, style_axes
+from pyro_ssvae.plots.style import ACCENT, ALARM, FAINT, INK, escape, new_figure, set_title, style_axes
 
 _COLOURS = (ACCENT, "#ffa90e", "#832db6", FAINT)
 
@@ -55,13 +55,7 @@ _PANELS = (
     _Panel(
         "Gradient of the energy in x, norm", "nats per unit of x", {"train/energy_gradient_norm": ""}, _BOUNDED, "log"
     ),
-    _Panel(
-        "Gradient of the loss, norm before clipping",
-        "",
-        {"train/gradient_norm": "all parameters"} | _GRADIENTS,
-        _BOUNDED,
-        "log",
-    ),
+    _Panel("Gradient of the loss, norm before clipping", "", _GRADIENTS, _BOUNDED, "log"),
     _Panel("Loss of negative augmentation", _EXAMPLE, {"train/negative_loss": ""}, "falls", "log"),
     _Panel("Entropy of the generator (estimate)", "nats + constant", {"train/entropy": ""}),
     _Panel("Standard deviation of samples", "", {"train/sample_std": ""}, "not near 0 (collapse)", "zero"),
@@ -91,7 +85,7 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
     columns = _read_columns(metrics)
     steps = columns["step"]
     best, title = _find_best(columns)
-    further = [_Panel(name, "", {name: ""}) for name in columns if name not in _KNOWN]
+    further = [_Panel(escape(name), "", {name: ""}) for name in columns if name not in _KNOWN]
     panels = [panel for panel in (*_PANELS, *further) if any(name in columns for name in panel.lines)]
     if not panels:
         raise ValueError(f"The metrics hold only {', '.join(columns)}; at least one more column of numbers is needed.")

@@ -113,6 +113,8 @@ def plot_nearest(
 def plot_energies(model: DDGM, x: Tensor, *, seed: int = 0) -> Figure:
     """Draw box plots of the energies of real, generated and corrupted images ``(N, C, H, W)``, preferably held-out."""
     x = style.check_examples(model, x)
+    if x.dim() != 4:
+        raise ValueError(f"Energies of corrupted images need examples (C, H, W), not {tuple(model.event_shape)}.")
     generator = torch.Generator().manual_seed(seed)
     images = {"real": x, "generated": sample_images(model, len(x), seed)}
     images |= {kind: corrupt_images(x, kind, generator) for kind in CORRUPTIONS}
@@ -188,6 +190,7 @@ def plot_landscape(model: DDGM, x: Tensor, *, num_samples: int = 2000, title: st
     """
     if tuple(model.event_shape) != (2,):
         raise ValueError(f"A landscape needs a model with event shape (2,), not {tuple(model.event_shape)}.")
+    x = style.check_examples(model, x)
     with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
     energy = model.energy(_GRID.points()).view(_GRID.size, _GRID.size).cpu().numpy()

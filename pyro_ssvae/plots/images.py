@@ -102,7 +102,7 @@ def _draw_pairs(pairs: NDArray[np.float64], captions: Sequence[str], colours: Se
     most = max(1, int(width / style.CHARACTER))  # characters of a line that fit below a cell
     captions = ["\n".join(textwrap.fill(line, most) for line in caption.split("\n")) for caption in captions]
     num_lines = max(caption.count("\n") + bool(caption) for caption in captions)
-    figure = style.new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.13 * num_lines + 0.12) + 0.5)
+    figure = style.new_figure(width * num_columns + 0.3, num_bands * (2 * height + 0.14 * num_lines + 0.12) + 0.8)
     # An incomplete band is padded with white, so that all bands have one scale.
     missing = [(0, 0), (0, num_bands * num_columns - len(captions)), (0, 0), (0, 0), (0, 0)]
     bands = np.split(np.pad(pairs, missing, constant_values=1.0), num_bands, axis=1)
@@ -198,6 +198,8 @@ def plot_traversals(
 
     These are the ``num_latents`` latents whose posterior means vary most over the examples.
     """
+    if not isinstance(model, M1):
+        raise ValueError(f"Traversals need an M1, not {type(model).__name__}; for its classes see plot_analogies.")
     x = style.check_examples(model, x)
     std = style.map_batches(model.transform, x).std(0, correction=0)
     chosen = std.argsort(descending=True)[: as_count(num_latents, "num_latents", least=1)].tolist()

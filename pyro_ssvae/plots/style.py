@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
-from pyro_ssvae._arrays import as_labels
+from pyro_ssvae._arrays import as_array, as_labels
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models import Model, generation
@@ -215,6 +215,8 @@ def as_classes(
     values: Any, name: str, num_examples: int, num_classes: int | None, *, allow_unlabelled: bool = False
 ) -> Tensor:
     """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known."""
+    if as_array(values, name).dtype.kind in "OUS":
+        raise TypeError(f"{name} holds words; numbers of classes are needed: their places in class_names.")
     y = as_labels(values, name, num_examples, allow_unlabelled=allow_unlabelled)
     if num_classes is not None and len(y) and int(y.max()) >= num_classes:
         raise ValueError(
@@ -229,7 +231,12 @@ def as_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[
     names = [str(name) for name in (range(num_classes) if class_names is None else class_names)]
     if len(names) != num_classes:
         raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each class.")
-    return names
+    return [escape(name) for name in names]
+
+
+def escape(name: str) -> str:
+    """Return a name as matplotlib writes it: there a dollar sign begins a formula."""
+    return name.replace("$", r"\$")
 
 
 def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -261,9 +268,9 @@ def to_tiles(
     Pixels of an image with one side more than three times as long as the other are repeated along the shorter one.
     """
     channels, height, width = as_image_shape(model.event_shape, image_shape)
-    low, high = value_range
-    if not low < high:
+    if not (isinstance(value_range, Sequence) and len(value_range) == 2 and value_range[0] < value_range[1]):
         raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
+    low, high = value_range
     images = x.detach().double().cpu().reshape(-1, num_columns, channels, height, width).movedim(2, -1).numpy()
     colours = np.clip((images - low) / (high - low), 0.0, 1.0)
     for axis, short, long in ((2, height, width), (3, width, height)):

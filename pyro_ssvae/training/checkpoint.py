@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.objectives.base import Validation
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # version of the format
 
+_DIGESTED = 1000  # examples, evenly spaced, of which a checkpoint knows whether they are the same
 _TENSOR = "$tensor"  # the only key of the object that stands for a tensor
 
 
@@ -31,6 +35,25 @@ class Best:
     evaluations_since: int = 0  # since the best score
     weights: dict[str, Tensor] = field(default_factory=dict)
     keep: bool = False  # whether it is worth keeping (:attr:`Validation.keep`)
+
+    def update(self, found: Validation, step: int, module: nn.Module, *, annealing: bool) -> bool:
+        """Choose the weights of an evaluation, unless earlier ones are better by more than chance; return whether.
+
+        Without a score, and while the weight of the KL is not yet what it will be, the latest weights count as the
+        best: a classifier may be at its best while the generative model is still poor. An evaluation that is not worth
+        keeping counts only until there is one that is.
+        """
+        if self.keep and not found.keep:
+            return False
+        score = float("-inf") if found.score is None or annealing else found.score
+        if annealing:
+            self.score = score  # a run may have ended before, whose schedule is now longer
+        self.evaluations_since = 0 if score >= self.score else self.evaluations_since + 1
+        if score + found.standard_error < self.score:
+            return False
+        self.score, self.step, self.keep = max(score, self.score), step, found.keep
+        self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        return True
 
 
 def pack(state: dict[str, Any]) -> bytes:
@@ -103,25 +126,48 @@ def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any], name
     optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def digest(data: SemiSupervisedData) -> str:
+    """Return a hash of the labels of training and validation examples, and of some of the examples."""
+    found = hashlib.sha256()
+    for x, y in ((data.x, data.y), (data.x_validation, data.y_validation)):
+        rows = sample_rows(x)
+        for part in (rows[:: max(1, len(rows) // _DIGESTED)], y):
+            found.update(f"{len(x)} {part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def get_state(loop: Loop) -> dict[str, Any]:
     """Return everything that a continued run needs to give the same numbers."""
     device = loop.fabric.device
     return {
         "format": _FORMAT,
         "processes": loop.ranks.size,
+        "data": loop.digest,
         "step": loop.step,
         "seconds": loop.seconds,
         **loop.train_step.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "metrics": loop.metrics,
-        "best": vars(loop.best),
+        "metrics": list(loop.metrics),
+        "best": dict(vars(loop.best)),
         "keep": loop.validation.keep,
     }
 
 
 def restore(loop: Loop, state: dict[str, Any]) -> None:
     """Restore the state of a run, or raise ``RunFolderError`` for one that does not fit."""
+    where = "" if loop.folder is None else f" in {loop.folder.path}"
+    if type(state.get("step")) is int and state["step"] > loop.total:
+        raise RunFolderError(
+            f"The run{where} has done {state['step']} steps, and the schedule that is given has {loop.total}: a "
+            "schedule can only be extended, by max_steps or max_epochs."
+        )
+    if state.get("data", "") != loop.digest:
+        raise RunFolderError(
+            f"The run{where} was trained on other data: examples, labels or validation examples differ. Choose another "
+            "folder, or use the data of before."
+        )
     try:
         _check_state(loop, state)
         loop.train_step.load_state_dict(state)
@@ -133,12 +179,11 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
         raise
     except Exception as error:  # a damaged state gives errors of many types
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        where = "" if loop.folder is None else f" {loop.folder.checkpoint}"
-        raise RunFolderError(
-            f"The checkpoint{where} does not fit this model and data, or is damaged ({why})."
-        ) from error
+        file = "" if loop.folder is None else f" {loop.folder.checkpoint}"
+        raise RunFolderError(f"The checkpoint{file} does not fit this model, or is damaged ({why}).") from error
     loop.validation = Validation(keep=state["keep"])
     loop.step, loop.seconds, loop.metrics = state["step"], state["seconds"], state["metrics"]
+    loop.saved_step = loop.step
 
 
 def _check_state(loop: Loop, state: dict[str, Any]) -> None:
@@ -150,8 +195,6 @@ def _check_state(loop: Loop, state: dict[str, Any]) -> None:
     if weights != {}:
         check_like(weights, loop.objective.module.state_dict(), "best/weights")
     step, seconds = state["step"], state["seconds"]
-    if not 0 <= step <= loop.total:
-        raise ValueError(f"{step} steps are done, and the schedule has {loop.total}; it can only be extended")
     if not (0 <= best["step"] <= step and best["evaluations_since"] >= 0 <= seconds < float("inf")):
         raise ValueError(f"best step {best['step']} after {step} steps and {seconds} seconds")
     rows = [row["step"] for row in state["metrics"]]

@@ -214,6 +214,8 @@ def make_fabric(config: TrainingConfig, ranks: Ranks | None = None) -> Fabric:
                 f"{torch.cuda.device_count()}. Use device='cuda' with as many GPUs as processes, or device='cpu'."
             )
         device = torch.device("cuda", number)
+    if device.type == "cpu" and config.precision == "16-mixed":
+        raise ValueError("precision='16-mixed' needs a GPU; on the CPU use 32-true, or bf16-mixed where it has bf16.")
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
         warnings.warn(
             "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "

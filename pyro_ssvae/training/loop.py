@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import checked, show
 from pyro_ssvae._interrupts import SignalHandler
 from pyro_ssvae._ranks import Ranks, is_lost, launched, processes
 from pyro_ssvae.data import BatchStream
@@ -28,7 +28,7 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.checkpoint import Best, get_state, pack, restore, unpack
+from pyro_ssvae.training.checkpoint import Best, digest, get_state, pack, restore, unpack
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder, writing
@@ -133,6 +133,8 @@ def fit(
     """
     if resume and out is None:
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
+    if not (on_evaluation is None or callable(on_evaluation)):
+        raise TypeError(f"{show('on_evaluation', on_evaluation)}; a function of the module and the metrics is needed.")
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
     config = settle(config or TrainingConfig(), objective, data, devices or launched()[1])
@@ -179,6 +181,7 @@ class Loop:
     on_evaluation: Callable[[Any, dict[str, Any]], None] | None
     ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
+    saved_step: int = 0  # of the checkpoint
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
@@ -208,7 +211,8 @@ class Loop:
         if stopped_by not in ("SIGINT", "SIGTERM"):
             return result
         how = "" if "command" in settings else f"; continue with resume=True, out={str(getattr(folder, 'path', ''))!r}"
-        saved = "" if folder is None else f" The state is saved{how}."  # a command says by itself how to continue
+        state = "The state" if self.saved_step == self.step else f"The state of step {self.saved_step}"
+        saved = "" if folder is None else f" {state} is saved{how}."  # a command says by itself how to continue
         if progress or folder is not None:
             print(f"Stopped by {stopped_by} after step {self.step} of {self.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
@@ -233,6 +237,7 @@ class Loop:
             seed=self.seed,
             join_single=any(isinstance(part, _BatchNorm) and part.training for part in objective.modules()),
         )
+        self.digest = digest(data)
         self.total = config.total_steps(self.stream.steps_per_epoch)
         self.interval = config.evaluation_interval(self.total)
         self.train_step = TrainingStep(objective, self.stream, config, self.fabric, self.total, self.ranks)
@@ -281,10 +286,12 @@ class Loop:
                 self.seconds = before + time.perf_counter() - started
                 self._write()
         self._check_finite()
+        state = get_state(self)  # of before the evaluation below, which a run without a limit does not have
         if not stop.startswith("SIG") and (not self.metrics or self.metrics[-1]["step"] != self.step):
             self._evaluate()
-        self._write(needed=True)
-        return stop
+        self._write(state)
+        request = self.ranks.largest(int(signals.received or 0))  # during the evaluation
+        return signal.Signals(request).name if request else stop
 
     def _stop_reason(self, signals: SignalHandler) -> str | None:
         over = self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes
@@ -319,14 +326,20 @@ class Loop:
             "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
             **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
+        module = self.objective.module
         with self.train_step.average.applied():
+            if not torch.stack([part.isfinite().all() for part in module.parameters()]).all():
+                raise NonFiniteLossError(self.step, _find_checkpoint(self.folder), "Weights are not finite at step {}.")
             found, metrics = self._validate(metrics)
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
             self.validation = found
-            if found.failure is None:
-                self._keep_unless_worse(found)
+            annealing = self.objective.kl_weight != self.config.kl_weight
+            chosen = found.failure is None and self.best.update(found, self.step, module, annealing=annealing)
+            if chosen and found.keep:
+                self._save_model()
             if self.on_evaluation is not None:
-                self.on_evaluation(self.objective.module, metrics)
+                with torch.random.fork_rng([self.fabric.device] if self.fabric.device.type == "cuda" else []):
+                    self.on_evaluation(module, metrics)
         self.metrics.append(metrics)
         if self.log is not None:
             self.log.write(metrics)
@@ -345,35 +358,19 @@ class Loop:
         values = self.ranks.values_from_first([vars(found), metrics])
         return (found, metrics) if self.ranks.rank == 0 else (Validation(**values[0]), values[1])
 
-    def _keep_unless_worse(self, found: Validation) -> None:
-        # Without a score, and while the weight of the KL is not yet what it will be, the latest weights count as the
-        # best: a classifier may be at its best while the generative model is still poor. Later, earlier weights stay
-        # only if they are better by more than chance. An evaluation that is not worth keeping counts only until there
-        # is one that is, and is not saved.
-        if self.best.keep and not found.keep:
-            return
-        annealing = self.objective.kl_weight != self.config.kl_weight
-        score = float("-inf") if found.score is None or annealing else found.score
-        since = 0 if score >= self.best.score else self.best.evaluations_since + 1
-        if score + found.standard_error < self.best.score:
-            self.best.evaluations_since = since
-            return
-        weights = {name: tensor.detach().clone() for name, tensor in self.objective.module.state_dict().items()}
-        self.best = Best(max(score, self.best.score), self.step, since, weights, found.keep)
-        if found.keep:
-            self._save_model()
-
     def _save_model(self) -> None:
         if self.folder is not None and isinstance(self.objective.module, Model):
             with writing(f"the model to {self.folder.model}"):
                 save(self.objective.module, self.folder.model)
 
-    def _write(self, *, needed: bool = False) -> None:
-        """Write metrics, and the checkpoint if it is worth keeping, or if there is none and one is needed."""
-        if self.folder is not None:
-            self.folder.write_metrics(self.metrics)
-            if self.validation.keep or (needed and _find_checkpoint(self.folder) is None):
-                self.folder.write_checkpoint(get_state(self))
+    def _write(self, state: dict[str, Any] | None = None) -> None:
+        """Write metrics, and the present state if it is worth keeping, or that of the end also if there is none yet."""
+        if self.folder is None:
+            return
+        self.folder.write_metrics(self.metrics)
+        if self.validation.keep or (state is not None and _find_checkpoint(self.folder) is None):
+            self.folder.write_checkpoint(get_state(self) if state is None else state)
+            self.saved_step = self.step
 
     def _finish(self, stopped_by: str) -> FitResult:
         """Put the chosen weights into the module and return the result."""
@@ -382,8 +379,7 @@ class Loop:
             last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         if self.best.weights:
             module.load_state_dict(self.best.weights)
-            if not self.best.keep or (self.folder is not None and not self.folder.has_model):
-                self._save_model()
+            self._save_model()
         self.objective.eval()
         return FitResult(
             stopped_by=stopped_by,

@@ -313,7 +313,10 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[st
 
 def _as_plain(value: Any) -> Any:
     """Return settings as JSON holds them: lists for tuples, and no object in two places."""
-    return json.loads(json.dumps(value))
+    try:
+        return json.loads(json.dumps(value))
+    except TypeError as error:
+        raise TypeError(f"settings must hold numbers, strings, lists and dictionaries: {error}.") from error
 
 
 def _acquire(path: Path) -> int:

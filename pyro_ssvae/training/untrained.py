@@ -19,7 +19,15 @@ def warn_untrained(
     """Warn, in the first process, of parameters that the losses depend on and that belong to no group of the objective.
 
     They are parameters of the module, sites of ``pyro.param``, or those of networks that the module does not hold.
+
+    Raises:
+        ValueError: If all parameters of a group are frozen.
     """
+    for name, group in groups.items():
+        if not any(parameter.requires_grad for parameter in group.parameters):
+            raise ValueError(
+                f"All parameters of the group {name!r} are frozen; call requires_grad_(True) of some to train them."
+            )
     if rank:
         return
     trained = {id(parameter) for group in groups.values() for parameter in group.parameters}

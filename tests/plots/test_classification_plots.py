@@ -45,10 +45,12 @@ def test_confusion_matrices_of_any_size(num_classes):
         ([0, -1], [0, 1], None, "-1"),
         ([0, 2], [0, 1], ["a", "b"], "0 to 1 are allowed"),
         ([0, 1], [0.5, 1], None, "whole numbers"),
+        ([0, 60_000], [0, 1], None, "60,001 classes, and at most"),
+        (["a", "b"], ["a", "a"], ["a", "b"], "y_true holds words; numbers of classes are needed"),
     ],
 )
 def test_confusion_matrices_refuse_wrong_labels(true, predicted, names, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         plot_confusion_matrix(true, predicted, names)
 
 

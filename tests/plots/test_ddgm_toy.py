@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.plots import plot_interpolations, plot_landscape
+from pyro_ssvae.plots import plot_energies, plot_interpolations, plot_landscape
 from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.plots.style import new_figure
 
@@ -80,6 +80,10 @@ def test_errors(tmp_path: Path) -> None:
         Movie().save(tmp_path / "empty.gif")
     with pytest.raises(ValueError, match=r"shape \(2,\)"):
         plot_landscape(DDGM((3,)), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"x has shape \(5, 3\)"):
+        plot_landscape(DDGM((2,)), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"need examples \(C, H, W\), not \(8, 8\)"):
+        plot_energies(DDGM((8, 8)), torch.zeros(5, 8, 8))
     (tmp_path / "training.gif").write_bytes(b"nonsense")
     Image.new("L", (8, 8)).save(tmp_path / "other.gif")
     for name in ("training.gif", "other.gif"):

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae import M2
-from pyro_ssvae.plots import plot_analogies, plot_latent_map, plot_reconstructions
+from pyro_ssvae.plots import (
+    plot_analogies,
+    plot_confusion_matrix,
+    plot_feature_means,
+    plot_latent_map,
+    plot_reconstructions,
+    plot_training_curves,
+    plot_traversals,
+)
 
 NAMES = [f"papillary carcinoma, type {k}" for k in range(10)]
 
@@ -66,3 +74,32 @@ def test_the_legend_of_a_latent_map_leaves_title_and_points_room() -> None:
     short: Any = plot_latent_map(model, x, y)
     short.draw_without_rendering()
     assert axes.width > 0.8 * short.axes[0].get_window_extent().width
+
+
+def test_captions_of_many_classes_leave_the_note_room() -> None:
+    torch.manual_seed(1)
+    model = M2((1, 8, 8), 12, latent_dim=3, hidden_dims=(6,), classifier="mlp")
+    names = [f"a very long class name indeed number {k}" for k in range(12)]
+    figure: Any = plot_reconstructions(model, torch.rand(24, 1, 8, 8), torch.arange(24) % 12, class_names=names)
+    figure.draw_without_rendering()
+    note = figure._supxlabel.get_window_extent()
+    for axes in figure.axes:
+        assert not any(label.get_window_extent().overlaps(note) for label in axes.get_xticklabels())
+
+
+def test_dollar_signs_in_names_are_not_formulas() -> None:
+    model, x, y = make_model((4,))
+    model.feature_names = ("$a_$", "price $_$", "b$", "c")
+    names = ["$10 to $20", "$x_$", *map(str, range(8))]
+    rows = [{"step": 1, "val/$_$": 0.5}, {"step": 2, "val/$_$": 0.4}]
+    figures: list[Any] = [plot_confusion_matrix([0, 1], [0, 1], names), plot_training_curves(rows)]
+    figures += [plot_feature_means(model, class_names=names), plot_latent_map(model, x, y, class_names=names)]
+    for figure in figures:
+        figure.draw_without_rendering()
+    assert figures[0].axes[0].get_xticklabels()[0].get_text() == r"\$10 to \$20"  # which is drawn as $10 to $20
+
+
+def test_traversals_of_a_model_with_classes_are_refused() -> None:
+    model, x, _ = make_model((1, 8, 8))
+    with pytest.raises(ValueError, match="Traversals need an M1, not M2"):
+        plot_traversals(model, x)

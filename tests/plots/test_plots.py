@@ -194,6 +194,8 @@ def test_value_range_maps_to_black_and_white_and_clips():
     assert tile(plot_analogies(model, x), 0, 0, lead=1)[0, :3].tolist() == [1.0, 1.0, 0.0]
     with pytest.raises(ValueError, match=r"value_range=\(1, 0\)"):
         plot_samples(model, value_range=(1, 0))
+    with pytest.raises(ValueError, match="must be"):
+        plot_samples(model, value_range=1.0)
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 8, 8), (1, 1, 8, 8)])
@@ -285,6 +287,8 @@ def test_latent_maps_refuse_what_they_cannot_draw():
     x, y = make_examples(model)
     with pytest.raises(ValueError, match="boolean for each of the 7 examples"):
         plot_latent_map(model, x, y, labelled=[True])
+    with pytest.raises(ValueError, match="holds .2.; one boolean"):
+        plot_latent_map(model, x, y, labelled=[2] * 7)
     with pytest.raises(ValueError, match="at least 2"):
         plot_latent_map(model, x[:1], y[:1])
 

@@ -114,7 +114,7 @@ def test_settings_may_be_extended_and_not_changed(tmp_path: Path, capsys: pytest
     with pytest.raises(RunFolderError, match="already holds a run.*resume=True"):
         train(tmp_path, resume=False)
     assert train(tmp_path, max_steps=30).steps == 30
-    with pytest.raises(RunFolderError, match="can only be extended"):
+    with pytest.raises(RunFolderError, match="has done 30 steps, and the schedule that is given has 20: .* extended"):
         train(tmp_path, max_steps=20)
     with pytest.raises(RunFolderError, match="holds a run on other data"):
         train(tmp_path, max_steps=30, seed=1)
@@ -278,7 +278,6 @@ def _spoil_weights(state: dict[str, Any]) -> None:
         _set("format", to=99),
         _set("format", to=True),
         _set("step", to=-5),
-        _set("step", to=10**9),
         _set("step", to="7"),
         _set("seconds", to=float("nan")),
         _set("best", to=[]),
