@@ -1,7 +1,8 @@
-"""Which test images of MNIST do models of all label splits get wrong? A table, and a figure of these images.
+"""Which test images of MNIST do models get wrong, with and without the bound? Two tables, and a figure of these images.
 
 python benchmarks/mnist.py --only m2-default-100 --seeds 10 --keep runs
-python benchmarks/shared_errors.py runs/m2-default-100-seed* --data-dir DIR
+python benchmarks/mnist.py --only m2-regularisers-alone-100 --seeds 10 --keep runs
+python benchmarks/shared_errors.py runs/m2-default-100-seed* runs/m2-regularisers-alone-100-seed* --data-dir DIR
 """
 
 from __future__ import annotations
@@ -25,12 +26,22 @@ FIGURE = DOCS / "_static" / "shared-errors.png"
 _ROWS, _COLUMNS = 5, 8  # of the figure: pairs of classes, images of each
 
 
+def find_mistakes(folders: list[Path], data: SemiSupervisedData) -> dict[str, Any]:
+    """Return error, most frequent mistake (class, prediction, images) by the name of the run folder."""
+    found = {}
+    for folder in folders:
+        predicted = load(folder).predict(data.x_test)
+        wrong = predicted != data.y_test
+        ((pair, number),) = _count(wrong, predicted, data).most_common(1)
+        found[folder.name] = {"error": float(wrong.float().mean()), "mistake": [*pair, number]}
+    return found
+
+
 def measure(folders: list[Path], data: SemiSupervisedData) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
     """Return shares of wrong images, which images all models get wrong, and their classes by the first model."""
     found = [load(folder).predict_proba(data.x_test) for folder in folders]
     wrong = torch.stack([one.argmax(-1) != data.y_test for one in found])
     sure = torch.stack([one.amax(-1) >= 0.9 for one in found])
-    pairs = Counter(zip(data.y_test[wrong.all(0)].tolist(), found[0].argmax(-1)[wrong.all(0)].tolist(), strict=True))
     shares = {
         "models": len(folders),
         "mean": float(wrong.float().mean()),
@@ -38,9 +49,16 @@ def measure(folders: list[Path], data: SemiSupervisedData) -> tuple[dict[str, An
         "any": float(wrong.any(0).float().mean()),
         "vote": float((sum(found).argmax(-1) != data.y_test).float().mean()),
         "sure": float((wrong & sure).sum() / wrong.sum()),
-        "pairs": [[*pair, number] for pair, number in pairs.most_common(_ROWS)],
+        "pairs": [
+            [*pair, number] for pair, number in _count(wrong.all(0), found[0].argmax(-1), data).most_common(_ROWS)
+        ],
     }
     return shares, wrong.all(0), found[0].argmax(-1)
+
+
+def _count(wrong: torch.Tensor, predicted: torch.Tensor, data: SemiSupervisedData) -> Counter[tuple[int, int]]:
+    """Return how many of some wrong images have which class and which prediction."""
+    return Counter(zip(data.y_test[wrong].tolist(), predicted[wrong].tolist(), strict=True))
 
 
 def draw(pairs: list[list[int]], wrong: torch.Tensor, predicted: torch.Tensor, data: SemiSupervisedData) -> None:
@@ -68,7 +86,22 @@ def make_tables(folder: Path) -> dict[str, str]:
         "vote": "all splits, averaged",
     }
     rows = [[name, f"{100.0 * found[key]:.2f}"] for key, name in words.items() if found]
-    return {"shared_errors": format_table(["wrong by models of", "% of the test images"], rows)}
+    runs: dict[str, list[str]] = {}
+    for name, run in found.get("runs", {}).items():
+        y, other, number = run["mistake"]
+        told = f"{number} images of {y} taken for {other}"
+        runs.setdefault(name.partition("-seed")[2], []).extend([f"{100.0 * run['error']:.2f}", told])
+    header = [
+        "seed",
+        "with the bound, error, %",
+        "most frequent mistake",
+        "without, error, %",
+        "most frequent mistake ",
+    ]
+    return {
+        "shared_errors": format_table(["wrong by models of", "% of the test images"], rows),
+        "frequent_errors": format_table(header, [[seed, *cells] for seed, cells in sorted(runs.items())]),
+    }
 
 
 def main() -> None:
@@ -76,11 +109,13 @@ def main() -> None:
     from result_tables import write_tables
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders of M2 on MNIST, one for each label split")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of M2 on MNIST, first with the bound")
     parser.add_argument("--data-dir", help="folder of MNIST")
     args = parser.parse_args()
     data = SemiSupervisedData.from_name("mnist", num_labels=100, data_dir=args.data_dir)
-    shares, wrong, predicted = measure(sorted(args.runs), data)
+    kind = args.runs[0].name.partition("-seed")[0]
+    shares, wrong, predicted = measure([run for run in args.runs if run.name.startswith(kind)], data)
+    shares["runs"] = find_mistakes(args.runs, data)
     STORE.write_text(json.dumps(shares, indent=1) + "\n")
     draw(shares["pairs"], wrong, predicted, data)
     write_tables(DOCS)
