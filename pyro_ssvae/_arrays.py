@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_CLASSES
 
+NUMERIC = re.compile("u?int|float|bool|double", re.I)  # dtypes of pandas
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 _CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense
@@ -23,6 +24,11 @@ _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which sing
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
 _LEAST_VALUES = 10  # different ones, for which a value can be far from them
 _MOST_CHECKED = 10_000  # rows
+
+
+def as_text(value: Any) -> str:
+    """Return a word or number as text: whole numbers alike, be they integers or, as beside NaN, floats."""
+    return str(int(value)) if isinstance(value, (float, np.floating)) and value.is_integer() else str(value)
 
 
 def as_array(values: Any, name: str) -> NDArray[Any]:
@@ -76,7 +82,7 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
         return array
     if hasattr(values, "columns"):  # a pandas table of several dtypes, or with missing integers
         dtypes = zip(values.columns, values.dtypes, strict=True)
-        other = [str(column) for column, dtype in dtypes if not re.match("u?int|float|bool|double", str(dtype), re.I)]
+        other = [str(column) for column, dtype in dtypes if not NUMERIC.match(str(dtype))]
         if other:
             raise TypeError(
                 f"{name} has columns that are not numeric: {', '.join(other[:10])}. Leave them out, or encode them, as "

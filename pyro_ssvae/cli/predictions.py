@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from pyro_ssvae._arguments import as_count
+from pyro_ssvae._arrays import as_text
 from pyro_ssvae._io import atomic_open, check_path
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.data.images import is_image, read_folder, read_single
@@ -40,7 +41,7 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
     if label is not None and is_label_file(label):
         words, label = [*map(_as_word, read_label_file(label).tolist())], None
     if is_table(path):
-        rows = read_table(path)
+        rows = read_table(path, label)
         if label is None:
             return rows, "row", range(len(rows)), words
         column = select_columns(rows, [label])[label]
@@ -75,7 +76,7 @@ def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
 
 
 def _as_word(label: Any) -> str:
-    return label if isinstance(label, str) else f"{label:g}"
+    return as_text(int(label) if isinstance(label, (bool, np.bool_)) else label)
 
 
 def get_names(model: Any) -> Sequence[str]:

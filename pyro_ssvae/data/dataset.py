@@ -386,7 +386,7 @@ class SemiSupervisedData:
             FileNotFoundError: If there is no such folder.
             TypeError: If an argument has the wrong type.
             ValueError: If it holds no image, damaged ones, too few, a test image of a class without training images, or
-                a class called ``None``, ``nan`` or ``-1``.
+                a class called ``nan`` or ``-1``.
 
         Warns:
             UserWarning: If all images lie in one folder, those of 16 bits use few of them, or files have several pages.

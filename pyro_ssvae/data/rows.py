@@ -64,7 +64,7 @@ def load_table(
     if test is not None:
         if not rows.names or where == label:
             raise ValueError(f"test={test!r}: test rows are for tables whose labels are a column; leave test out.")
-        table, test_labels = _split_labels(read_table(test, label), label)
+        table, test_labels = _split_labels(read_table(test, label), label, "test table")
         x_test, _ = as_held_out(encode_rows(table, rows.names, rows.categories), None, "test", x)
     given = {where: rows.labels, f"{where} of the test rows": test_labels}
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
@@ -141,14 +141,16 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
 
 
-def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
+def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[Any, Any]:
     """Return the table without the column of labels, and that column."""
     if label is None:
         return table, None
     labels = select_columns(table, [label])[label]
     table = table.drop(columns=label)
     if not len(table.columns):
-        raise ValueError(f"The table has no column but {label}; examples need at least one.")
+        raise ValueError(f"The {what} has no column but {label}; examples need at least one.")
+    if labels.isna().all() and what == "test table":
+        raise ValueError(f"No row of the {what} has a label in column {label}; label some rows, or leave test out.")
     if labels.isna().all():
         raise ValueError(
             f"No row has a label in column {label}; label some rows. Without labels M1 learns latents, and M2 "
