@@ -172,6 +172,20 @@ def holds_missing(*parts: Tensor) -> bool:
     return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
 
 
+def check_columns(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
+    """Raise ``ValueError`` for columns of a table with rows that hold no value but NaN."""
+    if x.dtype.kind == "f" and len(x) and (empty := np.flatnonzero(np.isnan(x).all(0)).tolist()):
+        shown = ", ".join(str(columns[column]) for column in empty[:10])
+        raise ValueError(f"No row of {name} has a value in column {shown}; leave such columns out.")
+
+
+def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], stacklevel: int) -> None:
+    """Raise and warn as the functions on columns here do."""
+    check_columns(x, name, columns)
+    warn_about_far_values(x, columns, stacklevel=stacklevel)
+    warn_about_offsets(x, columns, stacklevel=stacklevel)
+
+
 def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return what to subtract from the columns of a table so that single precision suffices, or ``None`` for nothing.
 
@@ -189,7 +203,7 @@ def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return offsets
 
 
-def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int) -> None:
     """Warn of columns of a table whose values differ too little for single precision; of its first rows."""
     offsets = find_offsets(np.asarray(x[:_MOST_CHECKED], np.float64)) if len(x) else None
     if offsets is not None:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_seed
+from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_path, as_seed
 from pyro_ssvae._arrays import as_array, as_labels, as_text, to_numpy
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
@@ -68,8 +67,10 @@ def encode_labels(
     names = tuple(map(str, range(num_classes or 0))) if names is None else names
     if len(names) != (num_classes or 0):
         raise ValueError(
-            f"num_classes={num_classes}, and there are {len(names)} names of classes ({_join(names)}); leave "
-            f"num_classes out, or {'label an example of every class' if class_names is None else 'name each class'}."
+            f"num_classes={num_classes}, and the labels hold {len(names)} classes ({_join(names)}); label an example "
+            "of each, or leave num_classes out."
+            if class_names is None
+            else f"class_names holds {len(names)} names for {num_classes} classes; give one for each."
         )
     return Labels(y, num_classes, names)
 
@@ -105,8 +106,7 @@ def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
     for name in class_names:
         alike.setdefault("".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(repr(name))
     found = [
-        f"The classes {' and '.join(names)} differ only by case, white space or the coding of letters; if they are one, "
-        "give it one name."
+        f"The classes {' and '.join(names)} differ only by case, spaces or coding; if they are one, give it one name."
         for names in alike.values()
         if len(names) > 1
     ]
@@ -282,7 +282,7 @@ class LabelSplit:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as an npz file, atomically, in a folder that exists; no suffix is added to the path."""
         seed, balanced = np.int64(self.seed), np.bool_(self.balanced)
-        with atomic_open(Path(path)) as file:
+        with atomic_open(as_path(path, "path")) as file:
             np.savez(file, labelled=self.labelled, validation=self.validation, seed=seed, balanced=balanced)
 
     @classmethod

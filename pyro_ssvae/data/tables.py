@@ -129,15 +129,18 @@ def find_words(table: Any) -> dict[str, tuple[str, ...]]:
     return {table.columns[position]: tuple(map(as_text, words)) for position, words in columns.items()}
 
 
-def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
+def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[Any]:
     """Return the columns ``names`` of a table as numbers ``(N, D)``, words as codes, NaN where a value is missing.
+
+    They are int64 if all columns hold integers (which models divide by the scale of training), otherwise float64.
 
     Raises:
         ValueError: If a column is missing, or holds a word that is no number or none of its categories.
     """
     by_position = {position: categories[name] for position, name in enumerate(names) if name in categories}
     rows = encode_categories(select_columns(table, names), by_position, strict=True)
-    return rows.to_numpy(dtype=np.float64, na_value=np.nan)
+    whole = not categories and all(isinstance(kind, np.dtype) and kind.kind in "iu" for kind in rows.dtypes)
+    return rows.to_numpy(dtype=np.int64) if whole else rows.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 class _Column(NamedTuple):

@@ -149,7 +149,7 @@ def test_no_label_column_gives_examples_without_classes():
     [
         (make_numbers(), {"label": "knd"}, ValueError, "no column knd. Did you mean kind?"),
         (make_numbers(), {"label": "species"}, ValueError, "no column species. Columns: a, b, c, kind."),
-        (make_numbers(d=np.nan), {}, ValueError, "No row has a value in column d; leave such columns out"),
+        (make_numbers(d=np.nan), {}, ValueError, "No row of the table has a value in column d; leave such columns out"),
         (make_numbers(d=np.nan), {"label": "d"}, ValueError, "No row has a label in column d"),
         (make_numbers(a=[1.0, np.inf] * 20), {}, ValueError, "table holds 20 values that are infinite"),
         (make_numbers(d=["1", "2", "?", "3"] * 10), {}, ValueError, r"numbers and 10 other values, such as '\?'"),
@@ -347,3 +347,14 @@ def test_dates_in_place_of_numbers_are_refused_in_prediction():
 def test_the_word_nan_in_an_array_of_words_is_a_missing_value():
     words = np.array([["red", 1.0], [np.nan, 2.0], ["blue", 3.0]])
     assert find_categories(words)[0].tolist() == ["blue", "red"]
+
+
+def test_arrays_that_are_tables_keep_the_names_of_their_columns():
+    table = make_numbers(kind=0.5)
+    data = SemiSupervisedData.from_arrays(table, np.arange(40) % 2, x_test=table.iloc[:3, ::-1])
+    assert data.feature_names == ("a", "b", "c", "kind")
+    assert torch.equal(data.x_test, data.x[:3])
+    model = M2.for_data(data, likelihood="gaussian")
+    assert torch.equal(model.predict_proba(table.iloc[:, ::-1]), model.predict_proba(table.to_numpy()))
+    assert SemiSupervisedData.from_arrays(table.to_numpy()).feature_names == ()
+    assert SemiSupervisedData.from_arrays(table.rename(columns={"a": "b"})).feature_names == ()
