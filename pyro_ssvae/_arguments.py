@@ -140,7 +140,7 @@ def _as_annotated(value: Any, name: str, annotation: Any) -> Any:
     if value is None and len(kinds) < str(annotation).count(" | ") + 1:
         return None
     if kinds == ["str", "Path"]:
-        as_path(value, name)
+        return as_path(value, name)
     elif len(kinds) == 1 and kinds[0] in _MADE_BY:
         kind = kinds[0].removeprefix("nn.")
         if all(base.__name__ != kind for base in type(value).__mro__):

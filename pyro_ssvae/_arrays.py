@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_CLASSES
 
+NUMERIC = re.compile("u?int|float|bool|double", re.I)  # dtypes of pandas
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
 _CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense
@@ -23,6 +24,11 @@ _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which sing
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
 _LEAST_VALUES = 10  # different ones, for which a value can be far from them
 _MOST_CHECKED = 10_000  # rows
+
+
+def as_text(value: Any) -> str:
+    """Return a word or number as text: whole numbers alike, be they integers or, as beside NaN, floats."""
+    return str(int(value)) if isinstance(value, (float, np.floating)) and value.is_integer() else str(value)
 
 
 def as_array(values: Any, name: str) -> NDArray[Any]:
@@ -76,7 +82,7 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
         return array
     if hasattr(values, "columns"):  # a pandas table of several dtypes, or with missing integers
         dtypes = zip(values.columns, values.dtypes, strict=True)
-        other = [str(column) for column, dtype in dtypes if not re.match("u?int|float|bool|double", str(dtype), re.I)]
+        other = [str(column) for column, dtype in dtypes if not NUMERIC.match(str(dtype))]
         if other:
             raise TypeError(
                 f"{name} has columns that are not numeric: {', '.join(other[:10])}. Leave them out, or encode them, as "
@@ -166,6 +172,20 @@ def holds_missing(*parts: Tensor) -> bool:
     return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
 
 
+def check_columns(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
+    """Raise ``ValueError`` for columns of a table with rows that hold no value but NaN."""
+    if x.dtype.kind == "f" and len(x) and (empty := np.flatnonzero(np.isnan(x).all(0)).tolist()):
+        shown = ", ".join(str(columns[column]) for column in empty[:10])
+        raise ValueError(f"No row of {name} has a value in column {shown}; leave such columns out.")
+
+
+def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], stacklevel: int) -> None:
+    """Raise and warn as the functions on columns here do."""
+    check_columns(x, name, columns)
+    warn_about_far_values(x, columns, stacklevel=stacklevel)
+    warn_about_offsets(x, columns, stacklevel=stacklevel)
+
+
 def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return what to subtract from the columns of a table so that single precision suffices, or ``None`` for nothing.
 
@@ -183,7 +203,7 @@ def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return offsets
 
 
-def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int) -> None:
     """Warn of columns of a table whose values differ too little for single precision; of its first rows."""
     offsets = find_offsets(np.asarray(x[:_MOST_CHECKED], np.float64)) if len(x) else None
     if offsets is not None:

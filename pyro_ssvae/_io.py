@@ -16,14 +16,21 @@ _LARGEST_JSON = 2**24  # bytes
 _LARGEST_YAML = 2**20
 
 
+def check_output(path: Path) -> None:
+    """Raise ``OSError`` if a path is a folder, or its folder does not exist."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} of {path.name} does not exist; make it first.")
+
+
 @contextmanager
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file next to ``path`` for writing, and rename it to ``path`` if no error occurs.
 
     Readers see the old file or the new one, never a part of one; after an error nothing is left behind.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {path.parent} of {path.name} does not exist; make it first.")
+    check_output(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

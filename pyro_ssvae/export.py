@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -21,13 +22,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import as_path, checked
 from pyro_ssvae._configurable import describe as describe_module
 from pyro_ssvae._io import write_atomically, write_json
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import Model, as_input, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.diagnostics import get_class_names
 from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.models.m1m2 import M1M2
 
@@ -64,7 +66,7 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
         OSError: If the folder cannot be written.
     """
     _check_packages()
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     values = _take_values(model, x)
     networks = make_networks(model)
@@ -72,8 +74,8 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
     report: dict[str, Any] = {**metadata, "examples": len(values["x"]), "networks": {}, "not_exported": {}}
     for name, network in networks.items():
         files = {}
-        for file in folder.glob(f"{name}.*"):
-            file.unlink()  # of an earlier export
+        for suffix in _WRITERS:
+            (folder / (name + suffix)).unlink(missing_ok=True)  # of an earlier export
         with _named_failure(name, report["not_exported"]):
             given = [values[key] for key in network.inputs]
             outputs = _as_tuple(network(*given))
@@ -98,7 +100,10 @@ def _take_values(model: Model, x: ArrayLike | None) -> dict[str, Tensor]:
         if x is None:
             generate: Any = model.sample if hasattr(model, "sample") else model.generate
             x = _as_tuple(generate(_EXAMPLES))[0]
-    examples, scale = as_input(model, x[:_EXAMPLES])  # type: ignore[index]
+    given: Any = x if isinstance(x, (str, os.PathLike)) else x[:_EXAMPLES]  # type: ignore[index]
+    stored, scale = as_input(model, given)
+    if not len(examples := stored[:_EXAMPLES]):
+        raise ValueError("x holds no examples; give some to compare on, or leave x out.")
     values = {"x": examples / scale, "z": z[: len(examples)]}
     if model.num_classes is not None:
         values["y"] = torch.eye(model.num_classes)[torch.arange(len(examples)) % model.num_classes]
@@ -237,7 +242,7 @@ def _describe(model: Model) -> dict[str, Any]:
     likelihood = getattr(model, "likelihood", None)
     return {
         "model": type(model).__name__,
-        "class_names": model.class_names or [str(number) for number in range(model.num_classes or 0)],
+        "class_names": get_class_names(model),
         "scale": model.data_scale or 1.0,
         "event_shape": list(model.event_shape),
         "latent_dim": model.latent_dim,

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import space
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.evaluation.metrics import evaluate_model
 from pyro_ssvae.models import Model
@@ -152,7 +153,7 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         worse = excess > 2.0 * math.sqrt(int((wrong ^ wrong_alone).sum()))
     else:
         error = _cross_validate(objective, data, run)
-        x = data.x[data.unlabelled_index[:_ALONE_LABELS]]
+        x = data.x[data.unlabelled_index[space(0, data.num_unlabelled, _ALONE_LABELS)]]
         apart = float((_predict(model, x, data) != _predict(alone, x, data)).double().mean())
         worse = apart > 2.0 * _upper_end(error, data.num_labelled)
     if worse:

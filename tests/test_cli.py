@@ -64,6 +64,8 @@ def test_sample_writes_an_image_grid_and_arrays(run: Path, tmp_path: Path) -> No
     with np.load(tmp_path / "threes.npz") as arrays:
         assert arrays["x"].shape == (9, 1, 8, 8)
         assert arrays["y"].tolist() == [3] * 9
+    assert main(["sample", str(run), "--out", str(tmp_path / "v1.2")]) == 0
+    assert (tmp_path / "v1.2.npz").is_file()
     assert main(["sample", str(run)]) == 0
     assert (run / "samples.png").is_file()
     with np.load(run / "samples.npz") as arrays:
@@ -246,7 +248,7 @@ def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: p
     assert main(["evaluate", run, str(tmp_path / "a.npz")]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "error           100.00% of 32 rows"
     for data, label, words in (
-        (tmp_path / "a.npz", ["--label", "y"], "a.npz is no table; name a .npy file"),
+        (tmp_path / "a.npz", ["--label", "y"], "a.npz is no table, and has labels of its own"),
         (new / "unlabelled", [], "None of the 8 images has a label in"),
         (
             tmp_path / "b.npz",
@@ -264,10 +266,14 @@ def test_flags_in_a_file_are_checked_as_those_on_the_command_line(tmp_path: Path
         ("latent_dims: 3", "There is no flag --latent-dims. Did you mean --latent-dim?"),
         ("training:\n  batch_size: many", "'many' is not a whole number"),
         ("just words", "must hold values by name"),
+        ("label: no", r'label: false is a truth value in YAML, .* Put a word into quotation marks, label: "no"'),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=words):
             parse_flags("m2", ["--config", str(file)])
+    file.write_text("out: ~/runs/mine\nlabel: ~\n")
+    args = parse_flags("m2", ["--config", str(file)])
+    assert (args.out, args.label) == (str(Path.home() / "runs" / "mine"), None)
     file.write_text("pure: true\nhidden_dims: [7, 5]\ntraining:\n  learning_rate: 1e-2\n")
     args = parse_flags("m2", ["--config", str(file), "--hidden-dims", "[9]"])
     assert (args.pure, args.hidden_dims, args.classifier, args.training.learning_rate) == (True, [9], "mlp", 0.01)

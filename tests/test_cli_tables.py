@@ -143,6 +143,13 @@ def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert "of 60 rows" in captured.out
     assert captured.err == "118 rows without a label are left out\n"
+    (folder / "parts").mkdir()
+    for number, part in enumerate((table[:100], table[100:])):
+        part.to_parquet(folder / "parts" / f"{number}.parquet")
+    assert main(["evaluate", str(folder / "run"), str(folder / "parts"), "--label", "cultivar"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert main(["evaluate", str(folder / "run"), str(folder / "parts")]) == 2
+    assert "needs --label COLUMN" in capsys.readouterr().err
 
 
 def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +166,9 @@ def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixtu
     assert (samples[numbers].std() / std).between(0.6, 1.7).all()
     assert main(["sample", str(folder / "run"), "-n", "5", "--y", "1", "--out", str(out)]) == 0
     assert pd.read_csv(out)["class"].tolist() == ["barolo"] * 5
+    for path, read in ((folder / "s.parquet", pd.read_parquet), (folder / "s.npy", np.load)):
+        assert main(["sample", str(folder / "run"), "-n", "5", "--out", str(path)]) == 0
+        assert len(read(path)) == 5
 
 
 @pytest.mark.filterwarnings(CODES, "ignore:Posterior collapse")
@@ -198,6 +208,7 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["train", "m2", "--num-labels", "many"], "'many' is not a whole number, or all"),
         (["train", "ddgm", "all.csv"], "images (C, H, W) of at least 8x8 pixels are needed"),
         (["predict", "run", "rows.csv"], "rows.csv"),
+        (["predict", "run", "all.csv", "--out", "run"], "run is a folder; name a file in it."),
         (["predict", "run", "all.csv", "--least-sure", "0"], "--least-sure=0 is too small"),
         (["predict", "nowhere", "all.csv"], "holds no run"),
         (["predict", "run"], "required: DATA"),

@@ -92,6 +92,14 @@ def test_a_page_holds_latents_classes_and_log_likelihoods_of_its_rows(name):
     assert below.sum() == pytest.approx(0.01 * len(below), abs=1)
 
 
+def test_rows_are_drawn_from_all_classes_of_a_sorted_folder():
+    y = np.repeat(np.arange(3), 100)
+    data = ss.SemiSupervisedData.from_arrays(np.zeros((300, 2)) + y[:, None], y, x_test=np.zeros((50, 2)))
+    arrays = make_payload(ss.M2.for_data(data, likelihood="gaussian", **SMALL), data, num_rows=50).arrays
+    assert (len(arrays["label"]), arrays["test"].sum()) == (50, 10)
+    assert set(arrays["label"][arrays["test"] == 0]) == {0, 1, 2}
+
+
 def test_a_page_of_a_ddgm_holds_energies_and_for_points_the_plane():
     model, data = make_model("toy")
     payload = make_payload(model, data, num_rows=100)

@@ -99,12 +99,15 @@ class Unpredictable(nn.Module):
 
 def test_what_cannot_be_exported_is_named_with_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "encoder.onnx").write_bytes(b"of an earlier export")
+    (tmp_path / "encoder.py").write_text("# of the user")
     networks = {"encoder": Unpredictable(4, 6), "decoder": Unpredictable(3, 8)}
     report = ss.export(ss.M1((4,), likelihood="gaussian", **networks, **TINY), tmp_path)
     assert (report["networks"], report["not_exported"].keys()) == ({}, {"encoder", "decoder", "likelihood"})
     assert "data-dependent" in report["not_exported"]["encoder"]
-    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"export.json", "encoder.py"}
     assert capfd.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="x holds no examples"):
+        ss.export(ss.M1((4,), likelihood="gaussian", **TINY), tmp_path, np.zeros((0, 4)))
 
 
 def test_the_command_exports_the_energy_and_the_generator_of_a_ddgm(
@@ -123,6 +126,14 @@ def test_the_command_exports_the_energy_and_the_generator_of_a_ddgm(
     torch.testing.assert_close(run(tmp_path / "exported" / "energy.onnx", x=x)[0], model.energy(x))
     program = torch.export.load(tmp_path / "exported" / "generator.pt2").module()
     torch.testing.assert_close(program(z), model.generate_from(z))
+
+
+def test_examples_and_folders_are_named_by_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(70, 2)))
+    model = ss.M1((2,), likelihood="gaussian", **TINY)
+    assert ss.export(model, "~/exported", "~/x.npy")["examples"] == 64
+    assert (tmp_path / "exported" / "encoder.onnx").is_file()
 
 
 @pytest.mark.slow

@@ -106,6 +106,13 @@ def test_maps_of_features_are_averaged_and_grey_images_are_kept(folder):
     torch.testing.assert_close(found, expected.detach())
 
 
+def test_grey_images_need_no_axis_of_channels(folder):
+    x = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
+    found = SemiSupervisedData.from_arrays(x, np.arange(20) % 2).with_features(Halves(), progress=False)
+    model = M2.for_data(found, latent_dim=2, hidden_dims=(16,))
+    torch.testing.assert_close(model.predict_proba(x), model.predict_proba(found.x))
+
+
 def test_models_of_features_take_images(data, folder, tmp_path):
     found = data.with_features(network := Halves(), progress=False)
     model = M2.for_data(found, latent_dim=2, hidden_dims=(16,))
@@ -120,6 +127,8 @@ def test_models_of_features_take_images(data, folder, tmp_path):
     torch.testing.assert_close(model.predict_proba(data.x_test / 255.0), expected)
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         model.predict(data.x_test.float())
+    with pytest.raises(ValueError, match=r"images of shape \(8, 8\), the model was trained on \(3, 8, 8\)"):
+        model.predict(data.x_test[:, 0])
     with pytest.raises(ValueError, match=r"trained on \(3, 8, 8\)"):
         model.predict(data.x_test[..., :6])
     assert ss.report(objective, found, run, figures=False)["features"]["image_shape"] == [3, 8, 8]

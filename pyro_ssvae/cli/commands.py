@@ -15,8 +15,8 @@ from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import suggest_conversion
 from pyro_ssvae.cli.flags import Command, Flag, Flags, parse
 from pyro_ssvae.data.images import has_colour
-from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.storage import is_on_disk, open_source
+from pyro_ssvae.data.readers import is_on_disk, read_npz
+from pyro_ssvae.data.storage import open_source
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.distributions import LIKELIHOODS, PRIORS

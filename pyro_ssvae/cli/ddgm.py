@@ -15,7 +15,7 @@ from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.cli.training import load_data, print_result, read_data
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import convert_images, rescale
-from pyro_ssvae.data.storage import sample_rows
+from pyro_ssvae.data.storage import sample_rows, space
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, REFERENCE_STEPS
 from pyro_ssvae.models.ddgm import DDGM
@@ -40,13 +40,14 @@ def load_images(args: Flags) -> tuple[SemiSupervisedData, SemiSupervisedData]:
 def load_others(args: Flags, data: SemiSupervisedData) -> dict[str, Tensor]:
     """Return the images that ``--other-data`` names, ``(N, C, H, W)`` in [0, 1], by name; none without the flag.
 
-    They are test images if there are any, and at most as many as ``data`` has (5,000 without any).
+    They are test images if there are any, evenly spaced, and at most as many as ``data`` has (5,000 without any).
     """
     if args.other_data is None:
         return {}
     others = read_data(args.other_data, args, "all").without_labels()
     _check_images(others)
-    x = (others.x_test if len(others.x_test) else others.x)[: len(data.x_test) or 5000]
+    x = others.x_test if len(others.x_test) else others.x
+    x = x[space(0, len(x), len(data.x_test) or 5000)]
     name = f"other {others.name}" if others.name in CORRUPTIONS else others.name
     return {name: convert_images(rescale(x, others.scale), data.event_shape)}
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import json
+import os
 import re
 import sys
 import time
@@ -61,6 +62,7 @@ class Flag:
     def _convert(self, text: str) -> Any:
         """Return the value that a text stands for; ``null`` stands for ``None`` where that is the default."""
         kind: Any = self.kind or type(self.default)
+        text = os.path.expanduser(text) if text.startswith("~/") else text  # as a shell does, but not in a file
         if text == "null" and self.default is None:
             return None
         if not text.strip():
@@ -207,7 +209,7 @@ def parse(command: Command, argv: Sequence[str] | None = None, program: str | No
     given = _parse(command, sys.argv[1:] if argv is None else argv)
     wanted = given.pop("help", None)
     if "config" in given:
-        given = _parse(command, _as_argv(read_yaml(Path(given["config"])))) | given
+        given = _parse(command, _as_argv(read_yaml(Path(given["config"])), command)) | given
     out, resumed = given.get("out"), given.get("resume")
     if out is not None and resumed is not None and Path(out).resolve() != Path(resumed).resolve():
         raise ValueError(f"--resume {resumed} goes on in that folder, and --out {out} has no effect; leave one out.")
@@ -242,7 +244,7 @@ def _read_flags(command: Command, folder: Path) -> tuple[dict[str, Any], str | N
         started = config.get("command", "a Python program")
         raise RunFolderError(f"{folder} was started by {started}, and not by {command.name}.")
     try:
-        return _parse(command, _as_argv(config)), config.get("instead_of")
+        return _parse(command, _as_argv(config, command)), config.get("instead_of")
     except ValueError as error:
         raise RunFolderError(f"{RunFolder(folder).config} is damaged: {error}") from error
 
@@ -283,8 +285,9 @@ def _parse(command: Command, argv: Sequence[str]) -> dict[str, Any]:
     return vars(found)
 
 
-def _as_argv(values: Any, prefix: str = "") -> list[str]:
+def _as_argv(values: Any, command: Command, prefix: str = "") -> list[str]:
     """Return values by name, as a YAML file or the ``config.yaml`` of a run holds them, as a command line."""
+    no_switches = {flag.option for flag in command.flags if (flag.kind or type(flag.default)) is not bool}
     values = values.get("flags", values) if isinstance(values, dict) else values
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError("A file of flags must hold values by name, for example max_epochs: 20.")
@@ -292,7 +295,12 @@ def _as_argv(values: Any, prefix: str = "") -> list[str]:
     for key, value in values.items():
         option = f"--{prefix}{key}" if prefix or "." in key else f"--{key.replace('_', '-')}"
         if isinstance(value, dict):
-            argv += _as_argv(value, f"{key}.")
+            argv += _as_argv(value, command, f"{key}.")
+        elif isinstance(value, bool) and option in no_switches:
+            raise ValueError(
+                f"{key}: {str(value).lower()} is a truth value in YAML, as are yes, no, on and off, and {option} takes "
+                f'none. Put a word into quotation marks, {key}: "no".'
+            )
         elif isinstance(value, bool):
             argv.append(option if value else option.replace("--", "--no-", 1))
         else:

@@ -22,7 +22,7 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.predictions import evaluate, get_names, predict, write_columns
+from pyro_ssvae.cli.predictions import evaluate, predict, write_columns
 from pyro_ssvae.cli.training import (
     describe_run,
     find_results,
@@ -41,6 +41,7 @@ from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.diagnostics import get_class_names
 from pyro_ssvae.models.generation import generate_x
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
@@ -174,10 +175,14 @@ def _report(args: argparse.Namespace) -> int:
     return run_command(_TRAIN[name], name, argv, program=f"pyro-ssvae train {name}", evaluate_again=True)
 
 
+def _as_path(text: str) -> Path:
+    return Path(text).expanduser()  # as shells do, but not in --out=~/samples.npz
+
+
 def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], Any], words: str) -> Any:
     """Add a command that is given the folder of a run, and return its parser."""
     command = commands.add_parser(name, help=words)
-    command.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    command.add_argument("run", metavar="RUN", type=_as_path, help="folder of the run")
     command.set_defaults(function=function)
     return command
 
@@ -188,9 +193,9 @@ def _add_commands(commands: Any) -> None:
     evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
     for command, more in ((predict, ""), (evaluate, "; labels are names of subfolders, or y")):
         kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
-        command.add_argument("data", metavar="DATA", type=Path, help=kinds + more)
+        command.add_argument("data", metavar="DATA", type=_as_path, help=kinds + more)
     add = predict.add_argument
-    add("--out", type=Path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
+    add("--out", type=_as_path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
     add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
     evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
     words = "write generated examples to FILE.npz and, if images, FILE.png"
@@ -198,17 +203,18 @@ def _add_commands(commands: Any) -> None:
     add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
     add("--y", metavar="CLASS", help="name or number of the class (default: drawn by the class prior)")
     add("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    add("--out", type=Path, metavar="FILE", help="where to write them (default: samples in RUN); FILE.csv for rows")
+    words = "where to write them (default: samples in RUN); FILE.csv, .parquet or .npy for rows"
+    add("--out", type=_as_path, metavar="FILE", help=words)
     words = "write an HTML page to explore the model in a browser"
     add = _add_command(commands, "explore", _explore, words).add_argument
-    add("-o", "--out", type=Path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
+    add("-o", "--out", type=_as_path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
     add("--num-rows", type=int, default=10_000, metavar="N", help="rows on the map (default: 10,000)")
     words = "projection of latents onto the map; umap needs umap-learn"
     add("--projection", choices=("pca", "umap"), default="pca", help=words)
     add("--seed", type=int, default=0, help="seed of the choice of rows (default: 0)")
     words = "write the networks of a run as ONNX files and PyTorch programs"
     add = _add_command(commands, "export", _export, words).add_argument
-    add("--to", type=Path, required=True, metavar="DIR", help="folder to write, made if needed")
+    add("--to", type=_as_path, required=True, metavar="DIR", help="folder to write, made if needed")
     add("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
 
 
@@ -247,7 +253,7 @@ def _sample(args: argparse.Namespace) -> None:
         raise ValueError(f"--y {label}: {type(model).__name__} does not generate examples of one class.")
     if label is not None and label.isdecimal() and label not in model.class_names:
         label = int(label)
-    if args.out is not None and args.out.suffix == ".csv":
+    if args.out is not None and args.out.suffix in (".csv", ".parquet", ".npy"):
         return write_columns([_sample_rows(model, label, args)], args.out, args.num_samples)
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
@@ -255,13 +261,15 @@ def _sample(args: argparse.Namespace) -> None:
     else:
         found = {"x": generate(args.num_samples)}
     path, x = args.out or args.run / "samples", found["x"]
-    np.savez(path.with_suffix(".npz"), **{name: values.numpy() for name, values in found.items()})
-    print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {path.with_suffix('.npz')}")
+    path = path.with_suffix("") if path.suffix in (".npz", ".png") else path
+    arrays, image = (path.with_name(path.name + ending) for ending in (".npz", ".png"))
+    np.savez(arrays, **{name: values.numpy() for name, values in found.items()})
+    print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
     if x.dim() == 4 and x.shape[1] in (1, 3):
         from torchvision.utils import save_image
 
-        save_image(x.clamp(0.0, 1.0), path.with_suffix(".png"), nrow=math.ceil(math.sqrt(len(x))))
-        print(f"image grid in {path.with_suffix('.png')}")
+        save_image(x.clamp(0.0, 1.0), image, nrow=math.ceil(math.sqrt(len(x))))
+        print(f"image grid in {image}")
 
 
 def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) -> dict[str, Any]:
@@ -277,12 +285,12 @@ def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) 
             classes = None if label is None else model.generate(number, label)[1]
             distribution, y = generate_x(model, number, classes)
             x = distribution.sample()
-    names = model.feature_names or [f"x{column}" for column in range(x.shape[1])]
+    names = model.feature_names or [f"x{column + 1}" for column in range(x.shape[1])]
     found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
     for name, words in model.categories.items():
         found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
     title = next(name for name in ("class", "predicted class", "class of the model") if name not in found)
-    return found if y is None else found | {title: np.array(get_names(model))[y.numpy()]}
+    return found if y is None else found | {title: np.array(get_class_names(model))[y.numpy()]}
 
 
 def _explore(args: argparse.Namespace) -> None:

@@ -16,17 +16,18 @@ import numpy as np
 import torch
 
 from pyro_ssvae._arguments import as_count
-from pyro_ssvae._io import atomic_open, check_path
+from pyro_ssvae._arrays import as_text
+from pyro_ssvae._io import atomic_open, check_output, check_path
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.data.images import is_image, read_folder, read_single
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, rescale
-from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.rows import is_label_file, read_label_file
-from pyro_ssvae.data.storage import is_on_disk
+from pyro_ssvae.data.readers import is_on_disk, list_shards, read_npz
+from pyro_ssvae.data.rows import is_label_file, read_label_file, read_labels
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import as_input
+from pyro_ssvae.models.diagnostics import get_class_names
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -40,16 +41,16 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
     if label is not None and is_label_file(label):
         words, label = [*map(_as_word, read_label_file(label).tolist())], None
     if is_table(path):
-        rows = read_table(path)
+        rows = read_table(path, label)
         if label is None:
             return rows, "row", range(len(rows)), words
-        column = select_columns(rows, [label])[label]
-        return rows, "row", range(len(rows)), column.map(_as_word, na_action="ignore").astype(object)
-    if label is not None:
-        raise ValueError(f"--label {label}: {path} is no table; name a .npy file with a label for every row.")
+        return rows, "row", range(len(rows)), _as_words(select_columns(rows, [label])[label])
     if is_on_disk(path):
+        words = words if label is None else _as_words(read_labels(path, label))
         source, _ = as_input(model, path)
         return source, "row", range(len(source)), words
+    if label is not None:
+        raise ValueError(f"--label {label}: {path} is no table, and has labels of its own; leave --label out.")
     if words is not None:
         raise ValueError(f"--label FILE.npy is for files and folders of rows, and {path} has labels of its own.")
     if path.is_dir() or is_image(path):
@@ -74,17 +75,18 @@ def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
     return x, "file", images.files, np.array(found)
 
 
+def _as_words(column: Any) -> Any:
+    return column.map(_as_word, na_action="ignore").astype(object)
+
+
 def _as_word(label: Any) -> str:
-    return label if isinstance(label, str) else f"{label:g}"
-
-
-def get_names(model: Any) -> Sequence[str]:
-    """Return the names of the classes of a model, which are numbers if it knows none."""
-    return model.class_names or tuple(map(str, range(model.num_classes or 0)))
+    return as_text(int(label) if isinstance(label, (bool, np.bool_)) else label)
 
 
 def predict(model: Any, args: argparse.Namespace) -> None:
     """Write file or row number, class and class probabilities of each example; several processes divide the rows."""
+    if args.out is not None:
+        check_output(args.out)
     scale = 1.0
     if is_on_disk(args.data):
         x, scale = as_input(model, args.data)
@@ -98,7 +100,7 @@ def predict(model: Any, args: argparse.Namespace) -> None:
         return model.predict_proba(x[rows] if scale == 1.0 else x[rows] / scale).numpy()
 
     def describe(found: Any, probabilities: Any) -> dict[str, Any]:
-        names = get_names(model)
+        names = get_class_names(model)
         columns = {kind: found, "predicted": np.array(names)[probabilities.argmax(1)]}
         return columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}
 
@@ -123,11 +125,12 @@ def predict(model: Any, args: argparse.Namespace) -> None:
 def evaluate(model: Any, args: argparse.Namespace) -> None:
     """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
     if args.label is None and (is_table(args.data) or is_on_disk(args.data)):
-        what = "COLUMN, the column of the labels" if is_table(args.data) else "FILE.npy, with a label for every row"
+        has_columns = is_table(args.data) or list_shards(args.data)[0].suffix in (".parquet", ".h5ad")
+        what = "COLUMN, the column of the labels" if has_columns else "FILE.npy, with a label for every row"
         raise ValueError(f"{args.data} needs --label {what}.")
     x, kind, _, labels = _read(model, args.data, args.label)
     where = str(args.data) if args.label is None else f"--label {args.label}"
-    names = get_names(model)
+    names = get_class_names(model)
     (y,) = encode_labels({where: labels}, [len(x)], class_names=names).y.values()
     known, kind = y >= 0, "images" if kind == "file" else "rows"
     if not known.any():

@@ -29,7 +29,8 @@ from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
-from pyro_ssvae.data.storage import is_on_disk, sample_rows
+from pyro_ssvae.data.readers import is_on_disk
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.data.tables import is_table
 from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
 from pyro_ssvae.evaluation import active_units

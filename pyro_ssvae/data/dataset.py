@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_path, as_scale, checked
-from pyro_ssvae._arrays import as_examples, holds_missing, to_numpy, warn_about_far_values, warn_about_offsets
+from pyro_ssvae._arrays import as_examples, check_table, holds_missing, to_numpy
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import get_data_folder, load_named
 from pyro_ssvae.data.rows import load_table
-from pyro_ssvae.data.sources import as_held_out, load_folder, load_npz, read_dataset, split_source
+from pyro_ssvae.data.sources import as_held_out, find_names, load_folder, load_npz, read_dataset, split_source
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
 
 
@@ -164,7 +164,7 @@ class SemiSupervisedData:
         Training examples stay on disk, and are read when they are needed, if ``x`` is a memory-mapped array, an array
         of Zarr or HDF5, a backed AnnData, or the path of a file ``.npy``, ``.npz`` (a sparse matrix), ``.parquet``,
         ``.zarr`` or ``.h5ad``, or a folder of such files; sparse matrices and data sets of PyTorch do if dense they
-        would take more than 1 GiB. Checks and defaults see up to 4,096 examples.
+        would take more than 1 GiB. Checks and defaults see up to 4,096 examples. Names of columns are kept.
 
         Examples of uint8 are kept, other numbers become float32. Images get channels first: ``(N, H, W)`` becomes
         ``(N, 1, H, W)``, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. A ``Dataset`` or
@@ -198,16 +198,15 @@ class SemiSupervisedData:
             UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
                 classes are alike, classes are numbered anew, or images may have their channels first or last.
         """
+        names = find_names(x)
         x, y = read_dataset(x, y, "x")
         examples = cast(Tensor, x) if isinstance(x, ExampleSource) else as_examples(x, "x", allow_missing=True)
         if holds_missing(seen := sample_rows(examples)) and seen.isnan().all():
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         if not isinstance(x, ExampleSource) and examples.dim() == 2:
-            columns, values = range(examples.shape[1]), to_numpy(x, "x")
-            warn_about_far_values(values, columns, stacklevel=4)
-            warn_about_offsets(values, columns, stacklevel=4)
-        x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples)
-        x_test, y_test = as_held_out(x_test, y_test, "test", examples)
+            check_table(to_numpy(x, "x"), "x", names or range(examples.shape[1]), stacklevel=5)
+        x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples, names)
+        x_test, y_test = as_held_out(x_test, y_test, "test", examples, names)
         given = {"y": y, "y_validation": y_validation, "y_test": y_test}
         labels = encode_labels(given, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
         if not isinstance(split, LabelSplit | None):
@@ -219,6 +218,7 @@ class SemiSupervisedData:
         return cls(
             *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
             *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, seed),
+            feature_names=names,
         )
 
     @classmethod
@@ -386,7 +386,7 @@ class SemiSupervisedData:
             FileNotFoundError: If there is no such folder.
             TypeError: If an argument has the wrong type.
             ValueError: If it holds no image, damaged ones, too few, a test image of a class without training images, or
-                a class called ``None``, ``nan`` or ``-1``.
+                a class called ``nan`` or ``-1``.
 
         Warns:
             UserWarning: If all images lie in one folder, those of 16 bits use few of them, or files have several pages.

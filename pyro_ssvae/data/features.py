@@ -94,11 +94,12 @@ class FeatureSource:
         return found
 
     def convert(self, x: ArrayLike) -> Any:
-        """Return the features of images, as arrays or tensors ``(B, C, H, W)`` or ``(B, H, W, C)``; else ``x`` itself.
+        """Return the features of images, as arrays or tensors ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, H, W)``.
 
+        Others are returned as they are.
         Integers are divided by the scale; other numbers must lie in [0, 1].
         """
-        if len(getattr(x, "shape", ())) != 4:
+        if len(getattr(x, "shape", ())) not in (3, 4):
             return x
         array = as_images(to_numpy(x, "x"), event_shape=self.image_shape)
         if array.shape[1:] != self.image_shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._io import check_memory, check_path, suggest_conversion
 from pyro_ssvae.data.labels import UNLABELLED
+from pyro_ssvae.data.readers import IMAGES
 from pyro_ssvae.data.storage import ItemSource
 
 _PREVIEW_SIZE = 32
 _SEEN_FOR_COLOUR = 64
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others, such as EPS, would start external programs
 _MAX_PIXELS = 2**26  # of one image: 8192 x 8192
 _MAX_RATIO = 100  # of its sides
@@ -69,7 +69,7 @@ def read_single(file: Path, image_size: int) -> _Images:
 
 def is_image(path: Path) -> bool:
     """Return whether the name of a file ends as that of an image."""
-    return path.suffix.lower() in _SUFFIXES
+    return path.suffix.lower() in IMAGES
 
 
 def _read_files(
@@ -156,14 +156,22 @@ def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     """Return the deepest folder that holds every image, and the images' paths below it."""
     folder = Path(path)
     check_path(folder, "a folder of images", Path.is_dir)
-    found = [file.relative_to(folder) for file in folder.rglob("*") if is_image(file)]
+    found = [file.relative_to(folder) for file in _walk(folder) if is_image(file)]
     hidden = re.compile(r"\..*|__MACOSX")
     files = sorted(file for file in found if not any(map(hidden.fullmatch, file.parts)) and (folder / file).is_file())
     if not files:
-        looked = f"looked for {', '.join(sorted(_SUFFIXES))} at any depth."
+        looked = f"looked for {', '.join(IMAGES)} at any depth."
         raise ValueError(f"{folder} holds no image; {looked}{suggest_conversion(folder)}")
     common = os.path.commonpath([file.parent for file in files])
     return folder / common, [file.relative_to(common) for file in files]
+
+
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, also by symbolic links, but for those that lead back to a folder ``above``."""
+    here = folder.resolve()
+    with suppress(PermissionError):
+        for inside in folder.iterdir() if here not in above else ():
+            yield from _walk(inside, (*above, here)) if inside.is_dir() else (inside,)
 
 
 def _is_coloured(x: NDArray[np.uint8]) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_seed
-from pyro_ssvae._arrays import as_array, as_labels, to_numpy
+from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_path, as_seed
+from pyro_ssvae._arrays import as_array, as_labels, as_text, to_numpy
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
 
-UNLABELLED = ("", "-1", "-1.0", "nan", "None", "<NA>", "NaT")
+UNLABELLED = ("", "-1", "-1.0", "nan", "<NA>", "NaT")
 _ENOUGH = 3  # labels of a class, beside which a class with one label is conspicuous
 
 Names = tuple[str, ...]
@@ -66,7 +66,12 @@ def encode_labels(
         _check_largest(name, label, num_classes or 1)
     names = tuple(map(str, range(num_classes or 0))) if names is None else names
     if len(names) != (num_classes or 0):
-        raise ValueError(f"class_names holds {len(names)} names for {num_classes} classes; give one for each.")
+        raise ValueError(
+            f"num_classes={num_classes}, and the labels hold {len(names)} classes ({_join(names)}); label an example "
+            "of each, or leave num_classes out."
+            if class_names is None
+            else f"class_names holds {len(names)} names for {num_classes} classes; give one for each."
+        )
     return Labels(y, num_classes, names)
 
 
@@ -99,9 +104,9 @@ def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
     single = tuple(name for name, count in zip(class_names, counts, strict=True) if count == 1)
     alike: dict[str, list[str]] = {}
     for name in class_names:
-        alike.setdefault("".join(name.split()).casefold(), []).append(repr(name))
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).split()).casefold(), []).append(repr(name))
     found = [
-        f"The classes {' and '.join(names)} differ only by case or white space; if they are one, give it one name."
+        f"The classes {' and '.join(names)} differ only by case, spaces or coding; if they are one, give it one name."
         for names in alike.values()
         if len(names) > 1
     ]
@@ -129,6 +134,11 @@ def _as_names(class_names: Any) -> Names:
 
 def read_labels(values: Any, name: str) -> NDArray[Any]:
     """Return labels as an array of numbers, -1 or NaN where unknown, or of strings, ``""`` where unknown."""
+    if isinstance(values, (str, os.PathLike)):
+        raise TypeError(
+            f"{name}={str(values)!r} is one text, and one label for each example is needed. Read labels first, "
+            "y = numpy.load('y.npy'), say; from_table(table, label='COLUMN') takes them from a table."
+        )
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(object), "")
     array = as_array(values, name)
@@ -136,8 +146,7 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
         return array
     if array.dtype.kind != "O":
         return _as_words(array)
-    decode = np.frompyfunc(lambda label: label.decode("utf-8", "replace") if isinstance(label, bytes) else label, 1, 1)
-    array = np.asarray(decode(array), dtype=object)
+    array = np.asarray(np.frompyfunc(_decode, 1, 1)(array), dtype=object)
     allowed = (str, Real, np.bool_)
     if wrong := [label for label in array.flat if not isinstance(label, allowed) and str(label) not in UNLABELLED]:
         raise TypeError(
@@ -153,8 +162,16 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
     return numbers
 
 
+def _decode(label: Any) -> Any:
+    if isinstance(label, bytes):
+        return label.decode("utf-8", "replace")
+    return "" if label is None else label  # the word None may be a class
+
+
 def _as_words(array: NDArray[Any]) -> NDArray[Any]:
     """Return labels as strings, ``""`` where unknown."""
+    if array.dtype.kind in "Of":
+        array = np.frompyfunc(as_text, 1, 1)(array)
     words = np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array.astype(str)
     return np.where(np.isin(np.char.strip(words), UNLABELLED), "", words)
 
@@ -168,7 +185,7 @@ def _encode_words(
         found = (tuple(sorted({*np.unique(w).tolist()} - {""})) for w in words.values())
         names = next(filter(None, found), ())
         if len(names) == 1 and num_classes is None:
-            raise ValueError(_describe_one_class(repr(names[0])))
+            raise ValueError(f"The labels hold class {names[0]!r} alone; label an example of another class.")
     index = {"": -1} | {name: number for number, name in enumerate(names)}
     encoded = {}
     for name, array in words.items():
@@ -192,7 +209,10 @@ def _number_classes(y: dict[str, Tensor]) -> tuple[dict[str, Tensor], Names]:
             "means unlabelled, pass num_classes=..."
         )
     if len(found) == 1:
-        raise ValueError(_describe_one_class(names[0]))
+        raise ValueError(
+            f"The labels hold class {names[0]} alone, which does not determine the number of classes; label an example "
+            "of another class, or pass num_classes=..., or class_names with all of them."
+        )
     if found == list(range(len(found))):
         return y, names
     warnings.warn(
@@ -203,13 +223,6 @@ def _number_classes(y: dict[str, Tensor]) -> tuple[dict[str, Tensor], Names]:
     )
     numbers = torch.tensor(found)
     return {name: torch.where(x < 0, x, torch.searchsorted(numbers, x)) for name, x in y.items()}, names
-
-
-def _describe_one_class(name: str) -> str:
-    return (
-        f"The labels hold class {name} alone, which does not determine the number of classes; pass num_classes=..., or "
-        "class_names with all of them."
-    )
 
 
 def _join(names: Names) -> str:
@@ -269,7 +282,7 @@ class LabelSplit:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as an npz file, atomically, in a folder that exists; no suffix is added to the path."""
         seed, balanced = np.int64(self.seed), np.bool_(self.balanced)
-        with atomic_open(Path(path)) as file:
+        with atomic_open(as_path(path, "path")) as file:
             np.savez(file, labelled=self.labelled, validation=self.validation, seed=seed, balanced=balanced)
 
     @classmethod

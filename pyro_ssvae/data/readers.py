@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._io import check_memory, check_path, suggest_conversion
+from pyro_ssvae.errors import MissingPackageError
 
 _IDX_UINT8 = 0x08
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # ends of their names
+SHARDS = (".npy", ".parquet", ".zarr")  # of files of rows, of which a folder may hold several
 _LARGEST_IDX = 2**28  # bytes; the largest file of MNIST has 47 million
 
 
@@ -137,6 +141,13 @@ def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list
     return groups
 
 
+def read_tables(files: Sequence[Path], num_rows: int) -> Iterator[Any]:
+    """Yield the rows of Parquet files as DataFrames, so many at a time; raise ``ImportError`` without pyarrow."""
+    from pyarrow.parquet import ParquetFile
+
+    return (part.to_pandas() for file in files for part in ParquetFile(file).iter_batches(num_rows))
+
+
 def read_column(files: Sequence[Any], name: str) -> Any:
     """Return a column of Parquet files, which fits into memory."""
     import pandas
@@ -145,15 +156,68 @@ def read_column(files: Sequence[Any], name: str) -> Any:
 
 
 def find_values(files: Sequence[Any], name: str, most: int = 1000) -> Any:
-    """Return different values in a column of Parquet files: all of them, or somewhat more than ``most``."""
+    """Return different values in a column of Parquet files: all of them, or somewhat more than ``most``.
+
+    Those of a categorical have the type ``category``, and its order.
+    """
     import pandas
 
     found: set[Any] = set()
+    declared: dict[Any, None] = {}
     for part in _iterate(files, name):
         if len(found) <= most:
             found.update(part.column(0).unique().to_pylist())
-    return pandas.Series(sorted(found, key=str), dtype=object)
+        if hasattr(part.column(0), "dictionary"):
+            declared |= dict.fromkeys(part.column(0).dictionary.to_pylist())
+    values = pandas.Series(sorted(found, key=str), dtype=object)
+    return values.astype(pandas.CategoricalDtype([*declared])) if declared else values
 
 
 def _iterate(files: Sequence[Any], name: str) -> Iterator[Any]:
     return (part for file in files for part in file.iter_batches(columns=[name]))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise ``MissingPackageError`` where a reader is not installed, and ``ValueError`` for a damaged file."""
+    try:
+        yield
+    except ImportError as error:
+        name = error.name or "its reader"
+        raise MissingPackageError(f"{path} is read by {name}, which is not installed: pip install {name}.") from error
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def list_shards(path: Path) -> list[Path]:
+    """Return the files of a path: itself, or those in a folder whose names end as that of the first one."""
+    found = sorted(_find_shards(path)) if path.is_dir() and path.suffix != ".zarr" else [path]
+    return [file for file in found if file.suffix == found[0].suffix]
+
+
+def _find_shards(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.suffix in SHARDS and not file.name.startswith("."))
+
+
+def is_on_disk(path: Path) -> bool:
+    """Return whether a path is a file or folder of rows that can be read when they are needed; images are not.
+
+    Raises:
+        ValueError: For a folder that holds both.
+    """
+    if path.suffix == ".npz":  # of scipy, and not one with x_train
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return "format.npy" in file.namelist()
+    if path.suffix in (*SHARDS, ".h5ad") or not path.is_dir():
+        return path.suffix in (*SHARDS, ".h5ad")
+    shard = min(_find_shards(path), default=None)
+    if shard is None:
+        return False
+    inside = (file for depth in ("*", "*/*") for file in path.glob(depth))
+    if image := next((file for file in inside if file.suffix.lower() in IMAGES), None):
+        raise ValueError(
+            f"{path} holds rows, {shard.name}, and images, {image.relative_to(path)}; move one of both elsewhere."
+        )
+    return True

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_path
-from pyro_ssvae._arrays import MAX_DENSE, as_examples, warn_about_far_values, warn_about_offsets
+from pyro_ssvae._arrays import MAX_DENSE, as_examples, check_table
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.readers import find_values, read_column
+from pyro_ssvae.data.readers import find_values, is_on_disk, list_shards, read_column, reading
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
-from pyro_ssvae.data.storage import ExampleSource, is_on_disk, list_shards, open_source, reading
+from pyro_ssvae.data.storage import ExampleSource, open_source
 from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns
 
 _MOST_HELD_OUT = 10_000  # rows for validation, and for testing, by default, if the others stay on disk
@@ -64,7 +64,7 @@ def load_table(
     if test is not None:
         if not rows.names or where == label:
             raise ValueError(f"test={test!r}: test rows are for tables whose labels are a column; leave test out.")
-        table, test_labels = _split_labels(read_table(test, label), label)
+        table, test_labels = _split_labels(read_table(test, label), label, "test table")
         x_test, _ = as_held_out(encode_rows(table, rows.names, rows.categories), None, "test", x)
     given = {where: rows.labels, f"{where} of the test rows": test_labels}
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
@@ -103,9 +103,10 @@ def is_label_file(label: str) -> bool:
 
 def read_label_file(path: str) -> Any:
     """Return the labels in a .npy file."""
-    check_path(Path(path), "a .npy file with a label for every row")
+    file = as_path(path, "label")
+    check_path(file, "a .npy file with a label for every row")
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(file, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         how = "write labels by numpy.save, words as strings and not as objects"
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); {how}.") from error
@@ -123,9 +124,18 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
         return _read_parquet(shards, column)
     if path.suffix == ".h5ad":
         return _read_annotated(path, column)
-    if column is not None:
-        raise ValueError(f"label={column}: {path} has no columns; name a .npy file with a label for every row.")
-    return _Rows(_hold_small(open_source(path)), None)
+    labels = None if column is None else read_labels(path, column)
+    return _Rows(_hold_small(open_source(path)), labels)
+
+
+def read_labels(path: Path, label: str) -> Any:
+    """Return a column of Parquet files, or of ``obs`` of an AnnData, in a file or folder of rows."""
+    files = list_shards(path)
+    if files[0].suffix == ".parquet":
+        return read_column(_open_parquet(files, label), label)
+    if path.suffix == ".h5ad":
+        return select_columns(_open_annotated(path).obs, [label])[label]
+    raise ValueError(f"label={label}: {path} has no columns; name a .npy file with a label for every row.")
 
 
 def _encode_table(table: Any, label: str | None) -> _Rows:
@@ -133,22 +143,20 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     table, labels = _split_labels(table, label)
     names, categories = tuple(table.columns), find_words(table)
     numbers = encode_rows(table, names, categories)
-    empty = [column for column, values in zip(names, numbers.T, strict=True) if np.isnan(values).all()]
-    if empty and len(numbers):
-        raise ValueError(f"No row has a value in column {', '.join(empty[:10])}; leave such columns out.")
-    warn_about_far_values(numbers, names, stacklevel=7)
-    warn_about_offsets(numbers, names, stacklevel=7)
+    check_table(numbers, "the table", names, stacklevel=8)
     return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
 
 
-def _split_labels(table: Any, label: str | None) -> tuple[Any, Any]:
+def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[Any, Any]:
     """Return the table without the column of labels, and that column."""
     if label is None:
         return table, None
     labels = select_columns(table, [label])[label]
     table = table.drop(columns=label)
     if not len(table.columns):
-        raise ValueError(f"The table has no column but {label}; examples need at least one.")
+        raise ValueError(f"The {what} has no column but {label}; examples need at least one.")
+    if labels.isna().all() and what == "test table":
+        raise ValueError(f"No row of the {what} has a label in column {label}; label some rows, or leave test out.")
     if labels.isna().all():
         raise ValueError(
             f"No row has a label in column {label}; label some rows. Without labels M1 learns latents, and M2 "
@@ -167,15 +175,12 @@ def _hold_small(source: Any) -> Any:
 
 def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
     """Return the rows of Parquet files with the same columns, in memory if they take at most 1 GiB."""
-    with reading(files[0]):
-        import pandas
-        from pyarrow.parquet import ParquetFile
+    opened = _open_parquet(files, label)
+    import pandas
 
-        opened = [ParquetFile(file) for file in files]
     table = opened[0].schema_arrow.empty_table().to_pandas().rename(columns=str)
     if 4 * sum(file.metadata.num_rows for file in opened) * len(table.columns) <= MAX_DENSE:
         return _encode_table(pandas.concat(map(read_table, files), ignore_index=True), label)
-    select_columns(table, [] if label is None else [label])
     words = {name: find_values(opened, name) for name in table if name != label and not is_numeric(table[name])}
     table = pandas.DataFrame({**table, **words} | ({} if label is None else {label: read_column(opened, label)}))
     table, labels = _split_labels(table, label)
@@ -186,11 +191,27 @@ def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
     )
 
 
-def _read_annotated(path: Path, label: str | None) -> _Rows:
-    """Return the rows of a backed AnnData, whose labels are a column of ``obs``."""
+def _open_parquet(files: Sequence[Path], label: str | None) -> list[Any]:
+    """Return Parquet files with the same columns, of which ``label`` is one; otherwise raise ``ValueError``."""
+    with reading(files[0]):
+        from pyarrow.parquet import ParquetFile
+
+        opened = [ParquetFile(file) for file in files]
+    names = [sorted(file.schema_arrow.names) for file in opened]
+    if other := [file for file, found in zip(files, names, strict=True) if found != names[0]]:
+        raise ValueError(f"{other[0]} has other columns than {files[0]}; all files of a folder must have the same.")
+    select_columns(opened[0].schema_arrow.empty_table().to_pandas(), [] if label is None else [label])
+    return opened
+
+
+def _open_annotated(path: Path) -> Any:
     with reading(path):
         import anndata
 
-        cells = anndata.read_h5ad(path, backed="r")
-    labels = None if label is None else select_columns(cells.obs, [label])[label]
+        return anndata.read_h5ad(path, backed="r")
+
+
+def _read_annotated(path: Path, label: str | None) -> _Rows:
+    """Return the rows of a backed AnnData, whose labels are a column of ``obs``."""
+    cells, labels = _open_annotated(path), None if label is None else read_labels(path, label)
     return _Rows(_hold_small(open_source(cells)), labels, tuple(map(str, cells.var_names)))

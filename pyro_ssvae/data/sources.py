@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_f
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, select_last, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
+from pyro_ssvae.data.tables import select_columns
 
 
 class Source(NamedTuple):
@@ -171,12 +172,22 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
     }
 
 
-def as_held_out(x: Any, y: Any, part: str, train: Tensor) -> tuple[Tensor, Any]:
-    """Return validation or test examples, none if they were not given, and their labels as given."""
+def find_names(x: Any) -> tuple[str, ...]:
+    """Return the names of the columns of a table, if it has any that are text, each once."""
+    names = tuple(getattr(x, "columns", getattr(x, "var_names", ())))
+    return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
+
+
+def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] = ()) -> tuple[Tensor, Any]:
+    """Return validation or test examples, none if they were not given, and their labels as given.
+
+    Columns of a DataFrame are taken by their ``names``, if there are any.
+    """
     if x is None:
         if y is not None:
             raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
         return torch.empty((0, *train.shape[1:]), dtype=train.dtype), None
+    x = select_columns(x, names) if names and hasattr(x, "iloc") else x
     x, y = read_dataset(x, y, f"x_{part}")
     x = x[:].numpy() if isinstance(x, ExampleSource) else x
     examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True, allow_missing=True)

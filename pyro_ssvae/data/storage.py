@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import threading
 import weakref
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
 from pyro_ssvae._io import check_path, suggest_conversion
-from pyro_ssvae.data.readers import open_row_groups
-from pyro_ssvae.errors import MissingPackageError
+from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_row_groups, reading
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
 _SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
-_SHARDS = (".npy", ".parquet", ".zarr")  # of which a folder may hold several
 
 
 class ExampleSource(ABC):
@@ -62,7 +60,7 @@ class ExampleSource(ABC):
         self.shape = torch.Size(as_images(stored, "x", event_shape).shape)
         self.is_integer = stored.dtype.kind in "iu"
         self.dtype = torch.uint8 if stored.dtype == np.uint8 else torch.float32
-        self._lock: Any = threading.Lock() if self.workers == 1 else nullcontext()
+        self._lock = _make_lock(self.workers)
 
     @abstractmethod
     def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -97,13 +95,11 @@ class ExampleSource(ABC):
         """Up to 4,096 evenly spaced examples, for statistics, checks, choices of defaults and figures."""
         number = min(len(self), _SAMPLED_ROWS, max(64, _SAMPLED_VALUES // self[0].numel()))
         if self.bounds is None or number == len(self):
-            return self._read(_space(0, len(self), number))
+            return self._read(space(0, len(self), number))
         size = self.numel() * self.element_size() // (len(self.bounds) - 1)
-        starts = _space(0, len(self.bounds) - 1, min(256, max(8, _SAMPLED_BYTES // max(1, size))))
+        starts = space(0, len(self.bounds) - 1, min(256, max(8, _SAMPLED_BYTES // max(1, size))))
         each = -(-number // len(starts))
-        return self._read(
-            np.concatenate([_space(self.bounds[start], self.bounds[start + 1], each) for start in starts])
-        )
+        return self._read(np.concatenate([space(self.bounds[start], self.bounds[start + 1], each) for start in starts]))
 
     @cached_property
     def holds_missing(self) -> bool:
@@ -115,11 +111,27 @@ class ExampleSource(ABC):
 
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, (int, np.integer)) or (isinstance(index, Tensor) and index.dim() == 0):
-            return self._read(np.array([int(index) % len(self)]))[0]
+            return self._read(np.array([range(len(self))[int(index)]]))[0]  # raises IndexError, which ends iteration
         if isinstance(index, slice):
             return self.read(np.arange(*index.indices(len(self))))
         rows = np.asarray(index)
-        return self.read(np.flatnonzero(rows) if rows.dtype == bool else rows)
+        rows = rows if rows.size else rows.astype(np.int64)
+        if rows.dtype == bool and rows.shape != (len(self),):
+            raise IndexError(f"A mask of {len(self)} examples has shape ({len(self)},); this one has {rows.shape}.")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows)
+        if wrong := rows[(rows < 0) | (rows >= len(self))].tolist():
+            raise IndexError(f"There are {len(self)} examples, counted from 0, and number {wrong[0]} was asked for.")
+        return self.read(rows)
+
+    def __deepcopy__(self, _: Any) -> ExampleSource:
+        return self  # which nothing changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = _make_lock(self.workers)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all examples, ``size`` at a time."""
@@ -147,12 +159,17 @@ class ExampleSource(ABC):
         return self.dtype.is_floating_point
 
 
+def _make_lock(workers: int) -> Any:
+    return threading.Lock() if workers == 1 else nullcontext()
+
+
 def sample_rows(x: Tensor | ExampleSource) -> Tensor:
     """Return examples in memory as they are, and those that stay on disk as a sample."""
     return x.sample if isinstance(x, ExampleSource) else x
 
 
-def _space(low: int, high: int, number: int) -> NDArray[np.int64]:
+def space(low: int, high: int, number: int) -> NDArray[np.int64]:
+    """Return up to ``number`` evenly spaced integers from ``low`` to ``high - 1``."""
     return np.unique(np.linspace(low, high - 1, min(number, high - low)).astype(np.int64))
 
 
@@ -172,6 +189,8 @@ class ItemSource(ExampleSource):
             item = np.asarray(self._load_item(row))
             if item.shape != out.shape[1:]:
                 raise ValueError(f"x[{row}] has shape {item.shape}, and x[0] {out.shape[1:]}; all must be alike.")
+            if not np.can_cast(item.dtype, out.dtype, "same_kind"):
+                raise ValueError(f"x[{row}] is of type {item.dtype}, and x[0] {self._stored_dtype}; all must be alike.")
             out[place] = item
 
 
@@ -249,9 +268,16 @@ class _FileRows:
     """Rows of a file, as an array; a file that is mapped would count as memory of the process."""
 
     def __init__(self, array: Any, offset: int) -> None:
-        self.shape, self.dtype, self._offset = array.shape, array.dtype, offset
-        self._file = os.open(array.filename, os.O_RDONLY)
+        self.shape, self.dtype, self._offset, self._path = array.shape, array.dtype, offset, array.filename
+        self._open()
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
@@ -304,7 +330,7 @@ def open_source(
     is_mapped = isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
     if is_mapped or (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "chunks")):
         return _ArraySource([x], event_shape)
-    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and np.prod(x.shape, dtype=float) * 4 > MAX_DENSE:
+    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and math.prod(x.shape) * x.dtype.itemsize > MAX_DENSE:
         return _SparseSource(x, event_shape)
     # A sparse matrix of a backed AnnData, whose slices are read.
     return _ArraySource([x], event_shape) if hasattr(x, "to_memory") and hasattr(x, "dtype") else None
@@ -315,6 +341,9 @@ def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSou
 
     def load(number: int) -> Any:
         item = dataset[number]
+        if isinstance(item, (tuple, list)) and len(item) not in (1, 2):
+            kind = type(dataset).__name__
+            raise TypeError(f"The items of x, a {kind}, must be examples x or pairs (x, y); make arrays of it.")
         return item[0] if isinstance(item, (tuple, list)) else item
 
     number = len(dataset)
@@ -335,6 +364,8 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
         from pyro_ssvae.data.images import open_images  # which needs this module
 
         return open_images(path, event_shape)
+    if path.suffix == ".npz" and not is_on_disk(path):
+        raise ValueError(f"{path} holds no sparse matrix; SemiSupervisedData.from_npz reads .npz files with x_train.")
     with reading(path):
         if files[0].suffix == ".npy":
             return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
@@ -352,37 +383,6 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
             import anndata
 
             return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
-    known = f"{', '.join(_SHARDS)}, .npz (a sparse matrix) and .h5ad"
-    words = f"is of no kind that is read; these are {known}, and folders of the first three."
+    known = f"{', '.join(SHARDS)}, .npz (a sparse matrix) and .h5ad"
+    words = f"is of no kind that is read; these are {known}, and folders of the first three. from_table reads tables."
     raise ValueError(f"{path} {words}{suggest_conversion(path)}")
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Raise ``MissingPackageError`` where a reader is not installed, and ``ValueError`` for a damaged file."""
-    try:
-        yield
-    except ImportError as error:
-        name = error.name or "its reader"
-        raise MissingPackageError(f"{path} is read by {name}, which is not installed: pip install {name}.") from error
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def list_shards(path: Path) -> list[Path]:
-    """Return the files of a path: itself, or those in a folder whose names end as that of the first one."""
-    if not path.is_dir() or path.suffix == ".zarr":
-        return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix in _SHARDS)
-    return [file for file in found if file.suffix == found[0].suffix]
-
-
-def is_on_disk(path: Path) -> bool:
-    """Return whether a path is a file or folder of rows that can be read when they are needed; images are not."""
-    if path.suffix == ".npz":  # of scipy, and not one with x_train
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as file:
-            return "format.npy" in file.namelist()
-    inside = path.iterdir() if path.is_dir() else ()
-    return path.suffix in (*_SHARDS, ".h5ad") or any(file.suffix in _SHARDS for file in inside)

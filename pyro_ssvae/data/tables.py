@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_ssvae._arguments import as_path
-from pyro_ssvae._arrays import as_array
+from pyro_ssvae._arrays import NUMERIC, as_array, as_text
 from pyro_ssvae._io import check_memory, check_path
 from pyro_ssvae.errors import MissingPackageError
 
@@ -26,10 +26,10 @@ _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
 _NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")
 _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
+_EMPTY = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null")  # labels; None may be a class
 _MAX_LEVELS = 100
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers
-_NUMERIC = re.compile("u?int|float|bool|double|date|time|complex", re.I)  # dtypes of pandas
 
 
 def is_table(name: Any) -> bool:
@@ -39,7 +39,7 @@ def is_table(name: Any) -> bool:
 
 def is_numeric(column: Any) -> bool:
     """Return whether a column of pandas has a type of numbers."""
-    return bool(_NUMERIC.match(str(column.dtype)))
+    return bool(NUMERIC.match(str(column.dtype)))
 
 
 def _is_frame(X: Any) -> bool:
@@ -57,7 +57,7 @@ def read_table(source: Any, label: str | None = None) -> Any:
         ValueError: If a file is damaged, or would not fit into memory, or two columns have the same name.
     """
     if isinstance(source, (str, os.PathLike)):
-        table = _read_file(as_path(source, "source"))
+        table = _read_file(as_path(source, "source"), label)
     elif hasattr(source, "obs") and hasattr(source, "var_names"):
         table = _import_pandas().DataFrame(as_array(source, "source"), columns=source.var_names)
         if label is not None:
@@ -84,7 +84,7 @@ def _import_pandas() -> Any:
     return pandas
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, label: str | None) -> Any:
     if not is_table(path):
         raise ValueError(f"{path} is no table by its name; {', '.join(_SUFFIXES)} are read.")
     check_path(path, "a table")
@@ -101,6 +101,9 @@ def _read_file(path: Path) -> Any:
         if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
             other = pandas.read_csv(path, decimal=",", **options)
             table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
+        if label in table and table[label].hasnans and not is_numeric(table[label]):
+            only: dict[str, Any] = {"usecols": [label], "keep_default_na": False, "na_values": _EMPTY}
+            table[label] = pandas.read_csv(path, **options, **only)[label]
     except ImportError as error:
         raise MissingPackageError("Parquet files are read by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -123,18 +126,21 @@ def select_columns(table: Any, names: Iterable[str]) -> Any:
 def find_words(table: Any) -> dict[str, tuple[str, ...]]:
     """Return the words in the columns of words, by their names; raise what :func:`find_categories` raises."""
     columns = find_categories(table, strict=True)
-    return {table.columns[position]: tuple(map(str, words)) for position, words in columns.items()}
+    return {table.columns[position]: tuple(map(as_text, words)) for position, words in columns.items()}
 
 
-def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
+def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[Any]:
     """Return the columns ``names`` of a table as numbers ``(N, D)``, words as codes, NaN where a value is missing.
+
+    They are int64 if all columns hold integers (which models divide by the scale of training), otherwise float64.
 
     Raises:
         ValueError: If a column is missing, or holds a word that is no number or none of its categories.
     """
     by_position = {position: categories[name] for position, name in enumerate(names) if name in categories}
     rows = encode_categories(select_columns(table, names), by_position, strict=True)
-    return rows.to_numpy(dtype=np.float64, na_value=np.nan)
+    whole = not categories and all(isinstance(kind, np.dtype) and kind.kind in "iu" for kind in rows.dtypes)
+    return rows.to_numpy(dtype=np.int64) if whole else rows.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 class _Column(NamedTuple):
@@ -148,7 +154,7 @@ class _Column(NamedTuple):
 def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     """Return the categories of columns that hold words, sorted, or have the type ``category``, in its order.
 
-    Categories that do not occur are left out unless ``strict``.
+    Categories that do not occur are left out, unless ``strict`` and there are at most 100.
 
     Raises:
         TypeError: If a column of a DataFrame holds dates, durations, lists or other objects.
@@ -181,7 +187,8 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             categories = [by_text[text] for text in sorted(by_text)]
         else:
             occurring = set(known)
-            categories = [value for value in column.declared if strict or value in occurring]
+            all_of_them = strict and len(column.declared) <= _MAX_LEVELS
+            categories = [value for value in column.declared if all_of_them or value in occurring]
         if len(categories) > _MAX_LEVELS:
             raise ValueError(
                 f"Column {column.name} holds {len(categories)} different words, such as {str(categories[0])[:40]!r}; "
@@ -245,8 +252,12 @@ def decode_categories(rows: NDArray[Any], categories: Categories) -> NDArray[Any
 
 
 def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool) -> NDArray[np.float64]:
-    codes = {str(level): code for code, level in enumerate(levels)}
-    encoded = np.array([np.nan if _is_missing(value) else codes.get(str(value), -1) for value in values], np.float64)
+    codes = {as_text(level): code for code, level in enumerate(levels)}
+
+    def find(text: str) -> float:
+        return codes.get(text, codes.get(f"{text}.0", -1))  # as models of earlier versions have whole numbers
+
+    encoded = np.array([np.nan if _is_missing(value) else find(as_text(value)) for value in values], np.float64)
     if (unknown := encoded == -1).any() and strict:
         shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
         raise ValueError(
@@ -261,7 +272,7 @@ def _object_columns(X: Any) -> dict[int, _Column]:
     """Return the columns that are not of a numeric type, by position."""
     if _is_frame(X):
         kinds = enumerate(map(str, X.dtypes))
-        return {position: _read_column(X, position) for position, kind in kinds if not _NUMERIC.match(kind)}
+        return {position: _read_column(X, position) for position, kind in kinds if not NUMERIC.match(kind)}
     if isinstance(X, (list, tuple)):
         try:
             X = np.array(X, dtype=object) if np.asarray(X).dtype.kind in "OU" else X
@@ -280,7 +291,7 @@ def _read_column(X: Any, position: int) -> _Column:
 
 
 def _is_missing(value: Any) -> bool:
-    return not value if isinstance(value, str) else value is None or str(value) in ("nan", "<NA>", "NaT")
+    return value is None or str(value) in ("", "nan", "<NA>", "NaT")  # also the words: numpy.array(["a", nan])
 
 
 def _is_word(value: Any) -> bool:

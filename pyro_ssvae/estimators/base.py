@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pyro_ssvae._arguments import MAX_SEED, as_count, bind_arguments, show
-from pyro_ssvae._arrays import find_offsets, warn_about_far_values
+from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
+from pyro_ssvae._arrays import check_columns, find_offsets, warn_about_far_values
+from pyro_ssvae._io import check_path
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
+from pyro_ssvae.data.readers import list_shards, read_tables, reading
 from pyro_ssvae.data.storage import open_source
-from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories
+from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories, select_columns
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood, make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
@@ -52,7 +56,7 @@ def encode_targets(
     if classes is None:
         found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
     else:
-        found = np.unique(np.asarray(classes))
+        found = find_classes(classes)
         if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
             raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
     if len(found) < 2:
@@ -66,11 +70,16 @@ def encode_targets(
     return codes, found
 
 
-def select_known(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def find_classes(classes: ArrayLike) -> NDArray[Any]:
+    """Return the classes named by a parameter, sorted, without what marks unlabelled examples."""
+    return np.unique(select_known(classes, "classes")[0])
+
+
+def select_known(y: ArrayLike, name: str = "y") -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return the labels of labelled examples, whole numbers or words, and a mask ``(N,)`` of these examples."""
-    labels = column_or_1d(read_labels(y, "y"), warn=True)
+    labels = column_or_1d(read_labels(y, name), warn=True)
     if labels.dtype.kind not in "biufU":
-        raise TypeError(f"y has dtype {labels.dtype}; labels are whole numbers or words.")
+        raise TypeError(f"{name} has dtype {labels.dtype}; labels are whole numbers or words.")
     labelled = labels != "" if labels.dtype.kind == "U" else (labels == labels) & (labels != -1)
     known = labels[labelled]
     if len(known):
@@ -114,7 +123,7 @@ class DeepEstimator(BaseEstimator):
     # Input.
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
-        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for 8-bit values.
+        """Return examples as an array, ``(N, *event_shape)``: float64, or uint8 for images of 8 bits.
 
         Words become codes, and missing values NaN. Columns with a large mean are moved to about 0: training is in
         single precision.
@@ -123,11 +132,16 @@ class DeepEstimator(BaseEstimator):
             check_is_fitted(self, "model_")
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
+        given: Any = getattr(X, "dtype", None)
+        if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
+            raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
+        if hasattr(X, "iloc") and not reset and hasattr(self, "feature_names_in_"):
+            validate_data(self, X, reset=False, skip_check_array=True)  # names, before words are looked up in columns
         if self._allow_missing:
             if reset:
                 self.categories_ = find_categories(X)
             X = encode_categories(X, self.categories_)
-        dtype = np.uint8 if getattr(X, "dtype", None) == np.uint8 else np.float64
+        dtype = np.uint8 if given == np.uint8 and len(getattr(X, "shape", ())) > 2 else np.float64
         finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
         options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
         try:
@@ -154,8 +168,7 @@ class DeepEstimator(BaseEstimator):
         """Keep what new rows of a table need, and check its columns."""
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         missing = np.isnan(rows)
-        if empty := [str(names[column]) for column in np.flatnonzero(missing.all(0))]:
-            raise ValueError(f"No row of X has a value in column {', '.join(empty[:10])}; leave such columns out.")
+        check_columns(rows, "X", names)
         warn_about_far_values(rows, names, stacklevel=5)
         self._offsets = find_offsets(rows)
         self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
@@ -240,10 +253,20 @@ class DeepEstimator(BaseEstimator):
         In single precision the answer for an example depends, in its last digits, on the others of the batch.
         """
         check_is_fitted(self, "model_")
+        rows = (self._check_rows(part, reset=False) for part in self._split(X))
+        return torch.cat([function(*self._in_double(part)).detach().cpu() for part in rows]).numpy()
+
+    def _split(self, X: Any) -> Iterator[Any]:
+        """Yield examples as they are, or in parts if they are on disk, of which tables have the columns of training."""
+        names = getattr(self, "feature_names_in_", ())
+        files = list_shards(as_path(X, "X")) if isinstance(X, (str, os.PathLike)) else []
+        if files and files[0].suffix == ".parquet" and len(names):
+            check_path(files[0], "a Parquet file", Path.is_file)
+            with reading(files[0]):
+                yield from (select_columns(part, names) for part in read_tables(files, _ROWS_AT_ONCE))
+            return
         source = open_source(X, self.model_.event_shape)
-        parts = [X] if source is None else (part.numpy() for part in source.split(_ROWS_AT_ONCE))
-        found = [function(*self._in_double(self._check_rows(part, reset=False))).detach().cpu() for part in parts]
-        return torch.cat(found).numpy()
+        yield from [X] if source is None else (part.numpy() for part in source.split(_ROWS_AT_ONCE))
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()

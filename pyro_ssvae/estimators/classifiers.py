@@ -23,7 +23,7 @@ from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
-from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, select_known
+from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, find_classes, select_known
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
@@ -150,6 +150,10 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         rows = self._check_rows(X, reset=not again)
+        if again and classes is not None and not np.array_equal(find_classes(classes), self.classes_):
+            raise ValueError(
+                f"classes={np.asarray(classes).tolist()} are not those of earlier calls: {self.classes_.tolist()}."
+            )
         codes, self.classes_ = encode_targets(y, self.classes_ if again else classes, self.n_classes)
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
@@ -309,6 +313,7 @@ class M1M2Classifier(M2Classifier):
             m1 = M1.for_data(data, latent_dim=m1_latents, **shared)
             unlabelled = data.without_labels()
             self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
+            del self.model_  # which is not an M1, should the second stage fail
             model = M1M2.for_data(
                 data,
                 m1=m1,

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pyro_ssvae._arguments import checked
+from pyro_ssvae._arguments import as_path, checked
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.explorer.payload import Payload, make_payload
@@ -45,7 +45,8 @@ def explore(
         data: The data that it was trained on.
         path: The page to write, usually ``explorer.html``.
         projection: How latents become a map: ``"pca"``, or ``"umap"`` (needs umap-learn), which has no inverse.
-        num_rows: Number of rows on the map: every labelled training row, others at random, and a fifth of test rows.
+        num_rows: Largest number of rows on the map, drawn at random: up to a fifth test rows, then training rows with a
+            label, then others.
         seed: Seed of the choice of rows and of draws.
 
     Returns:
@@ -59,7 +60,7 @@ def explore(
     """
     model.check_data(data)
     page = _fill_page(make_payload(model, data, projection, num_rows, seed))
-    path = Path(path)
+    path = as_path(path, "path")
     with writing(path, " Free space, or choose another path."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())

@@ -185,14 +185,16 @@ def _measure_ink(x: Tensor) -> dict[str, float] | None:
 
 
 def _choose_rows(data: SemiSupervisedData, number: int, random: np.random.Generator) -> tuple[Tensor, Tensor, Array]:
-    """Return rows as stored, their labels, and whether they are test rows; all labelled training rows are among them.
+    """Return rows as stored, their labels, and whether they are test rows; labelled training rows come before others.
 
     The order is random, so that no class covers the others.
     """
     y_test = data.y_test if len(data.y_test) else torch.empty(0, dtype=torch.int64)
     num_test = min(len(y_test), int(number * _TEST_SHARE))
-    labelled = data.labelled_index.numpy()[:number]
-    others = random.permutation(data.unlabelled_index.numpy())[: max(0, number - num_test - len(labelled))]
+    labelled = data.labelled_index.numpy()
+    if len(labelled) > number - num_test:  # in folders they are sorted by class
+        labelled = random.permutation(labelled)[: number - num_test]
+    others = random.permutation(data.unlabelled_index.numpy())[: number - num_test - len(labelled)]
     test = random.permutation(len(y_test))[:num_test]
     train = np.concatenate([labelled, others])
     x = torch.cat([data.x[train], data.x_test[test].to(data.x.dtype)])

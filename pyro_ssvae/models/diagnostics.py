@@ -214,3 +214,8 @@ def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:
     except NotImplementedError:  # raised by kl_divergence where no closed form is registered
         z = qz.sample()
         return qz.log_prob(z) - prior.log_prob(z)
+
+
+def get_class_names(model: Any) -> Sequence[str]:
+    """Return the names of the classes of a model, which are numbers if it knows none."""
+    return model.class_names or tuple(map(str, range(model.num_classes or 0)))

@@ -95,6 +95,7 @@ def test_frozen():
     [
         ({"x": np.zeros(6)}, ValueError, r"x has shape \(6,\); \(N, D\) or"),
         ({"x": np.full((6, 2), np.nan)}, ValueError, "x holds no value but NaN"),
+        ({"x": np.stack([X[:, 0], np.full(6, np.nan)], 1)}, ValueError, "No row of x has a value in column 1; leave"),
         ({"x": np.full((6, 2), np.inf)}, ValueError, "12 values that are infinite"),
         ({"x": X.astype(str)}, TypeError, "x has dtype <U3"),
         ({"x": X[:0], "y": []}, ValueError, "no values"),

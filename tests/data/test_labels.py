@@ -24,6 +24,7 @@ def build(y, **others):
         [b"dog", b"cat", None, b"dog", b"cat", np.nan],
         np.array(["dog", "cat", None, "dog", "cat", np.nan], dtype=object),
         np.array([["dog"], ["cat"], [""], ["dog"], ["cat"], [""]]),
+        np.array(["dog", "cat", pd.NA, "dog", "cat", pd.NaT], dtype=object),
         np.ma.array(["dog", "cat", "ox", "dog", "cat", "ox"], mask=[0, 0, 1, 0, 0, 1]),
     ],
 )
@@ -79,13 +80,15 @@ def test_numbers_with_gaps_become_names():
     [
         ([-1, 1] * 3, {}, ValueError, "labels are -1 and 1, and -1 marks an unlabelled.*pass y > 0.*num_classes="),
         ([-1, 0] * 3, {}, ValueError, "class 0 alone, which does not determine.*num_classes="),
-        (["a"] * 6, {}, ValueError, "class 'a' alone"),
+        (["a"] * 6, {}, ValueError, "class 'a' alone; label an example of another class"),
+        (["a"] * 6, {"num_classes": 2}, ValueError, r"num_classes=2, .* 1 classes \(a\); label an example of each"),
+        ("y.npy", {}, TypeError, r"y='y.npy' is one text.*numpy.load"),
         ([0, 2] * 3, {"num_classes": 2}, ValueError, "y holds label 2, but num_classes=2 allows 0 to 1"),
         (None, {"num_classes": 0}, ValueError, "num_classes=0 is too small"),
         (None, {"num_classes": 65_537}, ValueError, "too large"),
         (None, {"num_classes": 2.0}, TypeError, "num_classes=2.0 is of type float"),
         (None, {"num_classes": True}, TypeError, "num_classes=True is of type bool"),
-        (["a", "b"] * 3, {"num_classes": 3}, ValueError, "class_names holds 2 names for 3 classes"),
+        (["a", "b"] * 3, {"num_classes": 3}, ValueError, r"num_classes=3, and the labels hold 2 classes \(a, b\)"),
         (["a", "b"] * 3, {"class_names": ["a", "c"]}, ValueError, "y holds the class 'b', which is none of a, c"),
         (["a", "b"] * 3, {"x_test": X[:1], "y_test": ["bird"]}, ValueError, "y_test holds the class 'bird'.*of a, b"),
         ([0, 1] * 3, {"x_test": X[:1], "y_test": ["bird"]}, ValueError, "y_test holds the class 'bird'.*of 0, 1"),
@@ -109,5 +112,7 @@ def test_labels_that_look_mistyped_are_warned_about():
     y = ["cat", "dog"] * 3
     with pytest.warns(UserWarning, match="Only one example has the label dgo: is it mistyped"):
         SemiSupervisedData.from_arrays(np.zeros((7, 2)), [*y, "dgo"])
-    with pytest.warns(UserWarning, match="classes 'Cat ' and 'cat' differ only by case or white space"):
+    with pytest.warns(UserWarning, match="classes 'Cat ' and 'cat' differ only by case, spaces or"):
         SemiSupervisedData.from_arrays(np.zeros((8, 2)), [*y, "Cat ", "Cat "])
+    with pytest.warns(UserWarning, match="spaces or coding"):
+        SemiSupervisedData.from_arrays(np.zeros((4, 2)), ["M\u00fcll", "Mu\u0308ll"] * 2)

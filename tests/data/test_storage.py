@@ -1,8 +1,10 @@
 """Examples on disk: every kind of source gives the rows that an array in memory gives."""
 
+import copy
 import io
 import itertools
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from scipy import sparse
 from sklearn.datasets import load_digits
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, _arrays, fit
 from pyro_ssvae.data import BatchStream, ExampleSource, order, rows, storage
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.estimators import M1Transformer, M2Classifier
@@ -113,8 +115,16 @@ def test_every_source_gives_the_rows_of_memory(given):
     assert (data.x.shape, data.x.dtype, data.event_shape) == ((N, 6), torch.float32, (6,))
     rows = torch.tensor([3, 499, 0, 3])
     np.testing.assert_array_equal(data.x[rows], X[rows])
-    for row in (3, np.int64(3), torch.tensor(3)):
+    for row in (3, np.int64(3), torch.tensor(3), 3 - N):
         np.testing.assert_array_equal(data.x[row], X[3])
+    np.testing.assert_array_equal(data.x[[-1, 2]], X[[-1, 2]])
+    np.testing.assert_array_equal(data.x[X[:, 0] > 1], X[X[:, 0] > 1])
+    assert data.x[[]].shape == (0, 6)
+    assert len([*data.x]) == N  # iteration ends
+    for wrong in (N, -N - 1, [0, N], [-N - 1], np.ones(N + 1, bool)):
+        with pytest.raises(IndexError):
+            data.x[wrong]
+    assert copy.deepcopy(data).x is data.x
     np.testing.assert_array_equal(torch.cat([*data.x.split(90)]), X)
     np.testing.assert_array_equal(data.x.sample, X)  # fewer than 4,096
     memory = SemiSupervisedData.from_arrays(X, Y)
@@ -278,6 +288,62 @@ def test_labels_of_a_large_dataset_are_read_without_its_examples(monkeypatch):
     assert SemiSupervisedData.from_arrays(Rows()).y.tolist() == Y.tolist()
 
 
+class Items(torch.utils.data.Dataset):
+    def __init__(self, *items):
+        self.items = items * 200
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "text"),
+    [
+        ([(X[0], 1, "name")], TypeError, r"must be examples x or pairs \(x, y\)"),
+        ([np.zeros(6, np.uint8), X[0]], ValueError, r"x\[1\] is of type float32, and x\[0\] uint8; all must be alike"),
+    ],
+)
+def test_large_datasets_refused(items, error, text, monkeypatch):
+    monkeypatch.setattr(storage, "MAX_DENSE", 1000)
+    with pytest.raises(error, match=text):
+        SemiSupervisedData.from_arrays(Items(*items)).x[:]
+
+
+def test_data_on_disk_is_pickled_with_the_path_of_its_file(tmp_path):
+    data = SemiSupervisedData.from_arrays(make_npy(tmp_path), Y)
+    content = pickle.dumps(data)
+    assert len(content) < 2 * X.nbytes  # with the sample
+    del data
+    np.testing.assert_array_equal(pickle.loads(content).x[:], X)
+
+
+def test_sparse_matrices_fit_in_memory_or_stay_sparse(monkeypatch):
+    for module in (_arrays, storage):
+        monkeypatch.setattr(module, "MAX_DENSE", 6 * N * 6)  # bytes: between those in single and double precision
+    data = SemiSupervisedData.from_arrays(sparse.csr_matrix(X.astype(np.float64)), Y)
+    np.testing.assert_array_equal(data.x[:], X)
+
+
+def test_hidden_files_are_no_rows_and_images_beside_rows_are_refused(tmp_path):
+    make_parquet(tmp_path)
+    (tmp_path / "._0.parquet").write_bytes(b"of another system")
+    np.testing.assert_array_equal(SemiSupervisedData.from_table(tmp_path).x, X)
+    (tmp_path / "cats").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "cats" / "1.png")
+    with pytest.raises(ValueError, match=r"holds rows, 0.parquet, and images, cats.1.png; move one of both"):
+        SemiSupervisedData.from_table(tmp_path)
+
+
+def test_parquet_files_of_a_folder_have_the_same_columns(tmp_path):
+    make_parquet(tmp_path)
+    pd.DataFrame(X, columns=[*"abcdeg"]).to_parquet(tmp_path / "2.parquet")
+    with pytest.raises(ValueError, match="2.parquet has other columns than .*0.parquet"):
+        SemiSupervisedData.from_table(tmp_path)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path, value):
     x = np.tile(X, (20, 1))
@@ -299,7 +365,8 @@ def test_values_that_are_not_finite_are_found_when_they_are_read(tmp_path, value
     [
         ("none.npy", FileNotFoundError, "none.npy does not exist; a file or folder of examples is needed"),
         ("x.txt", ValueError, "x.txt is of no kind that is read; these are .npy"),
-        ("x.npz", ValueError, "x.npz cannot be read"),
+        ("x.csv", ValueError, "from_table reads tables"),
+        ("x.npz", ValueError, "x.npz holds no sparse matrix; .*from_npz reads"),
         ("x.parquet", ValueError, "x.parquet cannot be read"),
         ("words.parquet", TypeError, "columns that are not numeric: b"),
         ("x.h5ad", MissingPackageError, "x.h5ad is read by anndata, which is not installed: pip install anndata"),
@@ -330,7 +397,9 @@ def test_streams_refused(tmp_path, options):
 
 def make_table(folder):
     table = pd.DataFrame(X, columns=[*"abcdef"]).assign(
-        sign=np.where(X[:, 0] > 0, "plus", "minus"), class_=[None if y < 0 else "uvw"[y] for y in Y]
+        sign=np.where(X[:, 0] > 0, "plus", "minus"),
+        grade=pd.Categorical(np.where(X[:, 0] > 0, "low", "high"), categories=["none", "low", "high"]),
+        class_=[None if y < 0 else "uvw"[y] for y in Y],
     )
     for number, part in enumerate([table[:200], table[200:]]):
         part.to_parquet(folder / f"{number}.parquet", row_group_size=70)

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 
 import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData
+from pyro_ssvae.data.tables import find_categories
 from pyro_ssvae.distributions import Bernoulli, Categorical, Gaussian, Mixed
 
 from_table = SemiSupervisedData.from_table
@@ -148,7 +149,7 @@ def test_no_label_column_gives_examples_without_classes():
     [
         (make_numbers(), {"label": "knd"}, ValueError, "no column knd. Did you mean kind?"),
         (make_numbers(), {"label": "species"}, ValueError, "no column species. Columns: a, b, c, kind."),
-        (make_numbers(d=np.nan), {}, ValueError, "No row has a value in column d; leave such columns out"),
+        (make_numbers(d=np.nan), {}, ValueError, "No row of the table has a value in column d; leave such columns out"),
         (make_numbers(d=np.nan), {"label": "d"}, ValueError, "No row has a label in column d"),
         (make_numbers(a=[1.0, np.inf] * 20), {}, ValueError, "table holds 20 values that are infinite"),
         (make_numbers(d=["1", "2", "?", "3"] * 10), {}, ValueError, r"numbers and 10 other values, such as '\?'"),
@@ -170,6 +171,12 @@ def test_no_label_column_gives_examples_without_classes():
             {"label": "kind", "test": make_numbers(kind="c")},
             ValueError,
             "of the test rows holds the class 'c'",
+        ),
+        (
+            make_numbers(),
+            {"label": "kind", "test": make_numbers(kind=np.nan)},
+            ValueError,
+            "No row of the test table has a label in column kind",
         ),
         (make_numbers(), {"lable": "kind"}, TypeError, "Did you mean label?"),
     ],
@@ -292,3 +299,62 @@ def test_prediction_takes_columns_of_any_table_by_name():
     torch.testing.assert_close(m2.predict_proba(turned), expected)
     table = pd.DataFrame(data.x.numpy(), columns=data.feature_names)
     torch.testing.assert_close(m2.predict_proba(Dataset(table[["c", "b", "a"]])), expected)
+
+
+@pytest.mark.filterwarnings(f"ignore:{CODES}")
+def test_categories_of_numbers_are_found_with_and_without_missing_cells():
+    grades = pd.Series([1, 2, 3] * 4, dtype="category")
+    table = pd.DataFrame({"x": np.arange(12.0), "grade": grades})
+    data = from_table(table.assign(grade=grades.where(np.arange(12) > 0)))
+    assert data.categories == {"grade": ("1", "2", "3")}
+    assert data.x[:3, 1].nan_to_num(-1).tolist() == [-1, 1, 2]
+    assert from_table(table, test=table.assign(grade=grades.astype(float))).x_test[:3, 1].tolist() == [0, 1, 2]
+    old = M2(event_shape=(2,), num_classes=2, likelihood="gaussian")
+    old.feature_names, old.categories = ("x", "grade"), {"grade": ("1.0", "2.0", "3.0")}  # of an earlier version
+    assert torch.equal(old.predict_proba(table[:3]), old.predict_proba([[0.0, 0], [1, 1], [2, 2]]))
+
+
+def test_labels_that_are_numbers_in_one_table_and_words_in_another():
+    table, test = make_numbers(kind=["1", "2", "x", "1"] * 10), make_numbers(3, kind=[1, 2, np.nan])
+    assert from_table(table, "kind", test=test).y_test.tolist() == [0, 1, -1]
+
+
+def test_none_is_a_class_beside_other_words(tmp_path):
+    path = tmp_path / "severity.csv"
+    path.write_text("x,depth,y\n1,None,None\n2,3,Mild\n3,4,NA\n4,5,\n5,6,Severe\n6,7,None\n")
+    data = from_table(path, "y")
+    assert (data.class_names, data.y.tolist()) == (("Mild", "None", "Severe"), [1, 0, -1, -1, 2, 1])
+    assert torch.isnan(data.x[0, 1])
+    path.write_text("x,y\n1,None\n2,0\n3,1\n")
+    assert from_table(path, "y").y.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.filterwarnings(f"ignore:{CODES}")
+def test_categories_that_do_not_occur_count_only_where_they_are_few():
+    words = pd.Series(["a", "b"] * 20)
+    few, many = (words.astype(pd.CategoricalDtype([*"abc", *map(str, range(n))])) for n in (5, 200))
+    data = from_table(make_numbers(few=few, many=many))
+    assert (len(data.categories["few"]), data.categories["many"]) == (8, ("a", "b"))
+
+
+def test_dates_in_place_of_numbers_are_refused_in_prediction():
+    model = M2.for_data(from_table(make_numbers(), "kind"), likelihood="gaussian")
+    with pytest.raises(TypeError, match="Column a must hold numbers"):
+        model.predict(make_numbers(a=pd.Timestamp(2020, 1, 1)))
+
+
+@pytest.mark.filterwarnings(f"ignore:{CODES}")
+def test_the_word_nan_in_an_array_of_words_is_a_missing_value():
+    words = np.array([["red", 1.0], [np.nan, 2.0], ["blue", 3.0]])
+    assert find_categories(words)[0].tolist() == ["blue", "red"]
+
+
+def test_arrays_that_are_tables_keep_the_names_of_their_columns():
+    table = make_numbers(kind=0.5)
+    data = SemiSupervisedData.from_arrays(table, np.arange(40) % 2, x_test=table.iloc[:3, ::-1])
+    assert data.feature_names == ("a", "b", "c", "kind")
+    assert torch.equal(data.x_test, data.x[:3])
+    model = M2.for_data(data, likelihood="gaussian")
+    assert torch.equal(model.predict_proba(table.iloc[:, ::-1]), model.predict_proba(table.to_numpy()))
+    assert SemiSupervisedData.from_arrays(table.to_numpy()).feature_names == ()
+    assert SemiSupervisedData.from_arrays(table.rename(columns={"a": "b"})).feature_names == ()

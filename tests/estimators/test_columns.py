@@ -238,3 +238,31 @@ def test_partial_fit_counts_all_steps() -> None:
     steps, evaluations = model.n_iter_, len(model.history_)
     model.partial_fit(X, np.maximum(FEW, 0))
     assert (model.n_iter_, len(model.history_)) == (2 * steps, 2 * evaluations)
+
+
+@pytest.mark.filterwarnings("ignore:y labels every example")
+def test_tables_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    words, y = make_words(60)
+    table = pd.DataFrame(words).rename(columns="column {}".format)
+    model = M2Classifier(**QUICK | {"max_steps": 5}).fit(table, y)
+    for part in (0, 30):
+        table[part : part + 30].iloc[:, ::-1].to_parquet(tmp_path / f"{part}.parquet")
+    np.testing.assert_allclose(model.predict_proba(tmp_path), model.predict_proba(table), rtol=1e-12)
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(table.iloc[:, ::-1])
+
+
+def test_dates_are_refused() -> None:
+    model = M1Transformer(**QUICK | {"max_steps": 5})
+    with pytest.raises(TypeError, match=r"X has dtype datetime64\[D\]"):
+        model.fit(np.arange(40).reshape(20, 2).astype("datetime64[D]"))
+    table = pd.DataFrame(X, columns=[*"abcdefghijklm"])
+    with pytest.raises(TypeError, match="Column a must hold numbers"):
+        model.fit(table).transform(table.assign(a=pd.Timestamp(2020, 1, 1)))
+
+
+def test_tables_of_eight_bits_may_have_missing_values_in_prediction() -> None:
+    counts = np.random.default_rng(0).poisson(4.0, (60, 3)).astype(np.uint8)
+    model = M2Classifier(**QUICK | {"max_steps": 5}).fit(counts, np.arange(60) % 3 - 1)
+    with pytest.warns(UserWarning, match="Values are missing in column 0"):
+        assert np.isfinite(model.predict_proba(np.where(counts == 4, np.nan, counts))).all()

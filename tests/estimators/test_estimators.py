@@ -154,7 +154,7 @@ def test_what_is_no_table_is_refused(examples: Any, words: str) -> None:
 def test_columns_that_hold_other_objects_are_named() -> None:
     with pytest.raises(TypeError, match="Column 1 of X must hold numbers: .* not 'dict'"):
         M1Transformer(**BRIEF).fit(np.array([[1.0, {}], [2.0, {}]], dtype=object))
-    words = pd.DataFrame({"a": ["x"] * len(X)}).join(pd.DataFrame(X[:, 1:]).rename(columns=str))
+    words = pd.DataFrame(X).rename(columns=str).rename(columns={"0": "a"}).assign(a="x")
     model = M1Transformer(**BRIEF).fit(pd.DataFrame(X).rename(columns=str).rename(columns={"0": "a"}))
     with pytest.raises(ValueError, match="Column a must hold numbers"):
         model.transform(words)
@@ -229,6 +229,22 @@ def test_a_fit_that_fails_leaves_no_half_of_a_model() -> None:
         model.set_params(warm_start=False).fit(X[:, :2], np.zeros(len(X)))
     with pytest.raises(NotFittedError):
         model.predict(X)
+    stack = M1M2Classifier(**BRIEF, class_prior=[0.5, 0.5])  # for three classes
+    with pytest.raises(ValueError, match="probs must hold 3"):
+        stack.fit(X, FEW)
+    with pytest.raises(NotFittedError):
+        stack.predict(X)
+
+
+@pytest.mark.parametrize("mark", [-1, None, "", np.nan])
+def test_what_marks_unlabelled_examples_is_no_class(mark: Any) -> None:
+    y = np.array([mark if known < 0 else f"wine {known}" for known in FEW], dtype=object)
+    classes = np.array([mark, "wine 0", "wine 1", "wine 2"], dtype=object)
+    model = M2Classifier(**BRIEF).partial_fit(X, y, classes)
+    assert model.classes_.tolist() == ["wine 0", "wine 1", "wine 2"]
+    model.partial_fit(X, y, classes[1:])
+    with pytest.raises(ValueError, match=r"are not those of earlier calls: \['wine 0'"):
+        model.partial_fit(X, y, ["wine 0", "wine 1"])
 
 
 def test_labels_of_a_score_and_of_samples_are_checked(briefly_fitted: M2Classifier) -> None:
