@@ -229,7 +229,8 @@ def log_likelihood(
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive. Also for sites of model or guide that ``poutine.scale`` scales, and
             for a latent site that ``poutine.mask`` masks in only one of them.
-        StaticELBOError: For classes that cannot be summed out.
+        StaticELBOError: For classes that cannot be summed out, latents that all examples share, and sites that differ
+            between examples outside of the plate over them.
     """
     if hasattr(module, "energy"):
         raise TypeError(

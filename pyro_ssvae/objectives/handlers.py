@@ -13,6 +13,8 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
 from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
@@ -155,6 +157,28 @@ class EnumerateClass(Messenger):
         baseline = (exact / q_top.sum(0)).detach()
         score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
         return estimate + (score - score.detach())
+
+
+def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
+    """Return the sites of a model or guide by name, without those of subsampling.
+
+    Raises:
+        StaticELBOError: If ``check`` is set and a site differs between examples outside of the one plate over them.
+    """
+    sites = {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+    for name, site in sites.items() if check else ():
+        fn, value = site["fn"], site["value"]
+        try:
+            shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+            # Without ``infer``, by which Pyro would refuse a p(y|z): left of the plate any shape is possible here.
+            check_site_shape({**site, "infer": {}, "log_prob": torch.empty(shape, device="meta")}, 1)
+        except (ValueError, RuntimeError) as error:
+            raise StaticELBOError(
+                f"Site {name!r} does not lie in the one plate over the examples ({' '.join(str(error).split())}).",
+                "Sample it inside `with data_plate(x, size):`, in no other plate, with event dimensions declared by "
+                ".to_event.",
+            ) from error
+    return sites
 
 
 class DrawSamples(Messenger):
