@@ -336,7 +336,7 @@ class Poisson(_Counts):
             )
 
     def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
-        log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # an untrained decoder may return more
+        log_rate = params.squeeze(-1 - event_dim).clamp(-20.0, 20.0)  # an untrained decoder may return more
         rate = (self._in_counts(log_rate) + log_size).exp()
         return dist.Poisson(rate, validate_args=False).to_event(event_dim)
 
@@ -392,4 +392,4 @@ class _OneDispersion(dist.NegativeBinomial):
     def log_prob(self, value: Tensor) -> Tensor:
         r = self._r
         constant = torch.lgamma(value + r) - torch.lgamma(r) - torch.lgamma(1.0 + value)
-        return constant + (value + r) * F.logsigmoid(self.logits) - r * self.logits
+        return constant + value * F.logsigmoid(self.logits) + r * F.logsigmoid(-self.logits)

@@ -333,7 +333,8 @@ class _LearnedClassPrior(ClassPrior):
 
     def mean(self) -> Tensor:
         """Return the point estimate or the posterior mean of π."""
-        return self.logits.softmax(-1)
+        pi = self.logits.softmax(-1)
+        return pi.clamp(min=torch.finfo(pi.dtype).tiny)  # its logarithm is taken
 
 
 class MAPClassPrior(_LearnedClassPrior):

@@ -127,7 +127,11 @@ class EnumerateClass(Messenger):
         if prior is not None:
             log_p = prior["fn"].log_prob(self._support(prior["fn"]))
             cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
-        return (self.log_q.exp() * cost).sum(0)
+        return self._mean(cost)
+
+    def _mean(self, cost: Tensor) -> Tensor:
+        q = self.log_q.exp()
+        return (q * cost.masked_fill(q == 0.0, 0.0)).sum(0)  # 0 · ∞ is 0 here: logits may be -∞
 
     def prior(self, model_sites: dict[str, Any], *, same_for_draws: bool = False) -> Any | None:
         """Return the model's site of the same name if its distribution is the same for every value, else ``None``.
@@ -147,11 +151,12 @@ class EnumerateClass(Messenger):
     def expectation(self, cost: Tensor) -> Tensor:
         r"""Return :math:`\sum_y q(y|x) f(x, y)` per example, from f at the values, shape ``(values, *plates)``."""
         if self.top_k is None:
-            return (self.log_q.exp() * cost).sum(0)
+            return self._mean(cost)
         k = self.top_k
         log_q = self.log_q.gather(0, self._chosen)
-        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
+        log_q = log_q.masked_fill(log_q == -torch.inf, -1e4)  # its factors are 0, and 0 · ∞ would be NaN
         rest = self._others.sum(0)  # 1 - q(C|x), without cancellation
+        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k].masked_fill(rest == 0.0, 0.0)
         exact = (q_top * cost_top).sum(0)
         estimate = exact + rest.detach() * cost_other
         baseline = (exact / q_top.sum(0)).detach()

@@ -202,6 +202,18 @@ def test_bad_arguments() -> None:
             build()
 
 
+@pytest.mark.parametrize("name", ["map", "dirichlet"])
+def test_class_priors_with_a_vanishing_class_have_finite_losses_and_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    m2 = M2((6,), 3, latent_dim=2, hidden_dims=(8,), class_prior=name)
+    with torch.no_grad():
+        m2.class_prior.logits.copy_(torch.tensor([0.0, 0.0, -300.0]))
+    loss = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30)(Batch(torch.rand(9, 6).round(), None, None))
+    loss.backward()
+    assert loss.isfinite()
+    assert m2.class_prior.logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("probs", ["flow", [None], {}, b"x", [0.5, "half"]])
 def test_probabilities_that_are_no_numbers_are_refused(probs: object) -> None:
     with pytest.raises(TypeError, match="2 numbers are needed, one per class"):

@@ -292,6 +292,30 @@ def test_a_certain_classifier_gives_an_exact_finite_gradient() -> None:
     torch.testing.assert_close(first, value_and_gradient(StaticEnumELBO(), module, x))
 
 
+class _Closed(nn.Module):
+    """Logits of which some are minus infinity."""
+
+    def __init__(self, closed: list[bool]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, K)
+        self.closed = torch.tensor(closed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).masked_fill(self.closed, -torch.inf)
+
+
+@pytest.mark.parametrize("closed", [[False, True, True, True], [True, True, False, True], [True, False, False, True]])
+def test_classes_of_probability_zero_are_left_out(closed: list[bool]) -> None:
+    """Top-k is exact, too, where at most one class is left to draw."""
+    torch.manual_seed(1)
+    module, x = Still((D,), K, latent_dim=L, hidden_dims=(8,), classifier=_Closed(closed)).double(), make_examples()
+    stock = value_and_gradient(TraceEnum_ELBO(max_plate_nesting=1), module, x)
+    assert stock.isfinite().all()
+    for enumeration in ("exact", "top-k"):
+        ours = value_and_gradient(StaticEnumELBO(analytic_kl=False, enumeration=enumeration), module, x)
+        torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-10)
+
+
 def test_hundreds_of_classes() -> None:
     module, x = make_still(300), make_examples().repeat(10, 1)
     expected = StaticEnumELBO().differentiable_loss(module.model, module.guide, x).detach()
