@@ -90,13 +90,13 @@ def _(model: M1, objective: Objective, data: SemiSupervisedData, **options: Any)
     if found["bound"] is None:
         return {**found, "kl_z": None, "active_units": None}
     latents = latent_diagnostics(model, data.x_test, scale=data.scale)
-    if latents["active_units"] == 0:
+    if latents.get("active_units") == 0:
         warnings.warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so the decoder "
             "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
             stacklevel=3,
         )
-    return {**found, **latents}
+    return {**found, "active_units": None, **latents}
 
 
 @evaluate_model.register

@@ -235,6 +235,7 @@ def test_missing_values_under_a_likelihood_of_ones_own(family: Callable[..., Any
     x = torch.tensor([[0.0, 1.0, torch.nan], [1.0, 1.0, 0.0], [torch.nan, 0.0, 1.0]])
     loss = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=5)((x, None, None))
     loss.backward()
+    assert m2.impute(x[:0]).shape == (0, 3)
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in m2.parameters() if p.grad is not None)
     z, y = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)

@@ -343,3 +343,9 @@ def two_classes(count: int, few: int | None = None) -> tuple[Tensor, Tensor]:
     y = torch.arange(count) % 2
     x = torch.randn(count, 2, generator=generator) * 0.3 + 2.0 * y.unsqueeze(-1) - 1.0
     return x, y if few is None else torch.where(torch.arange(count) < few, y, -1)
+
+
+def test_a_batch_of_one_example_is_refused_with_advice() -> None:
+    objective = EnergyObjective(make_ddgm(), num_unlabelled=5)
+    with pytest.raises(ValueError, match="a batch here has 1 unlabelled: raise batch_size"):
+        objective.losses(Batch(torch.zeros(1, 2), None, None))
