@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae import M1, M2
+from pyro_ssvae import DDGM, M1, M2
 from pyro_ssvae.distributions.torch_distributions import softplus
 from pyro_ssvae.networks import MLP, ConditionalMLP
 from pyro_ssvae.networks.images import ImageDecoder, ImageEncoder
@@ -147,3 +147,10 @@ def test_dropout_keeps_the_wanted_share_and_the_mean() -> None:
     assert kept.unique().tolist() == pytest.approx([0.0, 1.0 / 0.7])
     assert float((kept > 0.0).float().mean()) == pytest.approx(0.7, abs=0.005)
     assert torch.equal(net.eval().layers[-2](kept), kept)
+
+
+def test_building_a_model_leaves_the_mode_of_its_parts() -> None:
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+    features = torch.nn.Sequential(inner, torch.nn.Tanh())
+    DDGM((3,), features=features)
+    assert [part.training for part in features.modules()] == [True, False, False, False, True]

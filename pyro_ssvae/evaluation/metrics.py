@@ -221,7 +221,8 @@ def log_likelihood(
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
         common_draws: Whether all examples share their draws (before these are moved and scaled by q(z|x)), so that the
             estimate for an example does not depend on the others. The errors are then not independent, and
-            :attr:`LogLikelihood.mean_error` does not hold.
+            :attr:`LogLikelihood.mean_error` does not hold. Where q(z|x) is not a diagonal Gaussian, draws stay
+            independent, and the estimate depends on which examples are passed together.
         progress: Called with the number of examples done after each batch, if given.
 
     Raises:

@@ -50,8 +50,9 @@ class DDGM(Model):
         features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps x ``(B, *event_shape)`` to features
             ``(B, F)``, preferably bounded.
         generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to x ``(B, *event_shape)``.
-        prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS``, or a
-            module that returns a distribution when called; ``None``: uniform for up to 16 elements of x, else normal.
+        prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS`` but
+            ``"vamp"``, or a module that returns a distribution when called; ``None``: uniform for up to 16 elements of
+            x, else normal.
         output: Last layer of the generator: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None``: the identity for up
             to 16 elements of x, else sigmoid.
         num_classes: Number of classes ``K`` of E(x, y); ``None`` for none.
@@ -260,8 +261,8 @@ class DDGM(Model):
         for part in latents:
             self._check_latents(part)
         z = combine(*latents)
-        support = getattr(self.prior().support, "base_constraint", None)
-        if isinstance(support, constraints.interval):  # c + b - a may lie outside of it
+        support = _interval(self.prior())
+        if support is not None:  # c + b - a may lie outside of it
             z = z.clamp(support.lower_bound, support.upper_bound)
         shape = z.shape[:2]
         if space == "features":
@@ -300,6 +301,12 @@ def langevin(
     return x
 
 
+def _interval(prior: TorchDistribution) -> constraints.interval | None:
+    """Return the interval that each latent lies in, ``None`` for unbounded latents."""
+    support = getattr(prior.support, "base_constraint", None)
+    return support if isinstance(support, constraints.interval) else None
+
+
 def nearest_latents(
     target: Tensor,
     function: Callable[[Tensor], Tensor],
@@ -320,8 +327,10 @@ def nearest_latents(
             draws = prior.sample((_NUM_STARTS,))  # (S, L)
             start = draws[torch.cdist(target, function(draws)).argmin(-1)]
     bijection = biject_to(prior.support)
-    # At the bounds of the support gradients with respect to the unconstrained latents vanish.
-    free = bijection.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()
+    free = bijection.inv(start.detach())
+    if _interval(prior) is not None:  # at its ends gradients with respect to the unconstrained latents vanish
+        free = free.clamp(-6.0, 6.0)
+    free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=_INVERSION_RATE)
     best, least = start.detach(), torch.full((len(target),), torch.inf, device=target.device)
     for step in range(steps + 1):

@@ -62,6 +62,11 @@ class LatentVariableModel(Model, abstract=True):
         self.missing = missing
         for part in self.likelihood.modules():
             if isinstance(part, Likelihood):
+                if vars(part).get("missing", missing) != missing:
+                    raise ValueError(
+                        f"The likelihood belongs to a model with missing={not missing}; give the one with "
+                        f"missing={missing} a likelihood of its own."
+                    )
                 part.missing = missing
 
     @classmethod
@@ -212,8 +217,8 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
         if data.num_classes is None:
             raise ValueError(
-                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or "
-                "num_classes=K to cluster without any; M1 and DDGM need no classes."
+                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or, "
+                "to cluster without any, SemiSupervisedData.from_arrays(x, num_classes=K); M1 and DDGM need no classes."
             )
         return {"num_classes": data.num_classes}
 

@@ -168,8 +168,25 @@ class M1M2(SemiSupervisedModel):
         return self
 
     def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return the latent model and guide if M1 is frozen, else model and guide."""
-        return (self.latent_model, self.latent_guide) if self.m1_frozen else (self.model, self.guide)
+        """Return the latent model and guide if M1 is frozen, else model and guide.
+
+        Raises:
+            ValueError: If M1 is frozen and a subclass changes ``model`` or ``guide`` alone, which training ignores.
+        """
+        if not self.m1_frozen:
+            return self.model, self.guide
+        for whole, *parts in (("model", "latent_model", "sample_z1"), ("guide", "latent_guide", "sample_y_and_z")):
+            own = [name for name in (whole, *parts) if getattr(type(self), name) is not getattr(M1M2, name)]
+            if own == [whole]:
+                raise ValueError(
+                    f"While M1 is frozen, training uses {parts[0]}, not the {whole} of {type(self).__name__}: override "
+                    f"{parts[1]}, which both call, or {parts[0]} too, or call unfreeze_m1()."
+                )
+        return self.latent_model, self.latent_guide
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of :class:`Model`, which also says if M1 is trained."""
+        return super().config() | ({} if self.m1_frozen else {"m1_frozen": False})
 
     def initialise(self, x: Tensor) -> None:
         """Set starting values of M2 from the means of q(z1|x) of training examples ``(B, *event_shape)``."""

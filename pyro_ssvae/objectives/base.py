@@ -227,8 +227,8 @@ class Objective(nn.Module):
         if sizes[0] != sizes[1]:
             told = ["no" if size is None else size for size in sizes]
             raise ValueError(
-                f"x_labelled holds {told[0]} examples and y_labelled {told[1]} classes; give a class for each, or leave "
-                "both out."
+                f"x_labelled holds {told[0]} examples and y_labelled {told[1]} classes; give a class for each, or "
+                "leave both out."
             )
         number = getattr(self.module, "num_classes", None)
         if y is not None and sizes[1] and number is not None and not self._validated:
