@@ -371,6 +371,10 @@ class NegativeBinomial(_Counts):
         log_mean, *by_element = params.unbind(-1 - event_dim)
         log_mean = log_mean.clamp(-20.0, 20.0)
         if self.columns is not None:
+            if log_mean.shape[-1] != self.columns:
+                raise ValueError(
+                    f"columns={self.columns}, and rows have {log_mean.shape[-1]} columns; set columns to that."
+                )
             log_total = self.log_total.clamp(-10.0, 10.0)
             logits = log_mean + (self._in_counts(-log_total) + log_size)
             return _OneDispersion(log_total.exp(), logits=logits, validate_args=False).to_event(event_dim)

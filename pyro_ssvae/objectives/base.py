@@ -17,7 +17,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import find_scale, iterate_batches_for
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
+from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSite
 
 PyroFunction = Callable[..., Any]
 
@@ -265,7 +265,7 @@ class Objective(nn.Module):
 
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *examples: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
-        weigh = ScaleSites(("z",), self._kl_weight)
+        weigh = ScaleSite("z", self._kl_weight)
         model, guide = (shared(weigh(function)) for function in self.training_functions())
         return elbo.differentiable_loss(model, guide, *examples, size=size)
 

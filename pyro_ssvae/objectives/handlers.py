@@ -170,7 +170,8 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
     Raises:
         StaticELBOError: If ``check`` is set and a site differs between examples outside of the one plate over them.
     """
-    sites = {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+    nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     for name, site in sites.items() if check else ():
         fn, value = site["fn"], site["value"]
         try:
@@ -241,16 +242,16 @@ class GlobalSites(Messenger):
             self._values.setdefault(msg["name"], msg["value"])
 
 
-class ScaleSites(Messenger):
-    """Scale the log-probabilities of named sites, in model and guide alike, by a tensor; used to anneal the KL of z."""
+class ScaleSite(Messenger):
+    """Scale the log-probability of a named site, in model and guide alike, by a tensor; used to anneal the KL of z."""
 
-    def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
+    def __init__(self, name: str, scale: Tensor) -> None:
         super().__init__()
-        self._names, self._scale = names, scale
+        self._name, self._scale = name, scale
         self._products: dict[Any, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self._names:
+        if msg["name"] == self._name:
             # One product for model and guide: scales are compared by identity, which needs no synchronisation.
             before = msg["scale"]
             if before not in self._products:

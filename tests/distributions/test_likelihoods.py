@@ -372,6 +372,22 @@ def test_m2_trains_under_every_likelihood(name: str, device: torch.device) -> No
     assert m2.generate(4)[0].shape == (4, 5)
 
 
+class _Unfinished(Likelihood):
+    name = "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "error", "words"),
+    [
+        (_Unfinished(), TypeError, "_Unfinished must define num_params"),
+        (NegativeBinomial(columns=5), ValueError, "columns=5, and rows have 3 columns"),
+    ],
+)
+def test_likelihoods_that_do_not_fit_say_so(likelihood: Likelihood, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        M2((3,), 2, latent_dim=2, hidden_dims=(4,), likelihood=likelihood).generate(1)
+
+
 def test_unknown_names_are_listed() -> None:
     with pytest.raises(ValueError, match="bernoulli, continuous_bernoulli.*Mixed"):
         make_likelihood("normal")

@@ -235,3 +235,9 @@ def test_labelled_data_is_refused() -> None:
     bare = data.without_labels()
     assert (bare.num_labelled, bare.num_unlabelled) == (0, len(data.x))
     assert torch.equal(bare.y_test, data.y_test)
+
+
+@pytest.mark.parametrize("values", [2.0, "a", ("a",), None])
+def test_values_of_a_traverse_are_numbers(values: object) -> None:
+    with pytest.raises(TypeError, match="values=.* is of type .*; numbers are needed"):
+        make_m1().traverse(torch.rand(2, 1, 8, 8), 0, values)
