@@ -123,15 +123,11 @@ class EnumerateClass(Messenger):
 
         ``prior`` is the model's site (:meth:`prior`); without one the result is the negative entropy of q(y|x).
         """
-        cost = scale_and_mask(self.log_q, self._scale, self._mask)
+        cost = scale_and_mask(_finite(self.log_q), self._scale, self._mask)
         if prior is not None:
             log_p = prior["fn"].log_prob(self._support(prior["fn"]))
             cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
-        return self._mean(cost)
-
-    def _mean(self, cost: Tensor) -> Tensor:
-        q = self.log_q.exp()
-        return (q * cost.masked_fill(q == 0.0, 0.0)).sum(0)  # 0 · ∞ is 0 here: logits may be -∞
+        return (self.log_q.exp() * cost).sum(0)
 
     def prior(self, model_sites: dict[str, Any], *, same_for_draws: bool = False) -> Any | None:
         """Return the model's site of the same name if its distribution is the same for every value, else ``None``.
@@ -151,17 +147,21 @@ class EnumerateClass(Messenger):
     def expectation(self, cost: Tensor) -> Tensor:
         r"""Return :math:`\sum_y q(y|x) f(x, y)` per example, from f at the values, shape ``(values, *plates)``."""
         if self.top_k is None:
-            return self._mean(cost)
+            return (self.log_q.exp() * cost).sum(0)
         k = self.top_k
-        log_q = self.log_q.gather(0, self._chosen)
-        log_q = log_q.masked_fill(log_q == -torch.inf, -1e4)  # its factors are 0, and 0 · ∞ would be NaN
+        log_q = _finite(self.log_q.gather(0, self._chosen))
+        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
         rest = self._others.sum(0)  # 1 - q(C|x), without cancellation
-        q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k].masked_fill(rest == 0.0, 0.0)
         exact = (q_top * cost_top).sum(0)
         estimate = exact + rest.detach() * cost_other
         baseline = (exact / q_top.sum(0)).detach()
         score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
         return estimate + (score - score.detach())
+
+
+def _finite(log_q: Tensor) -> Tensor:
+    """Return log q(y|x), with a number where logits are -∞: it is multiplied by q(y|x), and 0 · ∞ would be NaN."""
+    return torch.where(log_q == -torch.inf, -1e4, log_q)
 
 
 def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
