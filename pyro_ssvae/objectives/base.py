@@ -230,8 +230,12 @@ class Objective(nn.Module):
                 f"x_labelled holds {told[0]} examples and y_labelled {told[1]} classes; give a class for each, or "
                 "leave both out."
             )
+        x_unlabelled = x_unlabelled if x_unlabelled is not None and len(x_unlabelled) else None
+        x, y = (x, y) if sizes[1] else (None, None)
+        if x_unlabelled is None and x is None:
+            raise ValueError("The batch holds neither unlabelled nor labelled examples.")
         number = getattr(self.module, "num_classes", None)
-        if y is not None and sizes[1] and number is not None and not self._validated:
+        if y is not None and number is not None and not self._validated:
             if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
                 raise ValueError(
                     f"y_labelled has shape {tuple(y.shape)} and type {y.dtype}; integers of shape (B,) are needed."
@@ -241,11 +245,7 @@ class Objective(nn.Module):
                     f"y_labelled runs from {int(y.min())} to {int(y.max())}; classes are 0 to {number - 1}. Unlabelled "
                     "examples belong to x_unlabelled."
                 )
-        if not sizes[1]:
-            x = y = None
-        if x is None and (x_unlabelled is None or not len(x_unlabelled)):
-            raise ValueError("The batch holds neither unlabelled nor labelled examples.")
-        return Batch(x_unlabelled if x_unlabelled is not None and len(x_unlabelled) else None, x, y)
+        return Batch(x_unlabelled, x, y)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in nats per example.
