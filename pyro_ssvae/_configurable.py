@@ -113,7 +113,9 @@ def _encode(value: Any) -> Any:
     if isinstance(value, nn.Module):
         raise _CustomError(type(value).__name__)
     if isinstance(value, Mapping):
-        return {str(name): _encode(part) for name, part in value.items()}
+        if "class" not in value and all(isinstance(name, str) for name in value):
+            return {name: _encode(part) for name, part in value.items()}
+        return {"class": "dict", "items": [[_encode(name), _encode(part)] for name, part in value.items()]}
     if hasattr(value, "tolist"):  # tensors, arrays, and the scalars of both
         return value.tolist()
     if isinstance(value, Iterable):
@@ -135,6 +137,9 @@ def build(config: Mapping[str, Any], cls: type | None = None, **given: Any) -> A
 
 
 def _decode(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.get("class") == "dict":
+        items = [[_decode(part) for part in item] for item in value["items"]]
+        return {tuple(name) if isinstance(name, list) else name: part for name, part in items}
     if isinstance(value, Mapping):
         return build(value) if "class" in value else {name: _decode(part) for name, part in value.items()}
     return [_decode(part) for part in value] if isinstance(value, list) else value

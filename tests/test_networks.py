@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae import M1, M2
+from pyro_ssvae import DDGM, M1, M2
 from pyro_ssvae.distributions.torch_distributions import softplus
 from pyro_ssvae.networks import MLP, ConditionalMLP
-from pyro_ssvae.networks.images import ImageDecoder, ImageEncoder
+from pyro_ssvae.networks.images import POSE_DIM, ImageDecoder, ImageEncoder, PoseDecoder
 from pyro_ssvae.networks.variational import ACTIVATIONS, ConvClassifier, FactoredLinear
 
 
@@ -147,3 +147,28 @@ def test_dropout_keeps_the_wanted_share_and_the_mean() -> None:
     assert kept.unique().tolist() == pytest.approx([0.0, 1.0 / 0.7])
     assert float((kept > 0.0).float().mean()) == pytest.approx(0.7, abs=0.005)
     assert torch.equal(net.eval().layers[-2](kept), kept)
+
+
+def test_building_a_model_leaves_the_mode_of_its_parts() -> None:
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).eval()
+    features = torch.nn.Sequential(inner, torch.nn.Tanh())
+    DDGM((3,), features=features)
+    assert [part.training for part in features.modules()] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("y", [(), (torch.arange(3),), (torch.arange(4).unsqueeze(-1),)])
+def test_a_pose_of_a_decoder_that_returns_images(y: tuple[Tensor, ...]) -> None:
+    class Images(torch.nn.Module):
+        def forward(self, s: Tensor, *y: Tensor) -> Tensor:
+            shape = torch.broadcast_shapes(s.shape[:-1], *(classes.shape for classes in y))
+            return torch.arange(64.0).view(1, 8, 8).expand(*shape, 1, 8, 8)
+
+    found = PoseDecoder(Images(), (1, 8, 8))(torch.zeros(3, POSE_DIM + 2), *y)
+    batch = torch.broadcast_shapes((3,), *(classes.shape for classes in y))
+    torch.testing.assert_close(found, torch.arange(64.0).expand(*batch, 64), atol=1e-4, rtol=0.0)
+
+
+def test_channels_that_cannot_be_normalised_are_refused() -> None:
+    for channels in (4, 12):
+        with pytest.raises(ValueError, match=f"channels={channels} must be a multiple of 8"):
+            ImageEncoder((1, 8, 8), 3, channels=channels)

@@ -51,15 +51,18 @@ _MANY_COLUMNS, _COMPONENTS = 100, 30  # networks see components of counts in mor
 
 
 def make_likelihood(likelihood: str | Likelihood) -> Likelihood:
-    """Return a likelihood by name, with an error for unknown ones, or the given one unchanged."""
+    """Return a likelihood by name, with an error for unknown ones, or the given one unchanged, if it is complete."""
     if isinstance(likelihood, Likelihood):
+        if not hasattr(likelihood, "num_params"):
+            kind = type(likelihood).__name__
+            raise TypeError(f"{kind} must define num_params, how many numbers the decoder returns for a value of x.")
         return likelihood
     if likelihood == Mixed.name:
         raise ValueError(
             "likelihood='mixed' does not say which columns follow which distribution: pass "
             "pyro_ssvae.distributions.Mixed([([0, 1], Gaussian()), ([2], Poisson())])."
         )
-    return _find(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as a Mixed")()
+    return find_kind(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as a Mixed")()
 
 
 def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
@@ -71,7 +74,7 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
     """
     if not isinstance(prior, nn.Module):
         kinds = PRIORS | {priors.Uniform.name: priors.Uniform}
-        return _find("normal" if prior is None else prior, "prior", kinds, "a module")(latent_dim)
+        return find_kind("normal" if prior is None else prior, "prior", kinds, "a module")(latent_dim)
     if isinstance(prior, Prior) and prior.latent_dim != latent_dim:
         raise ValueError(f"The prior is over {prior.latent_dim} latents, the model has latent_dim={latent_dim}.")
     try:
@@ -93,13 +96,13 @@ def make_class_prior(class_prior: str | ClassPrior, num_classes: int) -> ClassPr
     """
     if not isinstance(class_prior, ClassPrior):
         kinds = "a ClassPrior, for known probabilities FixedClassPrior(num_classes, probs)"
-        return _find(class_prior, "class_prior", _CLASS_PRIORS, kinds)(num_classes)
+        return find_kind(class_prior, "class_prior", _CLASS_PRIORS, kinds)(num_classes)
     if class_prior.num_classes != num_classes:
         raise ValueError(f"class_prior is over {class_prior.num_classes} classes but the model has {num_classes}.")
     return class_prior
 
 
-def _find(value: Any, role: str, kinds: Mapping[str, Any], other: str) -> Any:
+def find_kind(value: Any, role: str, kinds: Mapping[str, Any], other: str) -> Any:
     """Return the class of a name."""
     if not isinstance(value, str):
         raise TypeError(f"{role} must be a name or {other}, not {type(value).__name__}; names: {', '.join(kinds)}.")

@@ -336,7 +336,7 @@ class Poisson(_Counts):
             )
 
     def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
-        log_rate = params.squeeze(-1 - event_dim).clamp(max=20.0)  # an untrained decoder may return more
+        log_rate = params.squeeze(-1 - event_dim).clamp(-20.0, 20.0)  # an untrained decoder may return more
         rate = (self._in_counts(log_rate) + log_size).exp()
         return dist.Poisson(rate, validate_args=False).to_event(event_dim)
 
@@ -371,6 +371,10 @@ class NegativeBinomial(_Counts):
         log_mean, *by_element = params.unbind(-1 - event_dim)
         log_mean = log_mean.clamp(-20.0, 20.0)
         if self.columns is not None:
+            if log_mean.shape[-1] != self.columns:
+                raise ValueError(
+                    f"columns={self.columns}, and rows have {log_mean.shape[-1]} columns; set columns to that."
+                )
             log_total = self.log_total.clamp(-10.0, 10.0)
             logits = log_mean + (self._in_counts(-log_total) + log_size)
             return _OneDispersion(log_total.exp(), logits=logits, validate_args=False).to_event(event_dim)
@@ -392,4 +396,4 @@ class _OneDispersion(dist.NegativeBinomial):
     def log_prob(self, value: Tensor) -> Tensor:
         r = self._r
         constant = torch.lgamma(value + r) - torch.lgamma(r) - torch.lgamma(1.0 + value)
-        return constant + (value + r) * F.logsigmoid(self.logits) - r * self.logits
+        return constant + value * F.logsigmoid(self.logits) + r * F.logsigmoid(-self.logits)

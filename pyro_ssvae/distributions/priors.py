@@ -144,8 +144,12 @@ class VampPrior(Prior):
         latent_dim: Number of latents ``L``.
         num_components: Number of pseudo-inputs ``C``.
 
+    Each model needs one of its own. With ``batch_norm=True`` the pseudo-inputs also pass through the encoder's batch
+    normalisation, and count in its running statistics as examples do.
+
     Raises:
-        ValueError: If ``num_components`` is not positive.
+        ValueError: If ``num_components`` is not positive, the prior belongs to another model, or its model has no
+            q(z|x).
         RuntimeError: From a call, if the prior is not part of a model.
     """
 
@@ -160,6 +164,13 @@ class VampPrior(Prior):
 
     def attach(self, model: Any) -> None:
         """Create the pseudo-inputs, with the shape of the model's examples."""
+        if not hasattr(model, "encode"):
+            raise ValueError(
+                f"prior='vamp' is made of posteriors q(z|x), and {type(model).__name__} has none (a method encode); "
+                "take prior='mixture', say."
+            )
+        if self._owner and self._owner[0] is not model:
+            raise ValueError("This VampPrior belongs to another model; give each a VampPrior(latent_dim) of its own.")
         self._owner = [model]
         self._use_sigmoid = bool(model.likelihood.unit_interval)
         self.pseudo_inputs = nn.Parameter(torch.randn(self.num_components, *model.event_shape))
@@ -296,6 +307,7 @@ class FixedClassPrior(ClassPrior):
             raise ValueError(
                 f"probs must hold {num_classes} positive finite numbers, one per class; got {pi.tolist()}."
             )
+        pi = pi / pi.max() if pi.sum().isinf() else pi
         self.register_buffer("log_pi", (pi / pi.sum()).log())
 
     @property
@@ -333,7 +345,8 @@ class _LearnedClassPrior(ClassPrior):
 
     def mean(self) -> Tensor:
         """Return the point estimate or the posterior mean of π."""
-        return self.logits.softmax(-1)
+        pi = self.logits.softmax(-1)
+        return pi.clamp(min=torch.finfo(pi.dtype).tiny)  # its logarithm is taken
 
 
 class MAPClassPrior(_LearnedClassPrior):

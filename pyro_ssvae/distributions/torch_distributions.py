@@ -45,8 +45,10 @@ class _OfObserved(dist.Independent):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
         missing = value.isnan()
-        # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN.
-        filled = torch.where(missing, self.base_dist.mean.detach(), value)
+        # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN. It need not
+        # be a possible value, nor exist.
+        self.base_dist._validate_args = False
+        filled = torch.where(missing, self.base_dist.mean.detach().nan_to_num(), value)
         return torch.where(missing, 0.0, self.base_dist.log_prob(filled)).sum(-1)
 
 

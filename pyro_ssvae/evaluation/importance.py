@@ -8,13 +8,13 @@ from typing import Any
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
 
+_INSIDE = "Sample it inside `with data_plate(x, size):`."
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
 
 
@@ -48,7 +48,8 @@ def importance_log_weights(
 
     Raises:
         ValueError: For densities that are scaled, and for a site masked in one of model and guide.
-        StaticELBOError: For classes that cannot be summed out.
+        StaticELBOError: For classes that cannot be summed out, latents that all examples share, and sites that differ
+            between examples outside of the plate over them.
     """
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
     draws = (_CommonDraws if common_draws else DrawSamples)(num_samples, _SAMPLE_DIM)
@@ -93,14 +94,25 @@ def _trace_sites(
             f"log_likelihood needs p({classes.name}): add the site to the model.",
         )
     model_sites, guide_sites = (
-        {
-            name: site
-            for name, site in prune_subsample_sites(trace).nodes.items()
-            if site["type"] == "sample" and (site["cond_indep_stack"] or name == classes.name)
-        }
+        {name: site for name, site in sample_sites(trace).items() if name == classes.name or _is_local(site)}
         for trace in (model_trace, guide_trace)
     )
     return model_sites, guide_sites
+
+
+def _is_local(site: Any) -> bool:
+    """Whether a site lies in the plate over examples; ``StaticELBOError`` if its density may not be left out else."""
+    name = site["name"]
+    if site["cond_indep_stack"]:
+        return True
+    if not site["is_observed"]:
+        raise StaticELBOError(
+            f"The latent site {name!r} is the same for all examples, and log_likelihood draws those of each.",
+            f"Condition model and guide on a value of it first: poutine.condition(model, data={{{name!r}: value}}).",
+        )
+    if site["fn"].batch_shape:
+        raise StaticELBOError(f"Site {name!r} lies outside of the plate over the examples.", _INSIDE)
+    return False
 
 
 def _log_prob(site: Any) -> Tensor:

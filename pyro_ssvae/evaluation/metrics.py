@@ -90,13 +90,13 @@ def _(model: M1, objective: Objective, data: SemiSupervisedData, **options: Any)
     if found["bound"] is None:
         return {**found, "kl_z": None, "active_units": None}
     latents = latent_diagnostics(model, data.x_test, scale=data.scale)
-    if latents["active_units"] == 0:
+    if latents.get("active_units") == 0:
         warnings.warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so the decoder "
             "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
             stacklevel=3,
         )
-    return {**found, **latents}
+    return {**found, "active_units": None, **latents}
 
 
 @evaluate_model.register
@@ -221,7 +221,8 @@ def log_likelihood(
         seed: Seed of the binarisation and the draws; the caller's random state is left as it was.
         common_draws: Whether all examples share their draws (before these are moved and scaled by q(z|x)), so that the
             estimate for an example does not depend on the others. The errors are then not independent, and
-            :attr:`LogLikelihood.mean_error` does not hold.
+            :attr:`LogLikelihood.mean_error` does not hold. Where q(z|x) is not a diagonal Gaussian, draws stay
+            independent, and the estimate depends on which examples are passed together.
         progress: Called with the number of examples done after each batch, if given.
 
     Raises:
@@ -229,7 +230,8 @@ def log_likelihood(
         ValueError: If there are no examples, they have another shape than the model's or lie outside the domain of its
             likelihood, or a number is not positive. Also for sites of model or guide that ``poutine.scale`` scales, and
             for a latent site that ``poutine.mask`` masks in only one of them.
-        StaticELBOError: For classes that cannot be summed out.
+        StaticELBOError: For classes that cannot be summed out, latents that all examples share, and sites that differ
+            between examples outside of the plate over them.
     """
     if hasattr(module, "energy"):
         raise TypeError(

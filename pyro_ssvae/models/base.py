@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -104,8 +105,8 @@ class Model(Configurable, abstract=True):
             )
         if self.num_classes is not None and data.num_classes is None:
             raise ValueError(
-                f"The model has {self.num_classes} classes, and the data no labels. Give labels, or num_classes="
-                f"{self.num_classes} to cluster without any; M1, and DDGM without num_classes, need no classes."
+                f"The model has {self.num_classes} classes, and the data no labels. Give labels, or, to cluster, "
+                f"SemiSupervisedData.from_arrays(x, num_classes={self.num_classes}); M1 and DDGM need no classes."
             )
         if self.num_classes is not None and self.num_classes < (data.num_classes or 0):
             raise ValueError(
@@ -171,6 +172,8 @@ class Model(Configurable, abstract=True):
         chosen = cls._choose_arguments(data, options)
         if "missing" in find_parameters(cls) and _holds_missing(data):
             chosen["missing"] = True
+        if isinstance(options.get("likelihood"), nn.Module):  # a copy, which gets the units of these data
+            options["likelihood"] = copy.deepcopy(options["likelihood"])
         model = cls._build_seeded(data.seed, chosen, arguments | options)
         model.fit_units(data)
         return model

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pyro_ssvae._arguments import check_choice, checked
+from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
@@ -50,8 +51,9 @@ class DDGM(Model):
         features: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps x ``(B, *event_shape)`` to features
             ``(B, F)``, preferably bounded.
         generator: ``"auto"``, ``"conv"``, ``"mlp"``, or a module that maps z ``(B, L)`` to x ``(B, *event_shape)``.
-        prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS``, or a
-            module that returns a distribution when called; ``None``: uniform for up to 16 elements of x, else normal.
+        prior: p(z): ``"normal"``, ``"uniform"`` on [-1, 1], another name in ``pyro_ssvae.distributions.PRIORS`` but
+            ``"vamp"``, or a module that returns a distribution when called; ``None``: uniform for up to 16 elements of
+            x, else normal.
         output: Last layer of the generator: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None``: the identity for up
             to 16 elements of x, else sigmoid.
         num_classes: Number of classes ``K`` of E(x, y); ``None`` for none.
@@ -185,14 +187,13 @@ class DDGM(Model):
             x = self.generator(self.prior().sample((num_samples,)))
             return langevin(self.energy_net, x, langevin_steps, step_size, bounds=self._range)
 
-    def generate_from(self, z: Tensor) -> Tensor:
+    def generate_from(self, z: ArrayLike) -> Tensor:
         """Return G(z), with shape ``(B, *event_shape)``, in evaluation mode.
 
         Latents ``(B, L)`` of another shape raise ``ValueError``.
         """
-        self._check_latents(z)
         with torch.no_grad(), evaluation_mode(self):
-            return self.generator(z)
+            return self.generator(self._as_latents(z))
 
     @checked
     def invert(self, x: ArrayLike, *, space: str = "features", steps: int = 200) -> Tensor:
@@ -215,7 +216,7 @@ class DDGM(Model):
         return self._nearest(self._map(embed, x), embed, steps=steps)
 
     @checked
-    def interpolate(self, start: Tensor, end: Tensor, *, steps: int = 8, space: str = "z") -> Tensor:
+    def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, space: str = "z") -> Tensor:
         """Generate samples from points on the line between latents, or between the features of their samples.
 
         Args:
@@ -231,6 +232,7 @@ class DDGM(Model):
         Raises:
             ValueError: For fewer than two steps, latents of wrong or different shapes, or an unknown space.
         """
+        start, end = self._as_latents(start), self._as_latents(end)
         if steps < 2 or start.shape != end.shape:
             raise ValueError(
                 f"steps={steps} must be at least 2, and start {tuple(start.shape)} and end {tuple(end.shape)} alike."
@@ -238,30 +240,31 @@ class DDGM(Model):
         t = torch.linspace(0.0, 1.0, steps, device=start.device).view(-1, 1, 1)
         return self._combine(lambda a, b: a + t * (b - a), (start, end), space)
 
-    def analogy(self, a: Tensor, b: Tensor, c: Tensor, *, space: str = "z") -> Tensor:
+    def analogy(self, a: ArrayLike, b: ArrayLike, c: ArrayLike, *, space: str = "z") -> Tensor:
         """Generate what is to ``c`` as ``b`` is to ``a``, from c + b − a in the space of latents or of features.
 
         All three are latents with shape ``(B, L)``, and the result has shape ``(B, *event_shape)``; ``space`` and
         errors are those of :meth:`interpolate`.
         """
+        a, b, c = (self._as_latents(z) for z in (a, b, c))
         if not a.shape == b.shape == c.shape:
             raise ValueError(
                 f"a, b and c must have one shape; got {tuple(a.shape)}, {tuple(b.shape)}, {tuple(c.shape)}."
             )
         return self._combine(lambda a, b, c: (c + b - a).unsqueeze(0), (a, b, c), space)[0]
 
-    def _check_latents(self, z: Tensor) -> None:
+    def _as_latents(self, z: ArrayLike) -> Tensor:
+        z = z if isinstance(z, Tensor) else torch.as_tensor(to_numpy(z, "latents")).to(next(self.parameters()))
         if z.dim() != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"Latents must have shape (B, {self.latent_dim}); got {tuple(z.shape)}.")
+        return z
 
     def _combine(self, combine: Callable[..., Tensor], latents: Sequence[Tensor], space: str) -> Tensor:
         """Return samples ``(S, B, *event_shape)`` from a combination ``(S, B, ...)`` of latents or of features."""
         check_choice("space", space, ("features", "z"))
-        for part in latents:
-            self._check_latents(part)
         z = combine(*latents)
-        support = getattr(self.prior().support, "base_constraint", None)
-        if isinstance(support, constraints.interval):  # c + b - a may lie outside of it
+        support = _interval(self.prior())
+        if support is not None:  # c + b - a may lie outside of it
             z = z.clamp(support.lower_bound, support.upper_bound)
         shape = z.shape[:2]
         if space == "features":
@@ -300,6 +303,12 @@ def langevin(
     return x
 
 
+def _interval(prior: TorchDistribution) -> constraints.interval | None:
+    """Return the interval that each latent lies in, ``None`` for unbounded latents."""
+    support = getattr(prior.support, "base_constraint", None)
+    return support if isinstance(support, constraints.interval) else None
+
+
 def nearest_latents(
     target: Tensor,
     function: Callable[[Tensor], Tensor],
@@ -320,8 +329,10 @@ def nearest_latents(
             draws = prior.sample((_NUM_STARTS,))  # (S, L)
             start = draws[torch.cdist(target, function(draws)).argmin(-1)]
     bijection = biject_to(prior.support)
-    # At the bounds of the support gradients with respect to the unconstrained latents vanish.
-    free = bijection.inv(start.detach()).clamp(-6.0, 6.0).requires_grad_()
+    free = bijection.inv(start.detach())
+    if _interval(prior) is not None:  # at its ends gradients with respect to the unconstrained latents vanish
+        free = free.clamp(-6.0, 6.0)
+    free.requires_grad_()
     optimizer = torch.optim.Adam([free], lr=_INVERSION_RATE)
     best, least = start.detach(), torch.full((len(target),), torch.inf, device=target.device)
     for step in range(steps + 1):

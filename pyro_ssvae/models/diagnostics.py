@@ -14,6 +14,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
+from pyro_ssvae._arguments import as_scale
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
@@ -37,6 +38,13 @@ def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterato
     return (batch.to(like) for batch in iterate_batches(x, device=like.device, **options))
 
 
+def find_scale(module: Any, x: Tensor, scale: float | None) -> float:
+    """Return a scale that is given; else what integers were divided by in training, and 1 for other numbers."""
+    return (
+        as_scale(None if x.is_floating_point() else getattr(module, "data_scale", None), x) if scale is None else scale
+    )
+
+
 def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
     """Return q(y|x) of many examples, probabilities with shape ``(N, K)``, on the CPU."""
     batches = iterate_batches_for(model, x, scale=scale, batch_size=batch_size)
@@ -55,7 +63,9 @@ def classification_error(model: Model, x: Tensor, y: Tensor, *, scale: float = 1
     return float((predicted != y.cpu()[known]).double().mean())
 
 
-def class_control(model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
+def class_control(
+    model: SemiSupervisedModel, x: Tensor, *, scale: float | None = None, seed: int = 0
+) -> dict[str, float]:
     """Return how often the model's own classifier assigns a generated example to the class it was generated from.
 
     M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class
@@ -64,13 +74,19 @@ def class_control(model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, 
     Args:
         model: The model, with ``K`` classes.
         x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
         seed: Seed of the draws of z.
 
     Returns:
         ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
         the prior, or where a subclass has a ``model`` of its own, by that function.
+
+    Raises:
+        ValueError: For zero examples.
     """
+    if not len(x):
+        raise ValueError("class_control compares classes of generated examples; pass at least one example x.")
+    scale = find_scale(model, x, scale)
     classes = torch.arange(model.num_classes, device=get_device(model)).unsqueeze(-1)  # (K, 1)
     correct = {"analogies": 0, "samples": 0}
     with fork_random_state(model, seed):
@@ -116,7 +132,8 @@ def posterior_diagnostics(
 def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     """Return how much information the latents of M1 carry; nothing for other models.
 
-    ``kl_z`` is the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units`` the number of :func:`active_units`.
+    ``kl_z`` is the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units`` the number of :func:`active_units`, left out
+    for a single example.
     """
     return {}
 
@@ -130,10 +147,11 @@ def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
             qz = model.encode(batch)
             kl += float(_kl_to_prior(model, qz).sum())
             means.append(mean_of(qz).cpu())
-    return {"kl_z": kl / len(x), "active_units": int((torch.cat(means).var(0) > _ACTIVE_VARIANCE).sum())}
+    found = {"kl_z": kl / len(x)}
+    return found | ({"active_units": int(_vary(torch.cat(means)).sum())} if len(x) > 1 else {})
 
 
-def active_units(model: M1, x: Tensor, *, scale: float = 1.0) -> Tensor:
+def active_units(model: M1, x: Tensor, *, scale: float | None = None) -> Tensor:
     r"""Return which latents of M1 are active: :math:`\mathrm{Var}_x\, \mathbb E_{q(z|x)}[z_j] > 0.01`.
 
     Importance Weighted Autoencoders (Burda et al., 2015, https://arxiv.org/abs/1509.00519), section 5.2. The authors
@@ -142,13 +160,22 @@ def active_units(model: M1, x: Tensor, *, scale: float = 1.0) -> Tensor:
     Args:
         model: The model, with ``L`` latents.
         x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``.
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
+
+    Raises:
+        ValueError: For fewer than two examples.
     """
-    batches = iterate_batches_for(model, x, scale=scale, batch_size=1000)
-    return torch.cat([model.transform(batch).cpu() for batch in batches]).var(0) > _ACTIVE_VARIANCE
+    if len(x) < 2:
+        raise ValueError(f"Latents are active if they vary between examples; pass at least two, not {len(x)}.")
+    batches = iterate_batches_for(model, x, scale=find_scale(model, x, scale), batch_size=1000)
+    return _vary(torch.cat([model.transform(batch).cpu() for batch in batches]))
+
+
+def _vary(means: Tensor) -> Tensor:
+    return means.var(0) > _ACTIVE_VARIANCE
 
 
 @torch.no_grad()

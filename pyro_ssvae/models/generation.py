@@ -83,7 +83,15 @@ def _run_own(model: Any, num: int, y: Tensor | None, z: Tensor | None) -> tuple[
         if with_classes and y is None and hasattr(model, "class_prior"):  # π as learned, not drawn from its prior
             function = poutine.replay(function, trace=poutine.trace(model.class_prior.guide).get_trace())
         function(x, y) if with_classes else function(x)
-    nodes = tracer.trace.nodes
+    nodes: dict[str, Any] = tracer.trace.nodes
+    if with_classes and y is None and "y" in nodes:
+        again: Any = poutine.trace(poutine.replay(function, trace=tracer.trace)).get_trace(x + 1.0).nodes["y"]
+        if not torch.equal(*(node["fn"].log_prob(nodes["y"]["value"]) for node in (nodes["y"], again))):
+            warnings.warn(
+                f"p(y|x) of {type(model).__name__}.model depends on x, which is not known before it is generated; y is "
+                "drawn for x = 0. Pass the classes to generate, y=...",
+                stacklevel=4,
+            )
     needed = {"x", *(["y"] if with_classes and y is None else []), *([] if z is None else ["z"])}
     if missing := needed - nodes.keys():
         warnings.warn(

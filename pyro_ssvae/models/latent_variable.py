@@ -62,6 +62,11 @@ class LatentVariableModel(Model, abstract=True):
         self.missing = missing
         for part in self.likelihood.modules():
             if isinstance(part, Likelihood):
+                if vars(part).get("missing", missing) != missing:
+                    raise ValueError(
+                        f"The likelihood belongs to a model with missing={not missing}; give the one with "
+                        f"missing={missing} a likelihood of its own."
+                    )
                 part.missing = missing
 
     @classmethod
@@ -128,6 +133,8 @@ class LatentVariableModel(Model, abstract=True):
         """
 
         def fill(x: Tensor) -> Tensor:
+            if not len(x):
+                return x
             log_weights, distribution = self._decode_posterior(x, num_samples)
             log_weights = log_weights + distribution.log_prob(x)  # of the observed values
             weights = log_weights.flatten(0, -2).softmax(0).view_as(log_weights)
@@ -143,9 +150,12 @@ class LatentVariableModel(Model, abstract=True):
 
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
         """Return the diagonal Gaussian over z with location and log-scale ``(..., 2 * L)``."""
-        loc, log_scale = full_precision(params).chunk(2, dim=-1)
-        # Bounded, so that an example far from all training examples gives no infinite scale.
-        return dist.Normal(loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()).to_event(1)
+        if params.shape[-1] != 2 * self.latent_dim:
+            raise ValueError(
+                f"The encoder returned shape {tuple(params.shape)}; its last size must be {2 * self.latent_dim}, a "
+                f"location and a log-scale for each of {self.latent_dim} latents."
+            )
+        return make_normal(params)
 
     def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
         """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""
@@ -158,6 +168,13 @@ class LatentVariableModel(Model, abstract=True):
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
         return leave_out_missing(distribution) if self.missing else distribution
+
+
+def make_normal(params: Tensor) -> dist.TorchDistribution:
+    """Return the diagonal Gaussian over vectors with location and log-scale ``(..., 2 * L)``."""
+    loc, log_scale = full_precision(params).chunk(2, dim=-1)
+    # Bounded, so that an example far from all training examples gives no infinite scale.
+    return dist.Normal(loc, log_scale.clamp(-_MAX_LOG_SCALE, _MAX_LOG_SCALE).exp()).to_event(1)
 
 
 class SemiSupervisedModel(LatentVariableModel, abstract=True):
@@ -200,10 +217,19 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
         if data.num_classes is None:
             raise ValueError(
-                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or "
-                "num_classes=K to cluster without any; M1 and DDGM need no classes."
+                f"{cls.__name__} needs the number of classes, and {data.name} has no labels. Give labels, or, "
+                "to cluster without any, SemiSupervisedData.from_arrays(x, num_classes=K); M1 and DDGM need no classes."
             )
         return {"num_classes": data.num_classes}
+
+    def _as_logits(self, logits: Tensor) -> Tensor:
+        """Return what a classifier returned, in full precision, or raise ``ValueError`` for another number than K."""
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"The classifier returned shape {tuple(logits.shape)}; its last size must be {self.num_classes}, a "
+                "logit for each class."
+            )
+        return full_precision(logits)
 
     def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
         """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of equation 9."""

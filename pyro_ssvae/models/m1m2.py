@@ -33,7 +33,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
-from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, full_precision, seeded
+from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, seeded
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
@@ -168,8 +168,25 @@ class M1M2(SemiSupervisedModel):
         return self
 
     def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return the latent model and guide if M1 is frozen, else model and guide."""
-        return (self.latent_model, self.latent_guide) if self.m1_frozen else (self.model, self.guide)
+        """Return the latent model and guide if M1 is frozen, else model and guide.
+
+        Raises:
+            ValueError: If M1 is frozen and a subclass changes ``model`` or ``guide`` alone, which training ignores.
+        """
+        if not self.m1_frozen:
+            return self.model, self.guide
+        for whole, *parts in (("model", "latent_model", "sample_z1"), ("guide", "latent_guide", "sample_y_and_z")):
+            own = [name for name in (whole, *parts) if getattr(type(self), name) is not getattr(M1M2, name)]
+            if own == [whole]:
+                raise ValueError(
+                    f"While M1 is frozen, training uses {parts[0]}, not the {whole} of {type(self).__name__}: override "
+                    f"{parts[1]}, which both call, or {parts[0]} too, or call unfreeze_m1()."
+                )
+        return self.latent_model, self.latent_guide
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of :class:`Model`, which also says if M1 is trained."""
+        return super().config() | ({} if self.m1_frozen else {"m1_frozen": False})
 
     def initialise(self, x: Tensor) -> None:
         """Set starting values of M2 from the means of q(z1|x) of training examples ``(B, *event_shape)``."""
@@ -257,7 +274,7 @@ class M1M2(SemiSupervisedModel):
     def classify(self, x: Tensor) -> Tensor:
         """Return the logits of q(y|x), with shape ``(B, K)``: q(y|z1) at a draw of z1 in training, else at its mean."""
         if self.classifier is not None:
-            return full_precision(self.classifier(self._classifier_input(x)))
+            return self._as_logits(self.classifier(self._classifier_input(x)))
         q_z1 = self.encode_z1(x)
         return self.m2.classify(q_z1.rsample() if self.training else mean_of(q_z1))
 
@@ -282,7 +299,11 @@ class M1M2(SemiSupervisedModel):
         """Return q(y|x) as :meth:`Model.predict_proba`, or the mean of q(y|z1) over ``num_samples`` draws of z1."""
         if num_samples is None or self.classifier is not None:
             return super().predict_proba(x)
-        return self._map(lambda x: self.m2.classify(self.encode_z1(x).sample((num_samples,))).softmax(-1).mean(0), x)
+
+        def classify(x: Tensor) -> Tensor:
+            return self.m2.classify(self.encode_z1(x).sample((num_samples,))).softmax(-1).mean(0)
+
+        return self._map(classify, x, copies=num_samples)
 
 
 def _as_mask(active: Tensor | Sequence[bool] | None, m1: M1) -> Tensor:

@@ -28,9 +28,9 @@ from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
-from pyro_ssvae.models.base import ENUMERATE, data_plate, full_precision
+from pyro_ssvae.models.base import ENUMERATE, data_plate
 from pyro_ssvae.models.generation import mean_of
-from pyro_ssvae.models.latent_variable import SemiSupervisedModel
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel, make_normal
 from pyro_ssvae.networks.images import POSE_DIM, make_classifier, make_networks
 from pyro_ssvae.networks.variational import AuxiliaryNetworks, join
 
@@ -165,7 +165,7 @@ class M2(SemiSupervisedModel):
         training, else its mean.
 
         Raises:
-            ValueError: For an M2 without a classifier.
+            ValueError: For an M2 without a classifier, or with one of another number of outputs than K.
         """
         if self.classifier is None:
             raise ValueError("This M2 was built with classifier=None, so it has no q(y|x).")
@@ -174,7 +174,7 @@ class M2(SemiSupervisedModel):
             if a is None:
                 a = self.encode_a(x).rsample() if self.training else mean_of(self.encode_a(x))
             seen = join(seen, a)
-        return full_precision(self.classifier(seen))
+        return self._as_logits(self.classifier(seen))
 
     def encode(self, x: Tensor, y: Tensor, a: Tensor | None = None) -> dist.TorchDistribution:
         """Return q(z|x,y), with event shape ``(L,)``, for x ``(B, *event_shape)`` and y ``(B,)`` or ``(K, 1)``.
@@ -206,7 +206,7 @@ class M2(SemiSupervisedModel):
         Raises:
             ValueError: For an M2 without auxiliary latents.
         """
-        return self._make_posterior(self._auxiliary.encoder(self._classifier_input(x).flatten(1)))
+        return make_normal(self._auxiliary.encoder(self._classifier_input(x).flatten(1)))
 
     def decode_a(self, y: Tensor, z: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
         """Return p(a|x,y,z), or with ``skip`` p(a|y,z), with event shape ``(A,)``; arguments as for :meth:`decode`.
@@ -218,7 +218,7 @@ class M2(SemiSupervisedModel):
         if x is None and not self.skip:
             raise ValueError("p(a|x,y,z) needs x; only with skip=True is it p(a|y,z).")
         seen = None if x is None else self._classifier_input(x).flatten(1)
-        return self._make_posterior(auxiliary(z, y, seen))
+        return make_normal(auxiliary(z, y, seen))
 
     @property
     def _auxiliary(self) -> AuxiliaryNetworks:
@@ -235,7 +235,11 @@ class M2(SemiSupervisedModel):
         """
         if num_samples is None:
             return super().predict_proba(x)
-        return self._map(lambda x: self.classify(x, self.encode_a(x).sample((num_samples,))).softmax(-1).mean(0), x)
+
+        def classify(x: Tensor) -> Tensor:
+            return self.classify(x, self.encode_a(x).sample((num_samples,))).softmax(-1).mean(0)
+
+        return self._map(classify, x, copies=num_samples)
 
     def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
         if self.auxiliary is None:

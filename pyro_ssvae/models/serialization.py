@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,20 @@ from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae._configurable import REGISTRY, build, find_parameters, is_library_class
 from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.features import FeatureSource
+from pyro_ssvae.distributions.likelihoods import Likelihood
 from pyro_ssvae.models.base import FORMAT, Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-_ENTRIES = {"format": int, "class": str, "arguments": dict, "custom": dict, "base": dict, "data": dict}
+_ENTRIES = {
+    "format": int,
+    "class": str,
+    "arguments": dict,
+    "custom": dict,
+    "base": dict,
+    "data": dict,
+    "m1_frozen": bool,
+}
 _LARGEST_CONSTANTS = 2**28  # bytes of what a model computes from its arguments and does not save
 _MOST_PARTS = 10_000  # modules that a configuration describes
 _Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the saved weights, by name
@@ -90,6 +100,8 @@ def load(
             _compare_on_meta(config, cls, modules, header)
             state = {name: file.get_tensor(name) for name in header}
         model = _build(config, cls, modules)
+        if all(header[name][1] == "F64" for name, _ in model.named_parameters()):
+            model.double()
         model.load_state_dict(state)
         _check_values(model)
     except (SafetensorError, RuntimeError) as error:
@@ -100,6 +112,11 @@ def load(
         model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
         model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
         model.feature_source = FeatureSource.from_config(data["features"]) if "features" in data else None
+    for part in model.modules() if not data else ():
+        if isinstance(part, Likelihood) and all(getattr(part, name) is None for name in part._unit_names):
+            part._units_known = False  # the model was saved before it met data
+    if not config.get("m1_frozen", True) and hasattr(model, "unfreeze_m1"):
+        model.unfreeze_m1()
     return model.to(device).eval()
 
 
@@ -162,7 +179,7 @@ def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str
     """
     try:
         with torch.device("meta"):
-            model = _build(config, cls, modules)
+            model = _build(config, cls, copy.deepcopy(modules))  # which building a model may change
     except Exception:
         if modules or not is_library_class(cls):
             return

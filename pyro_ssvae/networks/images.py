@@ -64,7 +64,8 @@ class PoseDecoder(nn.Module):
 
     def forward(self, z: Tensor, *y: Tensor) -> Tensor:
         """Map latents ``(..., B, L)``, and classes ``(B,)`` or ``(K, 1)``, to ``(..., B, P * D)``."""
-        flat = self.decoder(z[..., POSE_DIM:], *y)
+        batch = torch.broadcast_shapes(z.shape[:-1], *(classes.shape for classes in y))
+        flat = self.decoder(z[..., POSE_DIM:], *y).flatten(len(batch))  # it may have returned images
         pose = (z[..., :POSE_DIM] * self.scales).expand(*flat.shape[:-1], POSE_DIM)
         images = flat.reshape(-1, flat.shape[-1] // math.prod(self._image_shape[1:]), *self._image_shape[1:])
         maps = make_affine_maps(pose.reshape(-1, POSE_DIM).T.to(images))
@@ -92,6 +93,8 @@ class _Residual(nn.Module):
 
 
 def _activate(channels: int) -> nn.Module:
+    if channels % 8:
+        raise ValueError(f"channels={channels} must be a multiple of 8, which are normalised together.")
     # Group normalisation: statistics of a batch would differ between clean, augmented and enumerated examples.
     return nn.Sequential(nn.GroupNorm(channels // 8, channels), nn.ReLU())
 
@@ -115,7 +118,7 @@ class ImageEncoder(nn.Module):
         **options: Further arguments of these layers, as of :class:`MLP`.
 
     Raises:
-        ValueError: If the event is no such image.
+        ValueError: If the event is no such image, or for another number of channels.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int |
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
-    training = module.training
+    training = [part for part in module.modules() if part.training]
     like = next(module.parameters(), torch.zeros(()))
     try:
         with torch.no_grad():
@@ -66,7 +66,8 @@ def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int |
     except RuntimeError as error:
         raise ValueError(f"{role} does not accept inputs of event shape {tuple(given)}: {error}") from error
     finally:
-        module.train(training)
+        for part in training:
+            part.training = True
     fits = len(shape) == len(wanted) + 1 and shape[0] == 2
     if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
         sizes, found = ", ".join("F" if size is None else str(size) for size in wanted), tuple(shape)

@@ -15,9 +15,9 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
-from pyro_ssvae.models.diagnostics import iterate_batches_for
+from pyro_ssvae.models.diagnostics import find_scale, iterate_batches_for
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSites
+from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSite
 
 PyroFunction = Callable[..., Any]
 
@@ -198,15 +198,54 @@ class Objective(nn.Module):
         return [Update("all", self.loss)]
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Return the loss of every group at the present weights, each unbiased; ``ValueError`` for an empty batch."""
-        batch = Batch(*batch)
-        if batch.x_unlabelled is None and batch.x_labelled is None:
-            raise ValueError("The batch holds neither unlabelled nor labelled examples.")
-        # Pyro's checks of shapes and supports read tensors back from the device: once is enough.
-        with pyro.validation_enabled(not self._validated):
-            losses = {update.group: update.loss(batch) for update in self.updates()}
+        """Return the loss of every group at the present weights, each unbiased.
+
+        Raises:
+            ValueError: For an empty batch, one of a single example where batch normalisation needs more, or labelled
+                examples without a class each; the first call also looks at the numbers of the classes.
+        """
+        batch = self._check_batch(*batch)
+        try:
+            # Pyro's checks of shapes and supports read tensors back from the device: once is enough.
+            with pyro.validation_enabled(not self._validated):
+                losses = {update.group: update.loss(batch) for update in self.updates()}
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            sizes = {"unlabelled": batch.x_unlabelled, "labelled": batch.x_labelled}
+            told = " and ".join(f"{len(part)} {name}" for name, part in sizes.items() if part is not None)
+            raise ValueError(
+                f"Batch normalisation needs at least two examples, and a batch here has {told}: raise batch_size or "
+                "labelled_batch_size, or, where there is only one example, build the model without batch normalisation."
+            ) from error
         self._validated = True
         return losses
+
+    def _check_batch(self, x_unlabelled: Tensor | None, x: Tensor | None, y: Tensor | None) -> Batch:
+        """Return a batch without empty parts, or raise an error."""
+        sizes = [None if part is None else len(part) for part in (x, y)]
+        if sizes[0] != sizes[1]:
+            told = ["no" if size is None else size for size in sizes]
+            raise ValueError(
+                f"x_labelled holds {told[0]} examples and y_labelled {told[1]} classes; give a class for each, or "
+                "leave both out."
+            )
+        x_unlabelled = x_unlabelled if x_unlabelled is not None and len(x_unlabelled) else None
+        x, y = (x, y) if sizes[1] else (None, None)
+        if x_unlabelled is None and x is None:
+            raise ValueError("The batch holds neither unlabelled nor labelled examples.")
+        number = getattr(self.module, "num_classes", None)
+        if y is not None and number is not None and not self._validated:
+            if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+                raise ValueError(
+                    f"y_labelled has shape {tuple(y.shape)} and type {y.dtype}; integers of shape (B,) are needed."
+                )
+            if not 0 <= int(y.min()) <= int(y.max()) < number:
+                raise ValueError(
+                    f"y_labelled runs from {int(y.min())} to {int(y.max())}; classes are 0 to {number - 1}. Unlabelled "
+                    "examples belong to x_unlabelled."
+                )
+        return Batch(x_unlabelled, x, y)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in nats per example.
@@ -226,7 +265,7 @@ class Objective(nn.Module):
 
     def bound(self, elbo: TraceEnum_ELBO, shared: GlobalSites, *examples: Tensor | None, size: int) -> Tensor:
         """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
-        weigh = ScaleSites(("z",), self._kl_weight)
+        weigh = ScaleSite("z", self._kl_weight)
         model, guide = (shared(weigh(function)) for function in self.training_functions())
         return elbo.differentiable_loss(model, guide, *examples, size=size)
 
@@ -237,7 +276,13 @@ class Objective(nn.Module):
         return total / x.shape[0]
 
     def mean_bound(
-        self, x: Tensor, *, scale: float = 1.0, binarisation: str = "none", seed: int = 0, batch_size: int = 500
+        self,
+        x: Tensor,
+        *,
+        scale: float | None = None,
+        binarisation: str = "none",
+        seed: int = 0,
+        batch_size: int = 500,
     ) -> float:
         """Return the mean bound on log p(x), in nats per example (higher is better), with one draw of z.
 
@@ -245,11 +290,17 @@ class Objective(nn.Module):
 
         Args:
             x: Examples with shape ``(N, *event_shape)``, as stored.
-            scale: Divides ``x``.
+            scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the module.
             binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
             seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
+
+        Raises:
+            ValueError: For zero examples.
         """
+        if not len(x):
+            raise ValueError("The mean bound of zero examples is not defined; pass at least one.")
+        scale = find_scale(self.module, x, scale)
         options: dict[str, Any] = {"scale": scale, "batch_size": batch_size, "binarisation": binarisation, "seed": seed}
         total = 0.0
         with fork_random_state(self, seed):

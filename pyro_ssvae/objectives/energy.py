@@ -232,7 +232,10 @@ class EnergyLoss(ELBO):
                 generator_loss = self.generator_loss(model, guide, *args, **kwargs).total
         sites: list[Any] = list(capture.trace.nodes.values())
         parameters = [site["value"].unconstrained() for site in sites if site["type"] == "param"]
-        gradients = torch.autograd.grad(energy_loss, parameters, allow_unused=True)
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients: Sequence[Tensor | None] = [None] * len(parameters)
+        if energy_loss.requires_grad:  # not if the energy is frozen
+            gradients = torch.autograd.grad(energy_loss, parameters, allow_unused=True)
         if "energy" in self._sides:
             _set_gradients(parameters, gradients)
         # Parameters that the energy of data does not depend on, whose gradient is None, are the generator's.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._division import gather_rows, own_rows
+from pyro_ssvae.distributions.choice import find_kind
 
 _MAX_KERNEL_RADIUS = 8  # pixels, of the Gaussian blur
 _MAX_MARGIN = 3.0  # nats, of corrupted images
@@ -121,12 +122,7 @@ def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[
     """
     if isinstance(entropy, Entropy):
         return entropy
-    names = ", ".join(ENTROPIES)
-    if not isinstance(entropy, str):
-        raise TypeError(f"entropy must be a name or an Entropy, not {type(entropy).__name__}; names: {names}.")
-    if entropy not in ENTROPIES:
-        raise ValueError(f"entropy={entropy!r} is unknown; choose one of {names}.")
-    if entropy == BatchNormEntropy.name:
+    if find_kind(entropy, "entropy", ENTROPIES, "an Entropy") is BatchNormEntropy:
         return BatchNormEntropy()
     return NearestNeighbourEntropy(dim=min(latent_dim, math.prod(event_shape)))  # of the manifold of samples
 
@@ -253,10 +249,17 @@ def shift_and_flip(x: Tensor, max_shift: float) -> Tensor:
     """
     _check_images(x, "Shifts and flips need", "max_shift=0")
     down, along = (_shifted_positions(len(x), size, max_shift, x.device) for size in x.shape[-2:])
-    flip = torch.rand(len(x), 1, device=x.device) < 0.5
-    along = torch.where(flip, along.flip(-1), along)
-    x = x.gather(-2, down[:, None, :, None].expand_as(x))
-    return x.gather(-1, along[:, None, None, :].expand_as(x))
+    return gather_pixels(x, down, along, 0.5)
+
+
+def gather_pixels(x: Tensor, down: Tensor, along: Tensor, flip: float) -> Tensor:
+    """Return the pixels of images at positions ``(B, H)`` and ``(B, W)``, flipped from left to right at random.
+
+    ``flip`` is the probability of that.
+    """
+    flipped = torch.rand(len(x), 1, device=x.device) < flip
+    along = torch.where(flipped, along.flip(-1), along)
+    return x.gather(-2, down[:, None, :, None].expand_as(x)).gather(-1, along[:, None, None, :].expand_as(x))
 
 
 def _check_images(x: Tensor, needs: str, instead: str) -> None:

@@ -25,14 +25,13 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale
+from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 Sites = dict[str, Any]
 
@@ -253,13 +252,10 @@ def _trace_sites(
     """Run the guide, and the model on its draws; return the sample sites of model and guide by name."""
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    if is_validation_enabled():
+    check = is_validation_enabled()
+    if check:
         check_model_guide_match(model_trace, guide_trace, 1)
-    model_sites, guide_sites = (
-        {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
-        for trace in (model_trace, guide_trace)
-    )
-    return model_sites, guide_sites
+    return sample_sites(model_trace, check=check), sample_sites(guide_trace, check=check)
 
 
 def _log_prob(site: Any) -> Tensor:

@@ -13,6 +13,8 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
 from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
@@ -121,7 +123,7 @@ class EnumerateClass(Messenger):
 
         ``prior`` is the model's site (:meth:`prior`); without one the result is the negative entropy of q(y|x).
         """
-        cost = scale_and_mask(self.log_q, self._scale, self._mask)
+        cost = scale_and_mask(_finite(self.log_q), self._scale, self._mask)
         if prior is not None:
             log_p = prior["fn"].log_prob(self._support(prior["fn"]))
             cost = cost - scale_and_mask(log_p, prior["scale"], prior["mask"])
@@ -147,7 +149,7 @@ class EnumerateClass(Messenger):
         if self.top_k is None:
             return (self.log_q.exp() * cost).sum(0)
         k = self.top_k
-        log_q = self.log_q.gather(0, self._chosen)
+        log_q = _finite(self.log_q.gather(0, self._chosen))
         q_top, cost_top, cost_other = log_q[:k].exp(), cost[:k], cost[k]
         rest = self._others.sum(0)  # 1 - q(C|x), without cancellation
         exact = (q_top * cost_top).sum(0)
@@ -155,6 +157,34 @@ class EnumerateClass(Messenger):
         baseline = (exact / q_top.sum(0)).detach()
         score = (rest * (cost_other - baseline)).detach() * log_q[k] + baseline * rest
         return estimate + (score - score.detach())
+
+
+def _finite(log_q: Tensor) -> Tensor:
+    """Return log q(y|x), with a number where logits are -∞: it is multiplied by q(y|x), and 0 · ∞ would be NaN."""
+    return torch.where(log_q == -torch.inf, -1e4, log_q)
+
+
+def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
+    """Return the sites of a model or guide by name, without those of subsampling.
+
+    Raises:
+        StaticELBOError: If ``check`` is set and a site differs between examples outside of the one plate over them.
+    """
+    nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    for name, site in sites.items() if check else ():
+        fn, value = site["fn"], site["value"]
+        try:
+            shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+            # Without ``infer``, by which Pyro would refuse a p(y|z): left of the plate any shape is possible here.
+            check_site_shape({**site, "infer": {}, "log_prob": torch.empty(shape, device="meta")}, 1)
+        except (ValueError, RuntimeError) as error:
+            raise StaticELBOError(
+                f"Site {name!r} does not lie in the one plate over the examples ({' '.join(str(error).split())}).",
+                "Sample it inside `with data_plate(x, size):`, in no other plate, with event dimensions declared by "
+                ".to_event.",
+            ) from error
+    return sites
 
 
 class DrawSamples(Messenger):
@@ -212,16 +242,16 @@ class GlobalSites(Messenger):
             self._values.setdefault(msg["name"], msg["value"])
 
 
-class ScaleSites(Messenger):
-    """Scale the log-probabilities of named sites, in model and guide alike, by a tensor; used to anneal the KL of z."""
+class ScaleSite(Messenger):
+    """Scale the log-probability of a named site, in model and guide alike, by a tensor; used to anneal the KL of z."""
 
-    def __init__(self, names: tuple[str, ...], scale: Tensor) -> None:
+    def __init__(self, name: str, scale: Tensor) -> None:
         super().__init__()
-        self._names, self._scale = names, scale
+        self._name, self._scale = name, scale
         self._products: dict[Any, Any] = {}
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self._names:
+        if msg["name"] == self._name:
             # One product for model and guide: scales are compared by identity, which needs no synchronisation.
             before = msg["scale"]
             if before not in self._products:

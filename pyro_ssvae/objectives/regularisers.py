@@ -21,6 +21,7 @@ from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
 from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
+from pyro_ssvae.objectives.energy_terms import gather_pixels
 from pyro_ssvae.presets import FEATURES
 
 # Of tables, chosen with five labels a class (docs/results_tables.md).
@@ -135,9 +136,7 @@ class PhotoAugmentation(Augmentation):
         if x.dim() != 4:
             raise ValueError(f"Crops are of images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
         down, along = (self._positions(len(x), size, x.device) for size in x.shape[-2:])
-        flipped = torch.rand(len(x), 1, device=x.device) < self.flip
-        along = torch.where(flipped, along.flip(-1), along)
-        x = x.gather(-2, down[:, None, :, None].expand_as(x)).gather(-1, along[:, None, None, :].expand_as(x))
+        x = gather_pixels(x, down, along, self.flip)
         added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
         grey = x.mean(1, keepdim=True)
         x = grey + (self.saturation * saturation).exp() * (x - grey)

@@ -103,21 +103,10 @@ class TrainingStep:
         state = self.stream.state_dict()
         indices = self.stream.next_indices()
         self.objective.train()
-        batch = Batch(None, None, None)
-        try:
-            with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
-                with self._ranks.divide(indices) as own:
-                    batch = self._cast(self.stream.gather(type(indices)(*own)))
-                    warn_untrained(self.objective, self._groups, self.objective.losses(batch), rank=self._ranks.rank)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            sizes = {"unlabelled": batch.x_unlabelled, "labelled": batch.x_labelled}
-            told = " and ".join(f"{len(part)} {name}" for name, part in sizes.items() if part is not None)
-            raise ValueError(
-                f"Batch normalisation needs at least two examples, and a batch here has {told}: raise batch_size or "
-                "labelled_batch_size, or, where there is only one example, build the model without batch normalisation."
-            ) from error
+        with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
+            with self._ranks.divide(indices) as own:
+                batch = self._cast(self.stream.gather(type(indices)(*own)))
+                warn_untrained(self.objective, self._groups, self.objective.losses(batch), rank=self._ranks.rank)
         self.stream.load_state_dict(state)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:

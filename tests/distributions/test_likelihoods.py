@@ -179,6 +179,34 @@ def mixed() -> Mixed:
     return Mixed([([0, 3], Gaussian()), ([1], Poisson()), ([2], Categorical(levels=4, spacing=1))])
 
 
+@pytest.mark.parametrize("log_rate", [-120.0, -1e4, 50.0])
+@pytest.mark.parametrize("kind", [Poisson, NegativeBinomial])
+def test_counts_at_extreme_rates_have_finite_gradients(kind: type[Likelihood], log_rate: float) -> None:
+    likelihood = kind()
+    params = torch.full((1, likelihood.num_params, 1), log_rate, requires_grad=True)
+    log_prob = likelihood(params, 1).log_prob(torch.tensor([[2.0]])).sum()
+    log_prob.backward()
+    assert log_prob.isfinite()
+    assert params.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("log_r", [0.0, 5.0, 10.0])
+def test_one_dispersion_is_accurate_near_a_poisson(log_r: float) -> None:
+    likelihood, x = NegativeBinomial(columns=1), torch.tensor([[0.0], [3.0]])
+    torch.nn.init.constant_(likelihood.log_total, log_r)
+    for log_mean in (-7.0, -3.0, 0.0, 3.0):
+        params = torch.full((1, 1, 1), log_mean, requires_grad=True)
+        found = likelihood(params, 1).log_prob(x)
+        r, mean = numbers(log_r).exp(), numbers(log_mean).exp()
+        exact = torch.distributions.NegativeBinomial(r, logits=mean.log() - r.log()).log_prob(x.double()).squeeze(-1)
+        assert found[0].item() == pytest.approx(exact[0].item(), rel=1e-5)
+        # float32 resolves log Γ(r), 2e5 at r = 22,000, to a hundredth
+        assert found[1].item() == pytest.approx(exact[1].item(), abs=1e-5 + 1e-6 * math.lgamma(math.exp(log_r)))
+        (gradient,) = torch.autograd.grad(found[0], params)
+        expected = -mean / (1.0 + mean / r)
+        torch.testing.assert_close(gradient.double().flatten(), expected, rtol=1e-4, atol=0.0)
+
+
 def test_mixed_gives_each_column_its_distribution() -> None:
     params = torch.randn(5, 4, 4).double()
     distribution = mixed()(params, 1)
@@ -342,6 +370,22 @@ def test_m2_trains_under_every_likelihood(name: str, device: torch.device) -> No
         losses.append(loss.item())
     assert sum(losses[-5:]) < sum(losses[:5])
     assert m2.generate(4)[0].shape == (4, 5)
+
+
+class _Unfinished(Likelihood):
+    name = "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "error", "words"),
+    [
+        (_Unfinished(), TypeError, "_Unfinished must define num_params"),
+        (NegativeBinomial(columns=5), ValueError, "columns=5, and rows have 3 columns"),
+    ],
+)
+def test_likelihoods_that_do_not_fit_say_so(likelihood: Likelihood, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        M2((3,), 2, latent_dim=2, hidden_dims=(4,), likelihood=likelihood).generate(1)
 
 
 def test_unknown_names_are_listed() -> None:

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyro_ssvae
-from pyro_ssvae import M1, M2, SemiSupervisedELBO, UnsupervisedELBO
+from pyro_ssvae import DDGM, M1, M2, SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import PRIORS, FixedClassPrior, Flow, MixtureOfGaussians, StudentT, VampPrior
 from pyro_ssvae.distributions.choice import make_prior
@@ -202,6 +202,18 @@ def test_bad_arguments() -> None:
             build()
 
 
+@pytest.mark.parametrize("name", ["map", "dirichlet"])
+def test_class_priors_with_a_vanishing_class_have_finite_losses_and_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    m2 = M2((6,), 3, latent_dim=2, hidden_dims=(8,), class_prior=name)
+    with torch.no_grad():
+        m2.class_prior.logits.copy_(torch.tensor([0.0, 0.0, -300.0]))
+    loss = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30)(Batch(torch.rand(9, 6).round(), None, None))
+    loss.backward()
+    assert loss.isfinite()
+    assert m2.class_prior.logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("probs", ["flow", [None], {}, b"x", [0.5, "half"]])
 def test_probabilities_that_are_no_numbers_are_refused(probs: object) -> None:
     with pytest.raises(TypeError, match="2 numbers are needed, one per class"):
@@ -211,3 +223,18 @@ def test_probabilities_that_are_no_numbers_are_refused(probs: object) -> None:
 def test_a_prior_of_ones_own_is_called_without_arguments() -> None:
     with pytest.raises(TypeError, match="a Linear, must return a distribution over z when called without arguments"):
         M1((3,), prior=torch.nn.Linear(2, 2))
+
+
+def test_a_vamp_prior_is_of_one_model_with_posteriors() -> None:
+    prior = VampPrior(2, num_components=5)
+    m1 = M1((3,), latent_dim=2, hidden_dims=(4,), prior=prior)
+    before = prior().log_prob(torch.zeros(2))
+    with pytest.raises(ValueError, match="belongs to another model; give each"):
+        M1((3,), latent_dim=2, hidden_dims=(4,), prior=prior)
+    assert torch.equal(m1.prior().log_prob(torch.zeros(2)), before)
+    with pytest.raises(ValueError, match=r"q\(z\|x\), and DDGM has none"):
+        DDGM((2,), prior="vamp")
+
+
+def test_large_probabilities_are_normalised() -> None:
+    torch.testing.assert_close(FixedClassPrior(2, [3e38, 3e38]).mean(), torch.tensor([0.5, 0.5]))

@@ -251,3 +251,34 @@ def test_an_example_far_from_all_others_has_a_finite_posterior() -> None:
     posterior = m2.encode(far, torch.zeros(2, dtype=torch.int64))
     assert posterior.base_dist.scale.isfinite().all()
     assert posterior.log_prob(posterior.rsample()).isfinite().all()
+
+
+def test_models_of_one_likelihood_have_units_of_their_own() -> None:
+    likelihood, table = Gaussian(), make_table()
+    first, second = (
+        M1.for_data(make_data(x).without_labels(), likelihood=likelihood, latent_dim=2) for x in (table, 1e4 * table)
+    )
+    ratio = second.likelihood._unit / first.likelihood._unit
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 1e4))
+    model = M1((4,), likelihood=likelihood, missing=True)
+    with pytest.raises(ValueError, match="belongs to a model with missing=True; give the one with missing=False"):
+        M1((4,), likelihood=likelihood)
+    assert model.likelihood.missing
+
+
+def test_a_model_that_is_saved_before_it_meets_data_has_no_units(tmp_path: Path) -> None:
+    data = make_data(1e4 * make_table())
+    models = [M2(data.event_shape, 2, latent_dim=2, hidden_dims=(4,), likelihood="gaussian")]
+    models.append(pyro_ssvae.load(pyro_ssvae.save(models[0], tmp_path)))
+    for model in models:
+        model.fit_units(data)
+    assert torch.equal(models[0].likelihood._unit, models[1].likelihood._unit)
+
+
+def test_double_precision_is_kept_by_saving(tmp_path: Path) -> None:
+    data = make_data(1e4 * make_table())
+    m2 = make_m2(data, "gaussian")
+    train(m2, data, 3, precision="64-true")
+    loaded = pyro_ssvae.load(pyro_ssvae.save(m2.eval(), tmp_path))
+    assert {tensor.dtype for tensor in (*loaded.parameters(), loaded.likelihood._unit)} == {torch.float64}
+    assert torch.equal(loaded.predict_proba(data.x), m2.predict_proba(data.x))

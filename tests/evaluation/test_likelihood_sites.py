@@ -150,6 +150,31 @@ def test_classes_that_cannot_be_summed(kind: type[Sites], words: str) -> None:
     assert "stock" not in str(caught.value)
 
 
+class _SharedScale(Sites):
+    """A latent number w that all examples share."""
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with data_plate(x, size):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(w * z.unsqueeze(-1), x.new_ones(D)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        with data_plate(x, size):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+
+def test_a_latent_that_all_examples_share_is_refused_unless_it_is_conditioned() -> None:
+    module, x = _SharedScale(), make_examples()
+    with pytest.raises(StaticELBOError, match=r"'w' is the same for all examples.*poutine.condition"):
+        log_likelihood(module, x, num_samples=2)
+    for name in ("model", "guide"):
+        setattr(module, name, poutine.condition(getattr(module, name), data={"w": torch.tensor(0.0)}))
+    found = log_likelihood(module, x, num_samples=2).log_px
+    torch.testing.assert_close(found, dist.Normal(0.0, 1.0).log_prob(x).sum(-1))
+
+
 class _Hidden(Sites):
     """Sites of which the named ones are masked or scaled, in model and guide or in one of them."""
 

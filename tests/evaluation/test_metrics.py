@@ -103,3 +103,16 @@ def test_class_control_of_decoders_that_use_and_ignore_the_class(device: torch.d
         found = class_control(m2, make_examples(), scale=16.0)
         assert found == {"analogies": pytest.approx(expected), "samples": pytest.approx(expected)}
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("data_scale", [16.0, None])
+def test_integers_are_divided_as_in_training(data_scale: float | None) -> None:
+    m2, x = make_m2().eval(), make_examples()
+    m2.data_scale = data_scale
+    objective = SemiSupervisedELBO(m2, num_labelled=1, num_unlabelled=39)
+    scale = data_scale or 255.0
+    assert objective.mean_bound(x) == objective.mean_bound(x, scale=scale) == objective.mean_bound(x.float() / scale)
+    assert class_control(m2, x) == class_control(m2, x, scale=scale)
+    for function in (objective.mean_bound, lambda x: class_control(m2, x)):
+        with pytest.raises(ValueError, match="pass at least one"):
+            function(x[:0])

@@ -155,7 +155,11 @@ def test_prediction_averages_over_draws() -> None:
     with torch.no_grad():
         a = m2.encode_a(x).sample((5000,))
         expected = m2.classify(x, a).softmax(-1).mean(0)
+    sizes: list[int] = []
+    m2.classifier.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     found = m2.predict_proba(x, num_samples=5000)
+    m2.predict_proba(x.repeat(250, 1), num_samples=500)
+    assert max(sizes) <= 5000 * K  # draws take memory for a few examples at a time
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=0)
     torch.testing.assert_close(m2.predict_proba(x), m2.classify(x, m2.encode_a(x).mean).softmax(-1).detach())
     assert (m2.predict_proba(x) - found).abs().max() > 1e-4  # the mean of q(a|x) is another prediction

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import pyro_ssvae
 from pyro_ssvae import DDGM
+from pyro_ssvae.distributions import StudentT
 from pyro_ssvae.models.ddgm import langevin, nearest_latents
 from pyro_ssvae.networks.energy import ConvFeatures, ConvGenerator, EnergyNet, MLPGenerator, UpsampledConv2d
 
@@ -295,3 +296,19 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ddgm.analogy(z, z, z[:2])
     with pytest.raises(ValueError, match="shape"):
         ddgm.invert(torch.zeros(1, 3))
+
+
+def test_latents_may_be_arrays() -> None:
+    ddgm = make_ddgm().eval()
+    a, b, c = (torch.rand(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    assert torch.equal(ddgm.generate_from(a.numpy()), ddgm.generate_from(a))
+    assert torch.equal(ddgm.interpolate(a.numpy(), b.tolist(), steps=3), ddgm.interpolate(a, b, steps=3))
+    assert torch.equal(ddgm.analogy(a.numpy(), b, c.double().numpy()), ddgm.analogy(a, b, c))
+
+
+def test_latents_far_out_stay_where_they_are() -> None:
+    ddgm = make_ddgm(prior=StudentT(4, df=1.0)).eval()
+    z = torch.tensor([[30.0, 0.0, 0.0, 0.0]])
+    x = ddgm.generate_from(z)
+    found = nearest_latents(x, ddgm.generator, ddgm.prior(), start=z, steps=0)
+    torch.testing.assert_close(found, z)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyro_ssvae
 from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit, report
-from pyro_ssvae.evaluation import active_units
+from pyro_ssvae.evaluation import active_units, evaluate_model
 
 IMAGE = (1, 8, 8)
 
@@ -201,6 +201,18 @@ def test_units_in_use_are_those_whose_mean_varies() -> None:
     assert active_units(m1, x).tolist() == [False, True, False]
     assert active_units(m1, 10 * x, scale=10.0).tolist() == [False, True, False]
     assert active_units(m1, 10 * x).tolist() == [True, True, False]
+    m1.data_scale = 10.0
+    assert active_units(m1, (10 * x).int()).tolist() == [False, True, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_example_tells_nothing_of_collapse() -> None:
+    data = SemiSupervisedData.from_name("digits").without_labels()
+    one = SemiSupervisedData.from_arrays(data.x, x_test=data.x_test[:1], scale=16.0)
+    m1 = M1.for_data(one, latent_dim=3, hidden_dims=(8,))
+    assert evaluate_model(m1, UnsupervisedELBO.for_data(m1, one), one)["active_units"] is None
+    with pytest.raises(ValueError, match="pass at least two, not 1"):
+        active_units(m1, data.x_test[:1])
 
 
 def test_collapse_is_reported(tmp_path: Path) -> None:
@@ -223,3 +235,9 @@ def test_labelled_data_is_refused() -> None:
     bare = data.without_labels()
     assert (bare.num_labelled, bare.num_unlabelled) == (0, len(data.x))
     assert torch.equal(bare.y_test, data.y_test)
+
+
+@pytest.mark.parametrize("values", [2.0, "a", ("a",), None])
+def test_values_of_a_traverse_are_numbers(values: object) -> None:
+    with pytest.raises(TypeError, match="values=.* is of type .*; numbers are needed"):
+        make_m1().traverse(torch.rand(2, 1, 8, 8), 0, values)

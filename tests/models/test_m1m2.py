@@ -402,3 +402,21 @@ def test_fit_on_digits(tmp_path: Path) -> None:
     assert result["step_mode"] == "eager"
     assert (tmp_path / "run" / "figures" / "analogies.png").is_file()
     assert isinstance(pyro_ssvae.load(tmp_path / "run"), M1M2)
+
+
+class _ModelAlone(M1M2):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        super().model(x, y, size=size)
+
+
+class _GuideAlone(M1M2):
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        super().guide(x, y, size=size)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(_ModelAlone, "override sample_z1"), (_GuideAlone, "sample_y_and_z")])
+def test_a_change_that_training_would_ignore_is_refused(kind: type[M1M2], words: str) -> None:
+    stack = kind.from_m1(M1(IMAGE, latent_dim=3, hidden_dims=(8,)), K)
+    with pytest.raises(ValueError, match=f"While M1 is frozen.*{words}"):
+        SemiSupervisedELBO(stack, num_labelled=0, num_unlabelled=6)(Batch(torch.rand(6, *IMAGE), None, None))
+    assert stack.unfreeze_m1().training_functions() == (stack.model, stack.guide)

@@ -93,6 +93,11 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
     assert ((share - torch.tensor([0.7, 0.2, 0.1])).abs() < 4 * error).all()
 
 
+class _Narrow(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros(len(x), 5)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -111,6 +116,16 @@ def test_generate_of_a_class_and_of_the_prior() -> None:
         (lambda: make_m2(classifier="nope"), ValueError, "auto, conv or mlp"),
         (lambda: make_m2(classifier=3), TypeError, "module"),
         (lambda: make_m2(event_shape=(30,), classifier="conv"), ValueError, "mlp"),
+        (
+            lambda: make_m2(classifier=nn.Linear(8, 1)).predict_proba(torch.rand(2, *IMAGE)),
+            ValueError,
+            r"classifier returned shape \(2, 1, 8, 1\); its last size must be 10",
+        ),
+        (
+            lambda: make_m2(encoder=_Narrow()).encode(torch.rand(2, *IMAGE), torch.arange(2)),
+            ValueError,
+            r"encoder returned shape \(2, 5\); its last size must be 6, a location and a log-scale for each of 3",
+        ),
         (lambda: make_m2().predict(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m2().generate(0), ValueError, "at least 1"),
         (lambda: make_m2().generate(2, y=10), ValueError, "0 to 9"),

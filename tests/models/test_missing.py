@@ -207,6 +207,42 @@ def test_networks_see_the_mean_for_a_missing_zero_or_one() -> None:
     torch.testing.assert_close(m1.likelihood.network_input(x[[0, 1, 3]]), expected)
 
 
+class _Own(Likelihood):
+    name = "own"
+
+    def __init__(self, family: Callable[..., Any], num_params: int) -> None:
+        super().__init__()
+        self.family, self.num_params = family, num_params
+
+    def forward(self, params: Tensor, event_dim: int) -> Any:
+        return self.family(*params.unbind(-1 - event_dim)).to_event(event_dim)
+
+
+@pytest.mark.parametrize(
+    ("family", "num_params"),
+    [
+        (lambda logits: dist.Bernoulli(logits=logits), 1),
+        (lambda logits: dist.Binomial(5, logits=logits), 1),
+        (lambda logits: dist.Geometric(logits=logits), 1),
+        (lambda log_rate: dist.Poisson(log_rate.exp()), 1),
+        (lambda loc, log_scale: dist.Cauchy(loc, log_scale.exp()), 2),
+    ],
+)
+def test_missing_values_under_a_likelihood_of_ones_own(family: Callable[..., Any], num_params: int) -> None:
+    """Also of whole numbers, which the mean is not, and without a mean."""
+    torch.manual_seed(0)
+    m2 = M2((3,), 2, latent_dim=2, hidden_dims=(8,), likelihood=_Own(family, num_params), missing=True)
+    x = torch.tensor([[0.0, 1.0, torch.nan], [1.0, 1.0, 0.0], [torch.nan, 0.0, 1.0]])
+    loss = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=5)((x, None, None))
+    loss.backward()
+    assert m2.impute(x[:0]).shape == (0, 3)
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in m2.parameters() if p.grad is not None)
+    z, y = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
+    expected = m2.decode(y, z).base_dist.log_prob(torch.tensor([0.0, 1.0, 0.0]))[..., :2].sum(-1)
+    torch.testing.assert_close(m2.decode(y, z).log_prob(x[:1]), expected)
+
+
 @pytest.mark.parametrize("name", [*MAKERS, "mixed"])
 def test_fit_save_load_predict_and_impute(name: str, tmp_path: Path) -> None:
     x = make_table(name)

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 import pyro_ssvae
 from pyro_ssvae import DDGM, M1, M1M2, M2
-from pyro_ssvae.distributions import FixedClassPrior, Gaussian, Likelihood, Mixed, MixtureOfGaussians, Poisson
+from pyro_ssvae.distributions import (
+    FixedClassPrior,
+    Gaussian,
+    Likelihood,
+    Mixed,
+    MixtureOfGaussians,
+    Poisson,
+    VampPrior,
+)
 from pyro_ssvae.models import LatentVariableModel, Model, SemiSupervisedModel, data_plate
 from pyro_ssvae.networks import MLP
 
@@ -241,3 +249,39 @@ print([name for name in ("matplotlib", "sklearn", "lightning_fabric", "lightning
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+class _Described(LinearVAE):
+    def __init__(self, event_shape: tuple[int, ...], words: object = None) -> None:
+        super().__init__(event_shape)
+        self.words = words
+
+
+@pytest.mark.parametrize(
+    "words", [{"a": 1, "b": {"c": [2]}}, {0: "a", 1: "b"}, {"class": "a"}, {(0, 1): {None: 0.5}}, {}]
+)
+def test_dictionaries_among_the_arguments(words: object, tmp_path: Path) -> None:
+    loaded = pyro_ssvae.load(pyro_ssvae.save(_Described((3,), words), tmp_path))
+    assert loaded.words == words
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_whether_m1_is_frozen_is_saved(frozen: bool, tmp_path: Path) -> None:
+    m1m2 = M1M2.from_m1(M1((3,), latent_dim=2), 3)
+    if not frozen:
+        m1m2.unfreeze_m1()
+    loaded = pyro_ssvae.load(pyro_ssvae.save(m1m2, tmp_path))
+    assert loaded.m1_frozen == frozen
+    assert all(parameter.requires_grad != frozen for parameter in loaded.m1.parameters())
+    assert not any(part.training for part in loaded.modules())
+
+
+def test_a_prior_that_is_handed_in_belongs_to_the_loaded_model(tmp_path: Path) -> None:
+    class Own(VampPrior):
+        pass
+
+    m1 = M1((3,), latent_dim=2, prior=Own(2, num_components=3))
+    prior = Own(2, num_components=3)
+    loaded = pyro_ssvae.load(pyro_ssvae.save(m1, tmp_path), prior=prior)
+    assert loaded.prior is prior
+    torch.testing.assert_close(prior().log_prob(torch.zeros(2)), m1.prior().log_prob(torch.zeros(2)))

@@ -92,3 +92,20 @@ def test_subclasses_that_pass_arguments_on_have_the_defaults_of_their_base(tmp_p
     assert _PassesOn.for_data(table, latent_dim=2).missing
     with pytest.raises(TypeError, match="multiple values"):
         _SetsNetworks.for_data(data, networks="conv")
+
+
+class _ClassOfExample(M2):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())
+            y = pyro.sample("y", dist.Categorical(logits=10.0 * x[:, 0, 0, :3]), obs=y)
+            pyro.sample("x", self.decode(y, z), obs=x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_generating_by_a_class_of_the_example_warns() -> None:
+    m2 = _ClassOfExample(IMAGE, 3, latent_dim=3, hidden_dims=(16,))
+    with pytest.warns(UserWarning, match=r"p\(y\|x\) of _ClassOfExample.model depends on x.*y=\.\.\."):
+        m2.generate(2)
+    m2.generate(2, y=1)
+    _StyleByClass(IMAGE, 3, latent_dim=3, hidden_dims=(16,)).generate(20)

@@ -257,3 +257,34 @@ def test_bad_arguments(arguments: dict[str, float], words: str) -> None:
 def test_empty_batch() -> None:
     with pytest.raises(ValueError, match="neither unlabelled nor labelled"):
         SemiSupervisedELBO(make_m2(), num_labelled=1, num_unlabelled=1)(Batch(None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("x_labelled", "y_labelled", "words"),
+    [
+        (make_examples(5), torch.tensor([0]), "holds 5 examples and y_labelled 1 classes"),
+        (make_examples(2), None, "holds 2 examples and y_labelled no classes"),
+        (None, torch.tensor([0]), "holds no examples and y_labelled 1 classes"),
+        (make_examples(3), torch.tensor([0, -1, 1]), "from -1 to 1; classes are 0 to 3.*x_unlabelled"),
+        (make_examples(2), torch.tensor([0, K]), "from 0 to 4; classes are 0 to 3"),
+        (make_examples(2), torch.tensor([0.0, 1.0]), "type torch.float32; integers"),
+        (make_examples(2), torch.tensor([[0], [1]]), r"shape \(2, 1\)"),
+        (make_examples(0), torch.tensor([]).long(), "neither unlabelled nor labelled"),
+    ],
+)
+def test_labelled_examples_without_a_class_each_are_refused(
+    x_labelled: Tensor | None, y_labelled: Tensor | None, words: str
+) -> None:
+    objective = SemiSupervisedELBO(make_m2(), num_labelled=3, num_unlabelled=5)
+    with pytest.raises(ValueError, match=words):
+        objective(Batch(make_examples(0), x_labelled, y_labelled))
+
+
+def test_empty_parts_of_a_batch_are_left_out() -> None:
+    objective, x, y = SemiSupervisedELBO(make_m2(), num_labelled=3, num_unlabelled=5), make_examples(3), torch.arange(3)
+    for batch in (Batch(x, None, None), Batch(None, x, y)):
+        empty = [part[:0] if given is None else given for part, given in zip((x, x, y), batch, strict=True)]
+        torch.manual_seed(0)
+        expected = objective(batch)
+        torch.manual_seed(0)
+        assert torch.equal(objective(Batch(*empty)), expected)

@@ -343,3 +343,22 @@ def two_classes(count: int, few: int | None = None) -> tuple[Tensor, Tensor]:
     y = torch.arange(count) % 2
     x = torch.randn(count, 2, generator=generator) * 0.3 + 2.0 * y.unsqueeze(-1) - 1.0
     return x, y if few is None else torch.where(torch.arange(count) < few, y, -1)
+
+
+def test_a_batch_of_one_example_is_refused_with_advice() -> None:
+    objective = EnergyObjective(make_ddgm(), num_unlabelled=5)
+    with pytest.raises(ValueError, match="a batch here has 1 unlabelled: raise batch_size"):
+        objective.losses(Batch(torch.zeros(1, 2), None, None))
+
+
+@pytest.mark.parametrize("frozen", ["features", "energy", "generator"])
+def test_frozen_parameters_under_stock_svi(frozen: str) -> None:
+    pyro.clear_param_store()
+    ddgm = make_ddgm()
+    sides = {"features": ddgm.energy_net.features, "energy": ddgm.energy_net, "generator": ddgm.generator}
+    sides[frozen].requires_grad_(False)
+    before = {name: value.clone() for name, value in ddgm.named_parameters()}
+    loss = EnergyLoss(NearestNeighbourEntropy(), ddgm.generator)
+    SVI(*pyro_ssvae.pyro_view(ddgm), pyro.optim.Adam({"lr": 1e-2}), loss).step(torch.randn(20, 2))
+    for name, value in ddgm.named_parameters():
+        assert torch.equal(value, before[name]) == (not value.requires_grad)

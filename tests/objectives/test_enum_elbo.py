@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedELBO, StaticEnumELBO, pyro_view
 from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
+from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.m2 import ENUMERATE
 
@@ -291,6 +292,30 @@ def test_a_certain_classifier_gives_an_exact_finite_gradient() -> None:
     torch.testing.assert_close(first, value_and_gradient(StaticEnumELBO(), module, x))
 
 
+class _Closed(nn.Module):
+    """Logits of which some are minus infinity."""
+
+    def __init__(self, closed: list[bool]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(D, K)
+        self.closed = torch.tensor(closed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).masked_fill(self.closed, -torch.inf)
+
+
+@pytest.mark.parametrize("closed", [[False, True, True, True], [True, True, False, True], [True, False, False, True]])
+def test_classes_of_probability_zero_are_left_out(closed: list[bool]) -> None:
+    """Top-k is exact, too, where at most one class is left to draw."""
+    torch.manual_seed(1)
+    module, x = Still((D,), K, latent_dim=L, hidden_dims=(8,), classifier=_Closed(closed)).double(), make_examples()
+    stock = value_and_gradient(TraceEnum_ELBO(max_plate_nesting=1), module, x)
+    assert stock.isfinite().all()
+    for enumeration in ("exact", "top-k"):
+        ours = value_and_gradient(StaticEnumELBO(analytic_kl=False, enumeration=enumeration), module, x)
+        torch.testing.assert_close(ours, stock, rtol=1e-10, atol=1e-10)
+
+
 def test_hundreds_of_classes() -> None:
     module, x = make_still(300), make_examples().repeat(10, 1)
     expected = StaticEnumELBO().differentiable_loss(module.model, module.guide, x).detach()
@@ -373,6 +398,43 @@ def test_unsupported_models_are_refused_with_the_reason(parts: dict[str, Any], w
     with pyro.validation_enabled(False), pytest.raises(StaticELBOError, match=words) as caught:
         StaticEnumELBO().differentiable_loss(model, guide, torch.zeros(5, 5))
     assert "elbo='stock'" in str(caught.value)
+
+
+class _Outside(M2):
+    """x is sampled one indentation too far left."""
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())
+            y = pyro.sample("y", dist.Categorical(logits=self.class_prior.model()), obs=y)
+        pyro.sample("x", self.decode(y, z), obs=x)
+
+
+class _Nested(M2):
+    """The columns of x are a plate of their own, where the class and the draws of z are put."""
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            z = pyro.sample("z", self.prior())
+            y = pyro.sample("y", dist.Categorical(logits=self.class_prior.model()), obs=y)
+            loc = self.decode(y, z).mean.mean(-1)
+            with pyro.plate("columns", D, dim=-2):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x.T)
+
+
+@pytest.mark.parametrize("kind", [_Outside, _Nested])
+@pytest.mark.parametrize("num_particles", [1, D])  # as many classes and draws as columns: Pyro refuses other numbers
+def test_sites_outside_of_the_one_plate_are_refused(kind: type[M2], num_particles: int) -> None:
+    m2, x = kind((D,), D, latent_dim=L, hidden_dims=(8,)).double(), make_examples()
+    objective = SemiSupervisedELBO(m2, num_labelled=9, num_unlabelled=9, num_particles=num_particles)
+    for batch in (Batch(x, None, None), Batch(None, x, torch.tensor([0, 1, 2, 3, 0]))):
+        with pytest.raises(StaticELBOError, match="'x' does not lie in the one plate.*with data_plate"):
+            objective(batch)
+    for examples in (x, x[:1]):
+        with pytest.raises(StaticELBOError, match=r"'x' (does not lie in|lies outside of) the.*with data_plate"):
+            log_likelihood(m2, examples, num_samples=D)
+    with pytest.raises(ValueError, match='site "x"'):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(m2.model, m2.guide, x)
 
 
 def test_missing_enumeration_is_an_error() -> None:
