@@ -235,7 +235,7 @@ def as_path(value: Any, name: str) -> Path:
         raise TypeError(f"{show(name, value)}; a path is needed, as a str or Path.")
     if not str(value):
         raise ValueError(f"{name} is empty; a path is needed.")
-    return Path(value).expanduser()
+    return Path(os.path.expanduser(value))  # which leaves unknown users as they are
 
 
 def as_seed(seed: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -176,7 +177,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _as_path(text: str) -> Path:
-    return Path(text).expanduser()  # as shells do, but not in --out=~/samples.npz
+    return Path(os.path.expanduser(text))  # as shells do, but not in --out=~/samples.npz
 
 
 def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], Any], words: str) -> Any:

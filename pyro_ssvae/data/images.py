@@ -166,12 +166,18 @@ def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
     return folder / common, [file.relative_to(common) for file in files]
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """Yield the files below a folder, also by symbolic links, but for those that lead back to a folder ``above``."""
-    here = folder.resolve()
+def _walk(folder: Path, root: Path | None = None) -> Iterator[Path]:
+    """Yield the files below a folder, also by symbolic links to other folders."""
+    root = (root or folder).resolve()
     with suppress(PermissionError):
-        for inside in folder.iterdir() if here not in above else ():
-            yield from _walk(inside, (*above, here)) if inside.is_dir() else (inside,)
+        for inside in folder.iterdir():
+            if not (inside.is_symlink() and inside.is_dir() and _is_related(inside.resolve(), root)):
+                yield from _walk(inside, root) if inside.is_dir() else (inside,)
+
+
+def _is_related(folder: Path, root: Path) -> bool:
+    """Return whether one folder lies in the other, so that its files would be found twice or without end."""
+    return folder.is_relative_to(root) or root.is_relative_to(folder)
 
 
 def _is_coloured(x: NDArray[np.uint8]) -> bool:

@@ -89,10 +89,9 @@ def warn_about_labels(y: Tensor, class_names: Names, given: Tensor, stacklevel: 
             "are whole numbers from 0 in y."
         )
     elif missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         messages.append(
-            f"No training example is labelled as class {shown}: nothing ties these classes to their names. Label an "
-            "example of each, or use balanced=True."
+            f"No training example is labelled as class {_join(tuple(missing))}: nothing ties these classes to their "
+            "names. Label an example of each, or use balanced=True."
         )
     for message in messages:
         warnings.warn(message, UserWarning, stacklevel=stacklevel)
@@ -109,6 +108,11 @@ def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
         f"The classes {' and '.join(names)} differ only by case, spaces or coding; if they are one, give it one name."
         for names in alike.values()
         if len(names) > 1
+    ]
+    found += [
+        f"{name!r} is a class; if it marks unlabelled examples, give None or an empty text instead."
+        for name in class_names
+        if name.casefold() in ("none", "null")
     ]
     if single and max(counts) >= _ENOUGH:
         found.append(f"Only one example has the label {_join(single)}: is it mistyped?")
@@ -386,14 +390,3 @@ def _divide_labels(sizes: Indices, num_labels: int, rng: np.random.Generator) ->
         )
     counts[rng.permutation(not_exhausted)[:remainder]] += 1
     return counts
-
-
-def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
-    """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples."""
-    largest = min(len(indices), num_examples - 1)
-    if as_count(num_validation, "num_validation") > largest:
-        raise ValueError(
-            f"num_validation={num_validation} examples cannot be held out of {num_examples} training examples, "
-            f"{len(indices)} of them with labels; at most {largest}."
-        )
-    return indices[len(indices) - num_validation :]

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from pyro_ssvae._arguments import as_count, as_path
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import suggest_conversion, suggest_names
-from pyro_ssvae.data.labels import select_last
 from pyro_ssvae.data.readers import read_idx, read_npz
-from pyro_ssvae.data.sources import Source
+from pyro_ssvae.data.sources import Source, select_last
 from pyro_ssvae.errors import DataUnavailableError
 
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")

@@ -199,6 +199,10 @@ def _find_shards(folder: Path) -> Iterator[Path]:
     return (file for file in folder.iterdir() if file.suffix in SHARDS and not file.name.startswith("."))
 
 
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") or part.endswith(".zarr") for part in file.parts)
+
+
 def is_on_disk(path: Path) -> bool:
     """Return whether a path is a file or folder of rows that can be read when they are needed; images are not.
 
@@ -215,9 +219,7 @@ def is_on_disk(path: Path) -> bool:
     shard = min(_find_shards(path), default=None)
     if shard is None:
         return False
-    inside = (file for depth in ("*", "*/*") for file in path.glob(depth))
-    if image := next((file for file in inside if file.suffix.lower() in IMAGES), None):
-        raise ValueError(
-            f"{path} holds rows, {shard.name}, and images, {image.relative_to(path)}; move one of both elsewhere."
-        )
+    inside = (file.relative_to(path) for depth in ("*", "*/*") for file in path.glob(depth))
+    if image := next((file for file in inside if file.suffix.lower() in IMAGES and not _is_hidden(file)), None):
+        raise ValueError(f"{path} holds rows, {shard.name}, and images, {image}; move one of both elsewhere.")
     return True

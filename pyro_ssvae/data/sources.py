@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from pyro_ssvae._arguments import as_count, as_path, as_scale
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_folder
-from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, select_last, warn_about_labels
+from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
 from pyro_ssvae.data.tables import select_columns
@@ -172,22 +172,39 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
     }
 
 
+def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
+    """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples."""
+    largest = min(len(indices), num_examples - 1)
+    if as_count(num_validation, "num_validation") > largest:
+        raise ValueError(
+            f"num_validation={num_validation} examples cannot be held out of {num_examples} training examples, "
+            f"{len(indices)} of them with labels; at most {largest}."
+        )
+    return indices[len(indices) - num_validation :]
+
+
 def find_names(x: Any) -> tuple[str, ...]:
     """Return the names of the columns of a table, if it has any that are text, each once."""
-    names = tuple(getattr(x, "columns", getattr(x, "var_names", ())))
+    is_table = any(hasattr(x, name) for name in ("iloc", "to_pandas", "var_names"))
+    names = tuple(getattr(x, "columns", getattr(x, "var_names", ()))) if is_table else ()
     return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
+
+
+def has_names(x: Any) -> bool:
+    """Return whether something is a table whose columns can be taken by name."""
+    return hasattr(x, "var_names") or hasattr(x, "to_pandas") or (hasattr(x, "iloc") and bool(find_names(x)))
 
 
 def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] = ()) -> tuple[Tensor, Any]:
     """Return validation or test examples, none if they were not given, and their labels as given.
 
-    Columns of a DataFrame are taken by their ``names``, if there are any.
+    Columns of a DataFrame are taken by their ``names``, if it has any, else in their order.
     """
     if x is None:
         if y is not None:
             raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
         return torch.empty((0, *train.shape[1:]), dtype=train.dtype), None
-    x = select_columns(x, names) if names and hasattr(x, "iloc") else x
+    x = select_columns(x, names) if names and hasattr(x, "iloc") and find_names(x) else x
     x, y = read_dataset(x, y, f"x_{part}")
     x = x[:].numpy() if isinstance(x, ExampleSource) else x
     examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True, allow_missing=True)

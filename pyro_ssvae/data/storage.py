@@ -330,10 +330,15 @@ def open_source(
     is_mapped = isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
     if is_mapped or (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "chunks")):
         return _ArraySource([x], event_shape)
-    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and math.prod(x.shape) * x.dtype.itemsize > MAX_DENSE:
+    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and math.prod(x.shape) * _item_size(x.dtype) > MAX_DENSE:
         return _SparseSource(x, event_shape)
     # A sparse matrix of a backed AnnData, whose slices are read.
     return _ArraySource([x], event_shape) if hasattr(x, "to_memory") and hasattr(x, "dtype") else None
+
+
+def _item_size(dtype: np.dtype[Any]) -> int:
+    """Return the bytes of a value on its way to a dense tensor, uint8 or float32."""
+    return 1 if dtype == np.uint8 else max(4, dtype.itemsize)
 
 
 def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSource | None:

@@ -26,7 +26,8 @@ _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _GROWTH = {".gz": 20, ".parquet": 10}  # of memory over the size of the file; 3 for text
 _NUMBERS = ("boolean", "decimal", "floating", "integer", "integer-na", "mixed-integer-float")
 _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of columns, in the words of pandas
-_EMPTY = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "nan", "null")  # labels; None may be a class
+# Labels that are empty: what pandas reads as such but for None, which may be a class.
+_EMPTY = ("", *"#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN n/a nan null".split())
 _MAX_LEVELS = 100
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers

@@ -14,7 +14,7 @@ from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
 
-_INSIDE = "Sample it inside `with data_plate(x, size):`."
+_INSIDE = "Sample it inside `with data_plate(x, size):`, or declare its dimensions by .to_event."
 _SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
 
 

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -22,6 +22,7 @@ from pyro_ssvae._configurable import REGISTRY, Configurable, describe, find_para
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
+from pyro_ssvae.data.sources import has_names
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
@@ -144,16 +145,14 @@ class Model(Configurable, abstract=True):
     def for_data(cls, data: SemiSupervisedData, **options: Any) -> Self:
         """Build the model for a data set, with initial weights drawn by the seed of the data.
 
-        The data give the shape of examples, the number of classes, and whether values are missing. The caller's random
-        state is left as it was.
+        The data give the shape of examples, the number of classes, and whether values are missing.
 
         Args:
             data: The data set.
-            **options: Arguments of the class, which take precedence. ``likelihood="auto"`` chooses a distribution for
-                each column of a table by its values. By default images in colour, and grey ones of which more than a
-                quarter of the values lies between black and white (0.1 to 0.9), have a discretised logistic likelihood
-                (Gaussian, if they are not of 8 bits), those in colour convolutional networks, and features a Gaussian
-                likelihood.
+            **options: Arguments of the class, which take precedence. A likelihood is copied. ``likelihood="auto"``
+                chooses one for each column of a table. By default images in colour, and grey ones with more than a
+                quarter of the values between 0.1 and 0.9, have a discretised logistic likelihood (Gaussian, if they
+                are not of 8 bits), those in colour convolutional networks, and features a Gaussian likelihood.
 
         Raises:
             ValueError: If the model needs classes, and none are known.
@@ -172,8 +171,9 @@ class Model(Configurable, abstract=True):
         chosen = cls._choose_arguments(data, options)
         if "missing" in find_parameters(cls) and _holds_missing(data):
             chosen["missing"] = True
-        if isinstance(options.get("likelihood"), nn.Module):  # a copy, which gets the units of these data
-            options["likelihood"] = copy.deepcopy(options["likelihood"])
+        if isinstance(options.get("likelihood"), nn.Module):
+            with suppress(RuntimeError):  # of tensors that cannot be copied
+                options["likelihood"] = copy.deepcopy(options["likelihood"])
         model = cls._build_seeded(data.seed, chosen, arguments | options)
         model.fit_units(data)
         return model
@@ -299,7 +299,7 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
         x = found[0] if len(found) == 1 else torch.cat(found)
     if source is not None:
         x, divisor = source, model.data_scale if source.is_integer else 1.0
-    elif model.feature_names and any(hasattr(x, name) for name in ("iloc", "var_names", "to_pandas")):
+    elif model.feature_names and has_names(x):
         x = encode_rows(read_table(x), model.feature_names, model.categories)
     is_ready = isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape
     if source is None and not is_ready:

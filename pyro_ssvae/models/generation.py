@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pyro.poutine as poutine
@@ -79,19 +80,18 @@ def _run_own(model: Any, num: int, y: Tensor | None, z: Tensor | None) -> tuple[
     function = model.model if z is None else poutine.condition(model.model, {"z": z})
     # Its density is not computed, so that the values of x do not matter.
     x = torch.zeros(num, *model.event_shape, device=get_device(model), dtype=next(model.parameters()).dtype)
-    with poutine.block(), _AtMeans(), poutine.trace() as tracer:
+    with poutine.block(), _AtMeans():
         if with_classes and y is None and hasattr(model, "class_prior"):  # π as learned, not drawn from its prior
             function = poutine.replay(function, trace=poutine.trace(model.class_prior.guide).get_trace())
-        function(x, y) if with_classes else function(x)
+        with poutine.trace() as tracer:
+            function(x, y) if with_classes else function(x)
     nodes: dict[str, Any] = tracer.trace.nodes
-    if with_classes and y is None and "y" in nodes:
-        again: Any = poutine.trace(poutine.replay(function, trace=tracer.trace)).get_trace(x + 1.0).nodes["y"]
-        if not torch.equal(*(node["fn"].log_prob(nodes["y"]["value"]) for node in (nodes["y"], again))):
-            warnings.warn(
-                f"p(y|x) of {type(model).__name__}.model depends on x, which is not known before it is generated; y is "
-                "drawn for x = 0. Pass the classes to generate, y=...",
-                stacklevel=4,
-            )
+    if with_classes and y is None and "y" in nodes and _depends_on_x(function, tracer.trace, x):
+        warnings.warn(
+            f"p(y|x) of {type(model).__name__}.model depends on x, which is not known before it is generated; y is "
+            "drawn for x = 0. Pass the classes to generate, y=...",
+            stacklevel=4,
+        )
     needed = {"x", *(["y"] if with_classes and y is None else []), *([] if z is None else ["z"])}
     if missing := needed - nodes.keys():
         warnings.warn(
@@ -101,3 +101,12 @@ def _run_own(model: Any, num: int, y: Tensor | None, z: Tensor | None) -> tuple[
         )
         return None
     return nodes["x"]["fn"], nodes["y"]["value"] if with_classes and y is None else y
+
+
+def _depends_on_x(function: Any, trace: poutine.Trace, x: Tensor) -> bool:
+    """Return whether p(y|x) of a run of a model function at x = 0 is another at x = 1."""
+    drawn: Any = trace.nodes["y"]
+    with suppress(Exception):  # of a function that takes x for indices, say
+        again: Any = poutine.trace(poutine.replay(function, trace=trace)).get_trace(x + 1.0).nodes["y"]
+        return not torch.equal(*(site["fn"].log_prob(drawn["value"]) for site in (drawn, again)))
+    return False

@@ -173,7 +173,7 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
     nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     for name, site in sites.items() if check else ():
-        fn, value = site["fn"], site["value"]
+        fn, value = site["fn"], torch.as_tensor(site["value"])
         try:
             shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
             # Without ``infer``, by which Pyro would refuse a p(y|z): left of the plate any shape is possible here.

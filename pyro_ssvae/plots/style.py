@@ -215,7 +215,7 @@ def as_classes(
     values: Any, name: str, num_examples: int, num_classes: int | None, *, allow_unlabelled: bool = False
 ) -> Tensor:
     """Return class indices, ``(N,)``, int64, on the CPU, below ``num_classes`` if that is known."""
-    if as_array(values, name).dtype.kind in "OUS":
+    if any(isinstance(value, str) for value in as_array(values, name).ravel()[:1].tolist()):
         raise TypeError(f"{name} holds words; numbers of classes are needed: their places in class_names.")
     y = as_labels(values, name, num_examples, allow_unlabelled=allow_unlabelled)
     if num_classes is not None and len(y) and int(y.max()) >= num_classes:
@@ -268,9 +268,9 @@ def to_tiles(
     Pixels of an image with one side more than three times as long as the other are repeated along the shorter one.
     """
     channels, height, width = as_image_shape(model.event_shape, image_shape)
-    if not (isinstance(value_range, Sequence) and len(value_range) == 2 and value_range[0] < value_range[1]):
+    low, high = value_range if np.shape(value_range) == (2,) else (0.0, 0.0)
+    if not low < high:
         raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
-    low, high = value_range
     images = x.detach().double().cpu().reshape(-1, num_columns, channels, height, width).movedim(2, -1).numpy()
     colours = np.clip((images - low) / (high - low), 0.0, 1.0)
     for axis, short, long in ((2, height, width), (3, width, height)):

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -131,9 +132,9 @@ def digest(data: SemiSupervisedData) -> str:
     found = hashlib.sha256()
     for x, y in ((data.x, data.y), (data.x_validation, data.y_validation)):
         rows = sample_rows(x)
-        for part in (rows[:: max(1, len(rows) // _DIGESTED)], y):
+        for part in (rows[:: -(-len(rows) // _DIGESTED) or 1], y):
             found.update(f"{len(x)} {part.dtype} {tuple(part.shape)}".encode())
-            found.update(part.contiguous().numpy().tobytes())
+            found.update(np.ascontiguousarray(part.numpy()).data)
     return found.hexdigest()
 
 
@@ -163,7 +164,7 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
             f"The run{where} has done {state['step']} steps, and the schedule that is given has {loop.total}: a "
             "schedule can only be extended, by max_steps or max_epochs."
         )
-    if state.get("data", "") != loop.digest:
+    if state.get("data", loop.digest) != loop.digest:
         raise RunFolderError(
             f"The run{where} was trained on other data: examples, labels or validation examples differ. Choose another "
             "folder, or use the data of before."

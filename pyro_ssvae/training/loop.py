@@ -328,7 +328,7 @@ class Loop:
         }
         module = self.objective.module
         with self.train_step.average.applied():
-            if not torch.stack([part.isfinite().all() for part in module.parameters()]).all():
+            if not torch.stack([part.isfinite().all() for part in module.parameters() if part.requires_grad]).all():
                 raise NonFiniteLossError(self.step, _find_checkpoint(self.folder), "Weights are not finite at step {}.")
             found, metrics = self._validate(metrics)
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}

@@ -319,5 +319,6 @@ def test_folders_and_images_may_be_symbolic_links(tmp_path: Path) -> None:
     photos = fill(tmp_path / "photos", "a/0.png", "a/1.png")
     (photos / "b").symlink_to(tmp_path / "elsewhere" / "b")
     (photos / "b" / "back").symlink_to(photos)
+    (photos / "again").symlink_to(photos / "a")
     data = read(photos)
     assert (data.class_names, data.y.tolist()) == (("a", "b"), [0, 0, 1, 1])

@@ -114,5 +114,7 @@ def test_labels_that_look_mistyped_are_warned_about():
         SemiSupervisedData.from_arrays(np.zeros((7, 2)), [*y, "dgo"])
     with pytest.warns(UserWarning, match="classes 'Cat ' and 'cat' differ only by case, spaces or"):
         SemiSupervisedData.from_arrays(np.zeros((8, 2)), [*y, "Cat ", "Cat "])
+    with pytest.warns(UserWarning, match="'None' is a class; if it marks unlabelled examples, give None or an empty"):
+        SemiSupervisedData.from_arrays(np.zeros((9, 2)), np.array([0, 1, None] * 3, dtype=object).astype(str))
     with pytest.warns(UserWarning, match="spaces or coding"):
         SemiSupervisedData.from_arrays(np.zeros((4, 2)), ["M\u00fcll", "Mu\u0308ll"] * 2)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae.data.labels import LabelSplit, draw_label_split, select_last
+from pyro_ssvae.data.labels import LabelSplit, draw_label_split
+from pyro_ssvae.data.sources import select_last
 
 
 @pytest.fixture

@@ -325,11 +325,28 @@ def test_sparse_matrices_fit_in_memory_or_stay_sparse(monkeypatch):
         monkeypatch.setattr(module, "MAX_DENSE", 6 * N * 6)  # bytes: between those in single and double precision
     data = SemiSupervisedData.from_arrays(sparse.csr_matrix(X.astype(np.float64)), Y)
     np.testing.assert_array_equal(data.x[:], X)
+    for module in (_arrays, storage):
+        monkeypatch.setattr(module, "MAX_DENSE", 3 * N * 6)
+    data = SemiSupervisedData.from_arrays(sparse.csr_matrix(X > 0.5), Y)  # as float32 it would take more
+    assert isinstance(data.x, storage.ExampleSource)
+
+
+def test_names_of_columns_are_those_of_tables_that_have_some():
+    table = pd.DataFrame(X, columns=[*"abcdef"])
+    unnamed = pd.DataFrame(X)
+    data = SemiSupervisedData.from_arrays(table, Y, x_test=unnamed, y_test=Y)
+    assert data.feature_names == tuple("abcdef")
+    model = M2.for_data(data, latent_dim=2, hidden_dims=(4,), likelihood="gaussian")
+    torch.testing.assert_close(model.predict_proba(unnamed), model.predict_proba(table[[*"fedcba"]]))
+    items = Items(*((row, int(y)) for row, y in zip(X, Y, strict=True)))
+    items.columns = [*"abcdef", "label"]
+    assert SemiSupervisedData.from_arrays(items).feature_names == ()
 
 
 def test_hidden_files_are_no_rows_and_images_beside_rows_are_refused(tmp_path):
     make_parquet(tmp_path)
     (tmp_path / "._0.parquet").write_bytes(b"of another system")
+    Image.new("L", (8, 8)).save(tmp_path / "._preview.png")
     np.testing.assert_array_equal(SemiSupervisedData.from_table(tmp_path).x, X)
     (tmp_path / "cats").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "cats" / "1.png")

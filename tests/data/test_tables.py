@@ -322,7 +322,8 @@ def test_labels_that_are_numbers_in_one_table_and_words_in_another():
 def test_none_is_a_class_beside_other_words(tmp_path):
     path = tmp_path / "severity.csv"
     path.write_text("x,depth,y\n1,None,None\n2,3,Mild\n3,4,NA\n4,5,\n5,6,Severe\n6,7,None\n")
-    data = from_table(path, "y")
+    with pytest.warns(UserWarning, match="'None' is a class"):
+        data = from_table(path, "y")
     assert (data.class_names, data.y.tolist()) == (("Mild", "None", "Severe"), [1, 0, -1, -1, 2, 1])
     assert torch.isnan(data.x[0, 1])
     path.write_text("x,y\n1,None\n2,0\n3,1\n")

@@ -109,3 +109,19 @@ def test_generating_by_a_class_of_the_example_warns() -> None:
         m2.generate(2)
     m2.generate(2, y=1)
     _StyleByClass(IMAGE, 3, latent_dim=3, hidden_dims=(16,)).generate(20)
+
+
+class _IndexedByExample(_StyleByClass):
+    """Takes x for an index, of which only 0 exists."""
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        nn.functional.one_hot(x.flatten(1)[:, 0].long(), 1)
+        super().model(x, y, size=size)
+
+
+@pytest.mark.parametrize("class_prior", ["uniform", "map", "dirichlet"])
+def test_generating_runs_the_own_model_at_zeros_alone_if_it_takes_no_other_values(class_prior: str) -> None:
+    m2 = _IndexedByExample(IMAGE, 3, latent_dim=3, hidden_dims=(16,), class_prior=class_prior)
+    x, y = m2.generate(4)
+    assert x.shape == (4, *IMAGE)
+    assert y.shape == (4,)

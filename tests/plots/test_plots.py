@@ -196,6 +196,7 @@ def test_value_range_maps_to_black_and_white_and_clips():
         plot_samples(model, value_range=(1, 0))
     with pytest.raises(ValueError, match="must be"):
         plot_samples(model, value_range=1.0)
+    assert plot_samples(model, value_range=np.array([0.0, 1.0])) is not None
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 8, 8), (1, 1, 8, 8)])

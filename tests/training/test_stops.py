@@ -144,6 +144,25 @@ def test_a_run_does_not_go_on_with_other_data(what: str, tmp_path: Path) -> None
         fit(make_objective(other), other, changed(SHORT, max_steps=20), out=tmp_path, resume=True, progress=False)
 
 
+def test_a_checkpoint_of_an_earlier_version_knows_no_data_and_goes_on(tmp_path: Path) -> None:
+    data = make_data()
+    fit(make_objective(data), data, changed(SHORT, max_steps=10), out=tmp_path, progress=False)
+    folder = RunFolder(tmp_path)
+    state = folder.read_checkpoint()
+    del state["data"]
+    folder.write_checkpoint(state)
+    run = fit(make_objective(data), data, changed(SHORT, max_steps=20), out=tmp_path, resume=True, progress=False)
+    assert run.steps == 20
+
+
+def test_frozen_parameters_may_be_infinite() -> None:
+    data = make_data()
+    objective = make_objective(data)
+    mask = torch.nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+    objective.module.register_parameter("mask", mask)
+    assert fit(objective, data, changed(SHORT, max_steps=2), progress=False).steps == 2
+
+
 def test_what_is_done_at_an_evaluation_changes_no_random_number_of_training() -> None:
     data = make_data()
     plain = fit(make_objective(data), data, SHORT, progress=False)
