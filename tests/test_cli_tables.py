@@ -1,6 +1,8 @@
 """Tables on the command line: training, predictions, errors, samples, and wrong use."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,17 @@ def test_resumed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "3 classes: 0 barbera (16 labels), 1 barolo (20), 2 grignolino (24)\n" in printed
     assert "no results on test examples; --test FILE names some for a table" in printed
-    assert "of the same classifier on the labels alone" in printed
+    assert "the classifier of the labels alone errs on" in printed
+
+
+def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:
+    command = [sys.executable, "-m", "pyro_ssvae", "predict", str(folder / "run"), str(folder / "all.csv")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as head does after its lines
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert (process.returncode, "pipe" in told.lower()) == (0, False), told
 
 
 def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

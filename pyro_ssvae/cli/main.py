@@ -128,9 +128,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = launched()[0]
         with plain_warnings() if rank == 0 else silence():
             _new_parser().parse_args(argv, args)
-            return int(args.function(args) or 0)
+            status = int(args.function(args) or 0)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # of a program that has read enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+        return 0
     except Exception as error:
         return print_error(error, {name: f"--{name.replace('_', '-')}" for name in vars(args)}, rank)
 
