@@ -96,7 +96,7 @@ def make_tables(folder: Path) -> dict[str, str]:
         "with the bound, error, %",
         "most frequent mistake",
         "without, error, %",
-        "most frequent mistake ",
+        "most frequent mistake",
     ]
     return {
         "shared_errors": format_table(["wrong by models of", "% of the test images"], rows),

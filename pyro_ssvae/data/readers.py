@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_ssvae._arguments import as_path
 from pyro_ssvae._io import check_memory, check_path, suggest_conversion
 from pyro_ssvae.errors import MissingPackageError
 
@@ -59,7 +60,7 @@ def read_npz(
         ValueError: If it is not an npz file, is damaged, lacks arrays, holds Python objects, or takes more memory than
             there is.
     """
-    path = Path(path).expanduser()
+    path = as_path(path, "path")
     check_path(path, "an .npz file")
     if not zipfile.is_zipfile(path):
         raise ValueError(

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
 from pyro_ssvae._io import check_path, suggest_conversion
 from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_row_groups, reading
@@ -321,7 +322,7 @@ def open_source(
     if isinstance(x, ExampleSource):
         return x
     if isinstance(x, (str, os.PathLike)):
-        return _open_path(Path(x).expanduser(), event_shape, encode or (lambda table: to_numpy(table, "x")))
+        return _open_path(as_path(x, "x"), event_shape, encode or (lambda table: to_numpy(table, "x")))
     if hasattr(x, "obs") and getattr(x, "isbacked", False):
         x = x.X
     dataset: Any = x.dataset if isinstance(x, DataLoader) else x
