@@ -22,6 +22,7 @@ from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, 
 from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.objectives.energy_terms import gather_pixels
+from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from pyro_ssvae.presets import FEATURES
 
 # Of tables, chosen with five labels a class (docs/results_tables.md).
@@ -205,6 +206,10 @@ class Consistency(nn.Module):
     ``align``, so that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
     https://arxiv.org/abs/1911.09785, section 3.1, with a power of 1).
 
+    With ``neighbours``, q(y|x) in the pseudo-label (but not in the loss) is multiplied by the densities of the classes
+    among similar images, so that a kind of image of which no example is labelled is less often given the class that
+    q(y|x) happens to prefer.
+
     Args:
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
@@ -213,6 +218,7 @@ class Consistency(nn.Module):
         align: Power of the ratio: with 1 the mean prediction is aligned with ``shares``, with 0 it is not.
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
         decay: Decay per step of the running mean of predictions.
+        neighbours: What returns the logarithms of the densities, ``(B, K)``, at x.
 
     Raises:
         ValueError: For a negative weight, or a threshold, power or decay outside [0, 1].
@@ -232,9 +238,11 @@ class Consistency(nn.Module):
         align: float = 1.0,
         shares: Sequence[float] | None = None,
         decay: float = 0.99,
+        neighbours: NeighbourDensities | None = None,
     ) -> None:
         super().__init__()
         self.weight, self.threshold, self.align, self.decay = weight, threshold, align, decay
+        self.neighbours = neighbours
         self.strong = strong if strong is not None else AffineAugmentation(strength=1.5)
         self.register_buffer("mean_prediction", torch.full((num_classes,), 1.0 / num_classes))
         self.register_buffer("shares", None if shares is None else FixedClassPrior(num_classes, shares).mean())
@@ -243,12 +251,14 @@ class Consistency(nn.Module):
         """Return the constructor's arguments."""
         names = ("weight", "threshold", "align", "decay")
         shares = None if self.shares is None else self.shares.tolist()
-        return {name: getattr(self, name) for name in names} | {"shares": shares, "strong": self.strong.config()}
+        settings = {name: getattr(self, name) for name in names} | {"shares": shares, "strong": self.strong.config()}
+        return settings | {"neighbours": self.neighbours.config() if self.neighbours is not None else None}
 
     def forward(self, classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return the mean loss, in nats, of x ``(B, *event_shape)``; ``classify`` maps x to logits ``(B, K)``."""
         with torch.no_grad():
-            target = full_precision(classify(x)).softmax(-1)
+            target = full_precision(classify(x))
+            target = (target if self.neighbours is None else target + self.neighbours(x)).softmax(-1)
             mean = mean_over_ranks(target.mean(0)) if self.align else None
         logits = full_precision(classify(self.strong(x)))  # while other processes send their means
         with torch.no_grad():
@@ -271,9 +281,10 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     both are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
     nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with fewer rows
     than columns (but those of counts) the square of their ratio: with its whole weight the noise of the columns
-    decides q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and only
-    if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does much
-    harm. Without any label there is no consistency, as confident predictions would be arbitrary.
+    decides q(y|x). Pseudo-labels of grey images on a plain background also follow the labels of similar images
+    (:class:`NeighbourDensities`). Predictions are aligned with the class prior if it is fixed, for tables less
+    strongly and only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares
+    then does much harm. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -289,6 +300,8 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         kind: Callable[..., Augmentation]
         kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
         weak, options["strong"] = kind(), kind(strength=1.5)
+        if background is not None and data.num_labelled:
+            options["neighbours"] = NeighbourDensities.for_data(data, background=background)
         likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
         if likelihood is not None and not isinstance(likelihood, Bernoulli):
             found["bound_weight"] = _GREY_BOUND if data.event_shape[0] < 3 else _COLOUR_BOUND
