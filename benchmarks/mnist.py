@@ -71,7 +71,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     constant_kl = {"kl_warmup": 0.0, "kl_peak": 1.0}
     default: dict[str, Any] = {"model": {"pose": True}}  # as for_data chooses for MNIST
     found = [Run("m2", f"default-{n}", num_labels=n, **default) for n in (600, 1000, 3000)]
-    found += [Run("m2", f"no-pose-{n}", num_labels=n) for n in (600, 1000, 3000)]
+    without: dict[str, Any] = {"options": {"neighbours": False}}  # in pseudo-labels
+    found += [Run("m2", f"no-pose-{n}", num_labels=n, **without) for n in (600, 1000, 3000)]
     longer: dict[str, Any] = default | {"objective": {"bound_weight": 0.1}, "training": {"max_steps": 8000}}
     found += [Run("m2", f"long-{n}", num_labels=n, **longer) for n in (600, 1000, 3000)]
     found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
@@ -95,8 +96,10 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     kinds: dict[str, dict[str, Any]] = {
         "default-20": {"num_labels": 20, **default},
         "default-100": default,
-        "no-pose-100": {},
+        "no-neighbours-100": default | without,
+        "no-pose-100": without,
         "regularisers-alone-100": no_bound,
+        "regularisers-alone-no-neighbours-100": no_bound | without,
         "labels-alone-100": no_bound | labels_only,
         "digits-default-100": {"data": "digits", "options": {"for_data": True}},
         "digits-100": {"data": "digits"},  # with a Bernoulli likelihood
@@ -121,10 +124,17 @@ def train_m2(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
         model = M2(data.event_shape, data.num_classes, **run.model)
     pure = run.options.get("pure", labels_only)
     objective = SemiSupervisedELBO.for_data(model, data, pure=pure, **run.objective)
+    leave_out_neighbours(run, objective)
     result = fit_and_report(run, objective, data, keep)
     if (run.name, run.seed) == ("pure-pose-100", 0):
         draw_poses(model, data.x_test[:400] / data.scale)
     return {**result, "label_spreading": measure_label_spreading(data)} if run.data == "digits" else result
+
+
+def leave_out_neighbours(run: Run, objective: SemiSupervisedELBO) -> None:
+    """Let pseudo-labels be those of q(y|x) alone, if the run says so."""
+    if objective.consistency is not None and not run.options.get("neighbours", True):
+        objective.consistency.neighbours = None
 
 
 def pool_posteriors(run: Run, data_dir: str | None, keep: str | None) -> Result:
@@ -347,7 +357,8 @@ def _configure_m1m2(splits: Sequence[int]) -> list[Run]:
     wanted += [("pure-normal", STACK_PURE, "elbo", *one) for one in hundred]
     found = []
     for name, preset, m1, n, seed in wanted:
-        options = {"pure": name.startswith("pure"), "m1": m1, "m1_result": results[m1]}
+        pure = name.startswith("pure")
+        options = {"pure": pure, "m1": m1, "m1_result": results[m1], **({} if pure else {"neighbours": False})}
         settings = (preset.model, preset.objective, preset.training, options)
         found.append(Run("m1m2", f"{name}-{n}", seed, "mnist", n, *settings))
     return found
@@ -359,6 +370,7 @@ def train_m1m2(run: Run, data_dir: str | None, keep: str | None) -> Result:
     pyro.set_rng_seed(run.seed)
     model = M1M2.from_m1(m1, data.num_classes, active=active, **run.model)
     objective = SemiSupervisedELBO.for_data(model, data, pure=run.options["pure"], **run.objective)
+    leave_out_neighbours(run, objective)
     return {**fit_and_report(run, objective, data, keep), "m1_active_units": int(active.sum())}
 
 

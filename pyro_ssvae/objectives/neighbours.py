@@ -45,7 +45,7 @@ class NeighbourDensities(nn.Module):
 
     Example:
         >>> data = SemiSupervisedData.from_name("digits", num_labels=100)
-        >>> densities = NeighbourDensities.for_data(data)
+        >>> densities = NeighbourDensities(rescale(data.x, data.scale), data.y, data.num_classes)
         >>> y = densities(rescale(data.x_validation, data.scale)).argmax(-1)
         >>> (y == data.y_validation).float().mean() > 0.9
         tensor(True)
@@ -71,8 +71,15 @@ class NeighbourDensities(nn.Module):
             self.register_buffer(name, value, persistent=False)  # the data determine them
 
     @classmethod
-    def for_data(cls, data: SemiSupervisedData, *, background: float = 0.0) -> NeighbourDensities:
-        """Return the densities of at most 10,000 unlabelled and 5,000 labelled training images, drawn at random."""
+    def for_data(cls, data: SemiSupervisedData, *, background: float = 0.0) -> NeighbourDensities | None:
+        """Return the densities of at most 10,000 unlabelled and 5,000 labelled training images, drawn at random.
+
+        ``None`` without labels of every class, and where cross-validation finds no use of them (w = 0), as with one
+        label of each class.
+        """
+        num_classes = data.num_classes or 0
+        if len(data.x) < 2 or not num_classes or len(data.y[data.y >= 0].unique()) < num_classes:
+            return None
         generator = torch.Generator().manual_seed(data.seed)
         drawn = [
             index[torch.randperm(len(index), generator=generator)[:most]]
@@ -80,7 +87,8 @@ class NeighbourDensities(nn.Module):
         ]
         rows = torch.cat(drawn).sort().values
         images = rescale(data.x[rows], data.scale).cpu()
-        return cls(images, data.y[rows].cpu(), data.num_classes or 0, background=background)
+        found = cls(images, data.y[rows].cpu(), num_classes, background=background)
+        return found if found.power else None
 
     def config(self) -> dict[str, Any]:
         """Return the number of images in the graph and the power, JSON-ready."""
@@ -100,7 +108,7 @@ class NeighbourDensities(nn.Module):
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Return upright images of at most 32x32 pixels, ``(B, C·H·W)``."""
-        x = make_upright(x, self.background)
+        x = make_upright(x.nan_to_num(self.background), self.background)
         return F.adaptive_avg_pool2d(x, (min(x.shape[2], _SIDE), min(x.shape[3], _SIDE))).flatten(1)
 
 
@@ -112,13 +120,14 @@ def make_upright(x: Tensor, background: float = 0.0) -> Tensor:
     """
     mass = (x - background).abs().sum(1)
     mass = mass / mass.sum((1, 2), keepdim=True).clamp_min(1e-12)
-    down, along = (torch.linspace(1.0 / size - 1.0, 1.0 - 1.0 / size, size).to(x) for size in x.shape[-2:])
+    kind: dict[str, Any] = {"device": x.device, "dtype": x.dtype}
+    down, along = (torch.linspace(1.0 / size - 1.0, 1.0 - 1.0 / size, size, **kind) for size in x.shape[-2:])
     rows, columns = mass.sum(2), mass.sum(1)
     middle_down, middle_along = rows @ down, columns @ along
     down = down - middle_down[:, None]
     slanted = (mass * along).sum(2) - rows * middle_along[:, None]  # of each row of pixels
     slope = (slanted * down).sum(1) / (rows * down**2).sum(1).clamp_min(1e-6)
-    maps = torch.eye(2, 3).to(x).repeat(len(x), 1, 1)
+    maps = torch.eye(2, 3, **kind).repeat(len(x), 1, 1)
     maps[:, 0, 1], maps[:, 0, 2], maps[:, 1, 2] = slope, middle_along, middle_down
     grid = F.affine_grid(maps, list(x.shape), align_corners=False)
     return F.grid_sample(x - background, grid, align_corners=False) + background

@@ -300,7 +300,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         kind: Callable[..., Augmentation]
         kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
         weak, options["strong"] = kind(), kind(strength=1.5)
-        if background is not None and data.num_labelled:
+        if background is not None:
             options["neighbours"] = NeighbourDensities.for_data(data, background=background)
         likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
         if likelihood is not None and not isinstance(likelihood, Bernoulli):

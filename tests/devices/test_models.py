@@ -29,6 +29,7 @@ from pyro_ssvae.models.diagnostics import (
 )
 from pyro_ssvae.objectives import AffineAugmentation, Consistency
 from pyro_ssvae.objectives.energy_terms import draw_negatives, shift_and_flip
+from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from tests.devices.cases import IMAGE, NUM_CLASSES, OBJECTIVES
 from tests.devices.fake import AnswerReadings, OnDevice, empty_like_on, needs_cuda_build, no_gpu
 
@@ -205,7 +206,8 @@ def test_augmentations() -> None:
     def classify(x: Tensor) -> Tensor:
         return x.flatten(1)[:, :NUM_CLASSES]
 
-    consistency = Consistency(NUM_CLASSES)
+    neighbours = NeighbourDensities(torch.rand(20, *IMAGE), torch.arange(20) % NUM_CLASSES, NUM_CLASSES)
+    consistency = Consistency(NUM_CLASSES, neighbours=neighbours)
     with FakeTensorMode(allow_non_fake_inputs=False):
         empty_like_on(consistency, "cuda")
         x = torch.rand(5, *IMAGE, device="cuda")
