@@ -3,6 +3,7 @@
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update, Validation
 from pyro_ssvae.objectives.energy import EnergyLoss
 from pyro_ssvae.objectives.energy_terms import BatchNormEntropy, Entropy, NearestNeighbourEntropy
+from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from pyro_ssvae.objectives.regularisers import AffineAugmentation, ColumnAugmentation, Consistency, PhotoAugmentation
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Entropy",
     "Loss",
     "NearestNeighbourEntropy",
+    "NeighbourDensities",
     "PhotoAugmentation",
     "Objective",
     "ParameterGroup",

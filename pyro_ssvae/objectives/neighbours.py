@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 
-_MOST_LABELLED, _MOST_UNLABELLED = 5000, 10_000  # training examples that are kept
+_MOST_LABELLED, _MOST_UNLABELLED = 5000, 10_000  # training images that are kept
+_MOST_DENSITIES = 2_000_000  # unlabelled images times classes
+_PART = 1000  # images that are prepared at a time
 _SIDE = 32  # pixels of a side, to which larger images are reduced
 _COMPONENTS = 50  # principal components in which neighbours are near
 _NEIGHBOURS = 10
@@ -41,11 +43,12 @@ class NeighbourDensities(nn.Module):
         images: Images of the graph, ``(N, C, H, W)``.
         y: Their labels, -1 where unknown, ``(N,)``.
         num_classes: Number of classes ``K``.
-        background: Value of the pixels around what an image shows.
+        background: Value of the pixels around what an image shows, after division by ``scale``.
+        scale: Divisor of the images of the graph.
 
     Example:
         >>> data = SemiSupervisedData.from_name("digits", num_labels=100)
-        >>> densities = NeighbourDensities(rescale(data.x, data.scale), data.y, data.num_classes)
+        >>> densities = NeighbourDensities(data.x, data.y, data.num_classes, scale=data.scale)
         >>> y = densities(rescale(data.x_validation, data.scale)).argmax(-1)
         >>> (y == data.y_validation).float().mean() > 0.9
         tensor(True)
@@ -56,10 +59,12 @@ class NeighbourDensities(nn.Module):
     mean: Tensor
     components: Tensor
 
-    def __init__(self, images: Tensor, y: Tensor, num_classes: int, *, background: float = 0.0) -> None:
+    def __init__(
+        self, images: Tensor, y: Tensor, num_classes: int, *, background: float = 0.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.background = background
-        pixels = self._pixels(images)
+        pixels = torch.cat([self._pixels(rescale(part, scale)) for part in images.split(_PART)])
         mean, components = _find_components(pixels.numpy())
         nodes = (pixels - mean) @ components
         self.num_neighbours = min(_NEIGHBOURS, len(images) - 1)
@@ -81,13 +86,13 @@ class NeighbourDensities(nn.Module):
         if len(data.x) < 2 or not num_classes or len(data.y[data.y >= 0].unique()) < num_classes:
             return None
         generator = torch.Generator().manual_seed(data.seed)
+        most = (_MOST_LABELLED, min(_MOST_UNLABELLED, _MOST_DENSITIES // num_classes))
         drawn = [
-            index[torch.randperm(len(index), generator=generator)[:most]]
-            for index, most in ((data.labelled_index, _MOST_LABELLED), (data.unlabelled_index, _MOST_UNLABELLED))
+            index[torch.randperm(len(index), generator=generator)[:number]]
+            for index, number in zip((data.labelled_index, data.unlabelled_index), most, strict=True)
         ]
         rows = torch.cat(drawn).sort().values
-        images = rescale(data.x[rows], data.scale).cpu()
-        found = cls(images, data.y[rows].cpu(), num_classes, background=background)
+        found = cls(data.x[rows].cpu(), data.y[rows].cpu(), num_classes, background=background, scale=data.scale)
         return found if found.power else None
 
     def config(self) -> dict[str, Any]:
@@ -108,7 +113,7 @@ class NeighbourDensities(nn.Module):
 
     def _pixels(self, x: Tensor) -> Tensor:
         """Return upright images of at most 32x32 pixels, ``(B, C·H·W)``."""
-        x = make_upright(x.nan_to_num(self.background), self.background)
+        x = make_upright(x, self.background)
         return F.adaptive_avg_pool2d(x, (min(x.shape[2], _SIDE), min(x.shape[3], _SIDE))).flatten(1)
 
 
@@ -133,11 +138,9 @@ def make_upright(x: Tensor, background: float = 0.0) -> Tensor:
     return F.grid_sample(x - background, grid, align_corners=False) + background
 
 
-def _relative(density: Any) -> Any:
+def _relative(density: Tensor) -> Tensor:
     """Return densities ``(N, K)`` as fractions of the greatest one of each row, at least 1/50."""
-    if isinstance(density, Tensor):
-        return (density / density.amax(1, keepdim=True).clamp_min(1e-30)).clamp_min(_LEAST)
-    return np.maximum(density / np.maximum(density.max(1, keepdims=True), 1e-30), _LEAST)
+    return (density / density.amax(1, keepdim=True).clamp_min(1e-30)).clamp_min(_LEAST)
 
 
 def _find_components(pixels: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
@@ -185,8 +188,8 @@ def _choose_power(weights: Any, y: NDArray[np.int64], num_classes: int) -> float
         hidden = hidden[np.isin(y[hidden], visible[visible >= 0])]
         if not len(hidden):
             continue
-        log_densities = np.log(_relative(_spread(weights, visible, num_classes)[hidden]))
-        for number, power in enumerate(_POWERS):
-            logits = torch.from_numpy(power * log_densities)
-            likelihoods[number] -= F.cross_entropy(logits, torch.from_numpy(y[hidden]), reduction="sum").item()
+        log_densities = _relative(torch.from_numpy(_spread(weights, visible, num_classes)[hidden])).log()
+        likelihoods += [
+            -float(F.cross_entropy(w * log_densities, torch.from_numpy(y[hidden]), reduction="sum")) for w in _POWERS
+        ]
     return float(_POWERS[likelihoods.argmax()])

@@ -27,9 +27,8 @@ from pyro_ssvae.models.diagnostics import (
     posterior_diagnostics,
     predict_batches,
 )
-from pyro_ssvae.objectives import AffineAugmentation, Consistency
+from pyro_ssvae.objectives import AffineAugmentation, Consistency, NeighbourDensities
 from pyro_ssvae.objectives.energy_terms import draw_negatives, shift_and_flip
-from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from tests.devices.cases import IMAGE, NUM_CLASSES, OBJECTIVES
 from tests.devices.fake import AnswerReadings, OnDevice, empty_like_on, needs_cuda_build, no_gpu
 

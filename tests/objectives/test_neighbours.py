@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.objectives import AffineAugmentation, Consistency
-from pyro_ssvae.objectives.neighbours import NeighbourDensities, make_upright
+from pyro_ssvae.objectives import AffineAugmentation, Consistency, NeighbourDensities
+from pyro_ssvae.objectives.neighbours import make_upright
 
 SHAPE = (1, 12, 12)
 
@@ -146,13 +146,17 @@ def test_other_examples_have_none() -> None:
     assert find_neighbours(table) is None
 
 
-def test_missing_and_blank_images_are_no_error() -> None:
+def test_blank_images_are_no_error() -> None:
     x, y = draw_bars(60)
     x[20:25] = 0.0
-    densities = NeighbourDensities(x, with_labels(y, 5), 2)
-    blank, holes = torch.zeros(1, *SHAPE), x[:1].clone()
-    holes[..., :2, :] = torch.nan
-    assert torch.isfinite(densities(torch.cat([blank, holes]))).all()
+    assert torch.isfinite(NeighbourDensities(x, with_labels(y, 5), 2)(torch.zeros(1, *SHAPE))).all()
+
+
+def test_many_classes_take_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_ssvae.objectives.neighbours._MOST_DENSITIES", 100)
+    found = NeighbourDensities.for_data(make_data())
+    assert found is not None
+    assert len(found.nodes) == 10 + 100 // 2
 
 
 def test_images_on_disk(tmp_path: Path) -> None:
