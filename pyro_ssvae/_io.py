@@ -28,9 +28,15 @@ def check_output(path: Path) -> None:
 def atomic_open(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file next to ``path`` for writing, and rename it to ``path`` if no error occurs.
 
-    Readers see the old file or the new one, never a part of one; after an error nothing is left behind.
+    Readers see the old file or the new one, never a part of one; after an error nothing is left behind. A symbolic link
+    stays, and what it points to is replaced; a device or a pipe, such as ``/dev/stdout``, is written to.
     """
     check_output(path)
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

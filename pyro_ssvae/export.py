@@ -67,6 +67,8 @@ def export(model: Model, folder: str | Path, x: ArrayLike | None = None, *, aoti
     """
     _check_packages()
     folder = as_path(folder, "folder")
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, and a folder is needed.")
     folder.mkdir(parents=True, exist_ok=True)
     values = _take_values(model, x)
     networks = make_networks(model)

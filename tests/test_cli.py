@@ -235,6 +235,18 @@ def test_a_single_image_is_classified(photos: Path, tmp_path: Path, capsys: pyte
     assert "cannot be read: cut.PNG (" in capsys.readouterr().err
 
 
+def test_images_are_refused_by_a_model_of_values_in_other_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 8, 8))
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(30) % 2)
+    size = ["--training.max_steps", "1", "--likelihood", "gaussian", *TINY[4:]]
+    assert main(["train", "m2", str(tmp_path / "a.npz"), *size, "--out", str(tmp_path / "run")]) == 0
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "a.png")]) == 2
+    assert "values lie between 0 and 1, and those of the training data did not" in capsys.readouterr().err
+
+
 def test_errors_on_folders_and_npz_files(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, new = str(photos / "run"), photos / "new"
     capsys.readouterr()

@@ -1,6 +1,8 @@
 """Tables on the command line: training, predictions, errors, samples, and wrong use."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,27 @@ def test_training_and_prediction_from_arrays_that_stay_on_disk(
     assert captured.err == "118 rows without a label are left out\n"
 
 
+def test_predictions_are_written_to_links_and_pipes(folder: Path, tmp_path: Path) -> None:
+    command = ["predict", str(folder / "run"), str(folder / "all.csv"), "--out"]
+    (tmp_path / "link.csv").symlink_to("file.csv")
+    assert main([*command, str(tmp_path / "link.csv")]) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
+        assert main([*command, str(tmp_path / "pipe")]) == 0
+        assert reader.communicate()[0] == (tmp_path / "file.csv").read_text()
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_folder_of_a_model_is_enough_to_use_it(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run" / "model", tmp_path / "model")
+    for run in (folder / "run", tmp_path / "model"):
+        assert main(["predict", str(run), str(folder / "all.csv"), "--out", str(run / "p.npy")]) == 0
+        assert main(["sample", str(run), "--out", str(run / "s.NPY")]) == 0
+    for name in ("p.npy", "s.NPY"):
+        assert (np.load(folder / "run" / name) == np.load(tmp_path / "model" / name)).all()
+
+
 def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(folder / "all.csv")
     predicted = pyro_ssvae.load(folder / "run").predict(table).numpy()
@@ -221,6 +244,7 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["train", "ddgm", "all.csv"], "images (C, H, W) of at least 8x8 pixels are needed"),
         (["predict", "run", "rows.csv"], "rows.csv"),
         (["predict", "run", "all.csv", "--out", "run"], "run is a folder; name a file in it."),
+        (["predict", "run", "all.csv", "--out", "p.csv.gz"], "--out p.csv.gz must end in .csv, .parquet or .npy"),
         (["predict", "run", "all.csv", "--least-sure", "0"], "--least-sure=0 is too small"),
         (["predict", "nowhere", "all.csv"], "holds no run"),
         (["predict", "run"], "required: DATA"),
@@ -235,6 +259,10 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
             "al.csv does not exist; a table, a file or folder of rows, an .npz file, an image or a folder of images is",
         ),
         (["evaluate", "run", "all.csv", "--label", "hue"], "holds the class 'bright', which is none of barbera"),
+        (["sample", "run", "--seed", "-1"], "--seed -1 is too small"),
+        (["sample", "run", "--out", "no/samples"], "The folder no of samples.npz does not exist"),
+        (["explore", "run", "-o", "run"], "run is a folder; name a file in it"),
+        (["export", "run", "--to", "all.csv"], "all.csv is a file, and a folder is needed"),
         (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),
     ],
 )
@@ -245,8 +273,20 @@ def test_wrong_use(
     assert main(words) == 2
     captured = capsys.readouterr()
     assert text in captured.err
-    assert len(captured.err.splitlines()) == 1
-    assert captured.out == ""
+    assert len([line for line in captured.err.splitlines() if not line.startswith("warning: Columns of words")]) == 1
+    assert captured.out == "" or words[0] in ("explore", "export")  # which say what data they read
+
+
+def test_data_of_a_run_that_was_started_in_another_folder(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    command = ["train", "m2", "few.csv", "--label", "cultivar", "--out", str(tmp_path / "run"), *SHORT]
+    with pytest.warns(UserWarning, match="read as codes"):
+        assert main([*command, "--training.max_steps", "1"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "run"]) == 2
+    assert "few.csv does not exist; a table is needed. Relative paths of a run start in" in capsys.readouterr().err
 
 
 def test_own_files_keep_all_labels(tmp_path: Path) -> None:

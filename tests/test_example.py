@@ -103,6 +103,24 @@ def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> 
     assert parse_flags("m2", ["--no-pose"]).model["pose"] is False
 
 
+@pytest.mark.parametrize(
+    ("data", "likelihood", "binarisation"),
+    [
+        (["mnist"], "bernoulli", "dynamic"),
+        (["mnist", "--likelihood", "gaussian"], "gaussian", "none"),
+        (["cifar10"], "discretised_logistic", "none"),
+        (["table.csv", "--label", "y"], "auto", "none"),
+    ],
+)
+def test_pure_binarises_pixels_under_a_bernoulli_likelihood_alone(
+    data: list[str], likelihood: str, binarisation: str
+) -> None:
+    from pyro_ssvae.cli.commands import parse_flags
+
+    args = parse_flags("m2", ["--pure", "--data", *data])
+    assert (args.likelihood, args.training.binarisation) == (likelihood, binarisation)
+
+
 def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3

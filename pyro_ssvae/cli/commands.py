@@ -125,10 +125,13 @@ def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
     return {**preset.model, **preset.objective, **short, **training}
 
 
-def _find_m2(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+def _find_m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if not values["pure"]:
         return {}
-    return {"likelihood": "bernoulli", **_use_preset(PURE_POSE if values["pose"] else PURE)}  # of binarised pixels
+    chosen = values["likelihood"] != "auto" or "likelihood" in given or _holds_rows(values["data"])
+    likelihood = values["likelihood"] if chosen else "bernoulli"  # of binarised pixels
+    preset = PURE_POSE if values["pose"] else PURE
+    return {"likelihood": likelihood, **_use_preset(preset, binarisation=binarisation_for(likelihood, preset))}
 
 
 def _find_m1m2(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +169,11 @@ def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
         return (), None
 
 
+def _holds_rows(data: str) -> bool:
+    """Return whether ``--data`` names a table, or a file or folder of rows that are no images."""
+    return is_table(data) or (is_on_disk(Path(data)) and not _find_image_shape(data)[0])
+
+
 def is_photo(shape: Sequence[int]) -> bool:
     """Return whether examples of a shape are images in colour or larger than 32x32."""
     return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
@@ -177,13 +185,12 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
     def find(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         chosen: dict[str, Any] = {}
         data, likelihood = values["data"], "likelihood" in values and "likelihood" not in given
-        rows = is_table(data) or is_on_disk(Path(data))
-        if rows and (is_table(data) or not _find_image_shape(data)[0]):
+        if _holds_rows(data):
             known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
             chosen = {name: value for name, value in _TABLES.items() if name in known}
             return find_defaults(values | chosen | given, given) | chosen
         unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
-        if unused and not rows:
+        if unused and not is_on_disk(Path(data)):
             raise ValueError(
                 f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none."
                 f"{suggest_conversion(Path(data))}"

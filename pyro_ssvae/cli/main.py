@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae import _interrupts
-from pyro_ssvae._arguments import as_count
-from pyro_ssvae._io import read_json
+from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._io import atomic_open, read_json
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.predictions import evaluate, predict, write_columns
+from pyro_ssvae.cli.predictions import TABLES, evaluate, predict, write_columns
 from pyro_ssvae.cli.training import (
     describe_run,
     find_results,
@@ -47,7 +47,7 @@ from pyro_ssvae.models.generation import generate_x
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.serialization import load
+from pyro_ssvae.models.serialization import WEIGHTS, load
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.results import report
@@ -225,7 +225,9 @@ def _add_commands(commands: Any) -> None:
 
 
 def _load_last(folder: Path) -> Any:
-    """Return the model of a run, or that of the last stage of M1+M2."""
+    """Return the model of a run, or that of the last stage of M1+M2, or that in a folder without a run."""
+    if (folder / WEIGHTS).is_file():
+        return load(folder)
     RunFolder(folder).read_config()
     return load(RunFolder(folder).runs()[-1].path)
 
@@ -254,12 +256,12 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace) -> None:
     """Write generated examples to files."""
     model, label = _load_last(args.run), args.y
-    torch.manual_seed(args.seed)
+    torch.manual_seed(as_seed(args.seed))
     if label is not None and (model.num_classes is None or not hasattr(model, "generate")):
         raise ValueError(f"--y {label}: {type(model).__name__} does not generate examples of one class.")
     if label is not None and label.isdecimal() and label not in model.class_names:
         label = int(label)
-    if args.out is not None and args.out.suffix in (".csv", ".parquet", ".npy"):
+    if args.out is not None and args.out.suffix.lower() in TABLES:
         return write_columns([_sample_rows(model, label, args)], args.out, args.num_samples)
     generate = model.sample if hasattr(model, "sample") else model.generate
     if "y" in inspect.signature(generate).parameters:
@@ -269,7 +271,8 @@ def _sample(args: argparse.Namespace) -> None:
     path, x = args.out or args.run / "samples", found["x"]
     path = path.with_suffix("") if path.suffix in (".npz", ".png") else path
     arrays, image = (path.with_name(path.name + ending) for ending in (".npz", ".png"))
-    np.savez(arrays, **{name: values.numpy() for name, values in found.items()})
+    with atomic_open(arrays) as file:
+        np.savez(file, **{name: values.numpy() for name, values in found.items()})
     print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
     if x.dim() == 4 and x.shape[1] in (1, 3):
         from torchvision.utils import save_image

@@ -32,6 +32,7 @@ from pyro_ssvae.models.diagnostics import get_class_names
 Columns = Mapping[str, Sequence[Any]]
 
 _ROWS_AT_ONCE = 10_000
+TABLES = (".csv", ".parquet", ".npy")  # endings of the files that :func:`write_columns` writes
 
 
 def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
@@ -69,6 +70,12 @@ def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
     if len(shape) != 3 or shape[1] != shape[2]:
         kind = "a folder of images" if path.is_dir() else "an image"
         raise ValueError(f"{path} is {kind}, and the model is of examples of shape {shape}.")
+    low, high = model._data_range or (0.0, 1.0)
+    if source is None and model.data_scale == 1.0 and not -0.5 < low < high < 1.5:
+        raise ValueError(
+            f"{path} holds images, whose values lie between 0 and 1, and those of the training data did not. Give a "
+            ".npy or .npz file with values as in training."
+        )
     images = read_folder(path, shape[1], on_error="skip") if path.is_dir() else read_single(path, shape[1])
     found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
     x = convert_images(rescale(torch.from_numpy(images.x), 255.0), shape)
@@ -87,6 +94,8 @@ def predict(model: Any, args: argparse.Namespace) -> None:
     """Write file or row number, class and class probabilities of each example; several processes divide the rows."""
     if args.out is not None:
         check_output(args.out)
+        if args.out.suffix.lower() not in TABLES and (args.out.is_file() or not args.out.exists()):  # no pipe or device
+            raise ValueError(f"--out {args.out} must end in {', '.join(TABLES[:-1])} or {TABLES[-1]}.")
     scale = 1.0
     if is_on_disk(args.data):
         x, scale = as_input(model, args.data)
@@ -156,9 +165,9 @@ def write_columns(parts: Iterable[Columns], path: Path | None, number: int) -> N
             print(text, end="")
         return
     with atomic_open(path) as file:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             _write_parquet(parts, file)
-        elif path.suffix == ".npy":
+        elif path.suffix.lower() == ".npy":
             _write_npy(parts, file, number)
         else:
             file.writelines(text.encode() for text in _format_csv(parts))

@@ -201,6 +201,10 @@ def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSuperv
     kept = wanted if num_labels is None else num_labels
     try:
         data = read_data(args.data, args, kept)
+    except FileNotFoundError as error:
+        if args.resume is None:
+            raise
+        raise FileNotFoundError(f"{error} Relative paths of a run start in the folder where it was started.") from error
     except DataUnavailableError as error:
         if args.resume is not None:
             raise

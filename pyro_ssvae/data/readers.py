@@ -162,10 +162,13 @@ def find_values(files: Sequence[Any], name: str, most: int = 1000) -> Any:
     Those of a categorical have the type ``category``, and its order.
     """
     import pandas
+    from pyarrow.types import is_nested
 
     found: set[Any] = set()
     declared: dict[Any, None] = {}
     for part in _iterate(files, name):
+        if is_nested(part.column(0).type):
+            return part.column(0).to_pandas()  # of which pyarrow finds no different ones, and which no table may hold
         if len(found) <= most:
             found.update(part.column(0).unique().to_pylist())
         if hasattr(part.column(0), "dictionary"):

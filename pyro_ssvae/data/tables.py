@@ -71,9 +71,25 @@ def read_table(source: Any, label: str | None = None) -> Any:
             "DataFrame. SemiSupervisedData.from_arrays reads arrays."
         )
     table = table.rename(columns=str)
-    if len(twice := table.columns[table.columns.duplicated()]):
-        raise ValueError(f"Two columns of the table are named {twice[0]}; rename one of them.")
+    _check_names(table.columns)
     return table
+
+
+def _check_names(names: Any) -> None:
+    if twice := names[names.duplicated()].tolist():
+        raise ValueError(f"Two columns of the table are named {twice[0]}; rename one of them.")
+
+
+def _find_separator(path: Path) -> str:
+    """Return the separator that is most frequent in the first line of a text file, outside of quotation marks."""
+    with (
+        gzip.open(path, "rt", errors="replace")
+        if path.suffix.lower() == ".gz"
+        else open(path, errors="replace") as file
+    ):
+        lines = (re.sub(r'"[^"]*"', "", line) for line in iter(lambda: file.readline(2**20), ""))
+        header = next((line for line in lines if line.strip()), "")
+    return "\t" if "\t" in header and ".tsv" in path.name.lower() else max(",;\t|", key=header.count)
 
 
 def _import_pandas() -> Any:
@@ -95,9 +111,9 @@ def _read_file(path: Path, label: str | None) -> Any:
     try:
         if suffix == ".parquet":
             return pandas.read_parquet(path)
-        with gzip.open(path, "rt", errors="replace") if suffix == ".gz" else open(path, errors="replace") as file:
-            header = file.readline(2**20)
-        options = {"sep": max(",;\t|", key=header.count), "skipinitialspace": True, "low_memory": False}
+        options = {"sep": _find_separator(path), "skipinitialspace": True, "low_memory": False}
+        first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+        _check_names(first.iloc[0][first.iloc[0] != ""])  # which pandas would rename
         table = pandas.read_csv(path, **options)
         if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
             other = pandas.read_csv(path, decimal=",", **options)
@@ -110,7 +126,9 @@ def _read_file(path: Path, label: str | None) -> Any:
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         hint = ". Save it as UTF-8." if isinstance(error, UnicodeError) else ""
         raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
-    return table.iloc[:, 1:] if table.columns[0] == "Unnamed: 0" else table  # the index that pandas and R write
+    nameless = [name for name in table if name.startswith("Unnamed: ") and table[name].isna().all()]
+    table = table.drop(columns=nameless)  # of separators at the end of lines
+    return table.iloc[:, 1:] if "Unnamed: 0" in table.columns[:1] else table  # the index that pandas and R write
 
 
 def select_columns(table: Any, names: Iterable[str]) -> Any:
@@ -224,9 +242,9 @@ def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -
         if position in categories:
             encoded[position] = _encode(name, values, categories[position], strict)
             continue
-        encoded[position] = np.array([np.nan if _is_missing(value) else value for value in values], dtype=object)
+        known = (np.nan if _is_missing(value) else value for value in values)
         try:
-            encoded[position] = encoded[position].astype(np.float64)
+            encoded[position] = np.fromiter(known, dtype=object, count=len(values)).astype(np.float64)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"Column {name} must hold numbers: {error}.") from error

@@ -54,13 +54,16 @@ def explore(
 
     Raises:
         MissingPackageError: If onnx, or umap-learn for ``projection="umap"``, is not installed.
+        IsADirectoryError: If the path is a folder.
         RunFolderError: If the page cannot be written.
         TypeError: For a model of another kind.
         ValueError: If the data does not fit the model, or an argument is out of range.
     """
+    path = as_path(path, "path")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     model.check_data(data)
     page = _fill_page(make_payload(model, data, projection, num_rows, seed))
-    path = as_path(path, "path")
     with writing(path, " Free space, or choose another path."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())

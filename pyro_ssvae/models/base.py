@@ -334,20 +334,20 @@ def _open(model: Any, x: Any) -> ExampleSource | None:
 def _check_scale(model: Any, low: float, high: float) -> None:
     """Raise an error, or warn, for values that were not divided by the scale of training."""
     scale = model.data_scale or 1.0
-    advice = "" if scale == 1.0 else f" The model was trained on values divided by {scale:g}: give x / {scale:g}."
+    done = f"Training values were divided by {scale:g}: give x / {scale:g}."
+    advice = done if scale != 1.0 else "Scale x as in training."
     likelihood = getattr(model, "likelihood", None)
     if getattr(likelihood, "unit_interval", False) and not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):
-        raise ValueError(
-            f"x spans [{low:g}, {high:g}], and the likelihood of the model, {getattr(likelihood, 'name', '')}, needs "
-            f"values in [0, 1].{advice or ' Scale x as in training.'}"
-        )
+        needed = f"the likelihood of the model, {getattr(likelihood, 'name', '')}, needs values in [0, 1]"
+        raise ValueError(f"x spans [{low:g}, {high:g}], and {needed}. {advice}")
     if low < 0.0 and getattr(likelihood, "of_counts", False):
         raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ... as in training.")
-    if advice and model._data_range is not None:
+    if model._data_range is not None:
         least, most = model._data_range
         width = max(most - least, abs(most))
-        if high > most + width and least - width <= low / scale and high / scale <= most + width:
-            warnings.warn(f"x goes up to {high:g}, the training examples to {most:g}.{advice}", stacklevel=5)
+        fits = scale != 1.0 and least - width <= low / scale and high / scale <= most + width
+        if high > most + (width if fits else 10 * width) and (fits or len(model.event_shape) == 3):
+            warnings.warn(f"x goes up to {high:g}, the training examples to {most:g}. {advice}", stacklevel=5)
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:

@@ -295,7 +295,7 @@ def refuse_changes(folder: Path, before: Mapping[str, Any], after: Mapping[str, 
         told = ", ".join(f"{name} is {old[:60]} there and {new[:60]} here" for name, (old, new) in found.items())
         raise RunFolderError(
             f"{folder} holds a run with other settings: {told}. Choose another folder, or leave them as they were; "
-            f"--resume (resume=True) may change {', '.join(EXTENDING)}."
+            f"resume=True may change {', '.join(EXTENDING)}."
         )
 
 

@@ -75,6 +75,8 @@ def test_files(ending, tmp_path):
         "u, v, y\n1, 2.5, a\n3, 4, b\n-5, 6.25,\n",
         "u|v|y\n1|2.5|a\n3|4|b\n-5|6.25|\n",
         "\ufeffu\tv\ty\n1\t2.5\ta\n3\t4\tb\n-5\t6.25\t\n",
+        "\n\nu;v;y\n1;2,5;a\n3;4;b\n-5;6,25;\n",
+        "u,v,y,,\n1,2.5,a,,\n3,4,b,,\n-5,6.25,,,\n",  # with separators at the end, as spreadsheets write them
     ],
 )
 def test_separators_and_decimal_commas(text, tmp_path):
@@ -85,8 +87,25 @@ def test_separators_and_decimal_commas(text, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "separator", "columns"),
+    [
+        ("a.csv", ",", '"one; two; three; four",v,y'),
+        ("a.csv", ";", '"one, two, three";v;y'),
+        ("a.tsv", "\t", "u,v,w\tx\ty"),
+    ],
+)
+def test_separators_in_names_of_columns(name, separator, columns, tmp_path):
+    rows = ["1 2.5 a", "3 4 b"]
+    (tmp_path / name).write_text("\n".join([columns, *(row.replace(" ", separator) for row in rows)]))
+    data = from_table(tmp_path / name, "y")
+    assert data.feature_names == tuple(part.strip('"') for part in columns.split(separator)[:2])
+    assert data.x.tolist() == [[1, 2.5], [3, 4]]
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
+        (b"u,y,y\n1,a,0\n2,b,1\n", "Two columns of the table are named y; rename one of them"),
         (b'u,y\n"1,5",a\n"2,25",b\n', "Column u holds numbers with commas, such as '1,5'; write them with a decimal"),
         (b'u,y\n"1,500",a\n900,b\n', "Column u holds numbers with commas, such as '1,500'"),
         (b"u,y\n47.5%,a\n3%,b\n", "Column u holds numbers with signs, such as '47.5%'; write the numbers alone"),
@@ -338,10 +357,18 @@ def test_categories_that_do_not_occur_count_only_where_they_are_few():
     assert (len(data.categories["few"]), data.categories["many"]) == (8, ("a", "b"))
 
 
-def test_dates_in_place_of_numbers_are_refused_in_prediction():
+def test_dates_and_lists_in_place_of_numbers_are_refused(tmp_path, monkeypatch):
     model = M2.for_data(from_table(make_numbers(), "kind"), likelihood="gaussian")
     with pytest.raises(TypeError, match="Column a must hold numbers"):
         model.predict(make_numbers(a=pd.Timestamp(2020, 1, 1)))
+    lists = make_numbers(a=[[1, 2]] * 40)
+    with pytest.raises(ValueError, match="Column a must hold numbers"):
+        model.predict(lists)
+    lists.to_parquet(tmp_path / "a.parquet")
+    for most in (2**30, 8):  # in memory, and on disk
+        monkeypatch.setattr("pyro_ssvae.data.rows.MAX_DENSE", most)
+        with pytest.raises(TypeError, match="Column a holds values of kind mixed"):
+            from_table(tmp_path / "a.parquet", "kind")
 
 
 @pytest.mark.filterwarnings(f"ignore:{CODES}")

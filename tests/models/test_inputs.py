@@ -108,6 +108,14 @@ def test_a_forgotten_scale_is_warned_about(build: object) -> None:
         model.predict(data.x_test.float() / 16.0 + 0.5)
 
 
+def test_bytes_for_a_model_of_images_between_0_and_1_are_warned_about() -> None:
+    data = make_digits()
+    x = data.x.float() / data.x.max()
+    model = M2.for_data(SemiSupervisedData.from_arrays(x, data.y), likelihood="gaussian", hidden_dims=(8,))
+    with pytest.warns(UserWarning, match="up to 255, the training examples to 1. Scale x as in training"):
+        model.predict((255 * x[:9]).to(torch.uint8))
+
+
 def test_a_stack_and_its_m1_know_the_scale() -> None:
     data = make_digits()
     m1 = M1.for_data(data, latent_dim=2, hidden_dims=(8,))
