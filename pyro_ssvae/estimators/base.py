@@ -266,7 +266,7 @@ class DeepEstimator(BaseEstimator):
                 yield from (select_columns(part, names) for part in read_tables(files, _ROWS_AT_ONCE))
             return
         source = open_source(X, self.model_.event_shape)
-        yield from [X] if source is None else (part.numpy() for part in source.split(_ROWS_AT_ONCE))
+        yield from [X] if source is None else source.split_unchecked(_ROWS_AT_ONCE)
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()

@@ -252,6 +252,18 @@ def test_tables_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
         model.predict(table.iloc[:, ::-1])
 
 
+def test_rows_on_disk_have_the_predictions_of_rows_in_memory(tmp_path: Path) -> None:
+    """In single precision seconds since 1970 are the same; a value is missing in no row that is sampled."""
+    x = X + np.where(np.arange(X.shape[1]) == 0, 1.7e9, 0.0)
+    model = M2Classifier(**QUICK | {"max_steps": 5}).fit(np.where(X > 2.0, np.nan, x), FEW)
+    rows = np.tile(x, (40, 1))
+    rows[1, 1] = np.nan
+    np.save(tmp_path / "rows.npy", rows)
+    expected = model.predict_proba(rows)
+    for given in (tmp_path / "rows.npy", np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        np.testing.assert_allclose(model.predict_proba(given), expected, rtol=1e-12)
+
+
 def test_dates_are_refused() -> None:
     model = M1Transformer(**QUICK | {"max_steps": 5})
     with pytest.raises(TypeError, match=r"X has dtype datetime64\[D\]"):
