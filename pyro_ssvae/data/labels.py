@@ -146,8 +146,10 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(object), "")
     array = as_array(values, name)
-    if array.dtype.kind not in "OSUT":  # T: strings of variable length
+    if array.dtype.kind not in "OSUT":
         return array
+    if array.dtype.kind == "T":  # strings of variable length, some of them missing
+        array = array.astype(object)
     if array.dtype.kind != "O":
         return _as_words(array)
     array = np.asarray(np.frompyfunc(_decode, 1, 1)(array), dtype=object)

@@ -82,10 +82,10 @@ class ExampleSource(ABC):
         """Return the numbers of rows in the file, for messages."""
         return rows
 
-    def _read(self, indices: NDArray[np.int64]) -> Tensor:
+    def _read(self, indices: NDArray[np.int64], real: Any = np.float32) -> Tensor:
         ascending = bool((np.diff(indices) > 0).all())
         rows, inverse = (indices, None) if ascending else np.unique(indices, return_inverse=True)
-        out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else np.float32)
+        out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else real)
         with self._lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
             self.load(rows, out)
         out = np.ascontiguousarray(as_images(out, "x", self.shape[1:]))
@@ -137,6 +137,11 @@ class ExampleSource(ABC):
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all examples, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
+
+    def split_unchecked(self, size: int) -> Iterator[NDArray[Any]]:
+        """Yield all examples as arrays, ``size`` at a time: uint8 where :attr:`dtype` is, otherwise float64."""
+        starts = range(0, len(self), size)
+        return (self._read(np.arange(low, min(low + size, len(self))), np.float64).numpy() for low in starts)
 
     def without(self, rows: ArrayLike) -> ExampleSource:
         """Return the source of all examples but those with these numbers."""

@@ -232,7 +232,6 @@ def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -
     Values that are no category are NaN too or, if ``strict``, raise ``ValueError``. So do words in other columns.
     """
     if categories:
-        X = as_array(X, "X") if hasattr(X, "toarray") else X  # of scipy.sparse
         shape = X.shape if hasattr(X, "shape") else np.array(X, dtype=object).shape
         if len(shape) != 2 or max(categories) >= shape[1]:
             return X  # which has other columns, as the caller finds

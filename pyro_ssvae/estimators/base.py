@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import check_columns, find_offsets, warn_about_far_values
+from pyro_ssvae._arrays import as_array, check_columns, find_offsets, warn_about_far_values
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
@@ -40,6 +41,8 @@ from pyro_ssvae.training.loop import FitResult, fit
 Array = NDArray[Any]
 
 _ROWS_AT_ONCE = 10_000
+ALONE = threading.RLock()
+"""Held while Pyro runs or random numbers are drawn: all threads share Pyro's handlers and torch's random state."""
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
 
@@ -55,6 +58,11 @@ def encode_targets(
     known, labelled = select_known(y)
     if classes is None:
         found = np.unique(known) if len(known) or num_classes is None else np.arange(num_classes)
+        if num_classes not in (None, len(found)):
+            raise ValueError(
+                f"n_classes={num_classes} is for y without labels, and y has labels of {len(found)} class(es): "
+                f"{found.tolist()[:5]}. Name all classes by classes=[...] instead."
+            )
     else:
         found = find_classes(classes)
         if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
@@ -88,6 +96,13 @@ def select_known(y: ArrayLike, name: str = "y") -> tuple[NDArray[Any], NDArray[n
         given = np.asarray(y, dtype=object).ravel()[labelled]
         known = known.astype(bool if all(isinstance(label, (bool, np.bool_)) for label in given) else np.int64)
     return known, labelled
+
+
+def _as_table(X: Any) -> Any:
+    """Return tensors and sparse matrices as arrays, and tables of polars or PyArrow as DataFrames if not of numbers."""
+    if isinstance(X, Tensor) or hasattr(X, "toarray"):
+        return as_array(X, "X")
+    return X.to_pandas() if hasattr(X, "to_pandas") and np.asarray(X[:1]).dtype.kind in "OUT" else X
 
 
 class DeepEstimator(BaseEstimator):
@@ -132,10 +147,11 @@ class DeepEstimator(BaseEstimator):
             check_is_fitted(self, "model_")
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
+        X = _as_table(X)
         given: Any = getattr(X, "dtype", None)
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
-        if hasattr(X, "iloc") and not reset and hasattr(self, "feature_names_in_"):
+        if hasattr(X, "columns") and not reset and hasattr(self, "feature_names_in_"):
             validate_data(self, X, reset=False, skip_check_array=True)  # names, before words are looked up in columns
         if self._allow_missing:
             if reset:
@@ -191,6 +207,7 @@ class DeepEstimator(BaseEstimator):
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.categorical = self._allow_missing
+        tags.input_tags.sparse = True
         return tags
 
     def _as_data(self, X: Array, y: Array | None = None, num_classes: int | None = None) -> SemiSupervisedData:
@@ -236,7 +253,7 @@ class DeepEstimator(BaseEstimator):
         config, before = self._config(**changes), copy.deepcopy(objective.module.state_dict())
         try:
             done = fit(objective, data, config, progress=bool(self.verbose), on_evaluation=call)
-        except Exception:
+        except BaseException:  # also Ctrl-C
             objective.module.load_state_dict(before)  # under warm_start it is the model of an earlier fit
             raise
         again = objective.module is getattr(self, "model_", None)
@@ -266,7 +283,7 @@ class DeepEstimator(BaseEstimator):
                 yield from (select_columns(part, names) for part in read_tables(files, _ROWS_AT_ONCE))
             return
         source = open_source(X, self.model_.event_shape)
-        yield from [X] if source is None else (part.numpy() for part in source.split(_ROWS_AT_ONCE))
+        yield from [X] if source is None else source.split_unchecked(_ROWS_AT_ONCE)
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:
         model = self.model_ if rows.ndim > 2 else copy.deepcopy(self.model_).double()
@@ -277,7 +294,7 @@ class DeepEstimator(BaseEstimator):
     def _sampling(self) -> Iterator[Any]:
         """Give the trained model, with the random state of torch seeded by ``random_state`` for the time being."""
         check_is_fitted(self, "model_")
-        with torch.random.fork_rng():
+        with ALONE, torch.random.fork_rng():
             torch.manual_seed(self._draw_seed())
             yield self.model_
 
@@ -310,12 +327,14 @@ class GenerativeEstimator(DeepEstimator):
         """Return a table with its missing values filled in: by their posterior mean, or most probable category.
 
         Observed values are returned as they are, except for categories that were not seen in training, which count as
-        missing. The array is of type ``object`` if there are columns of words.
+        missing. The array is of type ``object`` if there are columns of words. Each row has draws of its own, by its
+        place among the others, so that in other rows beside it other values are filled in, within their error.
         """
         rows = filled = self._check_rows(X, reset=False)
         if np.isnan(rows).any():
             model, x = self._in_double(rows)
-            filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
+            with ALONE:
+                filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
         return decode_categories(self._move_back(np.where(np.isnan(rows), filled, rows)), self.categories_)
 
     def score_samples(self, X: ArrayLike, num_samples: int = 100) -> Array:
@@ -324,4 +343,5 @@ class GenerativeEstimator(DeepEstimator):
         Each takes ``num_samples`` draws of z (per class), the same ones for every example.
         """
         options: Any = {"num_samples": num_samples, "common_draws": True}
-        return self._apply(lambda model, x: log_likelihood(model, x, **options).log_px, X)
+        with ALONE:
+            return self._apply(lambda model, x: log_likelihood(model, x, **options).log_px, X)

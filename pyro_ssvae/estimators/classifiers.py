@@ -23,7 +23,15 @@ from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
-from pyro_ssvae.estimators.base import ONE_PASS, Array, GenerativeEstimator, encode_targets, find_classes, select_known
+from pyro_ssvae.estimators.base import (
+    ALONE,
+    ONE_PASS,
+    Array,
+    GenerativeEstimator,
+    encode_targets,
+    find_classes,
+    select_known,
+)
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
@@ -161,7 +169,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))
-        self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
+        with ALONE:
+            self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
         self.temperature_ = 1.0 + _EXCESS * min(1.0, _FEW * len(self.classes_) / max(1, (codes >= 0).sum())) ** 0.5
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
-from pyro_ssvae.estimators.base import ONE_PASS, Array, DeepEstimator, GenerativeEstimator
+from pyro_ssvae.estimators.base import ALONE, ONE_PASS, Array, DeepEstimator, GenerativeEstimator
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
@@ -76,8 +76,9 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
     def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
         rows = self._check_rows(X, reset=not again, min_rows=2)
         data = self._as_data(rows)
-        model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
-        self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
+        with ALONE:
+            model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
+            self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
         return self
 
     def transform(self, X: ArrayLike) -> Array:
@@ -156,11 +157,12 @@ class DDGMDensity(DensityMixin, DeepEstimator):
             self.mean_, spread = rows.mean(0), rows.std(0)
             self.spread_ = spread + (spread == 0)
         data = self._as_data(self._standardise(rows))
-        model = DDGM.for_data(data, latent_dim=self.latent_dim)
         ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
         ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
         ours["batch_size"] = min(self.batch_size or preset.training["batch_size"], len(rows))
-        self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
+        with ALONE:
+            model = DDGM.for_data(data, latent_dim=self.latent_dim)
+            self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
         return self
 
     def score_samples(self, X: ArrayLike) -> Array:

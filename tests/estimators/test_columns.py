@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
+from scipy import sparse
 from sklearn.datasets import load_digits
 
 import pyro_ssvae as ss
@@ -250,6 +252,38 @@ def test_tables_are_read_by_the_names_of_their_columns(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.predict_proba(tmp_path), model.predict_proba(table), rtol=1e-12)
     with pytest.raises(ValueError, match="feature names"):
         model.predict(table.iloc[:, ::-1])
+
+
+def test_rows_on_disk_have_the_predictions_of_rows_in_memory(tmp_path: Path) -> None:
+    """In single precision seconds since 1970 are the same; a value is missing in no row that is sampled."""
+    x = X + np.where(np.arange(X.shape[1]) == 0, 1.7e9, 0.0)
+    model = M2Classifier(**QUICK | {"max_steps": 5}).fit(np.where(X > 2.0, np.nan, x), FEW)
+    rows = np.tile(x, (40, 1))
+    rows[1, 1] = np.nan
+    np.save(tmp_path / "rows.npy", rows)
+    expected = model.predict_proba(rows)
+    for given in (tmp_path / "rows.npy", np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        np.testing.assert_allclose(model.predict_proba(given), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("convert", [sparse.csr_array, sparse.coo_matrix, lambda x: torch.tensor(x).requires_grad_()])
+def test_sparse_matrices_and_tensors(convert: Any) -> None:
+    brief = QUICK | {"max_steps": 5}
+    x = np.where(X > 0.0, X, 0.0)
+    dense, model = M2Classifier(**brief).fit(x, FEW), M2Classifier(**brief).fit(convert(x), FEW)
+    np.testing.assert_array_equal(model.predict_proba(convert(x)), dense.predict_proba(x))
+    assert DDGMDensity(max_steps=2).fit(convert(x)).score_samples(convert(x)).shape == (len(x),)
+
+
+def test_tables_of_words_that_are_not_of_pandas() -> None:
+    words, y = make_words(60)
+    table = pd.DataFrame(words).rename(columns="column {}".format).astype({"column 0": float})
+    brief, other = QUICK | {"max_steps": 5}, pyarrow.Table.from_pandas(table)
+    few = np.where(np.arange(60) < 30, y, -1)
+    expected = M2Classifier(**brief).fit(table, few).predict_proba(table)
+    np.testing.assert_array_equal(M2Classifier(**brief).fit(other, few).predict_proba(other), expected)
+    with pytest.raises(ValueError, match="feature names should match"):
+        M2Classifier(**brief).fit(table, few).predict(other.select(other.column_names[::-1]))
 
 
 def test_dates_are_refused() -> None:

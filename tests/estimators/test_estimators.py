@@ -64,8 +64,10 @@ def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, briefly_fitted: M
 def test_labels_are_masked_or_bytes(briefly_fitted: M2Classifier) -> None:
     model = M2Classifier(**BRIEF).fit(X, np.ma.masked_array(Y, FEW < 0))
     np.testing.assert_array_equal(model.predict(X), briefly_fitted.predict(X))
-    model = M2Classifier(**BRIEF).fit(X, np.where(FEW >= 0, np.array([b"a", b"b", b"c"])[FEW], b""))
-    assert model.classes_.tolist() == ["a", "b", "c"]
+    for unlabelled, dtype in ((b"", "S1"), (None, np.dtypes.StringDType(na_object=None))):
+        labels = np.array([(b"a", b"b", b"c")[y] if y >= 0 else unlabelled for y in FEW], dtype=object)
+        labels = labels.astype("S1") if dtype == "S1" else np.array([y and y.decode() for y in labels], dtype)
+        assert M2Classifier(**BRIEF).fit(X, labels).classes_.tolist() == ["a", "b", "c"]
 
 
 def test_given_labels_are_kept_and_others_predicted(fitted: M2Classifier) -> None:
@@ -96,6 +98,10 @@ def test_labels_outside_the_named_classes_are_refused() -> None:
 
 def test_without_labels_it_clusters() -> None:
     assert M2Classifier(**BRIEF, n_classes=3).fit(X, np.full(len(X), -1)).predict(X).max() <= 2
+    with pytest.raises(
+        ValueError, match=r"n_classes=3 .* y has labels of 2 class\(es\): \[0, 1\]. Name all classes by"
+    ):
+        M2Classifier(**BRIEF, n_classes=3).fit(X, np.where(FEW == 2, -1, FEW))
 
 
 def test_no_label_and_no_number_of_classes_is_refused() -> None:
@@ -234,6 +240,29 @@ def test_a_fit_that_fails_leaves_no_half_of_a_model() -> None:
         stack.fit(X, FEW)
     with pytest.raises(NotFittedError):
         stack.predict(X)
+
+
+def test_an_interrupted_fit_leaves_the_model_of_an_earlier_one() -> None:
+    def interrupt(_: Any, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 3:
+            raise KeyboardInterrupt
+
+    model = M2Classifier(**BRIEF, warm_start=True).fit(X, FEW)
+    before = model.predict_proba(X)
+    with pytest.raises(KeyboardInterrupt):
+        model.set_params(callbacks=[interrupt]).fit(X, FEW)
+    np.testing.assert_array_equal(model.predict_proba(X), before)
+
+
+def test_threads_give_the_numbers_of_one_thread(fitted: M2Classifier) -> None:
+    def compute(_: int) -> list[Any]:
+        again = M2Classifier(**BRIEF).fit(X, FEW).predict_proba(X)
+        return [again, fitted.score_samples(X, num_samples=5), fitted.sample(5)[0]]
+
+    expected, *found = [compute(0), *joblib.Parallel(4, backend="threading")(map(joblib.delayed(compute), range(4)))]
+    for values in found:
+        for ours, theirs in zip(values, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("mark", [-1, None, "", np.nan])
