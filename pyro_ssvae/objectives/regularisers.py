@@ -263,7 +263,7 @@ class Consistency(nn.Module):
         logits = full_precision(classify(self.strong(x)))  # while other processes send their means
         with torch.no_grad():
             if mean is not None:
-                self.mean_prediction.lerp_(mean(), 1.0 - self.decay)
+                self.mean_prediction.lerp_(mean().to(self.mean_prediction), 1.0 - self.decay)
                 target = target / self.mean_prediction**self.align
                 target = target if self.shares is None else target * self.shares**self.align
                 target = target / target.sum(-1, keepdim=True)
