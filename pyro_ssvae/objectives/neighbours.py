@@ -24,6 +24,7 @@ _ITERATIONS = 50
 _LEAST = 0.02  # density of a class, as a fraction of the greatest one at the same image
 _FOLDS = 5
 _POWERS = np.linspace(0.0, 4.0, 17)
+_LEAST_ACCURACY = 0.9  # on hidden labels, as a pseudo-label must be sure
 
 
 class NeighbourDensities(nn.Module):
@@ -70,7 +71,7 @@ class NeighbourDensities(nn.Module):
         self.num_neighbours = min(_NEIGHBOURS, len(images) - 1)
         weights = _join_neighbours(nodes.numpy(), self.num_neighbours)
         labels = y.numpy()
-        self.power = _choose_power(weights, labels, num_classes)
+        self.power, self.accuracy = _cross_validate(weights, labels, num_classes)
         densities = torch.from_numpy(_spread(weights, labels, num_classes)).float()
         for name, value in {"nodes": nodes, "densities": densities, "mean": mean, "components": components}.items():
             self.register_buffer(name, value, persistent=False)  # the data determine them
@@ -79,11 +80,11 @@ class NeighbourDensities(nn.Module):
     def for_data(cls, data: SemiSupervisedData, *, background: float = 0.0) -> NeighbourDensities | None:
         """Return the densities of at most 10,000 unlabelled and 5,000 labelled training images, drawn at random.
 
-        ``None`` without labels of every class, and where cross-validation finds no use of them (w = 0), as with one
-        label of each class.
+        ``None`` without two labels of every class, and where the densities predict fewer than 90 % of the labels that
+        cross-validation hides: the classifier is better then, and its pseudo-labels would become worse.
         """
         num_classes = data.num_classes or 0
-        if len(data.x) < 2 or not num_classes or len(data.y[data.y >= 0].unique()) < num_classes:
+        if not num_classes or data.y[data.y >= 0].bincount(minlength=num_classes).min() < 2:
             return None
         generator = torch.Generator().manual_seed(data.seed)
         most = (_MOST_LABELLED, min(_MOST_UNLABELLED, _MOST_DENSITIES // num_classes))
@@ -93,11 +94,11 @@ class NeighbourDensities(nn.Module):
         ]
         rows = torch.cat(drawn).sort().values
         found = cls(data.x[rows].cpu(), data.y[rows].cpu(), num_classes, background=background, scale=data.scale)
-        return found if found.power else None
+        return found if found.accuracy >= _LEAST_ACCURACY else None
 
     def config(self) -> dict[str, Any]:
-        """Return the number of images in the graph and the power, JSON-ready."""
-        return {"images": len(self.nodes), "power": self.power}
+        """Return the number of images in the graph, w, and the accuracy on hidden labels, JSON-ready."""
+        return {"images": len(self.nodes), "power": self.power, "accuracy": self.accuracy}
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -176,20 +177,23 @@ def _spread(weights: Any, y: NDArray[np.int64], num_classes: int) -> NDArray[np.
     return densities / np.maximum(densities.sum(0), 1e-30)
 
 
-def _choose_power(weights: Any, y: NDArray[np.int64], num_classes: int) -> float:
-    """Return the power under which hidden labels are likeliest, each spread from those of the other folds."""
+def _cross_validate(weights: Any, y: NDArray[np.int64], num_classes: int) -> tuple[float, float]:
+    """Return the power under which hidden labels are likeliest, and the share of them that F predicts.
+
+    They are spread from the labels of the other folds. Both are zero where no class has two labels.
+    """
     known = np.flatnonzero(y >= 0)
     known = known[np.argsort(y[known], kind="stable")]  # so that each fold hides labels of every class
-    likelihoods = np.zeros(len(_POWERS))
+    densities, labels = [], []
     for fold in range(_FOLDS):
-        hidden = known[fold::_FOLDS]
         visible = y.copy()
-        visible[hidden] = -1
-        hidden = hidden[np.isin(y[hidden], visible[visible >= 0])]
-        if not len(hidden):
-            continue
-        log_densities = _relative(torch.from_numpy(_spread(weights, visible, num_classes)[hidden])).log()
-        likelihoods += [
-            -float(F.cross_entropy(w * log_densities, torch.from_numpy(y[hidden]), reduction="sum")) for w in _POWERS
-        ]
-    return float(_POWERS[likelihoods.argmax()])
+        visible[known[fold::_FOLDS]] = -1
+        hidden = [row for row in known[fold::_FOLDS] if y[row] in visible]
+        densities.append(_spread(weights, visible, num_classes)[hidden])
+        labels.append(y[hidden])
+    log_densities = _relative(torch.from_numpy(np.concatenate(densities))).log()
+    answers = torch.from_numpy(np.concatenate(labels))
+    if not len(answers):
+        return 0.0, 0.0
+    losses = [float(F.cross_entropy(power * log_densities, answers)) for power in _POWERS]
+    return float(_POWERS[np.argmin(losses)]), float((log_densities.argmax(1) == answers).double().mean())

@@ -96,12 +96,16 @@ def test_upright_images_have_their_mass_in_the_middle_and_no_slant(background: f
     assert torch.isfinite(make_upright(torch.full((2, 1, 9, 7), background), background)).all()
 
 
-def test_the_power_is_larger_where_labels_follow_the_images() -> None:
+def test_hidden_labels_choose_the_power() -> None:
     x, y = draw_bars(300)
     generator = torch.Generator().manual_seed(0)
     shuffled = torch.where(with_labels(y, 40) >= 0, torch.randint(0, 2, y.shape, generator=generator), -1)
-    assert NeighbourDensities(x, with_labels(y, 40), 2).power >= 2.0
-    assert NeighbourDensities(x, shuffled, 2).power <= 0.5
+    right, wrong = (NeighbourDensities(x, labels, 2) for labels in (with_labels(y, 40), shuffled))
+    assert right.power >= 2.0
+    assert right.accuracy > 0.9
+    assert wrong.power <= 0.5
+    assert wrong.accuracy < 0.7
+    assert NeighbourDensities.for_data(SemiSupervisedData.from_arrays(x, shuffled)) is None
 
 
 def test_pseudo_labels_follow_the_neighbours_where_the_classifier_is_unsure() -> None:
@@ -132,7 +136,8 @@ def test_grey_images_on_a_plain_background_have_neighbours() -> None:
     found, again = NeighbourDensities.for_data(data), NeighbourDensities.for_data(data)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(found.densities, again.densities)
-    assert find_neighbours(data).config() == found.config() == {"images": 120, "power": found.power}
+    assert find_neighbours(data).config() == found.config()
+    assert found.config() == {"images": 120, "power": found.power, "accuracy": found.accuracy}
 
 
 def test_other_examples_have_none() -> None:
