@@ -61,7 +61,7 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 # M2
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in (20, *M2_PAPER)}
-_BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents" for n in M2_PAPER}
+_BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents and neighbours" for n in M2_PAPER}
 _BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound" for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
@@ -83,7 +83,7 @@ _DIGITS_COLUMNS: dict[str, Column] = {
     "test bound, nats": mean("test/bound", 1),
 }
 _ALPHAS = {"m2-pure-small-alpha": "α too small", "m2-pure-large-alpha": "α too large"}
-_ALPHAS |= {"m2-no-pose-100": "default, without pose latents"}
+_ALPHAS |= {"m2-no-pose-100": "default, without pose latents and neighbours"}
 _DIAGNOSTICS: dict[str, Column] = {
     "α/N": lambda group: f"{group[0]['objective']['alpha']:g}",
     "validation error, %": last("val/error", 1, 100.0),
@@ -112,8 +112,10 @@ def m2_ablation(results: Results) -> str:
 
     rows = {
         "m2-default-100": "labels, the bound and both regularisers (the default)",
-        "m2-no-pose-100": "the same without pose latents",
         "m2-regularisers-alone-100": "the same without the bound",
+        "m2-no-neighbours-100": "the default without neighbours",
+        "m2-regularisers-alone-no-neighbours-100": "without neighbours and the bound",
+        "m2-no-pose-100": "without neighbours and pose latents",
         "m2-pure-100": "labels and the bound, without regularisers (`--pure`)",
         "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
