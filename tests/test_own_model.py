@@ -169,3 +169,29 @@ def test_a_loss_of_unlabelled_examples_is_reported_without_a_comparison(tmp_path
     objective = _NeedsUnlabelled.for_data(m2, data)
     run = ss.fit(objective, data, ss.TrainingConfig(max_steps=2, device="cpu"), out=tmp_path, progress=False)
     assert "test/error_labels_alone" not in ss.report(objective, data, run, figures=False)
+
+
+class _Attention(nn.Module):
+    """An encoder with the usual mask of an attention, minus infinity above the diagonal, as a buffer."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 4)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1, 2)
+        return self.out(((rows @ rows.mT + self.mask).softmax(-1) @ rows).flatten(1))
+
+
+def test_a_mask_of_minus_infinity_is_kept(tmp_path: Path) -> None:
+    """The average of the weights over steps leaves it as it is."""
+    data = ss.SemiSupervisedData.from_name("digits").without_labels()
+    m1 = ss.M1.for_data(data, latent_dim=2, hidden_dims=(8,), encoder=_Attention())
+    config = ss.TrainingConfig(max_steps=4, device="cpu", ema_decay=0.9)
+    ss.fit(ss.UnsupervisedELBO.for_data(m1, data), data, config, out=tmp_path, progress=False)
+    loaded = ss.load(tmp_path, encoder=_Attention())
+    torch.testing.assert_close(loaded.encoder.mask, _Attention().mask)
+    torch.testing.assert_close(loaded.transform(data.x_test), m1.transform(data.x_test))

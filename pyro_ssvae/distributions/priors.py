@@ -299,7 +299,8 @@ class FixedClassPrior(ClassPrior):
     def __init__(self, num_classes: int, probs: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(num_classes)
         try:
-            pi = torch.as_tensor([1.0] * num_classes if probs is None else probs, dtype=torch.float32, device="cpu")
+            probs = [1.0] * num_classes if probs is None else probs
+            pi = torch.as_tensor(probs, dtype=torch.get_default_dtype(), device="cpu")
             pi.tolist()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{show('probs', probs)}; {num_classes} numbers are needed, one per class.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
@@ -37,6 +37,33 @@ def as_independent_normal(distribution: Any) -> torch.distributions.Normal | Non
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
 
 
+def innermost(distribution: Any) -> Any:
+    """Return the distribution of single elements inside of ``.to_event`` and ``.expand``."""
+    while isinstance(distribution, (torch.distributions.Independent, ExpandedDistribution)):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def mean_or_centre(distribution: Any) -> Tensor:
+    """Return the mean of a distribution, or where it does not exist (Cauchy) the centre of symmetry.
+
+    Raises:
+        NotImplementedError: For a distribution without a mean in closed form.
+    """
+    mean: Tensor = distribution.mean
+    if isinstance(innermost(distribution), (dist.Cauchy, dist.StudentT)):
+        mean = torch.where(mean.isnan(), distribution.mode, mean)
+    return mean
+
+
+def _mean_or_draw(distribution: Any) -> Tensor:
+    try:
+        return mean_or_centre(distribution)
+    except NotImplementedError:
+        draw: Tensor = distribution.sample()
+        return draw
+
+
 class _OfObserved(dist.Independent):
     """Independent elements, of which the log-probability leaves out those that are missing (NaN)."""
 
@@ -46,9 +73,9 @@ class _OfObserved(dist.Independent):
         """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
         missing = value.isnan()
         # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN. It need not
-        # be a possible value, nor exist.
+        # be a possible value, nor be known.
         self.base_dist._validate_args = False
-        filled = torch.where(missing, self.base_dist.mean.detach().nan_to_num(), value)
+        filled = torch.where(missing, _mean_or_draw(self.base_dist).detach().nan_to_num(), value)
         return torch.where(missing, 0.0, self.base_dist.log_prob(filled)).sum(-1)
 
 
@@ -78,7 +105,7 @@ def impute(distribution: Any, weights: Tensor, x: Tensor) -> Tensor:
     """
     parts = (distribution, getattr(distribution, "base_dist", None))
     own = next(filter(None, (getattr(part, "impute", None) for part in parts)), None)
-    return weighted_mean(weights, distribution.mean) if own is None else own(weights, x)
+    return weighted_mean(weights, _mean_or_draw(distribution)) if own is None else own(weights, x)
 
 
 def weighted_mean(weights: Tensor, values: Tensor, event_dim: int = 1) -> Tensor:

@@ -14,6 +14,7 @@ from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import ALONE, ONE_PASS, Array, DeepEstimator, GenerativeEstimator
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
@@ -92,7 +93,8 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         if latents.shape[1:] != (self.model_.latent_dim,):
             raise ValueError(f"X has shape {tuple(latents.shape)}; latents (N, {self.model_.latent_dim}) are needed.")
         with torch.no_grad():
-            return self._in_units_of_input(self.model_.eval().decode(latents.to(next(self.model_.parameters()))).mean)
+            decoded = self.model_.eval().decode(latents.to(next(self.model_.parameters())))
+            return self._in_units_of_input(mean_of(decoded))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean of log p(x) in nats."""

@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_ssvae.distributions.torch_distributions import mean_or_centre
 from pyro_ssvae.models.base import get_device, seeded
 
 _DRAWS = 100  # behind a mean that has no closed form
@@ -18,9 +19,12 @@ _BETWEEN = ("a", "z1")  # latents between z and x, which ``decode`` sets to thei
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """Return the mean of a distribution; where it has none in closed form, that of 100 draws by a fixed seed."""
+    """Return the mean of a distribution; where it has none in closed form, that of 100 draws by a fixed seed.
+
+    Where there is no mean at all (Cauchy), it is the centre of symmetry.
+    """
     try:
-        mean: Tensor = distribution.mean
+        mean = mean_or_centre(distribution)
     except NotImplementedError:
         cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else None
         with seeded(0, cuda):  # no draw is needed to know the device

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
@@ -17,7 +18,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import find_scale, iterate_batches_for
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
-from pyro_ssvae.objectives.handlers import GlobalSites, ScaleSite
+from pyro_ssvae.objectives.handlers import GlobalSites, PlateSizes, ScaleSite
 
 PyroFunction = Callable[..., Any]
 
@@ -267,12 +268,19 @@ class Objective(nn.Module):
         """Return the negative bound of ``size`` examples, estimated from a minibatch, in nats (a sum, not a mean)."""
         weigh = ScaleSite("z", self._kl_weight)
         model, guide = (shared(weigh(function)) for function in self.training_functions())
-        return elbo.differentiable_loss(model, guide, *examples, size=size)
+        if examples[0] is None or not is_validation_enabled():
+            return elbo.differentiable_loss(model, guide, *examples, size=size)
+        plates = PlateSizes()
+        total = elbo.differentiable_loss(plates(model), plates(guide), *examples, size=size)
+        plates.check(len(examples[0]), size)
+        return total
 
     def unlabelled_bound(self, x: Tensor) -> float:
         """Return the mean negative bound of x ``(B, *event_shape)``, in nats: without labels and global terms."""
-        local = GlobalSites(score=False)
-        total: float = self._evaluation_elbo.loss(local(self.model), local(self.guide), x)
+        local, plates = GlobalSites(score=False), PlateSizes()
+        model, guide = (plates(local(function)) for function in (self.model, self.guide))
+        total: float = self._evaluation_elbo.loss(model, guide, x)
+        plates.check(len(x), len(x))
         return total / x.shape[0]
 
     def mean_bound(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -30,10 +31,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_ssvae._arguments import check_choice, checked
+from pyro_ssvae.distributions.torch_distributions import innermost
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 Sites = dict[str, Any]
+# Whose closed form in Pyro is no mean of log q - log p: it leaves out the log_density of a Delta (to which a guide may
+# map other draws), takes different masks for their intersection, and does not fold.
+_AT_DRAWS = (dist.Delta, dist.MaskedDistribution, dist.FoldedDistribution)
 
 
 @checked
@@ -282,6 +287,7 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
 
     p may depend only on sites that the guide draws before this one. If it depends on a site that the guide draws later,
     p is conditioned on a value that was itself drawn given this site, so log q - log p must be evaluated at the draw.
+    That is also done for the distributions in ``_AT_DRAWS``.
     """
     ours, theirs = guide_sites[name], model_sites.get(name)
     if theirs is None or ours["is_observed"] or theirs["is_observed"]:
@@ -290,6 +296,8 @@ def _analytic_kl(name: str, model_sites: Sites, guide_sites: Sites) -> Tensor | 
         return None
     if not (_before(name, model_sites) & guide_sites.keys()) <= _before(name, guide_sites):
         return None
+    if any(isinstance(innermost(site["fn"]), _AT_DRAWS) for site in (ours, theirs)):
+        return _log_prob(ours) - _log_prob(theirs)
     try:
         kl: Tensor = kl_divergence(ours["fn"], theirs["fn"])
     except NotImplementedError:  # raised where there is no closed form

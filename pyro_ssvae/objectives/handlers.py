@@ -214,11 +214,40 @@ def plate_scale(site: Any) -> float:
     return math.prod(frame.full_size / frame.size for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
+class PlateSizes(Messenger):
+    """Records how many examples the plates of model and guide stand for, and whether there are any.
+
+    A plate without ``size`` scales the bound of a minibatch as if that were the whole data set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scales: dict[float, str] = {}  # with the name of a site
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and type(msg["fn"]).__name__ != "_Subsample":
+            self._scales.setdefault(plate_scale(msg), msg["name"])
+
+    def check(self, batch: int, size: int) -> None:
+        """Raise ``StaticELBOError`` unless all plates let ``batch`` examples stand for ``size``."""
+        advice = "Sample the sites of examples inside `with data_plate(x, size):` in model and guide."
+        if not self._scales:
+            raise StaticELBOError("No site of model and guide lies in a plate over the examples.", advice)
+        for scale, name in self._scales.items():
+            if not math.isclose(scale, size / batch):
+                raise StaticELBOError(
+                    f"Site {name!r} lies in a plate in which {batch} examples stand for {scale * batch:g}, and they "
+                    f"stand for {size}.",
+                    advice,
+                )
+
+
 class GlobalSites(Messenger):
-    """Share random sites outside every plate (π) between passes, and score them in the first pass only.
+    """Share random sites outside every plate (π) between passes, and score all sites there in the first pass only.
 
     One instance serves one evaluation of an objective. The first pass draws the global sites from its guide and
-    scores them; every later pass meets the same values with their log-probabilities masked out.
+    scores them; every later pass meets the same values with their log-probabilities masked out, and so those of
+    observed sites such as the penalty of ``pyro.factor``.
     """
 
     def __init__(self, score: bool = True) -> None:
@@ -231,10 +260,10 @@ class GlobalSites(Messenger):
         self._score = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["cond_indep_stack"] or msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
+        if msg["cond_indep_stack"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
             return
         msg["mask"] = False
-        if msg["name"] in self._values:
+        if msg["name"] in self._values and not msg["is_observed"]:
             msg["value"] = self._values[msg["name"]]
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:

@@ -113,7 +113,8 @@ def fit(
             metrics: to draw figures of training, or to stop it by an exception.
         devices: Processes that train together, each with its part of every batch, on a GPU of its own or on the CPU;
             ``None`` for those that torchrun has started, or else one. They give the numbers of one process, but for
-            rounding. Process 0, which is this one unless torchrun has started it, evaluates and writes files.
+            rounding (and for Gamma, Beta, Dirichlet, Student-t and Cauchy latents of examples, which each draws for
+            itself). Process 0, which is this one unless torchrun has started it, evaluates and writes files.
 
     Raises:
         TypeError: If an argument is of another type, such as a model in place of an objective.

@@ -273,7 +273,7 @@ class TrainingStep:
 
     def _compile(self, place: int, update: Update, batch: Batch) -> CompiledLoss | None:
         """Return the compiled loss of an update for the first shape of batch; ``None`` where it runs eagerly."""
-        key, shapes = (place, *_name(update)), shapes_of(batch)
+        key, shapes = (place, *self._variant(update)), shapes_of(batch)
         if key in self._compiled:
             compiled, known = self._compiled[key]
             return compiled if shapes == known else None  # batches of other shapes are rare
@@ -293,12 +293,17 @@ class TrainingStep:
     def _run_captured(self, indices: BatchIndices) -> list[str]:
         self._captured = self._captured or CapturedSteps(self._step, self.stream, self.fabric.device)
         try:
-            return self._captured(indices, tuple(map(_name, self._updates)))
+            return self._captured(indices, tuple(map(self._variant, self._updates)))
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # capturing raises whatever a model does that a graph cannot hold
             self._go_eager(_one_line(error))
             return self._step(self.stream.gather(indices))
+
+    def _variant(self, update: Update) -> tuple[Any, ...]:
+        """Return what a compiled step depends on: the loss, and which parameters are frozen at present."""
+        frozen = tuple(not parameter.requires_grad for parameter in self._groups[update.group].parameters)
+        return update.group, getattr(update.loss, "__name__", ""), frozen
 
     def _eager_loss(self, indices: BatchIndices) -> float:
         """Return the loss of the step's first update, computed eagerly from the same random state."""
@@ -326,20 +331,18 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def _name(update: Update) -> tuple[str, str]:
-    return update.group, getattr(update.loss, "__name__", "")
-
-
 class MovingAverage:
     """Exponential moving average of parameters and floating-point buffers, without host-device synchronisation.
 
-    A decay of 0 keeps it equal to the weights. Updates captured in a CUDA graph read it from the device.
+    A decay of 0 keeps it equal to the weights. Updates captured in a CUDA graph read it from the device. Buffers with
+    infinite values, such as the mask of an attention, are no averages and stay as they are.
     """
 
     def __init__(self, module: nn.Module, decay: float, *, captured: bool = False) -> None:
         self._decay = decay
         self._captured = captured
-        self._live = [t for t in [*module.parameters(), *module.buffers()] if t.is_floating_point()]
+        buffers = [buffer for buffer in module.buffers() if not buffer.isinf().any()]
+        self._live = [tensor for tensor in [*module.parameters(), *buffers] if tensor.is_floating_point()]
         self._average = [tensor.detach().clone() for tensor in self._live]
         self._weight = 1.0
         self._weight_on_device = torch.ones((), device=self._live[0].device)

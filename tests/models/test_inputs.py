@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae
@@ -173,6 +174,8 @@ def test_double_precision_by_default() -> None:
     fit(SemiSupervisedELBO.for_data(m2, data), data, config, progress=False)
     assert m2.predict_proba(data.x_test[:3]).dtype == torch.float64
     assert log_likelihood(m2, data.x_test[:3], num_samples=2).log_px.isfinite().all()
+    assert m2.class_prior.mean().dtype == torch.float64
+    assert TraceEnum_ELBO(max_plate_nesting=1).loss(m2.model, m2.guide, data.x_test[:3] / data.scale) > 0.0
 
 
 @pytest.mark.usefixtures("double")

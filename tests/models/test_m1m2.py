@@ -414,7 +414,24 @@ class _GuideAlone(M1M2):
         super().guide(x, y, size=size)
 
 
-@pytest.mark.parametrize(("kind", "words"), [(_ModelAlone, "override sample_z1"), (_GuideAlone, "sample_y_and_z")])
+class _OwnZ1(M1M2):
+    def sample_z1(self, log_pi: Tensor, y: Tensor | None) -> Tensor:
+        return super().sample_z1(log_pi, y)
+
+
+class _ModelAboveOwnZ1(_OwnZ1):
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        super().model(x, y, size=size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (_ModelAlone, "override sample_z1"),
+        (_ModelAboveOwnZ1, "override sample_z1"),
+        (_GuideAlone, "sample_y_and_z"),
+    ],
+)
 def test_a_change_that_training_would_ignore_is_refused(kind: type[M1M2], words: str) -> None:
     stack = kind.from_m1(M1(IMAGE, latent_dim=3, hidden_dims=(8,)), K)
     with pytest.raises(ValueError, match=f"While M1 is frozen.*{words}"):

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 import pyro_ssvae
@@ -207,6 +208,9 @@ def test_networks_see_the_mean_for_a_missing_zero_or_one() -> None:
     torch.testing.assert_close(m1.likelihood.network_input(x[[0, 1, 3]]), expected)
 
 
+AFFINE = AffineTransform(1.0, 2.0)
+
+
 class _Own(Likelihood):
     name = "own"
 
@@ -226,16 +230,20 @@ class _Own(Likelihood):
         (lambda logits: dist.Geometric(logits=logits), 1),
         (lambda log_rate: dist.Poisson(log_rate.exp()), 1),
         (lambda loc, log_scale: dist.Cauchy(loc, log_scale.exp()), 2),
+        (lambda loc, log_scale: dist.StudentT(1.0, loc, log_scale.exp()), 2),
+        (lambda loc, log_scale: dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()), AFFINE), 2),
     ],
 )
 def test_missing_values_under_a_likelihood_of_ones_own(family: Callable[..., Any], num_params: int) -> None:
-    """Also of whole numbers, which the mean is not, and without a mean."""
+    """Also of whole numbers, which the mean is not, and where there is no mean, or none in closed form."""
     torch.manual_seed(0)
     m2 = M2((3,), 2, latent_dim=2, hidden_dims=(8,), likelihood=_Own(family, num_params), missing=True)
     x = torch.tensor([[0.0, 1.0, torch.nan], [1.0, 1.0, 0.0], [torch.nan, 0.0, 1.0]])
     loss = SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=5)((x, None, None))
     loss.backward()
     assert m2.impute(x[:0]).shape == (0, 3)
+    assert m2.impute(x).isfinite().all()
+    assert m2.generate(3)[0].isfinite().all()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in m2.parameters() if p.grad is not None)
     z, y = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)

@@ -145,6 +145,30 @@ def test_a_model_with_python_state_is_detected() -> None:
     assert run.step_mode == "eager"
 
 
+@pytest.mark.usefixtures("traced_or_compiled")
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_parameters_may_be_frozen_for_a_time(mode: str) -> None:
+    data, decoders = make_data(), []
+
+    def watch(module: M2, metrics: dict[str, Any]) -> None:
+        decoders.append(torch.cat([part.detach().flatten() for part in module.decoder.parameters()]))
+        module.decoder.requires_grad_(len(decoders) == 1)
+
+    m2 = M2(data.event_shape, 3, latent_dim=2, hidden_dims=(12,), classifier="mlp")
+    m2.decoder.requires_grad_(False)
+    settings = SETTINGS | {"ema_decay": 0.0, "compile": mode}
+    run = fit(
+        SemiSupervisedELBO.for_data(m2, data, pure=True),
+        data,
+        TrainingConfig(**settings),
+        progress=False,
+        on_evaluation=watch,
+    )
+    assert run.step_mode == mode
+    assert not torch.equal(decoders[0], decoders[1])  # trained between these evaluations alone
+    torch.testing.assert_close(decoders[1], decoders[2], rtol=0, atol=0)
+
+
 def test_a_guide_that_enumerates_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     from pyro_ssvae.errors import EnumerationError
 
