@@ -29,7 +29,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.readers import list_shards, read_tables, reading
 from pyro_ssvae.data.storage import open_source
-from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories, select_columns
+from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories, read_table, select_columns
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood, make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
@@ -132,6 +132,7 @@ class DeepEstimator(BaseEstimator):
             check_is_fitted(self, "model_")
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
+        X = read_table(X) if hasattr(X, "obs") and hasattr(X, "var_names") else X  # an AnnData
         given: Any = getattr(X, "dtype", None)
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
