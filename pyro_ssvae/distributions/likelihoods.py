@@ -357,10 +357,11 @@ def check_counts(likelihood: Any, x: Tensor) -> None:
     for values in (part.nan_to_num(0.0) for part, kind in parts if kind.of_counts):
         if (low := float(values.min())) < 0.0:
             raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")
-        if len(off := values[(values - values.round()).abs() > 1e-3]):
+        off = (values - values.round()).abs()
+        if not (off <= 1e-3).all():
             warnings.warn(
-                f"x holds values that are not whole, such as {float(off[0]):g}, and the model was trained on counts: "
-                "give counts, not their logarithms or shares.",
+                f"x holds values that are not whole, such as {float(values.flatten()[off.argmax()]):g}, and the "
+                "model was trained on counts: give counts, not their logarithms or shares.",
                 UserWarning,
                 stacklevel=6,
             )
