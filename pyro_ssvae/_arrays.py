@@ -43,7 +43,9 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
             values = values.float()  # numpy has no bfloat16
         values = values.numpy()
     elif hasattr(values, "obs") and hasattr(values, "X"):  # an AnnData
-        values = as_array(values.X, name)
+        if values.X is None:
+            raise ValueError(f"{name}, an AnnData, has no .X; set it, for example to {name}.layers['counts'].")
+        values = as_array(values.X.to_memory() if hasattr(values.X, "to_memory") else values.X, name)  # if backed
     elif not hasattr(values, "__array__") and hasattr(values, "to_pandas"):  # a data set of Hugging Face
         values = values.to_pandas()
     elif hasattr(values, "toarray"):  # of scipy.sparse

@@ -9,7 +9,8 @@ distribution is of x in its own units. Without such an estimate, and for values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -109,6 +110,10 @@ class Likelihood(Configurable):
         if self._shift is None or self._unit is None:
             return loc, scale
         return self._shift + self._unit * loc, self._unit * scale
+
+    def _split(self, x: Tensor) -> Iterable[tuple[Tensor, Likelihood]]:
+        """Return columns of x with their likelihoods."""
+        return [(x, self)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load units, or none where the state holds none, whether or not they were known before."""
@@ -278,7 +283,7 @@ class Mixed(Likelihood):
         joined = torch.cat([seen for _, seen in parts], -1)
         return joined.index_select(-1, self._positions) if joined.shape == x.shape else joined
 
-    def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
+    def _split(self, x: Tensor) -> Iterable[tuple[Tensor, Likelihood]]:
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
@@ -344,6 +349,22 @@ class _Joint(TorchDistribution):
 
     def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, -1).index_select(-1, self._positions)
+
+
+def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
+    """Raise ``ValueError`` for negative values of ``x / scale`` where counts were trained on, and warn of fractions."""
+    parts = likelihood._split(x) if isinstance(likelihood, Likelihood) else ()
+    for values in (part.nan_to_num(0.0) / scale for part, kind in parts if kind.of_counts):
+        if (low := float(values.min())) < 0.0:
+            raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")
+        off = (values - values.round()).abs()
+        if not (off <= 1e-3).all():
+            warnings.warn(
+                f"x holds values that are not whole, such as {float(values.flatten()[off.argmax()]):g}, and the "
+                "model was trained on counts: give counts, not their logarithms or shares.",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def select_examples(x: Tensor, scale: float) -> Tensor:

@@ -30,7 +30,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.readers import list_shards, read_tables, reading
 from pyro_ssvae.data.storage import open_source
-from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories, select_columns
+from pyro_ssvae.data.tables import decode_categories, encode_categories, find_categories, read_table, select_columns
 from pyro_ssvae.distributions.choice import choose_likelihood, describe_likelihood, make_likelihood
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import Model
@@ -99,7 +99,9 @@ def select_known(y: ArrayLike, name: str = "y") -> tuple[NDArray[Any], NDArray[n
 
 
 def _as_table(X: Any) -> Any:
-    """Return tensors and sparse matrices as arrays, and tables of polars or PyArrow as DataFrames if not of numbers."""
+    """Return tensors and sparse matrices as arrays, an AnnData and words of polars or PyArrow as a DataFrame."""
+    if hasattr(X, "obs") and hasattr(X, "var_names"):  # an AnnData
+        return read_table(X)
     if isinstance(X, Tensor) or hasattr(X, "toarray"):
         return as_array(X, "X")
     return X.to_pandas() if hasattr(X, "to_pandas") and np.asarray(X[:1]).dtype.kind in "OUT" else X

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
@@ -113,7 +114,8 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
 class DDGMDensity(DensityMixin, DeepEstimator):
     """DDGM (Kim & Bengio 2016) as a density up to its normalising constant, and a generator of samples from it.
 
-    Columns are standardised for the energy.
+    For the energy columns are standardised, and images whose values leave [0, 1] are brought to it, unless they are of
+    8 bits, which are divided by 255.
 
     Args:
         latent_dim: Number of latents of the generator; ``None``: 4 for up to 16 columns, else 32.
@@ -154,21 +156,24 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         self._check_parameters()
         rows = self._check_rows(X, reset=True, min_rows=2)
         preset = DDGM_TOY if rows.ndim == 2 else DDGM_IMAGES
-        self.mean_, self.spread_ = 0.0, 1.0
+        mean, spread = 0.0, 1.0
         if rows.ndim == 2:
-            self.mean_, spread = rows.mean(0), rows.std(0)
-            self.spread_ = spread + (spread == 0)
+            mean, spread = rows.mean(0), rows.std(0)
+        elif rows.dtype != np.uint8 and not (rows.min() >= 0.0 and rows.max() <= 1.0):
+            mean, spread = rows.min(), np.ptp(rows)
+        self.mean_, self.spread_ = mean, spread + (spread == 0)
         data = self._as_data(self._standardise(rows))
         ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
         ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
         ours["batch_size"] = min(self.batch_size or preset.training["batch_size"], len(rows))
+        output = "identity" if rows.ndim == 2 else None  # standardised columns leave the range of a sigmoid
         with ALONE:
-            model = DDGM.for_data(data, latent_dim=self.latent_dim)
+            model = DDGM.for_data(data, latent_dim=self.latent_dim, output=output)
             self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
         return self
 
     def score_samples(self, X: ArrayLike) -> Array:
-        """Return -E(x) in nats, shape ``(N,)``: log p(x) of the standardised columns up to a constant."""
+        """Return -E(x) in nats, shape ``(N,)``: log p(x) up to a constant."""
         return self._apply(lambda model, x: -model.energy(x), X)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
@@ -198,7 +203,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
             self.model_.data_scale = saved[2]
 
     def _standardise(self, rows: Array) -> Array:
-        return rows if rows.ndim > 2 else (rows - self.mean_) / self.spread_
+        return rows if rows.dtype == np.uint8 else (rows - self.mean_) / self.spread_
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:
         rows = super()._check_rows(X, reset=reset, min_rows=min_rows)

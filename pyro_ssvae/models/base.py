@@ -26,6 +26,7 @@ from pyro_ssvae.data.sources import has_names
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
+from pyro_ssvae.distributions.likelihoods import check_counts
 from pyro_ssvae.distributions.priors import Prior
 
 if TYPE_CHECKING:
@@ -318,6 +319,7 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
     divisor = as_scale(divisor if scale is None else scale, x)
     if scale is None and len(x):
         _check_scale(model, *(end / divisor for end in value_range(sample_rows(x))))
+        check_counts(getattr(model, "likelihood", None), sample_rows(x), divisor)
     return x.detach() if isinstance(x, Tensor) else x, divisor
 
 
@@ -340,8 +342,6 @@ def _check_scale(model: Any, low: float, high: float) -> None:
     if getattr(likelihood, "unit_interval", False) and not (low >= -_TOLERANCE and high <= 1.0 + _TOLERANCE):
         needed = f"the likelihood of the model, {getattr(likelihood, 'name', '')}, needs values in [0, 1]"
         raise ValueError(f"x spans [{low:g}, {high:g}], and {needed}. {advice}")
-    if low < 0.0 and getattr(likelihood, "of_counts", False):
-        raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ... as in training.")
     if model._data_range is not None:
         least, most = model._data_range
         width = max(most - least, abs(most))

@@ -14,6 +14,7 @@ https://arxiv.org/abs/1606.03439.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,13 +26,15 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from pyro_ssvae._arguments import check_choice, checked
-from pyro_ssvae._arrays import to_numpy
+from pyro_ssvae._arrays import to_numpy, value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
 from pyro_ssvae.networks.variational import check_module
 
 _MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
+_MARGIN = 1e-3  # by which rounding may take examples out of the range of the generator
 _NUM_STARTS = 64  # of the inversion
 _INVERSION_RATE = 0.05  # learning rate of the unconstrained latents
 
@@ -105,6 +108,19 @@ class DDGM(Model):
     @classmethod
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
         return {"num_classes": data.num_classes} if data.num_labelled else {}
+
+    def check_data(self, data: SemiSupervisedData) -> None:
+        """Check as :meth:`Model.check_data`, and warn of examples outside of the range of the generator."""
+        super().check_data(data)
+        low, high = (end / data.scale for end in value_range(sample_rows(data.x)))
+        if self._range is not None and not (self._range[0] - _MARGIN <= low and high <= self._range[1] + _MARGIN):
+            warnings.warn(
+                f"The examples span [{low:g}, {high:g}], and the generator's samples lie in {list(self._range)}. "
+                "Divide images by a constant (`scale`); standardise columns of tables, and build the DDGM with "
+                "output='identity'.",
+                UserWarning,
+                stacklevel=5,
+            )
 
     # Model and guide.
 

@@ -129,12 +129,14 @@ class LatentVariableModel(Model, abstract=True):
             seed: Seed of the draws; the caller's random state is left as it was.
 
         Raises:
-            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too.
+            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too, and for values that lie
+                outside of the domain of the likelihood.
         """
 
         def fill(x: Tensor) -> Tensor:
             if not len(x):
                 return x
+            self.check_examples(x)
             log_weights, distribution = self._decode_posterior(x, num_samples)
             log_weights = log_weights + distribution.log_prob(x)  # of the observed values
             weights = log_weights.flatten(0, -2).softmax(0).view_as(log_weights)

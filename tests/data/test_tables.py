@@ -14,6 +14,7 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData
 from pyro_ssvae.data.tables import find_categories
 from pyro_ssvae.distributions import Bernoulli, Categorical, Gaussian, Mixed
+from pyro_ssvae.estimators import M1Transformer
 
 from_table = SemiSupervisedData.from_table
 CODES = "Columns of words are read as codes"
@@ -307,6 +308,20 @@ def test_objects_that_hold_tables():
         assert torch.equal(SemiSupervisedData.from_arrays(cells.X, table["kind"]).x, data.x)
     with pytest.raises(ValueError, match="Did you mean kind"):
         from_table(cells, "kin")
+    backed = SimpleNamespace(X=SimpleNamespace(to_memory=lambda: cells.X), obs=cells.obs, var_names=cells.var_names)
+    assert torch.equal(from_table(backed, "kind").x, data.x)
+    cells.X = None
+    with pytest.raises(ValueError, match="source, an AnnData, has no .X; set it, for example to source.layers"):
+        from_table(cells, "kind")
+
+
+def test_estimators_take_cells():
+    cells = make_anndata()
+    latents = M1Transformer(max_steps=2, random_state=0).fit(cells)
+    assert latents.feature_names_in_.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(
+        latents.transform(cells), latents.transform(pd.DataFrame(cells.X.toarray(), columns=["a", "b", "c"]))
+    )
 
 
 def test_prediction_takes_columns_of_any_table_by_name():

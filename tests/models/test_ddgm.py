@@ -312,3 +312,10 @@ def test_latents_far_out_stay_where_they_are() -> None:
     x = ddgm.generate_from(z)
     found = nearest_latents(x, ddgm.generator, ddgm.prior(), start=z, steps=0)
     torch.testing.assert_close(found, z)
+
+
+def test_examples_outside_of_the_range_of_the_generator_are_warned_about() -> None:
+    data = pyro_ssvae.SemiSupervisedData.from_arrays(torch.linspace(-2.0, 3.0, 400).view(20, 20))
+    with pytest.warns(UserWarning, match=r"span \[-2, 3\], and the generator's samples lie in \[0.0, 1.0\]"):
+        DDGM.for_data(data).check_data(data)
+    DDGM.for_data(data, output="identity").check_data(data)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import pyro_ssvae
 from pyro_ssvae import DDGM, M1, M1M2, M2, EnergyObjective, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
+from pyro_ssvae.distributions import Gaussian, Mixed, Poisson
 from pyro_ssvae.evaluation import log_likelihood
 
 
@@ -198,3 +199,19 @@ def test_negative_numbers_are_no_counts() -> None:
     model.predict(counts)
     with pytest.raises(ValueError, match=r"x holds -3, and the likelihood of the model is of counts 0, 1, 2"):
         model.predict(torch.where(counts == counts.max(), -3.0, counts))
+
+
+def test_logarithms_of_counts_are_no_counts() -> None:
+    counts = torch.poisson(torch.full((40, 3), 2.0))
+    table = torch.cat([counts, torch.linspace(-1.0, 1.0, 40).unsqueeze(-1)], -1)
+    parts = Mixed([([0, 1, 2], Poisson()), ([3], Gaussian())])
+    data = SemiSupervisedData.from_arrays(table, torch.arange(40) % 2)
+    model = M2.for_data(data, likelihood=parts, latent_dim=2, hidden_dims=(4,))
+    model.predict(table)
+    logarithms = torch.cat([counts.log1p(), table[:, 3:]], -1)
+    with pytest.warns(UserWarning, match="x holds values that are not whole, such as .*, and the model was trained on"):
+        model.predict(logarithms)
+    with pytest.warns(UserWarning, match="not whole"), pytest.raises(ValueError, match="Poisson needs counts"):
+        model.impute(logarithms)
+    with pytest.raises(ValueError, match="x holds -.*, and the likelihood of the model is of counts"):
+        model.predict(torch.cat([-counts - 1.0, table[:, 3:]], -1))
