@@ -1,9 +1,5 @@
 """Train DDGM on points, digits and icons by the package's presets and by the settings of its source, and measure both.
 
-    python benchmarks/ddgm.py --jobs 2                              # ring, spiral, MNIST, energies of classes: hours
-    python benchmarks/ddgm.py --only ring-default --only ring-source
-    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the images
-
 With --keep DIR, models and figures are kept below DIR; an interrupted run continues from there, and one whose result is
 missing is measured again without training. The result of a run that fails says how it failed.
 """
@@ -18,7 +14,8 @@ from typing import Any
 import pyro
 import torch
 from ddgm_source import DDGM_SOURCE, initialise, source_networks
-from runs import RESULTS, Result, Run, fit_and_report, main
+from runs import RESULTS, Run, fit_and_report, get_settings, main
+from table_format import Result
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,10 +49,10 @@ def configurations(seeds: int | None = None) -> list[Run]:
         ("icons-default", [0], "icons", DDGM_PHOTOS, 0),
     ]
     found = []
-    for name, seeds_of_it, data, one, num_labels in kinds:
+    for name, seeds_of_it, data, preset, num_labels in kinds:
         options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
-        settings = (data, num_labels, one.model, one.objective, one.training, options)
-        found += [Run("ddgm", name, seed, *settings) for seed in seeds_of_it]
+        settings: dict[str, Any] = {"data": data, "num_labels": num_labels, **get_settings(preset), "options": options}
+        found += [Run("ddgm", name, seed, **settings) for seed in seeds_of_it]
     return found
 
 

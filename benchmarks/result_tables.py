@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import mean as take_mean
 
 from scipy.stats import ttest_rel
 from table_format import (
+    DOCS,
     Column,
     Key,
     Result,
@@ -368,32 +370,21 @@ TABLES: dict[str, Table] = {  # by the name of their file
 }
 
 
-def write_tables(docs: Path) -> None:
+def write_tables(docs: Path = DOCS) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
-    import blog_tables
-    import grey_cifar
-    import options
-    import scale
-    import scale_processes
-    import shared_errors
-    import tables
-    from step_tables import make_step_tables
-
-    results, measured = load_results(docs / "results"), docs / "benchmarks"
-    found = {name: make(results) for name, make in TABLES.items()} | grey_cifar.make_tables(results)
-    found |= make_step_tables(measured) | tables.make_tables(measured)
-    found |= scale.make_tables(measured) | scale_processes.make_tables(measured)
-    found |= options.make_tables(measured) | shared_errors.make_tables(measured)
-    found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
+    results = load_results(docs / "results")
+    found = {name: make(results) for name, make in TABLES.items()}
+    modules = "blog_tables", "grey_cifar", "options", "scale", "scale_processes", "shared_errors", "step", "tables"
+    for module in modules:  # which import this one
+        found |= import_module(module).make_tables(docs)
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 
 if __name__ == "__main__":
-    docs = Path(__file__).parents[1] / "docs"
-    write_tables(docs)
+    write_tables()
     if "--figures" in sys.argv:
         from figures import draw_figures
 
-        draw_figures(docs)
+        draw_figures()

@@ -14,7 +14,6 @@ import ddgm_source
 import grey_cifar
 import mnist
 import pytest
-import result_tables
 import runs
 import times
 import torch
@@ -35,7 +34,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
 @pytest.mark.slow
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    monkeypatch.setattr(runs, "write_tables", lambda: None)
     first, second = Run("m2", "a"), Run("m2", "b")
     runs.main("", lambda seeds: [first, second], train, ["--only", "b"])
     result = json.loads(second.path.read_text())
