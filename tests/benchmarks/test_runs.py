@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import ddgm
-import ddgm_source
 import grey_cifar
 import mnist
 import pytest
@@ -114,9 +113,9 @@ def test_a_run_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) 
 def test_the_source_starts_with_units_of_unit_variance(shape: tuple[int, ...]) -> None:
     """The last layer, of experts, has it only if every layer before it was normalised before."""
     torch.manual_seed(0)
-    model = DDGM(shape, **ddgm_source.source_networks(shape))
+    model = DDGM(shape, **ddgm.source_networks(shape))
     x = 5.0 + 3.0 * torch.rand(400, *shape)
-    ddgm_source.initialise(model, x)
+    ddgm.initialise(model, x)
     model.train(len(shape) > 1)  # with the noise on the input of the energy of images
     net = model.energy_net
     with torch.no_grad():
