@@ -83,9 +83,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser of what most benchmarks have in common."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument(
-        "--only", action="append", metavar="PATTERN", help="make only what it names, as '*'; repeatable"
-    )
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="make what it names, as 'm2-*'; repeatable")
     parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where there are several")
     parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
     return parser

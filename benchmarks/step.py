@@ -4,12 +4,8 @@
     python benchmarks/step.py --classes 10 --only ours --only hand-written
     python benchmarks/step.py --floor                # the least time on this machine, and a profile of the steps
 
-Every contender has its own process, which waits between its visits. Contenders alternate over the rounds (A B C A B C
-...), so that other load on the machine affects all of them alike. Results are kept as docs/benchmarks/step-cpu.json;
-with --only, those of the others stay. The least time is the work of a step over the rates that the device reaches in
-short trials, at the shapes of the step. The work is that of a step without any waste: matrix products forward and
-backward, one evaluation of each activation in each direction, and every necessary tensor written once and read as often
-as it is used.
+docs/benchmarks.md says how. Contenders alternate over the rounds (A B C A B C ...), so that other load on the machine
+affects all of them alike. With --only, results of the others stay.
 """
 
 from __future__ import annotations
@@ -159,7 +155,8 @@ def keep(results: list[Result]) -> None:
     path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
 
 
-# The least time of a step on a device, and where the time of a step goes
+# The least time of a step without any waste: matrix products forward and backward, one evaluation of each activation in
+# each direction, and every necessary tensor written once and read as often as it is used
 
 _FEW = 4_000  # decoded examples from which rates no longer depend on their number
 _KINDS = {

@@ -4,14 +4,10 @@
     python benchmarks/mnist.py --only m1-flow --keep models          # first, an M1
     python benchmarks/times.py --keep models                         # everything
 
-*ring*, *spiral* and *mnist* time an example of DDGM from start to figures: loading, training, the reference classifier,
-measures and figures. *likelihood* times log p(x) of the 10,000 test examples by 5,000 samples each. *stack-pure* and
-*stack-default* time the training of M1+M2 with 100 labels, without that of its M1.
-
-*ours* is ``examples/m2.py --pure --num-labels 3000``, *tutorial* is stock Pyro with the model and settings of its
-tutorial (batches of 200, Adam at 4.2e-4, the auxiliary loss times 46, labelled batches spread out), which
-stops at 5 % error or after 45 minutes. Its clock stops while it is evaluated; the clock of this package includes
-evaluations and compilation.
+*ring*, *spiral* and *mnist* time an example of DDGM from start to figures, *likelihood* log p(x) of the test examples,
+*stack-pure* and *stack-default* the training of M1+M2 with 100 labels, without that of its M1. *ours* is
+``examples/m2.py --pure --num-labels 3000``, *tutorial* stock Pyro with the model and settings of its tutorial, labelled
+batches spread out; its clock stops while it is evaluated, that of this package includes evaluations and compilation.
 """
 
 from __future__ import annotations
