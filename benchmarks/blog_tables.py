@@ -5,8 +5,7 @@
     python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs       # trains one M1 for all labels
 
 A cell, DATA/METHOD/LABELS/SEED, is the test accuracy of one method by one number of labels and one split; it is written
-to docs/results/blog_tables.json as soon as it is known, and not made again except with ``--again``. Features are kept
-too, and with ``--keep`` the M1. The blog: https://bjlkeng.io/posts/semi-supervised-learning-with-variational-autoencoders
+to docs/results/blog_tables.json as soon as it is known, and not made again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runs import DOCS, make_fits, make_parser
+from runs import make_fits, make_parser
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from table_format import format_mean, format_table, load_json, load_results
+from table_format import DOCS, format_mean, format_table, load_json, load_results
 
 from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.models.diagnostics import classification_error
@@ -40,7 +39,7 @@ Array = NDArray[Any]
 Cells = dict[str, dict[str, Any]]
 """Measurements by ``"DATA/METHOD/LABELS/SEED"``."""
 
-RESULTS = DOCS / "results" / "blog_tables.json"
+STORE = "results/blog_tables.json"
 NETWORK = "efficientnet_lite0"
 LABELS = {"mnist": (100, 500, 1000, 2000, 5000), "cifar10": (1000, 2000, 5000, 10_000, 25_000)}
 BLOG: dict[str, dict[str, tuple[float, ...]]] = {  # accuracies, %, in the order of LABELS; M2 with 1,000 labels only
@@ -58,7 +57,7 @@ BLOG: dict[str, dict[str, tuple[float, ...]]] = {  # accuracies, %, in the order
         "features_svm": (66.1, 68.4, 72.8, 75.1, 77.3),
     },
 }
-PIXELS = {
+PIXELS: dict[str, dict[str, Any]] = {
     "training": {"max_steps": 600, "batch_size": 64, "labelled_batch_size": 32, "evaluate_every": 150},
     "objective": {"enumeration": "top-k", "bound_batch_size": 16, "bound_weight": 0.01},
 }
@@ -133,35 +132,26 @@ def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     network = "auto"
     if data.name == "cifar10":
         network = ImageEncoder(data.event_shape, 10, residual=True, channels=16, hidden_dims=(), dropout=0.3)
-    steps = min(5000, max(2000, len(known)))
-    config = TrainingConfig(max_steps=steps, labelled_batch_size=64, learning_rate=2e-3, device="cpu")
-    objective: dict[str, Any] = {"bound_weight": 0.0, "consistency": None}
-    return train_m2(data, config, {"classifier": network}, objective)
+    training = {"max_steps": min(5000, max(2000, len(known))), "labelled_batch_size": 64, "learning_rate": 2e-3}
+    return train_m2(data, training, {"bound_weight": 0.0, "consistency": None}, classifier=network)
 
 
-def m2(data: SemiSupervisedData, keep: Path | None, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     """Train M2 with its default settings, but on pixels of CIFAR-10 for fewer steps of smaller batches."""
-    kind = "m2" if data.feature_source is None else "features-m2"
-    name = f"{data.name}-{kind}-{data.num_labelled}-seed{data.seed}"
-    folder, samples, options = None if keep is None else keep / name, None, {}
-    if name.startswith("cifar10-m2"):
-        settings, options, samples = PIXELS["training"], PIXELS["objective"], RESULTS.with_name(f"blog-{name}.png")
-    return train_m2(data, TrainingConfig(**(settings or {}), device="cpu"), {}, options, folder, samples)
+    if data.name != "cifar10":
+        return train_m2(data)
+    samples = Path(DOCS, "results", f"blog-cifar10-m2-{data.num_labelled}-seed{data.seed}.png")
+    return train_m2(data, PIXELS["training"], PIXELS["objective"], samples)
 
 
 def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     """Train M2 with its default settings on pretrained features, for 1,000 steps, and 3,000 from 10,000 labels."""
     steps = 1000 if data.num_labelled < 10_000 else 3000
-    return m2(data.with_features(NETWORK), keep, {**FEATURES.training, "max_steps": steps})
+    return train_m2(data.with_features(NETWORK), {**FEATURES.training, "max_steps": steps})
 
 
 def train_m2(
-    data: SemiSupervisedData,
-    config: TrainingConfig,
-    model: dict[str, Any],
-    options: dict[str, Any],
-    folder: Path | None = None,
-    samples: Path | None = None,
+    data: SemiSupervisedData, training: Any = None, objective: Any = None, samples: Path | None = None, **model: Any
 ) -> dict[str, Any]:
     """Train M2 and return accuracies: with the weights that validation chose, and with those of the last step.
 
@@ -169,8 +159,8 @@ def train_m2(
     """
     torch.manual_seed(data.seed)
     module = M2.for_data(data, **model)
-    objective = SemiSupervisedELBO.for_data(module, data, **options)
-    run = fit(objective, data, config, out=folder, resume=folder is not None)
+    config = TrainingConfig(**(training or {}), device="cpu")
+    run = fit(SemiSupervisedELBO.for_data(module, data, **(objective or {})), data, config)
     if samples is not None:
         save_figure(plot_samples(module, class_names=data.class_names, seed=data.seed), samples)
     parts = {"accuracy": (data.x_test, data.y_test), "validation": (data.x_validation, data.y_validation)}
@@ -195,22 +185,21 @@ METHODS: dict[str, tuple[str, Callable[[SemiSupervisedData, Path | None], dict[s
 # Results
 
 
-def load_cells(path: Path) -> Cells:
-    """Return the cells of a file, and those that other result files hold already: M2 and M1 + SVM on MNIST."""
+def load_cells(docs: Path) -> Cells:
+    """Return the cells of the file, and those that other result files hold already: M2 and M1 + SVM on MNIST."""
     found: Cells = {}
-    published = load_results(path.parent)
+    published = load_results(docs / "results")
     for labels in LABELS["mnist"]:
         for one in published.get(f"m2-default-{labels}", []):
             found[f"mnist/m2/{labels}/{one['seed']}"] = {"accuracy": 1.0 - one["test/error"]}
         for one in published.get("m1-svm", []):
             found[f"mnist/m1_svm/{labels}/0"] = {"accuracy": one["svm"][str(labels)]["svm"]}
-    return found | load_json(path, {})
+    return found | load_json(docs / STORE, {})
 
 
 def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_labels": labels, "seed": seed, "data_dir": args.data_dir}
     started = time.perf_counter()
-    data = SemiSupervisedData.from_name(name, **options)
+    data = SemiSupervisedData.from_name(name, num_labels=labels, seed=seed, data_dir=args.data_dir)
     cell = METHODS[method][1](data, Path(args.keep) if args.keep else None)
     return {**cell, "seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
 
@@ -235,23 +224,16 @@ def make_table(cells: Cells, data: str) -> str:
     return format_table(header, rows) if any(key.startswith(data) for key in cells) else ""
 
 
-def make_tables(results: Path = RESULTS) -> dict[str, str]:
-    """Return the tables by the name of their file."""
-    cells = load_cells(results)
-    found = {f"blog_{data}": make_table(cells, data) for data in LABELS}
-    return found | {"blog_cifar10_pixels": make_pixel_table(cells)}
-
-
-def make_pixel_table(cells: Cells) -> str:
-    """Return accuracies of M2 on pixels of CIFAR-10, on validation and on test images."""
-    rows = []
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables by the name of their file, with one of M2 on pixels of CIFAR-10."""
+    cells, rows = load_cells(docs), []
     for labels in PIXELS_LABELS:
-        cell = cells.get(f"cifar10/m2/{labels}/0")
-        if cell is not None:
+        if cell := cells.get(f"cifar10/m2/{labels}/0"):
             rates = [f"{100 * cell[key]:.1f}" for key in ("validation", "accuracy", "accuracy_last")]
             rows.append([f"{labels:,}", *rates, f"{cell['steps']:,}", f"{cell['seconds'] / 60:.0f}"])
     header = ["labels", "validation accuracy, %", "test accuracy, %", "at the last step, %", "steps", "minutes"]
-    return format_table(header, rows) if rows else ""
+    found = {f"blog_{data}": make_table(cells, data) for data in LABELS}
+    return found | {"blog_cifar10_pixels": format_table(header, rows)}
 
 
 def draw(cells: Cells, data: str, path: Path) -> None:
@@ -277,24 +259,17 @@ def draw(cells: Cells, data: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def main(argv: list[str] | None = None, results: Path = RESULTS) -> None:
+def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
     """Make the missing cells, and write tables and figures."""
-    from result_tables import write_tables
-
-    parser = make_parser(__doc__)
-    parser.add_argument("--again", action="store_true", help="measure cells anew, also those that are there")
-    args = parser.parse_args(argv)
-    cells = itertools.product(LABELS, METHODS, range(args.seeds or 1))
-    wanted = {
-        f"{name}/{method}/{labels}/{seed}": partial(make_cell, name, method, labels, seed, args)
-        for name, method, seed in cells
-        for labels in sorted({*LABELS[name], *(PIXELS_LABELS if (name, method) == ("cifar10", "m2") else ())})
-    }
-    known = {} if args.again else load_cells(results)
-    make_fits(results, {key: make for key, make in wanted.items() if key not in known}, args)
-    write_tables(DOCS)
+    args = make_parser(__doc__).parse_args(argv)
+    known, wanted = load_cells(docs), {}
+    for name, method, seed in itertools.product(LABELS, METHODS, range(args.seeds or 1)):
+        for labels in sorted({*LABELS[name], *(PIXELS_LABELS if (name, method) == ("cifar10", "m2") else ())}):
+            if (key := f"{name}/{method}/{labels}/{seed}") not in known:
+                wanted[key] = partial(make_cell, name, method, labels, seed, args)
+    make_fits(docs / STORE, wanted, args.only)
     for name in LABELS:
-        draw(load_cells(RESULTS), name, DOCS / "results" / f"blog-{name}.png")
+        draw(load_cells(docs), name, docs / "results" / f"blog-{name}.png")
 
 
 if __name__ == "__main__":

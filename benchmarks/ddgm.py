@@ -1,9 +1,5 @@
 """Train DDGM on points, digits and icons by the package's presets and by the settings of its source, and measure both.
 
-    python benchmarks/ddgm.py --jobs 2                              # ring, spiral, MNIST, energies of classes: hours
-    python benchmarks/ddgm.py --only ring-default --only ring-source
-    python benchmarks/ddgm.py --data-dir DIR --only icons-default   # DIR holds the images
-
 With --keep DIR, models and figures are kept below DIR; an interrupted run continues from there, and one whose result is
 missing is measured again without training. The result of a run that fails says how it failed.
 """
@@ -11,16 +7,18 @@ missing is measured again without training. The result of a run that fails says 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
-from ddgm_source import DDGM_SOURCE, initialise, source_networks
-from runs import RESULTS, Result, Run, fit_and_report, main
-from torch import Tensor
+from runs import RESULTS, Run, fit_and_report, get_settings, main
+from table_format import Result
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from pyro_ssvae import DDGM, EnergyObjective, SemiSupervisedData
 from pyro_ssvae.data import make_toy_data
@@ -29,6 +27,7 @@ from pyro_ssvae.data.toy import TOY_DATASETS
 from pyro_ssvae.errors import NonFiniteLossError, TrainingFailedError
 from pyro_ssvae.evaluation import measure_image_model, measure_toy_model
 from pyro_ssvae.models.diagnostics import classification_error
+from pyro_ssvae.networks.energy import MLPFeatures, MLPGenerator, SoftplusExperts
 from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
@@ -52,10 +51,10 @@ def configurations(seeds: int | None = None) -> list[Run]:
         ("icons-default", [0], "icons", DDGM_PHOTOS, 0),
     ]
     found = []
-    for name, seeds_of_it, data, one, num_labels in kinds:
+    for name, seeds_of_it, data, preset, num_labels in kinds:
         options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
-        settings = (data, num_labels, one.model, one.objective, one.training, options)
-        found += [Run("ddgm", name, seed, *settings) for seed in seeds_of_it]
+        settings: dict[str, Any] = {"data": data, "num_labels": num_labels, **get_settings(preset), "options": options}
+        found += [Run("ddgm", name, seed, **settings) for seed in seeds_of_it]
     return found
 
 
@@ -141,6 +140,71 @@ def train_on_labels(model: DDGM, data: SemiSupervisedData, learning_rate: float,
                 chosen = classification_error(model, data.x_test, data.y_test, scale=data.scale)
     found = {"val/error": best, "test/error": chosen, "curves": curves}
     return {**found, "train_seconds": round(time.perf_counter() - started, 1)}
+
+
+# Settings, networks and initial weights of the source (musyoku, in Chainer)
+
+DDGM_SOURCE = Preset(
+    objective={"entropy": "batch_norm", "generator_rate": 1.0, "generator_steps": 1},
+    training={
+        **DDGM_IMAGES.training, "max_steps": 15_000, "batch_size": 100, "learning_rate": 2e-4, "decay_start": 1.0,
+        "ema_decay": 0.0,
+    },
+)  # fmt: skip
+_STD = 0.05  # of the initial weights
+
+
+class _InputNoise(nn.Module):
+    """Add Gaussian noise to the input in training mode, as the source does for digits."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.noise * torch.randn_like(x) if self.training else x
+
+
+def source_networks(event_shape: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments of DDGM for points in the plane or for images."""
+    if len(event_shape) == 1:
+        return {
+            "features": MLPFeatures(event_shape, (128,), 128),
+            "experts": weight_norm(SoftplusExperts(128, 4)),
+            "generator": MLPGenerator(4, event_shape, (128, 128)),
+        }
+    return {
+        "latent_dim": 10,
+        "prior": "uniform",
+        "features": nn.Sequential(_InputNoise(0.3), MLPFeatures(event_shape, (1000, 500, 250), 128)),
+        "experts": weight_norm(SoftplusExperts(128, 128)),
+        "generator": MLPGenerator(10, event_shape, (500, 500), output="sigmoid"),
+    }
+
+
+@torch.no_grad()
+def initialise(model: DDGM, x: Tensor) -> None:
+    """Set the initial weights of a model with :func:`source_networks`, by a first batch ``(B, *event_shape)``.
+
+    Scale and shift of each weight-normalised unit are set so that it has mean 0 and variance 1 on the batch (Salimans &
+    Kingma, Weight Normalization, 2016, https://arxiv.org/abs/1602.07868, section 3).
+    """
+    for layer in model.generator.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=_STD)
+            nn.init.zeros_(layer.bias)
+    net, inputs = model.train().energy_net, []
+    for layer in net.modules():  # in order: a layer's input depends on the layers before it
+        if isinstance(layer, nn.Linear) and is_parametrized(layer):
+            weight: Any = layer.parametrizations.weight
+            nn.init.normal_(weight.original1, std=_STD)
+            weight.original0.fill_(1.0)
+            handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+            net(x)
+            handle.remove()
+            units = F.linear(inputs[-1], layer.weight)
+            weight.original0.div_(units.std(0).unsqueeze(-1))
+            layer.bias.copy_(-units.mean(0) / units.std(0))
 
 
 if __name__ == "__main__":

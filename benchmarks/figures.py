@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from table_format import Result, load_results
+from table_format import DOCS, Result, load_results
 
 from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_figure, set_title, style_axes
 
 
-def draw_figures(docs: Path) -> None:
+def draw_figures() -> None:
     """Draw validation metrics during training: of M2 by its alpha, and of energies of classes, a line for each seed."""
-    results = load_results(docs / "results")
+    results = load_results(DOCS / "results")
     runs = {"pure-small-alpha": "α too small", "pure-large-alpha": "α too large"}
     runs["no-pose-100"] = "default, without pose latents"
     columns = {
@@ -33,7 +32,7 @@ def draw_figures(docs: Path) -> None:
     _use_log_axis(figure.axes[0], 3, 5, 10, 20, 40)
     figure.axes[0].legend(frameon=False)
     set_title(figure, "M2 at 100 labels with too small and too large a weight of the cross-entropy")
-    save_figure(figure, docs / "_static" / "pure-m2.png")
+    save_figure(figure, DOCS / "_static" / "pure-m2.png")
 
     runs = {"ddgm-classes": "100 labels and every other example", "ddgm-classes-labels-alone": "the 100 labels alone"}
     figure, axes = new_axes(6.0, 3.2)
@@ -45,7 +44,7 @@ def draw_figures(docs: Path) -> None:
     style_axes(axes, grid=True)
     axes.legend(frameon=False, fontsize=8)
     set_title(figure, "Energies of classes from 100 labels", "A line for each seed; logarithmic axis.")
-    save_figure(figure, docs / "results" / "ddgm-classes.png")
+    save_figure(figure, DOCS / "results" / "ddgm-classes.png")
 
 
 def _draw_line(axes: Any, result: Result, column: str, **style: Any) -> None:

@@ -1,15 +1,11 @@
 """Measure everything that a GPU is for, in six pieces of at most 8 minutes each; most important first.
 
-    python benchmarks/gpu_check.py --only tests --data-dir DIR    # captured steps, CPU, resume, memory
-    python benchmarks/gpu_check.py --only step --data-dir DIR     # a training step against stock Pyro and by hand
-    python benchmarks/gpu_check.py --only train --data-dir DIR    # pure M2, 500 epochs of MNIST: seconds and error
-    python benchmarks/gpu_check.py --only m1 --data-dir DIR       # M1, and log p(x) of 10,000 examples by 5,000 samples
-    python benchmarks/gpu_check.py --only ddgm --data-dir DIR     # DDGM on MNIST and on the ring
-    python benchmarks/gpu_check.py --only scale --data-dir DIR    # classes and batch sizes: speed and memory
+    python benchmarks/gpu_check.py --data-dir DIR                # all pieces
+    python benchmarks/gpu_check.py --data-dir DIR --only step    # one of tests, step, train, m1, ddgm, scale
 
-Without --only, all pieces run in this order. Each prints a table and writes it to OUT/PIECE.json after every line. The
-exit status is 1 if a part failed or missed its target. ``--device cpu --tiny`` rehearses a piece on a CPU within two
-minutes. docs/benchmarks.md says what the machine needs.
+Each prints a table and writes it to OUT/PIECE.json after every line. The exit status is 1 if a part failed or missed
+its target. ``--device cpu --tiny`` rehearses a piece on a CPU within two minutes. docs/benchmarks.md says what the
+machine needs.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ from typing import Any
 import pyro
 import torch
 from contenders import Contender, HandWritten, Ours, TutorialPyro
-from floor import measure_floors, take_seconds
 from gpu_check import Report
 from machine import get_memory
-from step import make_batches
+from step import make_batches, measure_floors, take_seconds
 from torch.profiler import ProfilerActivity, profile
 
 import pyro_ssvae as ss

@@ -11,17 +11,18 @@ images is shown. Colour images are reduced to 16x16, for short schedules on the 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mnist import train_m2
-from runs import Result, Run, main
+from runs import Run, main
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
-from table_format import Column, Results, build_table, each, format_mean, format_table
+from table_format import Column, Result, build_table, each, format_mean, format_table, load_results
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
@@ -67,11 +68,12 @@ def configurations(seeds: int | None = None) -> list[Run]:
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """Train one model, or all methods of scikit-learn."""
-    data = run.load(data_dir)
-    side = run.options.get("side")
-    images: Any = {name: getattr(data, name) for name in ("x", "x_validation", "x_test")}
-    images = {name: x if side else rgb_to_grayscale(x) for name, x in images.items()}
-    data = replace(data, **{name: resize(x, [side or 28] * 2, antialias=True) for name, x in images.items()})
+    data, side = run.load(data_dir), run.options.get("side")
+
+    def convert(x: Any) -> Any:
+        return resize(x if side else rgb_to_grayscale(x), [side or 28] * 2, antialias=True)
+
+    data = replace(data, **{name: convert(getattr(data, name)) for name in ("x", "x_validation", "x_test")})
     if side:
         return train_in_colour(run, take_rows(data, run.options["train"], run.options["test"]), keep)
     return {"test/errors": measure_scikit_learn(data)} if "scikit_learn" in run.options else train_m2(run, data, keep)
@@ -125,8 +127,9 @@ def measure_scikit_learn(data: Any) -> dict[str, float]:
     return {name: min(errors) for name, errors in found.items()}
 
 
-def make_tables(results: Results) -> dict[str, str]:
-    """Return the table of errors by number of labels."""
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables of errors by number of labels and by weight of the bound."""
+    results = load_results(docs / "results")
     words = {"default": "M2, default", "regularisers-alone": "the same without the bound"}
     words["labels-alone"] = "its classifier on the labels alone"
     columns: dict[str, dict[str, str]] = {"100": {}, "1000": {}}

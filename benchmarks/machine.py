@@ -23,7 +23,7 @@ def _read_proc(path: str, key: str) -> str:
 
 def get_memory(key: str = "VmRSS") -> int:
     """Return the resident memory of this process in MiB, with VmHWM its peak; 0 where the system does not say."""
-    return round(int(_read_proc("self/status", key).split()[0]) / 1024) if _read_proc("self/status", key) else 0
+    return round(int((_read_proc("self/status", key) or "0").split()[0]) / 1024)
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -1,12 +1,7 @@
 """Train M2, M1 and M1+M2 on MNIST by the published protocols, and M2 on digits.
 
-    python benchmarks/mnist.py --only 'm2-*' --jobs 2            # M2, and by Bayes' rule; four hours on two cores
-    python benchmarks/mnist.py --only 'm2-default-100' --only m2-pooled-100 --keep models  # q(y|x) with Bayes' rule
-    python benchmarks/mnist.py --only 'm1-*' --keep models       # M1: log p(x), presets, an SVM on latents; hours
-    python benchmarks/mnist.py --only 'm1m2-*' --keep models     # M1+M2 on an M1 of the line before
-
-Settings are the package's defaults unless the configuration says otherwise. M1+M2 and the SVM read the M1 that they
-build on from the folder of --keep: ``--only m1-flow --keep models`` trains it again if it is not there.
+docs/development.md lists the commands. The pooled posterior, M1+M2 and the SVM read the model that they build on from
+the folder of --keep: ``--only m1-flow --keep models`` trains it again if it is not there.
 """
 
 from __future__ import annotations
@@ -20,17 +15,19 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from runs import DOCS, Result, Run, fit_and_report, main
+from runs import Run, fit_and_report, get_settings, main
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.semi_supervised import LabelSpreading
 from sklearn.svm import SVC
+from table_format import DOCS, Result
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, UnsupervisedELBO, load, report
 from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.evaluation import active_units, log_likelihood
+from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import seeded
 from pyro_ssvae.networks import MLP
 from pyro_ssvae.networks.images import POSE_DIM
@@ -67,14 +64,13 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
 
 def _configure_m2(splits: Sequence[int]) -> list[Run]:
     alone: dict[str, Any] = {"options": {"pure": True}}
-    pure: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective, "training": PURE.training, **alone}
+    pure, pose = ({**get_settings(preset), **alone} for preset in (PURE, PURE_POSE))
     constant_kl = {"kl_warmup": 0.0, "kl_peak": 1.0}
     default: dict[str, Any] = {"model": {"pose": True}}  # as for_data chooses for MNIST
-    found = [Run("m2", f"default-{n}", num_labels=n, **default) for n in (600, 1000, 3000)]
     without: dict[str, Any] = {"options": {"neighbours": False}}  # in pseudo-labels
-    found += [Run("m2", f"no-pose-{n}", num_labels=n, **without) for n in (600, 1000, 3000)]
     longer: dict[str, Any] = default | {"objective": {"bound_weight": 0.1}, "training": {"max_steps": 8000}}
-    found += [Run("m2", f"long-{n}", num_labels=n, **longer) for n in (600, 1000, 3000)]
+    kinds: dict[str, dict[str, Any]] = {"default": default, "no-pose": without, "long": longer}
+    found = [Run("m2", f"{name}-{n}", num_labels=n, **kinds[name]) for name in kinds for n in (600, 1000, 3000)]
     found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
     found += [Run("m2", "pure-constant-kl-100", **pure | {"training": PURE.training | constant_kl})]
     # J^alpha alone on MLPs, with an alpha that is too small or too large.
@@ -85,15 +81,10 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     ):
         training = {**plain, "learning_rate": rate}
         found += [Run("m2", f"pure-{name}-alpha", model=model, objective={"alpha": alpha}, training=training, **alone)]
-    # With pose latents, and with the same classifier and number of steps without them.
-    pose: dict[str, Any] = {"model": PURE_POSE.model, "objective": PURE_POSE.objective, "training": PURE_POSE.training}
-    pose |= alone
-    conv = pose | {"model": PURE.model | {"classifier": "conv"}}
-    found += [Run("m2", f"pure-pose-{n}", num_labels=n, **pose) for n in (600, 1000, 3000)]
     no_bound: dict[str, Any] = {"objective": {"bound_weight": 0.0}}
     labels_only: dict[str, Any] = {"training": {"max_steps": 3000}, "options": {"pure": True, "labels_only": True}}
     steps = PURE.training | {"max_epochs": None, "max_steps": 20_000}
-    kinds: dict[str, dict[str, Any]] = {
+    kinds = {
         "default-20": {"num_labels": 20, **default},
         "default-100": default,
         "no-neighbours-100": default | without,
@@ -104,8 +95,8 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
         "digits-default-100": {"data": "digits", "options": {"for_data": True}},
         "digits-100": {"data": "digits"},  # with a Bernoulli likelihood
         "pure-100": pure,
-        "pure-conv-100": conv,
         "pure-pose-100": pose,
+        "pure-conv-100": pose | {"model": PURE.model | {"classifier": "conv"}},  # the same without pose latents
     }
     for sums in ("exact", "top-k"):
         kinds[f"equal-steps-{sums}"] = pure | {"objective": PURE.objective | {"enumeration": sums}, "training": steps}
@@ -144,10 +135,7 @@ def pool_posteriors(run: Run, data_dir: str | None, keep: str | None) -> Result:
     labels, and, as a limit of what any choice can gain, the best one on the test examples themselves.
     """
     data, started = run.load(data_dir), time.perf_counter()
-    folder = replace(run, name="default-100").folder(keep)
-    if folder is None or not folder.is_dir():
-        raise SystemExit("No M2 to pool: python benchmarks/mnist.py --only m2-default-100 --keep DIR, then --keep DIR.")
-    model = load(folder)
+    model: Any = load_model(replace(run, name="default-100"), keep)
     weights = torch.tensor([0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]).double()
     wrong, pooled = {}, {}
     for name, x, y in (("val", data.x_validation[:100], data.y_validation[:100]), ("test", data.x_test, data.y_test)):
@@ -278,14 +266,14 @@ def _configure_m1() -> list[Run]:
     for name, prior, training, options in (
         ("elbo", {}, {"max_steps": 200_000}, {}),
         ("iwae", {}, {"max_minutes": 36.0, "max_steps": 110_000}, {"second_stage": weighted}),
-        ("vamp", {"prior": "vamp"}, {"max_steps": 60_000}, {}),
         (BASE, {"prior": "flow"}, {"max_steps": 150_000}, {}),
     ):
         model = {"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus", **prior}
-        found += [Run("m1", name, 0, "mnist", 0, model, {}, long | training, {"samples": SAMPLES, **options})]
+        settings = {"model": model, "training": long | training, "options": {"samples": SAMPLES, **options}}
+        found += [Run("m1", name, num_labels=0, **settings)]
     base = {"m1": BASE, "m1_result": found[-1].path.stem}
     found += [
-        Run("m1", f"preset-{name}", 0, "mnist", 0, one.model, one.objective, one.training, {"samples": 500})
+        Run("m1", f"preset-{name}", num_labels=0, **get_settings(one), options={"samples": 500})
         for name, one in M1_PRESETS.items()
     ]
     return [*found, Run("m1", "svm", num_labels="all", options=base)]
@@ -307,19 +295,21 @@ def train_m1(run: Run, data_dir: str | None, keep: str | None) -> Result:
     return {**result, **{name: round(value, 3) for name, value in sums.items()}, "curves": curves}
 
 
-def load_m1(keep: str | None, name: str = BASE) -> M1:
-    """Return the trained M1 of a configuration from the folder that it was kept in; ``SystemExit`` if there is none."""
-    (folder,) = (run.folder(keep) for run in _configure_m1() if run.name == name)
+def load_model(run: Run, keep: str | None) -> Model:
+    """Return the model of a run from the folder that it was kept in; ``SystemExit`` if there is none."""
+    folder, name = run.folder(keep), f"{run.family}-{run.name}"
     if folder is None or not folder.is_dir():
-        raise SystemExit(f"No M1 to build on: python benchmarks/mnist.py --only m1-{name} --keep DIR, then --keep DIR.")
-    model = load(folder)
-    assert isinstance(model, M1)
-    return model
+        raise SystemExit(f"First make the model: python benchmarks/mnist.py --only {name} --keep DIR; then --keep DIR.")
+    return load(folder)
+
+
+def load_m1(keep: str | None) -> Any:
+    return load_model(Run("m1", BASE), keep)
 
 
 def classify_by_svm(run: Run, data_dir: str | None, keep: str | None) -> Result:
     started = time.perf_counter()
-    accuracies = classify_latents(load_m1(keep, run.options["m1"]), run.load(data_dir), run.seed)
+    accuracies = classify_latents(load_m1(keep), run.load(data_dir), run.seed)
     return {"svm": accuracies, "train_seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -349,23 +339,20 @@ def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str
 
 def _configure_m1m2(splits: Sequence[int]) -> list[Run]:
     """Return the runs; the settings of the M1 that they build on enter through the name of that M1's result file."""
-    results = {run.name: run.path.stem for run in _configure_m1()}
+    (base,) = (run.path.stem for run in _configure_m1() if run.name == BASE)
     full_bound = {key: value for key, value in STACK.objective.items() if key != "bound_weight"}
     presets = {"pure": STACK_PURE, "default": STACK, "full-bound": replace(STACK, objective=full_bound)}
-    hundred = [(100, seed) for seed in splits]
-    wanted = [(*one, BASE, n, s) for one in presets.items() for n, s in [*hundred, (600, 0), (1000, 0), (3000, 0)]]
-    wanted += [("pure-normal", STACK_PURE, "elbo", *one) for one in hundred]
     found = []
-    for name, preset, m1, n, seed in wanted:
-        pure = name.startswith("pure")
-        options = {"pure": pure, "m1": m1, "m1_result": results[m1], **({} if pure else {"neighbours": False})}
-        settings = (preset.model, preset.objective, preset.training, options)
-        found.append(Run("m1m2", f"{name}-{n}", seed, "mnist", n, *settings))
+    for name, preset in presets.items():
+        options = {"pure": name == "pure", "m1": BASE, "m1_result": base}
+        options |= {} if name == "pure" else {"neighbours": False}
+        for n, seed in [*((100, seed) for seed in splits), (600, 0), (1000, 0), (3000, 0)]:
+            found.append(Run("m1m2", f"{name}-{n}", seed, num_labels=n, **get_settings(preset), options=options))
     return found
 
 
 def train_m1m2(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    m1, data = load_m1(keep, run.options["m1"]), run.load(data_dir)
+    m1, data = load_m1(keep), run.load(data_dir)
     active = active_units(m1, data.x, scale=data.scale)
     pyro.set_rng_seed(run.seed)
     model = M1M2.from_m1(m1, data.num_classes, active=active, **run.model)

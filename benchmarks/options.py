@@ -6,18 +6,19 @@ python benchmarks/options.py  # 45 minutes on one core; what was measured before
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import DOCS, make_fits, make_parser
+from runs import make_fits, make_parser
 from sklearn.datasets import load_digits
-from table_format import format_table, load_json
+from table_format import DOCS, format_table, load_json
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
-STORE = DOCS / "benchmarks" / "options.json"
+STORE = "benchmarks/options.json"
 
 M2_OPTIONS: dict[str, list[dict[str, Any]]] = {
     "model": [
@@ -83,11 +84,6 @@ def run_m2(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {"error, %": 100 * error, "bound, nats": bound, "seconds": done.train_seconds}
 
 
-def describe(values: dict[str, Any]) -> str:
-    """Return options as they are written in a call."""
-    return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
 def compare(before: list[float], after: list[float]) -> str:
     """Return the mean difference, bold where it is more than twice its standard error."""
     changes = [b - a for a, b in zip(before, after, strict=True)]
@@ -95,16 +91,14 @@ def compare(before: list[float], after: list[float]) -> str:
     return f"**{mean:+.2f}**" if abs(mean) > 2 * error else f"{mean:+.2f}"
 
 
-def make_tables(measured: Path) -> dict[str, str]:
+def make_tables(docs: Path) -> dict[str, str]:
     """Return what each option changes: means of the paired differences, and the ratio of times."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for key, values in load_json(measured / STORE.name, {}).items():
-        found.setdefault(key.split("/")[1], []).append(values)
-    if not found:
-        return {"options_m2": ""}
-    default = found.pop("default")
-    names = [name for name in default[0] if name != "seconds"]
-    rows = [["*default*", *(f"{statistics.mean(one[name] for one in default):.2f}" for name in names), "1.0"]]
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for key, values in load_json(docs / STORE, {}).items():
+        found[key.split("/")[1]].append(values)
+    names, rows = ("error, %", "bound, nats"), []
+    if default := found.pop("default", []):
+        rows = [["*default*", *(f"{statistics.mean(one[name] for one in default):.2f}" for name in names), "1.0"]]
     for option, runs in found.items():
         cells = [compare([one[name] for one in default], [one[name] for one in runs]) for name in names]
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(default, runs, strict=True)]
@@ -113,17 +107,13 @@ def make_tables(measured: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Make the missing runs, and write all tables."""
-    from result_tables import write_tables
-
     args = make_parser(__doc__).parse_args()
-    args.again = False
     changes: dict[str, Any] = {"default": {}}
-    changes |= {describe(values): {kind: values} for kind, several in M2_OPTIONS.items() for values in several}
+    for kind, settings in M2_OPTIONS.items():
+        changes |= {", ".join(f"{k}={v}" for k, v in one.items()): {kind: one} for one in settings}
     seeds = range(args.seeds or 3)
     fits = {f"m2/{name}/{seed}": partial(run_m2, seed, change) for name, change in changes.items() for seed in seeds}
-    make_fits(STORE, fits, args)
-    write_tables(DOCS)
+    make_fits(DOCS / STORE, fits, args.only)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import mean as take_mean
 
 from scipy.stats import ttest_rel
 from table_format import (
+    DOCS,
     Column,
-    Key,
     Result,
     Results,
     average,
@@ -66,7 +68,6 @@ _BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound" for n i
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
 _PURE |= {"m2-pure-conv-100": "the same without pose latents, 100 labels"}
-_PURE |= {f"m2-pure-pose-{n}": f"`--pure --pose`, {n:,} labels" for n in (600, 1000, 3000)}
 _POOLED = {"q(y\\|x)": each("test/error"), "Bayes' rule": each("test/bayes_error"), "both": each("test/both_wrong")}
 _POOLED |= {"pooled": each("test/pooled_error"), "pooled, best weight": each("test/pooled_error_limit")}
 _CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control", {}).get("analogies"))}
@@ -95,20 +96,15 @@ _DIAGNOSTICS: dict[str, Column] = {
 
 def m2_ablation(results: Results) -> str:
     """Return errors of what a model is trained on, and how much they exceed those of the default on the same splits."""
-    default = results.get("m2-default-100", [])
+    default = {one["seed"]: one for one in results.get("m2-default-100", [])}
 
-    def exceed(key: str) -> Column:
-        by_seed = {one["seed"]: one[key] for one in default}
-
-        def compare(group: list[Result]) -> str:
-            pairs = [(100.0 * one[key], 100.0 * by_seed[one["seed"]]) for one in group if one["seed"] in by_seed]
-            if group is default or len(pairs) < 2:
-                return ""
-            test = ttest_rel(*zip(*pairs, strict=True))
-            low, high = test.confidence_interval()
-            return f"{take_mean(a - b for a, b in pairs):.2f} [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}"
-
-        return compare
+    def exceed(key: str, group: list[Result]) -> str:
+        both = [(100.0 * one[key], 100.0 * default[one["seed"]][key]) for one in group if one["seed"] in default]
+        if group[0] in default.values() or len(both) < 2:
+            return ""
+        test = ttest_rel(*zip(*both, strict=True))
+        low, high = test.confidence_interval()
+        return f"{take_mean(a - b for a, b in both):.2f} [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}"
 
     rows = {
         "m2-default-100": "labels, the bound and both regularisers (the default)",
@@ -120,14 +116,16 @@ def m2_ablation(results: Results) -> str:
         "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    differences = {"difference from the first row, points": exceed("test/error")}
-    differences["the same at the last step"] = exceed("test/error_last")
+    differences: dict[str, Column] = {
+        "difference from the first row, points": partial(exceed, "test/error"),
+        "the same at the last step": partial(exceed, "test/error_last"),
+    }
     return build_table(results, "trained on", rows, {"splits": count_seeds, **ERROR, **differences})
 
 
 # M1 and M1+M2
 
-_M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior", "m1-vamp": "bound, VampPrior"}
+_M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior"}
 _M1 |= {"m1-iwae": "bound, then importance-weighted, k = 5"}
 _M1_PRESETS = {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}
 _M1M2 = {"pure": "`--pure`, %", "default": "default, %", "full-bound": "default with the full bound, %"}
@@ -201,7 +199,6 @@ def m1m2(results: Results) -> str:
 
 def _m1m2_runs(name: str) -> Table:
     rows = {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER}
-    rows |= {"m1m2-pure-normal-100": "100, M1 with a normal prior"} if name == "pure" else {}
     columns = {"test error by split, %": each("test/error"), "at the last step, %": ERROR["at the last step, %"]}
     return table("labels", rows, {**columns, **BOUND, **TRAINING})
 
@@ -209,35 +206,24 @@ def _m1m2_runs(name: str) -> Table:
 # DDGM
 
 
-def _in_deviations(key: str) -> Column:
-    """How far the worst seed lies above two real samples, in standard deviations of their distance."""
-
-    def column(group: list[Result]) -> str:
-        known = [(one[key] - one["floor"][0]) / one["floor"][1] for one in group if one.get(key) is not None]
-        return f"{max(known):.1f}" if known else "–"
-
-    return column
+def _in_deviations(key: str, group: list[Result]) -> str:
+    """Return how far the worst seed lies above two real samples, in standard deviations of their distance."""
+    known = [(one[key] - one["floor"][0]) / one["floor"][1] for one in group if one.get(key) is not None]
+    return f"{max(known):.1f}" if known else "–"
 
 
-def _floor(key: str) -> Column:
-    """The mean of the means and the root mean square of the standard deviations of real samples."""
-
-    def column(group: list[Result]) -> str:
-        if not (floors := get_values(group, key)):
-            return "–"
-        means, deviations = zip(*floors, strict=True)
-        return f"{take_mean(means):.2f} ± {take_mean(one**2 for one in deviations) ** 0.5:.2f}"
-
-    return column
+def _floor(key: str, group: list[Result]) -> str:
+    """Return the mean of the means and the root mean square of the standard deviations of real samples."""
+    if not (floors := get_values(group, key)):
+        return "–"
+    means, deviations = zip(*floors, strict=True)
+    return f"{take_mean(means):.2f} ± {take_mean(one**2 for one in deviations) ** 0.5:.2f}"
 
 
-def _log_z_gap(unit: str, digits: int) -> Column:
-    """The largest difference of both estimates, divided by what ``unit`` names."""
-
-    def gap(one: Result) -> float | None:
-        return abs(one["log_z_ais"] - one["log_z_grid"]) / one.get(unit, 1.0) if "log_z_ais" in one else None
-
-    return lambda group: f"{max(get_values(group, gap)):.{digits}f}"
+def _log_z_gap(unit: str, digits: int, group: list[Result]) -> str:
+    """Return the largest difference of both estimates, divided by what ``unit`` names."""
+    known = [one for one in group if "log_z_ais" in one]
+    return f"{max(abs(one['log_z_ais'] - one['log_z_grid']) / one.get(unit, 1.0) for one in known):.{digits}f}"
 
 
 _RING: dict[str, Column] = {
@@ -248,24 +234,24 @@ _RING: dict[str, Column] = {
 }
 _TOY: dict[str, Column] = {
     "energy distance ×1,000": mean("energy_distance"),
-    "two real samples": _floor("floor"),
+    "two real samples": partial(_floor, "floor"),
     "total variation": mean("total_variation", 3, 1.0, max),
     "KL, nats": mean("kl_divergence", 3, 1.0, max),
     **SECONDS,
 }
 _TOY_DETAILS: dict[str, Column] = {
     "least mode, %": percent("least_share", 1, min),
-    "worst energy distance, in s": _in_deviations("energy_distance"),
+    "worst energy distance, in s": partial(_in_deviations, "energy_distance"),
     "after Langevin steps: energy distance ×1,000": mean("langevin_energy_distance"),
-    "worst, in s": _in_deviations("langevin_energy_distance"),
+    "worst, in s": partial(_in_deviations, "langevin_energy_distance"),
     "MMD² ×1,000": mean("squared_mmd"),
-    "two real samples": _floor("mmd_floor"),
+    "two real samples": partial(_floor, "mmd_floor"),
 }
 _LOG_Z: dict[str, Column] = {
     "on a grid": mean("log_z_grid"),
     "by annealing": mean("log_z_ais"),
-    "largest difference": _log_z_gap("", 3),
-    "in standard errors": _log_z_gap("log_z_ais_error", 1),
+    "largest difference": partial(_log_z_gap, "", 3),
+    "in standard errors": partial(_log_z_gap, "log_z_ais_error", 1),
 }
 _DIGITS: dict[str, Column] = {
     "seeds": count_seeds,
@@ -287,11 +273,7 @@ _EXAMPLE_TIMES = {
 }
 
 
-def _shares(key: str = "shares") -> dict[str, Column]:
-    def share(number: int) -> Key:
-        return lambda one: one[key][number] if key in one else None
-
-    return {str(number): percent(share(number), 1) for number in range(10)}
+_SHARES = {str(n): percent(lambda one, n=n: one["shares"][n] if "shares" in one else None, 1) for n in range(10)}
 
 
 def _settings(*names: str) -> dict[str, str]:
@@ -304,16 +286,13 @@ def _settings(*names: str) -> dict[str, str]:
 def ddgm_digits_classes(results: Results) -> str:
     shares = {name: [{"shares": one["class_shares"]} for one in results.get(name, [])] for name in _settings("mnist")}
     shares["real"] = [{"shares": one["real_class_shares"]} for one in results.get("ddgm-mnist-default", [])[:1]]
-    return build_table(shares, "share of each class, %", {**_settings("mnist"), "real": "test images"}, _shares())
+    return build_table(shares, "share of each class, %", {**_settings("mnist"), "real": "test images"}, _SHARES)
 
 
-def ddgm_auroc(data: str) -> Table:
-    def make(results: Results) -> str:
-        areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
-        columns = {kind: mean(kind, 3) for found in areas.values() for one in found for kind in one}
-        return build_table(areas, "", _settings(data), columns)
-
-    return make
+def ddgm_auroc(data: str, results: Results) -> str:
+    areas = {name: get_values(results.get(name, []), "auroc") for name in _settings(data)}
+    columns = {kind: mean(kind, 3) for found in areas.values() for one in found for kind in one}
+    return build_table(areas, "", _settings(data), columns)
 
 
 def ddgm_icons(results: Results) -> str:
@@ -356,46 +335,35 @@ TABLES: dict[str, Table] = {  # by the name of their file
     "ddgm_ring": table("", _settings("ring"), {**_RING, **_TOY}),
     "ddgm_spiral": table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
     "ddgm_toy_details": table("", _settings("ring", "spiral"), _TOY_DETAILS),
-    "ddgm_ring_modes": table("share of each mode, %", _settings("ring"), _shares()),
+    "ddgm_ring_modes": table("share of each mode, %", _settings("ring"), _SHARES),
     "ddgm_log_z": table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
     "ddgm_digits": table("", _settings("mnist"), _DIGITS),
     "ddgm_digits_classes": ddgm_digits_classes,
-    "ddgm_digits_auroc": ddgm_auroc("mnist"),
+    "ddgm_digits_auroc": partial(ddgm_auroc, "mnist"),
     "ddgm_classes": table("trained on", _CLASS_RUNS, _CLASSES),
     "ddgm_icons": ddgm_icons,
-    "ddgm_icons_auroc": ddgm_auroc("icons"),
+    "ddgm_icons_auroc": partial(ddgm_auroc, "icons"),
     "ddgm_icons_energies": table("energy less that of generated icons, nats", {"ddgm-icons-default": "preset"}, _GAPS),
     "ddgm_times": table("command", _EXAMPLES, _EXAMPLE_TIMES),
     "time_to_error": time_to_error,
 }
 
 
-def write_tables(docs: Path) -> None:
+def write_tables(docs: Path = DOCS) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
-    import blog_tables
-    import grey_cifar
-    import options
-    import scale
-    import scale_processes
-    import shared_errors
-    import tables
-    from step_tables import make_step_tables
-
-    results, measured = load_results(docs / "results"), docs / "benchmarks"
-    found = {name: make(results) for name, make in TABLES.items()} | grey_cifar.make_tables(results)
-    found |= make_step_tables(measured) | tables.make_tables(measured)
-    found |= scale.make_tables(measured) | scale_processes.make_tables(measured)
-    found |= options.make_tables(measured) | shared_errors.make_tables(measured)
-    found |= blog_tables.make_tables(docs / "results" / "blog_tables.json")
+    results = load_results(docs / "results")
+    found = {name: make(results) for name, make in TABLES.items()}
+    modules = "blog_tables", "grey_cifar", "options", "scale", "scale_processes", "shared_errors", "step", "tables"
+    for module in modules:  # which import this one
+        found |= import_module(module).make_tables(docs)
     (docs / "_generated").mkdir(exist_ok=True)
     for name, content in found.items():
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 
 if __name__ == "__main__":
-    docs = Path(__file__).parents[1] / "docs"
-    write_tables(docs)
+    write_tables()
     if "--figures" in sys.argv:
         from figures import draw_figures
 
-        draw_figures(docs)
+        draw_figures()

@@ -11,19 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import get_memory
-from table_format import load_json
+from result_tables import write_tables
+from table_format import DOCS, Result, load_json
 
 import pyro_ssvae
 
-DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,11 @@ class Run:
         return pyro_ssvae.fit(objective, data, config, out=self.folder(keep), **options)
 
 
+def get_settings(preset: pyro_ssvae.presets.Preset) -> dict[str, dict[str, Any]]:
+    """Return the fields of a run that a preset decides."""
+    return {"model": preset.model, "objective": preset.objective, "training": preset.training}
+
+
 Train = Callable[[Run, "str | None", "str | None"], Result]  # (run, data_dir, keep) -> result
 
 
@@ -79,9 +83,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser of what most benchmarks have in common."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", metavar="DIR", help="folder of the data (else PYRO_SSVAE_DATA, else a cache)")
-    parser.add_argument(
-        "--only", action="append", metavar="PATTERN", help="make only what it names, as '*'; repeatable"
-    )
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="make what it names, as 'm2-*'; repeatable")
     parser.add_argument("--seeds", type=int, metavar="K", help="seeds 0 to K-1, where there are several")
     parser.add_argument("--keep", metavar="DIR", help="keep run folders, with models and figures, under DIR")
     return parser
@@ -98,8 +100,6 @@ def main(description: str | None, configurations: Any, train: Train, argv: Seque
     ``configurations(seeds)`` returns the runs, with this many seeds where a configuration has several. Runs that --only
     names are also made if they have no folder below --keep; a result that exists stays as it is.
     """
-    from result_tables import write_tables
-
     parser = make_parser(description)
     parser.epilog = "A run is made once; its result is docs/results/NAME-HASH.json, with a hash of its settings."
     parser.add_argument("--jobs", type=int, default=1, metavar="J", help="runs at a time, each on its share of cores")
@@ -110,33 +110,31 @@ def main(description: str | None, configurations: Any, train: Train, argv: Seque
         parser.error(f"no such configuration; names: {', '.join(sorted({run.name for run in runs}))}")
     again = args.only and args.keep
     missing = [run for run in wanted if not run.path.exists() or (again and not run.folder(args.keep).exists())]
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as workers:
-        list(workers.map(lambda run: _make_in_process(train, run, args.data_dir, args.keep, threads), missing))
-    write_tables(DOCS)
+        list(workers.map(partial(_make, train, args), missing))
+    write_tables()
 
 
-def _make_in_process(train: Train, run: Run, *given: Any) -> None:
+def _make(train: Train, args: argparse.Namespace, run: Run) -> None:
     """Make one run in a process of its own, which gives its peak memory, and write its result."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        result = pool.submit(_make, train, run, *given).result()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        result = {"configuration": asdict(run), **pool.submit(train, run, args.data_dir, args.keep).result()}
+        result["peak_memory_mib"] = pool.submit(get_memory, "VmHWM").result()
     keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
     print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
     if not run.path.exists():
         run.path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _make(train: Train, run: Run, data_dir: str | None, keep: str | None, threads: int) -> Result:
-    torch.set_num_threads(threads)
-    return {"configuration": asdict(run), **train(run, data_dir, keep), "peak_memory_mib": get_memory("VmHWM")}
-
-
-def make_fits(path: Path, fits: dict[str, Callable[[], Result]], args: argparse.Namespace) -> None:
-    """Make the fits that a file lacks, or with ``args.again`` all that ``args.only`` names, and write each at once."""
+def make_fits(path: Path, fits: dict[str, Callable[[], Result]], only: Sequence[str] | None) -> None:
+    """Make the fits that a file lacks and ``only`` names, write each at once, and then all tables."""
     for key, fit in fits.items():
-        if is_wanted(args.only, key) and (args.again or key not in load_json(path, {})):
+        if is_wanted(only, key) and key not in load_json(path, {}):
             scores = fit()
             found = load_json(path, {}) | {key: scores}  # beside those that other processes have written meanwhile
             lines = [f" {json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
             path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             print(key, scores, flush=True)
+    write_tables()

@@ -1,13 +1,7 @@
-"""Memory and speed of training on large data: from disk, by kind of file, and by rows, columns and classes.
+"""Memory and speed of training on large data, as docs/scale.md describes it: by files, rows, columns and classes.
 
-    python benchmarks/scale.py --folder DIR      # 20 GB in DIR for a while; some fifteen minutes on one core
-    python benchmarks/scale.py --quick           # 1 GB; under three minutes; prints, and writes no results
-    python benchmarks/scale.py --tables          # tables and plots of docs/scale.md from docs/benchmarks/scale.json
-
-*disk* is a file of random numbers with 500 columns: one pass over it in batches, with the memory of the process, and
-the default M2 on it and on rows of it in memory, in turn. *sources* reads the same rows from each kind of file. *first
-step* is a million rows of 100 columns in memory, from the array to the end of the first step. *steps* is the time of a
-step of M2 by the number of rows, columns and classes (the last with ``enumeration="top-k"``). PyTorch has one thread.
+python benchmarks/scale.py --folder DIR  # 20 GB in DIR for a while; some fifteen minutes on one core
+python benchmarks/scale.py --share 0.01  # a rehearsal with a part of the rows and steps; writes no results
 """
 
 from __future__ import annotations
@@ -29,14 +23,15 @@ import numpy as np
 import torch
 from machine import describe, get_memory
 from numpy.typing import NDArray
-from runs import DOCS
-from table_format import format_table, load_json
+from result_tables import write_tables
+from table_format import DOCS, format_table, load_json
+from torch.utils.data import Subset
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.data import BatchStream
+from pyro_ssvae.data import BatchStream, storage
 
-FILE = DOCS / "benchmarks" / "scale.json"
-COLUMNS, SHARE = 500, 100_000  # of the file; rows of it that are drawn, and repeated
+STORE = "benchmarks/scale.json"
+ROWS, COLUMNS, BLOCK = 10_000_000, 500, 100_000  # of the file; rows of it that are drawn, and repeated
 STEPS = {
     "rows": (10_000, 100_000, 1_000_000, 10_000_000),
     "columns": (10, 100, 1000, 10_000),
@@ -51,7 +46,7 @@ def draw(rows: int, columns: int) -> NDArray[np.float32]:
 def draw_labels(rows: int, classes: int = 4, labels: int = 200) -> NDArray[np.int64]:
     """Return labels of the first rows, and -1 for all others."""
     y = np.full(rows, -1)
-    y[:labels] = np.arange(labels) % classes
+    y[:labels] = np.arange(rows)[:labels] % classes
     return y
 
 
@@ -73,25 +68,24 @@ def read_pass(data: SemiSupervisedData, batch_size: int = 1000) -> dict[str, Any
     return {"seconds": time.perf_counter() - started, "memory_mib": memory}
 
 
-def measure_disk(folder: Path, gigabytes: float, steps: int) -> dict[str, Any]:
-    """Return memory and seconds of a pass over a file, and milliseconds of training on it and in memory."""
-    torch.set_num_threads(1)
-    base, rows = get_memory(), int(gigabytes * 1e9 / 4 / COLUMNS)
+def measure_disk(folder: Path, rows: int, steps: int) -> dict[str, Any]:
+    """Return memory and seconds of a pass over a file, and milliseconds of training on it and in memory, in turn."""
+    base = get_memory()
     data = SemiSupervisedData.from_arrays(folder / "x.npy", draw_labels(rows))
-    found = {"gigabytes": gigabytes, "rows": rows, "base_mib": base, **read_pass(data)}
+    found = {"gigabytes": 4 * COLUMNS * rows / 1e9, "rows": rows, "base_mib": base, **read_pass(data)}
     found["disk_ms"] = [train(data, steps) for _ in range(2)]
     found["peak_mib"] = get_memory("VmHWM")
-    small = SemiSupervisedData.from_arrays(np.load(folder / "x.npy", mmap_mode="r")[:SHARE].copy(), draw_labels(SHARE))
+    x = np.load(folder / "x.npy", mmap_mode="r")[:BLOCK].copy()
+    small = SemiSupervisedData.from_arrays(x, draw_labels(len(x)))
     for _ in range(3):
         found.setdefault("memory_ms", []).append(train(small, steps))
         found["disk_ms"].append(train(data, steps))
     return found
 
 
-def measure_first_step(likelihood: str) -> dict[str, Any]:
-    """Return seconds from an array of a million rows to the end of the first step, and the growth of memory in MiB."""
-    torch.set_num_threads(1)
-    x, y = draw(1_000_000, 100), draw_labels(1_000_000)
+def measure_first_step(likelihood: str, rows: int) -> dict[str, Any]:
+    """Return seconds from an array of 100 columns to the end of the first step, and the growth of memory in MiB."""
+    x, y = draw(rows, 100), draw_labels(rows)
     base, started = get_memory("VmHWM"), time.perf_counter()
     train(SemiSupervisedData.from_arrays(x, y), 1, likelihood=likelihood)
     seconds = time.perf_counter() - started
@@ -99,26 +93,11 @@ def measure_first_step(likelihood: str) -> dict[str, Any]:
     return {"likelihood": likelihood, "seconds": seconds, "grown_mib": grown, "array_mib": x.nbytes / 2**20}
 
 
-class Rows(torch.utils.data.Dataset[torch.Tensor]):
-    """A data set of PyTorch with one row of an array as an item."""
-
-    def __init__(self, x: NDArray[np.float32]) -> None:
-        self.x = torch.from_numpy(x)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.x[index]
-
-
 def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
     """Return rows and bytes per second of one pass over each kind of source; a tenth of the values are not zero."""
     import pandas as pd
     from PIL import Image
     from scipy import sparse
-
-    from pyro_ssvae.data import storage
 
     x = draw(rows, COLUMNS)
     x *= x < 0.1
@@ -139,7 +118,7 @@ def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
         "folder of `.npy`": lambda: read(folder / "many"),
         "Parquet": lambda: read(folder / "x.parquet"),
         "sparse `.npz`": lambda: read(folder / "x.npz"),
-        "data set of PyTorch": lambda: read(Rows(x)),
+        "data set of PyTorch": lambda: read(Subset(torch.from_numpy(x), range(rows))),
         "PNG images": lambda: SemiSupervisedData.from_folder(folder / "many", **images),
     }
     found = []
@@ -166,124 +145,113 @@ def measure_steps(varied: str, value: int, steps: int) -> dict[str, Any]:
     return {"varied": varied, "value": value, "milliseconds": found, "seconds_before": before}
 
 
-def measure(folder: Path, gigabytes: float, quick: bool) -> dict[str, Any]:
-    """Return everything that is measured."""
+def measure(folder: Path, share: float) -> dict[str, Any]:
+    """Return everything that is measured, of a share of the rows, columns, classes and steps."""
 
     def run(function: Callable[..., Any], *arguments: Any) -> Any:  # in a process of its own, for its memory
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             result = pool.submit(function, *arguments).result()
         print(function.__name__, {k: v for k, v in result.items() if k != "memory_mib"}, flush=True)
         return result
 
+    def part(number: int) -> int:
+        return max(2, round(share * number))
+
     torch.set_num_threads(1)
     found: dict[str, Any] = {"machine": describe("cpu")}
     train(SemiSupervisedData.from_arrays(draw(1000, 5), draw_labels(1000)), 5)  # modules are imported
-    limit = 1_000_000 if quick else 10**9
-    settings = [(varied, value) for varied, values in STEPS.items() for value in values if value <= limit]
-    found["steps"] = [measure_steps(*setting, 20 if quick else 100) for setting in settings]
-    found["sources"] = measure_sources(folder, 20_000 if quick else 200_000)
-    found["first_step"] = [run(measure_first_step, name) for name in (["gaussian"] if quick else ["gaussian", "auto"])]
-    block = draw(SHARE, COLUMNS)
-    rows = int(gigabytes * 1e9 / 4 / COLUMNS)
+    settings = [(varied, part(value)) for varied, values in STEPS.items() for value in values]
+    found["steps"] = [measure_steps(*setting, part(100)) for setting in settings]
+    found["sources"] = measure_sources(folder, part(200_000))
+    found["first_step"] = [run(measure_first_step, name, part(1_000_000)) for name in ("gaussian", "auto")]
+    block, rows = draw(BLOCK, COLUMNS), part(ROWS)
     with open(folder / "x.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, COLUMNS)})
-        for start in range(0, rows, SHARE):
+        for start in range(0, rows, BLOCK):
             block[: rows - start].tofile(file)
-    found["disk"] = run(measure_disk, folder, gigabytes, 100 if quick else 1000)
+    found["disk"] = run(measure_disk, folder, rows, part(1000))
     return found
 
 
-def make_tables(folder: Path) -> dict[str, str]:
-    """Return the tables by name, from ``scale.json`` in a folder."""
-    found = load_json(folder / "scale.json", {})
-    tables = {name: "" for name in ("scale_disk", "scale_sources", "scale_first_step", "scale_steps")}
-    if not found:
-        return tables
-    disk = found["disk"]
-    times = [statistics.median(disk[name]) for name in ("disk_ms", "memory_ms") if name in disk]
-    words = ("a step of M2 from disk", "a step of M2 in memory")
-    tables["scale_disk"] = format_table(
-        ["", "value"],
-        [
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables of docs/scale.md on data, from the file of results."""
+    found = load_json(docs / STORE, {})
+    disk, rows = found.get("disk"), []
+    if disk:
+        rows = [
             ["file", f"{disk['gigabytes']:g} GB, {disk['rows']:,} rows of {COLUMNS} columns"],
             ["memory of the process before", f"{disk['base_mib']:,} MiB"],
             ["largest while it read and trained", f"{disk['peak_mib']:,} MiB"],
             ["one pass in batches of 1,000", f"{disk['seconds']:.0f} s"],
-            *([name, f"{time:.1f} ms"] for name, time in zip(words, times, strict=False)),
-        ],
-    )
-    tables["scale_sources"] = format_table(
-        ["source", "rows a second", "MB a second"],
-        [[one["kind"], f"{one['rows_per_second']:,.0f}", f"{one['mb_per_second']:,.0f}"] for one in found["sources"]],
-    )
-    tables["scale_first_step"] = format_table(
-        ["likelihood", "seconds", "memory beyond the array, MiB", "the array, MiB"],
-        [
-            [f"`{one['likelihood']}`", f"{one['seconds']:.1f}", f"{one['grown_mib']:,}", f"{one['array_mib']:,.0f}"]
-            for one in found["first_step"]
-        ],
-    )
-    tables["scale_steps"] = format_table(
-        ["", "milliseconds of a step", "seconds before the first"],
-        [
-            [f"{one['value']:,} {one['varied']}", f"{one['milliseconds']:.1f}", f"{one['seconds_before']:.1f}"]
-            for one in found["steps"]
-        ],
-    )
-    return tables
+            ["a step of M2 from disk", f"{statistics.median(disk['disk_ms']):.1f} ms"],
+            ["a step of M2 in memory", f"{statistics.median(disk['memory_ms']):.1f} ms"],
+        ]
+    sources = [
+        [one["kind"], f"{one['rows_per_second']:,.0f}", f"{one['mb_per_second']:,.0f}"]
+        for one in found.get("sources", [])
+    ]
+    first_steps = [
+        [f"`{one['likelihood']}`", f"{one['seconds']:.1f}", f"{one['grown_mib']:,}", f"{one['array_mib']:,.0f}"]
+        for one in found.get("first_step", [])
+    ]
+    steps = [
+        [f"{one['value']:,} {one['varied']}", f"{one['milliseconds']:.1f}", f"{one['seconds_before']:.1f}"]
+        for one in found.get("steps", [])
+    ]
+    memory = ["memory beyond the array, MiB", "the array, MiB"]
+    return {
+        "scale_disk": format_table(["", "value"], rows),
+        "scale_sources": format_table(["source", "rows a second", "MB a second"], sources),
+        "scale_first_step": format_table(["likelihood", "seconds", *memory], first_steps),
+        "scale_steps": format_table(["", "milliseconds of a step", "seconds before the first"], steps),
+    }
 
 
-def draw_figures(docs: Path) -> None:
-    """Draw memory during a pass, rows a second by source, and the time of a step, from ``scale.json``."""
+def draw_figures() -> None:
+    """Draw memory during a pass, rows a second by source, and the time of a step, from the file of results."""
     from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_figure, style_axes
 
-    found = json.loads((docs / "benchmarks" / "scale.json").read_text())
-    disk = found["disk"]
+    found = json.loads((DOCS / STORE).read_text())
+    disk, memory = found["disk"], found["disk"]["memory_mib"]
     figure, axes = new_axes(4.6, 2.6)
-    read = np.linspace(0.0, disk["gigabytes"], len(disk["memory_mib"]))
-    axes.plot(read, disk["memory_mib"], color=ACCENT)
+    read = np.linspace(0.0, disk["gigabytes"], len(memory))
+    axes.plot(read, memory, color=ACCENT)
     axes.axhline(disk["base_mib"], color=FAINT, linewidth=0.8, linestyle=":")
     axes.annotate("before", (read[-1], disk["base_mib"]), ha="right", va="top", fontsize=8, color=FAINT)
-    axes.set(xlabel="GB read", ylabel="memory of the process, MiB", ylim=(0, 1.3 * max(disk["memory_mib"])))
+    axes.set(xlabel="GB read", ylabel="memory of the process, MiB", ylim=(0, 1.3 * max(memory)))
     style_axes(axes, grid=True)
-    save_figure(figure, docs / "_static" / "scale-memory.png")
+    save_figure(figure, DOCS / "_static" / "scale-memory.png")
     figure, axes = new_axes(5.2, 2.6)
-    kinds = [one["kind"].replace("`", "") for one in found["sources"]][::-1]
-    axes.plot([one["rows_per_second"] for one in found["sources"]][::-1], kinds, "o", color=ACCENT)
+    for one in reversed(found["sources"]):
+        axes.plot(one["rows_per_second"], one["kind"].replace("`", ""), "o", color=ACCENT)
     axes.set(xlabel="rows a second", xscale="log")
     style_axes(axes, grid=True)
-    save_figure(figure, docs / "_static" / "scale-sources.png")
+    save_figure(figure, DOCS / "_static" / "scale-sources.png")
     figure = new_figure(8.4, 2.4)
-    for panel, varied in zip(figure.subplots(1, len(STEPS), sharey=True), STEPS, strict=True):
-        own = [one for one in found["steps"] if one["varied"] == varied]
-        panel.plot([one["value"] for one in own], [one["milliseconds"] for one in own], "o-", color=ACCENT)
-        panel.set(xlabel=varied, xscale="log", yscale="log")
-        panel.set_xticks([one["value"] for one in own])
-        panel.set_yticks(ticks := (10, 20, 50, 100, 200, 500), map(str, ticks))
-        panel.minorticks_off()
-        style_axes(panel, grid=True)
+    for axes, varied in zip(figure.subplots(1, len(STEPS), sharey=True), STEPS, strict=True):
+        times = {one["value"]: one["milliseconds"] for one in found["steps"] if one["varied"] == varied}
+        axes.plot(times.keys(), times.values(), "o-", color=ACCENT)
+        axes.set(xlabel=varied, xscale="log", yscale="log", xticks=[*times])
+        axes.set_yticks(ticks := (10, 20, 50, 100, 200, 500), map(str, ticks))
+        axes.minorticks_off()
+        style_axes(axes, grid=True)
     figure.axes[0].set_ylabel("milliseconds of a step")
-    save_figure(figure, docs / "_static" / "scale-steps.png")
+    save_figure(figure, DOCS / "_static" / "scale-steps.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, help="size of the file (default: 20, or 1 with --quick)")
     parser.add_argument("--folder", type=Path, help="where files are written for a while (default: a temporary one)")
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller measurements, which are printed only")
-    parser.add_argument("--tables", action="store_true", help="only tables and plots, from earlier results")
+    parser.add_argument("--share", type=float, default=1.0, help="of rows, columns, classes and steps (1)")
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # of classes without labels
-    if not args.tables:
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            found = measure(Path(folder), args.gigabytes or (1.0 if args.quick else 20.0), args.quick)
-        if args.quick:
-            return
-        FILE.write_text(json.dumps(found, indent=1) + "\n")
-    from result_tables import write_tables
-
-    write_tables(DOCS)
-    draw_figures(DOCS)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        found = measure(Path(folder), args.share)
+    if args.share == 1.0:
+        (DOCS / STORE).write_text(json.dumps(found, indent=1) + "\n")
+        write_tables()
+        draw_figures()
 
 
 if __name__ == "__main__":

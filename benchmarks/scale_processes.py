@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 from machine import describe
-from table_format import format_table, load_json
+from result_tables import write_tables
+from table_format import DOCS, format_table, load_json
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
-DOCS = Path(__file__).parents[1] / "docs"
-STORE = DOCS / "benchmarks" / "scale_processes.json"
+HERE = Path(__file__).parent
+STORE = "benchmarks/scale_processes.json"
 
 _ROWS = 128  # unlabelled rows per process
 _SETTLE = 0.3  # seconds at the start of a turn whose steps do not count
@@ -50,7 +51,13 @@ def make_images(num_classes: int) -> SemiSupervisedData:
     return SemiSupervisedData.from_arrays(x, torch.where(torch.arange(4000) < 1000, y, -1), num_classes=num_classes)
 
 
-def log_steps(case: str, processes: int, path: Path) -> None:
+def call(function: str, *arguments: Any) -> list[str]:
+    """Return the command that calls a function of this module in a process with one thread."""
+    code = f"import torch, scale_processes; torch.set_num_threads(1); scale_processes.{function}{arguments}"
+    return [sys.executable, "-c", code]
+
+
+def log_steps(case: str, processes: int, path: str) -> None:
     """Train until the process is ended, and write the time at the end of each step to a file."""
     num_classes, options = CASES[case]
     data = make_images(num_classes)
@@ -59,7 +66,7 @@ def log_steps(case: str, processes: int, path: Path) -> None:
         objective.bound_batch_size *= processes
     sizes = {"batch_size": _ROWS * processes, "labelled_batch_size": 50 * processes}
     config = TrainingConfig(**sizes, max_steps=10**6, evaluate_every=10**6, compile="eager", device="cpu", seed=0)
-    with path.open("w", buffering=1) as file:
+    with open(path, "w", buffering=1) as file:
         register_optimizer_step_post_hook(lambda *_: file.write(f"{time.monotonic()}\n"))
         fit(objective, data, config, devices=processes, progress=False)
 
@@ -80,8 +87,8 @@ def start_runs(case: str, folder: Path) -> Iterator[dict[str, dict[int, Path]]]:
             runs[arm] = {}
             for number, size in enumerate(sizes):
                 path = folder / f"{arm}{number}"
-                command = [sys.executable, __file__, "--measure", case, "--processes", str(size), "--file", str(path)]
-                started.append(subprocess.Popen(command, start_new_session=True))
+                command = call("log_steps", case, size, str(path))
+                started.append(subprocess.Popen(command, cwd=HERE, start_new_session=True))
                 runs[arm][started[-1].pid] = path
             while not all(path.exists() and len(path.read_text().split()) >= 20 for path in runs[arm].values()):
                 assert all(run.poll() is None for run in started), "a run has ended: see its message above"
@@ -133,7 +140,7 @@ def summarise(ratios: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def train(folder: Path, steps: int, processes: int | None = None) -> list[dict[str, Any]]:
+def train(folder: str, steps: int, processes: int | None = None) -> list[dict[str, Any]]:
     """Train M2 on digits, or go on with it; return the metrics of evaluations."""
     data = SemiSupervisedData.from_name("digits", num_labels=100)
     objective = SemiSupervisedELBO.for_data(M2.for_data(data, hidden_dims=(64,)), data, pure=True)
@@ -142,82 +149,51 @@ def train(folder: Path, steps: int, processes: int | None = None) -> list[dict[s
     return [{name: value for name, value in row.items() if name != "seconds"} for row in run.metrics]
 
 
-def find_workers(launcher: int) -> list[int]:
-    """Return the processes that torchrun has started."""
-    found = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
-
-
-def launch(folder: Path, steps: int, restarts: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--max-restarts", str(restarts), __file__, "--train", str(folder), "--steps", str(steps)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def kill_one(process: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Kill a worker at a random moment, and return whether there was one."""
+def kill_one(launcher: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill a worker of torchrun at a random moment, and return whether there was one."""
     deadline = time.time() + chance.uniform(4.0, 12.0)
-    while time.time() < deadline and process.poll() is None:
+    while time.time() < deadline and launcher.poll() is None:
         time.sleep(0.02)
-    workers = find_workers(process.pid)
-    if process.poll() is not None or len(workers) < 2:
+    found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+    workers = [int(pid) for pid in found.stdout.split()]
+    if launcher.poll() is not None or len(workers) < 2:
         return False
     os.kill(chance.choice(workers), signal.SIGKILL)
     return True
 
 
-def check_end(process: subprocess.Popen[str]) -> None:
-    errors = process.communicate(timeout=600)[1]
-    assert process.returncode == 0, errors
+def measure_kills(number: int, steps: int, restarts: int = 0) -> list[float]:
+    """Kill workers at random moments; return for each kill the seconds until all processes had ended.
 
-
-def kill_workers(number: int, steps: int, folder: Path) -> Iterator[float]:
-    """Kill a worker at a random moment, and start the command again; yield the seconds until all have ended."""
-    chance = random.Random(0)
-    while number:
-        process = launch(folder, steps)
-        if not kill_one(process, chance):
-            check_end(process)
-            return
-        started = time.time()
-        process.communicate(timeout=120)
-        number -= 1
-        yield time.time() - started
-
-
-def measure_restarts(number: int, steps: int) -> int:
-    """Return how many kills runs survived that torchrun itself starts again, at most twice each."""
-    chance, kills = random.Random(1), 0
+    Processes are started again by the same command, or by torchrun itself, with ``restarts`` at most that often. Each
+    run must go on to the metrics of a run without kills, to the last bit.
+    """
+    chance, seconds = random.Random(restarts), []
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--max-restarts", str(restarts), "--no-python"]
+    options: dict[str, Any] = {"cwd": HERE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with tempfile.TemporaryDirectory() as temporary:
-        expected = train(Path(temporary) / "whole", steps, 2)
+        expected = train(f"{temporary}/whole", steps, 2)
         for run in itertools.count():
-            folder = Path(temporary) / str(run)
-            process = launch(folder, steps, restarts=2)
-            kills += sum(kill_one(process, chance) for _ in range(min(2, number - kills)))
-            check_end(process)
+            folder, ended = f"{temporary}/{run}", False
+            while not ended:
+                process = subprocess.Popen([*launcher, *call("train", folder, steps)], **options)
+                wanted = min(restarts or 1, number - len(seconds))
+                kills = sum(kill_one(process, chance) for _ in range(wanted))
+                started = time.time()
+                errors = process.communicate(timeout=600)[1]
+                seconds += [time.time() - started] * kills
+                ended = bool(restarts) or not kills
+                assert process.returncode == 0 or not ended, errors
             assert train(folder, steps, 2) == expected
-            print(f"{kills} kills, after which torchrun started the processes again", flush=True)
-            if kills >= number:
-                return kills
-
-
-def measure_kills(number: int, steps: int) -> dict[str, Any]:
-    """Return how many kills runs survived: each goes on to the metrics of a run without kills, to the last bit."""
-    with tempfile.TemporaryDirectory() as temporary:
-        expected, seconds = train(Path(temporary) / "whole", steps, 2), []
-        for run in range(number):
-            folder = Path(temporary) / str(run)
-            seconds += kill_workers(number - len(seconds), steps, folder)
-            assert train(folder, steps, 2) == expected
-            print(f"{len(seconds)} kills", flush=True)
+            print(f"{len(seconds)} kills, {restarts} restarts by torchrun", flush=True)
             if len(seconds) >= number:
-                break
-    return {"kills": len(seconds), "median": statistics.median(seconds), "longest": max(seconds)}
+                return seconds
 
 
-def make_tables(folder: Path) -> dict[str, str]:
-    """Return the tables of docs/scale.md, from the file of results in a folder."""
-    found = load_json(folder / STORE.name, {})
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables of docs/scale.md on processes, from the file of results."""
+    found = load_json(docs / STORE, {})
     rows = []
     for case, values in found.get("speed", {}).items():
         medians = [f"{statistics.median(times):.1f}" for times in values.values()]
@@ -227,17 +203,12 @@ def make_tables(folder: Path) -> dict[str, str]:
         alone = [one for one, bound in zip(efficiency, limit, strict=True) if _FREE[0] <= bound <= _FREE[1]]
         rows.append([case, *medians, *map(summarise, (efficiency, limit, alone)), f"{len(alone)} of {len(limit)}"])
     header = ["step of", "one process, ms", "two runs at once, ms", "the slower of both, ms", "two processes, ms"]
-    header += [
-        "efficiency",
-        "its limit",
-        "efficiency where the limit is {} to {}".format(*_FREE),
-        "turns with such a limit",
-    ]
-    kills = found.get("kills", {})
+    free = "efficiency where the limit is {} to {}".format(*_FREE)
+    header += ["efficiency", "its limit", free, "turns with such a limit"]
     survived = []
-    if "kills" in kills:
-        survived.append(["the same command", str(kills["kills"]), f"{kills['median']:.1f}", f"{kills['longest']:.1f}"])
-    if "restarts" in kills:
+    if kills := found.get("kills"):
+        seconds = [f"{kills[name]:.1f}" for name in ("median", "longest")]
+        survived.append(["the same command", str(kills["kills"]), *seconds])
         survived.append(["torchrun (`--max-restarts 2`)", str(kills["restarts"]), "", ""])
     ended = ["seconds until all had ended, median", "longest"]
     return {
@@ -247,38 +218,21 @@ def make_tables(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    from result_tables import write_tables
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer steps and kills; nothing is written")
-    parser.add_argument("--only", choices=("speed", "kills"), help="one of the two measurements")
-    parser.add_argument("--turns", type=int, default=40, help="of the measurement of speed (40)")
-    parser.add_argument("--case", choices=CASES, help="the only one whose speed is measured")
-    parser.add_argument("--train", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    parser.add_argument("--steps", type=int, default=600, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
-    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    quick = parser.parse_args().quick
+    turns, kills, restarts, steps = (3, 3, 2, 400) if quick else (40, 20, 10, 600)
     torch.set_num_threads(1)
-    if args.train is not None:
-        train(args.train, args.steps)
-        return
-    if args.measure is not None:
-        log_steps(args.measure, args.processes, args.file)
-        return
-    found = json.loads(STORE.read_text()) if STORE.exists() and not args.quick else {}
-    if args.only != "kills":
-        for case in CASES if args.case is None else [args.case]:
-            result = measure_efficiency(case, *(3 if args.quick else args.turns, 1.5))
-            found.setdefault("speed", {})[case] = result
-            print(case, json.dumps(result), flush=True)
-    if args.only != "speed":
-        found["kills"] = measure_kills(*((3, 400) if args.quick else (20, args.steps)))
-        found["kills"]["restarts"] = measure_restarts(*((2, 400) if args.quick else (10, args.steps)))
-    if not args.quick:
-        STORE.write_text(json.dumps(found | {"machine": describe("cpu")}, indent=1) + "\n")
-        write_tables(DOCS)
+    found: dict[str, Any] = {"speed": {}}
+    for case in CASES:
+        found["speed"][case] = measure_efficiency(case, turns, 1.5)
+        print(case, json.dumps(found["speed"][case]), flush=True)
+    seconds = measure_kills(kills, steps)
+    found["kills"] = {"kills": len(seconds), "median": statistics.median(seconds), "longest": max(seconds)}
+    found["kills"]["restarts"] = len(measure_kills(restarts, steps, restarts=2))
+    if not quick:
+        (DOCS / STORE).write_text(json.dumps(found | {"machine": describe("cpu")}, indent=1) + "\n")
+        write_tables()
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import DOCS
-from table_format import format_table, load_json
+from result_tables import write_tables
+from table_format import DOCS, format_table, load_json
+from torch import Tensor
 
 from pyro_ssvae import SemiSupervisedData, load
 from pyro_ssvae.plots.style import new_figure, save_figure, set_title
 
-STORE = DOCS / "benchmarks" / "shared_errors.json"
+STORE = "benchmarks/shared_errors.json"
 FIGURE = DOCS / "_static" / "shared-errors.png"
 _ROWS, _COLUMNS = 5, 8  # of the figure: pairs of classes, images of each
 _DEFAULT = "m2-default-100"
@@ -32,42 +33,42 @@ _KINDS |= {
 }
 
 
-def find_mistakes(folders: list[Path], data: SemiSupervisedData) -> dict[str, Any]:
-    """Return error, most frequent mistake (class, prediction, images) by the name of the run folder."""
-    found = {}
-    for folder in folders:
-        predicted = load(folder).predict(data.x_test)
-        wrong = predicted != data.y_test
-        ((pair, number),) = _count(wrong, predicted, data).most_common(1)
-        found[folder.name] = {"error": float(wrong.float().mean()), "mistake": [*pair, number]}
-    return found
+def get_kind(name: str) -> str:
+    """Return the name of a run without its seed."""
+    return name.partition("-seed")[0]
 
 
-def measure(folders: list[Path], data: SemiSupervisedData) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-    """Return shares of wrong images, which images all models get wrong, and their classes by the first model."""
-    found = [load(folder).predict_proba(data.x_test) for folder in folders]
-    wrong = torch.stack([one.argmax(-1) != data.y_test for one in found])
-    sure = torch.stack([one.amax(-1) >= 0.9 for one in found])
+def measure(probabilities: dict[str, Tensor], y: Tensor) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Return shares of wrong images of the default, which images all of them get wrong, and as what.
+
+    The shares come with error and most frequent mistake (class, prediction, images) of every model by its name.
+    """
+
+    def count(wrong: Tensor, predicted: Tensor, most: int) -> list[list[int]]:
+        pairs = Counter(zip(y[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+        return [[*pair, number] for pair, number in pairs.most_common(most)]
+
+    runs = {}
+    for name, one in probabilities.items():
+        wrong = one.argmax(-1) != y
+        runs[name] = {"error": float(wrong.float().mean()), "mistake": count(wrong, one.argmax(-1), 1)[0]}
+    found = torch.stack([one for name, one in probabilities.items() if get_kind(name) == _DEFAULT])
+    wrong, sure = found.argmax(-1) != y, found.amax(-1) >= 0.9
+    shared, predicted = wrong.all(0), found[0].argmax(-1)
     shares = {
-        "models": len(folders),
+        "models": len(found),
         "mean": float(wrong.float().mean()),
-        "all": float(wrong.all(0).float().mean()),
+        "all": float(shared.float().mean()),
         "any": float(wrong.any(0).float().mean()),
-        "vote": float((sum(found).argmax(-1) != data.y_test).float().mean()),
+        "vote": float((found.sum(0).argmax(-1) != y).float().mean()),
         "sure": float((wrong & sure).sum() / wrong.sum()),
-        "pairs": [
-            [*pair, number] for pair, number in _count(wrong.all(0), found[0].argmax(-1), data).most_common(_ROWS)
-        ],
+        "pairs": count(shared, predicted, _ROWS),
+        "runs": runs,
     }
-    return shares, wrong.all(0), found[0].argmax(-1)
+    return shares, shared, predicted
 
 
-def _count(wrong: torch.Tensor, predicted: torch.Tensor, data: SemiSupervisedData) -> Counter[tuple[int, int]]:
-    """Return how many of some wrong images have which class and which prediction."""
-    return Counter(zip(data.y_test[wrong].tolist(), predicted[wrong].tolist(), strict=True))
-
-
-def draw(pairs: list[list[int]], wrong: torch.Tensor, predicted: torch.Tensor, data: SemiSupervisedData) -> None:
+def draw(pairs: list[list[int]], wrong: Tensor, predicted: Tensor, data: SemiSupervisedData) -> None:
     """Draw images that all models get wrong, a line for each of the most frequent pairs of classes."""
     figure = new_figure(6.0, 0.75 * _ROWS + 0.5)
     grid = figure.subplots(_ROWS, _COLUMNS)
@@ -82,19 +83,15 @@ def draw(pairs: list[list[int]], wrong: torch.Tensor, predicted: torch.Tensor, d
     save_figure(figure, FIGURE)
 
 
-def make_tables(folder: Path) -> dict[str, str]:
-    """Return the table of docs/worth.md, from the file of results in a folder."""
-    found = load_json(folder / STORE.name, {})
-    words = {
-        "mean": "one split, mean",
-        "all": "every split",
-        "any": "at least one split",
-        "vote": "all splits, averaged",
-    }
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables of docs/worth.md, from the file of results."""
+    found = load_json(docs / STORE, {})
+    words = {"mean": "one split, mean", "all": "every split", "any": "at least one split"}
+    words["vote"] = "all splits, averaged"
     rows = [[name, f"{100.0 * found[key]:.2f}"] for key, name in words.items() if found]
     runs: dict[str, dict[str, str]] = {}
     for name, run in found.get("runs", {}).items():
-        kind, _, seed = name.partition("-seed")
+        kind, seed = get_kind(name), name.partition("-seed")[2]
         y, other, number = run["mistake"]
         runs.setdefault(seed, {})[kind] = f"{100.0 * run['error']:.2f}: {number} images of {y} taken for {other}"
     lines = [[seed, *(cells.get(kind, "") for kind in _KINDS)] for seed, cells in sorted(runs.items())]
@@ -106,18 +103,17 @@ def make_tables(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     """Measure, draw, and write the table."""
-    from result_tables import write_tables
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of M2 on MNIST")
     parser.add_argument("--data-dir", help="folder of MNIST")
     args = parser.parse_args()
     data = SemiSupervisedData.from_name("mnist", num_labels=100, data_dir=args.data_dir)
-    shares, wrong, predicted = measure([run for run in args.runs if run.name.startswith(f"{_DEFAULT}-seed")], data)
-    shares["runs"] = find_mistakes([run for run in args.runs if run.name.partition("-seed")[0] in _KINDS], data)
-    STORE.write_text(json.dumps(shares, indent=1) + "\n")
+    folders = sorted((run for run in args.runs if get_kind(run.name) in _KINDS), key=lambda run: run.name)
+    found = {folder.name: load(folder).predict_proba(data.x_test) for folder in folders}
+    shares, wrong, predicted = measure(found, data.y_test)
+    (DOCS / STORE).write_text(json.dumps(shares, indent=1) + "\n")
     draw(shares["pairs"], wrong, predicted, data)
-    write_tables(DOCS)
+    write_tables()
     print(json.dumps(shares))
 
 

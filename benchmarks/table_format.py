@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+DOCS = Path(__file__).parents[1] / "docs"
+
 Result = dict[str, Any]
 Results = dict[str, list[Result]]  # by family and name of the configuration, in the order of the seeds
 Column = Callable[[list[Result]], str]  # formats one cell from the results of a configuration

@@ -7,19 +7,17 @@
     OMP_NUM_THREADS=1 python benchmarks/tables.py cells --data-dir DIR --scanvi-python PATH    # half an hour
 
 DIR holds ``NAME.csv.gz`` (of R's mlbench and kernlab): a header, the class in the last column, empty fields for missing
-values; three more sets come with scikit-learn. For *cells* it holds ``cells.npz``: counts ``x``, cells by genes, and
-names of types ``y``; seconds are processor time there, and PATH is the Python of an environment with scvi-tools
-(``python -m venv ENV``, ``ENV/bin/pip install scvi-tools``), without which SCANVI is left out. A seed gives 70 % of the
-rows for training, five labels of each class among them, and the rest for the test. Fits are kept in
-docs/benchmarks/EXPERIMENT.json, as SET/METHOD/SEED and the like, and not made again, except with ``--again``.
+values; three more sets come with scikit-learn. For *cells* it holds ``cells.npz``, and PATH is the Python of an
+environment with scvi-tools (``python -m venv ENV``, ``ENV/bin/pip install scvi-tools``), without which SCANVI is left
+out. Fits are kept in docs/benchmarks/EXPERIMENT.json, as SET/METHOD/SEED and the like, and not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import statistics
-import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -29,66 +27,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import DOCS, Result, make_fits, make_parser
+from runs import make_fits, make_parser
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.preprocessing import StandardScaler
-from table_format import format_difference, format_points, format_table, load_json, select
+from table_format import DOCS, Result, format_difference, format_points, format_table, load_json, select
 from table_methods import (
-    CHOSEN_ON,
-    M2,
     METHODS,
     OWN,
     PARTS,
     SETS,
     Array,
-    Method,
     Rows,
     fill_and_encode,
     hide_labels,
     load_set,
     measure,
-    score,
+    measure_scanvi,
     split_rows,
     write_words,
 )
 
 Fits = dict[str, dict[str, float]]  # scores by key
-Wanted = dict[str, Callable[[], Result]]  # what makes the fit of a key
 
 
 # Twelve tables
 
 
-def list_sets(methods: Iterable[str], seeds: range, args: argparse.Namespace) -> Wanted:
-    return {
-        f"{name}/{method}/{seed}": partial(measure_set, name, method, seed, Path(args.data_dir))
-        for name in SETS
-        for seed in seeds
-        for method in methods
-    }
-
-
-def measure_set(name: str, method: str, seed: int, folder: Path) -> Result:
-    x, categories, y = load_set(name, folder)
+def measure_table(name: str, seed: int, args: argparse.Namespace) -> Result:
+    """Measure SET/METHOD."""
+    name, method = name.split("/")
+    x, categories, y = load_set(name, args.data_dir)
     prepare = partial(write_words if method in OWN else fill_and_encode, categories)
     return measure((METHODS | PARTS)[method], split_rows(x, y, seed), seed, prepare)
 
 
 def collect(fits: Fits, key: str, methods: Iterable[str] = METHODS) -> dict[str, dict[str, list[float]]]:
     """Return a score by the words for each set and by method, over the seeds that every method of the set has."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for name in SETS:
-        keys = {method: [one for one in fits if one.startswith(f"{name}/{method}/")] for method in methods}
-        seeds = set.intersection(*({one.rsplit("/")[2] for one in own} for own in keys.values()))
-        if seeds:
-            found[_title(name)] = {m: [fits[f"{name}/{m}/{seed}"][key] for seed in sorted(seeds)] for m in methods}
+    seeds, found = sorted({one.split("/")[2] for one in fits}), {}
+    for name, words in SETS.items():
+        known = [seed for seed in seeds if all(f"{name}/{m}/{seed}" in fits for m in methods)]
+        if known:
+            found[words] = {m: [fits[f"{name}/{m}/{seed}"][key] for seed in known] for m in methods}
     return found
-
-
-def _title(name: str) -> str:
-    return f"{name} \\*" if name in CHOSEN_ON else name
 
 
 def make_score_table(fits: Fits, key: str) -> str:
@@ -129,13 +111,6 @@ def make_set_tables(fits: Fits) -> dict[str, str]:
     }
 
 
-_SCORES = {"accuracy": "accuracy", "macro F1": "macro_f1", "calibration error": "calibration_error"}
-
-
-def _format_scores(fits: list[dict[str, float]]) -> list[str]:
-    return [*(format_points([one[key] for one in fits]) for key in _SCORES.values()), str(len(fits))]
-
-
 # What each part of the objective adds on the twelve tables
 
 
@@ -167,22 +142,17 @@ REMOVED = 0.3
 MOST_ROWS = 2000
 
 
-def list_missing(seeds: range, args: argparse.Namespace) -> Wanted:
-    folder = Path(args.data_dir)
-    return {f"{name}/{seed}": partial(measure_missing, name, seed, folder) for name in WITH_HOLES for seed in seeds}
-
-
 def remove_entries(x: Array, seed: int) -> Array:
     return np.where(np.random.default_rng(seed).random(x.shape) < REMOVED, np.nan, x)
 
 
-def measure_missing(name: str, seed: int, folder: Path) -> Result:
+def measure_missing(name: str, seed: int, args: argparse.Namespace) -> Result:
     """Return accuracies on complete rows and on rows with removed entries, and root mean square errors of filling.
 
     Entries are removed at random from training and test rows; errors are those of the removed entries of test rows, in
     standard deviations of their column.
     """
-    rows, _, classes = load_set(name, folder)
+    rows, _, classes = load_set(name, args.data_dir)
     x, y, x_test, y_test = split_rows(rows, classes, seed)
     kept = np.argsort(y < 0, kind="stable")[:MOST_ROWS]  # the labelled rows, and the first others
     x, y = x[kept], y[kept]
@@ -238,11 +208,13 @@ def make_missing_tables(fits: Fits) -> dict[str, str]:
 
 SHARES = [0.95, 0.05]
 TRAIN, TEST = 2000, 1000
+_PRIORS: dict[str, Any] = {"uniform": "uniform", "map": "map", "known": SHARES}
 UNEQUAL = {
     "auto": METHODS["m2"],
-    "uniform": Method('`class_prior="uniform"`', M2, [{"class_prior": "uniform"}]),
-    "map": Method('`class_prior="map"`', M2, [{"class_prior": "map"}]),
-    "known": Method("`class_prior=[0.95, 0.05]`", M2, [{"class_prior": SHARES}]),
+    **{
+        name: METHODS["m2"]._replace(words=f"`class_prior={json.dumps(prior)}`", settings=[{"class_prior": prior}])
+        for name, prior in _PRIORS.items()
+    },
     "labels_alone": METHODS["labels_alone"],
     **{name: METHODS[name]._replace(settings=[{}]) for name in ("logistic", "self_training", "spreading")},
 }
@@ -263,17 +235,17 @@ def standardise(x: Array, x_test: Array) -> tuple[Array, Array]:
     return scaler.transform(x), scaler.transform(x_test)
 
 
-def list_unequal(seeds: range, args: argparse.Namespace) -> Wanted:
-    return {
-        f"{name}/{seed}": lambda method=method, seed=seed: measure(method, make_unequal_rows(seed), seed, standardise)
-        for name, method in UNEQUAL.items()
-        for seed in seeds
-    }
+def measure_unequal(name: str, seed: int, args: argparse.Namespace) -> Result:
+    return measure(UNEQUAL[name], make_unequal_rows(seed), seed, standardise)
 
 
 def make_unequal_table(fits: Fits) -> dict[str, str]:
-    rows = [[one.words, *_format_scores(own)] for name, one in UNEQUAL.items() if (own := select(fits, name))]
-    return {"unequal": format_table(["%", *_SCORES, "draws"], rows)}
+    rows, scores = [], {"accuracy": "accuracy", "macro F1": "macro_f1", "calibration error": "calibration_error"}
+    for name, method in UNEQUAL.items():
+        if own := select(fits, name):
+            cells = [format_points([one[key] for one in own]) for key in scores.values()]
+            rows.append([method.words, *cells, str(len(own))])
+    return {"unequal": format_table(["%", *scores, "draws"], rows)}
 
 
 # Types of single cells, from counts of genes
@@ -302,39 +274,25 @@ CELLS: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "spreading": ("PCA and label spreading", "spreading", find_components),
     "self_training": ("self-training", "self_training", standardise_counts),
     "forest": ("random forest", "forest", standardise_counts),
+    "scanvi": ("SCANVI", "", standardise_counts),  # which sees the counts
 }
 """By name: what the table calls a method, its name in METHODS, and what it sees of the counts."""
 
 
-def list_cells(seeds: range, args: argparse.Namespace) -> Wanted:
+def measure_cells(name: str, seed: int, args: argparse.Namespace) -> Result:
     torch.set_num_threads(1)
     with np.load(Path(args.data_dir, "cells.npz")) as file:
-        counts, classes = file["x"].astype(float), np.unique(file["y"], return_inverse=True)[1]
-    found: Wanted = {}
-    for seed in seeds:
-        rows = split_rows(counts, classes, seed)
-        for name, (_, method, prepare) in CELLS.items():
-            found[f"{name}/{seed}"] = partial(measure, METHODS[method], rows, seed, prepare, time.process_time)
-        if args.scanvi_python:
-            found[f"scanvi/{seed}"] = partial(measure_scanvi, args.scanvi_python, rows, seed)
-    return found
-
-
-def measure_scanvi(python: str, rows: Rows, seed: int) -> Result:
-    """Run SCANVI in an environment of its own, and return the same scores."""
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder, "rows.npz"), Path(folder, "found.npz")
-        np.savez(given, x=rows[0], seen=rows[1], x_test=rows[2])
-        script = Path(__file__).with_name("scanvi.py")
-        subprocess.run([python, script, given, found, str(seed)], check=True, capture_output=True)
-        with np.load(found) as one:
-            return score(rows[3], one["y"]) | {"seconds": round(float(one["seconds"]), 2)}
+        rows = split_rows(file["x"].astype(float), np.unique(file["y"], return_inverse=True)[1], seed)
+    if name == "scanvi":
+        return measure_scanvi(args.scanvi_python, rows, seed)
+    _, method, prepare = CELLS[name]
+    return measure(METHODS[method], rows, seed, prepare, time.process_time)
 
 
 def make_cell_table(fits: Fits) -> dict[str, str]:
     """Return the table, over the splits that a method shares with M2."""
     rows = []
-    for name, words in {**{name: words for name, (words, *_) in CELLS.items()}, "scanvi": "SCANVI"}.items():
+    for name, (words, *_) in CELLS.items():
         seeds = [key.split("/")[1] for key in fits if key.split("/")[0] == name]
         pairs = [(fits[f"{name}/{seed}"], fits[f"m2/{seed}"]) for seed in seeds if f"m2/{seed}" in fits]
         if not pairs:
@@ -350,38 +308,40 @@ def make_cell_table(fits: Fits) -> dict[str, str]:
 
 # All experiments, by the name of their file of results
 
-EXPERIMENTS: dict[str, tuple[Callable[[range, argparse.Namespace], Wanted], Callable[[Fits], dict[str, str]]]] = {
-    "tables": (partial(list_sets, METHODS), make_set_tables),
-    "parts": (partial(list_sets, PARTS), make_part_table),
-    "missing": (list_missing, make_missing_tables),
-    "unequal": (list_unequal, make_unequal_table),
-    "cells": (list_cells, make_cell_table),
+
+Measure = Callable[[str, int, argparse.Namespace], Result]  # by name and seed
+EXPERIMENTS: dict[str, tuple[Iterable[str], Measure, Callable[[Fits], dict[str, str]]]] = {
+    "tables": ([f"{name}/{method}" for name in SETS for method in METHODS], measure_table, make_set_tables),
+    "parts": ([f"{name}/{method}" for name in SETS for method in PARTS], measure_table, make_part_table),
+    "missing": (WITH_HOLES, measure_missing, make_missing_tables),
+    "unequal": (UNEQUAL, measure_unequal, make_unequal_table),
+    "cells": (CELLS, measure_cells, make_cell_table),
 }
+"""By the name of the file of results: names of the fits, what makes one of them, and what makes the tables."""
 
 
-def make_tables(folder: Path) -> dict[str, str]:
-    """Return the tables of all experiments, from the files of results in a folder."""
+def make_tables(docs: Path) -> dict[str, str]:
+    """Return the tables of all experiments, from the files of results."""
+    fits = {name: load_json(docs / "benchmarks" / f"{name}.json", {}) for name in EXPERIMENTS}
+    fits["parts"] |= fits["tables"]
     found: dict[str, str] = {}
-    for name, (_, make) in EXPERIMENTS.items():
-        beside = load_json(folder / "tables.json", {}) if name == "parts" else {}
-        found |= make(beside | load_json(folder / f"{name}.json", {}))
+    for name, (*_, make) in EXPERIMENTS.items():
+        found |= make(fits[name])
     return found
 
 
-def main(argv: list[str] | None = None, folder: Path = DOCS / "benchmarks") -> None:
+def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
     """Make the missing fits of an experiment, and write all tables."""
-    from result_tables import write_tables
-
     parser = make_parser(__doc__)
     parser.add_argument("experiment", nargs="?", choices=EXPERIMENTS, default="tables")
-    parser.add_argument("--again", action="store_true", help="make fits anew, also those that are there")
     parser.add_argument("--scanvi-python", metavar="PATH", help="Python of an environment with scvi-tools")
     args = parser.parse_args(argv)
     if args.experiment != "unequal" and not args.data_dir:
         parser.error(f"{args.experiment} needs --data-dir with its data")
-    wanted = EXPERIMENTS[args.experiment][0](range(args.seeds or 10), args)
-    make_fits(folder / f"{args.experiment}.json", wanted, args)
-    write_tables(DOCS)
+    names, measure_one, _ = EXPERIMENTS[args.experiment]
+    wanted = itertools.product([one for one in names if one != "scanvi" or args.scanvi_python], range(args.seeds or 10))
+    fits = {f"{name}/{seed}": partial(measure_one, name, seed, args) for name, seed in wanted}
+    make_fits(docs / "benchmarks" / f"{args.experiment}.json", fits, args.only)
 
 
 if __name__ == "__main__":

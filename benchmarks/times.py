@@ -1,18 +1,13 @@
 """Time the commands of the result pages with nothing else running, and training up to 5 % validation error.
 
-    python benchmarks/times.py --only ring --only spiral --only mnist        # the examples of DDGM
-    python benchmarks/times.py --only ours --only tutorial --jobs 2          # up to 5 % error, each on half the cores
-    python benchmarks/mnist.py --only m1-flow --keep models                  # first, an M1
-    python benchmarks/times.py --keep models --only likelihood --only 'stack-*'
+    python benchmarks/times.py --only ours --only tutorial --jobs 2  # up to 5 % error, each on half the cores
+    python benchmarks/mnist.py --only m1-flow --keep models          # first, an M1
+    python benchmarks/times.py --keep models                         # everything
 
-*ring*, *spiral* and *mnist* time an example of DDGM from start to figures: loading, training, the reference classifier,
-measures and figures. *likelihood* times log p(x) of the 10,000 test examples by 5,000 samples each. *stack-pure* and
-*stack-default* time the training of M1+M2 with 100 labels, without that of its M1.
-
-*ours* is ``examples/m2.py --pure --num-labels 3000``, *tutorial* is stock Pyro with the model and settings of its
-tutorial (batches of 200, Adam at 4.2e-4, the auxiliary loss times 46, labelled batches spread out), which
-stops at 5 % error or after 45 minutes. Its clock stops while it is evaluated; the clock of this package includes
-evaluations and compilation.
+*ring*, *spiral* and *mnist* time an example of DDGM from start to figures, *likelihood* log p(x) of the test examples,
+*stack-pure* and *stack-default* the training of M1+M2 with 100 labels, without that of its M1. *ours* is
+``examples/m2.py --pure --num-labels 3000``, *tutorial* stock Pyro with the model and settings of its tutorial, labelled
+batches spread out; its clock stops while it is evaluated, that of this package includes evaluations and compilation.
 """
 
 from __future__ import annotations
@@ -28,7 +23,8 @@ from typing import Any
 import mnist
 import torch
 from contenders import TutorialPyro
-from runs import DOCS, Result, Run, main
+from runs import Run, get_settings, main
+from table_format import DOCS, Result
 
 from pyro_ssvae import M2, SemiSupervisedELBO
 from pyro_ssvae.data import BatchStream
@@ -42,8 +38,7 @@ TARGET = 0.05  # validation error
 
 def configurations(seeds: int | None = None) -> list[Run]:
     """Return every run; two seeds by default of the training up to 5 % error."""
-    settings: dict[str, Any] = {"model": PURE.model, "objective": PURE.objective}
-    settings |= {"training": {**PURE.training, "max_minutes": 45.0}}
+    settings = get_settings(PURE) | {"training": {**PURE.training, "max_minutes": 45.0}}
     options = {"batch_size": 200, "learning_rate": 4.2e-4, "multiplier": 46.0, "max_minutes": 45.0}
     kinds: dict[str, Any] = {"ours": settings, "tutorial": {"options": options}}
     numbers = range(2 if seeds is None else seeds)

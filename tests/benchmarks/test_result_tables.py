@@ -12,7 +12,8 @@ import blog_tables
 import numpy as np
 import pytest
 import result_tables
-from step_tables import make_step_tables
+import runs
+import step
 from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
 
 from pyro_ssvae import SemiSupervisedData
@@ -91,8 +92,9 @@ def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
         result("ours", 1, [5.0, 5.0, 5.0]),
         result("ours", 2, [2.0, 3.0, 4.0]),
     ]
-    (tmp_path / "step-cpu.json").write_text(json.dumps({"results": stored}))
-    found = make_step_tables(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / step.STEP).write_text(json.dumps({"results": stored}))
+    found = step.make_tables(tmp_path)
     tutorial, ours = lines_of(found["step_10"])
     assert tutorial[3] == "too slow"
     assert [float(cell) for cell in (ours[1], ours[2], ours[3], ours[5])] == [5.0, 4.0, 3.0, 50.0]
@@ -125,7 +127,8 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pixels of two shades give the class away to the SVM on principal components."""
-    results, asked = tmp_path / "blog_tables.json", []
+    (tmp_path / "results").mkdir()
+    asked = []
 
     def load(name: str, *, num_labels: int, seed: int, data_dir: None) -> SemiSupervisedData:
         asked.append((name, num_labels, seed))
@@ -135,14 +138,14 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
 
     monkeypatch.setattr(blog_tables.SemiSupervisedData, "from_name", load)
     monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
-    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    monkeypatch.setattr(runs, "write_tables", lambda: None)
     for seeds in "12":
-        blog_tables.main(["--only", "mnist/pca_svm/100/*", "--seeds", seeds], results)
+        blog_tables.main(["--only", "mnist/pca_svm/100/*", "--seeds", seeds], tmp_path)
     assert asked == [("mnist", 100, 0), ("mnist", 100, 1)]
-    cells = json.loads(results.read_text())
+    cells = json.loads((tmp_path / blog_tables.STORE).read_text())
     assert [*cells] == ["mnist/pca_svm/100/0", "mnist/pca_svm/100/1"]
     assert all(cell["accuracy"] == 1.0 for cell in cells.values())
-    lines = lines_of(blog_tables.make_tables(results)["blog_mnist"])
+    lines = lines_of(blog_tables.make_tables(tmp_path)["blog_mnist"])
     assert lines[0] == ["PCA + SVM", "100.0 ± 0.0", "–", "–", "–", "–"]
     assert lines[1] == ["PCA + SVM, the blog", "69.2", "87.1", "89.1", "91.1", "92.9"]
     assert blog_tables.get_blog("mnist", "m2", 1000) == 97.5
@@ -156,9 +159,10 @@ def test_m2_on_pixels_of_cifar10_has_a_cell_at_4000_labels_and_a_table(
     cell = {"accuracy": 0.5, "validation": 0.52, "accuracy_last": 0.48, "steps": 600, "seconds": 120}
     monkeypatch.setattr(blog_tables, "make_cell", lambda *_: cell)
     monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
-    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
-    blog_tables.main(["--only", "cifar10/m2/4000/*"], results := tmp_path / "blog_tables.json")
-    table = blog_tables.make_tables(results)["blog_cifar10_pixels"]
+    monkeypatch.setattr(runs, "write_tables", lambda: None)
+    (tmp_path / "results").mkdir()
+    blog_tables.main(["--only", "cifar10/m2/4000/*"], tmp_path)
+    table = blog_tables.make_tables(tmp_path)["blog_cifar10_pixels"]
     assert lines_of(table) == [["4,000", "52.0", "50.0", "48.0", "600", "2"]]
 
 

@@ -10,11 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import ddgm
-import ddgm_source
 import grey_cifar
 import mnist
 import pytest
-import result_tables
 import runs
 import times
 import torch
@@ -35,7 +33,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:
 @pytest.mark.slow
 def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
-    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    monkeypatch.setattr(runs, "write_tables", lambda: None)
     first, second = Run("m2", "a"), Run("m2", "b")
     runs.main("", lambda seeds: [first, second], train, ["--only", "b"])
     result = json.loads(second.path.read_text())
@@ -115,9 +113,9 @@ def test_a_run_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) 
 def test_the_source_starts_with_units_of_unit_variance(shape: tuple[int, ...]) -> None:
     """The last layer, of experts, has it only if every layer before it was normalised before."""
     torch.manual_seed(0)
-    model = DDGM(shape, **ddgm_source.source_networks(shape))
+    model = DDGM(shape, **ddgm.source_networks(shape))
     x = 5.0 + 3.0 * torch.rand(400, *shape)
-    ddgm_source.initialise(model, x)
+    ddgm.initialise(model, x)
     model.train(len(shape) > 1)  # with the noise on the input of the energy of images
     net = model.energy_net
     with torch.no_grad():

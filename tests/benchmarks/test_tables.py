@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import result_tables
+import runs
 import table_methods
 import tables
 
@@ -54,17 +54,19 @@ def test_each_method_is_fitted_once(
     (tmp_path / "anndata.py").write_text(TABLE)
     np.savez(tmp_path / "cells.npz", x=counts[0], y=counts[1])
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(result_tables, "write_tables", lambda docs: None)
+    monkeypatch.setattr(runs, "write_tables", lambda: None)
+    (tmp_path / "benchmarks").mkdir()
+    store = tmp_path / "benchmarks" / "cells.json"
     given = ["cells", "--data-dir", str(tmp_path), "--scanvi-python", sys.executable, "--seeds", "1"]
     for name in ("logistic", "scanvi"):
         given += ["--only", f"{name}/*"]
     tables.main(given, tmp_path)
-    fits = json.loads((tmp_path / "cells.json").read_text())
+    fits = json.loads(store.read_text())
     assert set(fits) == {"logistic/0", "scanvi/0"}
     assert all(one["accuracy"] == one["macro_f1"] == 1.0 for one in fits.values())
-    (tmp_path / "cells.json").write_text('{"logistic/0": {}, "scanvi/0": {}}')
+    store.write_text('{"logistic/0": {}, "scanvi/0": {}}')
     tables.main(given, tmp_path)
-    assert (tmp_path / "cells.json").read_text() == '{"logistic/0": {}, "scanvi/0": {}}'
+    assert store.read_text() == '{"logistic/0": {}, "scanvi/0": {}}'
 
 
 def test_methods_see_counts_relative_to_the_total(counts: tuple[np.ndarray, np.ndarray]) -> None:
@@ -99,9 +101,10 @@ def test_cross_validation_chooses_settings_and_prefers_the_first_of_equals() -> 
 
 def test_tables_of_made_up_fits(tmp_path: Path) -> None:
     def lines(name: str, fits: dict[str, dict[str, float]], table: str) -> list[str]:
-        (tmp_path / f"{name}.json").write_text(json.dumps(fits))
+        (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(fits))
         return tables.make_tables(tmp_path)[table].splitlines()[2:]
 
+    (tmp_path / "benchmarks").mkdir()
     scores = {"macro_f1": 0.5, "calibration_error": 0.1}
     unequal = {f"auto/{seed}": {"accuracy": 0.8 + 0.1 * seed, **scores} for seed in (0, 1)}
     assert lines("unequal", unequal, "unequal") == ["| `M2Classifier` | 85.0 ± 5.0 | 50.0 ± 0.0 | 10.0 ± 0.0 | 2 |"]
