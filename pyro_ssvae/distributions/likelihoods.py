@@ -111,10 +111,6 @@ class Likelihood(Configurable):
             return loc, scale
         return self._shift + self._unit * loc, self._unit * scale
 
-    def _split(self, x: Tensor) -> Iterable[tuple[Tensor, Likelihood]]:
-        """Return columns of x with their likelihoods."""
-        return [(x, self)]
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load units, or none where the state holds none, whether or not they were known before."""
         for name in self._unit_names:
@@ -283,7 +279,7 @@ class Mixed(Likelihood):
         joined = torch.cat([seen for _, seen in parts], -1)
         return joined.index_select(-1, self._positions) if joined.shape == x.shape else joined
 
-    def _split(self, x: Tensor) -> Iterable[tuple[Tensor, Likelihood]]:
+    def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
@@ -353,8 +349,11 @@ class _Joint(TorchDistribution):
 
 def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
     """Raise ``ValueError`` for negative values of ``x / scale`` where counts were trained on, and warn of fractions."""
-    parts = likelihood._split(x) if isinstance(likelihood, Likelihood) else ()
-    for values in (part.nan_to_num(0.0) / scale for part, kind in parts if kind.of_counts):
+    parts: Iterable[Any] = [(slice(None), likelihood)]
+    if isinstance(likelihood, Mixed):
+        parts = zip(likelihood.columns, likelihood._likelihoods(), strict=True)
+    for columns in (columns for columns, part in parts if getattr(part, "of_counts", False)):
+        values = x[..., columns].nan_to_num(0.0) / scale
         if (low := float(values.min())) < 0.0:
             raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")
         off = (values - values.round()).abs()
