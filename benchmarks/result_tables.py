@@ -64,7 +64,7 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in (20, *M2_PAPER)}
 _BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents and neighbours" for n in M2_PAPER}
-_BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound" for n in M2_PAPER}
+_BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound, no neighbours" for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
 _PURE |= {"m2-pure-conv-100": "the same without pose latents, 100 labels"}
