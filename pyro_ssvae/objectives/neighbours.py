@@ -25,6 +25,7 @@ _LEAST = 0.02  # density of a class, as a fraction of the greatest one at the sa
 _FOLDS = 5
 _POWERS = np.linspace(0.0, 4.0, 17)
 _LEAST_ACCURACY = 0.9  # on hidden labels, as a pseudo-label must be sure
+_LEAST_LABELS = 20  # from which that accuracy is known well enough
 
 
 class NeighbourDensities(nn.Module):
@@ -80,11 +81,12 @@ class NeighbourDensities(nn.Module):
     def for_data(cls, data: SemiSupervisedData, *, background: float = 0.0) -> NeighbourDensities | None:
         """Return the densities of at most 10,000 unlabelled and 5,000 labelled training images, drawn at random.
 
-        ``None`` without two labels of every class, and where the densities predict fewer than 90 % of the labels that
-        cross-validation hides: the classifier is better then, and its pseudo-labels would become worse.
+        ``None`` for fewer than 20 labels or two of a class, and where the densities predict fewer than 90 % of the
+        labels that cross-validation hides: the classifier is better then, and its pseudo-labels would become worse.
         """
         num_classes = data.num_classes or 0
-        if not num_classes or data.y[data.y >= 0].bincount(minlength=num_classes).min() < 2:
+        counts = data.y[data.y >= 0].bincount(minlength=num_classes)
+        if not num_classes or counts.min() < 2 or counts.sum() < _LEAST_LABELS:
             return None
         generator = torch.Generator().manual_seed(data.seed)
         most = (_MOST_LABELLED, min(_MOST_UNLABELLED, _MOST_DENSITIES // num_classes))

@@ -119,7 +119,7 @@ def test_pseudo_labels_follow_the_neighbours_where_the_classifier_is_unsure() ->
     torch.testing.assert_close(term(lambda _: wrong, x), F.cross_entropy(wrong, y))
 
 
-def make_data(num_labels: int = 10, **options: Any) -> SemiSupervisedData:
+def make_data(num_labels: int = 20, **options: Any) -> SemiSupervisedData:
     x, y = draw_bars(120)
     return SemiSupervisedData.from_arrays(x, with_labels(y, num_labels // 2), **options)
 
@@ -141,7 +141,7 @@ def test_grey_images_on_a_plain_background_have_neighbours() -> None:
 
 
 def test_other_examples_have_none() -> None:
-    assert find_neighbours(make_data(2)) is None  # one label of each class
+    assert find_neighbours(make_data(18)) is None  # too few labels
     with pytest.warns(UserWarning, match="class 2"):
         data = make_data(num_classes=3)
     assert find_neighbours(data) is None
@@ -161,7 +161,7 @@ def test_many_classes_take_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_ssvae.objectives.neighbours._MOST_DENSITIES", 100)
     found = NeighbourDensities.for_data(make_data())
     assert found is not None
-    assert len(found.nodes) == 10 + 100 // 2
+    assert len(found.nodes) == 20 + 100 // 2
 
 
 def test_images_on_disk(tmp_path: Path) -> None:
