@@ -41,7 +41,7 @@ from pyro_ssvae.training.loop import FitResult, fit
 Array = NDArray[Any]
 
 _ROWS_AT_ONCE = 10_000
-ALONE = threading.RLock()
+PYRO_LOCK = threading.RLock()
 """Held while Pyro runs or random numbers are drawn: all threads share Pyro's handlers and torch's random state."""
 ONE_PASS = {"max_epochs": 1, "max_steps": None, "warmup_steps": 0, "kl_warmup": 0.0, "decay_start": 1.0}
 """Settings of training for ``partial_fit``."""
@@ -296,7 +296,7 @@ class DeepEstimator(BaseEstimator):
     def _sampling(self) -> Iterator[Any]:
         """Give the trained model, with the random state of torch seeded by ``random_state`` for the time being."""
         check_is_fitted(self, "model_")
-        with ALONE, torch.random.fork_rng():
+        with PYRO_LOCK, torch.random.fork_rng():
             torch.manual_seed(self._draw_seed())
             yield self.model_
 
@@ -335,7 +335,7 @@ class GenerativeEstimator(DeepEstimator):
         rows = filled = self._check_rows(X, reset=False)
         if np.isnan(rows).any():
             model, x = self._in_double(rows)
-            with ALONE:
+            with PYRO_LOCK:
                 filled = model.impute(x).cpu().numpy() * self.model_.data_scale  # type: ignore[operator]
         return decode_categories(self._move_back(np.where(np.isnan(rows), filled, rows)), self.categories_)
 
@@ -345,5 +345,5 @@ class GenerativeEstimator(DeepEstimator):
         Each takes ``num_samples`` draws of z (per class), the same ones for every example.
         """
         options: Any = {"num_samples": num_samples, "common_draws": True}
-        with ALONE:
+        with PYRO_LOCK:
             return self._apply(lambda model, x: log_likelihood(model, x, **options).log_px, X)

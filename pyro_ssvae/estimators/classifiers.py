@@ -24,8 +24,8 @@ from pyro_ssvae._arrays import as_array
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import (
-    ALONE,
     ONE_PASS,
+    PYRO_LOCK,
     Array,
     GenerativeEstimator,
     encode_targets,
@@ -169,7 +169,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
         data = self._as_data(rows, codes, len(self.classes_))
-        with ALONE:
+        with PYRO_LOCK:
             self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
         self.temperature_ = 1.0 + _EXCESS * min(1.0, _FEW * len(self.classes_) / max(1, (codes >= 0).sum())) ** 0.5
         predicted = self._apply(lambda model, x: model.predict(x), X)

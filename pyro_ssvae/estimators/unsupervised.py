@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
-from pyro_ssvae.estimators.base import ALONE, ONE_PASS, Array, DeepEstimator, GenerativeEstimator
+from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
@@ -78,7 +78,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
     def _fit(self, X: ArrayLike, again: bool, **changes: Any) -> M1Transformer:
         rows = self._check_rows(X, reset=not again, min_rows=2)
         data = self._as_data(rows)
-        with ALONE:
+        with PYRO_LOCK:
             model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
             self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
         return self
@@ -167,7 +167,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
         ours["batch_size"] = min(self.batch_size or preset.training["batch_size"], len(rows))
         output = "identity" if rows.ndim == 2 else None  # standardised columns leave the range of a sigmoid
-        with ALONE:
+        with PYRO_LOCK:
             model = DDGM.for_data(data, latent_dim=self.latent_dim, output=output)
             self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
         return self

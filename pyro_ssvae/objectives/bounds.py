@@ -117,10 +117,12 @@ class SemiSupervisedELBO(Objective):
     ) -> SemiSupervisedELBO:
         """Return the default objective for a model and data: J^α, with augmentation and consistency.
 
-        Grey images on a plain background are rotated, zoomed, sheared and shifted; other images are cropped, flipped
-        and changed in brightness, contrast and colour. The bound of an M2 of images has ``bound_weight=1`` under a
-        Bernoulli likelihood, else 0.1, in colour 0.01. Some features are exchanged with those of other images, and
-        their bound has the weight of ``presets.FEATURES``. Columns of tables get noise or values of other rows.
+        Grey images on a plain background are rotated, zoomed, sheared and shifted, and their pseudo-labels also
+        follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`). Other images are
+        cropped, flipped and changed in brightness, contrast and colour. The bound of an M2 of images has
+        ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01. Some features are exchanged with
+        those of other images, and their bound has the weight of ``presets.FEATURES``. Columns of tables get noise or
+        values of other rows.
 
         Args:
             module: The model.

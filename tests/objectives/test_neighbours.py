@@ -164,6 +164,12 @@ def test_many_classes_take_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found.nodes) == 20 + 100 // 2
 
 
+@pytest.mark.parametrize("shape", [(1, *SHAPE), (5, 12)])
+def test_one_image_or_a_table_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="Two images"):
+        NeighbourDensities(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.long), 2)
+
+
 def test_images_on_disk(tmp_path: Path) -> None:
     data = make_data()
     np.save(tmp_path / "x.npy", data.x.numpy())
