@@ -61,10 +61,10 @@ def report(
         num_samples: Importance samples per test example (and class) behind ``test/log_likelihood``; 0 for none.
 
     Returns:
-        The result, as the documentation lists it (*The result file*). Errors are fractions: ``test/error`` and
-        ``val/error`` with the weights that validation chose, ``test/error_last`` and ``val/error_last`` with those of
-        the last step, for which no validation label was used. ``test/bound`` is the mean bound of test examples in nats
-        per example, with classes summed out.
+        The result, as the documentation lists it (*The run folder and the result file*). Errors are fractions:
+        ``test/error`` and ``val/error`` with the weights that validation chose, ``test/error_last`` and
+        ``val/error_last`` with those of the last step, for which no validation label was used. ``test/bound`` is the
+        mean bound of test examples in nats per example, with classes summed out.
 
     Of several processes, only the first evaluates and writes; the others return an empty dictionary.
 
