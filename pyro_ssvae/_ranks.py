@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -146,7 +145,7 @@ class Ranks:
             with suppress(OSError):  # no such folder, or no sockets in it: through gloo, then
                 if self.rank == 0:
                     folder = stack.enter_context(TemporaryDirectory(dir=_SHARED))
-            folder = self.values_from_first(folder)
+            folder = self.from_first(folder)
             with suppress(OSError):
                 if folder:
                     listener = Listener(f"{folder}/{self.rank}", "AF_UNIX", backlog=self.size)
@@ -177,23 +176,12 @@ class Ranks:
         self.request = float(request)
         return self.largest(request) if not wait and float(self.requests) > 0.0 else 0
 
-    def from_first(self, content: bytes) -> bytes:
+    def from_first(self, value: Any) -> Any:
         """Return what process 0 gives."""
-        if self.size == 1:
-            return content
-        length = self.largest(len(content) if self.rank == 0 else 0)
-        buffer = torch.zeros(length, dtype=torch.uint8)
-        if self.rank == 0 and length:
-            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        buffer = buffer.to(self.device)
-        dist.broadcast(buffer, 0)
-        return buffer.cpu().numpy().tobytes()
-
-    def values_from_first(self, values: Any) -> Any:
-        """Return numbers and strings that process 0 gives, in lists and dictionaries."""
-        if self.size == 1:
-            return values
-        return json.loads(self.from_first(json.dumps(values, default=lambda number: number.item()).encode()))
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0, device=self.device)
+        return values[0]
 
     def copy_from_first(self, module: nn.Module) -> None:
         """Give parameters and buffers the values that they have in process 0."""
@@ -251,7 +239,7 @@ class Ranks:
                     file = stack.enter_context(NamedTemporaryFile(dir=_SHARED))
                     os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
                     name = file.name
-            name = self.values_from_first(name)
+            name = self.from_first(name)
             self._shares, self._memory = bool(name), None
             if self._shares:
                 self._memory = torch.from_file(name, shared=True, size=size, dtype=dtype).view(2, self.size, length)
