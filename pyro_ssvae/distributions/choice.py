@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
-from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, group_columns
 from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
 _CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace)
@@ -201,13 +201,10 @@ def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 def describe_likelihood(likelihood: Likelihood, columns: int) -> str:
     """Return in words how many columns follow which distribution: ``12 Gaussian, 1 categorical (4 levels)``."""
-    parts = [(columns, likelihood)]
-    if isinstance(likelihood, Mixed):
-        parts = [(len(own), part) for own, part in zip(likelihood.columns, likelihood._likelihoods(), strict=True)]
     numbers: dict[str, int] = {}
-    for number, part in parts:
+    for own, part in group_columns(likelihood, columns):
         kind = re.sub("gaussian|laplace|bernoulli|poisson", lambda word: word[0].title(), part.name.replace("_", " "))
         kind += f" ({part.levels} levels)" if isinstance(part, Categorical) else ""
         kind += " given the total of the row" if getattr(part, "offset", False) else ""
-        numbers[kind] = numbers.get(kind, 0) + number
+        numbers[kind] = numbers.get(kind, 0) + len(own)
     return ", ".join(f"{number} {kind}" for kind, number in numbers.items())

@@ -10,7 +10,7 @@ distribution is of x in its own units. Without such an estimate, and for values 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -287,7 +287,7 @@ class Mixed(Likelihood):
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
-        for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True):
+        for columns, likelihood in group_columns(self, x.shape[-1]):
             if max(columns) >= x.shape[-1]:
                 raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
             try:
@@ -347,12 +347,18 @@ class _Joint(TorchDistribution):
         return torch.cat(parts, -1).index_select(-1, self._positions)
 
 
+def group_columns(likelihood: Any, number: int) -> list[tuple[list[int], Any]]:
+    """Return the ``number`` columns of a table in groups, each with its likelihood."""
+    if isinstance(likelihood, Mixed):
+        return list(zip(likelihood.columns, likelihood._likelihoods(), strict=True))
+    return [(list(range(number)), likelihood)]
+
+
 def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
     """Raise ``ValueError`` for negative values of ``x / scale`` where counts were trained on, and warn of fractions."""
-    parts: Iterable[Any] = [(slice(None), likelihood)]
-    if isinstance(likelihood, Mixed):
-        parts = zip(likelihood.columns, likelihood._likelihoods(), strict=True)
-    for columns in (columns for columns, part in parts if getattr(part, "of_counts", False)):
+    for columns, part in group_columns(likelihood, x.shape[-1]):
+        if not getattr(part, "of_counts", False):
+            continue
         values = x[..., columns].nan_to_num(0.0) / scale
         if (low := float(values.min())) < 0.0:
             raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")

@@ -17,8 +17,8 @@ from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
-from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
-from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, standard_units
+from pyro_ssvae.distributions import Bernoulli, FixedClassPrior
+from pyro_ssvae.distributions.likelihoods import fill_missing, group_columns, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.objectives.energy_terms import gather_pixels
@@ -313,8 +313,9 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
-        columns = 0 if getattr(module, "bound_of_latents", False) else _count_measured(module, data)
-        if len(data.x) < columns:
+        groups = group_columns(getattr(module, "likelihood", None), data.event_shape[0])
+        columns = sum(len(group) for group, part in groups if not getattr(part, "of_counts", False))
+        if len(data.x) < columns and not getattr(module, "bound_of_latents", False):
             found["bound_weight"] = (len(data.x) / columns) ** 2
     else:
         return {}
@@ -356,23 +357,12 @@ def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     return found
 
 
-def _count_measured(module: Any, data: SemiSupervisedData) -> int:
-    """Return the number of columns of a table whose likelihood is not one of counts."""
-    likelihood = getattr(module, "likelihood", None)
-    if isinstance(likelihood, Mixed):
-        parts = zip(likelihood.columns, likelihood.parts, strict=True)
-        return sum(len(columns) for columns, part in parts if not part.of_counts)
-    return 0 if getattr(likelihood, "of_counts", False) else data.event_shape[0]
-
-
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
     """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
     x = select_examples(sample_rows(data.x), data.scale)
     _, scales = standard_units(x)
     scales[((x == 0) | (x == 1) | x.isnan()).all(0)] = 1.0  # the networks see them as they are
-    mixed = isinstance(likelihood, Mixed)
-    parts = zip(likelihood.columns, likelihood.parts, strict=True) if mixed else [(range(x.shape[1]), likelihood)]
-    for columns, part in parts:
+    for columns, part in group_columns(likelihood, x.shape[1]):
         if getattr(part, "one_hot", False):
-            scales[list(columns)] = 0.0
+            scales[columns] = 0.0
     return scales
