@@ -65,10 +65,7 @@ class Links:
     def exchange(self, message: bytes) -> Callable[[], list[bytes]]:
         """Send a message of at most 64 KiB to all; the function returned gives those of all, in the order of ranks.
 
-        It must be called once, before the next message is received.
-
-        Raises:
-            DistNetworkError: If another process has ended.
+        It must be called once, before the next message is received. ``DistNetworkError`` if another process has ended.
         """
         with _lost_as_error():
             for link in self._others.values():
@@ -249,10 +246,8 @@ class Ranks:
     def map_in_turn(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Yield, in process 0, what a function makes of items, in order; the processes take turns to compute it.
 
-        In the others the iterator yields nothing, and has to be exhausted too. Process 0 raises all errors.
-
-        Raises:
-            PyroSSVAEError: If another process has ended.
+        In the others the iterator yields nothing, and has to be exhausted too. Process 0 raises all errors, and
+        ``PyroSSVAEError`` if another process has ended.
         """
         for first in range(0, len(items), self.size):
             own: list[Any] | Exception = []
@@ -296,11 +291,8 @@ def is_lost(error: BaseException) -> bool:
 def processes(number: int | None, train: Callable[..., Any], *arguments: Any) -> Iterator[Ranks]:
     """Yield the processes of a run: those of a launcher, or ``number`` that are started here and ended afterwards.
 
-    Those that are started call ``train(*arguments, ranks)``.
-
-    Raises:
-        ValueError: For a number under a launcher, or arguments that cannot be sent to other processes.
-        TrainingFailedError: If a process cannot be started.
+    Those that are started call ``train(*arguments, ranks)``. A number under a launcher, or arguments that cannot be
+    sent to other processes, raise ``ValueError``, a process that cannot be started ``TrainingFailedError``.
     """
     rank, size = launched()
     if number == 1 or (number is None and size == 1):

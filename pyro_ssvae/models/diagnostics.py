@@ -67,21 +67,10 @@ def class_control(
 ) -> dict[str, float]:
     """Return how often the model's own classifier assigns a generated example to the class it was generated from.
 
-    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class
-    controls what is generated, 1/K that the decoder ignores it.
-
-    Args:
-        model: The model, with ``K`` classes.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
-        seed: Seed of the draws of z.
-
-    Returns:
-        ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
-        the prior, or where a subclass has a ``model`` of its own, by that function.
-
-    Raises:
-        ValueError: For zero examples.
+    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class controls
+    what is generated, 1/K that the decoder ignores it. For examples x as stored, ``(N, *event_shape)``, the result
+    holds ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
+    the prior, or where a subclass has a ``model`` of its own, by that function. Zero examples raise ``ValueError``.
     """
     if not len(x):
         raise ValueError("class_control compares classes of generated examples; pass at least one example x.")
@@ -153,14 +142,11 @@ def active_units(model: M1, x: Tensor, *, scale: float | None = None) -> Tensor:
 
     Args:
         model: The model, with ``L`` latents.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
+        x: At least two examples with shape ``(N, *event_shape)``, as stored; fewer raise ``ValueError``.
         scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
-
-    Raises:
-        ValueError: For fewer than two examples.
     """
     if len(x) < 2:
         raise ValueError(f"Latents are active if they vary between examples; pass at least two, not {len(x)}.")
@@ -199,11 +185,8 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
 
     Training has failed if the standard deviation of samples was below 5 % of that of the data in five consecutive
     evaluations, if the mean energies of data and samples differ by more than 10,000 nats, or if the mean energy of data
-    is beyond a million nats.
-
-    Args:
-        history: Values of the evaluations so far, the newest last, by the names ``"val/std_ratio"``,
-            ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
+    is beyond a million nats. ``history`` holds the values of the evaluations so far, by the names ``"val/std_ratio"``,
+    ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
     """
     recent = history[-_PATIENCE:]
     if len(recent) == _PATIENCE and all(has_collapsed([values]) for values in recent):

@@ -109,7 +109,7 @@ class LatentVariableModel(Model, abstract=True):
         self.likelihood.check(x)
 
     def fit_units(self, data: SemiSupervisedData) -> None:
-        """Remember the scale and the class names of a data set, and estimate the units of the likelihood."""
+        """Do what :meth:`Model.fit_units` does, and estimate the units of the likelihood."""
         super().fit_units(data)
         if data.event_shape == self.event_shape:
             self.likelihood.fit_units(sample_rows(data.x), data.scale)

@@ -201,18 +201,13 @@ class M2(SemiSupervisedModel):
     # Those of the auxiliary latents.
 
     def encode_a(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(a|x), with event shape ``(A,)``, for x ``(B, *event_shape)``.
-
-        Raises:
-            ValueError: For an M2 without auxiliary latents.
-        """
+        """Return q(a|x), with event shape ``(A,)``; ``ValueError`` for an M2 without auxiliary latents."""
         return make_normal(self._auxiliary.encoder(self._classifier_input(x).flatten(1)))
 
     def decode_a(self, y: Tensor, z: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
         """Return p(a|x,y,z), or with ``skip`` p(a|y,z), with event shape ``(A,)``; arguments as for :meth:`decode`.
 
-        Raises:
-            ValueError: For an M2 without auxiliary latents, or without x where it is needed.
+        Without auxiliary latents, or without x where it is needed, it raises ``ValueError``.
         """
         auxiliary = self._auxiliary
         if x is None and not self.skip:

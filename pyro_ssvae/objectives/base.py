@@ -249,11 +249,7 @@ class Objective(nn.Module):
         return Batch(x_unlabelled, x, y)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, a scalar in nats per example.
-
-        Raises:
-            ValueError: If the batch is empty, or if there are several groups with losses of their own.
-        """
+        """Return the loss of a batch, a scalar in nats per example; ``ValueError`` if there are several losses."""
         losses = self.losses(batch)
         if len(losses) > 1:
             raise ValueError(
@@ -339,10 +335,7 @@ class Objective(nn.Module):
     ) -> Validation:
         """Evaluate the module on validation examples; nothing is changed.
 
-        Args:
-            data: The data.
-            history: What ``metrics.csv`` holds so far, the means of training terms since the last evaluation last.
-            binarisation: As in training.
-            seed: Of binarisation and draws.
+        ``history`` is what ``metrics.csv`` holds so far, the means of training terms since the last evaluation last;
+        ``binarisation`` is that of training, ``seed`` that of binarisation and draws.
         """
         return Validation()

@@ -113,10 +113,7 @@ class EnergyLoss(ELBO):
         return found | {name: getattr(self, name) for name in (*settings, "negative_weight", "max_shift")}
 
     def only(self, side: str) -> EnergyLoss:
-        """Return the same objective for one side, so that each can have an ``SVI`` with an optimiser of its own.
-
-        ``side`` is ``"energy"`` or ``"generator"``; others raise ``ValueError``.
-        """
+        """Return the objective of one side, ``"energy"`` or ``"generator"``, for an optimiser of its own."""
         check_choice("side", side, _SIDES)
         view = copy.copy(self)
         view._sides = (side,)
@@ -134,7 +131,7 @@ class EnergyLoss(ELBO):
         importance_weighted: bool = False,
         **kwargs: Any,
     ) -> Loss:
-        r"""Return L_E with its regularisers, in nats per example.
+        """Return L_E with its regularisers, in nats per example.
 
         Args:
             model: Scores data.

@@ -157,11 +157,8 @@ class ColumnAugmentation(Augmentation):
 
     Args:
         swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
-            one for all.
-        noise: Standard deviation of the noise in the units of x, likewise.
-
-    Raises:
-        ValueError: For a probability outside [0, 1], or negative noise.
+            one for all. Outside [0, 1] it raises ``ValueError``.
+        noise: Standard deviation of the noise in the units of x, likewise; negative ones raise ``ValueError``.
 
     Example:
         >>> ColumnAugmentation(swap=[1.0, 0.0])(torch.ones(3, 2)).sum()
@@ -206,22 +203,20 @@ class Consistency(nn.Module):
     ``align``, so that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
     https://arxiv.org/abs/1911.09785, section 3.1, with a power of 1).
 
-    With ``neighbours``, q(y|x) in the pseudo-label (but not in the loss) is multiplied by the densities of the classes
-    among similar images, so that a kind of image of which no example is labelled is less often given the class that
-    q(y|x) happens to prefer.
-
     Args:
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
         strong: The strong augmentation; ``None`` is one of grey images.
-        align: Power of the ratio: with 1 the mean prediction is aligned with ``shares``, with 0 it is not.
+        align: Power of the ratio, in [0, 1].
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
-        decay: Decay per step of the running mean of predictions.
-        neighbours: What returns the logarithms of the densities, ``(B, K)``, at x.
+        decay: Decay per step of the running mean of predictions, in [0, 1].
+        neighbours: What returns the logarithms of the densities of the classes among similar images, ``(B, K)``, at x:
+            q(y|x) in the pseudo-label is multiplied by them, so that a kind of image of which no example is labelled is
+            less often given the class that q(y|x) happens to prefer.
 
     Raises:
-        ValueError: For a negative weight, or a threshold, power or decay outside [0, 1].
+        ValueError: For a negative weight, or a threshold, power or decay out of range.
     """
 
     name = "consistency"
@@ -275,16 +270,12 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
-    changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows;
-    both are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
-    nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with fewer rows
-    than columns (but those of counts) the square of their ratio: with its whole weight the noise of the columns
-    decides q(y|x). Pseudo-labels of grey images on a plain background also follow the labels of similar images
-    (:class:`NeighbourDensities`). Predictions are aligned with the class prior if it is fixed, for tables less
-    strongly and only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares
-    then does much harm. Without any label there is no consistency, as confident predictions would be arbitrary.
+    Those of tables are weaker the more labels there are. Bounds of hundreds of nats or thousands (images whose
+    likelihood is not Bernoulli, and tables with fewer rows than columns, but those of counts) get less weight: with its
+    whole weight the noise of the columns decides q(y|x). Predictions are aligned with the class prior if it is fixed,
+    for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and alignment
+    with equal shares then does much harm. Without any label there is no consistency, as confident predictions would be
+    arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}

@@ -45,7 +45,7 @@ _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which
 class TrainingStep:
     """The step of an objective in a schedule of ``total`` steps: optimisers, moving average, sums of what is logged.
 
-    The objective is moved to the device; a mode that is not available raises ``ValueError``.
+    A mode that is not available raises ``ValueError``.
 
     Attributes:
         mode: ``"eager"``, ``"compiled"`` or ``"graph"``.
