@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -224,6 +224,7 @@ class Mixed(Likelihood):
     """
 
     name = "mixed"
+    parts: Any  # a ModuleList, whose elements would be typed as Module
     _order: Tensor
     _positions: Tensor
 
@@ -276,7 +277,7 @@ class Mixed(Likelihood):
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
-        return zip(groups, self._likelihoods(), strict=True)
+        return zip(groups, self.parts, strict=True)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
@@ -287,9 +288,6 @@ class Mixed(Likelihood):
                 likelihood.check(x[..., columns])
             except ValueError as error:
                 raise ValueError(f"Columns {columns}: {error}") from error
-
-    def _likelihoods(self) -> list[Likelihood]:
-        return [cast(Likelihood, part) for part in self.parts]  # the elements of a ModuleList are typed as Module
 
 
 class _Joint(TorchDistribution):
@@ -303,7 +301,6 @@ class _Joint(TorchDistribution):
     takes_missing = True
 
     def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
-        self.has_rsample = all(distribution.has_rsample for distribution in distributions)
         self.distributions, self._order, self._positions = list(distributions), order, positions
         super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
 
@@ -325,9 +322,6 @@ class _Joint(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([distribution.rsample(sample_shape) for distribution in self.distributions])
-
     @property
     def mean(self) -> Tensor:
         return self._join([distribution.mean for distribution in self.distributions])
@@ -343,7 +337,7 @@ class _Joint(TorchDistribution):
 def group_columns(likelihood: Any, number: int) -> list[tuple[list[int], Any]]:
     """Return the ``number`` columns of a table in groups, each with its likelihood."""
     if isinstance(likelihood, Mixed):
-        return list(zip(likelihood.columns, likelihood._likelihoods(), strict=True))
+        return list(zip(likelihood.columns, likelihood.parts, strict=True))
     return [(list(range(number)), likelihood)]
 
 

@@ -5,6 +5,7 @@ A class prior p(y|π)p(π) has a model and a guide with the global site ``"pi"``
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,6 @@ from pyro_ssvae.distributions.likelihoods import fill_missing
 from pyro_ssvae.distributions.torch_distributions import (
     CouplingNetwork,
     DiagonalMixture,
-    FlowDistribution,
     StudentTOfTensors,
     as_independent_normal,
 )
@@ -205,8 +205,9 @@ class Flow(Prior):
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         reverse = Permute(self.reversed)
-        transforms = [transform for coupling in self.couplings for transform in (coupling, reverse)]
-        return FlowDistribution(self.base(), transforms)
+        # Copies, which share the networks: couplings keep what they computed last, and with it a graph of gradients.
+        transforms = [transform for coupling in self.couplings for transform in (copy.copy(coupling), reverse)]
+        return dist.TransformedDistribution(self.base(), transforms)
 
 
 @contextmanager

@@ -293,30 +293,3 @@ class CouplingNetwork(nn.Module):
         for layer in self.layers[:-1]:
             z = layer(z).relu()
         return self.layers[-1](z).chunk(2, dim=-1)
-
-
-class FlowDistribution(dist.TransformedDistribution):
-    """A transformed distribution whose transforms cache nothing.
-
-    Pyro's couplings keep their last input and scale, and with them the autograd graph of an earlier step, which can be
-    neither copied nor traced.
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density, in nats."""
-        return self._clear_caches(super().log_prob(value))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values, without gradients."""
-        return self._clear_caches(super().sample(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values."""
-        return self._clear_caches(super().rsample(sample_shape))
-
-    def _clear_caches(self, result: Tensor) -> Tensor:
-        for transform in self.transforms:
-            transform._cached_x_y = None, None
-            if hasattr(transform, "_cached_log_scale"):
-                transform._cached_log_scale = None
-        return result

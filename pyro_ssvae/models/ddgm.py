@@ -141,10 +141,6 @@ class DDGM(Model):
             z = pyro.sample("z", self.prior())  # (B, L)
         return pyro.deterministic("x", self.generator(z), event_dim=len(self.event_shape))
 
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the parameters of each side, ``"energy"`` and ``"generator"``."""
-        return {"energy": list(self.energy_net.parameters()), "generator": list(self.generator.parameters())}
-
     # Use.
 
     def classify(self, x: Tensor) -> Tensor:

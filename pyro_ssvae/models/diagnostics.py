@@ -189,7 +189,7 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
     ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
     """
     recent = history[-_PATIENCE:]
-    if len(recent) == _PATIENCE and all(has_collapsed([values]) for values in recent):
+    if len(recent) == _PATIENCE and all(map(has_collapsed, recent)):
         return (
             f"the generator has collapsed: its samples have {recent[-1]['val/std_ratio']:.2%} of the standard "
             "deviation of the data. A larger entropy_weight, another entropy, or a slower generator often helps"
@@ -205,9 +205,9 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
     return f"energies diverge: {far}. A lower learning rate or a larger gradient_penalty often helps"
 
 
-def has_collapsed(history: Sequence[dict[str, float]]) -> bool:
-    """Return whether the newest samples have less than 5 % of the standard deviation of the data."""
-    return bool(history) and history[-1].get("val/std_ratio", 1.0) < _MIN_STD_RATIO
+def has_collapsed(values: dict[str, float]) -> bool:
+    """Return whether the samples of an evaluation have less than 5 % of the standard deviation of the data."""
+    return values.get("val/std_ratio", 1.0) < _MIN_STD_RATIO
 
 
 def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:

@@ -163,37 +163,26 @@ class UpsampledConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, summed.transpose(0, 1).flip(-1, -2), self.bias, stride=2, padding=1)
 
 
-@checked
 class ConvGenerator(nn.Module):
     """Images G(z) of at least 8x8 pixels: fully connected layers, convolutions, batch normalisation and ReLU.
 
     The fully connected layers help to map the continuous distribution of z to separate clusters of images. The
     convolutions are transposed up to 32x32 pixels; beyond, where these leave checkerboard artefacts, they are
-    :class:`UpsampledConv2d`. ``channels`` are those before the last convolution, doubled for each one before it; the
-    last layer, ``output``, is named in ``RANGES``.
+    :class:`UpsampledConv2d`. The last layer, ``output``, is named in ``RANGES``.
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        event_shape: Sequence[int],
-        channels: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        *,
-        output: str = "sigmoid",
-    ) -> None:
+    def __init__(self, latent_dim: int, event_shape: Sequence[int], *, output: str = "sigmoid") -> None:
         super().__init__()
         check_image(event_shape)
         small = max(event_shape[1:]) <= 32
-        channels = (64 if small else 32) if channels is None else channels
-        hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
+        channels = 64 if small else 32  # before the last convolution, doubled for each one before it
         count = count_halvings(event_shape[1:])
         # From the smallest; each halving rounds up.
         sizes = [[math.ceil(side / 2**n) for side in event_shape[1:]] for n in reversed(range(count + 1))]
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
         upsample = transposed if small else UpsampledConv2d
         widths = [*(channels * 2**n for n in reversed(range(count))), event_shape[0]]
-        layers, last = _normalised(latent_dim, hidden_dims)
+        layers, last = _normalised(latent_dim, (256,) * (3 if small else 2))
         layers += [_he(nn.Linear(last, widths[0] * math.prod(sizes[0]))), nn.Unflatten(-1, (widths[0], *sizes[0]))]
         for number in range(count):
             layers += [nn.BatchNorm2d(widths[number]), nn.ReLU(), upsample(widths[number], widths[number + 1])]
