@@ -119,7 +119,7 @@ class M1M2(SemiSupervisedModel):
         prior: str | nn.Module | None = None,
         **options: Any,
     ) -> M1M2:
-        """Build the usual M2 on an M1, and return both as an M1M2.
+        """Build the usual M2 on an M1, and return both as an M1M2; ``ValueError`` for a mask or names that do not fit.
 
         Args:
             m1: A trained M1.
@@ -131,9 +131,6 @@ class M1M2(SemiSupervisedModel):
             latent_dim: Number of latents z, ``L``.
             prior: p(z), as for :class:`M2`.
             **options: Other arguments of :class:`M2`, such as ``hidden_dims`` and ``class_prior``.
-
-        Raises:
-            ValueError: For a mask that does not fit, or unknown names.
         """
         check_choice("classify_from", classify_from, ("z1", "x"))
         width = int(_as_mask(active, m1).sum())

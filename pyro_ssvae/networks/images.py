@@ -243,22 +243,13 @@ def make_networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder of a model by name, or the given modules unchanged.
 
-    Args:
-        networks: A name in ``NETWORKS``; ``"auto"`` for that of :func:`choose_networks`.
-        input_shape: Shape of what the encoder sees of an example.
-        event_shape: Shape of an example.
-        latent_dim: Number of latents.
-        num_params: Parameters of the likelihood for each element of an example.
-        num_classes: Number of classes of the second input of both; ``None`` for no such input.
-        hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse.
-        encoder: The encoder, if it is given.
-        decoder: The decoder, if it is given.
-        pose: Whether the first six latents are the pose of an image, as :class:`PoseDecoder` says.
-        auxiliary_dim: Number of further inputs of the decoder, right of the latents.
-        **options: Further arguments of these layers, as of :class:`MLP`.
+    The encoder sees ``input_shape`` of an example, and returns two numbers for each latent; the decoder returns
+    ``num_params`` numbers for each element of ``event_shape``, from the latents, the first six of which are the pose if
+    ``pose`` is set (:class:`PoseDecoder`), and ``auxiliary_dim`` further inputs right of them. Both also get one of
+    ``num_classes`` classes, unless that is ``None``. ``hidden_dims`` are the widths of fully connected layers of the
+    encoder, and in reverse of the decoder; ``options`` are further ones of :class:`MLP`.
 
-    Raises:
-        ValueError: For an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
+    ``ValueError`` for an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
     """
     if pose and latent_dim <= POSE_DIM:
         raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")

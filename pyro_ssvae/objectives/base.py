@@ -293,14 +293,11 @@ class Objective(nn.Module):
         Classes, where the model has some, are summed: -U(x). The caller's random state is left as it was.
 
         Args:
-            x: Examples with shape ``(N, *event_shape)``, as stored.
+            x: Examples with shape ``(N, *event_shape)``, as stored; none raise ``ValueError``.
             scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the module.
             binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
             seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
-
-        Raises:
-            ValueError: For zero examples.
         """
         if not len(x):
             raise ValueError("The mean bound of zero examples is not defined; pass at least one.")

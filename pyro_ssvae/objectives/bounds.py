@@ -242,8 +242,7 @@ class UnsupervisedELBO(Objective):
     """The negative bound on log p(x), with which M1 is trained; labels are not used.
 
     Args:
-        module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
-            and ``guide(x, *, size)``.
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`.
         num_examples: Number of training examples N.
         num_particles: As for :class:`~pyro_ssvae.StaticEnumELBO`, like ``importance_weighted`` and ``analytic_kl``.
         importance_weighted: Needs two draws or more.
