@@ -57,12 +57,7 @@ def make_likelihood(likelihood: str | Likelihood) -> Likelihood:
             kind = type(likelihood).__name__
             raise TypeError(f"{kind} must define num_params, how many numbers the decoder returns for a value of x.")
         return likelihood
-    if likelihood == Mixed.name:
-        raise ValueError(
-            "likelihood='mixed' does not say which columns follow which distribution: pass "
-            "pyro_ssvae.distributions.Mixed([([0, 1], Gaussian()), ([2], Poisson())])."
-        )
-    return find_kind(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as a Mixed")()
+    return find_kind(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as Mixed([([0], Gaussian()), ...])")()
 
 
 def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:

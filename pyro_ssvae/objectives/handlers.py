@@ -297,18 +297,12 @@ def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], .
 
     def view(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            declare_parameters(module)
+            for label, parameter in module.named_parameters():  # as pyro.param does, but without its store
+                alias: Any = parameter.detach()
+                alias.unconstrained = weakref.ref(parameter)  # SVI reads this attribute
+                effectful(type="param")(lambda *_, alias=alias, **__: alias)(label, name=label)
             return getattr(module, name)(*args, **kwargs)
 
         return call
 
     return tuple(view(name) for name in functions or ("model", "guide"))
-
-
-def declare_parameters(module: nn.Module) -> None:
-    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
-    for name, parameter in module.named_parameters():
-        alias = parameter.detach()
-        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
-        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

@@ -65,10 +65,6 @@ class AffineAugmentation(Augmentation):
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
         fill: Value of the pixels outside the image, in the units of x.
-
-    Example:
-        >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
-        tensor(1.)
     """
 
     def __init__(
@@ -113,10 +109,6 @@ class PhotoAugmentation(Augmentation):
         contrast: Standard deviation of the logarithm of the factor of differences from the mean pixel.
         saturation: That of the factor of differences from grey.
         strength: Factor of all but ``flip``.
-
-    Example:
-        >>> PhotoAugmentation()(torch.rand(2, 3, 8, 8)).shape
-        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
