@@ -17,24 +17,19 @@ from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
 from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, group_columns
 from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
-_CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace)
-_DISCRETE: tuple[type[Likelihood], ...] = (
-    Categorical,
-    discrete.DiscretisedLogistic,
-    discrete.Poisson,
-    NegativeBinomial,
-)
-LIKELIHOODS = {kind.name: kind for kind in (*_CONTINUOUS, *_DISCRETE)}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    kind.name: kind
+    for kind in (
+        *(Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace),
+        *(Categorical, discrete.DiscretisedLogistic, discrete.Poisson, NegativeBinomial),
+    )
+}
 """Likelihoods by name; not :class:`Mixed`, whose parts have no default."""
 
-_PRIORS: tuple[type[Prior], ...] = (
-    priors.StandardNormal,
-    priors.StudentT,
-    priors.MixtureOfGaussians,
-    priors.VampPrior,
-    priors.Flow,
-)
-PRIORS: dict[str, type[Prior]] = {kind.name: kind for kind in _PRIORS}
+PRIORS: dict[str, type[Prior]] = {
+    kind.name: kind
+    for kind in (priors.StandardNormal, priors.StudentT, priors.MixtureOfGaussians, priors.VampPrior, priors.Flow)
+}
 """Priors of inferred latents by name; not ``"uniform"``, on [-1, 1], which is for generators alone."""
 
 _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
