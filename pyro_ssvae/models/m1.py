@@ -60,9 +60,7 @@ class M1(LatentVariableModel):
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
             what is missing. :meth:`for_data` sets it by the data.
 
-    Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
-        TypeError: For a likelihood or prior of the wrong type.
+    Errors are those of :class:`Model`.
 
     Example:
         >>> m1 = M1((1, 8, 8), latent_dim=5, hidden_dims=(32,))

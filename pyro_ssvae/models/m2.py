@@ -66,9 +66,7 @@ class M2(SemiSupervisedModel):
         skip: Whether x depends on a, as in the skip deep generative model of that paper (SDGM), p(a|y,z) p(x|a,y,z). A
             ``decoder`` gets z and a in one row, ``(..., B, L + A)``.
 
-    Raises:
-        ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
-        TypeError: For a network, likelihood or prior of the wrong type.
+    Errors are those of :class:`Model`.
 
     Example:
         >>> m2 = M2((1, 8, 8), num_classes=10, latent_dim=5, hidden_dims=(32,))
