@@ -69,11 +69,7 @@ class _Grid(Likelihood):
 
     def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels={levels} must be at least 2.")
-        if spacing is not None and spacing <= 0.0:
-            raise ValueError(f"spacing={spacing} must be positive, in the units of x.")
-        self.levels, self.unit_interval = int(levels), spacing is None
+        self.levels, self.unit_interval = levels, spacing is None
         self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
 
     def check(self, x: Tensor) -> None:
@@ -199,8 +195,6 @@ class _Counts(Likelihood):
 
     def __init__(self, offset: bool = False, components: int | None = None) -> None:
         super().__init__()
-        if components is not None and components < 1:
-            raise ValueError(f"components={components} must be positive, or None.")
         self.offset, self.components = offset, components
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
@@ -348,8 +342,6 @@ class NegativeBinomial(_Counts):
 
     def __init__(self, offset: bool = False, columns: int | None = None, components: int | None = None) -> None:
         super().__init__(offset, components)
-        if columns is not None and columns < 1:
-            raise ValueError(f"columns={columns} must be positive, or None.")
         self.columns, self.num_params = columns, 2 if columns is None else 1
         if columns is not None:
             self.log_total = nn.Parameter(torch.ones(columns))

@@ -171,8 +171,6 @@ class _LocationScale(Likelihood):
 
     def __init__(self, min_scale: float = 0.05) -> None:
         super().__init__()
-        if min_scale <= 0.0:
-            raise ValueError(f"min_scale={min_scale} must be positive.")
         self.min_scale = float(min_scale)
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:

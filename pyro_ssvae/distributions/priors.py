@@ -90,8 +90,6 @@ class StudentT(Prior):
 
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        if df <= 0.0:
-            raise ValueError(f"df={df} must be positive; 5 is heavy-tailed, 30 nearly normal.")
         self.register_buffer("df", torch.full((latent_dim,), float(df)), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 

@@ -72,7 +72,7 @@ class FitResult:
     metrics: list[dict[str, Any]] = field(repr=False)
     best_step: int
     last_weights: dict[str, Tensor] = field(repr=False)  # of thousands of lines
-    folder: Path | None
+    folder: Path | None = None
     step_mode: str = "eager"
     why_eager: str | None = None
 
@@ -385,7 +385,6 @@ class Loop:
             metrics=self.metrics,
             best_step=self.best.step,
             last_weights=last,
-            folder=self.folder.path if self.folder is not None else None,
             step_mode=self.train_step.mode,
             why_eager=self.train_step.why_eager,
         )
