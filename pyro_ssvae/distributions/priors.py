@@ -248,7 +248,7 @@ class ClassPrior(Configurable):
 
 
 class FixedClassPrior(ClassPrior):
-    """A known π: uniform, or ``probs``, K numbers, which are normalised to sum to one.
+    """A known π: uniform, or ``probs``, K positive numbers, which are normalised to sum to one.
 
     Raises:
         TypeError: If ``probs`` are no numbers.

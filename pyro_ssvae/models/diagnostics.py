@@ -68,9 +68,10 @@ def class_control(
     """Return how often the model's own classifier assigns a generated example to the class it was generated from.
 
     M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class controls
-    what is generated, 1/K that the decoder ignores it. For examples x as stored, ``(N, *event_shape)``, the result
-    holds ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
-    the prior, or where a subclass has a ``model`` of its own, by that function. Zero examples raise ``ValueError``.
+    what is generated, 1/K that the decoder ignores it. For examples x ``(N, *event_shape)`` as stored, which ``scale``
+    divides (``None``: integers by the ``data_scale`` of the model), the result holds ``analogies``, for z encoded from
+    each example and decoded with every class, and ``samples``, for z drawn from the prior, or where a subclass has a
+    ``model`` of its own, by that function. Zero examples raise ``ValueError``.
     """
     if not len(x):
         raise ValueError("class_control compares classes of generated examples; pass at least one example x.")

@@ -35,7 +35,8 @@ class LatentVariableModel(Model, abstract=True):
 
     Arguments and errors are those of :class:`Model`, with ``likelihood``, a name in
     ``pyro_ssvae.distributions.LIKELIHOODS`` or a :class:`~pyro_ssvae.distributions.Likelihood`, and ``missing``,
-    whether examples, rows of a table, may have missing values (NaN), which are left out of the likelihood.
+    whether examples, rows of a table (images raise ``ValueError``), may have missing values (NaN), which are left out
+    of the likelihood.
     """
 
     def __init__(

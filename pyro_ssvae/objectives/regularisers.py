@@ -200,7 +200,7 @@ class Consistency(nn.Module):
         weight: Factor of this term in the objective.
         threshold: Least probability of the likeliest class, in [0, 1].
         strong: The strong augmentation; ``None`` is one of grey images.
-        align: Power of the ratio, in [0, 1].
+        align: Power of the ratio: with 1 the mean prediction is aligned with ``shares``, with 0 it is not.
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
         decay: Decay per step of the running mean of predictions, in [0, 1].
         neighbours: What returns the logarithms of the densities of the classes among similar images, ``(B, K)``, at x:
@@ -262,12 +262,12 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Those of tables are weaker the more labels there are. Bounds of hundreds of nats or thousands (images whose
-    likelihood is not Bernoulli, and tables with fewer rows than columns, but those of counts) get less weight: with its
-    whole weight the noise of the columns decides q(y|x). Predictions are aligned with the class prior if it is fixed,
-    for tables less strongly and only if it is given: the classes of a table are seldom of equal size, and alignment
-    with equal shares then does much harm. Without any label there is no consistency, as confident predictions would be
-    arbitrary.
+    Those of tables are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of
+    hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with
+    fewer rows than columns (but those of counts) the square of their ratio: with its whole weight the noise of the
+    columns decides q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and
+    only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does much
+    harm. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
