@@ -56,8 +56,10 @@ _RANGES = {
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
-        "top_k num_particles generator_steps num_samples devices": _Range(1, _MAX_COUNT),
-        "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale": _Range(0, above=True),
+        "top_k num_particles generator_steps num_samples devices columns components": _Range(1, _MAX_COUNT),
+        "levels": _Range(2, _MAX_COUNT),
+        "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale spacing min_scale "
+        "df": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
         "negative_weight weight rotation log_scale shear shift strength crop brightness contrast saturation": _Range(0),
         "decay_start final_learning_rate kl_warmup kl_anneal_end threshold decay flip align": _Range(0, 1),

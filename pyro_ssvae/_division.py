@@ -38,12 +38,8 @@ class _Sum(torch.autograd.Function):
 class Division:
     """This process's part of a batch, with the random numbers and the means of the whole batch.
 
-    A dimension is that of examples if it has as many elements as this process has examples.
-
-    Args:
-        rank: Number of this process.
-        size: Number of processes.
-        exchange: What sends short messages to the others, if that is faster than by torch.distributed.
+    A dimension is that of examples if it has as many elements as this process has examples. ``exchange`` sends short
+    messages to the others, if that is faster than by torch.distributed.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -66,10 +65,7 @@ class Links:
     def exchange(self, message: bytes) -> Callable[[], list[bytes]]:
         """Send a message of at most 64 KiB to all; the function returned gives those of all, in the order of ranks.
 
-        It must be called once, before the next message is received.
-
-        Raises:
-            DistNetworkError: If another process has ended.
+        It must be called once, before the next message is received. ``DistNetworkError`` if another process has ended.
         """
         with _lost_as_error():
             for link in self._others.values():
@@ -146,7 +142,7 @@ class Ranks:
             with suppress(OSError):  # no such folder, or no sockets in it: through gloo, then
                 if self.rank == 0:
                     folder = stack.enter_context(TemporaryDirectory(dir=_SHARED))
-            folder = self.values_from_first(folder)
+            folder = self.from_first(folder)
             with suppress(OSError):
                 if folder:
                     listener = Listener(f"{folder}/{self.rank}", "AF_UNIX", backlog=self.size)
@@ -177,23 +173,12 @@ class Ranks:
         self.request = float(request)
         return self.largest(request) if not wait and float(self.requests) > 0.0 else 0
 
-    def from_first(self, content: bytes) -> bytes:
+    def from_first(self, value: Any) -> Any:
         """Return what process 0 gives."""
-        if self.size == 1:
-            return content
-        length = self.largest(len(content) if self.rank == 0 else 0)
-        buffer = torch.zeros(length, dtype=torch.uint8)
-        if self.rank == 0 and length:
-            buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        buffer = buffer.to(self.device)
-        dist.broadcast(buffer, 0)
-        return buffer.cpu().numpy().tobytes()
-
-    def values_from_first(self, values: Any) -> Any:
-        """Return numbers and strings that process 0 gives, in lists and dictionaries."""
-        if self.size == 1:
-            return values
-        return json.loads(self.from_first(json.dumps(values, default=lambda number: number.item()).encode()))
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0, device=self.device)
+        return values[0]
 
     def copy_from_first(self, module: nn.Module) -> None:
         """Give parameters and buffers the values that they have in process 0."""
@@ -251,7 +236,7 @@ class Ranks:
                     file = stack.enter_context(NamedTemporaryFile(dir=_SHARED))
                     os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
                     name = file.name
-            name = self.values_from_first(name)
+            name = self.from_first(name)
             self._shares, self._memory = bool(name), None
             if self._shares:
                 self._memory = torch.from_file(name, shared=True, size=size, dtype=dtype).view(2, self.size, length)
@@ -261,10 +246,8 @@ class Ranks:
     def map_in_turn(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Yield, in process 0, what a function makes of items, in order; the processes take turns to compute it.
 
-        In the others the iterator yields nothing, and has to be exhausted too. Process 0 raises all errors.
-
-        Raises:
-            PyroSSVAEError: If another process has ended.
+        In the others the iterator yields nothing, and has to be exhausted too. Process 0 raises all errors, and
+        ``PyroSSVAEError`` if another process has ended.
         """
         for first in range(0, len(items), self.size):
             own: list[Any] | Exception = []
@@ -308,11 +291,8 @@ def is_lost(error: BaseException) -> bool:
 def processes(number: int | None, train: Callable[..., Any], *arguments: Any) -> Iterator[Ranks]:
     """Yield the processes of a run: those of a launcher, or ``number`` that are started here and ended afterwards.
 
-    Those that are started call ``train(*arguments, ranks)``.
-
-    Raises:
-        ValueError: For a number under a launcher, or arguments that cannot be sent to other processes.
-        TrainingFailedError: If a process cannot be started.
+    Those that are started call ``train(*arguments, ranks)``. A number under a launcher, or arguments that cannot be
+    sent to other processes, raise ``ValueError``, a process that cannot be started ``TrainingFailedError``.
     """
     rank, size = launched()
     if number == 1 or (number is None and size == 1):

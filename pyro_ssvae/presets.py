@@ -26,13 +26,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Preset:
-    """Arguments that differ from the defaults.
+    """Arguments that differ from the defaults, and a description in one line.
 
-    Args:
-        model: Arguments of the model.
-        objective: Arguments of the objective's ``for_data``; ``pure`` is left to the caller.
-        training: Arguments of :class:`~pyro_ssvae.TrainingConfig`.
-        description: What it is, in one line.
+    They are those of the model, of the objective's ``for_data`` (``pure`` is left to the caller) and of
+    :class:`~pyro_ssvae.TrainingConfig`.
 
     Example:
         >>> from pyro_ssvae import M2

@@ -12,7 +12,7 @@ import torch
 
 import pyro_ssvae as ss
 from pyro_ssvae.networks import MLP
-from pyro_ssvae.networks.energy import ConvGenerator, EnergyNet, MLPFeatures
+from pyro_ssvae.networks.energy import EnergyNet, MLPFeatures
 from pyro_ssvae.objectives import AffineAugmentation, Consistency
 
 NAN = float("nan")
@@ -119,7 +119,6 @@ def test_constructors(make: Callable[..., Any], values: dict[str, Any], error: t
         (lambda: ss.M1M2.from_m1(make_m1(), 3, min_scale=NAN), ValueError, "min_scale=nan"),
         (lambda: MLP((5,), 2.5), TypeError, "out_features=2.5"),
         (lambda: MLPFeatures((5,), feature_dim=0), ValueError, "feature_dim=0"),
-        (lambda: ConvGenerator(2, (1, 8, 8), channels=0), ValueError, "channels=0"),
         (lambda: EnergyNet((5,), torch.nn.Linear(5, 2), 3, sigma="1"), TypeError, "sigma='1'"),
         (lambda: AffineAugmentation(rotation=NAN), ValueError, "rotation=nan"),
         (lambda: Consistency(3, align=None), TypeError, "align=None"),

@@ -70,10 +70,8 @@ class ShuffledIndices:
         return {"order": order, "position": self.position, "generator": self.generator.get_state()}
 
     def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples, or a damaged one."""
-        order, position = state.get("order", self.index[:0]).cpu(), state["position"]
-        if type(position) is not int or not 0 <= position < len(order) + self.batch_size:
-            raise ValueError(f"The state has position {position!r} in {len(order)} {name} examples; it is damaged.")
+        """Raise ``ValueError`` for a state of other examples."""
+        order = state.get("order", self.index[:0]).cpu()
         if "order" not in state or (len(order) and not torch.equal(order.sort().values, self.index)):
             raise ValueError(
                 f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "
@@ -161,15 +159,12 @@ class ShuffledBlocks:
         return {"pass": self.passed, "position": self.position, "rows": self._describe()}
 
     def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples, or a damaged one."""
+        """Raise ``ValueError`` for a state of other examples."""
         if state.get("rows") != self._describe():
             raise ValueError(
                 f"The state belongs to {name} examples that are not the {self.number} {name} examples of this data, or "
                 "that lay in memory; use the data and label split that it was saved with."
             )
-        passed, position = state["pass"], state["position"]
-        if type(passed) is not int or type(position) is not int or passed < 0 or not 0 <= position <= self.number:
-            raise ValueError(f"The state has position {position!r} of pass {passed!r}; it is damaged.")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""

@@ -14,27 +14,22 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
-from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, group_columns
 from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
-_CONTINUOUS: tuple[type[Likelihood], ...] = (Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace)
-_DISCRETE: tuple[type[Likelihood], ...] = (
-    Categorical,
-    discrete.DiscretisedLogistic,
-    discrete.Poisson,
-    NegativeBinomial,
-)
-LIKELIHOODS = {kind.name: kind for kind in (*_CONTINUOUS, *_DISCRETE)}
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    kind.name: kind
+    for kind in (
+        *(Bernoulli, likelihoods.ContinuousBernoulli, Gaussian, likelihoods.Laplace),
+        *(Categorical, discrete.DiscretisedLogistic, discrete.Poisson, NegativeBinomial),
+    )
+}
 """Likelihoods by name; not :class:`Mixed`, whose parts have no default."""
 
-_PRIORS: tuple[type[Prior], ...] = (
-    priors.StandardNormal,
-    priors.StudentT,
-    priors.MixtureOfGaussians,
-    priors.VampPrior,
-    priors.Flow,
-)
-PRIORS: dict[str, type[Prior]] = {kind.name: kind for kind in _PRIORS}
+PRIORS: dict[str, type[Prior]] = {
+    kind.name: kind
+    for kind in (priors.StandardNormal, priors.StudentT, priors.MixtureOfGaussians, priors.VampPrior, priors.Flow)
+}
 """Priors of inferred latents by name; not ``"uniform"``, on [-1, 1], which is for generators alone."""
 
 _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
@@ -57,20 +52,13 @@ def make_likelihood(likelihood: str | Likelihood) -> Likelihood:
             kind = type(likelihood).__name__
             raise TypeError(f"{kind} must define num_params, how many numbers the decoder returns for a value of x.")
         return likelihood
-    if likelihood == Mixed.name:
-        raise ValueError(
-            "likelihood='mixed' does not say which columns follow which distribution: pass "
-            "pyro_ssvae.distributions.Mixed([([0, 1], Gaussian()), ([2], Poisson())])."
-        )
-    return find_kind(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as a Mixed")()
+    return find_kind(likelihood, "likelihood", LIKELIHOODS, "a Likelihood, such as Mixed([([0], Gaussian()), ...])")()
 
 
 def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
     """Return a prior of z by name (``None``: the standard normal), or the given module unchanged.
 
-    Raises:
-        ValueError: For an unknown name, or a :class:`Prior` over another number of latents.
-        TypeError: For anything else, and for modules that cannot be called without arguments.
+    An unknown name, or a prior of another number of latents, raises ``ValueError``, anything else ``TypeError``.
     """
     if not isinstance(prior, nn.Module):
         kinds = PRIORS | {priors.Uniform.name: priors.Uniform}
@@ -90,9 +78,7 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
 def make_class_prior(class_prior: str | ClassPrior, num_classes: int) -> ClassPrior:
     """Return a class prior by name, or the given one unchanged.
 
-    Raises:
-        ValueError: For an unknown name, or a prior over another number of classes.
-        TypeError: For anything that is neither a name nor a :class:`ClassPrior`.
+    An unknown name, or a prior of another number of classes, raises ``ValueError``, anything else ``TypeError``.
     """
     if not isinstance(class_prior, ClassPrior):
         kinds = "a ClassPrior, for known probabilities FixedClassPrior(num_classes, probs)"
@@ -115,11 +101,8 @@ def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
     """Return Bernoulli for grey images of which at most a quarter of the values lies between 0.1 and 0.9.
 
     Other images, and those in colour, are discretised logistic where they are whole numbers of 8 bits, else Gaussian.
-    A Bernoulli likelihood explains a grey value as chance, and leaves z unused where most values are grey.
-
-    Args:
-        x: Images as they are stored, with shape ``(N, C, H, W)``.
-        scale: Divides ``x``, so that values are in [0, 1].
+    A Bernoulli likelihood explains a grey value as chance, and leaves z unused where most values are grey. Images x are
+    as stored, ``(N, C, H, W)``, and divided by ``scale``.
     """
     some = x[:: 1 + len(x) // 10_000]
     grey = (some > 0.1 * scale) & (some < 0.9 * scale)
@@ -131,19 +114,15 @@ def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
 
 
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
-    """Return a likelihood, a :class:`Mixed` one where columns differ; missing values are left out.
+    """Return a likelihood, a :class:`Mixed` one where columns differ; missing values (NaN) are left out.
 
     Images in [0, 1] or of 8 bits have that of :func:`choose_image_likelihood`, others a Gaussian one. Columns of zeros
-    and ones, codes of two words among them, are Bernoulli; other codes categorical; counts (whole numbers from zero, a
-    fifth of them zeros) negative binomial; all other real numbers, also positive ones and those in [0, 1], Gaussian.
-    Tables of counts are negative binomial given the total of the row, with one dispersion for each column: those of
-    whole numbers from zero in 20 columns or more, a fifth of them zeros, of which few columns attain the maximum, as
-    pixels do; a tenth of the columns may be others. Of more than 100 such columns networks see the first 30 principal
-    components.
-
-    Args:
-        x: Examples with shape ``(N, *event_shape)``, NaN where missing.
-        levels: Number of codes of the columns that hold codes of words, by position.
+    and ones, codes of two words among them, are Bernoulli; other codes, whose numbers of ``levels`` are given by
+    column, categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
+    numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
+    the row, with one dispersion for each column: those of whole numbers from zero in 20 columns or more, a fifth of
+    them zeros, of which few columns attain the maximum, as pixels do; a tenth of the columns may be others. Of more
+    than 100 such columns networks see the first 30 principal components.
     """
     if x.ndim > 2:
         scale = 255.0 if x.dtype == np.uint8 else 1.0
@@ -201,13 +180,10 @@ def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 def describe_likelihood(likelihood: Likelihood, columns: int) -> str:
     """Return in words how many columns follow which distribution: ``12 Gaussian, 1 categorical (4 levels)``."""
-    parts = [(columns, likelihood)]
-    if isinstance(likelihood, Mixed):
-        parts = [(len(own), part) for own, part in zip(likelihood.columns, likelihood._likelihoods(), strict=True)]
     numbers: dict[str, int] = {}
-    for number, part in parts:
+    for own, part in group_columns(likelihood, columns):
         kind = re.sub("gaussian|laplace|bernoulli|poisson", lambda word: word[0].title(), part.name.replace("_", " "))
         kind += f" ({part.levels} levels)" if isinstance(part, Categorical) else ""
         kind += " given the total of the row" if getattr(part, "offset", False) else ""
-        numbers[kind] = numbers.get(kind, 0) + number
+        numbers[kind] = numbers.get(kind, 0) + len(own)
     return ", ".join(f"{number} {kind}" for kind, number in numbers.items())

@@ -69,11 +69,7 @@ class _Grid(Likelihood):
 
     def __init__(self, levels: int = 256, spacing: float | None = None) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"levels={levels} must be at least 2.")
-        if spacing is not None and spacing <= 0.0:
-            raise ValueError(f"spacing={spacing} must be positive, in the units of x.")
-        self.levels, self.unit_interval = int(levels), spacing is None
+        self.levels, self.unit_interval = levels, spacing is None
         self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
 
     def check(self, x: Tensor) -> None:
@@ -96,14 +92,11 @@ class Categorical(_Grid):
     The decoder returns ``levels`` numbers per element, 256 for 8-bit images.
 
     Args:
-        levels: Number of values, counted from 0.
+        levels: Number of values, counted from 0; at least two, or ``ValueError`` is raised.
         spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1,
             and 1 for integer codes.
         one_hot: Whether values are codes in no particular order: networks see a column for each level, and the most
             probable one is given as the mean.
-
-    Raises:
-        ValueError: For fewer than two levels or a spacing that is not positive.
     """
 
     name = "categorical"
@@ -134,14 +127,7 @@ class DiscretisedLogistic(_Grid):
 
     for spacing δ, with the outermost cells extending to infinity (PixelCNN++, Salimans et al., 2017,
     https://arxiv.org/abs/1701.05517, equation 2). The decoder returns μ and the logarithm of s in tenths of the grid's
-    length, so that an untrained distribution is broad.
-
-    Args:
-        levels: Number of values, counted from 0.
-        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1.
-
-    Raises:
-        ValueError: For fewer than two levels or a spacing that is not positive.
+    length, so that an untrained distribution is broad. ``levels`` and ``spacing`` are those of :class:`Categorical`.
     """
 
     name = "discretised_logistic"
@@ -209,8 +195,6 @@ class _Counts(Likelihood):
 
     def __init__(self, offset: bool = False, components: int | None = None) -> None:
         super().__init__()
-        if components is not None and components < 1:
-            raise ValueError(f"components={components} must be positive, or None.")
         self.offset, self.components = offset, components
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
@@ -342,7 +326,7 @@ class Poisson(_Counts):
 
 
 class NegativeBinomial(_Counts):
-    r"""Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
+    """Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
 
     The decoder returns log m (relative to the mean of the column) and, unless r belongs to the columns, log r.
 
@@ -352,17 +336,12 @@ class NegativeBinomial(_Counts):
             ``None``: r of each element is given by the decoder, which takes longer and has more to learn.
         components: Number of principal components of the standardised logarithms which networks see in place of these;
             ``None`` for none. The noise of single counts is less in them.
-
-    Raises:
-        ValueError: If ``columns`` or ``components`` is not positive.
     """
 
     name = "negative_binomial"
 
     def __init__(self, offset: bool = False, columns: int | None = None, components: int | None = None) -> None:
         super().__init__(offset, components)
-        if columns is not None and columns < 1:
-            raise ValueError(f"columns={columns} must be positive, or None.")
         self.columns, self.num_params = columns, 2 if columns is None else 1
         if columns is not None:
             self.log_total = nn.Parameter(torch.ones(columns))

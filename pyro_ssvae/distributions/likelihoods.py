@@ -10,8 +10,8 @@ distribution is of x in its own units. Without such an estimate, and for values 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -68,12 +68,7 @@ class Likelihood(Configurable):
         raise NotImplementedError(f"{type(self).__name__} must define forward(params, event_dim) -> Pyro distribution.")
 
     def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
-        """Estimate the units of x from training examples, unless they are known, as those of a loaded model are.
-
-        Args:
-            x: Examples with shape ``(N, *event_shape)``, as stored.
-            scale: Divides ``x``.
-        """
+        """Estimate the units of x from training examples as stored, which ``scale`` divides, unless they are known."""
         if not self._units_known:
             self._units_known = True
             self._estimate_units(x, scale)
@@ -176,8 +171,6 @@ class _LocationScale(Likelihood):
 
     def __init__(self, min_scale: float = 0.05) -> None:
         super().__init__()
-        if min_scale <= 0.0:
-            raise ValueError(f"min_scale={min_scale} must be positive.")
         self.min_scale = float(min_scale)
 
     def forward(self, params: Tensor, event_dim: int) -> dist.TorchDistribution:
@@ -193,10 +186,8 @@ class Gaussian(_LocationScale):
 
     Args:
         min_scale: Smallest σ, in standard deviations of the column in the training examples (in the units of ``x`` for
-            images in [0, 1]). A constant column would otherwise drive σ to zero and the bound to infinity.
-
-    Raises:
-        ValueError: For a ``min_scale`` that is not positive.
+            images in [0, 1]). A constant column would otherwise drive σ to zero and the bound to infinity. It must be
+            positive, or ``ValueError`` is raised.
     """
 
     name = "gaussian"
@@ -231,6 +222,7 @@ class Mixed(Likelihood):
     """
 
     name = "mixed"
+    parts: Any  # a ModuleList, whose elements would be typed as Module
     _order: Tensor
     _positions: Tensor
 
@@ -283,20 +275,17 @@ class Mixed(Likelihood):
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
-        return zip(groups, self._likelihoods(), strict=True)
+        return zip(groups, self.parts, strict=True)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
-        for columns, likelihood in zip(self.columns, self._likelihoods(), strict=True):
+        for columns, likelihood in group_columns(self, x.shape[-1]):
             if max(columns) >= x.shape[-1]:
                 raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
             try:
                 likelihood.check(x[..., columns])
             except ValueError as error:
                 raise ValueError(f"Columns {columns}: {error}") from error
-
-    def _likelihoods(self) -> list[Likelihood]:
-        return [cast(Likelihood, part) for part in self.parts]  # the elements of a ModuleList are typed as Module
 
 
 class _Joint(TorchDistribution):
@@ -310,7 +299,6 @@ class _Joint(TorchDistribution):
     takes_missing = True
 
     def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
-        self.has_rsample = all(distribution.has_rsample for distribution in distributions)
         self.distributions, self._order, self._positions = list(distributions), order, positions
         super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
 
@@ -332,9 +320,6 @@ class _Joint(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([distribution.rsample(sample_shape) for distribution in self.distributions])
-
     @property
     def mean(self) -> Tensor:
         return self._join([distribution.mean for distribution in self.distributions])
@@ -347,12 +332,18 @@ class _Joint(TorchDistribution):
         return torch.cat(parts, -1).index_select(-1, self._positions)
 
 
+def group_columns(likelihood: Any, number: int) -> list[tuple[list[int], Any]]:
+    """Return the ``number`` columns of a table in groups, each with its likelihood."""
+    if isinstance(likelihood, Mixed):
+        return list(zip(likelihood.columns, likelihood.parts, strict=True))
+    return [(list(range(number)), likelihood)]
+
+
 def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
     """Raise ``ValueError`` for negative values of ``x / scale`` where counts were trained on, and warn of fractions."""
-    parts: Iterable[Any] = [(slice(None), likelihood)]
-    if isinstance(likelihood, Mixed):
-        parts = zip(likelihood.columns, likelihood._likelihoods(), strict=True)
-    for columns in (columns for columns, part in parts if getattr(part, "of_counts", False)):
+    for columns, part in group_columns(likelihood, x.shape[-1]):
+        if not getattr(part, "of_counts", False):
+            continue
         values = x[..., columns].nan_to_num(0.0) / scale
         if (low := float(values.min())) < 0.0:
             raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")

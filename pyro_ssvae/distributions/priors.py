@@ -1,14 +1,11 @@
-r"""Priors of z, modules that return a Pyro distribution when called, and priors of the class probabilities π.
+"""Priors of z, modules that return a Pyro distribution when called, and priors of the class probabilities π.
 
-A class prior p(y|π)p(π) has a model and a guide with the global site ``"pi"``, scored once per objective. Two learn π:
-
-* :class:`MAPClassPrior`: a *point mass*, q(π) = δ(π - π̂). The bound gains log p(π̂), but for a constant entropy.
-* :class:`DirichletClassPrior`: a *Dirichlet* q(π). The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over
-  q(π).
+A class prior p(y|π)p(π) has a model and a guide with the global site ``"pi"``, scored once per objective.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +22,6 @@ from pyro_ssvae.distributions.likelihoods import fill_missing
 from pyro_ssvae.distributions.torch_distributions import (
     CouplingNetwork,
     DiagonalMixture,
-    FlowDistribution,
     StudentTOfTensors,
     as_independent_normal,
 )
@@ -83,14 +79,9 @@ class Uniform(Prior):
 
 
 class StudentT(Prior):
-    """Independent Student-t latents, whose heavy tails allow outliers.
+    """Independent Student-t latents with ``df`` degrees of freedom, whose heavy tails allow outliers.
 
-    Args:
-        latent_dim: Number of latents ``L``.
-        df: Degrees of freedom; the standard normal is the limit for large ones.
-
-    Raises:
-        ValueError: If ``df`` is not positive.
+    The standard normal is the limit for a large ``df``; one that is not positive raises ``ValueError``.
     """
 
     name = "student_t"
@@ -99,8 +90,6 @@ class StudentT(Prior):
 
     def __init__(self, latent_dim: int, df: float = 5.0) -> None:
         super().__init__(latent_dim)
-        if df <= 0.0:
-            raise ValueError(f"df={df} must be positive; 5 is heavy-tailed, 30 nearly normal.")
         self.register_buffer("df", torch.full((latent_dim,), float(df)), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
 
@@ -110,15 +99,7 @@ class StudentT(Prior):
 
 
 class MixtureOfGaussians(Prior):
-    r"""A learnable mixture, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`.
-
-    Args:
-        latent_dim: Number of latents ``L``.
-        num_components: Number of Gaussians ``C``.
-
-    Raises:
-        ValueError: If ``num_components`` is not positive.
-    """
+    r"""A learnable mixture of C Gaussians, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`."""
 
     name = "mixture"
 
@@ -138,18 +119,13 @@ class VampPrior(Prior):
     r"""A mixture of the guide's own posteriors at learnable pseudo-inputs, :math:`p(z) = \sum_c w_c\, q(z \mid u_c)`.
 
     VAE with a VampPrior (Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120), equation 9, with learnable
-    weights. In a model with K classes the c-th pseudo-input has class c mod K.
-
-    Args:
-        latent_dim: Number of latents ``L``.
-        num_components: Number of pseudo-inputs ``C``.
+    weights and ``C = num_components`` pseudo-inputs. In a model with K classes the c-th one has class c mod K.
 
     Each model needs one of its own. With ``batch_norm=True`` the pseudo-inputs also pass through the encoder's batch
     normalisation, and count in its running statistics as examples do.
 
     Raises:
-        ValueError: If ``num_components`` is not positive, the prior belongs to another model, or its model has no
-            q(z|x).
+        ValueError: If the prior belongs to another model, or its model has no q(z|x).
         RuntimeError: From a call, if the prior is not part of a model.
     """
 
@@ -207,15 +183,9 @@ class VampPrior(Prior):
 class Flow(Prior):
     """A normalising flow: six affine couplings (real NVP) over a standard normal, of networks with layers of 128 units.
 
-    The order of the latents is reversed between the couplings.
-
-    Density estimation using Real NVP (Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803).
-
-    Args:
-        latent_dim: Number of latents ``L``, at least 2: each coupling transforms one half given the other.
-
-    Raises:
-        ValueError: For fewer than two latents.
+    Each coupling transforms one half of the latents given the other, and between couplings their order is reversed
+    (Density estimation using Real NVP, Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803). Fewer
+    than two latents raise ``ValueError``.
     """
 
     name = "flow"
@@ -233,16 +203,17 @@ class Flow(Prior):
     def forward(self) -> dist.TorchDistribution:
         """Return the prior, with event shape ``(L,)``."""
         reverse = Permute(self.reversed)
-        transforms = [transform for coupling in self.couplings for transform in (coupling, reverse)]
-        return FlowDistribution(self.base(), transforms)
+        # Copies, which share the networks: couplings keep what they computed last, and with it a graph of gradients.
+        transforms = [transform for coupling in self.couplings for transform in (copy.copy(coupling), reverse)]
+        return dist.TransformedDistribution(self.base(), transforms)
 
 
 @contextmanager
 def cache_prior(prior: Any) -> Iterator[None]:
     """Build the distribution of a prior of this package once, for the duration of the context.
 
-    A VampPrior passes all its pseudo-inputs through the encoder in every call. A prior of the caller's own class is not
-    cached, because it may be random.
+    A VampPrior passes all its pseudo-inputs through the encoder in every call. One of the caller's own class may be
+    random, and is not cached.
     """
     if not (isinstance(prior, Prior) and type(prior).__module__.startswith("pyro_ssvae.")):
         yield
@@ -256,12 +227,7 @@ def cache_prior(prior: Any) -> Iterator[None]:
 
 
 class ClassPrior(Configurable):
-    """Base class of class priors.
-
-    Attributes:
-        num_classes: Number of classes ``K``.
-        name: Name in results.
-    """
+    """Base class of priors of the probabilities of ``K = num_classes`` classes; ``name`` is that in results."""
 
     name: str
 
@@ -282,11 +248,7 @@ class ClassPrior(Configurable):
 
 
 class FixedClassPrior(ClassPrior):
-    """A known π: uniform, or given.
-
-    Args:
-        num_classes: Number of classes ``K``.
-        probs: ``K`` positive numbers, normalised to sum to one; uniform if ``None``.
+    """A known π: uniform, or ``probs``, K positive numbers, which are normalised to sum to one.
 
     Raises:
         TypeError: If ``probs`` are no numbers.
@@ -353,11 +315,8 @@ class _LearnedClassPrior(ClassPrior):
 class MAPClassPrior(_LearnedClassPrior):
     r"""π learned by maximum a posteriori: a point mass q(π) = δ(π - softmax(logits)).
 
-    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`.
-
-    Args:
-        num_classes: Number of classes ``K``.
-        concentration: Concentration of the symmetric Dirichlet prior, at least one; one is maximum likelihood.
+    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`. The concentration of the symmetric
+    Dirichlet prior is at least one, which is maximum likelihood; less raises ``ValueError``.
     """
 
     name = "map"
@@ -373,13 +332,10 @@ class MAPClassPrior(_LearnedClassPrior):
 class DirichletClassPrior(_LearnedClassPrior):
     r"""π with a Dirichlet variational posterior, q(π) = Dir(a), :math:`a = \text{total} \cdot \mathrm{softmax}(l)`.
 
-    The mean and the total of ``a`` are separate parameters, because the mean converges within a few hundred steps while
-    the total grows to the order of the number of examples. It starts at 1,000, so that the first draws of π are near
-    uniform.
-
-    Args:
-        num_classes: Number of classes ``K``.
-        concentration: Concentration of the symmetric Dirichlet prior; positive.
+    The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over q(π). The mean and the total of ``a`` are separate
+    parameters, because the mean converges within a few hundred steps while the total grows to the order of the number
+    of examples. It starts at 1,000, so that the first draws of π are near uniform. The concentration of the symmetric
+    Dirichlet prior is positive, or ``ValueError`` is raised.
     """
 
     name = "dirichlet"

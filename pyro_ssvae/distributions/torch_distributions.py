@@ -20,8 +20,7 @@ def softplus(x: Tensor) -> Tensor:
     r"""Return :math:`\log(1 + e^x)`, computed faster where no gradient is taken on a CPU.
 
     PyTorch's ``softplus`` uses ``log1p``, which costs five times as much there as :math:`-\log \sigma(-x)`. The
-    absolute difference is at most 1e-7 in float32; below zero the relative error is larger, as values under 1e-7 are
-    lost.
+    absolute difference is at most 1e-7 in float32; values under 1e-7 are lost.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.softplus(x)
@@ -47,8 +46,7 @@ def innermost(distribution: Any) -> Any:
 def mean_or_centre(distribution: Any) -> Tensor:
     """Return the mean of a distribution, or where it does not exist (Cauchy) the centre of symmetry.
 
-    Raises:
-        NotImplementedError: For a distribution without a mean in closed form.
+    ``NotImplementedError`` for a distribution without a mean in closed form.
     """
     mean: Tensor = distribution.mean
     if isinstance(innermost(distribution), (dist.Cauchy, dist.StudentT)):
@@ -82,8 +80,7 @@ class _OfObserved(dist.Independent):
 def leave_out_missing(distribution: Any) -> Any:
     """Return a distribution over vectors whose log-probability is that of the observed elements of a value.
 
-    Raises:
-        ValueError: If the elements are not independent.
+    ``ValueError`` if the elements are not independent.
     """
     if getattr(distribution, "takes_missing", False):
         return distribution
@@ -98,10 +95,8 @@ def leave_out_missing(distribution: Any) -> Any:
 def impute(distribution: Any, weights: Tensor, x: Tensor) -> Tensor:
     """Return the mean of a mixture given what is observed of ``x``, or the most probable level of categorical elements.
 
-    Args:
-        distribution: Over vectors, with batch shape ``(..., B)``.
-        weights: Weights of the mixture, which broadcast to the batch shape and add up to one for each example.
-        x: Examples with shape ``(B, D)``, NaN where missing; the result has the same shape.
+    The distribution over vectors has batch shape ``(..., B)``, to which the weights of the mixture broadcast; they add
+    up to one for each example. Examples and result are ``(B, D)``, NaN where missing.
     """
     parts = (distribution, getattr(distribution, "base_dist", None))
     own = next(filter(None, (getattr(part, "impute", None) for part in parts)), None)
@@ -134,20 +129,11 @@ class DiagonalMixture(TorchDistribution):
             + \sum_l \frac{z_l\, \mu_{cl}}{\sigma_{cl}^2} + k_c,
 
     the log-densities are a product of :math:`(z^2, z)` with a matrix of the components. The terms cancel if σ is small
-    relative to μ, so the product is taken in float64, also under autocast.
-
-    Args:
-        logits: Unnormalised log-weights, shape ``(C,)``.
-        loc: Means μ, shape ``(C, L)``.
-        scale: Standard deviations σ, shape ``(C, L)``.
-        batch_shape: Batch shape, over which the distributions are equal.
+    relative to μ, so the product is taken in float64, also under autocast. Log-weights are ``(C,)``, locations and
+    scales ``(C, L)``; over the batch the distributions are equal.
     """
 
-    arg_constraints: dict[str, Any] = {
-        "logits": constraints.real_vector,
-        "loc": constraints.real_vector,
-        "scale": constraints.positive,
-    }
+    arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = False
 
@@ -303,30 +289,3 @@ class CouplingNetwork(nn.Module):
         for layer in self.layers[:-1]:
             z = layer(z).relu()
         return self.layers[-1](z).chunk(2, dim=-1)
-
-
-class FlowDistribution(dist.TransformedDistribution):
-    """A transformed distribution whose transforms cache nothing.
-
-    Pyro's couplings keep their last input and scale, and with them the autograd graph of an earlier step, which can be
-    neither copied nor traced.
-    """
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density, in nats."""
-        return self._clear_caches(super().log_prob(value))
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values, without gradients."""
-        return self._clear_caches(super().sample(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values."""
-        return self._clear_caches(super().rsample(sample_shape))
-
-    def _clear_caches(self, result: Tensor) -> Tensor:
-        for transform in self.transforms:
-            transform._cached_x_y = None, None
-            if hasattr(transform, "_cached_log_scale"):
-                transform._cached_log_scale = None
-        return result

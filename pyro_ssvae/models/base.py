@@ -51,14 +51,14 @@ class Model(Configurable, abstract=True):
     constructor are recorded, so that :func:`pyro_ssvae.save` and :func:`pyro_ssvae.load` work.
 
     Args:
-        event_shape: Shape of one example.
-        latent_dim: Number of latents ``L``.
+        event_shape: Shape of one example; it must not be empty.
+        latent_dim: Number of latents ``L``, positive.
         prior: A name in ``pyro_ssvae.distributions.PRIORS``, a module that returns p(z) when called, or ``None`` for
             the standard normal.
         num_classes: Number of classes ``K``, at least 2; ``None`` for a model without classes.
 
     Raises:
-        ValueError: For an empty event shape, a non-positive ``latent_dim``, fewer than two classes or unknown names.
+        ValueError: For other numbers, or unknown names.
         TypeError: For a prior of the wrong type.
 
     Attributes:
@@ -95,11 +95,7 @@ class Model(Configurable, abstract=True):
         self._data_range: tuple[float, float] | None = None
 
     def check_data(self, data: SemiSupervisedData) -> None:
-        """Check that the model fits a data set.
-
-        Raises:
-            ValueError: If the shape of examples, the number of classes or values do not fit.
-        """
+        """Raise ``ValueError`` if shape of examples, number of classes or values of a data set do not fit the model."""
         if tuple(self.event_shape) != tuple(data.event_shape):
             raise ValueError(
                 f"The model expects examples of shape {tuple(self.event_shape)}, the data has {data.event_shape}. "
@@ -135,7 +131,7 @@ class Model(Configurable, abstract=True):
         return math.prod(self.event_shape)
 
     def training_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return the model and guide functions whose bound is the training loss: ``self.model`` and ``self.guide``."""
+        """Return the model and guide whose bound is the training loss: ``self.model`` and ``self.guide``."""
         return self.model, self.guide
 
     def check_examples(self, x: Tensor) -> None:
@@ -219,10 +215,9 @@ class Model(Configurable, abstract=True):
             self.prior.start_from(x)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of q(y|x) or p(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
+        """Return the logits of q(y|x) or p(y|x), ``(B, K)``, for x ``(B, *event_shape)``.
 
-        Raises:
-            ValueError: For a model without classes.
+        ``ValueError`` for a model without classes.
         """
         if self.num_classes is None:
             raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")

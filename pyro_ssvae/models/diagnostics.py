@@ -7,7 +7,6 @@ All functions take a model and examples x ``(N, *event_shape)`` as stored (8-bit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -68,21 +67,11 @@ def class_control(
 ) -> dict[str, float]:
     """Return how often the model's own classifier assigns a generated example to the class it was generated from.
 
-    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class
-    controls what is generated, 1/K that the decoder ignores it.
-
-    Args:
-        model: The model, with ``K`` classes.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
-        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
-        seed: Seed of the draws of z.
-
-    Returns:
-        ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
-        the prior, or where a subclass has a ``model`` of its own, by that function.
-
-    Raises:
-        ValueError: For zero examples.
+    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class controls
+    what is generated, 1/K that the decoder ignores it. For examples x ``(N, *event_shape)`` as stored, which ``scale``
+    divides (``None``: integers by the ``data_scale`` of the model), the result holds ``analogies``, for z encoded from
+    each example and decoded with every class, and ``samples``, for z drawn from the prior, or where a subclass has a
+    ``model`` of its own, by that function. Zero examples raise ``ValueError``.
     """
     if not len(x):
         raise ValueError("class_control compares classes of generated examples; pass at least one example x.")
@@ -128,19 +117,14 @@ def posterior_diagnostics(
     return {"entropy_y": entropy, "mutual_information": marginal - entropy, "kl_z": kl / len(x)}
 
 
-@singledispatch
 def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
     """Return how much information the latents of M1 carry; nothing for other models.
 
     ``kl_z`` is the mean of KL(q(z|x) ‖ p(z)) in nats, and ``active_units`` the number of :func:`active_units`, left out
     for a single example.
     """
-    return {}
-
-
-@latent_diagnostics.register
-@torch.no_grad()
-def _(model: M1, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:
+    if not isinstance(model, M1):
+        return {}
     kl, means = 0.0, []
     with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=1000):
@@ -159,14 +143,11 @@ def active_units(model: M1, x: Tensor, *, scale: float | None = None) -> Tensor:
 
     Args:
         model: The model, with ``L`` latents.
-        x: Examples with shape ``(N, *event_shape)``, as stored.
+        x: At least two examples with shape ``(N, *event_shape)``, as stored; fewer raise ``ValueError``.
         scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
-
-    Raises:
-        ValueError: For fewer than two examples.
     """
     if len(x) < 2:
         raise ValueError(f"Latents are active if they vary between examples; pass at least two, not {len(x)}.")
@@ -205,14 +186,11 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
 
     Training has failed if the standard deviation of samples was below 5 % of that of the data in five consecutive
     evaluations, if the mean energies of data and samples differ by more than 10,000 nats, or if the mean energy of data
-    is beyond a million nats.
-
-    Args:
-        history: Values of the evaluations so far, the newest last, by the names ``"val/std_ratio"``,
-            ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
+    is beyond a million nats. ``history`` holds the values of the evaluations so far, by the names ``"val/std_ratio"``,
+    ``"train/energy_gap"`` and ``"train/energy_data"``; missing ones are not checked.
     """
     recent = history[-_PATIENCE:]
-    if len(recent) == _PATIENCE and all(has_collapsed([values]) for values in recent):
+    if len(recent) == _PATIENCE and all(map(has_collapsed, recent)):
         return (
             f"the generator has collapsed: its samples have {recent[-1]['val/std_ratio']:.2%} of the standard "
             "deviation of the data. A larger entropy_weight, another entropy, or a slower generator often helps"
@@ -228,9 +206,9 @@ def find_failure(history: Sequence[dict[str, float]]) -> str | None:
     return f"energies diverge: {far}. A lower learning rate or a larger gradient_penalty often helps"
 
 
-def has_collapsed(history: Sequence[dict[str, float]]) -> bool:
-    """Return whether the newest samples have less than 5 % of the standard deviation of the data."""
-    return bool(history) and history[-1].get("val/std_ratio", 1.0) < _MIN_STD_RATIO
+def has_collapsed(values: dict[str, float]) -> bool:
+    """Return whether the samples of an evaluation have less than 5 % of the standard deviation of the data."""
+    return values.get("val/std_ratio", 1.0) < _MIN_STD_RATIO
 
 
 def _kl_to_prior(model: Model, qz: dist.TorchDistribution) -> Tensor:

@@ -33,15 +33,10 @@ _MAX_LOG_SCALE = 15.0
 class LatentVariableModel(Model, abstract=True):
     """Base class of models whose examples follow a likelihood given latents, and whose latents are inferred.
 
-    Args:
-        event_shape: As for :class:`Model`, like ``latent_dim``, ``prior`` and ``num_classes``.
-        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
-            :class:`~pyro_ssvae.distributions.Likelihood`.
-        missing: Whether examples, rows of a table, may have missing values (NaN), which are left out of the likelihood.
-
-    Raises:
-        ValueError: As for :class:`Model`, or for ``missing`` of images.
-        TypeError: For a likelihood or prior of the wrong type.
+    Arguments and errors are those of :class:`Model`, with ``likelihood``, a name in
+    ``pyro_ssvae.distributions.LIKELIHOODS`` or a :class:`~pyro_ssvae.distributions.Likelihood`, and ``missing``,
+    whether examples, rows of a table (images raise ``ValueError``), may have missing values (NaN), which are left out
+    of the likelihood.
     """
 
     def __init__(
@@ -109,7 +104,7 @@ class LatentVariableModel(Model, abstract=True):
         self.likelihood.check(x)
 
     def fit_units(self, data: SemiSupervisedData) -> None:
-        """Remember the scale and the class names of a data set, and estimate the units of the likelihood."""
+        """Do what :meth:`Model.fit_units` does, and estimate the units of the likelihood."""
         super().fit_units(data)
         if data.event_shape == self.event_shape:
             self.likelihood.fit_units(sample_rows(data.x), data.scale)
@@ -124,13 +119,10 @@ class LatentVariableModel(Model, abstract=True):
         ``prior``, ``class_prior`` and ``decode``, also in a subclass with another ``model``.
 
         Args:
-            x: Examples with shape ``(B, D)``, as for :meth:`Model.predict_proba`.
+            x: Examples ``(B, D)``, which raise errors, as for :meth:`Model.predict_proba`; values that lie outside of
+                the domain of the likelihood raise ``ValueError``, too.
             num_samples: Draws of the latents per example (and class).
             seed: Seed of the draws; the caller's random state is left as it was.
-
-        Raises:
-            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too, and for values that lie
-                outside of the domain of the likelihood.
         """
 
         def fill(x: Tensor) -> Tensor:
@@ -247,11 +239,7 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         Args:
             num_samples: Number of samples.
             y: A class for all samples, its number or name, classes with shape ``(num_samples,)``, or ``None`` to draw
-                them from π.
-
-        Raises:
-            TypeError: For a number of samples or classes that are no integers.
-            ValueError: For a non-positive number of samples, or classes of another shape or that the model lacks.
+                them from π. Other types raise ``TypeError``, classes that the model lacks ``ValueError``.
         """
         with torch.no_grad(), evaluation_mode(self):
             classes = None

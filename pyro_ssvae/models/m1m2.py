@@ -119,7 +119,7 @@ class M1M2(SemiSupervisedModel):
         prior: str | nn.Module | None = None,
         **options: Any,
     ) -> M1M2:
-        """Build the usual M2 on an M1, and return both as an M1M2.
+        """Build the usual M2 on an M1, and return both as an M1M2; ``ValueError`` for a mask or names that do not fit.
 
         Args:
             m1: A trained M1.
@@ -131,9 +131,6 @@ class M1M2(SemiSupervisedModel):
             latent_dim: Number of latents z, ``L``.
             prior: p(z), as for :class:`M2`.
             **options: Other arguments of :class:`M2`, such as ``hidden_dims`` and ``class_prior``.
-
-        Raises:
-            ValueError: For a mask that does not fit, or unknown names.
         """
         check_choice("classify_from", classify_from, ("z1", "x"))
         width = int(_as_mask(active, m1).sum())
@@ -214,10 +211,7 @@ class M1M2(SemiSupervisedModel):
             self.sample_y_and_z(x, z1, y)
 
     def latent_model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Sample from the generative model down to z1: the loss while M1 is frozen; evaluation uses :meth:`model`.
-
-        Override :meth:`sample_z1` to change both of them.
-        """
+        """Sample the generative model down to z1, the loss while M1 is frozen; :meth:`sample_z1` is in both models."""
         log_pi = self.class_prior.model()
         with data_plate(x, size):
             self.sample_z1(log_pi, y)
@@ -246,11 +240,7 @@ class M1M2(SemiSupervisedModel):
     # The conditional distributions; that of y as logits.
 
     def encode_z1(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``.
-
-        Raises:
-            TypeError: If the posterior of M1 is not made of independent normal distributions.
-        """
+        """Return q(z1|x), with event shape ``(L1,)``; ``TypeError`` if the q(z|x) of M1 is no diagonal Gaussian."""
         qz = as_independent_normal(self.m1.encode(x))
         if qz is None:
             raise TypeError(

@@ -22,13 +22,10 @@ MNIST_SIZE = 28 * 28  # pixels of the images for which the defaults of σ and of
 
 
 class SoftplusExperts(nn.Linear):
-    r"""Experts :math:`\mathrm{softplus}(W_i^\top f + c_i)` of features f, in nats.
-
-    The arguments are those of :class:`torch.nn.Linear`: the numbers of features ``F`` and of experts ``M``.
-    """
+    r"""Experts :math:`\mathrm{softplus}(W_i^\top f + c_i)` of features f, in nats."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map features ``(B, F)`` to what each expert adds to −E, with shape ``(B, M)``."""
+        """Map features ``(B, F)`` to what each of M experts adds to −E, ``(B, M)``."""
         return F.softplus(super().forward(input))
 
 
@@ -44,16 +41,9 @@ class EnergyNet(nn.Module):
     .. math:: E(x, y) = E(x) \text{ as above } - u_y^\top f(x) - a_y, \qquad
         E(x) = -\log \textstyle\sum_y e^{-E(x, y)}
 
-    Args:
-        event_shape: Shape of x.
-        features: Maps x ``(B, *event_shape)`` to features ``(B, F)``, preferably bounded.
-        experts: Number of experts, or a module that maps features ``(B, F)`` to the terms of the sum, ``(B, M)``.
-        sigma: σ, in the units of x.
-        num_classes: Number of classes ``K``; ``None`` for none.
-
-    Raises:
-        ValueError: For no expert, a non-positive σ, or modules that do not fit ``event_shape`` or each other.
-        TypeError: For features or experts that are no modules.
+    ``features`` maps x ``(B, *event_shape)`` to ``(B, F)``, preferably bounded; ``experts`` is a number, or a module
+    that maps features to the terms of the sum, ``(B, M)``; ``sigma`` is in the units of x. Sizes that are not positive,
+    and modules that do not fit, raise ``ValueError``, what is no module ``TypeError``.
     """
 
     def __init__(
@@ -95,8 +85,7 @@ class EnergyNet(nn.Module):
 class MLPFeatures(nn.Module):
     """Features in [-1, 1] of flattened inputs, by weight-normalised layers.
 
-    There is no batch normalisation, with which the energy of an example would depend on the rest of the batch. The
-    arguments are the shape of x, the widths of the hidden layers and the number of features.
+    There is no batch normalisation, with which the energy of an example would depend on the rest of the batch.
     """
 
     def __init__(self, event_shape: Sequence[int], hidden_dims: Sequence[int] = (128,), feature_dim: int = 128) -> None:
@@ -113,11 +102,10 @@ class MLPFeatures(nn.Module):
 
 
 class ConvFeatures(nn.Module):
-    """Features in [-1, 1] of images, by convolutions of stride 2 down to about 7x7 or 4x4 pixels.
+    """Features in [-1, 1] of images of at least 8x8 pixels, by convolutions of stride 2 down to about 7x7 or 4x4.
 
-    Images ``(C, H, W)`` must have at least 8x8 pixels, else ``ValueError`` is raised. Up to 32x32 pixels there are 128
-    features and 32 channels after the first convolution, otherwise 64 and 16; each further convolution doubles the
-    number of channels.
+    Up to 32x32 pixels there are 128 features and 32 channels after the first convolution, otherwise 64 and 16; each
+    further convolution doubles the number of channels.
     """
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -138,11 +126,7 @@ class ConvFeatures(nn.Module):
 
 @checked
 class MLPGenerator(nn.Module):
-    """x = G(z) by fully connected layers with batch normalisation and ReLU.
-
-    ``hidden_dims`` are the widths of the hidden layers, and ``output`` is the last layer: ``"identity"``, ``"sigmoid"``
-    or ``"tanh"``; others raise ``ValueError``.
-    """
+    """x = G(z) by fully connected layers with batch normalisation and ReLU, and a last layer named in ``RANGES``."""
 
     def __init__(
         self,
@@ -179,47 +163,26 @@ class UpsampledConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, summed.transpose(0, 1).flip(-1, -2), self.bias, stride=2, padding=1)
 
 
-@checked
 class ConvGenerator(nn.Module):
-    """x = G(z) by fully connected layers and upsampling convolutions, with batch normalisation and ReLU.
+    """Images G(z) of at least 8x8 pixels: fully connected layers, convolutions, batch normalisation and ReLU.
 
     The fully connected layers help to map the continuous distribution of z to separate clusters of images. The
     convolutions are transposed up to 32x32 pixels; beyond, where these leave checkerboard artefacts, they are
-    :class:`UpsampledConv2d`.
-
-    Args:
-        latent_dim: Number of latents ``L``.
-        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        channels: Channels before the last convolution, doubled for each one before it; ``None``: 64 up to 32x32 pixels,
-            else 32.
-        hidden_dims: Widths of the fully connected layers; ``None``: three of 256 up to 32x32 pixels, else two.
-        output: Last layer: ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
-
-    Raises:
-        ValueError: If the event is not such an image, for non-positive widths or an unknown ``output``.
+    :class:`UpsampledConv2d`. The last layer, ``output``, is named in ``RANGES``.
     """
 
-    def __init__(
-        self,
-        latent_dim: int,
-        event_shape: Sequence[int],
-        channels: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        *,
-        output: str = "sigmoid",
-    ) -> None:
+    def __init__(self, latent_dim: int, event_shape: Sequence[int], *, output: str = "sigmoid") -> None:
         super().__init__()
         check_image(event_shape)
         small = max(event_shape[1:]) <= 32
-        channels = (64 if small else 32) if channels is None else channels
-        hidden_dims = (256,) * (3 if small else 2) if hidden_dims is None else hidden_dims
+        channels = 64 if small else 32  # before the last convolution, doubled for each one before it
         count = count_halvings(event_shape[1:])
         # From the smallest; each halving rounds up.
         sizes = [[math.ceil(side / 2**n) for side in event_shape[1:]] for n in reversed(range(count + 1))]
         transposed = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
         upsample = transposed if small else UpsampledConv2d
         widths = [*(channels * 2**n for n in reversed(range(count))), event_shape[0]]
-        layers, last = _normalised(latent_dim, hidden_dims)
+        layers, last = _normalised(latent_dim, (256,) * (3 if small else 2))
         layers += [_he(nn.Linear(last, widths[0] * math.prod(sizes[0]))), nn.Unflatten(-1, (widths[0], *sizes[0]))]
         for number in range(count):
             layers += [nn.BatchNorm2d(widths[number]), nn.ReLU(), upsample(widths[number], widths[number + 1])]
@@ -234,15 +197,9 @@ class ConvGenerator(nn.Module):
 
 
 def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.Module:
-    """Return a feature extractor by name, or the given module unchanged.
+    """Return features of x by name, or as given; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``.
 
-    Args:
-        features: ``"auto"`` (convolutional for images of at least 8x8, else an MLP), ``"conv"``, ``"mlp"`` or a module.
-        event_shape: Shape of x.
-
-    Raises:
-        ValueError: For an unknown name, or ``"conv"`` for an event that is no image.
-        TypeError: For anything that is neither a name nor a module.
+    An unknown name, or ``"conv"`` for images below 8x8 pixels, raises ``ValueError``, another type ``TypeError``.
     """
     features = resolve_network(features, event_shape, "features", least_side=8)
     if isinstance(features, nn.Module):
@@ -255,10 +212,7 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
 def make_generator(
     generator: str | nn.Module, latent_dim: int, event_shape: Sequence[int], *, output: str
 ) -> nn.Module:
-    """Return a generator by name, or the given module unchanged; names and errors are those of :func:`make_features`.
-
-    ``output`` is the last layer, ``"identity"``, ``"sigmoid"`` or ``"tanh"``.
-    """
+    """Return a generator by name, or as given; names and errors are those of :func:`make_features`."""
     generator = resolve_network(generator, event_shape, "generator", least_side=8)
     if isinstance(generator, nn.Module):
         return generator

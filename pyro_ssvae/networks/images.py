@@ -19,11 +19,10 @@ _SCALES = (0.25, 0.12, 0.12, 0.2, 0.05, 0.05)  # radians, two logarithms of zoom
 
 
 def make_affine_maps(pose: Tensor) -> Tensor:
-    """Return maps from output to input coordinates, each in [-1, 1], with shape ``(B, 2, 3)``.
+    """Return maps from output to input coordinates, each in [-1, 1], ``(B, 2, 3)``.
 
-    Args:
-        pose: Angle in radians, logarithms of the zooms of both axes, shear as a slope, and translations as fractions of
-            the image's size, with shape ``(6, B)``.
+    ``pose`` ``(6, B)`` holds the angle in radians, the logarithms of the zooms of both axes, the shear as a slope, and
+    translations as fractions of the image's size.
     """
     angle, shear = pose[0], pose[3]
     zoom_x, zoom_y = pose[1:3].exp()
@@ -44,13 +43,6 @@ class PoseDecoder(nn.Module):
     standard normal t turns by 0.25 radians and shifts by a twentieth of the image (one standard deviation). As the
     guide infers t, examples that differ by their pose share s and y: what augmentation teaches a classifier is here
     part of the generative model (spatial transformers, Jaderberg et al., 2015, https://arxiv.org/abs/1506.02025).
-
-    Args:
-        decoder: A module that maps s ``(..., L - 6)``, and classes, to the parameters of the pixels ``(..., P * D)``.
-        event_shape: Shape of one image, ``(C, H, W)``.
-
-    Raises:
-        ValueError: If the event is no image.
     """
 
     def __init__(self, decoder: nn.Module, event_shape: Sequence[int]) -> None:
@@ -104,21 +96,10 @@ class ImageEncoder(nn.Module):
     """Numbers from an image, and from its class where there are classes: q(z|x), q(z|x,y), or logits of q(y|x).
 
     A convolution at full size, then halvings down to about 7x7 or 4x4 pixels with twice as many channels each; before
-    each halving and at the end there is a residual block, if wanted. What depends on the image alone is computed once
-    for all classes.
+    each halving and at the end there is a residual block, if wanted; then fully connected layers with the options of
+    :class:`MLP`. What depends on the image alone is computed once for all classes.
 
-    Args:
-        event_shape: Shape of one image, ``(C, H, W)``, of at least 8x8 pixels.
-        out_features: Number of outputs.
-        num_classes: Number of classes of the second input; ``None`` for no such input.
-        residual: Whether there are residual blocks.
-        channels: Channels at full size, a multiple of 8.
-        hidden_dims: Widths of fully connected layers after the convolutions.
-        dropout: Probability of dropping a feature after the convolutions.
-        **options: Further arguments of these layers, as of :class:`MLP`.
-
-    Raises:
-        ValueError: If the event is no such image, or for another number of channels.
+    Images of less than 8x8 pixels, or ``channels`` (at full size) that are no multiple of 8, raise ``ValueError``.
     """
 
     def __init__(
@@ -155,12 +136,7 @@ class ImageDecoder(nn.Module):
     """The parameters of the pixels of an image from latents, and from a class where there are classes.
 
     Fully connected layers give a small image, which is doubled, with half as many channels each time; after each
-    doubling there is a convolution or a residual block. The arguments not named here, and the errors, are those of
-    :class:`ImageEncoder`.
-
-    Args:
-        latent_dim: Number of latents.
-        num_params: Parameters for each element of the image.
+    doubling there is a convolution or a residual block. Arguments and errors are those of :class:`ImageEncoder`.
     """
 
     def __init__(
@@ -233,17 +209,9 @@ def make_classifier(
 ) -> nn.Module:
     """Return a classifier q(y|x) by name, or the given module unchanged.
 
-    Args:
-        classifier: ``"auto"`` (convolutional for images, else an MLP), ``"conv"``, ``"mlp"``, ``"resnet"`` (an
-            :class:`ImageEncoder` with residual blocks) or a module.
-        event_shape: Shape of one example.
-        num_classes: Number of classes ``K``.
-        dropout: Probability of dropping a feature; ``None`` is 0.3 for a network of images, else 0.
-        **options: Further arguments of an MLP.
-
-    Raises:
-        ValueError: For an unknown name, or ``"conv"`` or ``"resnet"`` for examples that are not images.
-        TypeError: For anything that is neither a name nor a module.
+    ``"auto"`` is ``"conv"`` for images, else ``"mlp"``, with ``options`` of :class:`MLP`; ``"resnet"`` is an
+    :class:`ImageEncoder` with residual blocks. ``dropout`` of ``None`` is 0.3 for a network of images, else 0. An
+    unknown name, or one of images for other examples, raises ``ValueError``, another type ``TypeError``.
     """
     classifier = resolve_network(classifier, event_shape, "classifier", least_side=6, known=("conv", "mlp", "resnet"))
     if isinstance(classifier, nn.Module):
@@ -275,22 +243,13 @@ def make_networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Return encoder and decoder of a model by name, or the given modules unchanged.
 
-    Args:
-        networks: A name in ``NETWORKS``; ``"auto"`` for that of :func:`choose_networks`.
-        input_shape: Shape of what the encoder sees of an example.
-        event_shape: Shape of an example.
-        latent_dim: Number of latents.
-        num_params: Parameters of the likelihood for each element of an example.
-        num_classes: Number of classes of the second input of both; ``None`` for no such input.
-        hidden_dims: Widths of the fully connected layers of the encoder; the decoder has them in reverse.
-        encoder: The encoder, if it is given.
-        decoder: The decoder, if it is given.
-        pose: Whether the first six latents are the pose of an image, as :class:`PoseDecoder` says.
-        auxiliary_dim: Number of further inputs of the decoder, right of the latents.
-        **options: Further arguments of these layers, as of :class:`MLP`.
+    The encoder sees ``input_shape`` of an example, and returns two numbers for each latent; the decoder returns
+    ``num_params`` numbers for each element of ``event_shape``, from the latents, the first six of which are the pose if
+    ``pose`` is set (:class:`PoseDecoder`), and ``auxiliary_dim`` further inputs right of them. Both also get one of
+    ``num_classes`` classes, unless that is ``None``. ``hidden_dims`` are the widths of fully connected layers of the
+    encoder, and in reverse of the decoder; ``options`` are further ones of :class:`MLP`.
 
-    Raises:
-        ValueError: For an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
+    ``ValueError`` for an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
     """
     if pose and latent_dim <= POSE_DIM:
         raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")

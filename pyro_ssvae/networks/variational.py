@@ -52,9 +52,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
     """Return the event shape of a module's output, tried on two inputs of event shape ``given``.
 
-    Raises:
-        ValueError: If it does not accept them, or its output has not shape ``wanted``, in which ``None`` is any size.
-        TypeError: If it is no module.
+    An output of another shape than ``wanted``, in which ``None`` is any size, raises ``ValueError``, what is no module
+    ``TypeError``.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
@@ -84,9 +83,7 @@ def resolve_network(
 ) -> str | nn.Module:
     """Return a known name, or the given module; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``.
 
-    Raises:
-        ValueError: For an unknown name.
-        TypeError: For anything that is neither a name nor a module.
+    An unknown name raises ``ValueError``, another type ``TypeError``.
     """
     if isinstance(network, nn.Module):
         return network
@@ -122,12 +119,9 @@ class MLP(Configurable):
         event_shape: Shape of one example, such as ``(1, 28, 28)`` or ``(30,)``.
         out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers; empty for an affine map.
-        activation: A name in ``ACTIVATIONS``.
+        activation: A name in ``ACTIVATIONS``; others raise ``ValueError``.
         batch_norm: Whether to normalise before each activation.
-        dropout: Probability of dropping a hidden unit.
-
-    Raises:
-        ValueError: For widths below one, an unknown activation or a dropout outside [0, 1).
+        dropout: Probability of dropping a hidden unit, in [0, 1).
 
     Example:
         >>> MLP((1, 8, 8), 10, (32,))(torch.zeros(5, 1, 8, 8)).shape
@@ -223,18 +217,10 @@ class ConditionalMLP(nn.Module):
 
 
 class ConvClassifier(Configurable):
-    """A small convolutional classifier for images, from 8x8 upwards.
+    """A classifier of images of at least 6x6 pixels: three convolutions to 16, 32 and 64 channels, and a linear map.
 
-    Three convolutions to 16, 32 and 64 channels, each with group normalisation (statistics of a batch would differ
-    between clean and augmented images, which pass in separate calls), and a linear map to logits.
-
-    Args:
-        event_shape: Shape of one image, ``(C, H, W)``.
-        num_classes: Number of classes ``K``.
-        dropout: Probability of dropping a feature before the linear map.
-
-    Raises:
-        ValueError: If the event is not an image of at least 6x6 pixels.
+    Group normalisation, as statistics of a batch would differ between clean and augmented images, which pass in
+    separate calls. ``dropout`` drops features before the linear map. Other examples raise ``ValueError``.
     """
 
     def __init__(self, event_shape: Sequence[int], num_classes: int, *, dropout: float = 0.3) -> None:
@@ -261,14 +247,7 @@ class ConvClassifier(Configurable):
 class AuxiliaryNetworks(nn.Module):
     """The networks of q(a|x), ``encoder``, and of p(a|x,y,z), or p(a|y,z) without x, when called.
 
-    Args:
-        num_inputs: Number of values that the networks see of an example, as a classifier, ``D``.
-        latent_dim: Number of latents z, ``L``.
-        auxiliary_dim: Number of latents a, ``A``.
-        num_classes: Number of classes ``K``.
-        of_x: Whether the generative side depends on x.
-        hidden_dims: Hidden widths of the inference side; the generative side has them in reverse.
-        **options: Further arguments of :class:`MLP`.
+    The generative side has the hidden widths in reverse, and depends on the D values of x if ``of_x`` is set.
     """
 
     def __init__(

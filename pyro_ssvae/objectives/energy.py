@@ -113,10 +113,7 @@ class EnergyLoss(ELBO):
         return found | {name: getattr(self, name) for name in (*settings, "negative_weight", "max_shift")}
 
     def only(self, side: str) -> EnergyLoss:
-        """Return the same objective for one side, so that each can have an ``SVI`` with an optimiser of its own.
-
-        ``side`` is ``"energy"`` or ``"generator"``; others raise ``ValueError``.
-        """
+        """Return the objective of one side, ``"energy"`` or ``"generator"``, for an optimiser of its own."""
         check_choice("side", side, _SIDES)
         view = copy.copy(self)
         view._sides = (side,)
@@ -134,7 +131,7 @@ class EnergyLoss(ELBO):
         importance_weighted: bool = False,
         **kwargs: Any,
     ) -> Loss:
-        r"""Return L_E with its regularisers, in nats per example.
+        """Return L_E with its regularisers, in nats per example.
 
         Args:
             model: Scores data.
@@ -336,11 +333,12 @@ class EnergyObjective(Objective):
 
     def groups(self) -> dict[str, ParameterGroup]:
         """Return the parameters of energy and generator, with the settings of their optimisers."""
-        module: Any = self.module
-        rates = {"energy": 1.0, "generator": self.generator_rate}
-        fraction = 1.0 - self.mle_fraction
-        groups = module.groups().items()
-        return {name: ParameterGroup(group, rates[name], _ADAM_BETAS, fraction) for name, group in groups if group}
+        sides = {"energy": (self.module.energy_net, 1.0), "generator": (self.module.generator, self.generator_rate)}
+        groups = {
+            name: ParameterGroup(list(part.parameters()), rate, _ADAM_BETAS, 1.0 - self.mle_fraction)
+            for name, (part, rate) in sides.items()
+        }
+        return {name: group for name, group in groups.items() if group.parameters}
 
     def updates(self, progress: float = 0.0) -> list[Update]:
         """Return the updates of one step, in order, at a fraction of the schedule in [0, 1)."""
@@ -383,9 +381,8 @@ class EnergyObjective(Objective):
             error = diagnostics.classification_error(model, data.x_validation, data.y_validation, scale=data.scale)
             metrics = metrics if error is None else {"error": error, **metrics}
         newest = {**(history[-1] if history else {}), **{f"val/{name}": value for name, value in metrics.items()}}
-        evaluations = [*history[:-1], newest]
-        keep = not diagnostics.has_collapsed(evaluations)
-        return Validation(metrics, failure=diagnostics.find_failure(evaluations), keep=keep)
+        failure = diagnostics.find_failure([*history[:-1], newest])
+        return Validation(metrics, failure=failure, keep=not diagnostics.has_collapsed(newest))
 
 
 def _examples(batch: Batch) -> Tensor:

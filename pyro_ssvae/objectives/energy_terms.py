@@ -32,12 +32,7 @@ class Entropy:
     name: str
 
     def __call__(self, samples: Tensor, generator: nn.Module) -> Tensor:
-        """Return the estimate, a scalar.
-
-        Args:
-            samples: G(z), with shape ``(B, *event_shape)``.
-            generator: The generator G.
-        """
+        """Return the estimate, a scalar, from samples G(z), ``(B, *event_shape)``, and the generator G."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__(samples, generator) -> scalar.")
 
     def config(self) -> dict[str, Any]:
@@ -73,13 +68,8 @@ class NearestNeighbourEntropy(Entropy):
     .. math:: H \approx \psi(B) - \psi(1) + \log V_D + \frac DB \sum_i \log r_i
 
     with the volume :math:`V_D` of the unit ball and the distance :math:`r_i` from sample i to its nearest neighbour.
-    Samples may lie near a manifold of fewer dimensions than x has elements; ``dim`` is then the manifold's.
-
-    Args:
-        dim: D; ``None`` for the number of elements of a sample.
-
-    Raises:
-        ValueError: For a non-positive D; from a call, for a batch of one sample.
+    Samples may lie near a manifold of fewer dimensions than x has elements; ``dim``, D, is then the manifold's, and
+    positive; ``None`` is the number of elements of a sample. A batch of one sample raises ``ValueError``.
     """
 
     name = "nearest_neighbour"
@@ -114,12 +104,7 @@ ENTROPIES: dict[str, type[Entropy]] = {kind.name: kind for kind in (BatchNormEnt
 
 
 def make_entropy(entropy: str | Entropy, latent_dim: int, event_shape: Sequence[int]) -> Entropy:
-    """Return an estimate by its name in ``ENTROPIES``, or the given one unchanged.
-
-    Raises:
-        ValueError: For an unknown name.
-        TypeError: If ``entropy`` is neither a name nor an :class:`Entropy`.
-    """
+    """Return an estimate by its name in ``ENTROPIES``, or as given; others raise ``ValueError`` or ``TypeError``."""
     if isinstance(entropy, Entropy):
         return entropy
     if find_kind(entropy, "entropy", ENTROPIES, "an Entropy") is BatchNormEntropy:
@@ -133,16 +118,11 @@ def total_std(x: Tensor) -> Tensor:
 
 
 def perturb_samples(x: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    r"""Add Gaussian noise to samples, and return them with the logarithm of their density, up to a constant.
+    r"""Return samples ``(B, *event_shape)`` with Gaussian noise, and their log-density up to a constant, ``(B,)``.
 
     .. math:: x'_i = x_i + h\,\epsilon_i, \qquad q(x') = \frac1B \sum_j N(x';\, x_j, h^2 I)
 
-    Args:
-        x: Samples with shape ``(B, *event_shape)``.
-        bandwidth: h, in the units of x.
-
-    Returns:
-        Samples with the shape of ``x``, detached, and log q of each, in nats, with shape ``(B,)``.
+    with the bandwidth h in the units of x.
     """
     x = x.detach()
     perturbed = x + bandwidth * torch.randn_like(x)
@@ -156,21 +136,14 @@ def normalise_importance_weights(energy: Tensor, log_proposal: Tensor) -> Tensor
     .. math:: w_i \propto \min\Bigl(r_i,\; \frac1{\sqrt B} \sum_j r_j\Bigr), \qquad r_i = \frac{e^{-E(x_i)}}{q(x_i)}
 
     The bound, :math:`\sqrt B` times the mean, keeps the variance finite, and its bias vanishes with growing batches
-    (Truncated Importance Sampling, Ionides, 2008).
-
-    Args:
-        energy: E(x), in nats, with shape ``(B,)``.
-        log_proposal: log q(x), up to a constant, in nats, with shape ``(B,)``.
-
-    Returns:
-        Weights with shape ``(B,)`` and sum 1, detached.
+    (Truncated Importance Sampling, Ionides, 2008). Energies, log-densities and weights, detached, are ``(B,)``.
     """
     logits = (-energy.detach() - log_proposal).log_softmax(0)
     return logits.clamp(max=-0.5 * math.log(len(logits))).softmax(0)
 
 
 def draw_negatives(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return corrupted images :math:`c(x)`, and by how many nats their energy should exceed that of x.
+    r"""Return corrupted images :math:`c(x)`, and by how many nats their energy should exceed that of x, ``(B,)``.
 
     .. math:: m(x) = \min\bigl(\tfrac12 \|c(x) - x\|^2,\, 3\bigr)
 
@@ -179,16 +152,7 @@ def draw_negatives(x: Tensor) -> tuple[Tensor, Tensor]:
     probability: its contrast is reduced towards a grey value, which is black for half of these images; it is blurred;
     it is joined with another image of the batch along a straight line (as in CutMix, Yun et al., 2019,
     https://arxiv.org/abs/1905.04899); or its patches, of a quarter or an eighth of either side, are shuffled (Negative
-    Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113).
-
-    Args:
-        x: Images with shape ``(B, C, H, W)``, in [0, 1].
-
-    Returns:
-        Images with the shape of ``x``, and margins with shape ``(B,)``.
-
-    Raises:
-        ValueError: If ``x`` does not hold images.
+    Data Augmentation, Sinha et al., 2021, https://arxiv.org/abs/2102.05113). What is no image raises ``ValueError``.
     """
     _check_images(x, "Negative data augmentation needs", "negative_weight=0")
     x = x.detach()
@@ -238,14 +202,7 @@ def shift_and_flip(x: Tensor, max_shift: float) -> Tensor:
 
     This is differentiable augmentation (Zhao et al., 2020, https://arxiv.org/abs/2006.10738), which keeps the energy
     from memorising small data sets. Unlike the paper's padding with zeros, wrapping around is a permutation of pixels,
-    which leaves the volume of densities unchanged.
-
-    Args:
-        x: Images with shape ``(B, C, H, W)``; the result is differentiable with respect to them.
-        max_shift: Largest shift, as a fraction of the height and of the width.
-
-    Raises:
-        ValueError: If ``x`` does not hold images.
+    which leaves the volume of densities unchanged. What is no image raises ``ValueError``.
     """
     _check_images(x, "Shifts and flips need", "max_shift=0")
     down, along = (_shifted_positions(len(x), size, max_shift, x.device) for size in x.shape[-2:])
@@ -253,10 +210,7 @@ def shift_and_flip(x: Tensor, max_shift: float) -> Tensor:
 
 
 def gather_pixels(x: Tensor, down: Tensor, along: Tensor, flip: float) -> Tensor:
-    """Return the pixels of images at positions ``(B, H)`` and ``(B, W)``, flipped from left to right at random.
-
-    ``flip`` is the probability of that.
-    """
+    """Return pixels at positions ``(B, H)`` and ``(B, W)``; images are flipped with the probability ``flip``."""
     flipped = torch.rand(len(x), 1, device=x.device) < flip
     along = torch.where(flipped, along.flip(-1), along)
     return x.gather(-2, down[:, None, :, None].expand_as(x)).gather(-1, along[:, None, None, :].expand_as(x))

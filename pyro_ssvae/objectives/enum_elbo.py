@@ -8,8 +8,8 @@ For a guide :math:`q(y \mid x)\, q(z \mid x, y)` the negative bound of an exampl
     f(x, y) = -\mathbb E_{q(z \mid x, y)}[\log p(x \mid y, z)] + \mathrm{KL}\bigl(q(z \mid x, y) \,\|\, p(z)\bigr).
 
 Pyro's ``TraceEnum_ELBO`` computes the same number through dice factors, which reads tensors back from the device at
-every step to learn the sizes of others. Here the sum is computed as it is written, with sizes that depend on the sizes
-of the inputs alone, so a step can be traced once and compiled, or captured as a CUDA graph.
+every step to learn the sizes of others. Here the sum is computed as it is written, so a step can be traced once and
+compiled, or captured as a CUDA graph.
 """
 
 from __future__ import annotations

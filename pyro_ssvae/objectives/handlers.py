@@ -40,25 +40,18 @@ class StockELBO(TraceEnum_ELBO):
 
 
 class EnumerateClass(Messenger):
-    r"""Give the one enumerated site of a guide several values at once, along a dimension of their own.
+    """Give the one enumerated site of a guide several values at once, at batch dimension ``dim``, left of all others.
 
     One instance serves one pass. With ``top_k=None`` the values are the whole support, shape ``(K, 1)`` left of one
-    plate. Else they are the ``top_k`` likeliest values of each example and one drawn among the others, shape
-    ``(top_k + 1, B)``.
-
-    Args:
-        dim: Batch dimension of the values, just left of all plates and samples.
-        top_k: Number of values summed exactly; ``None`` for all.
-        sample_dim: Batch dimension of several draws of continuous sites (:class:`DrawSamples`), if any.
+    plate. Else they are the ``top_k`` likeliest values of each example and one drawn among the others, shape ``(top_k +
+    1, B)``. ``sample_dim`` is the dimension of several draws of continuous sites (:class:`DrawSamples`), if any. A
+    guide whose enumeration the static bound does not support raises ``StaticELBOError`` while it runs.
 
     Attributes:
         name: Name of the site, ``None`` until it has been met; what follows is there from then on.
         frames: Names of the plates that hold the site.
         log_q: log q(y|x) of every value, shape ``(K, *plates)``, in nats.
         top_k: Number of values summed exactly; ``None`` where that is all of them.
-
-    Raises:
-        StaticELBOError: While the guide runs, if its enumeration is not supported by the static bound.
     """
 
     def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
@@ -167,8 +160,7 @@ def _finite(log_q: Tensor) -> Tensor:
 def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
     """Return the sites of a model or guide by name, without those of subsampling.
 
-    Raises:
-        StaticELBOError: If ``check`` is set and a site differs between examples outside of the one plate over them.
+    With ``check``, ``StaticELBOError`` for a site that differs between examples outside of the one plate over them.
     """
     nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
@@ -289,14 +281,10 @@ class ScaleSite(Messenger):
 
 
 def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
-    """Present functions of a module to stock ``pyro.infer.SVI``.
+    """Present functions of a module, ``"model"`` and ``"guide"`` by default, to stock ``pyro.infer.SVI``.
 
     ``SVI`` trains ``param`` sites, and modules produce none. Each returned function declares the module's parameters as
     such sites and then calls the method. Pyro's global parameter store stays empty, so that models cannot interfere.
-
-    Args:
-        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
-        *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
 
     Example:
         >>> import pyro, pyro_ssvae
@@ -309,18 +297,12 @@ def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], .
 
     def view(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            declare_parameters(module)
+            for label, parameter in module.named_parameters():  # as pyro.param does, but without its store
+                alias: Any = parameter.detach()
+                alias.unconstrained = weakref.ref(parameter)  # SVI reads this attribute
+                effectful(type="param")(lambda *_, alias=alias, **__: alias)(label, name=label)
             return getattr(module, name)(*args, **kwargs)
 
         return call
 
     return tuple(view(name) for name in functions or ("model", "guide"))
-
-
-def declare_parameters(module: nn.Module) -> None:
-    """Emit a ``param`` site for each parameter of a module, as ``pyro.param`` does, but without its store."""
-    for name, parameter in module.named_parameters():
-        alias = parameter.detach()
-        # SVI reads this attribute, which Pyro sets on the tensors of its store; torch's type stubs do not declare it.
-        alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-        effectful(type="param")(lambda *_, alias=alias, **__: alias)(name, name=name)

@@ -17,8 +17,8 @@ from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows
-from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Mixed
-from pyro_ssvae.distributions.likelihoods import fill_missing, select_examples, standard_units
+from pyro_ssvae.distributions import Bernoulli, FixedClassPrior
+from pyro_ssvae.distributions.likelihoods import fill_missing, group_columns, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
 from pyro_ssvae.objectives.energy_terms import gather_pixels
@@ -65,10 +65,6 @@ class AffineAugmentation(Augmentation):
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
         fill: Value of the pixels outside the image, in the units of x.
-
-    Example:
-        >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
-        tensor(1.)
     """
 
     def __init__(
@@ -113,10 +109,6 @@ class PhotoAugmentation(Augmentation):
         contrast: Standard deviation of the logarithm of the factor of differences from the mean pixel.
         saturation: That of the factor of differences from grey.
         strength: Factor of all but ``flip``.
-
-    Example:
-        >>> PhotoAugmentation()(torch.rand(2, 3, 8, 8)).shape
-        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
@@ -157,11 +149,8 @@ class ColumnAugmentation(Augmentation):
 
     Args:
         swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
-            one for all.
-        noise: Standard deviation of the noise in the units of x, likewise.
-
-    Raises:
-        ValueError: For a probability outside [0, 1], or negative noise.
+            one for all. Outside [0, 1] it raises ``ValueError``.
+        noise: Standard deviation of the noise in the units of x, likewise; negative ones raise ``ValueError``.
 
     Example:
         >>> ColumnAugmentation(swap=[1.0, 0.0])(torch.ones(3, 2)).sum()
@@ -206,10 +195,6 @@ class Consistency(nn.Module):
     ``align``, so that confident mistakes do not accumulate in one class (ReMixMatch, Berthelot et al., 2020,
     https://arxiv.org/abs/1911.09785, section 3.1, with a power of 1).
 
-    With ``neighbours``, q(y|x) in the pseudo-label (but not in the loss) is multiplied by the densities of the classes
-    among similar images, so that a kind of image of which no example is labelled is less often given the class that
-    q(y|x) happens to prefer.
-
     Args:
         num_classes: Number of classes ``K``.
         weight: Factor of this term in the objective.
@@ -217,11 +202,13 @@ class Consistency(nn.Module):
         strong: The strong augmentation; ``None`` is one of grey images.
         align: Power of the ratio: with 1 the mean prediction is aligned with ``shares``, with 0 it is not.
         shares: Shares of the classes among unlabelled examples; uniform if ``None``.
-        decay: Decay per step of the running mean of predictions.
-        neighbours: What returns the logarithms of the densities, ``(B, K)``, at x.
+        decay: Decay per step of the running mean of predictions, in [0, 1].
+        neighbours: What returns the logarithms of the densities of the classes among similar images, ``(B, K)``, at x:
+            q(y|x) in the pseudo-label is multiplied by them, so that a kind of image of which no example is labelled is
+            less often given the class that q(y|x) happens to prefer.
 
     Raises:
-        ValueError: For a negative weight, or a threshold, power or decay outside [0, 1].
+        ValueError: For a negative weight, or a threshold, power or decay out of range.
     """
 
     name = "consistency"
@@ -275,16 +262,12 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
-    Grey images whose corners all have the same value are changed by affine maps, other images by crops, flips and
-    changes of colour; features of images are exchanged with those of others. Labelled rows of tables get noise, or
-    exchange categories, and predictions must be consistent when a fifth of the columns have values of other rows;
-    both are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of hundreds of
-    nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with fewer rows
-    than columns (but those of counts) the square of their ratio: with its whole weight the noise of the columns
-    decides q(y|x). Pseudo-labels of grey images on a plain background also follow the labels of similar images
-    (:class:`NeighbourDensities`). Predictions are aligned with the class prior if it is fixed, for tables less
-    strongly and only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares
-    then does much harm. Without any label there is no consistency, as confident predictions would be arbitrary.
+    Those of tables are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of
+    hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with
+    fewer rows than columns (but those of counts) the square of their ratio: with its whole weight the noise of the
+    columns decides q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and
+    only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does much
+    harm. Without any label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -313,8 +296,9 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
         options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
         found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
-        columns = 0 if getattr(module, "bound_of_latents", False) else _count_measured(module, data)
-        if len(data.x) < columns:
+        groups = group_columns(getattr(module, "likelihood", None), data.event_shape[0])
+        columns = sum(len(group) for group, part in groups if not getattr(part, "of_counts", False))
+        if len(data.x) < columns and not getattr(module, "bound_of_latents", False):
             found["bound_weight"] = (len(data.x) / columns) ** 2
     else:
         return {}
@@ -356,23 +340,12 @@ def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     return found
 
 
-def _count_measured(module: Any, data: SemiSupervisedData) -> int:
-    """Return the number of columns of a table whose likelihood is not one of counts."""
-    likelihood = getattr(module, "likelihood", None)
-    if isinstance(likelihood, Mixed):
-        parts = zip(likelihood.columns, likelihood.parts, strict=True)
-        return sum(len(columns) for columns, part in parts if not part.of_counts)
-    return 0 if getattr(likelihood, "of_counts", False) else data.event_shape[0]
-
-
 def _noise_scales(data: SemiSupervisedData, likelihood: Any) -> Tensor:
     """Return what one unit of noise is, ``(D,)``: a standard deviation, 1 for zeros and ones, 0 for categories."""
     x = select_examples(sample_rows(data.x), data.scale)
     _, scales = standard_units(x)
     scales[((x == 0) | (x == 1) | x.isnan()).all(0)] = 1.0  # the networks see them as they are
-    mixed = isinstance(likelihood, Mixed)
-    parts = zip(likelihood.columns, likelihood.parts, strict=True) if mixed else [(range(x.shape[1]), likelihood)]
-    for columns, part in parts:
+    for columns, part in group_columns(likelihood, x.shape[1]):
         if getattr(part, "one_hot", False):
-            scales[list(columns)] = 0.0
+            scales[columns] = 0.0
     return scales

@@ -2,8 +2,7 @@
 
 Running a Pyro model and guide costs Python at every step: handlers, traces, distributions. What is left of it after
 ``make_fx`` has traced one step is a plain sequence of tensor operations, forward and backward, which draws the same
-random numbers and gives the same loss. Inductor compiles it for the CPU. On a GPU a whole step is captured as a CUDA
-graph, which is launched by a single call.
+random numbers and gives the same loss.
 """
 
 from __future__ import annotations
@@ -164,12 +163,12 @@ def clone_shared_gradients(gradients: Sequence[Tensor | None], parameters: Seque
 
 
 class CapturedSteps:
-    """Runs a step as a CUDA graph, one for each shape of batch.
+    """Runs a step as a CUDA graph, one for each shape of batch; the first steps of each shape run eagerly.
 
-    The first steps of each shape run eagerly. A captured step reads the indices of its examples from buffers at fixed
-    addresses; gathering, scaling and binarising the examples are part of the graph where the data lies on the device.
-    The states of the generators are registered, so draws continue where the step before stopped. A step
-    must not synchronise host and device, and must keep its tensors at their addresses; it returns the names of terms.
+    A captured step reads the indices of its examples from buffers at fixed addresses; gathering, scaling and binarising
+    the examples are part of the graph where the data lies on the device. The states of the generators are registered,
+    so draws continue where the step before stopped. A step must not synchronise host and device, and must keep its
+    tensors at their addresses; it returns the names of terms.
     """
 
     def __init__(self, step: Callable[[Batch], list[str]], stream: BatchStream, device: torch.device) -> None:

@@ -28,7 +28,7 @@ from pyro_ssvae.models.base import seeded
 from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
-from pyro_ssvae.training.checkpoint import Best, digest, get_state, pack, restore, unpack
+from pyro_ssvae.training.checkpoint import Best, digest, get_state, restore
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder, writing
@@ -72,7 +72,7 @@ class FitResult:
     metrics: list[dict[str, Any]] = field(repr=False)
     best_step: int
     last_weights: dict[str, Tensor] = field(repr=False)  # of thousands of lines
-    folder: Path | None
+    folder: Path | None = None
     step_mode: str = "eager"
     why_eager: str | None = None
 
@@ -247,9 +247,9 @@ class Loop:
     def _open(self, resume: bool, settings: dict[str, Any]) -> None:
         """Start the run in a folder, or continue it from its checkpoint, in all processes."""
         state = None if self.folder is None else self._open_folder(self.folder, resume, settings)
-        content = self.ranks.from_first(b"" if state is None or self.ranks.size == 1 else pack(state))
-        if content and self.ranks.rank:
-            restore(self, unpack(content))
+        state = self.ranks.from_first(state)
+        if state is not None and self.ranks.rank:
+            restore(self, state)
 
     def _open_folder(self, folder: RunFolder, resume: bool, settings: dict[str, Any]) -> dict[str, Any] | None:
         module = self.objective.module
@@ -327,11 +327,14 @@ class Loop:
             "learning_rate": self.train_step.learning_rate_at(max(0, self.step - 1)),
             **{f"train/{name}": value for name, value in self.train_step.take_means().items()},
         }
-        module = self.objective.module
+        found, module = Validation(), self.objective.module
         with self.train_step.average.applied():
             if not torch.stack([part.isfinite().all() for part in module.parameters() if part.requires_grad]).all():
                 raise NonFiniteLossError(self.step, _find_checkpoint(self.folder), "Weights are not finite at step {}.")
-            found, metrics = self._validate(metrics)
+            if self.ranks.rank == 0:
+                options: dict[str, Any] = {"binarisation": self.config.binarisation, "seed": self.seed}
+                found = self.objective.validate(self.data, history=[*self.metrics, metrics], **options)
+            found, metrics = self.ranks.from_first((found, metrics))
             metrics |= {f"val/{name}": value for name, value in found.metrics.items()}
             self.validation = found
             annealing = self.objective.kl_weight != self.config.kl_weight
@@ -349,15 +352,6 @@ class Loop:
                 self.folder.write_metrics(self.metrics)
             raise TrainingFailedError(self.step, found.failure, _find_checkpoint(self.folder))
         return metrics
-
-    def _validate(self, metrics: dict[str, Any]) -> tuple[Validation, dict[str, Any]]:
-        """Return what the first process finds, and its metrics."""
-        found = Validation()
-        if self.ranks.rank == 0:
-            options: dict[str, Any] = {"binarisation": self.config.binarisation, "seed": self.seed}
-            found = self.objective.validate(self.data, history=[*self.metrics, metrics], **options)
-        values = self.ranks.values_from_first([vars(found), metrics])
-        return (found, metrics) if self.ranks.rank == 0 else (Validation(**values[0]), values[1])
 
     def _save_model(self) -> None:
         if self.folder is not None and isinstance(self.objective.module, Model):
@@ -391,7 +385,6 @@ class Loop:
             metrics=self.metrics,
             best_step=self.best.step,
             last_weights=last,
-            folder=self.folder.path if self.folder is not None else None,
             step_mode=self.train_step.mode,
             why_eager=self.train_step.why_eager,
         )

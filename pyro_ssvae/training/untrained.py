@@ -19,9 +19,7 @@ def warn_untrained(
     """Warn, in the first process, of parameters that the losses depend on and that belong to no group of the objective.
 
     They are parameters of the module, sites of ``pyro.param``, or those of networks that the module does not hold.
-
-    Raises:
-        ValueError: If all parameters of a group are frozen.
+    ``ValueError`` if all parameters of a group are frozen.
     """
     for name, group in groups.items():
         if not any(parameter.requires_grad for parameter in group.parameters):

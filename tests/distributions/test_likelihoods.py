@@ -237,7 +237,7 @@ def test_mixed_refuses_what_does_not_fit() -> None:
         mixed()(torch.zeros(2, 4, 1, 4), 2)
     with pytest.raises(ValueError, match="the data has 3 columns"):
         mixed().check(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="does not say which columns"):
+    with pytest.raises(ValueError, match="is unknown.*such as Mixed"):
         make_likelihood("mixed")
 
 

@@ -46,12 +46,9 @@ def test_widths_of_networks_of_images() -> None:
 
     assert widths(ConvGenerator(4, (1, 28, 28))) == [256, 256, 256, 128 * 7 * 7]
     assert widths(ConvGenerator(4, (3, 64, 64))) == [256, 256, 256 * 4 * 4]
-    assert widths(ConvGenerator(4, (1, 28, 28), 8, ())) == [16 * 7 * 7]
     assert ConvFeatures((1, 32, 32)).layers[0].out_channels == 32
     assert ConvFeatures((3, 64, 64)).layers[0].out_channels == 16
     assert [ConvFeatures(shape).last.out_features for shape in ((1, 32, 32), (3, 64, 64))] == [128, 64]
-    with pytest.raises(ValueError, match="hidden_dims"):
-        ConvGenerator(4, (1, 28, 28), hidden_dims=(0,))
 
 
 def test_pixels_are_repeated_and_then_convolved() -> None:
@@ -60,7 +57,7 @@ def test_pixels_are_repeated_and_then_convolved() -> None:
     repeated = torch.nn.functional.interpolate(x, scale_factor=2.0)
     expected = torch.nn.functional.conv2d(repeated, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(layer(x), expected)
-    of_large, of_small = ConvGenerator(4, (1, 40, 51), channels=8), ConvGenerator(4, (1, 32, 32), channels=8)
+    of_large, of_small = ConvGenerator(4, (1, 40, 51)), ConvGenerator(4, (1, 32, 32))
     assert of_large.eval()(torch.randn(2, 4)).shape == (2, 1, 40, 51)
     assert [any(isinstance(part, UpsampledConv2d) for part in net.modules()) for net in (of_large, of_small)] == [1, 0]
 

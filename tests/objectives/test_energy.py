@@ -240,7 +240,7 @@ def test_resuming_changes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_failures_are_found_in_the_history_of_evaluations(row: dict[str, float], words: str | None) -> None:
-    assert has_collapsed([row]) == (words == "collapsed")
+    assert has_collapsed(row) == (words == "collapsed")
     assert find_failure(4 * [row]) is None or words == "diverge" or "nats" in str(words)
     failure = find_failure(5 * [row])
     assert failure is None if words is None else re.search(words, str(failure))
