@@ -26,10 +26,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Preset:
-    """Arguments that differ from the defaults, and a description in one line.
+    """Arguments that differ from the defaults.
 
-    They are those of the model, of the objective's ``for_data`` (``pure`` is left to the caller) and of
-    :class:`~pyro_ssvae.TrainingConfig`.
+    Args:
+        model: Arguments of the model.
+        objective: Arguments of the objective's ``for_data``; ``pure`` is left to the caller.
+        training: Arguments of :class:`~pyro_ssvae.TrainingConfig`.
+        description: What it is, in one line.
 
     Example:
         >>> from pyro_ssvae import M2

@@ -92,11 +92,14 @@ class Categorical(_Grid):
     The decoder returns ``levels`` numbers per element, 256 for 8-bit images.
 
     Args:
-        levels: Number of values, counted from 0; at least two, or ``ValueError`` is raised.
+        levels: Number of values, counted from 0.
         spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1,
             and 1 for integer codes.
         one_hot: Whether values are codes in no particular order: networks see a column for each level, and the most
             probable one is given as the mean.
+
+    Raises:
+        ValueError: For fewer than two levels or a spacing that is not positive.
     """
 
     name = "categorical"
@@ -127,7 +130,14 @@ class DiscretisedLogistic(_Grid):
 
     for spacing δ, with the outermost cells extending to infinity (PixelCNN++, Salimans et al., 2017,
     https://arxiv.org/abs/1701.05517, equation 2). The decoder returns μ and the logarithm of s in tenths of the grid's
-    length, so that an untrained distribution is broad. ``levels`` and ``spacing`` are those of :class:`Categorical`.
+    length, so that an untrained distribution is broad.
+
+    Args:
+        levels: Number of values, counted from 0.
+        spacing: Distance of neighbouring values, in the units of ``x``; ``None`` for values from 0 to 1.
+
+    Raises:
+        ValueError: For fewer than two levels or a spacing that is not positive.
     """
 
     name = "discretised_logistic"
@@ -326,7 +336,7 @@ class Poisson(_Counts):
 
 
 class NegativeBinomial(_Counts):
-    """Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
+    r"""Overdispersed counts with mean m and variance :math:`m + m^2 / r`.
 
     The decoder returns log m (relative to the mean of the column) and, unless r belongs to the columns, log r.
 
@@ -336,6 +346,9 @@ class NegativeBinomial(_Counts):
             ``None``: r of each element is given by the decoder, which takes longer and has more to learn.
         components: Number of principal components of the standardised logarithms which networks see in place of these;
             ``None`` for none. The noise of single counts is less in them.
+
+    Raises:
+        ValueError: If ``columns`` or ``components`` is not positive.
     """
 
     name = "negative_binomial"

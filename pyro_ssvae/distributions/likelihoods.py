@@ -68,7 +68,12 @@ class Likelihood(Configurable):
         raise NotImplementedError(f"{type(self).__name__} must define forward(params, event_dim) -> Pyro distribution.")
 
     def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
-        """Estimate the units of x from training examples as stored, which ``scale`` divides, unless they are known."""
+        """Estimate the units of x from training examples, unless they are known, as those of a loaded model are.
+
+        Args:
+            x: Examples with shape ``(N, *event_shape)``, as stored.
+            scale: Divides ``x``.
+        """
         if not self._units_known:
             self._units_known = True
             self._estimate_units(x, scale)
@@ -186,8 +191,10 @@ class Gaussian(_LocationScale):
 
     Args:
         min_scale: Smallest σ, in standard deviations of the column in the training examples (in the units of ``x`` for
-            images in [0, 1]). A constant column would otherwise drive σ to zero and the bound to infinity. It must be
-            positive, or ``ValueError`` is raised.
+            images in [0, 1]). A constant column would otherwise drive σ to zero and the bound to infinity.
+
+    Raises:
+        ValueError: For a ``min_scale`` that is not positive.
     """
 
     name = "gaussian"

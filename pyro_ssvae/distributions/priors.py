@@ -79,9 +79,14 @@ class Uniform(Prior):
 
 
 class StudentT(Prior):
-    """Independent Student-t latents with ``df`` degrees of freedom, whose heavy tails allow outliers.
+    """Independent Student-t latents, whose heavy tails allow outliers.
 
-    The standard normal is the limit for a large ``df``; one that is not positive raises ``ValueError``.
+    Args:
+        latent_dim: Number of latents ``L``.
+        df: Degrees of freedom; the standard normal is the limit for large ones.
+
+    Raises:
+        ValueError: If ``df`` is not positive.
     """
 
     name = "student_t"
@@ -99,7 +104,15 @@ class StudentT(Prior):
 
 
 class MixtureOfGaussians(Prior):
-    r"""A learnable mixture of C Gaussians, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`."""
+    r"""A learnable mixture, :math:`p(z) = \sum_c w_c\, N(z;\, \mu_c, \mathrm{diag}(\sigma_c^2))`.
+
+    Args:
+        latent_dim: Number of latents ``L``.
+        num_components: Number of Gaussians ``C``.
+
+    Raises:
+        ValueError: If ``num_components`` is not positive.
+    """
 
     name = "mixture"
 
@@ -119,13 +132,18 @@ class VampPrior(Prior):
     r"""A mixture of the guide's own posteriors at learnable pseudo-inputs, :math:`p(z) = \sum_c w_c\, q(z \mid u_c)`.
 
     VAE with a VampPrior (Tomczak & Welling, 2018, https://arxiv.org/abs/1705.07120), equation 9, with learnable
-    weights and ``C = num_components`` pseudo-inputs. In a model with K classes the c-th one has class c mod K.
+    weights. In a model with K classes the c-th pseudo-input has class c mod K.
+
+    Args:
+        latent_dim: Number of latents ``L``.
+        num_components: Number of pseudo-inputs ``C``.
 
     Each model needs one of its own. With ``batch_norm=True`` the pseudo-inputs also pass through the encoder's batch
     normalisation, and count in its running statistics as examples do.
 
     Raises:
-        ValueError: If the prior belongs to another model, or its model has no q(z|x).
+        ValueError: If ``num_components`` is not positive, the prior belongs to another model, or its model has no
+            q(z|x).
         RuntimeError: From a call, if the prior is not part of a model.
     """
 
@@ -183,9 +201,15 @@ class VampPrior(Prior):
 class Flow(Prior):
     """A normalising flow: six affine couplings (real NVP) over a standard normal, of networks with layers of 128 units.
 
-    Each coupling transforms one half of the latents given the other, and between couplings their order is reversed
-    (Density estimation using Real NVP, Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803). Fewer
-    than two latents raise ``ValueError``.
+    The order of the latents is reversed between the couplings.
+
+    Density estimation using Real NVP (Dinh, Sohl-Dickstein, Bengio, 2017, https://arxiv.org/abs/1605.08803).
+
+    Args:
+        latent_dim: Number of latents ``L``, at least 2: each coupling transforms one half given the other.
+
+    Raises:
+        ValueError: For fewer than two latents.
     """
 
     name = "flow"
@@ -227,7 +251,12 @@ def cache_prior(prior: Any) -> Iterator[None]:
 
 
 class ClassPrior(Configurable):
-    """Base class of priors of the probabilities of ``K = num_classes`` classes; ``name`` is that in results."""
+    """Base class of class priors.
+
+    Attributes:
+        num_classes: Number of classes ``K``.
+        name: Name in results.
+    """
 
     name: str
 
@@ -248,7 +277,11 @@ class ClassPrior(Configurable):
 
 
 class FixedClassPrior(ClassPrior):
-    """A known π: uniform, or ``probs``, K positive numbers, which are normalised to sum to one.
+    """A known π: uniform, or given.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        probs: ``K`` positive numbers, normalised to sum to one; uniform if ``None``.
 
     Raises:
         TypeError: If ``probs`` are no numbers.
@@ -315,8 +348,11 @@ class _LearnedClassPrior(ClassPrior):
 class MAPClassPrior(_LearnedClassPrior):
     r"""π learned by maximum a posteriori: a point mass q(π) = δ(π - softmax(logits)).
 
-    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`. The concentration of the symmetric
-    Dirichlet prior is at least one, which is maximum likelihood; less raises ``ValueError``.
+    Training maximises :math:`\log p(\pi) + \sum_n (\text{bound of example } n)`.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        concentration: Concentration of the symmetric Dirichlet prior, at least one; one is maximum likelihood.
     """
 
     name = "map"
@@ -332,10 +368,13 @@ class MAPClassPrior(_LearnedClassPrior):
 class DirichletClassPrior(_LearnedClassPrior):
     r"""π with a Dirichlet variational posterior, q(π) = Dir(a), :math:`a = \text{total} \cdot \mathrm{softmax}(l)`.
 
-    The bound gains -KL(q(π) ‖ p(π)), and log p(y|π) is averaged over q(π). The mean and the total of ``a`` are separate
-    parameters, because the mean converges within a few hundred steps while the total grows to the order of the number
-    of examples. It starts at 1,000, so that the first draws of π are near uniform. The concentration of the symmetric
-    Dirichlet prior is positive, or ``ValueError`` is raised.
+    The mean and the total of ``a`` are separate parameters, because the mean converges within a few hundred steps while
+    the total grows to the order of the number of examples. It starts at 1,000, so that the first draws of π are near
+    uniform.
+
+    Args:
+        num_classes: Number of classes ``K``.
+        concentration: Concentration of the symmetric Dirichlet prior; positive.
     """
 
     name = "dirichlet"

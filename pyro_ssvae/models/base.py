@@ -95,7 +95,11 @@ class Model(Configurable, abstract=True):
         self._data_range: tuple[float, float] | None = None
 
     def check_data(self, data: SemiSupervisedData) -> None:
-        """Raise ``ValueError`` if shape of examples, number of classes or values of a data set do not fit the model."""
+        """Check that the model fits a data set.
+
+        Raises:
+            ValueError: If the shape of examples, the number of classes or values do not fit.
+        """
         if tuple(self.event_shape) != tuple(data.event_shape):
             raise ValueError(
                 f"The model expects examples of shape {tuple(self.event_shape)}, the data has {data.event_shape}. "
@@ -215,9 +219,10 @@ class Model(Configurable, abstract=True):
             self.prior.start_from(x)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the logits of q(y|x) or p(y|x), ``(B, K)``, for x ``(B, *event_shape)``.
+        """Return the logits of q(y|x) or p(y|x), with shape ``(B, K)``, for x ``(B, *event_shape)``.
 
-        ``ValueError`` for a model without classes.
+        Raises:
+            ValueError: For a model without classes.
         """
         if self.num_classes is None:
             raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")

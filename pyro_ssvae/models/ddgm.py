@@ -125,9 +125,12 @@ class DDGM(Model):
     # Model and guide.
 
     def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-        """Score x ``(B, *event_shape)`` by −E(x), or −E(x, y) where classes ``(B,)`` are known: log p up to log Z.
+        """Score data or samples by −E(x), or −E(x, y): log p(x), or log p(x, y), up to log Z.
 
-        ``size`` is the number of examples that the minibatch stands for; ``None`` is ``B``.
+        Args:
+            x: Examples with shape ``(B, *event_shape)``.
+            y: Integer classes with shape ``(B,)``, for a model with classes; ``None`` where they are unknown.
+            size: Number of examples that the minibatch stands for; ``None`` is ``B``.
         """
         with data_plate(x, size):
             if y is None:
@@ -156,7 +159,11 @@ class DDGM(Model):
     def energy(self, x: ArrayLike) -> Tensor:
         """Return E(x) in nats, with shape ``(B,)``, in evaluation mode: low for likely examples.
 
-        Examples, and errors, are those of :meth:`Model.predict_proba`.
+        Args:
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
+
+        Raises:
+            ValueError: If ``x`` does not have the model's event shape.
         """
         return self._map(self.energy_net, x)
 
@@ -170,10 +177,20 @@ class DDGM(Model):
 
     @checked
     def sample(self, num_samples: int, *, langevin_steps: int = 0, step_size: float = 0.0005) -> Tensor:
-        """Draw samples ``(num_samples, *event_shape)`` from the generator, with optional Langevin dynamics in x.
+        """Draw samples from the generator, optionally followed by Langevin dynamics in x under the energy.
 
-        Langevin steps bring points nearer to the energy's distribution, and add noise to images; they stay in the range
-        of the generator's last layer. Numbers out of range raise ``ValueError``.
+        Langevin steps bring points nearer to the energy's distribution, and add noise to images.
+
+        Args:
+            num_samples: Number of samples.
+            langevin_steps: Number of Langevin steps, which stay in the range of the generator's last layer.
+            step_size: Size of the Langevin steps.
+
+        Returns:
+            Samples with shape ``(num_samples, *event_shape)``.
+
+        Raises:
+            ValueError: For numbers out of range.
         """
         with torch.no_grad(), evaluation_mode(self):
             x = self.generator(self.prior().sample((num_samples,)))
@@ -186,15 +203,19 @@ class DDGM(Model):
 
     @checked
     def invert(self, x: ArrayLike, *, space: str = "features", steps: int = 200) -> Tensor:
-        r"""Return the latents ``(B, L)`` of the samples nearest to x: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
+        r"""Return the latents of the samples nearest to x: :math:`\arg\min_z \|h(G(z)) - h(x)\|^2`.
 
         Args:
-            x: Examples, which raise errors, as for :meth:`Model.predict_proba`.
+            x: Examples with shape ``(B, *event_shape)``, as for :meth:`Model.predict_proba`.
             space: Where distances are taken: ``"features"`` (h = f) or ``"x"`` (h is the identity).
             steps: Steps of Adam.
 
+        Returns:
+            Latents with shape ``(B, L)``.
+
         Raises:
-            ValueError: For an unknown space, or a negative number of steps.
+            ValueError: If ``x`` does not have the model's event shape, for an unknown space, or a negative number of
+                steps.
         """
         check_choice("space", space, ("features", "x"))
         embed = self.energy_net.features if space == "features" else nn.Flatten()
@@ -202,7 +223,7 @@ class DDGM(Model):
 
     @checked
     def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, space: str = "z") -> Tensor:
-        """Generate samples ``(steps, B, *event_shape)`` on a line between latents, or between their features.
+        """Generate samples from points on the line between latents, or between the features of their samples.
 
         Args:
             start: Latents with shape ``(B, L)``; :meth:`invert` returns those of examples.
@@ -210,6 +231,9 @@ class DDGM(Model):
             steps: Number of points, both ends included; at least 2.
             space: ``"z"``, or ``"features"``: each point on the line of features is mapped back to latents as in
                 :meth:`invert`, starting from the point on the line of latents.
+
+        Returns:
+            Samples with shape ``(steps, B, *event_shape)``.
 
         Raises:
             ValueError: For fewer than two steps, latents of wrong or different shapes, or an unknown space.

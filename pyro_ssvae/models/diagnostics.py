@@ -67,11 +67,21 @@ def class_control(
 ) -> dict[str, float]:
     """Return how often the model's own classifier assigns a generated example to the class it was generated from.
 
-    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class controls
-    what is generated, 1/K that the decoder ignores it. For examples x ``(N, *event_shape)`` as stored, which ``scale``
-    divides (``None``: integers by the ``data_scale`` of the model), the result holds ``analogies``, for z encoded from
-    each example and decoded with every class, and ``samples``, for z drawn from the prior, or where a subclass has a
-    ``model`` of its own, by that function. Zero examples raise ``ValueError``.
+    M2 can classify well while its decoder ignores y, because z may carry the class too. 1 means that the class
+    controls what is generated, 1/K that the decoder ignores it.
+
+    Args:
+        model: The model, with ``K`` classes.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
+        scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
+        seed: Seed of the draws of z.
+
+    Returns:
+        ``analogies``, for z encoded from each example and decoded with every class, and ``samples``, for z drawn from
+        the prior, or where a subclass has a ``model`` of its own, by that function.
+
+    Raises:
+        ValueError: For zero examples.
     """
     if not len(x):
         raise ValueError("class_control compares classes of generated examples; pass at least one example x.")
@@ -143,11 +153,14 @@ def active_units(model: M1, x: Tensor, *, scale: float | None = None) -> Tensor:
 
     Args:
         model: The model, with ``L`` latents.
-        x: At least two examples with shape ``(N, *event_shape)``, as stored; fewer raise ``ValueError``.
+        x: Examples with shape ``(N, *event_shape)``, as stored.
         scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the model.
 
     Returns:
         A mask with shape ``(L,)``, on the CPU.
+
+    Raises:
+        ValueError: For fewer than two examples.
     """
     if len(x) < 2:
         raise ValueError(f"Latents are active if they vary between examples; pass at least two, not {len(x)}.")

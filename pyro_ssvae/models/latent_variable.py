@@ -33,10 +33,15 @@ _MAX_LOG_SCALE = 15.0
 class LatentVariableModel(Model, abstract=True):
     """Base class of models whose examples follow a likelihood given latents, and whose latents are inferred.
 
-    Arguments and errors are those of :class:`Model`, with ``likelihood``, a name in
-    ``pyro_ssvae.distributions.LIKELIHOODS`` or a :class:`~pyro_ssvae.distributions.Likelihood`, and ``missing``,
-    whether examples, rows of a table (images raise ``ValueError``), may have missing values (NaN), which are left out
-    of the likelihood.
+    Args:
+        event_shape: As for :class:`Model`, like ``latent_dim``, ``prior`` and ``num_classes``.
+        likelihood: A name in ``pyro_ssvae.distributions.LIKELIHOODS``, or a
+            :class:`~pyro_ssvae.distributions.Likelihood`.
+        missing: Whether examples, rows of a table, may have missing values (NaN), which are left out of the likelihood.
+
+    Raises:
+        ValueError: As for :class:`Model`, or for ``missing`` of images.
+        TypeError: For a likelihood or prior of the wrong type.
     """
 
     def __init__(
@@ -119,10 +124,13 @@ class LatentVariableModel(Model, abstract=True):
         ``prior``, ``class_prior`` and ``decode``, also in a subclass with another ``model``.
 
         Args:
-            x: Examples ``(B, D)``, which raise errors, as for :meth:`Model.predict_proba`; values that lie outside of
-                the domain of the likelihood raise ``ValueError``, too.
+            x: Examples with shape ``(B, D)``, as for :meth:`Model.predict_proba`.
             num_samples: Draws of the latents per example (and class).
             seed: Seed of the draws; the caller's random state is left as it was.
+
+        Raises:
+            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too, and for values that lie
+                outside of the domain of the likelihood.
         """
 
         def fill(x: Tensor) -> Tensor:
@@ -239,7 +247,11 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         Args:
             num_samples: Number of samples.
             y: A class for all samples, its number or name, classes with shape ``(num_samples,)``, or ``None`` to draw
-                them from π. Other types raise ``TypeError``, classes that the model lacks ``ValueError``.
+                them from π.
+
+        Raises:
+            TypeError: For a number of samples or classes that are no integers.
+            ValueError: For a non-positive number of samples, or classes of another shape or that the model lacks.
         """
         with torch.no_grad(), evaluation_mode(self):
             classes = None

@@ -60,7 +60,9 @@ class M1(LatentVariableModel):
         missing: Whether examples may have missing values (NaN), which are left out of the likelihood; the networks see
             what is missing. :meth:`for_data` sets it by the data.
 
-    Errors are those of :class:`Model`.
+    Raises:
+        ValueError: For an empty event shape, a non-positive ``latent_dim`` or unknown names.
+        TypeError: For a likelihood or prior of the wrong type.
 
     Example:
         >>> m1 = M1((1, 8, 8), latent_dim=5, hidden_dims=(32,))
@@ -150,7 +152,7 @@ class M1(LatentVariableModel):
 
     @checked
     def interpolate(self, start: ArrayLike, end: ArrayLike, *, steps: int = 8, spherical: bool = False) -> Tensor:
-        """Decode points between the latents of examples: ``(steps, *event_shape)``, or ``(steps, B, *event_shape)``.
+        r"""Decode points on the line between the latents of two examples.
 
         Args:
             start: One example, ``event_shape``, or several, ``(B, *event_shape)``.
@@ -159,6 +161,9 @@ class M1(LatentVariableModel):
             spherical: Whether to follow the arc between both latents, which keeps the norm that draws from a normal
                 prior typically have, instead of the straight line
                 (Sampling Generative Networks, White, 2016, https://arxiv.org/abs/1609.04468).
+
+        Returns:
+            Means of p(x|z), with shape ``(steps, *event_shape)``, or ``(steps, B, *event_shape)`` for several.
 
         Raises:
             ValueError: For fewer than two steps, or examples that do not fit the model or each other.

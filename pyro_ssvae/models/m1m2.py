@@ -119,7 +119,7 @@ class M1M2(SemiSupervisedModel):
         prior: str | nn.Module | None = None,
         **options: Any,
     ) -> M1M2:
-        """Build the usual M2 on an M1, and return both as an M1M2; ``ValueError`` for a mask or names that do not fit.
+        """Build the usual M2 on an M1, and return both as an M1M2.
 
         Args:
             m1: A trained M1.
@@ -131,6 +131,9 @@ class M1M2(SemiSupervisedModel):
             latent_dim: Number of latents z, ``L``.
             prior: p(z), as for :class:`M2`.
             **options: Other arguments of :class:`M2`, such as ``hidden_dims`` and ``class_prior``.
+
+        Raises:
+            ValueError: For a mask that does not fit, or unknown names.
         """
         check_choice("classify_from", classify_from, ("z1", "x"))
         width = int(_as_mask(active, m1).sum())
@@ -240,7 +243,11 @@ class M1M2(SemiSupervisedModel):
     # The conditional distributions; that of y as logits.
 
     def encode_z1(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z1|x), with event shape ``(L1,)``; ``TypeError`` if the q(z|x) of M1 is no diagonal Gaussian."""
+        """Return q(z1|x), with event shape ``(L1,)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            TypeError: If the posterior of M1 is not made of independent normal distributions.
+        """
         qz = as_independent_normal(self.m1.encode(x))
         if qz is None:
             raise TypeError(

@@ -66,7 +66,9 @@ class M2(SemiSupervisedModel):
         skip: Whether x depends on a, as in the skip deep generative model of that paper (SDGM), p(a|y,z) p(x|a,y,z). A
             ``decoder`` gets z and a in one row, ``(..., B, L + A)``.
 
-    Errors are those of :class:`Model`.
+    Raises:
+        ValueError: For an empty event shape, fewer than two classes, a non-positive ``latent_dim`` or unknown names.
+        TypeError: For a network, likelihood or prior of the wrong type.
 
     Example:
         >>> m2 = M2((1, 8, 8), num_classes=10, latent_dim=5, hidden_dims=(32,))
@@ -199,13 +201,18 @@ class M2(SemiSupervisedModel):
     # Those of the auxiliary latents.
 
     def encode_a(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(a|x), with event shape ``(A,)``; ``ValueError`` for an M2 without auxiliary latents."""
+        """Return q(a|x), with event shape ``(A,)``, for x ``(B, *event_shape)``.
+
+        Raises:
+            ValueError: For an M2 without auxiliary latents.
+        """
         return make_normal(self._auxiliary.encoder(self._classifier_input(x).flatten(1)))
 
     def decode_a(self, y: Tensor, z: Tensor, x: Tensor | None = None) -> dist.TorchDistribution:
         """Return p(a|x,y,z), or with ``skip`` p(a|y,z), with event shape ``(A,)``; arguments as for :meth:`decode`.
 
-        Without auxiliary latents, or without x where it is needed, it raises ``ValueError``.
+        Raises:
+            ValueError: For an M2 without auxiliary latents, or without x where it is needed.
         """
         auxiliary = self._auxiliary
         if x is None and not self.skip:

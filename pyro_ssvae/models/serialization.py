@@ -40,7 +40,8 @@ _Header = dict[str, tuple[tuple[int, ...], str]]  # shapes and dtypes of the sav
 def save(model: Model, folder: str | Path) -> Path:
     """Write a model, in any mode and on any device, to a folder, which is created if needed; return the folder.
 
-    ``OSError`` if the folder cannot be written, for example on a full disk; no incomplete file is left.
+    Raises:
+        OSError: If the folder cannot be written, for example on a full disk; no incomplete file is left.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

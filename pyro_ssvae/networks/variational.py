@@ -119,9 +119,12 @@ class MLP(Configurable):
         event_shape: Shape of one example, such as ``(1, 28, 28)`` or ``(30,)``.
         out_features: Number of outputs.
         hidden_dims: Widths of the hidden layers; empty for an affine map.
-        activation: A name in ``ACTIVATIONS``; others raise ``ValueError``.
+        activation: A name in ``ACTIVATIONS``.
         batch_norm: Whether to normalise before each activation.
-        dropout: Probability of dropping a hidden unit, in [0, 1).
+        dropout: Probability of dropping a hidden unit.
+
+    Raises:
+        ValueError: For widths below one, an unknown activation or a dropout outside [0, 1).
 
     Example:
         >>> MLP((1, 8, 8), 10, (32,))(torch.zeros(5, 1, 8, 8)).shape

@@ -249,7 +249,11 @@ class Objective(nn.Module):
         return Batch(x_unlabelled, x, y)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, a scalar in nats per example; ``ValueError`` if there are several losses."""
+        """Return the loss of a batch, a scalar in nats per example.
+
+        Raises:
+            ValueError: If the batch is empty, or if there are several groups with losses of their own.
+        """
         losses = self.losses(batch)
         if len(losses) > 1:
             raise ValueError(
@@ -293,11 +297,14 @@ class Objective(nn.Module):
         Classes, where the model has some, are summed: -U(x). The caller's random state is left as it was.
 
         Args:
-            x: Examples with shape ``(N, *event_shape)``, as stored; none raise ``ValueError``.
+            x: Examples with shape ``(N, *event_shape)``, as stored.
             scale: Divides ``x``; if ``None``, integers are divided by the ``data_scale`` of the module.
             binarisation: As in training; ``"dynamic"`` and ``"static"`` both draw each pixel once, fixed by the seed.
             seed: Of the binarisation and of the draws of z.
             batch_size: Examples at a time.
+
+        Raises:
+            ValueError: For zero examples.
         """
         if not len(x):
             raise ValueError("The mean bound of zero examples is not defined; pass at least one.")
@@ -332,7 +339,10 @@ class Objective(nn.Module):
     ) -> Validation:
         """Evaluate the module on validation examples; nothing is changed.
 
-        ``history`` is what ``metrics.csv`` holds so far, the means of training terms since the last evaluation last;
-        ``binarisation`` is that of training, ``seed`` that of binarisation and draws.
+        Args:
+            data: The data.
+            history: What ``metrics.csv`` holds so far, the means of training terms since the last evaluation last.
+            binarisation: As in training.
+            seed: Of binarisation and draws.
         """
         return Validation()

@@ -242,7 +242,8 @@ class UnsupervisedELBO(Objective):
     """The negative bound on log p(x), with which M1 is trained; labels are not used.
 
     Args:
-        module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`.
+        module: The module that owns the networks, usually a :class:`pyro_ssvae.M1`, with methods ``model(x, *, size)``
+            and ``guide(x, *, size)``.
         num_examples: Number of training examples N.
         num_particles: As for :class:`~pyro_ssvae.StaticEnumELBO`, like ``importance_weighted`` and ``analytic_kl``.
         importance_weighted: Needs two draws or more.
@@ -252,6 +253,13 @@ class UnsupervisedELBO(Objective):
     Raises:
         ValueError: For non-positive sizes, or an importance-weighted bound of one draw.
         StaticELBOError: From a call, for a module with sites that are not reparameterised.
+
+    Example:
+        >>> import torch, pyro_ssvae
+        >>> m1 = pyro_ssvae.M1((1, 8, 8), latent_dim=2, hidden_dims=(8,))
+        >>> objective = UnsupervisedELBO(m1, num_examples=1000, num_particles=5, importance_weighted=True)
+        >>> objective(Batch(torch.rand(7, 1, 8, 8).round(), None, None)).shape
+        torch.Size([])
     """
 
     peaks_kl = False  # there is no class

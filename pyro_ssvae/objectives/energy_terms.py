@@ -68,8 +68,13 @@ class NearestNeighbourEntropy(Entropy):
     .. math:: H \approx \psi(B) - \psi(1) + \log V_D + \frac DB \sum_i \log r_i
 
     with the volume :math:`V_D` of the unit ball and the distance :math:`r_i` from sample i to its nearest neighbour.
-    Samples may lie near a manifold of fewer dimensions than x has elements; ``dim``, D, is then the manifold's, and
-    positive; ``None`` is the number of elements of a sample. A batch of one sample raises ``ValueError``.
+    Samples may lie near a manifold of fewer dimensions than x has elements; ``dim`` is then the manifold's.
+
+    Args:
+        dim: D; ``None`` for the number of elements of a sample.
+
+    Raises:
+        ValueError: For a non-positive D; from a call, for a batch of one sample.
     """
 
     name = "nearest_neighbour"

@@ -281,10 +281,14 @@ class ScaleSite(Messenger):
 
 
 def pyro_view(module: nn.Module, *functions: str) -> tuple[Callable[..., Any], ...]:
-    """Present functions of a module, ``"model"`` and ``"guide"`` by default, to stock ``pyro.infer.SVI``.
+    """Present functions of a module to stock ``pyro.infer.SVI``.
 
     ``SVI`` trains ``param`` sites, and modules produce none. Each returned function declares the module's parameters as
     such sites and then calls the method. Pyro's global parameter store stays empty, so that models cannot interfere.
+
+    Args:
+        module: A module with methods ``model`` and ``guide``, for example :class:`pyro_ssvae.M2`.
+        *functions: Names of its methods; ``"model"`` and ``"guide"`` when none are given.
 
     Example:
         >>> import pyro, pyro_ssvae

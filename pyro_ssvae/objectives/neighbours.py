@@ -46,11 +46,14 @@ class NeighbourDensities(nn.Module):
     or less certain than it is; w is chosen between 0 and 4 by cross-validation on the labelled examples.
 
     Args:
-        images: Images of the graph, ``(N, C, H, W)``, at least two, or ``ValueError`` is raised.
+        images: Images of the graph, ``(N, C, H, W)``.
         y: Their labels, -1 where unknown, ``(N,)``.
         num_classes: Number of classes ``K``.
         background: Value of the pixels around what an image shows, after division by ``scale``.
         scale: Divisor of the images of the graph.
+
+    Raises:
+        ValueError: For other shapes than those of images, or fewer than two.
 
     Example:
         >>> data = SemiSupervisedData.from_name("digits", num_labels=100)

@@ -65,6 +65,10 @@ class AffineAugmentation(Augmentation):
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
         fill: Value of the pixels outside the image, in the units of x.
+
+    Example:
+        >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
+        tensor(1.)
     """
 
     def __init__(
@@ -109,6 +113,10 @@ class PhotoAugmentation(Augmentation):
         contrast: Standard deviation of the logarithm of the factor of differences from the mean pixel.
         saturation: That of the factor of differences from grey.
         strength: Factor of all but ``flip``.
+
+    Example:
+        >>> PhotoAugmentation()(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     def __init__(
@@ -149,8 +157,11 @@ class ColumnAugmentation(Augmentation):
 
     Args:
         swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
-            one for all. Outside [0, 1] it raises ``ValueError``.
-        noise: Standard deviation of the noise in the units of x, likewise; negative ones raise ``ValueError``.
+            one for all.
+        noise: Standard deviation of the noise in the units of x, likewise.
+
+    Raises:
+        ValueError: For a probability outside [0, 1], or negative noise.
 
     Example:
         >>> ColumnAugmentation(swap=[1.0, 0.0])(torch.ones(3, 2)).sum()

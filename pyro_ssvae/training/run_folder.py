@@ -52,7 +52,13 @@ class RunFolder:
 
     A run has not started (no ``config.yaml``), was stopped before its first checkpoint, can be continued (a
     checkpoint), or is finished (``result.json``, which is written last). Methods raise ``RunFolderError`` for what
-    cannot be locked, read, written (the file of before stays) or continued. An empty name raises ``ValueError``.
+    cannot be locked, read, written (the file of before stays) or continued.
+
+    Args:
+        path: The folder; made by :meth:`lock`.
+
+    Raises:
+        ValueError: For an empty name.
     """
 
     def __init__(self, path: str | Path) -> None:
