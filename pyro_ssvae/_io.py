@@ -67,18 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """A loader without anchors and aliases, by which a small file can stand for a large value."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if getattr(self.peek_event(), "anchor", None):
-            raise yaml.YAMLError("anchors and aliases (& and *) are not allowed")
-        return super().compose_node(parent, index)
-
-
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file without anchors and aliases, or raise ``ValueError`` if it is unreadable."""
-    return _read(path, "YAML", _LARGEST_YAML, lambda text: yaml.load(text, _PlainLoader))  # noqa: S506 - a SafeLoader
+    """Read a YAML file, or raise ``ValueError`` if it is unreadable."""
+    return _read(path, "YAML", _LARGEST_YAML, yaml.safe_load)
 
 
 def _read(path: Path, what: str, most: int, parse: Callable[[str], Any]) -> Any:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssvae import _interrupts
 from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._io import atomic_open, read_json
 from pyro_ssvae._ranks import launched
@@ -117,7 +116,6 @@ _TRAIN: dict[str, Callable[[Flags], Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script and return the exit status: 0, 2 after an error, 130 after an interruption."""
-    _interrupts.restore()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
         name, flags = argv[1], argv[2:]

@@ -258,7 +258,6 @@ class _ArraySource(ExampleSource):
                 values = self._arrays[number][part[0] - self._starts[number] : part[-1] - self._starts[number] + 1]
                 values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
                 out[low:high] = values if len(values) == high - low else values[part - part[0]]
-                _release(self._arrays[number])
 
 
 def _count_rows(array: Any) -> int:
@@ -298,13 +297,6 @@ def _unmap(array: Any) -> Any:
         return array
     start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
     return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
-
-
-def _release(array: Any) -> None:
-    """Let the pages of a memory-mapped array that were read go."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def open_source(
