@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
-from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator
+from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
@@ -22,48 +21,13 @@ from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 
 
+@parameters
 class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GenerativeEstimator):
     """M1, a variational autoencoder, as a transformer: the means of q(z|x) are features for another estimator.
 
-    Args:
-        latent_dim: Number of latents; ``None``: a quarter of the columns, from 2 to 10, and 50 for images.
-        hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
-        likelihood: As for :class:`M2Classifier`.
-        max_steps: Length of training in steps; ``None``: 64 passes, 500 to 3,000 steps.
-        batch_size: Examples per step.
-        learning_rate: Peak learning rate of Adam.
-        max_time: Longest time of training in seconds.
-        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
-        random_state: Seed or ``RandomState`` of weights and training.
-        verbose: Whether to show progress.
-        callbacks: Functions that are called at every evaluation with the model and a dictionary of metrics.
-
-    Attributes:
-        model_: The trained :class:`pyro_ssvae.M1`.
-        likelihood_: How many columns follow which distribution, in words.
-        categories_: The categories of columns of words, by the position of the column.
-        history_: One dictionary of metrics per evaluation.
-        n_iter_: Steps done.
+    Parameters are those of the same name of :class:`M2Classifier`, and so are the attributes ``likelihood_``,
+    ``categories_``, ``history_`` and ``n_iter_``; ``model_`` is the trained :class:`pyro_ssvae.M1`.
     """
-
-    def __init__(
-        self,
-        *,
-        latent_dim: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        likelihood: Any = "auto",
-        max_steps: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 3e-3,
-        max_time: float | None = None,
-        warm_start: bool = False,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
 
     def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
@@ -111,45 +75,25 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         return int(self.model_.latent_dim)
 
 
+@parameters
 class DDGMDensity(DensityMixin, DeepEstimator):
     """DDGM (Kim & Bengio 2016) as a density up to its normalising constant, and a generator of samples from it.
 
     For the energy columns are standardised, and images whose values leave [0, 1] are brought to it, unless they are of
     8 bits, which are divided by 255.
 
+    The other parameters, and the attributes ``history_`` and ``n_iter_``, are as in :class:`M2Classifier`; ``model_``
+    is the trained :class:`pyro_ssvae.DDGM`.
+
     Args:
         latent_dim: Number of latents of the generator; ``None``: 4 for up to 16 columns, else 32.
-        max_steps: Length of training in steps.
         batch_size: Examples per step; ``None`` is 512 for tables, 128 for images.
-        learning_rate: Peak learning rate of Adam.
-        max_time: Longest time of training in seconds.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``.
-        random_state: Seed or ``RandomState`` of weights and training.
-        verbose: Whether to show progress.
-        callbacks: Functions that are called at every evaluation with the model and a dictionary of metrics.
-
-    Attributes:
-        model_: The trained :class:`pyro_ssvae.DDGM`.
-        history_: One dictionary of metrics per evaluation.
-        n_iter_: Steps done.
     """
 
+    max_steps: int | None = 2000
+    batch_size: int | None = None  # type: ignore[assignment]
+    learning_rate: float = 1e-3
     _allow_missing = False
-
-    def __init__(
-        self,
-        *,
-        latent_dim: int | None = None,
-        max_steps: int | None = 2000,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        max_time: float | None = None,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
 
     def fit(self, X: ArrayLike, y: Any = None) -> DDGMDensity:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""
