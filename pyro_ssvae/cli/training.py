@@ -86,11 +86,8 @@ def run_command(
 ) -> int:
     """Read the flags of a command, as :func:`parse_flags` does, call ``train`` with them, and return the exit status.
 
-    With ``evaluate_again``, stages that have a result are evaluated again.
-
-    Returns:
-        0, also for a finished run, whose results are printed; 2 after an error, which is printed in one line; 130 after
-        Ctrl-C or SIGTERM, when the state is saved.
+    It is 0, also for a finished run, whose results are printed; 2 after an error, which is printed in one line; 130
+    after Ctrl-C or SIGTERM, when the state is saved. ``evaluate_again`` is for stages that have a result.
     """
     args: Flags | None = None
     rank = 0
@@ -340,10 +337,7 @@ def train_stages(
     at the stage where it stopped. Flags that do not fit each other are found before anything is trained or written.
 
     ``m1`` is from :func:`make_m1`. ``make_objective`` returns the objective of an M1M2, given M1 and a mask of its
-    active latents (``None`` for all).
-
-    Yields:
-        Name and result of each stage.
+    active latents (``None`` for all). Name and result of each stage are yielded.
     """
     make_objective(copy.deepcopy(m1), None)  # a copy, because M1M2 freezes its M1
     configs = {"stacked": args.training}

@@ -31,7 +31,6 @@ _ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
 
-
 _Piece = tuple[int, Tensor]  # number of the part of the data set, and images
 
 
@@ -94,9 +93,8 @@ class FeatureSource:
         return found
 
     def convert(self, x: ArrayLike) -> Any:
-        """Return the features of images, as arrays or tensors ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, H, W)``.
+        """Return the features of images ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, H, W)``, and all else unchanged.
 
-        Others are returned as they are.
         Integers are divided by the scale; other numbers must lie in [0, 1].
         """
         if len(getattr(x, "shape", ())) not in (3, 4):

@@ -304,12 +304,8 @@ def open_source(
 ) -> ExampleSource | None:
     """Return the source of what stays on disk, or is too large for memory as a dense array; ``None`` for all else.
 
-    Args:
-        x: A path (.npy, .npz of a sparse matrix, .parquet, .zarr, .h5ad, a folder of such files, or of images), a
-            memory-mapped array, an array of Zarr or HDF5, a backed AnnData, a sparse matrix or data set of PyTorch of
-            more than 1 GiB, or a source.
-        event_shape: Shape of an example, if it is known; a folder of images needs it.
-        encode: Makes an array of numbers of a DataFrame; by default its columns must be numbers.
+    What stays on disk is listed in ``SemiSupervisedData.from_arrays``; a folder of images does where ``event_shape`` is
+    known. ``encode`` makes an array of numbers of a DataFrame, whose columns by default must be numbers.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -53,11 +53,10 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the class frequencies of a table in two steps: as the mean prediction of a
-            logistic regression and a random forest trained on the labelled rows, then as that of an M2 trained for 500
-            steps with the first estimate. Each is moved towards equal frequencies, the more the less certain it is.
-            Or ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of
-            the sorted classes.
+        class_prior: ``"auto"`` estimates the class frequencies of a table, first by simple classifiers of the labelled
+            rows, then by a short fit of M2, and moves them towards equal ones, the more the less certain they are. Or
+            ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
+            sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
             default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour, and
@@ -258,9 +257,10 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
 class M1M2Classifier(M2Classifier):
     """M1+M2 (Kingma et al. 2014) as a classifier: an M1 of all examples, then an M2 of its latents.
 
+    The other parameters are those of :class:`M2Classifier` without ``consistency_weight``.
+
     Args:
         m1_latent_dim: Number of latents of M1; ``None``: half of the columns, from 2 to 20, and 50 for images.
-        **parameters: Those of :class:`M2Classifier` without ``consistency_weight``.
     """
 
     m1_latent_dim: int | None = None
