@@ -12,9 +12,6 @@ from typing import IO, Any
 
 import yaml
 
-_LARGEST_JSON = 2**24  # bytes
-_LARGEST_YAML = 2**20
-
 
 def check_output(path: Path) -> None:
     """Raise ``OSError`` if a path is a folder, or its folder does not exist."""
@@ -61,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``ValueError`` if the file does not hold one."""
-    value = _read(path, "JSON", _LARGEST_JSON, json.loads)
+    value = _read(path, "JSON", json.loads)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
@@ -69,13 +66,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> Any:
     """Read a YAML file, or raise ``ValueError`` if it is unreadable."""
-    return _read(path, "YAML", _LARGEST_YAML, yaml.safe_load)
+    return _read(path, "YAML", yaml.safe_load)
 
 
-def _read(path: Path, what: str, most: int, parse: Callable[[str], Any]) -> Any:
+def _read(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
     check_path(path, "a text file")
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path} has {size:,} bytes, and at most {most:,} are read.")
     try:
         return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -174,21 +174,11 @@ class SemiSupervisedData:
         Labels are whole numbers from 0, or words, numbered in the order of ``class_names`` or else sorted. -1, NaN,
         ``None`` and ``""`` mark an example without a label. Numbers that leave gaps (3 and 7) are numbered from 0
         too, with a warning, if ``num_classes`` and ``class_names`` are ``None``. Without ``y``, ``y_validation`` or
-        ``y_test`` all of those examples are without. The arguments are those of the class, with these defaults:
+        ``y_test`` all of those examples are without.
 
-        Args:
-            x: Training examples.
-            y: Their labels.
-            x_validation: Validation examples.
-            y_validation: Their labels.
-            x_test: Test examples.
-            y_test: Their labels.
-            num_classes: If ``None``, one more than the largest label, the number of names, or none without either.
-            scale: If ``None``, 255 for uint8 and 1 otherwise.
-            name: Name of the data set in results.
-            class_names: If ``None``, the words or numbers that mark the classes.
-            split: How the labels were drawn, saved with runs.
-            seed: Seed of initial weights and of training.
+        The arguments are those of the class. By default ``num_classes`` is one more than the largest label, the number
+        of names, or none without either, ``scale`` 255 for uint8 and 1 otherwise, and ``class_names`` are the words or
+        numbers that mark the classes. ``split`` says how the labels were drawn, and is saved with runs.
 
         Raises:
             TypeError: If examples are not numeric, or an argument has the wrong type.

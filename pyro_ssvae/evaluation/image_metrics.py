@@ -50,12 +50,8 @@ def measure_image_model(
         progress: Called after each of the classifier's steps, if given.
 
     Returns:
-        ``held_out``: ``"test"``, ``"validation"`` or ``None``. With a classifier, its error on held-out images,
-        ``reference_error``, and the results of :func:`measure_generated_images`. With held-out images ``auroc``, the
-        area under the ROC curve of the energy for each kind of corrupted images and each of ``others``.
-        ``nearest_training_image``: Euclidean distances to the nearest training image of up to 200 ``generated`` images
-        and as many held-out ones, ``test`` or ``validation``: the minimum ``least``, the 5 % quantile ``low`` and the
-        ``median``.
+        What the documentation lists (*The result file*): of generated images only with ``known`` labels, and ``auroc``
+        only with held-out images. ``nearest_training_image`` is of up to 200 images.
 
     Raises:
         ValueError: For fewer than two samples or training images, or if others are empty, not floating point, of
@@ -88,18 +84,12 @@ def measure_image_model(
 def measure_generated_images(
     model: DDGM, data: SemiSupervisedData, reference: ReferenceClassifier, *, num_samples: int = 5000, seed: int = 0
 ) -> dict[str, Any]:
-    r"""Compare generated with real images by the features h(x) and probabilities p(y|x) of a reference classifier.
+    """Compare generated with real images by the features h(x) and probabilities p(y|x) of a reference classifier.
 
     The :func:`frechet_distance` of features is biased upwards for small sets, so generated, training and held-out
     images are split into disjoint sets of one size, up to ``num_samples``, and it is averaged over all pairs of up to
-    ten sets of either kind. At least ``num_samples`` images are generated.
-
-    Returns:
-        ``frechet_distance`` of generated from training images, and ``frechet_size`` and ``frechet_sets``, the size and
-        the number of sets of training images; ``class_shares``, the shares of the classes predicted for generated
-        images, the smallest of them, ``least_share``, and ``confidence``, the mean of the largest probability. With
-        held-out images ``real_class_shares`` and ``real_confidence`` of these and, for at least two,
-        ``frechet_floor``, their Fréchet distance from training images.
+    ten sets of either kind. At least ``num_samples`` images are generated. Shares of classes are those of predictions,
+    and the confidence is the mean of the largest probability.
     """
     generator = torch.Generator().manual_seed(seed)
     real, other = (

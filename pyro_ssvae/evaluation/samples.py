@@ -157,7 +157,7 @@ class Grid:
 def measure_toy_model(
     model: DDGM, name: str, *, num_samples: int = 5000, langevin_steps: int = 20, num_chains: int = 500, seed: int = 0
 ) -> dict[str, Any]:
-    r"""Compare a model with the true distribution: its samples, with and without Langevin steps, and its energy.
+    """Compare a model with the true distribution: its samples, with and without Langevin steps, and its energy.
 
     Args:
         model: A model of points in the plane.
@@ -168,16 +168,8 @@ def measure_toy_model(
         seed: Seed of all draws; the caller's random state is left as it was.
 
     Returns:
-        ``energy_distance`` and ``squared_mmd``, times 1,000, between generated and real points; ``floor`` and
-        ``mmd_floor``, mean and standard deviation of both between two real samples, over ten pairs; on the ring
-        ``modes``, ``high_quality``, ``shares`` of the modes and the smallest, ``least_share``.
-        All but the floors also with ``langevin_`` before the name, of points after Langevin steps.
-
-        ``total_variation``, :math:`\tfrac12 \sum_c |p_c - q_c|`, and ``kl_divergence``,
-        :math:`\sum_c p_c \log (p_c / q_c)` in nats, between the truth p and the model
-        :math:`q \propto e^{-E}` over the cells c of a grid; on the spiral, which has no density, both after Gaussian
-        noise of standard deviation 0.1. ``log_z_grid`` is :math:`\log \int e^{-E(x)}\,dx` in nats on that grid,
-        ``log_z_ais`` the same by :func:`annealed_log_normaliser`, and ``log_z_ais_error`` its standard error.
+        What the documentation lists (*The result file*). On the spiral, which has no density, energy and truth are
+        compared after Gaussian noise of standard deviation 0.1.
 
     Raises:
         ValueError: For an unknown name, a model that is not of points in the plane, or too few points or chains.

@@ -144,16 +144,6 @@ def save_figures(
     Raises:
         ValueError: If model and data do not fit each other.
         RunFolderError: If a figure cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> from pyro_ssvae import M2, SemiSupervisedData
-        >>> x, y = torch.rand(8, 5), torch.arange(8) % 2
-        >>> data = SemiSupervisedData.from_arrays(x, y, x_test=x, y_test=y)
-        >>> m2 = M2(data.event_shape, data.num_classes, latent_dim=2, hidden_dims=(8,))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in save_figures(m2, data, None, folder)]
-        ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
     """
     event_shape = tuple(getattr(model, "event_shape", data.event_shape))
     num_classes = getattr(model, "num_classes", None)
