@@ -69,8 +69,8 @@ class ShuffledIndices:
         order = self.order.to("cpu", copy=True)
         return {"order": order, "position": self.position, "generator": self.generator.get_state()}
 
-    def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples, or a damaged one."""
+    def load_state_dict(self, state: dict[str, Any], name: str) -> None:
+        """Continue from a state; raise ``ValueError`` for one of other examples than the ``name`` ones, or damaged."""
         order, position = state.get("order", self.index[:0]).cpu(), state["position"]
         if type(position) is not int or not 0 <= position < len(order) + self.batch_size:
             raise ValueError(f"The state has position {position!r} in {len(order)} {name} examples; it is damaged.")
@@ -79,11 +79,8 @@ class ShuffledIndices:
                 f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "
                 "of this data; use the data and label split that it was saved with."
             )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
         self.generator.set_state(state["generator"].cpu())
-        self.order, self.position = state["order"].to(self.storage), int(state["position"])
+        self.order, self.position = order.to(self.storage), position
 
 
 class ShuffledBlocks:
@@ -160,8 +157,8 @@ class ShuffledBlocks:
         """Return what determines all later batches."""
         return {"pass": self.passed, "position": self.position, "rows": self._describe()}
 
-    def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples, or a damaged one."""
+    def load_state_dict(self, state: dict[str, Any], name: str) -> None:
+        """Continue from a state; raise ``ValueError`` for one of other examples than the ``name`` ones, or damaged."""
         if state.get("rows") != self._describe():
             raise ValueError(
                 f"The state belongs to {name} examples that are not the {self.number} {name} examples of this data, or "
@@ -170,10 +167,7 @@ class ShuffledBlocks:
         passed, position = state["pass"], state["position"]
         if type(passed) is not int or type(position) is not int or passed < 0 or not 0 <= position <= self.number:
             raise ValueError(f"The state has position {position!r} of pass {passed!r}; it is damaged.")
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.passed, self.position = state["pass"], state["position"]
+        self.passed, self.position = passed, position
 
 
 Order: TypeAlias = ShuffledIndices | ShuffledBlocks

@@ -321,10 +321,8 @@ class BatchStream:
                     f"The state has {name}={state[name]!r}, this stream {getattr(self, name)!r}; build the stream with "
                     f"{name}={state[name]!r}."
                 )
-        self._unlabelled.check_state(state["unlabelled"], "unlabelled")
-        self._labelled.check_state(state["labelled"], "labelled")
-        self._unlabelled.load_state_dict(state["unlabelled"])
-        self._labelled.load_state_dict(state["labelled"])
+        self._unlabelled.load_state_dict(state["unlabelled"], "unlabelled")
+        self._labelled.load_state_dict(state["labelled"], "labelled")
         self._step = int(state["step"])
         if state["noise_device"] == self.device.type:
             self.noise.set_state(state["noise"].cpu())
