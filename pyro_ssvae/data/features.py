@@ -53,23 +53,14 @@ class _Network(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """How features were computed from images; models of features keep it, so that they take images too.
+    """How features were computed from images; models of features keep it, so that they take images too."""
 
-    Args:
-        network: Name of the network; ``None`` for a module of the caller's.
-        resolution: Side of the squares to which images are resized; ``None`` if they are not.
-        image_shape: Shape of an image before that.
-        scale: What images are divided by.
-        weights: Hash of the network.
-        module: The module, if it is the caller's; not saved.
-    """
-
-    network: str | None
-    resolution: int | None
-    image_shape: tuple[int, ...]
+    network: str | None  # its name; None for a module of the caller's
+    resolution: int | None  # side of the squares to which images are resized, if they are
+    image_shape: tuple[int, ...]  # before that
     scale: float
-    weights: str
-    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    weights: str  # hash of the network
+    module: nn.Module | None = field(default=None, repr=False, compare=False)  # of the caller's; not saved
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that are saved, JSON-ready."""

@@ -51,11 +51,7 @@ def _is_frame(X: Any) -> bool:
 def read_table(source: Any, label: str | None = None) -> Any:
     """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        MissingPackageError: If pandas, or pyarrow for Parquet, is not installed.
-        TypeError: If the source is no table.
-        ValueError: If a file is damaged, or would not fit into memory, or two columns have the same name.
+    Errors are those of ``SemiSupervisedData.from_table``.
     """
     if isinstance(source, (str, os.PathLike)):
         table = _read_file(as_path(source, "source"), label)

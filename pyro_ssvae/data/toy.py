@@ -62,14 +62,8 @@ def make_toy_data(
 ) -> SemiSupervisedData:
     """Return points of a distribution, ``"ring"`` or ``"spiral"``, as data with unlabelled training examples.
 
-    The classes are the ten components of the distribution; they are known for validation and test examples.
-
-    Raises:
-        ValueError: For an unknown name, no training example, or a negative number of others.
-
-    Example:
-        >>> make_toy_data("ring", num_train=100).event_shape
-        (2,)
+    The classes are the ten components of the distribution; they are known for validation and test examples. An unknown
+    name, no training example, or a negative number of others raises ``ValueError``.
     """
     if name not in TOY_DATASETS:
         raise ValueError(f"There is no distribution of points named {name!r}; known: {', '.join(TOY_DATASETS)}.")

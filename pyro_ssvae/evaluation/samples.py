@@ -72,11 +72,8 @@ def mode_coverage(x: Tensor, modes: dist.MultivariateNormal) -> dict[str, Any]:
         d_{nk}^2 = (x_n - \mu_k)^\top \Sigma_k^{-1} (x_n - \mu_k)
 
     A point ``(N, D)`` is assigned to the mode at the smallest Mahalanobis distance d, and counted if it is of *high
-    quality*, with :math:`d \le 3`, as 98.9 % of the draws from a Gaussian in the plane.
-
-    Returns:
-        ``"shares"``, the s, with shape ``(K,)``; ``"modes"``, the number of modes with a share of at least 1/10K;
-        ``"high_quality"``, the fraction of points of high quality, Σs.
+    quality*, with :math:`d \le 3`, as 98.9 % of the draws from a Gaussian in the plane. ``"shares"`` are the s,
+    ``(K,)``, ``"high_quality"`` their sum, and ``"modes"`` the number of modes with a share of at least 1/10K.
     """
     difference = (x.unsqueeze(1) - modes.loc).unsqueeze(-1).to(modes.loc)  # (N, K, D, 1)
     scaled = torch.linalg.solve_triangular(modes.scale_tril, difference, upper=False).squeeze(-1)

@@ -141,9 +141,7 @@ def save_figures(
     There are no curves if ``metrics_path``, the ``metrics.csv`` of the run, is ``None``, missing or without a row. The
     folder is created if needed, and each file is written atomically.
 
-    Raises:
-        ValueError: If model and data do not fit each other.
-        RunFolderError: If a figure cannot be written.
+    Model and data that do not fit each other raise ``ValueError``, a file that cannot be written ``RunFolderError``.
     """
     event_shape = tuple(getattr(model, "event_shape", data.event_shape))
     num_classes = getattr(model, "num_classes", None)
