@@ -5,7 +5,7 @@ model and its guide; an objective such as :class:`SemiSupervisedELBO` bounds the
 it and writes a run folder; :func:`report` evaluates it on test examples; :func:`load` loads the model again.
 """
 
-from pyro_ssvae import _interrupts, presets  # noqa: F401 - _interrupts takes effect by its import
+from pyro_ssvae import presets
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.errors import PyroSSVAEError
 from pyro_ssvae.explorer import explore

@@ -114,13 +114,10 @@ def as_examples(
     array = to_numpy(values, name)
     check_shape(array, name, allow_empty=allow_empty)
     array = as_images(array, name, event_shape)
-    try:
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
-            dtype = np.uint8 if array.dtype == np.uint8 else np.float32
-            numbers = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
-        check_finite(numbers, name, allow_missing=allow_missing and array.ndim == 2, columns=columns)
-    except MemoryError:
-        raise MemoryError(f"A copy of {name}, {array.shape}, does not fit into memory; use fewer examples.") from None
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found below
+        dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+        numbers = torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+    check_finite(numbers, name, allow_missing=allow_missing and array.ndim == 2, columns=columns)
     return numbers
 
 
@@ -182,7 +179,7 @@ def check_columns(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
 
 
 def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], stacklevel: int) -> None:
-    """Raise and warn as the functions on columns here do."""
+    """Raise ``ValueError`` for columns without a value, and warn of those with offsets or values far from others."""
     check_columns(x, name, columns)
     warn_about_far_values(x, columns, stacklevel=stacklevel)
     warn_about_offsets(x, columns, stacklevel=stacklevel)

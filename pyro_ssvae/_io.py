@@ -12,9 +12,6 @@ from typing import IO, Any
 
 import yaml
 
-_LARGEST_JSON = 2**24  # bytes
-_LARGEST_YAML = 2**20
-
 
 def check_output(path: Path) -> None:
     """Raise ``OSError`` if a path is a folder, or its folder does not exist."""
@@ -61,30 +58,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, or raise ``ValueError`` if the file does not hold one."""
-    value = _read(path, "JSON", _LARGEST_JSON, json.loads)
+    value = _read(path, "JSON", json.loads)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
     return value
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """A loader without anchors and aliases, by which a small file can stand for a large value."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if getattr(self.peek_event(), "anchor", None):
-            raise yaml.YAMLError("anchors and aliases (& and *) are not allowed")
-        return super().compose_node(parent, index)
-
-
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file without anchors and aliases, or raise ``ValueError`` if it is unreadable."""
-    return _read(path, "YAML", _LARGEST_YAML, lambda text: yaml.load(text, _PlainLoader))  # noqa: S506 - a SafeLoader
+    """Read a YAML file, or raise ``ValueError`` if it is unreadable."""
+    return _read(path, "YAML", yaml.safe_load)
 
 
-def _read(path: Path, what: str, most: int, parse: Callable[[str], Any]) -> Any:
+def _read(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
     check_path(path, "a text file")
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{path} has {size:,} bytes, and at most {most:,} are read.")
     try:
         return parse(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

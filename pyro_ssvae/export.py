@@ -204,10 +204,10 @@ def _(model: LatentVariableModel) -> dict[str, Network]:
     def decode(*given: Tensor) -> Any:
         *classes, latents = given
         decoded: Any = model.decode
-        return decoded(*map(_index, classes), latents)
+        return decoded(*(one.argmax(-1) for one in classes), latents)
 
     found = {
-        "encoder": Network(lambda x, *y: _moments(encode(x, *map(_index, y))), x | y, "mean", "scale"),
+        "encoder": Network(lambda x, *y: _moments(encode(x, *(one.argmax(-1) for one in y))), x | y, "mean", "scale"),
         "decoder": Network(lambda *given: decode(*given).mean, y | z, "mean"),
     }
     if not getattr(model, "skip", False):  # with which p(x|y,z) is an integral over a
@@ -258,10 +258,6 @@ def _describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _index(y: Tensor) -> Tensor:
-    return y.argmax(-1)
-
-
 def _moments(distribution: Any) -> tuple[Tensor, Tensor]:
     normal = as_independent_normal(distribution)
     if normal is None:
@@ -270,11 +266,7 @@ def _moments(distribution: Any) -> tuple[Tensor, Tensor]:
 
 
 def as_onnx(program: _Program, network: Network, metadata: Mapping[str, Any]) -> bytes:
-    """Return the program of a network as the content of an ONNX file, with all weights and metadata as JSON inside.
-
-    Raises:
-        MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
-    """
+    """Return the program of a network as the content of an ONNX file, with all weights and metadata as JSON inside."""
     _check_packages()
     with _quiet():
         if any(node.target in _STABLE for node in program.graph.nodes):

@@ -44,14 +44,12 @@ def report(
 
     The seed of the run also fixes the binarisation and draws behind the metrics.
 
-    A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps. With 50
-    labelled validation examples or more, the fit is worse if it errs on more of them by two standard errors of that
-    difference, which is one of paired predictions (McNemar's test). With fewer, the error of the labels alone comes
-    from stratified cross-validation on the training labels. Where both classifiers disagree on an unlabelled example,
-    one of them is wrong: the fit is worse if they disagree on more than twice the upper end of the 95 % interval of
-    that error. With 10 labels this end is at least 0.28, so that only a fit that has failed is found: 10 labels show no
-    more. Many test examples do: compare ``test/error`` and ``test/error_labels_alone``. An objective with a loss of
-    its own is not compared.
+    A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps, unless
+    its loss is the caller's own. With 50 labelled validation examples or more, the fit is worse if it errs on more of
+    them by two standard errors of that difference, which is one of paired predictions (McNemar's test). With fewer, the
+    error of the labels alone comes from stratified cross-validation on the training labels, and the fit is worse if
+    both classifiers disagree on more unlabelled examples than twice the upper end of the 95 % interval of that error;
+    with 10 labels only a fit that has failed is found.
 
     Args:
         objective: The trained objective, with the weights that validation chose.

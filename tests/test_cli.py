@@ -305,17 +305,6 @@ def test_module_is_the_console_script() -> None:
     assert "pyro-ssvae train m2" in found.stdout
 
 
-def test_an_interruption_while_the_package_is_imported_is_silent(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    start = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", start, sys.executable, "-m", "pyro_ssvae", "info", "nowhere"]
-    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert (found.returncode, found.stdout, found.stderr) == (130, "", "")
-
-
 def test_features_stand_for_images_in_training_and_prediction(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,12 +103,9 @@ _ENERGY = (
 def parse_flags(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> Flags:
     """Return the values of the flags of a command: ``"m2"``, ``"m1"``, ``"m1m2"``, ``"ddgm"`` or ``"ddgm_2d"``.
 
-    ``argv`` is by default the command line of the process, and ``program``, as the help shows it, ``python SCRIPT``.
-
-    Raises:
-        ValueError: For an unknown flag or a bad value.
-        RunFolderError: If the folder to resume holds no run of this command.
-        OSError: If a file cannot be read.
+    ``argv`` is by default the command line of the process, and ``program``, as the help shows it, ``python SCRIPT``. An
+    unknown flag or a bad value raises ``ValueError``, a folder to resume without a run of this command
+    ``RunFolderError``.
     """
     return parse(COMMANDS[command], argv, program)
 

@@ -141,5 +141,5 @@ def record_movie(
     try:
         yield add_frame
     finally:
-        if movie.steps != recorded:
+        if movie.steps not in ([], recorded):
             movie.save(path)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ssvae import _interrupts
 from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._io import atomic_open, read_json
 from pyro_ssvae._ranks import launched
@@ -117,7 +116,6 @@ _TRAIN: dict[str, Callable[[Flags], Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script and return the exit status: 0, 2 after an error, 130 after an interruption."""
-    _interrupts.restore()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["train"] and len(argv) > 1 and argv[1] in _TRAIN:
         name, flags = argv[1], argv[2:]
@@ -195,15 +193,19 @@ def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespac
 
 def _add_commands(commands: Any) -> None:
     """Add the commands that use the model of a run."""
-    predict = _add_command(commands, "predict", _predict, "classify the rows of a table, or images")
-    evaluate = _add_command(commands, "evaluate", _evaluate, "print the error on labelled rows of a table, or images")
-    for command, more in ((predict, ""), (evaluate, "; labels are names of subfolders, or y")):
-        kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
-        command.add_argument("data", metavar="DATA", type=_as_path, help=kinds + more)
-    add = predict.add_argument
+    command = _add_command(
+        commands, "predict", lambda args: predict(_load_last(args.run), args), "classify the rows of a table, or images"
+    )
+    kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
+    command.add_argument("data", metavar="DATA", type=_as_path, help=kinds)
+    add = command.add_argument
     add("--out", type=_as_path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
     add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
-    evaluate.add_argument("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
+    words = "print the error on labelled rows of a table, or images"
+    command = _add_command(commands, "evaluate", lambda args: evaluate(_load_last(args.run), args), words)
+    more = "; labels are names of subfolders, or y"
+    command.add_argument("data", metavar="DATA", type=_as_path, help=kinds + more)
+    command.add_argument("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
     words = "write generated examples to FILE.npz and, if images, FILE.png"
     add = _add_command(commands, "sample", _sample, words).add_argument
     add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
@@ -243,14 +245,6 @@ def _load_run_data(folder: Path) -> SemiSupervisedData:
     if name == "ddgm":
         return load_images(flags)[0]
     return load_data(flags).without_labels() if name == "m1" else load_data(flags)
-
-
-def _predict(args: argparse.Namespace) -> None:
-    predict(_load_last(args.run), args)
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    evaluate(_load_last(args.run), args)
 
 
 def _sample(args: argparse.Namespace) -> None:

@@ -31,7 +31,6 @@ _ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
 
-
 _Piece = tuple[int, Tensor]  # number of the part of the data set, and images
 
 
@@ -54,23 +53,14 @@ class _Network(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """How features were computed from images; models of features keep it, so that they take images too.
+    """How features were computed from images; models of features keep it, so that they take images too."""
 
-    Args:
-        network: Name of the network; ``None`` for a module of the caller's.
-        resolution: Side of the squares to which images are resized; ``None`` if they are not.
-        image_shape: Shape of an image before that.
-        scale: What images are divided by.
-        weights: Hash of the network.
-        module: The module, if it is the caller's; not saved.
-    """
-
-    network: str | None
-    resolution: int | None
-    image_shape: tuple[int, ...]
+    network: str | None  # its name; None for a module of the caller's
+    resolution: int | None  # side of the squares to which images are resized, if they are
+    image_shape: tuple[int, ...]  # before that
     scale: float
-    weights: str
-    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    weights: str  # hash of the network
+    module: nn.Module | None = field(default=None, repr=False, compare=False)  # of the caller's; not saved
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that are saved, JSON-ready."""
@@ -94,9 +84,8 @@ class FeatureSource:
         return found
 
     def convert(self, x: ArrayLike) -> Any:
-        """Return the features of images, as arrays or tensors ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, H, W)``.
+        """Return the features of images ``(B, C, H, W)``, ``(B, H, W, C)`` or ``(B, H, W)``, and all else unchanged.
 
-        Others are returned as they are.
         Integers are divided by the scale; other numbers must lie in [0, 1].
         """
         if len(getattr(x, "shape", ())) not in (3, 4):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_ssvae._arguments import MAX_CLASSES, as_count, as_path, as_seed
+from pyro_ssvae._arguments import as_count, as_path, as_seed
 from pyro_ssvae._arrays import as_array, as_labels, as_text, to_numpy
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.readers import read_npz
@@ -47,8 +47,6 @@ def encode_labels(
     numbers of examples.
     """
     names = None if class_names is None else _as_names(class_names)
-    if num_classes is not None and as_count(num_classes, "num_classes", least=1) > MAX_CLASSES:
-        raise ValueError(f"num_classes={num_classes} is too large; at most {MAX_CLASSES}.")
     arrays = {
         name: np.full(size, -1) if values is None else read_labels(values, name)
         for (name, values), size in zip(given.items(), sizes, strict=True)
@@ -63,7 +61,11 @@ def encode_labels(
     if num_classes is None:
         num_classes = max(len(names or ()), 1 + max(largest.values(), default=-1)) or None
     for name, label in largest.items():
-        _check_largest(name, label, num_classes or 1)
+        if label >= (num_classes or 1):
+            raise ValueError(
+                f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {(num_classes or 1) - 1}. "
+                "Raise num_classes or encode the classes as 0, 1, 2, ..."
+            )
     names = tuple(map(str, range(num_classes or 0))) if names is None else names
     if len(names) != (num_classes or 0):
         raise ValueError(
@@ -117,14 +119,6 @@ def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
     if single and max(counts) >= _ENOUGH:
         found.append(f"Only one example has the label {_join(single)}: is it mistyped?")
     return found
-
-
-def _check_largest(name: str, label: int, num_classes: int) -> None:
-    if label >= num_classes:
-        raise ValueError(
-            f"{name} holds label {label}, but num_classes={num_classes} allows 0 to {num_classes - 1}. Raise "
-            "num_classes or encode the classes as 0, 1, 2, ..."
-        )
 
 
 def _as_names(class_names: Any) -> Names:
@@ -239,20 +233,9 @@ def _join(names: Names) -> str:
 class LabelSplit:
     """The examples that keep their label and those for validation, as indices into the original training file.
 
-    Args:
-        labelled: Indices of the examples whose labels are used, shape ``(L,)``.
-        validation: Indices of the examples held out for validation, shape ``(V,)``.
-        seed: Seed of the draw.
-        balanced: Whether every class got the same number of labels.
-
-    Raises:
-        TypeError: If indices or seed are not integers.
-        ValueError: If an index is negative or repeated, or both labelled and held out.
-
-    Example:
-        >>> split = LabelSplit([3, 1], [7, 8], seed=0, balanced=True)
-        >>> split.labelled
-        array([1, 3])
+    ``labelled`` ``(L,)`` and ``validation`` ``(V,)`` become sorted and read-only; ``seed`` is that of the draw, and
+    ``balanced`` whether every class got the same number of labels. Indices that are no integers raise ``TypeError``,
+    negative or repeated ones, and those in both, ``ValueError``.
     """
 
     labelled: Indices
@@ -261,7 +244,7 @@ class LabelSplit:
     balanced: bool
 
     def __post_init__(self) -> None:
-        """Check the indices, sort them and make them read-only."""
+        """Check and sort the indices."""
         for name in ("labelled", "validation"):
             object.__setattr__(self, name, _as_indices(getattr(self, name), name))
         object.__setattr__(self, "seed", as_seed(self.seed))
@@ -322,44 +305,28 @@ def _as_indices(values: Any, name: str) -> Indices:
 
 
 def draw_label_split(
-    y: Any, num_labels: int | Literal["all"], num_classes: int, seed: int = 0, balanced: bool = True
+    y: Indices, num_labels: int | Literal["all"], num_classes: int, seed: int = 0, balanced: bool = True
 ) -> Indices:
-    """Draw the examples that keep their label.
+    """Return the examples that keep their label, ascending indices into labels ``(N,)``, -1 where unknown.
 
     With ``balanced``, every class gives ``num_labels // num_classes`` examples: the first of a random permutation of
     its examples, class after class with one generator, ``numpy.random.default_rng(seed)``. The remainder is given, one
     each, to classes that are drawn at random afterwards among those with an example left. Otherwise the examples are
-    the first of a random permutation of all of them, and a class may get no label at all.
-
-    Args:
-        y: Labels with shape ``(N,)``; -1 marks examples without one, which are never drawn.
-        num_labels: How many examples; with ``"all"``, or more than have labels, every one that has a label.
-        num_classes: K.
-        seed: Seed of the draw.
-        balanced: Whether every class gets the same number of labels.
-
-    Returns:
-        Indices into ``y`` in ascending order, with shape ``(num_labels,)``.
+    the first of a random permutation of all of them, and a class may get no label at all. With ``"all"``, or a larger
+    number than have labels, every one that has a label is returned.
 
     Raises:
-        TypeError: If a number is not an integer.
-        ValueError: If labels or numbers are out of range, or a class has too few examples.
-
-    Example:
-        >>> draw_label_split([0, 1, 0, 1, -1], num_labels=2, num_classes=2)
-        array([0, 1])
+        TypeError: If the number is no integer.
+        ValueError: If it is out of range, or a class has too few examples.
     """
-    labels = as_labels(y, "y", len(to_numpy(y, "y")), allow_unlabelled=True).numpy()
-    num_classes = as_count(num_classes, "num_classes", least=1)
-    _check_largest("y", labels.max(initial=-1), num_classes)
-    rng = np.random.default_rng(as_seed(seed))
-    known = np.flatnonzero(labels >= 0)
+    rng = np.random.default_rng(seed)
+    known = np.flatnonzero(y >= 0)
     wanted = _as_num_labels(num_labels, len(known))
     if wanted == len(known):
         return known
     if not balanced:
         return np.sort(rng.permutation(known)[:wanted])
-    by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    by_class = [rng.permutation(np.flatnonzero(y == c)) for c in range(num_classes)]
     counts = _divide_labels(np.array([len(indices) for indices in by_class]), wanted, rng)
     return np.sort(np.concatenate([indices[:n] for indices, n in zip(by_class, counts, strict=True)]))
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import http.client
 import os
-import queue
 import socket
 import tempfile
-import threading
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +21,7 @@ from pyro_ssvae.data.sources import Source, select_last
 from pyro_ssvae.errors import DataUnavailableError
 
 DATASET_NAMES = ("mnist", "fashion_mnist", "cifar10", "digits")
-_PROBE_SECONDS = 8.0  # for any server to answer, name look-up included
-_STALL_SECONDS = 20.0  # without a byte, once a download is under way
+_STALL_SECONDS = 10.0  # without a byte from a server
 _IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -234,8 +229,6 @@ def _download(files: _Files, root: Path) -> Path:
     import torchvision.datasets
 
     dataset = getattr(torchvision.datasets, files.class_name)
-    mirrors = getattr(dataset, "mirrors", None)
-    _probe([dataset.url] if mirrors is None else [mirror + dataset.resources[0][0] for mirror in mirrors])
     root.mkdir(parents=True, exist_ok=True)
     target = root / files.subfolder
     before = socket.getdefaulttimeout()
@@ -252,35 +245,3 @@ def _download(files: _Files, root: Path) -> Path:
             if file.suffix != ".gz":
                 os.replace(file, target / file.name)
     return target
-
-
-def _probe(addresses: Sequence[str]) -> None:
-    """Raise ``OSError`` unless a server answers within ``_PROBE_SECONDS``.
-
-    A socket's timeout does not cover the look-up of the name, so each request runs in a thread that may be abandoned.
-    """
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for address in addresses:
-        threading.Thread(target=_request, args=(address, answers), daemon=True).start()
-    deadline = time.monotonic() + _PROBE_SECONDS
-    reasons: list[str] = []
-    for _ in addresses:
-        try:
-            reason = answers.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            reasons.append(f"no answer within {_PROBE_SECONDS:g} s")
-            break
-        if not reason:
-            return
-        reasons.append(reason)
-    raise OSError("; ".join(dict.fromkeys(reasons)))
-
-
-def _request(address: str, answers: queue.SimpleQueue[str]) -> None:
-    """Put the reason why a server does not answer into the queue, or an empty string if it does."""
-    try:
-        request = urllib.request.Request(address, method="HEAD")
-        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
-            answers.put("")
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        answers.put(str(error) or type(error).__name__)

@@ -69,19 +69,16 @@ class ShuffledIndices:
         order = self.order.to("cpu", copy=True)
         return {"order": order, "position": self.position, "generator": self.generator.get_state()}
 
-    def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples."""
+    def load_state_dict(self, state: dict[str, Any], name: str) -> None:
+        """Continue from a state; raise ``ValueError`` for one of other examples than the ``name`` ones here."""
         order = state.get("order", self.index[:0]).cpu()
         if "order" not in state or (len(order) and not torch.equal(order.sort().values, self.index)):
             raise ValueError(
                 f"The state belongs to {len(order)} {name} examples that are not the {len(self.index)} {name} examples "
                 "of this data; use the data and label split that it was saved with."
             )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
         self.generator.set_state(state["generator"].cpu())
-        self.order, self.position = state["order"].to(self.storage), int(state["position"])
+        self.order, self.position = order.to(self.storage), state["position"]
 
 
 class ShuffledBlocks:
@@ -158,16 +155,13 @@ class ShuffledBlocks:
         """Return what determines all later batches."""
         return {"pass": self.passed, "position": self.position, "rows": self._describe()}
 
-    def check_state(self, state: dict[str, Any], name: str) -> None:
-        """Raise ``ValueError`` for a state of other examples."""
+    def load_state_dict(self, state: dict[str, Any], name: str) -> None:
+        """Continue from a state; raise ``ValueError`` for one of other examples than the ``name`` ones here."""
         if state.get("rows") != self._describe():
             raise ValueError(
                 f"The state belongs to {name} examples that are not the {self.number} {name} examples of this data, or "
                 "that lay in memory; use the data and label split that it was saved with."
             )
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
         self.passed, self.position = state["pass"], state["position"]
 
 

@@ -70,7 +70,6 @@ def binarise(x: Tensor, *, scale: float = 1.0, seed: int = 0) -> Tensor:
     The convention of On the Quantitative Analysis of Deep Belief Networks (Salakhutdinov & Murray, 2008). Values are
     drawn on the CPU, so they are the same for every device. The result is uint8, on the CPU, and its scale is 1.
     """
-    check_binarisation("static", x, scale)
     generator = torch.Generator().manual_seed(derive_seed(as_seed(seed), 0))
     drawn = torch.empty(x.shape, dtype=torch.uint8)
     for start in range(0, len(x), _CHUNK):
@@ -88,16 +87,10 @@ def iterate_batches(
     binarisation: str = "none",
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield all examples in order, in batches on a device; for evaluation.
+    """Yield examples ``(N, *event_shape)`` as stored, in order, in batches on a device; for evaluation.
 
-    Args:
-        x: Examples with shape ``(N, *event_shape)``, as stored (uint8 allowed); N may be 0.
-        scale: Divides ``x``.
-        batch_size: Examples per batch; the last batch may be smaller.
-        device: Device of the batches, float32, which may share memory with ``x``.
-        binarisation: ``"none"``; ``"static"`` and ``"dynamic"`` both draw each value once, by the seed alone;
-            ``"threshold"`` gives one where a value exceeds 0.5.
-        seed: Seed of the binarisation.
+    Batches are float32, divided by the scale, and may share memory with x. ``"static"`` and ``"dynamic"`` binarisation
+    both draw each value once, by the seed alone.
     """
     batch_size, device = as_count(batch_size, "batch_size", least=1), as_device(device)
     check_binarisation(binarisation, x, scale)
@@ -116,15 +109,10 @@ def map_examples(
     dim: int = 0,
     copies: int = 1,
 ) -> Tensor:
-    """Return what a function makes of all examples, in batches joined along ``dim``.
+    """Return what a function makes of all examples ``(N, *event_shape)``, as stored, in batches joined along ``dim``.
 
-    Args:
-        function: Maps examples ``(B, *event_shape)`` to values with B at dimension ``dim``.
-        x: Examples as stored, ``(N, *event_shape)``.
-        scale: Divides ``x``.
-        like: A tensor with the device and type that the function takes.
-        dim: Dimension of the examples in the values.
-        copies: How many of each example the function holds at a time; batches are smaller by this factor.
+    The function maps examples ``(B, *event_shape)`` of the device and type of ``like`` to values with B at dimension
+    ``dim``, and holds ``copies`` of each at a time.
     """
     size = x.shape[1:].numel() * copies
     number = max(1, _READ // size)
@@ -333,10 +321,8 @@ class BatchStream:
                     f"The state has {name}={state[name]!r}, this stream {getattr(self, name)!r}; build the stream with "
                     f"{name}={state[name]!r}."
                 )
-        self._unlabelled.check_state(state["unlabelled"], "unlabelled")
-        self._labelled.check_state(state["labelled"], "labelled")
-        self._unlabelled.load_state_dict(state["unlabelled"])
-        self._labelled.load_state_dict(state["labelled"])
+        self._unlabelled.load_state_dict(state["unlabelled"], "unlabelled")
+        self._labelled.load_state_dict(state["labelled"], "labelled")
         self._step = int(state["step"])
         if state["noise_device"] == self.device.type:
             self.noise.set_state(state["noise"].cpu())

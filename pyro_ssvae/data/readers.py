@@ -24,7 +24,6 @@ from pyro_ssvae.errors import MissingPackageError
 _IDX_UINT8 = 0x08
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # ends of their names
 SHARDS = (".npy", ".parquet", ".zarr")  # of files of rows, of which a folder may hold several
-_LARGEST_IDX = 2**28  # bytes; the largest file of MNIST has 47 million
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -36,7 +35,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read(_LARGEST_IDX + 1)
+            content = file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and fetch it again.") from error
     rank = content[3] if len(content) > 3 and content[:3] == bytes((0, 0, _IDX_UINT8)) else 0
@@ -100,11 +99,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any
 
 
 class _RowGroup:
-    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame.
-
-    ``read`` returns the table of a group. Parts of it are mostly read one after the other, as by ``predict``, so it
-    should remember the last one: a group can only be decoded whole.
-    """
+    """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
 
     def __init__(
         self, file: Any, read: Callable[[int], Any], number: int, like: NDArray[Any], encode: Callable[[Any], Any]
@@ -119,12 +114,7 @@ class _RowGroup:
 
 
 def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list[_RowGroup]:
-    """Return the row groups of files with the same columns; ``encode`` makes an array of numbers of a DataFrame.
-
-    Raises:
-        ImportError: If pyarrow is not installed.
-        ValueError: If the columns of a file differ, or there are no rows.
-    """
+    """Return the row groups of files; raise ``ValueError`` if their columns differ, or there are no rows."""
     import pyarrow.parquet
 
     opened = [pyarrow.parquet.ParquetFile(file) for file in files]
@@ -135,7 +125,7 @@ def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list
     like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
     groups = []
     for one in opened:
-        read = lru_cache(maxsize=1)(one.read_row_group)
+        read = lru_cache(maxsize=1)(one.read_row_group)  # parts of a group, which is decoded whole, come one by one
         groups += [_RowGroup(one, read, number, like, encode) for number in range(one.num_row_groups)]
     if not groups:
         raise ValueError("it has no rows")

@@ -219,11 +219,8 @@ def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] =
 def read_dataset(x: Any, y: Any, name: str) -> tuple[Any, Any]:
     """Return the examples and labels of a PyTorch ``Dataset`` or ``DataLoader``, and other arguments unchanged.
 
-    Items are read once, in order, and a loader's batches are ignored. An item is an example, or a pair of example and
-    label; labels that are given as ``y`` take precedence. Of what stays on disk the examples are a source.
-
-    Raises:
-        TypeError: If the data set has no length, or its items are something else.
+    An item is an example, or a pair of example and label; labels that are given as ``y`` take precedence. Of what stays
+    on disk the examples are a source. A data set without length, or with other items, raises ``TypeError``.
     """
     dataset: Any = x.dataset if isinstance(x, DataLoader) else x
     source = open_source(x)
@@ -235,14 +232,14 @@ def read_dataset(x: Any, y: Any, name: str) -> tuple[Any, Any]:
     if source is not None:
         has_labels = y is None and isinstance(dataset[0], (tuple, list)) and len(dataset[0]) == 2
         return source, [_to_python(dataset[index][1]) for index in range(len(dataset))] if has_labels else y
-    items = [dataset[index] for index in range(len(dataset))]
-    pairs = [item if isinstance(item, (tuple, list)) else (item,) for item in items]
-    if not pairs or {len(pair) for pair in pairs} - {1, 2} or len({len(pair) for pair in pairs}) > 1:
+    pairs = [
+        item if isinstance(item, (tuple, list)) else (item,) for item in map(dataset.__getitem__, range(len(dataset)))
+    ]
+    if {len(pair) for pair in pairs} not in ({1}, {2}):
         raise TypeError(f"The items of {name}, a {kind}, must be examples x or pairs (x, y); make arrays of it.")
-    examples = [np.asarray(pair[0]) for pair in pairs]
     if len(pairs[0]) == 2 and y is None:
         y = [_to_python(pair[1]) for pair in pairs]
-    return examples, y
+    return [np.asarray(pair[0]) for pair in pairs], y
 
 
 def _to_python(label: Any) -> Any:

@@ -258,7 +258,6 @@ class _ArraySource(ExampleSource):
                 values = self._arrays[number][part[0] - self._starts[number] : part[-1] - self._starts[number] + 1]
                 values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
                 out[low:high] = values if len(values) == high - low else values[part - part[0]]
-                _release(self._arrays[number])
 
 
 def _count_rows(array: Any) -> int:
@@ -300,24 +299,13 @@ def _unmap(array: Any) -> Any:
     return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
 
 
-def _release(array: Any) -> None:
-    """Let the pages of a memory-mapped array that were read go."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None and array.mode != "c" and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)
-
-
 def open_source(
     x: Any, event_shape: Sequence[int] | None = None, encode: Callable[[Any], Any] | None = None
 ) -> ExampleSource | None:
     """Return the source of what stays on disk, or is too large for memory as a dense array; ``None`` for all else.
 
-    Args:
-        x: A path (.npy, .npz of a sparse matrix, .parquet, .zarr, .h5ad, a folder of such files, or of images), a
-            memory-mapped array, an array of Zarr or HDF5, a backed AnnData, a sparse matrix or data set of PyTorch of
-            more than 1 GiB, or a source.
-        event_shape: Shape of an example, if it is known; a folder of images needs it.
-        encode: Makes an array of numbers of a DataFrame; by default its columns must be numbers.
+    What stays on disk is listed in ``SemiSupervisedData.from_arrays``; a folder of images does where ``event_shape`` is
+    known. ``encode`` makes an array of numbers of a DataFrame, whose columns by default must be numbers.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -51,11 +51,7 @@ def _is_frame(X: Any) -> bool:
 def read_table(source: Any, label: str | None = None) -> Any:
     """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        MissingPackageError: If pandas, or pyarrow for Parquet, is not installed.
-        TypeError: If the source is no table.
-        ValueError: If a file is damaged, or would not fit into memory, or two columns have the same name.
+    Errors are those of ``SemiSupervisedData.from_table``.
     """
     if isinstance(source, (str, os.PathLike)):
         table = _read_file(as_path(source, "source"), label)
@@ -151,10 +147,8 @@ def find_words(table: Any) -> dict[str, tuple[str, ...]]:
 def encode_rows(table: Any, names: Sequence[str], categories: Mapping[str, Sequence[str]]) -> NDArray[Any]:
     """Return the columns ``names`` of a table as numbers ``(N, D)``, words as codes, NaN where a value is missing.
 
-    They are int64 if all columns hold integers (which models divide by the scale of training), otherwise float64.
-
-    Raises:
-        ValueError: If a column is missing, or holds a word that is no number or none of its categories.
+    They are int64 if all columns hold integers (which models divide by the scale of training), otherwise float64. A
+    column that is missing, or holds a word that is no number or none of its categories, raises ``ValueError``.
     """
     by_position = {position: categories[name] for position, name in enumerate(names) if name in categories}
     rows = encode_categories(select_columns(table, names), by_position, strict=True)
@@ -173,11 +167,9 @@ class _Column(NamedTuple):
 def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     """Return the categories of columns that hold words, sorted, or have the type ``category``, in its order.
 
-    Categories that do not occur are left out, unless ``strict`` and there are at most 100.
-
-    Raises:
-        TypeError: If a column of a DataFrame holds dates, durations, lists or other objects.
-        ValueError: For a column of numbers and some words, of numbers with commas, or of more than 100 categories.
+    Categories that do not occur are left out, unless ``strict`` and there are at most 100. Dates, durations, lists and
+    other objects raise ``TypeError``; numbers and some words, numbers with commas or signs, and more than 100
+    categories, ``ValueError``.
     """
     if _is_frame(X):
         _check_kinds(X)

@@ -8,8 +8,9 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,27 @@ def _as_table(X: Any) -> Any:
     return X.to_pandas() if hasattr(X, "to_pandas") and np.asarray(X[:1]).dtype.kind in "OUT" else X
 
 
-class DeepEstimator(BaseEstimator):
-    """Base class of the estimators.
+parameters = dataclass(kw_only=True, eq=False, repr=False)
+"""Makes a constructor whose parameters, in the sense of scikit-learn, are the annotated names of classes."""
 
-    A subclass sets the parameters in its constructor, and defines ``fit`` and what its model offers.
-    """
+
+@parameters
+class Parameters:
+    """Parameters of all estimators."""
+
+    latent_dim: int | None = None
+    max_steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    max_time: float | None = None
+    device: str = "auto"
+    random_state: Any = None
+    verbose: int = 0
+    callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None
+
+
+class DeepEstimator(Parameters, BaseEstimator):
+    """Base class of the estimators; a subclass defines ``fit`` and what its model offers."""
 
     _allow_missing = True
     _offsets: Array | None = None  # of columns whose mean is large compared with their deviation
@@ -119,23 +136,8 @@ class DeepEstimator(BaseEstimator):
     model_: Any
     history_: list[dict[str, Any]]
     n_iter_: int
+    classes_: Array
     categories_: dict[int, Array]
-    latent_dim: int | None
-    hidden_dims: Sequence[int] | None
-    likelihood: Any
-    max_steps: int | None
-    batch_size: Any
-    learning_rate: float
-    max_time: float | None
-    warm_start: bool
-    device: str
-    random_state: Any
-    verbose: int
-    callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None
-
-    def _set_parameters(self, given: Mapping[str, Any]) -> None:
-        """Keep the arguments of a constructor, given as its ``locals()``."""
-        self.__dict__.update({name: value for name, value in given.items() if name != "self"})
 
     # Input.
 
@@ -308,8 +310,13 @@ class DeepEstimator(BaseEstimator):
         return rows if self._offsets is None else rows + self._offsets
 
 
+@parameters
 class GenerativeEstimator(DeepEstimator):
     """Base class of estimators with an M1 or M2: of mixed columns, with missing values, and a bound on log p(x)."""
+
+    hidden_dims: Sequence[int] | None = None
+    likelihood: Any = "auto"
+    warm_start: bool = False
 
     def _sizes(self, X: Array) -> dict[str, Any]:
         """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""

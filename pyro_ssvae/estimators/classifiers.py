@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,6 +30,7 @@ from pyro_ssvae.estimators.base import (
     GenerativeEstimator,
     encode_targets,
     find_classes,
+    parameters,
     select_known,
 )
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
@@ -43,6 +44,7 @@ _EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as do
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
 
+@parameters
 class M2Classifier(ClassifierMixin, GenerativeEstimator):
     """M2 (Kingma et al. 2014) as a classifier that also learns from unlabelled examples, marked by -1 in ``y``.
 
@@ -51,11 +53,10 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         hidden_dims: Hidden widths; ``None``: (128,), and (500,) for images.
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
-        class_prior: ``"auto"`` estimates the class frequencies of a table in two steps: as the mean prediction of a
-            logistic regression and a random forest trained on the labelled rows, then as that of an M2 trained for 500
-            steps with the first estimate. Each is moved towards equal frequencies, the more the less certain it is.
-            Or ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of
-            the sorted classes.
+        class_prior: ``"auto"`` estimates the class frequencies of a table, first by simple classifiers of the labelled
+            rows, then by a short fit of M2, and moves them towards equal ones, the more the less certain they are. Or
+            ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
+            sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
         bound_weight: Weight of the bounds; with 0 there is no generative model, only a classifier. ``None`` is the
             default of :meth:`SemiSupervisedELBO.for_data`: 1, and less for images with grey values or in colour, and
@@ -95,37 +96,12 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         True
     """
 
-    class_prior: Any
-    alpha: float
-    bound_weight: float | None
+    class_prior: Any = "auto"
+    alpha: float = 10.0
+    bound_weight: float | None = None
     consistency_weight: float = CONSISTENCY_WEIGHT
-    classes: ArrayLike | None
-    n_classes: int | None
-    classes_: Array
-
-    def __init__(
-        self,
-        *,
-        latent_dim: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        likelihood: Any = "auto",
-        class_prior: Any = "auto",
-        alpha: float = 10.0,
-        bound_weight: float | None = None,
-        consistency_weight: float = CONSISTENCY_WEIGHT,
-        max_steps: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 3e-3,
-        max_time: float | None = None,
-        classes: ArrayLike | None = None,
-        n_classes: int | None = None,
-        warm_start: bool = False,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
+    classes: ArrayLike | None = None
+    n_classes: int | None = None
 
     # Training.
 
@@ -277,39 +253,20 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         return self._in_units_of_input(x), self.classes_[codes.cpu().numpy()]
 
 
+@parameters
 class M1M2Classifier(M2Classifier):
     """M1+M2 (Kingma et al. 2014) as a classifier: an M1 of all examples, then an M2 of its latents.
 
+    The other parameters are those of :class:`M2Classifier` without ``consistency_weight``.
+
     Args:
         m1_latent_dim: Number of latents of M1; ``None``: half of the columns, from 2 to 20, and 50 for images.
-        **parameters: Those of :class:`M2Classifier` without ``consistency_weight``.
     """
 
-    m1_latent_dim: int | None
-
-    def __init__(
-        self,
-        *,
-        m1_latent_dim: int | None = None,
-        latent_dim: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        likelihood: Any = "auto",
-        class_prior: Any = "auto",
-        alpha: float = 1.0,
-        bound_weight: float = 1.0,
-        max_steps: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 3e-3,
-        max_time: float | None = None,
-        classes: ArrayLike | None = None,
-        n_classes: int | None = None,
-        warm_start: bool = False,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
+    m1_latent_dim: int | None = None
+    alpha: float = 1.0
+    bound_weight: float = 1.0
+    consistency_weight: ClassVar[float] = CONSISTENCY_WEIGHT  # type: ignore[misc] # no parameter
 
     def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
         if model is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
-from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator
+from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
@@ -22,6 +21,7 @@ from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
 
 
+@parameters
 class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GenerativeEstimator):
     """M1, a variational autoencoder, as a transformer: the means of q(z|x) are features for another estimator.
 
@@ -46,24 +46,6 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
     """
-
-    def __init__(
-        self,
-        *,
-        latent_dim: int | None = None,
-        hidden_dims: Sequence[int] | None = None,
-        likelihood: Any = "auto",
-        max_steps: int | None = None,
-        batch_size: int = 128,
-        learning_rate: float = 3e-3,
-        max_time: float | None = None,
-        warm_start: bool = False,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
 
     def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
@@ -111,6 +93,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         return int(self.model_.latent_dim)
 
 
+@parameters
 class DDGMDensity(DensityMixin, DeepEstimator):
     """DDGM (Kim & Bengio 2016) as a density up to its normalising constant, and a generator of samples from it.
 
@@ -134,22 +117,10 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         n_iter_: Steps done.
     """
 
+    max_steps: int | None = 2000
+    batch_size: int | None = None  # type: ignore[assignment]
+    learning_rate: float = 1e-3
     _allow_missing = False
-
-    def __init__(
-        self,
-        *,
-        latent_dim: int | None = None,
-        max_steps: int | None = 2000,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        max_time: float | None = None,
-        device: str = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        callbacks: Sequence[Callable[[Any, dict[str, Any]], None]] | None = None,
-    ) -> None:
-        self._set_parameters(locals())
 
     def fit(self, X: ArrayLike, y: Any = None) -> DDGMDensity:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""

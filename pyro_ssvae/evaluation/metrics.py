@@ -107,12 +107,10 @@ def _(model: DDGM, objective: Objective, data: SemiSupervisedData, *, seed: int 
 
 
 def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData, names: Any) -> None:
-    """Warn if the unlabelled rows of a table contradict the class prior of a model.
+    """Warn if the unlabelled rows of a table contradict the class prior of a model; ``names`` are those of the classes.
 
     Their shares of the classes are estimated by a logistic regression on the labels alone, because predictions of the
     model follow its prior. Both its mean prediction and the shares of predicted classes must differ from the prior.
-
-    ``names`` are those of the classes by their code, for the message.
     """
     known, unknown = (index[:: 1 + len(index) // _MOST_ROWS] for index in (data.labelled_index, data.unlabelled_index))
     number = model.num_classes
@@ -276,11 +274,11 @@ def log_likelihood(
 
 def _check_examples(module: Any, x: Tensor, scale: float) -> None:
     """Raise ``ValueError`` for examples that the model cannot have been trained on."""
-    for batch in x.split(_CHECK_BATCH_SIZE):
-        try:
+    try:
+        for batch in x.split(_CHECK_BATCH_SIZE):
             module.check_examples(rescale(batch, scale))
-        except ValueError as error:
-            raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
+    except ValueError as error:
+        raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
 
 
 def _width(module: nn.Module, x: Tensor) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import as_count, as_seed, check_choice
+from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._arrays import value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
@@ -46,13 +46,7 @@ _INK = 0.2  # least value of a pixel that belongs to what is drawn, in [0, 1]
 
 @dataclass(frozen=True)
 class Payload:
-    """Contents of a page.
-
-    Attributes:
-        meta: Words and numbers, JSON-ready.
-        arrays: Arrays by name, little-endian.
-        networks: Networks by name.
-    """
+    """Contents of a page: words and numbers, JSON-ready, little-endian arrays by name, and networks by name."""
 
     meta: dict[str, Any]
     arrays: dict[str, Array]
@@ -64,7 +58,7 @@ def make_payload(
 ) -> Payload:
     """Return what the page of a model holds; arguments and errors are those of :func:`pyro_ssvae.explore`."""
     check_choice("projection", projection, ("pca", "umap"))
-    num_rows, seed = as_count(num_rows, "num_rows", least=10), as_seed(seed)
+    num_rows = as_count(num_rows, "num_rows", least=10)
     model = copy.deepcopy(model).cpu().float().eval()
     kind, networks = _find_kind(model), _make_page_networks(model)
     rows, y, is_test = _choose_rows(data, num_rows, np.random.default_rng(seed))

@@ -218,8 +218,7 @@ def _flatten(x: Tensor) -> NDArray[np.float64]:
 
 def _observed_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of each column over its observed values, NaN where there are none."""
-    observed = ~np.isnan(x)
-    return np.nansum(x, 0) / np.where(observed.any(0), observed.sum(0), np.nan)
+    return np.ma.masked_invalid(x).mean(0).filled(np.nan)
 
 
 def plot_latent_map(

@@ -254,8 +254,6 @@ class Movie:
                 movie._frames = [_to_frame(frame) for frame in ImageSequence.Iterator(file)]
         except (KeyError, ValueError, OSError, SyntaxError) as error:
             raise ValueError(f"{path} is no movie of training ({type(error).__name__}); remove it.") from error
-        if len(movie.steps) != len(movie):
-            raise ValueError(f"{path} holds {len(movie)} frames of {len(movie.steps)} steps; remove it.")
         return movie
 
     def __len__(self) -> int:
@@ -274,9 +272,7 @@ class Movie:
         del self.steps[kept:], self._frames[kept:]
 
     def save(self, path: str | Path) -> Path:
-        """Write the movie atomically, or raise ``ValueError`` if there is no frame."""
-        if not self._frames:
-            raise ValueError("A movie needs at least one frame; add figures first.")
+        """Write the movie, of at least one frame, atomically."""
         buffer = io.BytesIO()
         first, *rest = self._frames
         durations = [_FRAME_MILLISECONDS] * len(rest) + [_LAST_FRAME_MILLISECONDS]

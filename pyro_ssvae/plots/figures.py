@@ -32,7 +32,7 @@ from pyro_ssvae.plots.images import (
     plot_samples,
     plot_traversals,
 )
-from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_means, encode_means, map_batches, save_figure
+from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_means, encode_means, save_figure
 
 _NUM_INTERPOLATIONS = 4
 _NUM_ANALOGIES = 6  # of a DDGM
@@ -141,19 +141,7 @@ def save_figures(
     There are no curves if ``metrics_path``, the ``metrics.csv`` of the run, is ``None``, missing or without a row. The
     folder is created if needed, and each file is written atomically.
 
-    Raises:
-        ValueError: If model and data do not fit each other.
-        RunFolderError: If a figure cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> from pyro_ssvae import M2, SemiSupervisedData
-        >>> x, y = torch.rand(8, 5), torch.arange(8) % 2
-        >>> data = SemiSupervisedData.from_arrays(x, y, x_test=x, y_test=y)
-        >>> m2 = M2(data.event_shape, data.num_classes, latent_dim=2, hidden_dims=(8,))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in save_figures(m2, data, None, folder)]
-        ['feature_means.png', 'latent_map.png', 'confusion_matrix.png', 'reliability.png']
+    Model and data that do not fit each other raise ``ValueError``, a file that cannot be written ``RunFolderError``.
     """
     event_shape = tuple(getattr(model, "event_shape", data.event_shape))
     num_classes = getattr(model, "num_classes", None)
@@ -228,7 +216,7 @@ def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
         variance[:] = variance.mean()  # pixels have one unit, and some hardly vary; columns of a table differ in units
     variance[variance == 0.0] = np.inf
     x = x[: 1 + NUM_DIAGNOSED // model.num_classes]
-    z = encode_means(model, x, map_batches(model.predict, x))
+    z = encode_means(model, x, model.predict(x))
     classes = torch.arange(model.num_classes).repeat(len(z))
     means = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0)).double().numpy()
     explained = means.reshape(len(z), model.num_classes, -1).var(1).mean(0)
@@ -240,7 +228,7 @@ def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[
     known = y >= 0
     if not known.any():
         return {}
-    predict = functools.cache(lambda: map_batches(model.predict_proba, x[known]))
+    predict = functools.cache(lambda: model.predict_proba(x[known]).cpu())
     return {
         "confusion_matrix": lambda: plot_confusion_matrix(
             y[known], predict().argmax(-1), names, title=f"Confusion matrix, {part}"

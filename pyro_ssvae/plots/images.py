@@ -78,7 +78,7 @@ def plot_reconstructions(
     note = "above: x; below: mean of p(x|z) at the mean of q(z|x)"
     if model.num_classes is not None:
         names = style.as_class_names(class_names, model.num_classes)
-        probability, predicted = style.map_batches(model.predict_proba, x).max(-1)
+        probability, predicted = model.predict_proba(x).cpu().max(-1)
         true = torch.where(y < 0, predicted, y)
         wrong = (true != predicted).tolist()
         captions = [
@@ -201,7 +201,7 @@ def plot_traversals(
     if not isinstance(model, M1):
         raise ValueError(f"Traversals need an M1, not {type(model).__name__}; for its classes see plot_analogies.")
     x = style.check_examples(model, x)
-    std = style.map_batches(model.transform, x).std(0, correction=0)
+    std = model.transform(x).cpu().std(0, correction=0)
     chosen = std.argsort(descending=True)[: as_count(num_latents, "num_latents", least=1)].tolist()
     images = torch.cat([model.traverse(x[:1], dim, _TRAVERSAL).squeeze(1).cpu() for dim in chosen])
     return style.new_image_grid(

@@ -137,12 +137,6 @@ def name_ticks(axes: Axes, names: Sequence[str], *, vertical: bool = False, most
         axes.set_xticks(ticks, shown)
 
 
-def map_batches(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Return ``function(*tensors)``, computed in batches along the first dimension, on the CPU."""
-    batches = zip(*(tensor.split(_BATCH_SIZE) for tensor in tensors), strict=True)
-    return torch.cat([function(*batch).cpu() for batch in batches])
-
-
 def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
     """Return the means of q(z|x,y), or of q(z|x) if ``y`` is ``None``, ``(N, L)``, on the CPU."""
     return _map(model, lambda *args: mean_of(model.encode(*args)), x, y)
@@ -163,15 +157,17 @@ def sample_means(model: Any, y: Tensor | None, num_samples: int) -> Tensor:
 
 
 def _map(model: Any, function: Callable[..., Tensor], values: Tensor, y: Tensor | None) -> Tensor:
+    """Return a function of a model at values and classes ``(N, ...)``, computed in batches, on the CPU."""
     like = next(model.parameters())
-    given = () if y is None else (y.to(like.device),)
+    given = [values.to(like), *([] if y is None else [y.to(like.device)])]
     with torch.no_grad(), evaluation_mode(model):
-        return map_batches(function, values.to(like), *given)
+        batches = zip(*(tensor.split(_BATCH_SIZE) for tensor in given), strict=True)
+        return torch.cat([function(*batch).cpu() for batch in batches])
 
 
 def complete_classes(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Return ``y``, shape ``(N,)``, with the predicted class in place of -1."""
-    return y if bool((y >= 0).all()) else torch.where(y < 0, map_batches(model.predict, x), y)
+    return y if bool((y >= 0).all()) else torch.where(y < 0, model.predict(x).cpu(), y)
 
 
 def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:

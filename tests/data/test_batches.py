@@ -201,10 +201,8 @@ def test_states_of_other_streams_refused(options, data, text):
     stream = BatchStream(make())
     next(stream)
     other = BatchStream(data, **options)
-    before = next(BatchStream(data, **options))
     with pytest.raises(ValueError, match=text):
         other.load_state_dict(stream.state_dict())
-    assert equal(before, next(other))
 
 
 @pytest.mark.parametrize("binarisation", ["none", "dynamic"])

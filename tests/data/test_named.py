@@ -215,12 +215,12 @@ def test_download_without_a_network_fails_at_once(tmp_path, name):
 
 
 def test_download_from_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(named, "_PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(named, "_STALL_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
         monkeypatch.setattr(MNIST, "mirrors", [address, address])
         start = time.monotonic()
-        with pytest.raises(DataUnavailableError, match="no answer within 0.3 s|timed out"):
+        with pytest.raises(DataUnavailableError, match="timed out"):
             load(data_dir=tmp_path, download=True)
         assert time.monotonic() - start < 3
 

