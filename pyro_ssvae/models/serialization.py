@@ -91,13 +91,14 @@ def load(
             f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
             f"{suggest_names(folder)}"
         )
-    config, cls = _select(_read_config(folder / CONFIG), cls)
+    saved = _read_config(folder / CONFIG)
+    config, cls = _select(saved, cls)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}
             header = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
             _check_lengths(config, len(header))
-            _compare_on_meta(config, cls, modules, header)
+            _compare_on_meta(config, cls, modules, header, saved["class"])
             state = {name: file.get_tensor(name) for name in header}
         model = _build(config, cls, modules)
         if all(header[name][1] == "F64" for name, _ in model.named_parameters()):
@@ -172,7 +173,9 @@ def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
         raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")
 
 
-def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header) -> None:
+def _compare_on_meta(
+    config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header, saved_class: str
+) -> None:
     """Raise ``ValueError`` unless the weights are those of the model; done without memory for either.
 
     Constructors of other packages may need numbers; their models are compared when the weights are loaded.
@@ -190,7 +193,8 @@ def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str
     for name, (shape, dtype) in header.items():
         if name not in needed:
             if not _is_optional(model, name):
-                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not.")
+                hint = "" if saved_class == cls.__name__ else f"; pass cls={saved_class}"
+                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not{hint}.")
             continue
         wanted = needed[name]
         kind = "F" if wanted.is_floating_point() else "B" if wanted.dtype == torch.bool else "I"

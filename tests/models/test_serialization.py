@@ -134,6 +134,13 @@ def test_a_subclass_of_a_library_model_loads_as_that_model(tmp_path: Path) -> No
     loaded = pyro_ssvae.load(tmp_path, cls=ScaledM2)
     assert (type(loaded), loaded.scale) == (ScaledM2, 0.5)
     assert same_weights(pyro_ssvae.load(tmp_path, cls=M2), mine)
+    mine.head = nn.Linear(2, 3)
+    pyro_ssvae.save(mine, tmp_path)
+    with (
+        pytest.warns(UserWarning, match="Pass cls=ScaledM2"),
+        pytest.raises(ValueError, match="it holds head.bias, which the model has not; pass cls=ScaledM2"),
+    ):
+        pyro_ssvae.load(tmp_path)
 
 
 @pytest.mark.parametrize(
