@@ -46,7 +46,8 @@ def save(model: Model, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Copies, because the parts of an M1M2 share modules, and the format refuses shared memory.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = {_uncompiled(name): tensor for name, tensor in tensors.items()}
     write_atomically(folder / WEIGHTS, save_tensors(state))
     write_json(folder / CONFIG, model.config())
     return folder
@@ -101,9 +102,10 @@ def load(
             _compare_on_meta(config, cls, modules, header, saved["class"])
             state = {name: file.get_tensor(name) for name in header}
         model = _build(config, cls, modules)
-        if all(header[name][1] == "F64" for name, _ in model.named_parameters()):
+        if all(header[_uncompiled(name)][1] == "F64" for name, _ in model.named_parameters()):
             model.double()
-        model.load_state_dict(state)
+        own = {_uncompiled(name): name for name in model.state_dict()}
+        model.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()})
         _check_values(model)
     except (SafetensorError, RuntimeError) as error:
         told = " ".join(str(error).split())
@@ -119,6 +121,11 @@ def load(
     if not config.get("m1_frozen", True) and hasattr(model, "unfreeze_m1"):
         model.unfreeze_m1()
     return model.to(device).eval()
+
+
+def _uncompiled(name: str) -> str:
+    """Return the name of a weight as it is where no network is wrapped by ``torch.compile``."""
+    return name.replace("_orig_mod.", "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _compare_on_meta(
         if modules or not is_library_class(cls):
             return
         raise
-    needed = model.state_dict()
+    needed = {_uncompiled(name): tensor for name, tensor in model.state_dict().items()}
     if lacking := sorted(needed.keys() - header.keys()):
         raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
     for name, (shape, dtype) in header.items():
