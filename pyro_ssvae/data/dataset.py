@@ -125,7 +125,7 @@ class SemiSupervisedData:
         Raises:
             DataUnavailableError: If the weights are neither stored nor downloadable.
             MissingPackageError: If timm is needed and not installed.
-            ValueError: If the examples are no images, the name is unknown, or the network does not fit the images.
+            ValueError: If the examples are no images in [0, 1], the name is unknown, or the network does not fit them.
         """
         source, loaded = make_source(network, resolution, self.event_shape, self.scale)
         folder = get_data_folder() / "features" if cache is None else as_path(cache, "cache")
