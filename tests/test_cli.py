@@ -206,6 +206,7 @@ def test_a_folder_of_images_is_described_classified_and_generated(
     assert main(["report", run]) == 0
     captured = capsys.readouterr()
     assert "2 classes: 0 green (32 labels), 1 red (32)\n84 training images are few for images in col" in captured.out
+    assert "poor samples. Photographs are classified better by --features efficientnet_lite0.\n" in captured.out
     assert "Training the classifier on the 64 labels alone, for comparison.\n" in captured.err
     assert main(["info", run]) == 0
     assert "classes     0 green, 1 red\n" in capsys.readouterr().out

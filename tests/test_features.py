@@ -62,6 +62,17 @@ def test_features_are_those_of_the_network_and_computed_once(data, folder):
     assert len([*folder.iterdir()]) == 6
 
 
+def test_images_that_would_be_clamped_are_refused(data, folder):
+    floats = data.x.float()
+    for x in (floats, floats / 127.5 - 1.0):
+        with pytest.raises(ValueError, match=r"images span \[.*\], and features are .* in \[0, 1\].*scale=255"):
+            SemiSupervisedData.from_arrays(x, data.y).with_features(Halves(), resolution=16, progress=False)
+    expected = data.with_features(Halves(), resolution=16, progress=False)
+    for x, scale in ((floats, 255.0), (floats / 255.0, None)):
+        found = SemiSupervisedData.from_arrays(x, data.y, scale=scale)
+        torch.testing.assert_close(found.with_features(Halves(), resolution=16, progress=False).x, expected.x)
+
+
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(data, folder, monkeypatch, capsys):
     monkeypatch.setattr("pyro_ssvae.data.features._PART", 20)
     monkeypatch.setattr("pyro_ssvae.data.features._SECONDS", 0.0)

@@ -237,7 +237,9 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
         print(f"{len(shown)} classes{size}: {', '.join(shown[:_SHOWN_CLASSES])}{', ...' if many else ''}", flush=True)
     if is_photo(data.event_shape) and len(data.x) < _FEW_PHOTOS:
         words = "training images are few for images in colour or larger than 32x32: expect poor samples."
-        print(f"{len(data.x)} {words}", flush=True)
+        features = "features" in args.values and len(data.event_shape) == 3
+        hint = " Photographs are classified better by --features efficientnet_lite0." if features else ""
+        print(f"{len(data.x)} {words}{hint}", flush=True)
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:

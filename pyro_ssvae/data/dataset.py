@@ -14,7 +14,7 @@ from pyro_ssvae._arguments import as_path, as_scale, checked
 from pyro_ssvae._arrays import as_examples, check_table, holds_missing, to_numpy
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
-from pyro_ssvae.data.named import get_data_folder, load_named
+from pyro_ssvae.data.named import find_classes, get_data_folder, load_named
 from pyro_ssvae.data.rows import load_table
 from pyro_ssvae.data.sources import as_held_out, find_names, load_folder, load_npz, read_dataset, split_source
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
@@ -125,7 +125,7 @@ class SemiSupervisedData:
         Raises:
             DataUnavailableError: If the weights are neither stored nor downloadable.
             MissingPackageError: If timm is needed and not installed.
-            ValueError: If the examples are no images, the name is unknown, or the network does not fit the images.
+            ValueError: If the examples are no images in [0, 1], the name is unknown, or the network does not fit them.
         """
         source, loaded = make_source(network, resolution, self.event_shape, self.scale)
         folder = get_data_folder() / "features" if cache is None else as_path(cache, "cache")
@@ -186,7 +186,7 @@ class SemiSupervisedData:
             num_classes: If ``None``, one more than the largest label, the number of names, or none without either.
             scale: If ``None``, 255 for uint8 and 1 otherwise.
             name: Name of the data set in results.
-            class_names: If ``None``, the words or numbers that mark the classes.
+            class_names: If ``None``, the words or numbers that mark the classes, or ``classes`` of a data set.
             split: How the labels were drawn, saved with runs.
             seed: Seed of initial weights and of training.
 
@@ -198,8 +198,9 @@ class SemiSupervisedData:
             UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
                 classes are alike, classes are numbered anew, or images may have their channels first or last.
         """
-        names = find_names(x)
+        names, given = find_names(x), (x, y)
         x, y = read_dataset(x, y, "x")
+        class_names = find_classes(*given, y, num_classes) if class_names is None else class_names
         examples = cast(Tensor, x) if isinstance(x, ExampleSource) else as_examples(x, "x", allow_missing=True)
         if holds_missing(seen := sample_rows(examples)) and seen.isnan().all():
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
@@ -207,8 +208,8 @@ class SemiSupervisedData:
             check_table(to_numpy(x, "x"), "x", names or range(examples.shape[1]), stacklevel=5)
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples, names)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples, names)
-        given = {"y": y, "y_validation": y_validation, "y_test": y_test}
-        labels = encode_labels(given, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
+        known = {"y": y, "y_validation": y_validation, "y_test": y_test}
+        labels = encode_labels(known, [*map(len, (examples, x_validation, x_test))], num_classes, class_names)
         if not isinstance(split, LabelSplit | None):
             raise TypeError(f"split={split!r} must be a LabelSplit or None.")
         if split is not None and len(split.labelled) != (number := int((labels.y["y"] >= 0).sum())):

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import as_count
-from pyro_ssvae._arrays import as_images, to_numpy
+from pyro_ssvae._arrays import as_images, to_numpy, value_range
 from pyro_ssvae._io import atomic_open
 from pyro_ssvae.data.preparation import convert_images, rescale
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import DataUnavailableError, MissingPackageError
 
 _BATCH = 64
 _PART = 1000  # images in one file of features
 _SECONDS = 30.0  # between lines of progress where there is no terminal
+_TOLERANCE = 1e-3  # of values in [0, 1]
 _ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
@@ -94,7 +96,7 @@ class FeatureSource:
         if array.shape[1:] != self.image_shape:
             raise ValueError(f"x has images of shape {array.shape[1:]}, the model was trained on {self.image_shape}.")
         integers = array.dtype.kind in "iu"
-        if not integers and len(array) and not (array.min() >= -1e-3 and array.max() <= 1.001):
+        if not integers and len(array) and not (array.min() >= -_TOLERANCE and array.max() <= 1.0 + _TOLERANCE):
             raise ValueError(f"x spans [{array.min():g}, {array.max():g}]; give images as integers, or in [0, 1].")
         if self.module is None and self.network is None:
             raise ValueError(
@@ -136,6 +138,13 @@ def compute_features(
     Each thousand images has a file in ``folder``, named by a hash of the images and of the source, and is computed only
     if it has none: a process that was stopped goes on there.
     """
+    for x in parts if source.resolution is not None else ():  # where resized images are clamped to [0, 1]
+        low, high = (end / source.scale for end in value_range(sample_rows(x)))
+        if low < -_TOLERANCE or high > 1.0 + _TOLERANCE:
+            raise ValueError(
+                f"The images span [{low:g}, {high:g}], and features are computed from images in [0, 1]. Give 8-bit "
+                "integers, numbers in [0, 1], or the scale that divides them: from_arrays(..., scale=255)."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     pieces = ((number, piece) for number, x in enumerate(parts) for piece in x.split(_PART) if len(piece))
     total = sum(-(-len(x) // _PART) for x in parts)

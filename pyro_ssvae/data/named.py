@@ -1,4 +1,4 @@
-"""Data sets by name: found in a folder, otherwise downloaded; ``digits`` comes with scikit-learn."""
+"""Data sets by name: in a folder, downloaded, or in scikit-learn (``digits``); names of classes of other data sets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyro_ssvae._arguments import as_count, as_path
 from pyro_ssvae._arrays import as_images
@@ -104,6 +105,23 @@ def get_data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
             "SemiSupervisedData.from_npz)."
         )
     return root
+
+
+def find_classes(x: Any, given: Any, y: Any, num_classes: int | None) -> list[str] | None:
+    """Return the names of classes in the attribute ``classes`` of a data set, as those of torchvision have it.
+
+    They are not taken where they do not fit: labels ``y`` that were ``given`` beside the data set ``x`` or that are no
+    indices of names, or another number of classes.
+    """
+    dataset = x.dataset if isinstance(x, DataLoader) else x
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None) if isinstance(dataset, Dataset) else None
+    changed = given is not None or getattr(dataset, "target_transform", None) is not None
+    if changed or y is None or not isinstance(names, (list, tuple)) or num_classes not in (None, len(names)):
+        return None
+    are_names = all(isinstance(name, str) for name in names) and len({*names}) == len(names)
+    return list(names) if are_names and all(type(k) is int and -1 <= k < len(names) for k in y) else None
 
 
 def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> Arrays:

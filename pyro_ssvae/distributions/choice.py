@@ -100,15 +100,18 @@ def find_kind(value: Any, role: str, kinds: Mapping[str, Any], other: str) -> An
 def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
     """Return Bernoulli for grey images of which at most a quarter of the values lies between 0.1 and 0.9.
 
-    Other images, and those in colour, are discretised logistic where they are whole numbers of 8 bits, else Gaussian.
-    A Bernoulli likelihood explains a grey value as chance, and leaves z unused where most values are grey. Images x are
-    as stored, ``(N, C, H, W)``, and divided by ``scale``.
+    Other images, and those in colour, are discretised logistic where they are whole numbers of 8 bits, else Gaussian,
+    as are all with values outside [0, 1]. A Bernoulli likelihood explains a grey value as chance, and leaves z
+    unused where most values are grey. Images x are as stored, ``(N, C, H, W)``, and divided by ``scale``.
     """
+    low, high = x.aminmax()
+    if not (low >= 0.0 and high <= scale):
+        return Gaussian()
     some = x[:: 1 + len(x) // 10_000]
     grey = (some > 0.1 * scale) & (some < 0.9 * scale)
     if x.shape[1] < 3 and int(grey.sum()) <= _GREY * grey.numel():
         return Bernoulli()
-    if x.dtype == torch.uint8 and scale == round(scale) and int(x.max()) <= scale:
+    if x.dtype == torch.uint8 and scale == round(scale):
         return discrete.DiscretisedLogistic(levels=round(scale) + 1)
     return Gaussian()
 
@@ -116,7 +119,7 @@ def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
 def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) -> Likelihood:
     """Return a likelihood, a :class:`Mixed` one where columns differ; missing values (NaN) are left out.
 
-    Images in [0, 1] or of 8 bits have that of :func:`choose_image_likelihood`, others a Gaussian one. Columns of zeros
+    Images have that of :func:`choose_image_likelihood`, those of other numbers than uint8 unscaled. Columns of zeros
     and ones, codes of two words among them, are Bernoulli; other codes, whose numbers of ``levels`` are given by
     column, categorical; counts (whole numbers from zero, a fifth of them zeros) negative binomial; all other real
     numbers, also positive ones and those in [0, 1], Gaussian. Tables of counts are negative binomial given the total of
@@ -126,8 +129,6 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     """
     if x.ndim > 2:
         scale = 255.0 if x.dtype == np.uint8 else 1.0
-        if x.min() < 0.0 or x.max() > scale:
-            return Gaussian()
         return choose_image_likelihood(torch.from_numpy(x if x.ndim > 3 else x[:, None]), scale)
     words = np.isin(np.arange(x.shape[1]), list(levels or {}))
     levels = {column: number for column, number in (levels or {}).items() if number > 2}

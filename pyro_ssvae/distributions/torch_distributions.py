@@ -44,12 +44,12 @@ def innermost(distribution: Any) -> Any:
 
 
 def mean_or_centre(distribution: Any) -> Tensor:
-    """Return the mean of a distribution, or where it does not exist (Cauchy) the centre of symmetry.
+    """Return the mean of a distribution, or where there is none the centre of symmetry (Cauchy) or most probable level.
 
     ``NotImplementedError`` for a distribution without a mean in closed form.
     """
     mean: Tensor = distribution.mean
-    if isinstance(innermost(distribution), (dist.Cauchy, dist.StudentT)):
+    if isinstance(innermost(distribution), (dist.Cauchy, dist.StudentT, torch.distributions.Categorical)):
         mean = torch.where(mean.isnan(), distribution.mode, mean)
     return mean
 
@@ -100,7 +100,11 @@ def impute(distribution: Any, weights: Tensor, x: Tensor) -> Tensor:
     """
     parts = (distribution, getattr(distribution, "base_dist", None))
     own = next(filter(None, (getattr(part, "impute", None) for part in parts)), None)
-    return weighted_mean(weights, _mean_or_draw(distribution)) if own is None else own(weights, x)
+    if own is not None:
+        return own(weights, x)
+    if isinstance(levels := innermost(distribution), torch.distributions.Categorical):
+        return weighted_mean(weights, levels.probs, 2).argmax(-1).to(x)
+    return weighted_mean(weights, _mean_or_draw(distribution))
 
 
 def weighted_mean(weights: Tensor, values: Tensor, event_dim: int = 1) -> Tensor:

@@ -21,7 +21,7 @@ _BETWEEN = ("a", "z1")  # latents between z and x, which ``decode`` sets to thei
 def mean_of(distribution: Any) -> Tensor:
     """Return the mean of a distribution; where it has none in closed form, that of 100 draws by a fixed seed.
 
-    Where there is no mean at all (Cauchy), it is the centre of symmetry.
+    Where there is no mean at all, it is the centre of symmetry (Cauchy) or the most probable level (Categorical).
     """
     try:
         mean = mean_or_centre(distribution)

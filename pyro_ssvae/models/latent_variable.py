@@ -165,7 +165,8 @@ class LatentVariableModel(Model, abstract=True):
         if params.shape[-1] != needed and params.numel() != math.prod(batch_shape) * needed:
             raise ValueError(
                 f"The decoder returned shape {tuple(params.shape)}; its last size must be {needed}, "
-                f"{self.likelihood.num_params} parameter(s) for each of {self.event_size} values."
+                f"{self.likelihood.num_params} parameter(s) of the likelihood {self.likelihood.name} for each of "
+                f"{self.event_size} values."
             )
         params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))

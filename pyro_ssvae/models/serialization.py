@@ -46,7 +46,8 @@ def save(model: Model, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Copies, because the parts of an M1M2 share modules, and the format refuses shared memory.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = {_uncompiled(name): tensor for name, tensor in tensors.items()}
     write_atomically(folder / WEIGHTS, save_tensors(state))
     write_json(folder / CONFIG, model.config())
     return folder
@@ -91,18 +92,20 @@ def load(
             f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
             f"{suggest_names(folder)}"
         )
-    config, cls = _select(_read_config(folder / CONFIG), cls)
+    saved = _read_config(folder / CONFIG)
+    config, cls = _select(saved, cls)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}
             header = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
             _check_lengths(config, len(header))
-            _compare_on_meta(config, cls, modules, header)
+            _compare_on_meta(config, cls, modules, header, saved["class"])
             state = {name: file.get_tensor(name) for name in header}
         model = _build(config, cls, modules)
-        if all(header[name][1] == "F64" for name, _ in model.named_parameters()):
+        if all(header[_uncompiled(name)][1] == "F64" for name, _ in model.named_parameters()):
             model.double()
-        model.load_state_dict(state)
+        own = {_uncompiled(name): name for name in model.state_dict()}
+        model.load_state_dict({own.get(name, name): tensor for name, tensor in state.items()})
         _check_values(model)
     except (SafetensorError, RuntimeError) as error:
         told = " ".join(str(error).split())
@@ -118,6 +121,11 @@ def load(
     if not config.get("m1_frozen", True) and hasattr(model, "unfreeze_m1"):
         model.unfreeze_m1()
     return model.to(device).eval()
+
+
+def _uncompiled(name: str) -> str:
+    """Return the name of a weight as it is where no network is wrapped by ``torch.compile``."""
+    return name.replace("_orig_mod.", "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -172,7 +180,9 @@ def _check_lengths(config: Mapping[str, Any], num_tensors: int) -> None:
         raise ValueError(f"{CONFIG} describes more layers than {WEIGHTS} holds weights ({num_tensors}).")
 
 
-def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header) -> None:
+def _compare_on_meta(
+    config: dict[str, Any], cls: type[Model], modules: dict[str, Any], header: _Header, saved_class: str
+) -> None:
     """Raise ``ValueError`` unless the weights are those of the model; done without memory for either.
 
     Constructors of other packages may need numbers; their models are compared when the weights are loaded.
@@ -184,13 +194,14 @@ def _compare_on_meta(config: dict[str, Any], cls: type[Model], modules: dict[str
         if modules or not is_library_class(cls):
             return
         raise
-    needed = model.state_dict()
+    needed = {_uncompiled(name): tensor for name, tensor in model.state_dict().items()}
     if lacking := sorted(needed.keys() - header.keys()):
         raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
     for name, (shape, dtype) in header.items():
         if name not in needed:
             if not _is_optional(model, name):
-                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not.")
+                hint = "" if saved_class == cls.__name__ else f"; pass cls={saved_class}"
+                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not{hint}.")
             continue
         wanted = needed[name]
         kind = "F" if wanted.is_floating_point() else "B" if wanted.dtype == torch.bool else "I"

@@ -94,6 +94,7 @@ class Objective(nn.Module):
         guide: A function to use instead of ``module.guide``.
 
     Raises:
+        TypeError: For a module that is wrapped by ``torch.compile``.
         ValueError: For negative numbers of examples, or no examples at all.
 
     Attributes:
@@ -122,6 +123,11 @@ class Objective(nn.Module):
         super().__init__()
         if num_labelled + num_unlabelled == 0:
             raise ValueError("num_labelled=0 and num_unlabelled=0 must not both be zero.")
+        if hasattr(module, "_orig_mod"):  # whose methods would not be compiled, and which could not be saved
+            raise TypeError(
+                "The model is wrapped by torch.compile. Pass the model itself; TrainingConfig(compile='compiled') "
+                "compiles its steps of training."
+            )
         self.module = module
         self.num_labelled = num_labelled
         self.num_unlabelled = num_unlabelled

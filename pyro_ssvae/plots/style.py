@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,10 +49,46 @@ _CLASS_COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac7
 
 
 class _NotebookFigure(Figure):
-    """A figure that a notebook displays although it was not made by pyplot."""
+    """A figure that a notebook displays although it was not made by pyplot, with fonts for names in any script."""
 
     def _repr_png_(self) -> bytes:
         return to_png(self)
+
+    def draw(self, renderer: Any) -> None:
+        texts: list[Any] = self.findobj(Text)
+        default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+        shown = {one for text in texts for one in text.get_text() if one.isprintable()}
+        further = _find_fonts(frozenset(ord(one) for one in shown if not default.get_char_index(ord(one))))
+        for text in texts if further else ():
+            text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *further])])
+        super().draw(renderer)
+
+
+@lru_cache
+def _find_fonts(lacking: frozenset[int]) -> tuple[str, ...]:
+    """Return installed fonts that have the characters, by their codes, that the default font lacks.
+
+    Warns:
+        UserWarning: If there is no font with some of them.
+    """
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]  # of boxes
+    held: dict[str, set[int]] = {}
+    for font in fonts if lacking else ():
+        with suppress(OSError, RuntimeError):  # of files that were removed or damaged
+            opened = font_manager.get_font(font.fname)
+            held.setdefault(font.name, set()).update(code for code in lacking if opened.get_char_index(code))
+    found: list[str] = []
+    while missed := lacking & set().union(*held.values()):
+        found.append(max(held, key=lambda name: (len(held[name] & missed), "Sans" in name)))
+        lacking -= held[found[-1]]
+    if lacking:
+        warnings.warn(
+            f"No installed font has {' '.join(map(chr, sorted(lacking)[:10]))}, so that figures have boxes in their "
+            "place. Install one that has them, such as Noto Sans CJK for Chinese, Japanese and Korean.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return tuple(found)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -65,7 +106,9 @@ def to_png(figure: Figure) -> bytes:
     """Return a figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     metadata = {"Software": None}  # no version of matplotlib
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.1, metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)  # missing in all fonts, which was told once
+        figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.1, metadata=metadata)
     return buffer.getvalue()
 
 

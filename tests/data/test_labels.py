@@ -118,3 +118,29 @@ def test_labels_that_look_mistyped_are_warned_about():
         SemiSupervisedData.from_arrays(np.zeros((9, 2)), np.array([0, 1, None] * 3, dtype=object).astype(str))
     with pytest.warns(UserWarning, match="spaces or coding"):
         SemiSupervisedData.from_arrays(np.zeros((4, 2)), ["M\u00fcll", "Mu\u0308ll"] * 2)
+
+
+class Images(torch.utils.data.Dataset):
+    """As an ImageFolder of torchvision."""
+
+    def __init__(self, classes, target_transform=None):
+        self.classes, self.target_transform = classes, target_transform
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return np.full((5, 5, 3), index, np.uint8), index % 3
+
+
+def test_names_of_the_classes_of_a_data_set():
+    names = ["cat", "dog", "ant"]  # in the order of the numbers
+    images = Images(names)
+    some = torch.utils.data.Subset(images, [3, 4, 5])
+    for given in (images, torch.utils.data.DataLoader(images), some):
+        data = SemiSupervisedData.from_arrays(given)
+        assert data.class_names == tuple(names)
+        assert data.y.tolist() == [0, 1, 2] * (1 if given is some else 2)
+    others = (Images(names[:2]), Images(["cat"] * 3), Images([1, 2, 3]), Images(names, target_transform=abs))
+    for given, y in (*((other, None) for other in others), (images, [2, 1, 0] * 2)):
+        assert SemiSupervisedData.from_arrays(given, y).class_names == ("0", "1", "2")

@@ -353,6 +353,7 @@ def test_the_likelihood_of_grey_images_and_the_weight_of_its_bound_follow_their_
     assert choose(grey, 16.0) == choose(grey, 16.0, likelihood="auto") == ("discretised_logistic", 0.1)
     assert choose(grey * 15) == ("discretised_logistic", 0.1)
     assert choose(grey / 16.0) == ("gaussian", 0.1)
+    assert choose(grey * 15.0) == choose(grey - 8.0) == ("gaussian", 0.1)
     few = torch.where(torch.arange(64).view(8, 8) < 50, black_and_white, grey * 15)
     assert choose(few)[0] == "bernoulli"
     assert choose(grey, 16.0, likelihood="bernoulli") == ("bernoulli", 1.0)

@@ -211,6 +211,10 @@ def test_networks_see_the_mean_for_a_missing_zero_or_one() -> None:
 AFFINE = AffineTransform(1.0, 2.0)
 
 
+def choose_level(first: Tensor, second: Tensor) -> Any:
+    return dist.Categorical(logits=torch.stack([first, second, first], -1))
+
+
 class _Own(Likelihood):
     name = "own"
 
@@ -226,6 +230,7 @@ class _Own(Likelihood):
     ("family", "num_params"),
     [
         (lambda logits: dist.Bernoulli(logits=logits), 1),
+        (choose_level, 2),
         (lambda logits: dist.Binomial(5, logits=logits), 1),
         (lambda logits: dist.Geometric(logits=logits), 1),
         (lambda log_rate: dist.Poisson(log_rate.exp()), 1),
@@ -243,6 +248,8 @@ def test_missing_values_under_a_likelihood_of_ones_own(family: Callable[..., Any
     loss.backward()
     assert m2.impute(x[:0]).shape == (0, 3)
     assert m2.impute(x).isfinite().all()
+    if family is choose_level:
+        assert set(m2.impute(x).unique().tolist()) <= {0.0, 1.0, 2.0}
     assert m2.generate(3)[0].isfinite().all()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in m2.parameters() if p.grad is not None)

@@ -122,6 +122,20 @@ def test_modules_of_ones_own_are_named(tmp_path: Path) -> None:
     assert same_weights(pyro_ssvae.load(tmp_path, head=nn.Linear(6, 2)), model)
 
 
+def test_networks_wrapped_by_compile_are_saved_under_the_names_of_others(tmp_path: Path) -> None:
+    plain = LinearVAE((6,), head=nn.Linear(6, 2))
+    wrapped = LinearVAE((6,), head=torch.compile(nn.Linear(6, 2), backend="eager"))
+    wrapped.encoder = torch.compile(wrapped.encoder, backend="eager")
+    pyro_ssvae.save(wrapped, tmp_path)
+    loaded = pyro_ssvae.load(tmp_path, head=plain.head)
+    assert torch.equal(loaded.encoder.weight, wrapped.encoder.weight)
+    assert torch.equal(loaded.head.weight, wrapped.head.weight)
+    loaded = pyro_ssvae.load(tmp_path, head=torch.compile(nn.Linear(6, 2), backend="eager"))
+    assert torch.equal(loaded.head.weight, wrapped.head.weight)
+    with pytest.raises(TypeError, match="The model is wrapped by torch.compile. Pass the model itself; Training"):
+        pyro_ssvae.UnsupervisedELBO(torch.compile(plain, backend="eager"), num_examples=9)
+
+
 def test_a_subclass_of_a_library_model_loads_as_that_model(tmp_path: Path) -> None:
     mine = ScaledM2((6,), 3, latent_dim=2, hidden_dims=(8,), scale=0.5)
     pyro_ssvae.save(mine, tmp_path)
@@ -134,6 +148,13 @@ def test_a_subclass_of_a_library_model_loads_as_that_model(tmp_path: Path) -> No
     loaded = pyro_ssvae.load(tmp_path, cls=ScaledM2)
     assert (type(loaded), loaded.scale) == (ScaledM2, 0.5)
     assert same_weights(pyro_ssvae.load(tmp_path, cls=M2), mine)
+    mine.head = nn.Linear(2, 3)
+    pyro_ssvae.save(mine, tmp_path)
+    with (
+        pytest.warns(UserWarning, match="Pass cls=ScaledM2"),
+        pytest.raises(ValueError, match="it holds head.bias, which the model has not; pass cls=ScaledM2"),
+    ):
+        pyro_ssvae.load(tmp_path)
 
 
 @pytest.mark.parametrize(

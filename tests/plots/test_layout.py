@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from torch import Tensor
 
 from pyro_ssvae import M2
@@ -20,6 +21,7 @@ from pyro_ssvae.plots import (
     plot_training_curves,
     plot_traversals,
 )
+from pyro_ssvae.plots.style import to_png
 
 NAMES = [f"papillary carcinoma, type {k}" for k in range(10)]
 
@@ -97,6 +99,18 @@ def test_dollar_signs_in_names_are_not_formulas() -> None:
     for figure in figures:
         figure.draw_without_rendering()
     assert figures[0].axes[0].get_xticklabels()[0].get_text() == r"\$10 to \$20"  # which is drawn as $10 to $20
+
+
+def test_names_in_any_script_have_a_font_or_a_single_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = plot_confusion_matrix([0, 1], [0, 1], ["\u1d81", "cat"])  # which the default, DejaVu Sans, lacks
+    assert len(lay_out(shown)[0].get_fontfamily()) == 2
+    default = [font for font in font_manager.fontManager.ttflist if font.name in ("DejaVu Sans", "Last Resort")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", default)
+    figure = plot_confusion_matrix([0, 1], [0, 1], ["\u99ac", "cat"])
+    with pytest.warns(UserWarning, match="No installed font has \u99ac, so that figures have boxes") as caught:
+        to_png(figure)
+    assert len(caught) == 1
+    to_png(figure)  # no further warning
 
 
 def test_traversals_of_a_model_with_classes_are_refused() -> None:
