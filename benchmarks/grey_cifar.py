@@ -1,28 +1,21 @@
-"""M2 on CIFAR-10: grey and 28x28 beside scikit-learn on the same labels, and in colour by weight of the bound.
+"""M2 on CIFAR-10: grey and 28x28 with and without the bound, and in colour by weight of the bound.
 
     python benchmarks/grey_cifar.py --data-dir DIR --jobs 2               # an hour on two cores
     python benchmarks/grey_cifar.py --data-dir DIR --only 'cifar-bound-*'  # minutes for each run
 
-On grey images settings are the defaults; without the bound the likelihood plays no part. Methods of scikit-learn get
-pixels, or 50 principal components of all images; each is measured with all its settings, and the best on the test
-images is shown. Colour images are reduced to 16x16, for short schedules on the label seeds that settings are chosen on.
+On grey images settings are the defaults; without the bound the likelihood plays no part. Colour images are reduced to
+16x16, for short schedules on the label seeds that settings are chosen on.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mnist import train_m2
 from runs import Run, main
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
-from table_format import Column, Result, build_table, each, format_mean, format_table, load_results
+from table_format import Result
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
@@ -34,13 +27,6 @@ _COLOUR: dict[str, Any] = {
     "training": {"max_steps": 300, "batch_size": 32, "labelled_batch_size": 32, "evaluate_every": 300},
     "options": {"side": 16, "train": 15_000, "test": 1000},
 }
-_BY_WEIGHT: dict[str, Column] = {
-    "validation error, %": each("val/error", 1),
-    "bound, nats": each("val/bound", 0, 1.0),
-    "KL of z, nats": each(lambda one: one["val/kl_z"] if one["val/bound"] else None, 1, 1.0),
-    "class control, %": each(lambda one: one["val/class_control"] and one["val/class_control"]["samples"], 0),
-}
-_ROWS = 20_000  # training images that label spreading can hold in memory
 
 
 def configurations(seeds: int | None = None) -> list[Run]:
@@ -50,7 +36,6 @@ def configurations(seeds: int | None = None) -> list[Run]:
         "default": {"options": {"for_data": True}},
         "regularisers-alone": no_bound,
         "labels-alone": {**no_bound, "options": {"labels_only": True}, "training": {"max_steps": 3000}},
-        "scikit-learn": {"options": {"scikit_learn": True}},
     }
     grey = [
         Run("cifar", f"grey-{name}-{labels}", seed, data="cifar10", num_labels=labels, **kind)
@@ -67,7 +52,6 @@ def configurations(seeds: int | None = None) -> list[Run]:
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Train one model, or all methods of scikit-learn."""
     data, side = run.load(data_dir), run.options.get("side")
 
     def convert(x: Any) -> Any:
@@ -76,7 +60,7 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     data = replace(data, **{name: convert(getattr(data, name)) for name in ("x", "x_validation", "x_test")})
     if side:
         return train_in_colour(run, take_rows(data, run.options["train"], run.options["test"]), keep)
-    return {"test/errors": measure_scikit_learn(data)} if "scikit_learn" in run.options else train_m2(run, data, keep)
+    return train_m2(run, data, keep)
 
 
 def train_in_colour(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
@@ -100,51 +84,6 @@ def take_rows(data: SemiSupervisedData, train: int, test: int) -> SemiSupervised
         f"{name}_{part}": getattr(data, f"{name}_{part}")[:test] for name in "xy" for part in ("validation", "test")
     }
     return replace(data, x=data.x[kept], y=data.y[kept], split=None, **parts)
-
-
-def measure_scikit_learn(data: Any) -> dict[str, float]:
-    """Return test errors of scikit-learn's methods, the least of their settings."""
-    pixels, test = (x.flatten(1).numpy() / float(data.scale) for x in (data.x, data.x_test))
-    y, components = data.y.numpy(), PCA(50, random_state=0).fit(pixels)
-    known = y >= 0
-    some = np.flatnonzero(known | (np.arange(len(y)) < _ROWS))
-    logistic = LogisticRegression(C=0.1, max_iter=500)
-    supervised = {
-        "logistic regression": [LogisticRegression(C=c, max_iter=500) for c in (0.01, 0.1, 1.0)],
-        "random forest": [RandomForestClassifier(500, min_samples_leaf=n, random_state=0) for n in (1, 3)],
-    }
-    semi_supervised = {
-        "self-training": [SelfTrainingClassifier(logistic, threshold=share) for share in (0.75, 0.9)],
-        "label spreading": [LabelSpreading("knn", n_neighbors=n) for n in (7, 20)],
-    }
-    reduced, reduced_test = components.transform(pixels), components.transform(test)
-    both = ((pixels, test, known, supervised), (reduced, reduced_test, known, supervised))
-    found: dict[str, list[float]] = {}
-    for x, x_test, rows, methods in (*both, (reduced, reduced_test, some, semi_supervised)):
-        for name, settings in methods.items():
-            errors = [1.0 - float(one.fit(x[rows], y[rows]).score(x_test, data.y_test.numpy())) for one in settings]
-            found[name] = found.get(name, []) + errors
-    return {name: min(errors) for name, errors in found.items()}
-
-
-def make_tables(docs: Path) -> dict[str, str]:
-    """Return the tables of errors by number of labels and by weight of the bound."""
-    results = load_results(docs / "results")
-    words = {"default": "M2, default", "regularisers-alone": "the same without the bound"}
-    words["labels-alone"] = "its classifier on the labels alone"
-    columns: dict[str, dict[str, str]] = {"100": {}, "1000": {}}
-    for labels, cells in columns.items():
-        for name, title in words.items():
-            errors = [one["test/error"] for one in results.get(f"cifar-grey-{name}-{labels}", [])]
-            cells[title] = format_mean(errors, 1, 100.0)
-        for one in results.get(f"cifar-grey-scikit-learn-{labels}", []):
-            cells |= {name: f"{100.0 * error:.1f}" for name, error in one["test/errors"].items()}
-    names = dict.fromkeys(name for cells in columns.values() for name in cells)
-    rows = [[name, *(cells.get(name, "–") for cells in columns.values())] for name in names]
-    measured = any(results.get(f"cifar-grey-default-{labels}") for labels in columns)
-    grey = format_table(["test error, %", *(f"{one} labels" for one in columns)], rows if measured else [])
-    weights = {f"cifar-bound-{weight:g}": f"{weight:g}" for weight in WEIGHTS}
-    return {"grey_cifar": grey, "bound_weight": build_table(results, "weight of the bound", weights, _BY_WEIGHT)}
 
 
 if __name__ == "__main__":
