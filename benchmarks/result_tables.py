@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean as take_mean
 
+import numpy as np
 from scipy.stats import ttest_rel
 from table_format import (
     DOCS,
@@ -34,6 +35,8 @@ from table_format import (
     mean,
     percent,
 )
+
+from pyro_ssvae.plots.style import new_figure, save_figure, set_title, style_axes
 
 Table = Callable[[Results], str]
 
@@ -329,9 +332,43 @@ def write_tables(docs: Path = DOCS) -> None:
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 
+def draw_curves(path: Path, title: str, runs: dict[str, str], columns: dict[str, str], ticks: Sequence[int]) -> None:
+    """Draw validation metrics during training, a line for each seed; the first of them on a logarithmic axis."""
+    results, width = load_results(DOCS / "results"), min(2, len(columns))
+    figure = new_figure(5.0 * width, 3.1 * len(columns) / width)
+    for axes, (column, label) in zip(
+        np.ravel(figure.subplots(len(columns) // width, width)), columns.items(), strict=True
+    ):
+        for colour, (name, words) in zip(_COLOURS, runs.items(), strict=False):
+            for seed, result in enumerate(results[name]):
+                lines = [line for line in result["curves"] if column in line]
+                values = [(100.0 if column == "val/error" else 1.0) * line[column] for line in lines]
+                axes.plot([line["step"] for line in lines], values, color=colour, label="" if seed else words)
+        axes.set(xlabel="step", ylabel=label)
+        style_axes(axes, grid=True)
+    first = figure.axes[0]
+    first.set_yscale("log")
+    first.set_yticks(ticks, map(str, ticks))
+    first.minorticks_off()
+    first.legend(frameon=False, fontsize=8)
+    set_title(figure, title)
+    save_figure(figure, path)
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73")
+_METRICS = {
+    "val/error": "validation error, %",
+    "val/entropy_y": "H(q(y|x)), nats",
+    "val/mutual_information": "mutual information of x and y, nats",
+    "val/kl_z": "KL of z, nats",
+}
+
+
 if __name__ == "__main__":
     write_tables()
     if "--figures" in sys.argv:
-        from figures import draw_figures
-
-        draw_figures()
+        failures = "M2 at 100 labels with too small and too large a weight of the cross-entropy"
+        draw_curves(DOCS / "_static" / "pure-m2.png", failures, _ALPHAS, _METRICS, (2, 3, 5, 10, 20, 40))
+        error = {"val/error": _METRICS["val/error"]}
+        path = DOCS / "results" / "ddgm-classes.png"
+        draw_curves(path, "Energies of classes from 100 labels", _CLASS_RUNS, error, (2, 3, 5, 10, 20, 50))
