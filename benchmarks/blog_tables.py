@@ -26,13 +26,13 @@ from runs import make_fits, make_parser
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from table_format import DOCS, format_mean, format_table, load_json, load_results
+from table_format import DOCS, fill_table, format_table, load_json, load_results, percent
 
 from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.models.diagnostics import classification_error
 from pyro_ssvae.networks.images import ImageEncoder
 from pyro_ssvae.plots import plot_samples
-from pyro_ssvae.plots.style import new_axes, save_figure, style_axes
+from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import FEATURES
 
 Array = NDArray[Any]
@@ -42,18 +42,18 @@ Cells = dict[str, dict[str, Any]]
 STORE = "results/blog_tables.json"
 NETWORK = "efficientnet_lite0"
 LABELS = {"mnist": (100, 500, 1000, 2000, 5000), "cifar10": (1000, 2000, 5000, 10_000, 25_000)}
-BLOG: dict[str, dict[str, tuple[float, ...]]] = {  # accuracies, %, in the order of LABELS; M2 with 1,000 labels only
+BLOG: dict[str, dict[str, tuple[float | None, ...]]] = {  # accuracies, %, in the order of LABELS
     "mnist": {
         "pca_svm": (69.2, 87.1, 89.1, 91.1, 92.9),
         "cnn": (26.2, 92.1, 93.4, 95.5, 97.8),
         "m1_svm": (62.8, 88.5, 90.5, 92.1, 93.3),
-        "m2": (97.5,),
+        "m2": (None, None, 97.5, None, None),
     },
     "cifar10": {
         "pca_svm": (35.6, 38.4, 42.0, 44.6, 48.2),
         "cnn": (43.3, 48.4, 61.0, 67.3, 76.7),
         "m1_svm": (32.1, 36.2, 37.5, 38.9, 40.9),
-        "m2": (42.0,),
+        "m2": (42.0, None, None, None, None),
         "features_svm": (66.1, 68.4, 72.8, 75.1, 77.3),
     },
 }
@@ -65,13 +65,6 @@ PIXELS: dict[str, dict[str, Any]] = {
 PIXELS_LABELS = (1000, 4000)  # of the cells in a table of their own
 _CHOSEN_ON = 2000  # labelled examples by which settings of an SVM are chosen
 _WIDTHS = (20, 50, 100)  # numbers of components
-
-
-def get_blog(data: str, method: str, labels: int) -> float | None:
-    """Return the blog's accuracy, %."""
-    numbers = BLOG[data].get(method, ())
-    known = dict(zip(LABELS[data] if len(numbers) > 1 else (1000,), numbers, strict=False))
-    return known.get(labels)
 
 
 # Methods: each returns test accuracy and what else there is to say, of data with some labels.
@@ -153,23 +146,15 @@ def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
 def train_m2(
     data: SemiSupervisedData, training: Any = None, objective: Any = None, samples: Path | None = None, **model: Any
 ) -> dict[str, Any]:
-    """Train M2 and return accuracies: with the weights that validation chose, and with those of the last step.
-
-    With the former a figure of samples of each class is drawn, if ``samples`` names a file.
-    """
+    """Train M2 and return its accuracy; a figure of samples of each class is drawn, if ``samples`` names a file."""
     torch.manual_seed(data.seed)
     module = M2.for_data(data, **model)
     config = TrainingConfig(**(training or {}), device="cpu")
     run = fit(SemiSupervisedELBO.for_data(module, data, **(objective or {})), data, config)
     if samples is not None:
         save_figure(plot_samples(module, class_names=data.class_names, seed=data.seed), samples)
-    parts = {"accuracy": (data.x_test, data.y_test), "validation": (data.x_validation, data.y_validation)}
-    found: dict[str, Any] = {}
-    for suffix in ("", "_last"):
-        for name, (x, y) in parts.items():
-            found[name + suffix] = 1.0 - float(classification_error(module, x, y, scale=data.scale) or 0.0)
-        module.load_state_dict(run.last_weights)
-    return {**found, "steps": run.steps, "best_step": run.best_step, "train_seconds": round(run.train_seconds)}
+    error = classification_error(module, data.x_test, data.y_test, scale=data.scale) or 0.0
+    return {"accuracy": 1.0 - error, "steps": run.steps, "train_seconds": round(run.train_seconds)}
 
 
 METHODS: dict[str, tuple[str, Callable[[SemiSupervisedData, Path | None], dict[str, Any]]]] = {
@@ -204,63 +189,45 @@ def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Nam
     return {**cell, "seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
 
 
-def collect(cells: Cells, data: str, method: str, labels: int) -> list[float]:
-    """Return the accuracies of all splits, %."""
-    keys = [key for key in cells if key.startswith(f"{data}/{method}/{labels}/")]
-    return [100.0 * cells[key]["accuracy"] for key in sorted(keys)]
+def collect(cells: Cells, data: str, method: str) -> list[list[dict[str, Any]]]:
+    """Return the cells of all splits, for each number of labels."""
+    keys = [f"{data}/{method}/{labels}/" for labels in LABELS[data]]
+    return [[cell for name, cell in sorted(cells.items()) if name.startswith(key)] for key in keys]
 
 
 def make_table(cells: Cells, data: str) -> str:
     """Return accuracies by method and number of labels, ours and those of the blog."""
     rows = []
     for method, (words, _) in METHODS.items():
-        ours = [format_mean(collect(cells, data, method, labels), 1) for labels in LABELS[data]]
-        theirs = [get_blog(data, method, labels) for labels in LABELS[data]]
-        if any(cell != "–" for cell in ours):
-            rows.append([words, *ours])
-        if any(theirs):
-            rows.append([f"{words}, the blog", *("–" if one is None else f"{one:.1f}" for one in theirs)])
+        groups = collect(cells, data, method)
+        if any(groups):
+            rows.append([words, *map(percent("accuracy", 1), groups)])
+        if method in BLOG[data]:
+            rows.append([f"{words}, the blog", *(f"{one:.1f}" if one else "–" for one in BLOG[data][method])])
     header = ["accuracy, %", *(f"{labels:,} labels" for labels in LABELS[data])]
     return format_table(header, rows) if any(key.startswith(data) for key in cells) else ""
 
 
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables by the name of their file, with one of M2 on pixels of CIFAR-10."""
-    cells, rows = load_cells(docs), []
-    for labels in PIXELS_LABELS:
-        if cell := cells.get(f"cifar10/m2/{labels}/0"):
-            rates = [f"{100 * cell[key]:.1f}" for key in ("validation", "accuracy", "accuracy_last")]
-            rows.append([f"{labels:,}", *rates, f"{cell['steps']:,}", f"{cell['seconds'] / 60:.0f}"])
-    header = ["labels", "validation accuracy, %", "test accuracy, %", "at the last step, %", "steps", "minutes"]
+    cells = load_cells(docs)
+    pixels = [
+        {**cells[key], "labels": labels} for labels in PIXELS_LABELS if (key := f"cifar10/m2/{labels}/0") in cells
+    ]
     found = {f"blog_{data}": make_table(cells, data) for data in LABELS}
-    return found | {"blog_cifar10_pixels": format_table(header, rows)}
+    return found | {"blog_cifar10_pixels": fill_table(pixels, _PIXELS)}
 
 
-def draw(cells: Cells, data: str, path: Path) -> None:
-    """Draw errors against numbers of labels, those of the blog dashed."""
-    figure, axes = new_axes(8.0, 4.2)
-    for number, (method, (words, _)) in enumerate(METHODS.items()):
-        ours = {n: collect(cells, data, method, n) for n in LABELS[data]}
-        theirs = {n: [one] for n in LABELS[data] if (one := get_blog(data, method, n)) is not None}
-        for found, style in ((ours, "o-"), (theirs, "s--")):
-            points = [(n, 100.0 - float(np.mean(values))) for n, values in found.items() if values]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, color=f"C{number}", markersize=4)
-        if any([*ours.values(), *theirs.values()]):
-            axes.plot([], [], color=f"C{number}", label=words)
-    axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="test error, %")
-    limits, ticks = axes.get_ylim(), (1, 2, 5, 10, 20, 30, 50, 70)
-    axes.set_xticks(LABELS[data], [f"{n:,}" for n in LABELS[data]])
-    axes.set_yticks(ticks, ticks)
-    axes.set_ylim(limits)
-    axes.minorticks_off()
-    style_axes(axes, title=f"{data}: ours, and the blog's dashed", grid=True, frame=True)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    save_figure(figure, path)
+_PIXELS = {
+    "labels": "{labels:,}",
+    "test accuracy": "{accuracy:.1%}",
+    "steps": "{steps}",
+    "seconds": "{seconds}",
+}
 
 
 def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
-    """Make the missing cells, and write tables and figures."""
+    """Make the missing cells, and write tables."""
     args = make_parser(__doc__).parse_args(argv)
     known, wanted = load_cells(docs), {}
     for name, method, seed in itertools.product(LABELS, METHODS, range(args.seeds or 1)):
@@ -268,8 +235,6 @@ def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
             if (key := f"{name}/{method}/{labels}/{seed}") not in known:
                 wanted[key] = partial(make_cell, name, method, labels, seed, args)
     make_fits(docs / STORE, wanted, args.only)
-    for name in LABELS:
-        draw(load_cells(docs), name, docs / "results" / f"blog-{name}.png")
 
 
 if __name__ == "__main__":

@@ -141,24 +141,6 @@ class TutorialPyro(Contender):
         self.auxiliary.step(x, *one_hot)
 
 
-class Pyroved(Contender):
-    """The semi-supervised VAE of ``pyroved`` with its trainer: the tutorial's, with a softplus for the scale of z."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        import pyroved
-
-        networks: dict[str, Any] = {f"hidden_dim_{part}": [self.sizes.hidden] for part in ("e", "d", "cls")}
-        networks |= {"activation": "softplus", "invariances": None, "device": self.device}
-        model = pyroved.models.ssiVAE((self.sizes.features,), self.sizes.latent, self.num_classes, **networks)
-        self.trainer = pyroved.trainers.auxSVItrainer(model, lr=LEARNING_RATE, device=self.device)
-
-    def step(self, x: Tensor, *labelled: Tensor) -> None:
-        self.trainer.compute_loss(x)
-        if labelled:
-            self.trainer.compute_loss(labelled[0], F.one_hot(labelled[1], self.num_classes).to(x))
-
-
 class _Networks(nn.Module):
     """Networks of M2 whose first layers compute W_x x once and add a vector for each class."""
 

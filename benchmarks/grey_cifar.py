@@ -11,7 +11,6 @@ images is shown. Colour images are reduced to 16x16, for short schedules on the 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.semi_supervised import LabelSpreading, SelfTrainingClassifier
-from table_format import Column, Result, build_table, each, format_mean, format_table, load_results
+from table_format import Result
 from torchvision.transforms.functional import resize, rgb_to_grayscale
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
@@ -34,12 +33,7 @@ _COLOUR: dict[str, Any] = {
     "training": {"max_steps": 300, "batch_size": 32, "labelled_batch_size": 32, "evaluate_every": 300},
     "options": {"side": 16, "train": 15_000, "test": 1000},
 }
-_BY_WEIGHT: dict[str, Column] = {
-    "validation error, %": each("val/error", 1),
-    "bound, nats": each("val/bound", 0, 1.0),
-    "KL of z, nats": each(lambda one: one["val/kl_z"] if one["val/bound"] else None, 1, 1.0),
-    "class control, %": each(lambda one: one["val/class_control"] and one["val/class_control"]["samples"], 0),
-}
+
 _ROWS = 20_000  # training images that label spreading can hold in memory
 
 
@@ -67,7 +61,6 @@ def configurations(seeds: int | None = None) -> list[Run]:
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    """Train one model, or all methods of scikit-learn."""
     data, side = run.load(data_dir), run.options.get("side")
 
     def convert(x: Any) -> Any:
@@ -125,26 +118,6 @@ def measure_scikit_learn(data: Any) -> dict[str, float]:
             errors = [1.0 - float(one.fit(x[rows], y[rows]).score(x_test, data.y_test.numpy())) for one in settings]
             found[name] = found.get(name, []) + errors
     return {name: min(errors) for name, errors in found.items()}
-
-
-def make_tables(docs: Path) -> dict[str, str]:
-    """Return the tables of errors by number of labels and by weight of the bound."""
-    results = load_results(docs / "results")
-    words = {"default": "M2, default", "regularisers-alone": "the same without the bound"}
-    words["labels-alone"] = "its classifier on the labels alone"
-    columns: dict[str, dict[str, str]] = {"100": {}, "1000": {}}
-    for labels, cells in columns.items():
-        for name, title in words.items():
-            errors = [one["test/error"] for one in results.get(f"cifar-grey-{name}-{labels}", [])]
-            cells[title] = format_mean(errors, 1, 100.0)
-        for one in results.get(f"cifar-grey-scikit-learn-{labels}", []):
-            cells |= {name: f"{100.0 * error:.1f}" for name, error in one["test/errors"].items()}
-    names = dict.fromkeys(name for cells in columns.values() for name in cells)
-    rows = [[name, *(cells.get(name, "–") for cells in columns.values())] for name in names]
-    measured = any(results.get(f"cifar-grey-default-{labels}") for labels in columns)
-    grey = format_table(["test error, %", *(f"{one} labels" for one in columns)], rows if measured else [])
-    weights = {f"cifar-bound-{weight:g}": f"{weight:g}" for weight in WEIGHTS}
-    return {"grey_cifar": grey, "bound_weight": build_table(results, "weight of the bound", weights, _BY_WEIGHT)}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Description of the machine, and the memory of this process."""
+"""Description of the machine, the memory of this process, and processes of their own."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-
-from pyro_ssvae.training.config import has_bf16
 
 
 def _read_proc(path: str, key: str) -> str:
@@ -28,20 +29,14 @@ def get_memory(key: str = "VmRSS") -> int:
 
 def describe(device: str) -> dict[str, Any]:
     """Return the hardware and versions that timings depend on, JSON-ready."""
-    total = _read_proc("meminfo", "MemTotal")
-    found: dict[str, Any] = {
-        "CPU": _read_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bf16": "native" if has_bf16() else "emulated",
-        "memory, GiB": round(int(total.split()[0]) / 2**20) if total else None,
-        "system": platform.system(),
-        "Python": platform.python_version(),
-        "PyTorch": str(torch.__version__),
-        "Pyro": pyro.__version__,
-    }
-    if "OMP_WAIT_POLICY" in os.environ:
-        found["OMP_WAIT_POLICY"] = os.environ["OMP_WAIT_POLICY"]
-    if device == "cuda":
-        found |= {"GPU": torch.cuda.get_device_name(), "CUDA": torch.version.cuda}
-    return found
+    found = {"CPU": _read_proc("cpuinfo", "model name") or platform.processor(), "cores": os.cpu_count()}
+    found |= {"instructions": torch.backends.cpu.get_cpu_capability(), "Python": platform.python_version()}
+    found |= {"PyTorch": str(torch.__version__), "Pyro": pyro.__version__}
+    return found | ({"GPU": torch.cuda.get_device_name(), "CUDA": torch.version.cuda} if device == "cuda" else {})
+
+
+def call_apart(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, in which PyTorch has this many threads."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(function, *arguments).result()

@@ -8,13 +8,15 @@ A configuration without a result is left out of its table.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import mean as take_mean
 
+import numpy as np
 from scipy.stats import ttest_rel
 from table_format import (
     DOCS,
@@ -25,6 +27,7 @@ from table_format import (
     build_table,
     count_seeds,
     each,
+    fill_table,
     format_table,
     get_values,
     last,
@@ -33,6 +36,8 @@ from table_format import (
     percent,
 )
 
+from pyro_ssvae.plots.style import new_figure, save_figure, set_title, style_axes
+
 Table = Callable[[Results], str]
 
 # Published numbers. Kingma et al. (2014), Table 1: test errors by number of labels, %.
@@ -40,7 +45,6 @@ M2_PAPER = {100: "11.97 ± 1.71", 600: "4.94 ± 0.13", 1000: "3.60 ± 0.56", 300
 M1M2_PAPER = {100: "3.33 ± 0.14", 600: "2.59 ± 0.05", 1000: "2.40 ± 0.02", 3000: "2.18 ± 0.04"}
 TSVM_PAPER = {100: "11.82 ± 0.25", 600: "5.72 ± 0.05", 1000: "4.24 ± 0.07", 3000: "3.49 ± 0.04"}
 BURDA = {"elbo": "86.76 (VAE, k = 1)", "iwae": "85.54 (IWAE, k = 5)"}  # Burda et al. (2015), Table 1
-BLOG_SVM = {"100": 62.8, "500": 88.5, "1000": 90.5, "2000": 92.1, "5000": 93.3}  # bjlkeng's M1 + SVM, accuracy, %
 
 ERROR = {"test error, %": percent("test/error"), "at the last step, %": percent("test/error_last")}
 BOUND = {"test bound, nats": average("test/bound")}
@@ -48,12 +52,7 @@ MINUTES = {"minutes of training": average("train_seconds", 0, 1 / 60)}
 SECONDS = {"seconds": mean("train_seconds", 0)}
 PAPER: dict[str, Column] = {"published M2, %": lambda group: M2_PAPER.get(group[0]["num_labels"], "")}
 TRAINING = {"steps": average("steps", 0), "seconds of training": each("train_seconds", 0, 1.0)}
-RUNS: dict[str, Column] = {
-    "test error by seed, %": each("test/error"),
-    "at the last step, %": each("test/error_last"),
-    **TRAINING,
-    "peak memory, MiB": lambda group: f"{max(get_values(group, 'peak_memory_mib')):,}",
-}
+RUNS: dict[str, Column] = {"test error by seed, %": each("test/error"), **TRAINING}
 
 
 def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table:
@@ -64,16 +63,14 @@ def table(first: str, rows: dict[str, str], columns: dict[str, Column]) -> Table
 
 _BY_LABELS = {f"m2-default-{n}": str(n) for n in (20, *M2_PAPER)}
 _BY_LABELS |= {f"m2-no-pose-{n}": f"{n}, without pose latents and neighbours" for n in M2_PAPER}
-_BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound, no neighbours" for n in M2_PAPER}
+_BY_LABELS |= {f"m2-long-{n}": f"{n}, 8,000 steps, a tenth of the bound" for n in M2_PAPER}
 _PURE = {"m2-pure-100": "`--pure`, 100 labels", "m2-pure-constant-kl-100": "without KL annealing, 100 labels"}
 _PURE |= {"m2-pure-3000": "`--pure`, 3,000 labels", "m2-pure-pose-100": "`--pure --pose`, 100 labels"}
 _PURE |= {"m2-pure-conv-100": "the same without pose latents, 100 labels"}
 _POOLED = {"q(y\\|x)": each("test/error"), "Bayes' rule": each("test/bayes_error"), "both": each("test/both_wrong")}
 _POOLED |= {"pooled": each("test/pooled_error"), "pooled, best weight": each("test/pooled_error_limit")}
 _CONTROL = {"class control, %": percent(lambda one: one.get("test/class_control", {}).get("analogies"))}
-_BY_SPLIT = {"test error, %": ERROR["test error, %"], "by split, %": each("test/error")}
 _SUMS = {f"m2-equal-steps-{name}": name for name in ("exact", "top-k")}
-_SECONDS_BY_SPLIT = {"seconds of training": TRAINING["seconds of training"]}
 _DIGITS_ROWS = {"m2-digits-default-100": "discretised logistic, the default", "m2-digits-100": "Bernoulli"}
 _DIGITS_COLUMNS: dict[str, Column] = {
     "splits": count_seeds,
@@ -98,13 +95,14 @@ def m2_ablation(results: Results) -> str:
     """Return errors of what a model is trained on, and how much they exceed those of the default on the same splits."""
     default = {one["seed"]: one for one in results.get("m2-default-100", [])}
 
-    def exceed(key: str, group: list[Result]) -> str:
-        both = [(100.0 * one[key], 100.0 * default[one["seed"]][key]) for one in group if one["seed"] in default]
-        if group[0] in default.values() or len(both) < 2:
+    def exceed(group: list[Result]) -> str:
+        pairs = [(one, default[one["seed"]]) for one in group if one["seed"] in default]
+        if group[0] in default.values() or len(pairs) < 2:
             return ""
-        test = ttest_rel(*zip(*both, strict=True))
+        ours, theirs = ([100.0 * one["test/error"] for one in runs] for runs in zip(*pairs, strict=True))
+        test = ttest_rel(ours, theirs)
         low, high = test.confidence_interval()
-        return f"{take_mean(a - b for a, b in both):.2f} [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}"
+        return f"{np.mean(ours) - np.mean(theirs):.2f} [{low:.2f}, {high:.2f}], p = {test.pvalue:.2g}"
 
     rows = {
         "m2-default-100": "labels, the bound and both regularisers (the default)",
@@ -116,11 +114,8 @@ def m2_ablation(results: Results) -> str:
         "m2-pure-pose-100": "labels and the bound, with pose latents (`--pure --pose`)",
         "m2-labels-alone-100": "cross-entropy of the labelled examples alone, without augmentation",
     }
-    differences: dict[str, Column] = {
-        "difference from the first row, points": partial(exceed, "test/error"),
-        "the same at the last step": partial(exceed, "test/error_last"),
-    }
-    return build_table(results, "trained on", rows, {"splits": count_seeds, **ERROR, **differences})
+    columns = {"splits": count_seeds, **ERROR, "difference from the first row, points": exceed}
+    return build_table(results, "trained on", rows, columns)
 
 
 # M1 and M1+M2
@@ -128,17 +123,12 @@ def m2_ablation(results: Results) -> str:
 _M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior"}
 _M1 |= {"m1-iwae": "bound, then importance-weighted, k = 5"}
 _M1_PRESETS = {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}
-_M1M2 = {"pure": "`--pure`, %", "default": "default, %", "full-bound": "default with the full bound, %"}
+_M1M2 = {"pure": "`--pure`", "default": "default", "full-bound": "default with the full bound"}
+_M1M2_ROWS = {f"m1m2-{name}-{n}": f"{words}, {n} labels" for name, words in _M1M2.items() for n in M1M2_PAPER}
 
 
 def _log_px(group: list[Result]) -> str:
     return f"{-group[0]['test/log_likelihood']:.2f} ± {group[0]['test/log_likelihood_error']:.3f}"
-
-
-def _steps_of_schedule(group: list[Result]) -> str:
-    used = group[0]["configuration"]
-    stages = [used, *(used["options"][key] for key in ("second_stage",) if key in used["options"])]
-    return f"{group[0]['steps']:,} of {sum(stage['training']['max_steps'] for stage in stages):,}"
 
 
 _NEGATIVE_BOUND = {"negative bound, nats": average("test/bound", 2, -1.0)}
@@ -147,20 +137,16 @@ _M1_COLUMNS: dict[str, Column] = {
     "−log p(x), nats": _log_px,
     **_NEGATIVE_BOUND,
     "active latents": average("test/active_units", 0),
+    "effective samples, median": average("test/effective_samples", 0),
+    "steps": average("steps", 0),
     **MINUTES,
     "Burda et al. (2015), −log p(x)": lambda group: BURDA.get(group[0]["configuration"]["name"], "–"),
-}
-_M1_DETAILS: dict[str, Column] = {
-    "epochs": average("epochs", 0),
-    "steps": _steps_of_schedule,
-    "effective samples, median": average("test/effective_samples", 0),
-    "minutes of estimating log p(x)": _ESTIMATING,
 }
 _PRESET_COLUMNS: dict[str, Column] = {
     "binarisation": lambda group: group[0]["binarisation"],
     **_NEGATIVE_BOUND,
     "of it KL": average("test/kl_z", 2),
-    "of it −E[log p(x\\|z)]": lambda group: f"{-group[0]['test/bound'] - group[0]['test/kl_z']:.2f}",
+    "of it −E[log p(x\\|z)]": average(lambda one: -one["test/bound"] - one["test/kl_z"], 2),
     "−log p(x), nats": _log_px,
     **MINUTES,
 }
@@ -179,44 +165,47 @@ _M1_TIMES = {
 }
 
 
-def m1_svm(results: Results) -> str:
-    rows = [
-        [number, f"{100 * both['svm']:.1f}", f"{100 * both['logistic']:.1f}", f"{BLOG_SVM[number]:.1f}"]
-        for result in results.get("m1-svm", [])
-        for number, both in result["svm"].items()
-    ]
-    return format_table(["labels", "SVM, %", "logistic regression, %", "M1 + SVM of the blog, %"], rows)
+def by_labels(name: str, kinds: dict[str, str], numbers: Iterable[int], results: Results) -> list[list[str]]:
+    """Return test errors of some kinds of runs in a line for each number of labels."""
+    groups = {n: [results.get(name.format(kind, n), []) for kind in kinds] for n in numbers}
+    return [[str(n), *map(percent("test/error"), of_n)] for n, of_n in groups.items() if any(of_n)]
 
 
 def m1m2(results: Results) -> str:
-    rows = []
-    for n in M1M2_PAPER:
-        groups = [results.get(f"m1m2-{name}-{n}", []) for name in _M1M2]
-        if any(groups):
-            rows.append([str(n), *(percent("test/error")(group) for group in groups), M1M2_PAPER[n], TSVM_PAPER[n]])
-    return format_table(["labels", *_M1M2.values(), "published M1+M2, %", "published M1 + TSVM, %"], rows)
+    rows = by_labels("m1m2-{}-{}", _M1M2, M1M2_PAPER, results)
+    published = ["published M1+M2, %", "published M1 + TSVM, %"]
+    header = ["labels", *(f"{words}, %" for words in _M1M2.values()), *published]
+    return format_table(header, [[*row, M1M2_PAPER[int(row[0])], TSVM_PAPER[int(row[0])]] for row in rows])
 
 
-def _m1m2_runs(name: str) -> Table:
-    rows = {f"m1m2-{name}-{n}": str(n) for n in M1M2_PAPER}
-    columns = {"test error by split, %": each("test/error"), "at the last step, %": ERROR["at the last step, %"]}
-    return table("labels", rows, {**columns, **BOUND, **TRAINING})
+def grey_cifar(results: Results) -> str:
+    """Return test errors of M2, and of the methods of scikit-learn, whose errors are in one result."""
+    rows, names = by_labels("cifar-grey-{}-{}", _GREY, (100, 1000), results), []
+    for row in rows:
+        (others,) = results[f"cifar-grey-scikit-learn-{row[0]}"]
+        names = list(others["test/errors"])
+        row += [f"{100.0 * error:.2f}" for error in others["test/errors"].values()]
+    return format_table(["test error, %, by labels", *_GREY.values(), *names], rows)
+
+
+# Photographs
+
+_GREY = {"default": "M2, default", "regularisers-alone": "no bound", "labels-alone": "labels alone"}
+_WEIGHTS = {f"cifar-bound-{weight}": weight for weight in ("1", "0.1", "0.01", "0")}
+_BY_WEIGHT: dict[str, Column] = {
+    "validation error, %": each("val/error", 1),
+    "bound, nats": each("val/bound", 0, 1.0),
+    "KL of z, nats": each(lambda one: one["val/kl_z"] if one["val/bound"] else None, 1, 1.0),
+    "class control, %": each(lambda one: one["val/class_control"] and one["val/class_control"]["samples"], 0),
+}
 
 
 # DDGM
 
 
-def _in_deviations(key: str, group: list[Result]) -> str:
-    """Return how far the worst seed lies above two real samples, in standard deviations of their distance."""
-    known = [(one[key] - one["floor"][0]) / one["floor"][1] for one in group if one.get(key) is not None]
-    return f"{max(known):.1f}" if known else "–"
-
-
-def _floor(key: str, group: list[Result]) -> str:
+def _floor(group: list[Result]) -> str:
     """Return the mean of the means and the root mean square of the standard deviations of real samples."""
-    if not (floors := get_values(group, key)):
-        return "–"
-    means, deviations = zip(*floors, strict=True)
+    means, deviations = zip(*get_values(group, "floor"), strict=True)
     return f"{take_mean(means):.2f} ± {take_mean(one**2 for one in deviations) ** 0.5:.2f}"
 
 
@@ -234,18 +223,11 @@ _RING: dict[str, Column] = {
 }
 _TOY: dict[str, Column] = {
     "energy distance ×1,000": mean("energy_distance"),
-    "two real samples": partial(_floor, "floor"),
+    "after Langevin steps": mean("langevin_energy_distance"),
+    "two real samples": _floor,
     "total variation": mean("total_variation", 3, 1.0, max),
     "KL, nats": mean("kl_divergence", 3, 1.0, max),
     **SECONDS,
-}
-_TOY_DETAILS: dict[str, Column] = {
-    "least mode, %": percent("least_share", 1, min),
-    "worst energy distance, in s": partial(_in_deviations, "energy_distance"),
-    "after Langevin steps: energy distance ×1,000": mean("langevin_energy_distance"),
-    "worst, in s": partial(_in_deviations, "langevin_energy_distance"),
-    "MMD² ×1,000": mean("squared_mmd"),
-    "two real samples": partial(_floor, "mmd_floor"),
 }
 _LOG_Z: dict[str, Column] = {
     "on a grid": mean("log_z_grid"),
@@ -268,12 +250,15 @@ _CLASSES: dict[str, Column] = {"seeds": count_seeds, "test error, %": percent("t
 _GAPS = {"training icons": last("train/energy_gap", 0), "held-out icons": mean("test/energy_gap", 0)}
 _EXAMPLES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
 _EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _EXAMPLES.items()}
-_EXAMPLE_TIMES = {
-    name: average(key, 1, 1 / 60) for name, key in (("minutes", "seconds"), ("of it training", "train_seconds"))
+_EXAMPLE_TIMES = {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)}
+_METHODS = {"ours": "this package, `--pure`", "tutorial": "stock Pyro, as in its tutorial"}
+_TIME_TO_ERROR = {
+    "": "{words}",
+    "seed": "{configuration[seed]}",
+    "seconds to 5 % error": "{reached:.0f}",
+    "steps": "{steps:,}",
+    "least error, %": "{least:.2f}",
 }
-
-
-_SHARES = {str(n): percent(lambda one, n=n: one["shares"][n] if "shares" in one else None, 1) for n in range(10)}
 
 
 def _settings(*names: str) -> dict[str, str]:
@@ -281,12 +266,6 @@ def _settings(*names: str) -> dict[str, str]:
     prefixes = {data: f"{data}, " if len(names) > 1 else "" for data in names}
     kinds = {"default": "preset", "source": "settings of the source"}
     return {f"ddgm-{data}-{kind}": prefixes[data] + words for data in names for kind, words in kinds.items()}
-
-
-def ddgm_digits_classes(results: Results) -> str:
-    shares = {name: [{"shares": one["class_shares"]} for one in results.get(name, [])] for name in _settings("mnist")}
-    shares["real"] = [{"shares": one["real_class_shares"]} for one in results.get("ddgm-mnist-default", [])[:1]]
-    return build_table(shares, "share of each class, %", {**_settings("mnist"), "real": "test images"}, _SHARES)
 
 
 def ddgm_auroc(data: str, results: Results) -> str:
@@ -304,14 +283,12 @@ def ddgm_icons(results: Results) -> str:
 
 
 def time_to_error(results: Results) -> str:
-    rows = []
-    for name, words in (("time-ours", "this package, `--pure`"), ("time-tutorial", "stock Pyro, as in its tutorial")):
-        for one in results.get(name, []):
-            reached = next((f"{seconds:.0f}" for seconds, error in one["curve"] if error <= 0.05), "–")
-            at, least = min(one["curve"], key=lambda point: point[1])
-            cells = [str(one["configuration"]["seed"]), reached, f"{one['steps']:,}", f"{100 * least:.2f}", f"{at:.0f}"]
-            rows.append([words, *cells])
-    return format_table(["", "seed", "seconds to 5 % error", "steps", "least error, %", "after seconds"], rows)
+    runs = [one for name in ("time-ours", "time-tutorial") for one in results.get(name, [])]
+    for one in runs:
+        one["reached"] = next((seconds for seconds, error in one["curve"] if error <= 0.05), math.nan)
+        one["least"] = 100 * min(error for _, error in one["curve"])
+        one["words"] = _METHODS[one["configuration"]["name"]]
+    return fill_table(runs, _TIME_TO_ERROR)
 
 
 TABLES: dict[str, Table] = {  # by the name of their file
@@ -321,24 +298,21 @@ TABLES: dict[str, Table] = {  # by the name of their file
     "m2_pooled": table("error of", {"m2-pooled-100": "seed 0, %"}, _POOLED),
     "m2_pure": table("run", _PURE, {**ERROR, **BOUND, **PAPER}),
     "m2_pure_runs": table("run", _PURE, RUNS),
-    "m2_enumeration": table("sum over classes", _SUMS, _BY_SPLIT | _SECONDS_BY_SPLIT),
+    "m2_enumeration": table("sum over classes", _SUMS, {"test error, %": percent("test/error"), **RUNS}),
     "m2_digits": table("likelihood", _DIGITS_ROWS, _DIGITS_COLUMNS),
     "m2_failures": table("run", _ALPHAS, _DIAGNOSTICS),
     "m1_likelihood": table("trained by", _M1, _M1_COLUMNS),
-    "m1_likelihood_runs": table("trained by", _M1, _M1_DETAILS),
     "m1_presets": table("preset", _M1_PRESETS, _PRESET_COLUMNS),
-    "m1_svm": m1_svm,
     "m1m2": m1m2,
-    **{f"m1m2_{name.replace('-', '_')}_runs": _m1m2_runs(name) for name in _M1M2},
+    "m1m2_runs": table("run", _M1M2_ROWS, {**RUNS, **BOUND}),
+    "grey_cifar": grey_cifar,
+    "bound_weight": table("weight of the bound", _WEIGHTS, _BY_WEIGHT),
     "m1_bayes": table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
     "m1_times": table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),
     "ddgm_ring": table("", _settings("ring"), {**_RING, **_TOY}),
     "ddgm_spiral": table("", _settings("spiral"), {"seeds": count_seeds, **_TOY}),
-    "ddgm_toy_details": table("", _settings("ring", "spiral"), _TOY_DETAILS),
-    "ddgm_ring_modes": table("share of each mode, %", _settings("ring"), _SHARES),
     "ddgm_log_z": table("log Z, nats", _settings("ring", "spiral"), _LOG_Z),
     "ddgm_digits": table("", _settings("mnist"), _DIGITS),
-    "ddgm_digits_classes": ddgm_digits_classes,
     "ddgm_digits_auroc": partial(ddgm_auroc, "mnist"),
     "ddgm_classes": table("trained on", _CLASS_RUNS, _CLASSES),
     "ddgm_icons": ddgm_icons,
@@ -353,7 +327,7 @@ def write_tables(docs: Path = DOCS) -> None:
     """Write every table below ``docs/_generated``, from the files in ``docs/results`` and ``docs/benchmarks``."""
     results = load_results(docs / "results")
     found = {name: make(results) for name, make in TABLES.items()}
-    modules = "blog_tables", "grey_cifar", "options", "scale", "scale_processes", "shared_errors", "step", "tables"
+    modules = "blog_tables", "options", "scale", "scale_processes", "shared_errors", "step", "tables"
     for module in modules:  # which import this one
         found |= import_module(module).make_tables(docs)
     (docs / "_generated").mkdir(exist_ok=True)
@@ -361,9 +335,43 @@ def write_tables(docs: Path = DOCS) -> None:
         (docs / "_generated" / f"{name}.md").write_text((content or "*Not measured yet.*") + "\n")
 
 
+def draw_curves(path: Path, title: str, runs: dict[str, str], columns: dict[str, str], ticks: Sequence[int]) -> None:
+    """Draw validation metrics during training, a line for each seed; the first of them on a logarithmic axis."""
+    results, width = load_results(DOCS / "results"), min(2, len(columns))
+    figure = new_figure(5.0 * width, 3.1 * len(columns) / width)
+    for axes, (column, label) in zip(
+        np.ravel(figure.subplots(len(columns) // width, width)), columns.items(), strict=True
+    ):
+        for colour, (name, words) in zip(_COLOURS, runs.items(), strict=False):
+            for seed, result in enumerate(results[name]):
+                lines = [line for line in result["curves"] if column in line]
+                values = [(100.0 if column == "val/error" else 1.0) * line[column] for line in lines]
+                axes.plot([line["step"] for line in lines], values, color=colour, label="" if seed else words)
+        axes.set(xlabel="step", ylabel=label)
+        style_axes(axes, grid=True)
+    first = figure.axes[0]
+    first.set_yscale("log")
+    first.set_yticks(ticks, map(str, ticks))
+    first.minorticks_off()
+    first.legend(frameon=False, fontsize=8)
+    set_title(figure, title)
+    save_figure(figure, path)
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73")
+_METRICS = {
+    "val/error": "validation error, %",
+    "val/entropy_y": "H(q(y|x)), nats",
+    "val/mutual_information": "mutual information of x and y, nats",
+    "val/kl_z": "KL of z, nats",
+}
+
+
 if __name__ == "__main__":
     write_tables()
     if "--figures" in sys.argv:
-        from figures import draw_figures
-
-        draw_figures()
+        failures = "M2 at 100 labels with too small and too large a weight of the cross-entropy"
+        draw_curves(DOCS / "_static" / "pure-m2.png", failures, _ALPHAS, _METRICS, (2, 3, 5, 10, 20, 40))
+        error = {"val/error": _METRICS["val/error"]}
+        path = DOCS / "results" / "ddgm-classes.png"
+        draw_curves(path, "Energies of classes from 100 labels", _CLASS_RUNS, error, (2, 3, 5, 10, 20, 50))

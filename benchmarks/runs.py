@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from machine import get_memory
+from machine import call_apart
 from result_tables import write_tables
 from table_format import DOCS, Result, load_json
 
@@ -116,12 +114,9 @@ def main(description: str | None, configurations: Any, train: Train, argv: Seque
 
 
 def _make(train: Train, args: argparse.Namespace, run: Run) -> None:
-    """Make one run in a process of its own, which gives its peak memory, and write its result."""
+    """Make one run in a process of its own, with its share of the threads, and write its result."""
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        result = {"configuration": asdict(run), **pool.submit(train, run, args.data_dir, args.keep).result()}
-        result["peak_memory_mib"] = pool.submit(get_memory, "VmHWM").result()
+    result = {"configuration": asdict(run), **call_apart(threads, train, run, args.data_dir, args.keep)}
     keys = ("test/error", "test/log_likelihood", "test/bound", "train_seconds")
     print(f"{run.name}, seed {run.seed}:", {key: result[key] for key in keys if key in result}, flush=True)
     if not run.path.exists():

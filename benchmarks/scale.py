@@ -9,26 +9,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, get_memory
+from machine import call_apart, describe, get_memory
 from numpy.typing import NDArray
 from result_tables import write_tables
-from table_format import DOCS, format_table, load_json
+from table_format import DOCS, fill_table, load_json
 from torch.utils.data import Subset
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 from pyro_ssvae.data import BatchStream, storage
+from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, save_figure, style_axes
 
 STORE = "benchmarks/scale.json"
 ROWS, COLUMNS, BLOCK = 10_000_000, 500, 100_000  # of the file; rows of it that are drawn, and repeated
@@ -89,8 +88,7 @@ def measure_first_step(likelihood: str, rows: int) -> dict[str, Any]:
     base, started = get_memory("VmHWM"), time.perf_counter()
     train(SemiSupervisedData.from_arrays(x, y), 1, likelihood=likelihood)
     seconds = time.perf_counter() - started
-    grown = get_memory("VmHWM") - base
-    return {"likelihood": likelihood, "seconds": seconds, "grown_mib": grown, "array_mib": x.nbytes / 2**20}
+    return {"likelihood": likelihood, "seconds": seconds, "grown_mib": get_memory("VmHWM") - base}
 
 
 def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
@@ -136,24 +134,15 @@ def measure_steps(varied: str, value: int, steps: int) -> dict[str, Any]:
     """Return milliseconds of a step with one of rows, columns and classes at ``value``, the others at defaults."""
     size = {"rows": 20_000, "columns": 100, "classes": 10} | {varied: value}
     columns = 20 if varied == "rows" else size["columns"]
-    x, started = draw(size["rows"], columns), time.perf_counter()
     y = draw_labels(size["rows"], size["classes"], max(200, size["classes"]))
-    data = SemiSupervisedData.from_arrays(x, y, num_classes=size["classes"])
+    data = SemiSupervisedData.from_arrays(draw(size["rows"], columns), y, num_classes=size["classes"])
     found = train(data, steps, "top-k" if varied == "classes" else "exact")
-    before = time.perf_counter() - started - found * steps / 1000
-    print(f"{value:,} {varied}: {found:.1f} ms a step, {before:.1f} s before the first", flush=True)
-    return {"varied": varied, "value": value, "milliseconds": found, "seconds_before": before}
+    print(f"{value:,} {varied}: {found:.1f} ms a step", flush=True)
+    return {"varied": varied, "value": value, "milliseconds": found}
 
 
 def measure(folder: Path, share: float) -> dict[str, Any]:
     """Return everything that is measured, of a share of the rows, columns, classes and steps."""
-
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:  # in a process of its own, for its memory
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            result = pool.submit(function, *arguments).result()
-        print(function.__name__, {k: v for k, v in result.items() if k != "memory_mib"}, flush=True)
-        return result
 
     def part(number: int) -> int:
         return max(2, round(share * number))
@@ -164,80 +153,59 @@ def measure(folder: Path, share: float) -> dict[str, Any]:
     settings = [(varied, part(value)) for varied, values in STEPS.items() for value in values]
     found["steps"] = [measure_steps(*setting, part(100)) for setting in settings]
     found["sources"] = measure_sources(folder, part(200_000))
-    found["first_step"] = [run(measure_first_step, name, part(1_000_000)) for name in ("gaussian", "auto")]
+    found["first_step"] = [call_apart(1, measure_first_step, name, part(1_000_000)) for name in ("gaussian", "auto")]
     block, rows = draw(BLOCK, COLUMNS), part(ROWS)
     with open(folder / "x.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, COLUMNS)})
         for start in range(0, rows, BLOCK):
             block[: rows - start].tofile(file)
-    found["disk"] = run(measure_disk, folder, rows, part(1000))
+    found["disk"] = call_apart(1, measure_disk, folder, rows, part(1000))
     return found
+
+
+DISK = {
+    "file": "{gigabytes:g} GB, {rows:,} rows",
+    "memory before": "{base_mib:,} MiB",
+    "largest memory": "{peak_mib:,} MiB",
+    "one pass in batches of 1,000": "{seconds:.0f} s",
+    "a step of M2 from disk": "{from_disk:.1f} ms",
+    "a step in memory": "{in_memory:.1f} ms",
+}
+SOURCES = {"source": "{kind}", "rows a second": "{rows_per_second:,.0f}", "MB a second": "{mb_per_second:,.0f}"}
+FIRST_STEP = {
+    "likelihood": "`{likelihood}`",
+    "seconds": "{seconds:.1f}",
+    "memory beyond the array, MiB": "{grown_mib:,}",
+}
+STEP_TIMES = {"": "{value:,} {varied}", "milliseconds of a step": "{milliseconds:.1f}"}
 
 
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables of docs/scale.md on data, from the file of results."""
     found = load_json(docs / STORE, {})
-    disk, rows = found.get("disk"), []
-    if disk:
-        rows = [
-            ["file", f"{disk['gigabytes']:g} GB, {disk['rows']:,} rows of {COLUMNS} columns"],
-            ["memory of the process before", f"{disk['base_mib']:,} MiB"],
-            ["largest while it read and trained", f"{disk['peak_mib']:,} MiB"],
-            ["one pass in batches of 1,000", f"{disk['seconds']:.0f} s"],
-            ["a step of M2 from disk", f"{statistics.median(disk['disk_ms']):.1f} ms"],
-            ["a step of M2 in memory", f"{statistics.median(disk['memory_ms']):.1f} ms"],
-        ]
-    sources = [
-        [one["kind"], f"{one['rows_per_second']:,.0f}", f"{one['mb_per_second']:,.0f}"]
-        for one in found.get("sources", [])
+    disk = [
+        {**one, "from_disk": statistics.median(one["disk_ms"]), "in_memory": statistics.median(one["memory_ms"])}
+        for one in ([found["disk"]] if found else [])
     ]
-    first_steps = [
-        [f"`{one['likelihood']}`", f"{one['seconds']:.1f}", f"{one['grown_mib']:,}", f"{one['array_mib']:,.0f}"]
-        for one in found.get("first_step", [])
-    ]
-    steps = [
-        [f"{one['value']:,} {one['varied']}", f"{one['milliseconds']:.1f}", f"{one['seconds_before']:.1f}"]
-        for one in found.get("steps", [])
-    ]
-    memory = ["memory beyond the array, MiB", "the array, MiB"]
     return {
-        "scale_disk": format_table(["", "value"], rows),
-        "scale_sources": format_table(["source", "rows a second", "MB a second"], sources),
-        "scale_first_step": format_table(["likelihood", "seconds", *memory], first_steps),
-        "scale_steps": format_table(["", "milliseconds of a step", "seconds before the first"], steps),
+        "scale_disk": fill_table(disk, DISK),
+        "scale_sources": fill_table(found.get("sources", []), SOURCES),
+        "scale_first_step": fill_table(found.get("first_step", []), FIRST_STEP),
+        "scale_steps": fill_table(found.get("steps", []), STEP_TIMES),
     }
 
 
-def draw_figures() -> None:
-    """Draw memory during a pass, rows a second by source, and the time of a step, from the file of results."""
-    from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, new_figure, save_figure, style_axes
-
-    found = json.loads((DOCS / STORE).read_text())
-    disk, memory = found["disk"], found["disk"]["memory_mib"]
+def draw_memory() -> None:
+    """Draw memory during a pass, from the file of results."""
+    disk = json.loads((DOCS / STORE).read_text())["disk"]
     figure, axes = new_axes(4.6, 2.6)
-    read = np.linspace(0.0, disk["gigabytes"], len(memory))
-    axes.plot(read, memory, color=ACCENT)
+    read = np.linspace(0.0, disk["gigabytes"], len(disk["memory_mib"]))
+    axes.plot(read, disk["memory_mib"], color=ACCENT)
     axes.axhline(disk["base_mib"], color=FAINT, linewidth=0.8, linestyle=":")
     axes.annotate("before", (read[-1], disk["base_mib"]), ha="right", va="top", fontsize=8, color=FAINT)
-    axes.set(xlabel="GB read", ylabel="memory of the process, MiB", ylim=(0, 1.3 * max(memory)))
+    axes.set(xlabel="GB read", ylabel="memory of the process, MiB", ylim=(0, 1.3 * max(disk["memory_mib"])))
     style_axes(axes, grid=True)
     save_figure(figure, DOCS / "_static" / "scale-memory.png")
-    figure, axes = new_axes(5.2, 2.6)
-    for one in reversed(found["sources"]):
-        axes.plot(one["rows_per_second"], one["kind"].replace("`", ""), "o", color=ACCENT)
-    axes.set(xlabel="rows a second", xscale="log")
-    style_axes(axes, grid=True)
-    save_figure(figure, DOCS / "_static" / "scale-sources.png")
-    figure = new_figure(8.4, 2.4)
-    for axes, varied in zip(figure.subplots(1, len(STEPS), sharey=True), STEPS, strict=True):
-        times = {one["value"]: one["milliseconds"] for one in found["steps"] if one["varied"] == varied}
-        axes.plot(times.keys(), times.values(), "o-", color=ACCENT)
-        axes.set(xlabel=varied, xscale="log", yscale="log", xticks=[*times])
-        axes.set_yticks(ticks := (10, 20, 50, 100, 200, 500), map(str, ticks))
-        axes.minorticks_off()
-        style_axes(axes, grid=True)
-    figure.axes[0].set_ylabel("milliseconds of a step")
-    save_figure(figure, DOCS / "_static" / "scale-steps.png")
 
 
 def main() -> None:
@@ -251,7 +219,7 @@ def main() -> None:
     if args.share == 1.0:
         (DOCS / STORE).write_text(json.dumps(found, indent=1) + "\n")
         write_tables()
-        draw_figures()
+        draw_memory()
 
 
 if __name__ == "__main__":

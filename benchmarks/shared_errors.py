@@ -20,14 +20,15 @@ from table_format import DOCS, format_table, load_json
 from torch import Tensor
 
 from pyro_ssvae import SemiSupervisedData, load
-from pyro_ssvae.plots.style import new_figure, save_figure, set_title
+from pyro_ssvae.plots.style import new_image_grid, save_figure
 
 STORE = "benchmarks/shared_errors.json"
 FIGURE = DOCS / "_static" / "shared-errors.png"
 _ROWS, _COLUMNS = 5, 8  # of the figure: pairs of classes, images of each
 _DEFAULT = "m2-default-100"
-_KINDS = {_DEFAULT: "default", "m2-no-neighbours-100": "without neighbours"}
-_KINDS |= {
+_KINDS = {
+    _DEFAULT: "default",
+    "m2-no-neighbours-100": "without neighbours",
     "m2-regularisers-alone-100": "without the bound",
     "m2-regularisers-alone-no-neighbours-100": "without either",
 }
@@ -70,17 +71,13 @@ def measure(probabilities: dict[str, Tensor], y: Tensor) -> tuple[dict[str, Any]
 
 def draw(pairs: list[list[int]], wrong: Tensor, predicted: Tensor, data: SemiSupervisedData) -> None:
     """Draw images that all models get wrong, a line for each of the most frequent pairs of classes."""
-    figure = new_figure(6.0, 0.75 * _ROWS + 0.5)
-    grid = figure.subplots(_ROWS, _COLUMNS)
-    for axes in grid.flat:
-        axes.axis("off")
-    for line, (y, other, number) in zip(grid, pairs, strict=False):
-        line[0].set_title(f"{y}, predicted {other}: {number} images", loc="left", fontsize=8)
-        chosen = (wrong & (data.y_test == y) & (predicted == other)).nonzero()[:_COLUMNS, 0]
-        for axes, image in zip(line, data.x_test[chosen, 0], strict=False):
-            axes.imshow(np.asarray(image), cmap="gray_r")
-    set_title(figure, "Test images that the models of all label splits get wrong")
-    save_figure(figure, FIGURE)
+    tiles = np.ones((_ROWS, _COLUMNS, 28, 28, 3))
+    for line, (y, other, _) in zip(tiles, pairs, strict=False):
+        chosen = data.x_test[wrong & (data.y_test == y) & (predicted == other), 0][:_COLUMNS]
+        line[: len(chosen)] = 1.0 - chosen.numpy()[..., None] / 255.0
+    names = [f"{y}, predicted {other}: {number} images" for y, other, number in pairs]
+    title = "Test images that the models of all label splits get wrong"
+    save_figure(new_image_grid(tiles, title, "", row_names=names), FIGURE)
 
 
 def make_tables(docs: Path) -> dict[str, str]:

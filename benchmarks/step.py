@@ -1,4 +1,4 @@
-"""Time one training step of M2 on the CPU: this package, stock Pyro as in its tutorial, pyroved, PyTorch by hand.
+"""Time one training step of M2 on the CPU: this package, stock Pyro as in its tutorial, PyTorch by hand.
 
     python benchmarks/step.py                        # every contender, 10, 100 and 1,000 classes, 1 and 2 threads
     python benchmarks/step.py --classes 10 --only ours --only hand-written
@@ -14,20 +14,18 @@ import argparse
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from contenders import MNIST, Contender, HandWritten, Ours, Pyroved, TutorialPyro
-from machine import describe, get_memory
+from contenders import MNIST, Contender, HandWritten, Ours, TutorialPyro
+from machine import call_apart, describe
 from result_tables import write_tables
 from table_format import DOCS, Result, format_table, load_json
 from torch import Tensor
@@ -40,53 +38,16 @@ BATCH_SIZE = 200  # unlabelled examples per step
 LARGE = 50_000  # batch size times classes from which the time is estimated on a small batch first
 ROUNDS = 3  # visits to each contender
 SECONDS, STEPS = 3.0, 20  # of a visit at most, after at least one step
-PATIENCE = 10.0  # seconds of a step that is not repeated
+PATIENCE = 10.0  # seconds of a step that is not measured
 
 CONTENDERS: dict[str, tuple[str, Callable[..., Contender]]] = {  # by name: what the tables call it, what makes it
     "tutorial": ("stock Pyro, as in its tutorial", TutorialPyro),
-    "pyroved": ("pyroved", Pyroved),
     "hand-written": ("PyTorch by hand", HandWritten),
     "ours-eager": ("this package, exact, eager", partial(Ours, compile="eager")),
     "ours": ("this package, exact, compiled", Ours),
     "ours-top-k-eager": ("this package, top-k, eager", partial(Ours, enumeration="top-k", compile="eager")),
     "ours-top-k": ("this package, top-k, compiled", partial(Ours, enumeration="top-k")),
 }
-SETTING = ("classes", "threads", "labelled")  # what contenders that are compared with each other have in common
-
-
-class Timer:
-    """A contender, its batches, and the time of its steps; ``reason`` says if one would exceed the patience."""
-
-    def __init__(self, make: Callable[..., Contender], classes: int, labelled: int) -> None:
-        self.contender = make(num_classes=classes)
-        self.seconds: float | None = None  # of a step
-        self.reason: str | None = None
-        if classes * BATCH_SIZE >= LARGE:
-            self.batches = itertools.cycle(make_batches(20, labelled, classes))
-            self.step()  # the optimiser allocates its state in the first step
-            seconds = self.step() * BATCH_SIZE / 20  # the time is proportional to the batch size
-            self.reason = f"about {seconds:.0f} s" if seconds > PATIENCE else None
-        self.batches = itertools.cycle(make_batches(BATCH_SIZE, labelled, classes))
-
-    def step(self) -> float:
-        """Take a step and return its seconds."""
-        started = time.perf_counter()
-        self.contender.step(*next(self.batches))
-        return time.perf_counter() - started
-
-    def visit(self) -> list[float]:
-        """Return the seconds of some steps; the first visit warms up before."""
-        if self.seconds is None:
-            for _ in range(self.contender.warm_up):
-                self.step()
-            self.seconds = self.step()
-            if self.seconds > PATIENCE:
-                return [self.seconds]
-        if self.seconds < SECONDS:
-            self.seconds = self.step()  # caches are cold after the visits to the others
-        times = [self.step() for _ in range(max(1, min(STEPS, int(SECONDS / self.seconds))))]
-        self.seconds = min(times)
-        return times
 
 
 def make_batches(size: int, labelled: int, classes: int, *, device: str = "cpu", number: int = 8) -> list[tuple]:
@@ -102,44 +63,50 @@ def make_batches(size: int, labelled: int, classes: int, *, device: str = "cpu",
     return [(draw_pixels(size), *(draw_labelled() if labelled else ())) for _ in range(number)]
 
 
-_timer: Timer | None = None  # of the contender whose process this is
+def visit(name: str, classes: int, labelled: int) -> list[float] | str:
+    """Return the milliseconds of some steps of a contender, or an estimate of one that would exceed the patience."""
+    contender = CONTENDERS[name][1](num_classes=classes)
+
+    def step(batches: Iterator[tuple]) -> float:
+        started = time.perf_counter()
+        contender.step(*next(batches))
+        return 1000.0 * (time.perf_counter() - started)
+
+    if classes * BATCH_SIZE >= LARGE:
+        few = itertools.cycle(make_batches(20, labelled, classes))
+        step(few)  # the optimiser allocates its state in the first step
+        seconds = step(few) / 1000.0 * BATCH_SIZE / 20  # the time is proportional to the batch size
+        if seconds > PATIENCE:
+            return f"about {seconds:.0f} s"
+    batches = itertools.cycle(make_batches(BATCH_SIZE, labelled, classes))
+    for _ in range(contender.warm_up):
+        step(batches)
+    times = [step(batches)]
+    while sum(times) < 1000.0 * SECONDS and len(times) < STEPS:
+        times.append(step(batches))
+    return [round(one, 4) for one in times]
 
 
-def build(name: str, setting: dict[str, int]) -> dict[str, Any]:
-    """Build a contender in this process; return the memory before it, or why it cannot be measured."""
-    global _timer
-    torch.set_num_threads(setting["threads"])
-    base = get_memory()
-    _timer = Timer(CONTENDERS[name][1], setting["classes"], setting["labelled"])
-    return {"base_mib": base, "reason": _timer.reason}
-
-
-def visit() -> tuple[list[float], int]:
-    """Return the seconds of steps of the contender in this process, and the peak memory in MiB."""
-    assert _timer is not None
-    return _timer.visit(), get_memory("VmHWM")
-
-
-def measure(setting: dict[str, int], names: list[str]) -> list[Result]:
-    """Measure contenders in one setting, in alternation, and return their results."""
+def measure(classes: int, threads: int, labelled: int, names: list[str]) -> list[Result]:
+    """Measure contenders in one setting, in alternation, each visit in a process of its own."""
     # Libraries read their number of threads from the environment when they are loaded.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(setting["threads"])
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    setting = {"classes": classes, "threads": threads, "labelled": labelled}
     results: dict[str, Result] = {name: {"contender": name, **setting, "visits": [], "reason": None} for name in names}
-    pools = {name: ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) for name in names}
-    for round_, (name, result) in itertools.product(range(-1, ROUNDS), results.items()):
+    for _, (name, result) in itertools.product(range(ROUNDS), results.items()):
+        if result["reason"]:
+            continue
         try:
-            if round_ < 0:
-                result |= pools[name].submit(build, name, setting).result()
-            elif not result["reason"]:
-                times, result["peak_mib"] = pools[name].submit(visit).result()
-                result["visits"].append([round(1000 * seconds, 4) for seconds in times])
-                result["reason"] = "one step only" if min(times) > PATIENCE else None
+            found = call_apart(threads, visit, name, classes, labelled)
         except Exception as error:  # a process that ran out of memory, or what a contender raised
-            result["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-    for name, result in results.items():
-        pools[name].shutdown()
-        times = list(itertools.chain(*result["visits"]))
-        print(setting, f"{name}:", f"{statistics.median(times):.2f} ms" if times else result["reason"], flush=True)
+            found = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        if isinstance(found, str):
+            result["reason"] = found
+        else:
+            result["visits"].append(found)
+        print(
+            setting, f"{name}:", found if isinstance(found, str) else f"{statistics.median(found):.2f} ms", flush=True
+        )
     return list(results.values())
 
 
@@ -148,7 +115,10 @@ def keep(results: list[Result]) -> None:
     path, machine = DOCS / STEP, describe("cpu")
     stored = load_json(path, {})
     old = stored["results"] if stored.get("machine") == machine else []
-    merged = {tuple(result[name] for name in ("contender", *SETTING)): result for result in [*old, *results]}
+    merged = {
+        tuple(result[name] for name in ("contender", "classes", "threads", "labelled")): result
+        for result in [*old, *results]
+    }
     lines = ",\n".join("  " + json.dumps(result) for result in merged.values())
     command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
     head = json.dumps({"command": command, "batch_size": BATCH_SIZE, "machine": machine}, indent=1)[:-2]
@@ -319,17 +289,16 @@ def _make_step_table(results: list[Result], classes: int, labelled: int) -> str:
     threads, rows = sorted({one["threads"] for one in present}), []
     for name, (words, _) in CONTENDERS.items():
         own = {one["threads"]: one for one in present if one["contender"] == name}
-        cells = []
+        cells = [words]
         for number in threads if own else ():
             time, base = (find_median(present, contender=who, threads=number) for who in (name, "tutorial"))
             reason = own.get(number, {}).get("reason") or "–"
             # Times have three digits.
-            cells += [f"{time:,.{2 if time < 10 else 1 if time < 100 else 0}f}" if time else reason]
-            cells += [f"{base / time:.2f}" if time and base else "–"]
-        memory = [one["peak_mib"] - one["base_mib"] for one in own.values() if "peak_mib" in one]
+            cells.append(f"{time:,.{2 if time < 10 else 1 if time < 100 else 0}f}" if time else reason)
+            cells.append(f"{base / time:.2f}" if time and base else "–")
         if own:
-            rows.append([words, *cells, f"{max(memory):,}" if memory else "–"])
-    return format_table(["step", *_name_columns(threads, "ms", "× tutorial"), "memory of the step, MiB"], rows)
+            rows.append(cells)
+    return format_table(["step", *_name_columns(threads, "ms", "× tutorial")], rows)
 
 
 def _make_floor_table(results: list[Result], steps: list[Result]) -> str:
@@ -358,8 +327,8 @@ def main() -> None:
         found = measure_floor(args.classes, args.threads)
         (DOCS / FLOOR).write_text(json.dumps(found, indent=1) + "\n")
     else:
-        for setting in itertools.product(args.classes, args.threads, [args.labelled]):
-            keep(measure(dict(zip(SETTING, setting, strict=True)), args.only or [*CONTENDERS]))
+        for classes, threads in itertools.product(args.classes, args.threads):
+            keep(measure(classes, threads, args.labelled, args.only or [*CONTENDERS]))
     write_tables()
 
 

@@ -44,6 +44,20 @@ def build_table(results: Results, first: str, rows: dict[str, str], columns: dic
     return format_table([first, *columns], lines)
 
 
+def fill_table(entries: Iterable[Result], columns: dict[str, str]) -> str:
+    """Return a table with a line for each entry; columns are format strings of its values by their header."""
+    return format_table([*columns], [[cell.format(**entry) for cell in columns.values()] for entry in entries])
+
+
+def mark(table: str, best: Callable[[list[float]], float]) -> str:
+    """Return a table of numbers with the best of each line in bold."""
+    head, rows = table.splitlines()[:2], [line[2:-2].split(" | ") for line in table.splitlines()[2:]]
+    for row in rows:
+        number = best([float(cell) for cell in row[1:]])
+        row[1:] = [f"**{cell}**" if float(cell) == number else cell for cell in row[1:]]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
 def get_values(group: list[Result], key: Key) -> list[Any]:
     """Return the values of a key, leaving out results that lack it."""
     values = [key(result) if callable(key) else result.get(key) for result in group]
@@ -60,20 +74,20 @@ def format_mean(values: Sequence[float], digits: int = 2, factor: float = 1.0, w
     return text
 
 
-def format_points(values: list[float], sign: str = "") -> str:
-    """Return mean ± standard error of fractions, in percent."""
-    error = f" ± {100.0 * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{100.0 * statistics.mean(values):{sign}.1f}{error}"
+def points(key: Key, sign: str = "") -> Column:
+    """Mean ± standard error over the seeds of a fraction, in percent."""
+
+    def format_points(group: list[Result]) -> str:
+        values = [100.0 * value for value in get_values(group, key)]
+        error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):{sign}.1f}{error}" if values else ""
+
+    return format_points
 
 
-def format_difference(ours: Iterable[float], theirs: Iterable[float]) -> str:
-    """Return mean ± standard error of paired differences, in points."""
-    return format_points([a - b for a, b in zip(ours, theirs, strict=True)], "+")
-
-
-def select(fits: dict[str, dict[str, float]], prefix: str) -> list[dict[str, float]]:
-    """Return the fits whose keys start so."""
-    return [one for key, one in fits.items() if key.startswith(f"{prefix}/")]
+def minus(first: str, second: str) -> Column:
+    """Mean ± standard error of the difference of two fractions of a result, in points."""
+    return points(lambda one: one[first] - one[second] if first in one else None, "+")
 
 
 def mean(key: Key, digits: int = 2, factor: float = 1.0, worst: Any = None) -> Column:

@@ -32,7 +32,19 @@ from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.preprocessing import StandardScaler
-from table_format import DOCS, Result, format_difference, format_points, format_table, load_json, select
+from table_format import (
+    DOCS,
+    Column,
+    Result,
+    Results,
+    average,
+    build_table,
+    count_seeds,
+    load_json,
+    mark,
+    minus,
+    points,
+)
 from table_methods import (
     METHODS,
     OWN,
@@ -63,81 +75,9 @@ def measure_table(name: str, seed: int, args: argparse.Namespace) -> Result:
     return measure((METHODS | PARTS)[method], split_rows(x, y, seed), seed, prepare)
 
 
-def collect(fits: Fits, key: str, methods: Iterable[str] = METHODS) -> dict[str, dict[str, list[float]]]:
-    """Return a score by the words for each set and by method, over the seeds that every method of the set has."""
-    seeds, found = sorted({one.split("/")[2] for one in fits}), {}
-    for name, words in SETS.items():
-        known = [seed for seed in seeds if all(f"{name}/{m}/{seed}" in fits for m in methods)]
-        if known:
-            found[words] = {m: [fits[f"{name}/{m}/{seed}"][key] for seed in known] for m in methods}
-    return found
-
-
-def make_score_table(fits: Fits, key: str) -> str:
-    """Return means over the seeds in percent, the best of each set in bold, and mean ranks."""
-    scores = collect(fits, key)
-    means = {name: [100.0 * statistics.mean(one) for one in by.values()] for name, by in scores.items()}
-    rows = [
-        [name, *(f"**{value:.1f}**" if value == max(values) else f"{value:.1f}" for value in values)]
-        for name, values in means.items()
-    ]
-    if rows:
-        ranks = np.mean([rankdata([-value for value in values]) for values in means.values()], 0)
-        rows.append(["mean", *(f"{value:.1f}" for value in np.mean(list(means.values()), 0))])
-        rows.append(["mean rank", *(f"{rank:.2f}" for rank in ranks)])
-    return format_table([f"{key.replace('_f1', ' F1')}, %", *(one.words for one in METHODS.values())], rows)
-
-
-def make_set_tables(fits: Fits) -> dict[str, str]:
-    differences, seconds, calibration = [], [], []
-    calibrated = ("m2", "labels_alone")
-    for name, by in collect(fits, "accuracy").items():
-        best = max((by[method] for method in METHODS if method not in OWN), key=statistics.mean)
-        cells = [format_difference(by["m2"], other) for other in (by["labels_alone"], best)]
-        differences.append([name, str(len(best)), *cells])
-    for name, by in collect(fits, "seconds").items():
-        seconds.append([name.removesuffix(" \\*"), *(f"{statistics.mean(one):.1f}" for one in by.values())])
-    for name, by in collect(fits, "calibration_error", calibrated).items():
-        calibration.append([name, *map(format_points, by.values())])
-    compared = ["accuracy, percentage points", "splits", "minus labels alone", "minus the best other method"]
-    return {
-        "tables_accuracy": make_score_table(fits, "accuracy"),
-        "tables_macro_f1": make_score_table(fits, "macro_f1"),
-        "tables_differences": format_table(compared, differences),
-        "tables_seconds": format_table(["seconds", *(one.words for one in METHODS.values())], seconds),
-        "tables_calibration": format_table(
-            ["calibration error, %", *(METHODS[method].words for method in calibrated)], calibration
-        ),
-    }
-
-
-# What each part of the objective adds on the twelve tables
-
-
-def make_part_table(fits: Fits) -> dict[str, str]:
-    """Return accuracies without one part, the other or both, and what each adds, over the splits that all have.
-
-    The last line holds means over the sets, and the standard errors of these.
-    """
-    methods = ("labels_alone", *PARTS, "m2")
-    pairs = [("m2", "consistency_alone"), ("bound_alone", "labels_alone"), ("m2", "bound_alone")]
-    rows, means, added = [], [], []
-    for name, values in collect(fits, "accuracy", methods).items():
-        means.append([statistics.mean(one) for one in values.values()])
-        added.append([statistics.mean(values[a]) - statistics.mean(values[b]) for a, b in pairs])
-        differences = [format_difference(values[a], values[b]) for a, b in pairs]
-        rows.append([name, str(len(values["m2"])), *(f"{100.0 * one:.1f}" for one in means[-1]), *differences])
-    if rows:
-        of_sets = [format_points(list(one), "+") for one in zip(*added, strict=True)]
-        rows.append(["mean of the sets", "", *(f"{100.0 * one:.1f}" for one in np.mean(means, 0)), *of_sets])
-    compared = ["bound added to consistency", "bound added to labels alone", "consistency added to the bound"]
-    header = ["accuracy, %", "splits", "labels alone", "consistency", "bound", "both", *compared]
-    return {"parts": format_table(header, rows)}
-
-
 # Missing entries: what they cost in accuracy, and how well they are filled in
 
-WITH_HOLES = ("wine", "breast_cancer", "vehicle", "satellite", "dna")
+WITH_HOLES = {name: name for name in ("wine", "breast_cancer", "vehicle", "satellite", "dna")}
 REMOVED = 0.3
 MOST_ROWS = 2000
 
@@ -183,27 +123,6 @@ def measure_missing(name: str, seed: int, args: argparse.Namespace) -> Result:
     return {name: round(float(value), 4) for name, value in scores.items()} | {"seconds": round(seconds, 2)}
 
 
-def make_missing_tables(fits: Fits) -> dict[str, str]:
-    accuracies, errors = [], []
-    for name in WITH_HOLES:
-        if not (own := select(fits, name)):
-            continue
-        cells = [name, str(len(own))]
-        for method in ("m2", "logistic"):
-            complete, removed = ([one[key] for one in own] for key in (f"{method}_of_all", method))
-            cells += [f"{100.0 * statistics.mean(values):.1f}" for values in (complete, removed)]
-            cells.append(format_difference(removed, complete))
-        accuracies.append(cells)
-        means = [statistics.mean(one[f"error_{way}"] for one in own) for way in ("m2", "mean", "neighbours")]
-        errors.append([name, *(f"**{value:.3f}**" if value == min(means) else f"{value:.3f}" for value in means)])
-    methods, parts = ("`M2Classifier`", "logistic regression"), ("complete", "30 % removed", "difference")
-    columns = [f"{method}, {part}" for method in methods for part in parts]
-    return {
-        "missing_accuracy": format_table(["accuracy, %", "splits", *columns], accuracies),
-        "missing_errors": format_table(["error", "`M2Classifier.impute`", "mean", "five neighbours"], errors),
-    }
-
-
 # Classes of unequal size
 
 SHARES = [0.95, 0.05]
@@ -237,15 +156,6 @@ def standardise(x: Array, x_test: Array) -> tuple[Array, Array]:
 
 def measure_unequal(name: str, seed: int, args: argparse.Namespace) -> Result:
     return measure(UNEQUAL[name], make_unequal_rows(seed), seed, standardise)
-
-
-def make_unequal_table(fits: Fits) -> dict[str, str]:
-    rows, scores = [], {"accuracy": "accuracy", "macro F1": "macro_f1", "calibration error": "calibration_error"}
-    for name, method in UNEQUAL.items():
-        if own := select(fits, name):
-            cells = [format_points([one[key] for one in own]) for key in scores.values()]
-            rows.append([method.words, *cells, str(len(own))])
-    return {"unequal": format_table(["%", *scores, "draws"], rows)}
 
 
 # Types of single cells, from counts of genes
@@ -289,45 +199,121 @@ def measure_cells(name: str, seed: int, args: argparse.Namespace) -> Result:
     return measure(METHODS[method], rows, seed, prepare, time.process_time)
 
 
-def make_cell_table(fits: Fits) -> dict[str, str]:
-    """Return the table, over the splits that a method shares with M2."""
-    rows = []
-    for name, (words, *_) in CELLS.items():
-        seeds = [key.split("/")[1] for key in fits if key.split("/")[0] == name]
-        pairs = [(fits[f"{name}/{seed}"], fits[f"m2/{seed}"]) for seed in seeds if f"m2/{seed}" in fits]
-        if not pairs:
-            continue
-        cells = [words, str(len(pairs))]
-        for key in ("accuracy", "macro_f1"):
-            values, of_m2 = ([one[key] for one in both] for both in zip(*pairs, strict=True))
-            cells += [format_points(values), "" if name == "m2" else format_difference(of_m2, values)]
-        rows.append([*cells, f"{statistics.mean(one['seconds'] for one, _ in pairs):.1f}"])
-    header = ["", "splits", "accuracy, %", "M2 minus it", "macro F1, %", "M2 minus it", "seconds"]
-    return {"cells": format_table(header, rows)}
-
-
-# All experiments, by the name of their file of results
-
+# All experiments, by the name of their file of results: names of the fits, and what makes one of them
 
 Measure = Callable[[str, int, argparse.Namespace], Result]  # by name and seed
-EXPERIMENTS: dict[str, tuple[Iterable[str], Measure, Callable[[Fits], dict[str, str]]]] = {
-    "tables": ([f"{name}/{method}" for name in SETS for method in METHODS], measure_table, make_set_tables),
-    "parts": ([f"{name}/{method}" for name in SETS for method in PARTS], measure_table, make_part_table),
-    "missing": (WITH_HOLES, measure_missing, make_missing_tables),
-    "unequal": (UNEQUAL, measure_unequal, make_unequal_table),
-    "cells": (CELLS, measure_cells, make_cell_table),
+EXPERIMENTS: dict[str, tuple[Iterable[str], Measure]] = {
+    "tables": ([f"{name}/{method}" for name in SETS for method in METHODS], measure_table),
+    "parts": ([f"{name}/{method}" for name in SETS for method in PARTS], measure_table),
+    "missing": (WITH_HOLES, measure_missing),
+    "unequal": (UNEQUAL, measure_unequal),
+    "cells": (CELLS, measure_cells),
 }
-"""By the name of the file of results: names of the fits, what makes one of them, and what makes the tables."""
+
+
+def group_splits(fits: Fits, score: str, methods: Iterable[str] = METHODS) -> Results:
+    """Return a score of each method, for each split of a set that all of them have."""
+    found: Results = {}
+    for name, seed in itertools.product(SETS, sorted({one.split("/")[2] for one in fits})):
+        of_split = {method: fits.get(f"{name}/{method}/{seed}", {}) for method in methods}
+        if all(of_split.values()):
+            found.setdefault(name, []).append({method: one[score] for method, one in of_split.items()})
+    return found
+
+
+def group_seeds(fits: Fits) -> Results:
+    """Return the fits of each method or set; those of other methods than M2 with its scores on the same split."""
+    found: Results = {}
+    for key, fit in fits.items():
+        name, seed = key.split("/")
+        of_m2 = {f"{score}_of_m2": value for score, value in fits.get(f"m2/{seed}", {}).items() if name != "m2"}
+        found.setdefault(name, []).append({**fit, **of_m2})
+    return found
+
+
+def with_mean(results: Results) -> Results:
+    """Return the results with the means of all sets as those of another one, ``mean``."""
+    means = [{key: statistics.mean(one[key] for one in group) for key in group[0]} for group in results.values()]
+    return {**results, "mean": means}
+
+
+def rank_methods(results: Results) -> list[Result]:
+    """Return the rank of each method on each set, by its mean over the splits."""
+    means = [[statistics.mean(one[name] for one in group) for name in METHODS] for group in results.values()]
+    return [dict(zip(METHODS, rankdata([-value for value in values]), strict=True)) for values in means]
+
+
+def in_columns(words: dict[str, str], column: Callable[..., Column], *options: Any) -> Columns:
+    """Return a column of the same kind for each score, by the words for it."""
+    return {title: column(name, *options) for name, title in words.items()}
+
+
+def minus_best(group: list[Result]) -> str:
+    """Return by how much M2 is better than the best of the other methods."""
+    others = [name for name in METHODS if name not in OWN]
+    return minus("m2", max(others, key=lambda name: statistics.mean(one[name] for one in group)))(group)
+
+
+Columns = dict[str, Column]
+WORDS = {name: method.words for name, method in METHODS.items()}
+PART_WORDS = {"labels_alone": "labels alone", "consistency_alone": "consistency", "bound_alone": "bound", "m2": "both"}
+DIFFERENCES: Columns = {"minus labels alone": minus("m2", "labels_alone"), "minus the best other method": minus_best}
+ADDED: Columns = {
+    **{words: average(name, 1, 100.0) for name, words in PART_WORDS.items()},
+    "bound added to consistency": minus("m2", "consistency_alone"),
+    "bound added to labels alone": minus("bound_alone", "labels_alone"),
+    "consistency added to the bound": minus("m2", "bound_alone"),
+}
+MISSING: Columns = {}
+for _name in ("m2", "logistic"):
+    MISSING[f"{WORDS[_name]}, complete"] = average(f"{_name}_of_all", 1, 100.0)
+    MISSING[f"{WORDS[_name]}, 30 % removed"] = average(_name, 1, 100.0)
+    MISSING[f"{WORDS[_name]}, difference"] = minus(_name, f"{_name}_of_all")
+FILLED = {"error_m2": "`M2Classifier.impute`", "error_mean": "mean", "error_neighbours": "five neighbours"}
+UNEQUAL_SCORES: Columns = {
+    "accuracy": points("accuracy"),
+    "macro F1": points("macro_f1"),
+    "calibration error": points("calibration_error"),
+}
+CELL_SCORES: Columns = {
+    "accuracy, %": points("accuracy"),
+    "M2 minus its accuracy": minus("accuracy_of_m2", "accuracy"),
+    "macro F1, %": points("macro_f1"),
+    "M2 minus its macro F1": minus("macro_f1_of_m2", "macro_f1"),
+    "seconds": average("seconds"),
+}
 
 
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables of all experiments, from the files of results."""
     fits = {name: load_json(docs / "benchmarks" / f"{name}.json", {}) for name in EXPERIMENTS}
-    fits["parts"] |= fits["tables"]
-    found: dict[str, str] = {}
-    for name, (*_, make) in EXPERIMENTS.items():
-        found |= make(fits[name])
-    return found
+    own, splits = {name: WORDS[name] for name in ("m2", "labels_alone")}, {"splits": count_seeds}
+    accuracy, macro_f1, seconds = (group_splits(fits["tables"], one) for one in ("accuracy", "macro_f1", "seconds"))
+    ranks = {"accuracy": rank_methods(accuracy), "macro F1": rank_methods(macro_f1)}
+    calibration = group_splits(fits["tables"], "calibration_error", own)
+    parts = group_splits(fits["tables"] | fits["parts"], "accuracy", PART_WORDS)
+    missing, sets = group_seeds(fits["missing"]), {**SETS, "mean": "mean"}
+    specifications: dict[str, tuple[Results, str, dict[str, str], Columns]] = {
+        "tables_accuracy": (with_mean(accuracy), "accuracy, %", sets, in_columns(WORDS, average, 1, 100.0)),
+        "tables_macro_f1": (with_mean(macro_f1), "macro F1, %", sets, in_columns(WORDS, average, 1, 100.0)),
+        "tables_ranks": (ranks, "mean rank by", {name: name for name in ranks}, in_columns(WORDS, average, 2)),
+        "tables_differences": (accuracy, "accuracy, percentage points", SETS, splits | DIFFERENCES),
+        "tables_seconds": (seconds, "seconds", SETS, in_columns(WORDS, average)),
+        "tables_calibration": (calibration, "calibration error, %", SETS, in_columns(own, points)),
+        "parts": (with_mean(parts), "accuracy, %", sets, splits | ADDED),
+        "missing_accuracy": (missing, "accuracy, %", WITH_HOLES, splits | MISSING),
+        "missing_errors": (missing, "error", WITH_HOLES, in_columns(FILLED, average, 3)),
+        "unequal": (
+            group_seeds(fits["unequal"]),
+            "%",
+            {name: one.words for name, one in UNEQUAL.items()},
+            UNEQUAL_SCORES,
+        ),
+        "cells": (group_seeds(fits["cells"]), "", {name: one[0] for name, one in CELLS.items()}, splits | CELL_SCORES),
+    }
+    found = {name: build_table(*one) for name, one in specifications.items()}
+    best = {"tables_accuracy": max, "tables_macro_f1": max, "tables_ranks": min, "missing_errors": min}
+    return found | {name: mark(found[name], choose) for name, choose in best.items()}
 
 
 def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
@@ -338,7 +324,7 @@ def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:
     args = parser.parse_args(argv)
     if args.experiment != "unequal" and not args.data_dir:
         parser.error(f"{args.experiment} needs --data-dir with its data")
-    names, measure_one, _ = EXPERIMENTS[args.experiment]
+    names, measure_one = EXPERIMENTS[args.experiment]
     wanted = itertools.product([one for one in names if one != "scanvi" or args.scanvi_python], range(args.seeds or 10))
     fits = {f"{name}/{seed}": partial(measure_one, name, seed, args) for name, seed in wanted}
     make_fits(docs / "benchmarks" / f"{args.experiment}.json", fits, args.only)

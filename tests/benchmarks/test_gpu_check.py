@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gpu_check
-import gpu_pieces
 import pytest
 
 
@@ -15,7 +14,7 @@ def test_lines_of_a_piece_are_kept_whatever_fails_and_no_part_starts_late(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(piece: Any) -> dict[str, Any]:
-        monkeypatch.setitem(gpu_pieces.PIECES, "train", piece)
+        monkeypatch.setitem(gpu_check.PIECES, "train", piece)
         try:
             status = gpu_check.main(["--only", "train", "--device", "cpu", "--tiny", "--out", str(tmp_path)])
         except KeyboardInterrupt:

@@ -77,14 +77,13 @@ def test_real_samples_and_failed_seeds_are_shown() -> None:
     results = {"ddgm-spiral-default": [common, {**common, "energy_distance": 0.9, "failed": "TrainingFailedError"}]}
     (line,) = lines_of(result_tables.TABLES["ddgm_spiral"](results))
     assert line[1].startswith("2, 1 ")
-    (line,) = lines_of(result_tables.TABLES["ddgm_toy_details"](results))
-    assert float(line[2]) == pytest.approx((0.9 - 0.1) / 0.2)
+    assert "0.10 ± 0.20" in line
 
 
 def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
     def result(contender: str, threads: int, times: list[float], **more: Any) -> dict[str, Any]:
         setting = {"contender": contender, "classes": 10, "threads": threads, "labelled": 0, "reason": None}
-        return {**setting, "visits": [times[:1], times[1:]], "base_mib": 100, "peak_mib": 150, **more}
+        return {**setting, "visits": [times[:1], times[1:]], **more}
 
     stored = [
         result("tutorial", 1, [10.0, 20.0, 90.0]),
@@ -97,7 +96,7 @@ def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
     found = step.make_tables(tmp_path)
     tutorial, ours = lines_of(found["step_10"])
     assert tutorial[3] == "too slow"
-    assert [float(cell) for cell in (ours[1], ours[2], ours[3], ours[5])] == [5.0, 4.0, 3.0, 50.0]
+    assert [float(cell) for cell in ours[1:4]] == [5.0, 4.0, 3.0]
     assert ours[4] == "–"
     assert found["step_100"] == found["floor"] == ""
 
@@ -137,7 +136,6 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
         return SemiSupervisedData.from_arrays(x, np.where(np.arange(400) < 40, y, -1), x_test=x, y_test=y)
 
     monkeypatch.setattr(blog_tables.SemiSupervisedData, "from_name", load)
-    monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
     monkeypatch.setattr(runs, "write_tables", lambda: None)
     for seeds in "12":
         blog_tables.main(["--only", "mnist/pca_svm/100/*", "--seeds", seeds], tmp_path)
@@ -148,22 +146,19 @@ def test_cells_of_the_blog_tables_are_measured_once_and_stand_beside_the_blogs(
     lines = lines_of(blog_tables.make_tables(tmp_path)["blog_mnist"])
     assert lines[0] == ["PCA + SVM", "100.0 ± 0.0", "–", "–", "–", "–"]
     assert lines[1] == ["PCA + SVM, the blog", "69.2", "87.1", "89.1", "91.1", "92.9"]
-    assert blog_tables.get_blog("mnist", "m2", 1000) == 97.5
-    assert blog_tables.get_blog("mnist", "m2", 100) is None
-    assert blog_tables.get_blog("cifar10", "features_svm", 25_000) == 77.3
+    assert len(lines) == 5
 
 
 def test_m2_on_pixels_of_cifar10_has_a_cell_at_4000_labels_and_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = {"accuracy": 0.5, "validation": 0.52, "accuracy_last": 0.48, "steps": 600, "seconds": 120}
+    cell = {"accuracy": 0.5, "steps": 600, "seconds": 120}
     monkeypatch.setattr(blog_tables, "make_cell", lambda *_: cell)
-    monkeypatch.setattr(blog_tables, "draw", lambda *_: None)
     monkeypatch.setattr(runs, "write_tables", lambda: None)
     (tmp_path / "results").mkdir()
     blog_tables.main(["--only", "cifar10/m2/4000/*"], tmp_path)
     table = blog_tables.make_tables(tmp_path)["blog_cifar10_pixels"]
-    assert lines_of(table) == [["4,000", "52.0", "50.0", "48.0", "600", "2"]]
+    assert lines_of(table) == [["4,000", "50.0%", "600", "120"]]
 
 
 def test_settings_of_an_svm_are_chosen_by_cross_validation() -> None:

@@ -38,7 +38,7 @@ def test_runs_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     runs.main("", lambda seeds: [first, second], train, ["--only", "b"])
     result = json.loads(second.path.read_text())
     assert not first.path.exists()
-    assert (result["name"], result["threads"] >= 1, result["peak_memory_mib"] > 0) == ("b", True, True)
+    assert (result["name"], result["threads"] >= 1) == ("b", True)
     assert result["configuration"]["family"] == "m2"
     second.path.write_text("kept")
     runs.main("", lambda seeds: [first, second], train, [])
@@ -88,7 +88,7 @@ def test_classifiers_on_latents_see_the_latents_of_the_labelled_examples(monkeyp
     data: Any = SimpleNamespace(x=x, y=y, x_test=x, y_test=wrong, scale=100.0, num_classes=3)
     found = mnist.classify_latents(m1, data, seed=0)
     assert list(found) == [str(number) for number in asked] == ["100", "500", "1000", "2000", "5000"]
-    assert all(both == {"svm": 0.5, "logistic": 0.5} for both in found.values())
+    assert all(one == {"svm": 0.5} for one in found.values())
 
 
 def test_a_run_that_fails_is_kept_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:

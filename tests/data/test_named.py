@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST
 
 from pyro_ssvae import SemiSupervisedData
@@ -348,6 +349,7 @@ def test_protocol_of_held_out_examples():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_digits(seed):
+    target = load_digits().target
     data = SemiSupervisedData.from_name("digits", num_labels=50, seed=seed)
     assert data.x.shape == (1200, 1, 8, 8)
     assert data.x.dtype == torch.uint8
@@ -356,14 +358,7 @@ def test_digits(seed):
     assert data.y[data.labelled_index].bincount().tolist() == [5] * 10
     share = data.y_test.bincount(minlength=10) / 450
     assert (share - 0.1).abs().max() < 0.01
-
-
-def test_split_of_digits_holds_indices_into_the_file():
-    from sklearn.datasets import load_digits
-
-    target = load_digits().target
-    data = SemiSupervisedData.from_name("digits", num_labels=50)
-    assert np.array_equal(target[data.split.labelled], data.y[data.labelled_index])
+    assert np.array_equal(target[data.split.labelled], data.y[data.labelled_index])  # indices into the file
     assert np.array_equal(target[data.split.validation], data.y_validation)
 
 
@@ -382,9 +377,6 @@ def test_digits_with_other_numbers_of_validation_examples(num_validation):
     assert (len(source.x), len(source.x_test)) == (1347, 450)
     test = SemiSupervisedData.from_name("digits").x_test
     assert np.array_equal(source.x_test, test)
-
-
-def test_digits_with_too_many_validation_examples():
     with pytest.raises(ValueError, match="num_validation=1338 .* at most 1337"):
         load_named("digits", num_validation=1338)
 

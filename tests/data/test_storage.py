@@ -21,84 +21,7 @@ from pyro_ssvae.data import BatchStream, ExampleSource, order, rows, storage
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.estimators import M1Transformer, M2Classifier
 from pyro_ssvae.evaluation import log_likelihood
-
-N = 500
-X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32).round(3)
-X[:, 1] = np.maximum(X[:, 1], 0.0)
-Y = np.where(np.arange(N) % 7 == 0, np.arange(N) % 3, -1)
-
-
-class Chunked:
-    """An array as Zarr and HDF5 have them: slices are read, and rows are stored in chunks."""
-
-    def __init__(self, values, rows):
-        self.values, self.shape, self.dtype, self.chunks = values, values.shape, values.dtype, (rows, values.shape[1])
-
-    def __getitem__(self, rows):
-        assert isinstance(rows, slice)
-        return self.values[rows]
-
-
-class Scaled(ExampleSource):
-    """A source of one's own."""
-
-    def __init__(self):
-        super().__init__((N, 6), np.float64)
-
-    def load(self, rows, out):
-        out[:] = (X[rows] * 4) / 4
-
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        return torch.from_numpy(X[index]), int(Y[index])
-
-
-def make_npy(folder):
-    np.save(folder / "x.npy", X)
-    return folder / "x.npy"
-
-
-def make_padded(folder, columns=0):
-    np.save(folder / "padded.npy", np.pad(X, ((3, 2), (0, columns))))
-    return np.load(folder / "padded.npy", mmap_mode="r")
-
-
-def make_shards(folder):
-    for number, part in enumerate(np.split(X, [130, 131, 400])):
-        np.save(folder / f"part{number}.npy", part)
-    return folder
-
-
-def make_parquet(folder):
-    for number, part in enumerate(np.split(X, [200])):
-        table = pd.DataFrame(part, columns=[*"abcdef"])
-        table.to_parquet(folder / f"{number}.parquet", row_group_size=70)
-    return str(folder)
-
-
-def make_sparse(folder):
-    sparse.save_npz(folder / "x.npz", sparse.csr_matrix(X))
-    return folder / "x.npz"
-
-
-SOURCES = {
-    "path": make_npy,
-    "memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r"),
-    "part of a memmap": lambda folder: np.load(make_npy(folder), mmap_mode="r+")[:],
-    "middle of a memmap": lambda folder: make_padded(folder)[3:-2],
-    "columns of a memmap": lambda folder: make_padded(folder, 2)[3:-2, :6],
-    "shards": make_shards,
-    "parquet": make_parquet,
-    "sparse file": make_sparse,
-    "chunked": lambda folder: Chunked(X.astype(np.float64), 60),
-    "sparse": lambda folder: sparse.csr_matrix(X),
-    "dataset": lambda folder: Rows(),
-    "own": lambda folder: Scaled(),
-}
+from tests.data.sources import SOURCES, Items, N, X, Y, make_dataset, make_npy, make_parquet, make_shards, make_sparse
 
 
 @pytest.fixture(params=SOURCES)
@@ -194,18 +117,13 @@ def test_predictions_from_disk_equal_those_from_memory(given):
         M2((5,), 3).predict(given)
 
 
-def test_integers_from_disk_are_divided_as_in_memory(tmp_path):
-    x = np.random.default_rng(0).integers(0, 17, (40, 5))
-    np.save(tmp_path / "x.npy", x)
-    model = M2.for_data(SemiSupervisedData.from_arrays(x, np.arange(40) % 2, scale=16.0))
-    assert torch.equal(model.predict_proba(tmp_path / "x.npy"), model.predict_proba(x))
-
-
-def test_integers_in_a_parquet_file_are_divided_too(tmp_path):
+def test_integers_on_disk_are_divided_as_in_memory(tmp_path):
     table = pd.DataFrame(np.random.default_rng(0).integers(0, 17, (40, 5))).rename(columns=str).astype("uint8")
     table.to_parquet(tmp_path / "x.parquet")
+    np.save(tmp_path / "x.npy", table.to_numpy(np.int64))
     model = M2.for_data(SemiSupervisedData.from_arrays(table, np.arange(40) % 2, scale=16.0))
-    assert torch.equal(model.predict_proba(tmp_path / "x.parquet"), model.predict_proba(table))
+    for name in ("x.parquet", "x.npy"):
+        assert torch.equal(model.predict_proba(tmp_path / name), model.predict_proba(table.to_numpy()))
 
 
 def test_estimators_take_what_is_on_disk(tmp_path):
@@ -272,9 +190,7 @@ def test_images_in_files_are_read_when_needed(tmp_path):
     for name in ("y", "x_validation", "y_validation", "x_test", "y_test"):
         assert torch.equal(getattr(disk, name), getattr(memory, name))
     streams = (BatchStream(data, batch_size=8, binarisation="dynamic") for data in (memory, disk))
-    for one, other in itertools.islice(
-        zip(*streams, strict=True), 9
-    ):  # in the same order: any file is read equally fast
+    for one, other in itertools.islice(zip(*streams, strict=True), 9):  # in the same order
         assert all(map(torch.equal, one, other))
     (tmp_path / "unlabelled" / "3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"3\.png cannot be read: no image, or damaged"):
@@ -285,18 +201,7 @@ def test_images_in_files_are_read_when_needed(tmp_path):
 
 def test_labels_of_a_large_dataset_are_read_without_its_examples(monkeypatch):
     monkeypatch.setattr(storage, "MAX_DENSE", 1000)
-    assert SemiSupervisedData.from_arrays(Rows()).y.tolist() == Y.tolist()
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, *items):
-        self.items = items * 200
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
+    assert SemiSupervisedData.from_arrays(make_dataset()).y.tolist() == Y.tolist()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +214,7 @@ class Items(torch.utils.data.Dataset):
 def test_large_datasets_refused(items, error, text, monkeypatch):
     monkeypatch.setattr(storage, "MAX_DENSE", 1000)
     with pytest.raises(error, match=text):
-        SemiSupervisedData.from_arrays(Items(*items)).x[:]
+        SemiSupervisedData.from_arrays(Items(items * 200)).x[:]
 
 
 def test_data_on_disk_is_pickled_with_the_path_of_its_file(tmp_path):
@@ -338,7 +243,7 @@ def test_names_of_columns_are_those_of_tables_that_have_some():
     assert data.feature_names == tuple("abcdef")
     model = M2.for_data(data, latent_dim=2, hidden_dims=(4,), likelihood="gaussian")
     torch.testing.assert_close(model.predict_proba(unnamed), model.predict_proba(table[[*"fedcba"]]))
-    items = Items(*((row, int(y)) for row, y in zip(X, Y, strict=True)))
+    items = make_dataset()
     items.columns = [*"abcdef", "label"]
     assert SemiSupervisedData.from_arrays(items).feature_names == ()
 

@@ -82,7 +82,7 @@ def test_files(ending, tmp_path):
 )
 def test_separators_and_decimal_commas(text, tmp_path):
     (tmp_path / "a.csv").write_text(text, encoding="utf-8")
-    data = from_table(tmp_path / "a.csv", "y")
+    data = from_table(str(tmp_path / "a.csv"), "y")
     assert (data.feature_names, data.class_names) == (("u", "v"), ("a", "b"))
     assert (data.x.tolist(), data.y.tolist()) == ([[1, 2.5], [3, 4], [-5, 6.25]], [0, 1, -1])
 
@@ -119,10 +119,7 @@ def test_what_is_written_otherwise_is_named(content, words, tmp_path):
         from_table(tmp_path / "a.csv", "y")
 
 
-def test_semicolons_and_pandas_types(tmp_path):
-    (tmp_path / "a.csv").write_text("u;v;y\n1;2.5;0\n3;4;1\n5;6;\n")
-    data = from_table(str(tmp_path / "a.csv"), "y")
-    assert (data.x.tolist(), data.y.tolist()) == ([[1, 2.5], [3, 4], [5, 6]], [0, 1, -1])
+def test_types_of_pandas():
     table = pd.DataFrame({"n": pd.array([1, 2, 3], dtype="Int64"), "text": ["1", "2.5", "3"], "y": [3, 4, -1]})
     table["size"] = pd.Categorical(["small", "large", "small"], categories=["small", "medium", "large"])
     with pytest.warns(UserWarning, match="numbered from 0|words are read as codes"):
@@ -145,9 +142,8 @@ def test_rows_are_held_out_and_labels_hidden():
     data = from_table(table, "kind", num_validation=4, num_test=6, num_labels=10, seed=3)
     assert (len(data.x), data.num_labelled, len(data.x_validation), len(data.x_test)) == (30, 10, 4, 6)
     rows = torch.cat([data.x, data.x_validation, data.x_test])
-    assert torch.equal(
-        rows[rows[:, 0].argsort()], torch.tensor(table.sort_values("a")[["a", "b", "c"]].to_numpy()).float()
-    )
+    expected = torch.tensor(table.sort_values("a")[["a", "b", "c"]].to_numpy()).float()
+    assert torch.equal(rows[rows[:, 0].argsort()], expected)
     number = {tuple(row): kind for *row, kind in table.astype("float32").to_numpy().tolist()}
     assert [number[tuple(row)] for row in data.x_test.tolist()] == data.y_test.tolist()
     known = data.labelled_index
@@ -208,9 +204,7 @@ def test_refused(source, options, error, text):
 
 @pytest.mark.filterwarnings(f"ignore:{CODES}")
 def test_words_of_the_test_rows_must_be_known():
-    words = (
-        r"Column colour holds 'mauve' in row 0 \(6 such rows\), which is none of the words .*: blue, green, red\. Leave"
-    )
+    words = r"Column colour holds 'mauve' in row 0 \(6 such rows\), which is none of .*: blue, green, red\. Leave"
     with pytest.raises(ValueError, match=words):
         from_table(make_table(), "class", test=make_table(colour="mauve"))
 

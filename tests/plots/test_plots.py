@@ -92,12 +92,6 @@ def test_the_same_figure_is_the_same_png(name):
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_seeds_differ():
-    model = make_model()
-    first, second = (mosaic(plot_samples(model, num_columns=2, seed=seed)) for seed in (0, 1))
-    assert not np.array_equal(first, second)
-
-
 def test_samples_have_a_row_per_class_and_a_column_per_sample():
     model = make_model()
     figure = plot_samples(model, num_columns=4, class_names=["a", "b", "c"], seed=5)
@@ -106,6 +100,7 @@ def test_samples_have_a_row_per_class_and_a_column_per_sample():
     torch.manual_seed(5)
     expected, _ = model.generate(12, torch.arange(3).repeat_interleave(4))
     np.testing.assert_allclose(tile(figure, 1, 2), expected[6, 0], rtol=1e-6)
+    assert not np.array_equal(mosaic(plot_samples(model, num_columns=4, seed=6)), mosaic(figure))
 
 
 def test_analogies_show_the_source_and_every_class():
@@ -330,14 +325,10 @@ def test_feature_means_leave_missing_values_out():
     np.testing.assert_allclose(given, (means - means.mean(0)) / torch.tensor(np.nanstd(x.numpy(), 0)), atol=1e-5)
 
 
-def test_feature_means_need_no_examples():
-    figure = plot_feature_means(make_model((5,)))
-    assert [axes.get_title(loc="left") for axes in figure.axes[:-1]] == ["samples"]
-
-
 def test_feature_means_check_their_arguments():
     model = make_model((5,))
     x, y = make_examples(model)
+    assert [axes.get_title(loc="left") for axes in plot_feature_means(model).axes[:-1]] == ["samples"]
     with pytest.raises(ValueError, match="x was given alone"):
         plot_feature_means(model, x)
     with pytest.raises(ValueError, match="y was given alone"):
