@@ -68,7 +68,7 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     default: dict[str, Any] = {"model": {"pose": True}}  # as for_data chooses for MNIST
     without: dict[str, Any] = {"options": {"neighbours": False}}  # in pseudo-labels
     longer: dict[str, Any] = default | {"objective": {"bound_weight": 0.1}, "training": {"max_steps": 8000}}
-    kinds: dict[str, dict[str, Any]] = {"default": default, "no-pose": without, "long": longer | without}
+    kinds: dict[str, dict[str, Any]] = {"default": default, "no-pose": without, "long": longer}
     found = [Run("m2", f"{name}-{n}", num_labels=n, **kinds[name]) for name in kinds for n in (600, 1000, 3000)]
     found += [Run("m2", "pure-3000", num_labels=3000, **pure)]
     found += [Run("m2", "pure-constant-kl-100", **pure | {"training": PURE.training | constant_kl})]
@@ -86,6 +86,7 @@ def _configure_m2(splits: Sequence[int]) -> list[Run]:
     kinds = {
         "default-20": {"num_labels": 20, **default},
         "default-100": default,
+        "long-100": longer,
         "no-neighbours-100": default | without,
         "no-pose-100": without,
         "regularisers-alone-100": no_bound,
