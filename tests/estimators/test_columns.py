@@ -138,6 +138,7 @@ def test_missing_numbers_are_imputed(estimator: Any) -> None:
     by_mean = np.broadcast_to(np.nanmean(holes, 0), X.shape)
     assert np.mean((filled - X)[gone] ** 2) < 0.9 * np.mean((by_mean - X)[gone] ** 2)
     np.testing.assert_array_equal(model.impute(X), X)
+    np.testing.assert_allclose(model.impute(holes[100:90:-1]), filled[100:90:-1], rtol=1e-9, err_msg="of other rows")
     assert np.isfinite(model.score_samples(holes, num_samples=5)).all()
 
 
