@@ -120,11 +120,14 @@ def test_columns_have_their_names_words_and_means():
     assert columns["depth"]["mean"] == pytest.approx(float(np.nanmean(data.x[:, 2])), abs=1e-5)
 
 
-def test_a_page_is_small_and_loads_nothing(tmp_path, monkeypatch):
+def test_a_page_is_small_and_loads_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pyro_ssvae.explorer.as_onnx", lambda *_: b"")
+    monkeypatch.setattr("pyro_ssvae.data.features._SECONDS", 0.0)
     data = make_rows()
     model = ss.M1.for_data(data.without_labels(), latent_dim=2, hidden_dims=(4,), likelihood="gaussian")
     path = ss.explore(model, data.without_labels(), tmp_path / "new" / "explorer.html")
+    told = [line.split("  ")[:2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [["log p(x) of rows", "part 1/1"], *(["networks of the page", f"part {n}/2"] for n in (1, 2))]
     page = path.read_text()
     assert path.stat().st_size < 6e6
     assert "default-src 'none'" in page

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ _ENLARGEMENT = 4  # at most, of small images; chosen on CIFAR-10
 _LITE = "efficientnet_lite0"
 _HEADS = ("fc", "classifier", "head", "heads")  # of the networks of torchvision
 
-_Piece = tuple[int, Tensor]  # number of the part of the data set, and images
+_T = TypeVar("_T")
 
 
 class _Network(NamedTuple):
@@ -150,7 +150,7 @@ def compute_features(
     total = sum(-(-len(x) // _PART) for x in parts)
     title = f"features by {source.network or type(source.module).__name__}"
     found: list[list[Tensor]] = [[] for _ in parts]
-    for number, piece in _track(pieces, title, total) if progress else pieces:
+    for number, piece in track(pieces, title, total, progress):
         file = folder / f"{_hash_images(source, piece)}.npy"
         features = _read(file, len(piece))
         if features is None:
@@ -162,18 +162,21 @@ def compute_features(
     return [torch.cat(one) if one else torch.empty(0, width) for one in found]
 
 
-def _track(pieces: Iterator[_Piece], title: str, total: int) -> Iterator[_Piece]:
-    """Show a bar on a terminal, elsewhere a line every half a minute."""
+def track(pieces: Iterable[_T], title: str, total: int, enabled: bool = True) -> Iterator[_T]:
+    """Show on standard error how many pieces are done: by a bar on a terminal, elsewhere a line every half a minute."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
+    if not enabled:
+        yield from pieces
+        return
     if console.is_terminal:
         yield from track(pieces, title, total=total, console=console)
         return
     started = told = time.monotonic()
     for done, piece in enumerate(pieces, 1):
-        yield piece  # whose features are computed before the next line
+        yield piece  # with which the caller is done before the next line
         now = time.monotonic()
         if now - told >= _SECONDS:
             told, left = now, (now - started) * (total - done) / done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -34,6 +35,20 @@ def as_independent_normal(distribution: Any) -> torch.distributions.Normal | Non
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
         return None
     return distribution.base_dist if isinstance(distribution.base_dist, torch.distributions.Normal) else None
+
+
+def draw_alike(distribution: Any, sample_shape: Sequence[int] = (), groups: int = 1) -> Tensor:
+    """Return draws ``(*sample_shape, ..., B, L)`` of vectors whose noise all examples of a group have in common.
+
+    So the draws of an example do not depend on the others. Groups are of equal size, one after the other; distributions
+    other than diagonal Gaussians are sampled as usual.
+    """
+    normal = as_independent_normal(distribution)
+    if normal is None:
+        return distribution.sample(torch.Size(sample_shape))
+    *outer, number, size = normal.loc.shape
+    noise = torch.randn(*sample_shape, *outer, groups, 1, size, dtype=normal.loc.dtype, device=normal.loc.device)
+    return normal.loc + normal.scale * noise.expand(*noise.shape[:-2], number // groups, size).flatten(-3, -2)
 
 
 def innermost(distribution: Any) -> Any:

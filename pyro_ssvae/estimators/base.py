@@ -336,8 +336,7 @@ class GenerativeEstimator(DeepEstimator):
         """Return a table with its missing values filled in: by their posterior mean, or most probable category.
 
         Observed values are returned as they are, except for categories that were not seen in training, which count as
-        missing. The array is of type ``object`` if there are columns of words. Each row has draws of its own, by its
-        place among the others, so that in other rows beside it other values are filled in, within their error.
+        missing. The array is of type ``object`` if there are columns of words.
         """
         rows = filled = self._check_rows(X, reset=False)
         if np.isnan(rows).any():

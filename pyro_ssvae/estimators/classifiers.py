@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -40,6 +42,8 @@ from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNME
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
 _FOLDS = 5  # of the estimate of the shares of the classes
+_MOST_ROWS, _MOST_LABELLED = 20_000, 2_000  # behind the estimate, if there are more rows than the first number
+_FOREST_CLASSES, _MOST_CLASSES = 100, 500  # up to which the estimate has a forest, and up to which there is one
 _EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as docs/results_tables.md says
 _FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
 
@@ -54,7 +58,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         likelihood: ``"auto"`` chooses one for each column by its values; or a name or object of
             :mod:`pyro_ssvae.distributions`.
         class_prior: ``"auto"`` estimates the class frequencies of a table, first by simple classifiers of the labelled
-            rows, then by a short fit of M2, and moves them towards equal ones, the more the less certain they are. Or
+            rows, then by a short fit of M2, and moves them towards equal ones, the more the less certain they are; of
+            more than 20,000 rows the classifiers see a sample, and more than 500 classes have equal ones. Or
             ``"uniform"``, ``"map"`` (learned), ``"dirichlet"`` (inferred), or known probabilities, one for each of the
             sorted classes.
         alpha: Weight of the mean cross-entropy of labelled examples.
@@ -68,7 +73,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         max_steps: Length of training in steps; ``None``: 64 passes over the unlabelled examples, 500 to 3,000 steps.
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.
-        max_time: Longest time of each stage of training in seconds; ``None`` for no limit.
+        max_time: Longest time of each stage of training in seconds, of which the estimate of class frequencies takes
+            at most about half; ``None`` for no limit.
         classes: All classes, where some may have no label in ``y``.
         n_classes: Number of clusters, where ``y`` has no label at all.
         warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
@@ -184,17 +190,30 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             return FixedClassPrior(number)
         if len(known) == len(rows):
             return FixedClassPrior(number, (np.bincount(known) / len(rows)).tolist())
-        coded = list(getattr(self, "categories_", ()))
-        shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded)
+        started = time.monotonic()
+        prior = self._estimate_prior(rows, data, known, quick=bool(changes))
+        if self.max_time is not None:  # training has what is left of it
+            changes["max_minutes"] = max(self.max_time / 2.0, started + self.max_time - time.monotonic()) / 60.0
+        return prior
+
+    def _estimate_prior(self, rows: Array, data: SemiSupervisedData, known: Array, quick: bool) -> FixedClassPrior:
+        """Return a prior with the estimated shares, which takes half of ``max_time``, and the rest of one classifier.
+
+        ``known`` are the labels, and ``quick`` says that only the classifiers of the labelled rows are asked.
+        """
+        number, coded = len(self.classes_), list(getattr(self, "categories_", ()))
+        end = time.monotonic() + (math.inf if self.max_time is None else self.max_time / 2.0)
+        shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded, end)
         prior = FixedClassPrior(number, shares)
-        short = bool(changes) or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
+        short = quick or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
         alone = self.bound_weight == 0.0 and not self.consistency_weight  # labels alone: nothing uses the shares
-        if short or not certainty or alone:
+        left = end - time.monotonic()
+        if short or not certainty or alone or left <= 0.0:
             return prior
         model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
-        config = self._config(max_steps=_FIRST_STEPS)
+        config = self._config(max_steps=_FIRST_STEPS, max_minutes=None if math.isinf(left) else left / 60.0)
         done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
-        if done.steps < _FIRST_STEPS:  # max_time is over
+        if done.steps < _FIRST_STEPS:  # the time is over
             return prior
         predicted = model.predict_proba(data.x.float() / data.scale).mean(0).cpu().numpy()
         return FixedClassPrior(number, _shrink_shares(predicted, certainty, len(rows)))
@@ -292,7 +311,9 @@ class M1M2Classifier(M2Classifier):
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)
 
 
-def _estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequence[int]) -> tuple[list[float], float]:
+def _estimate_shares(
+    labelled: Array, y: Array, rows: Array, categories: Sequence[int], end: float
+) -> tuple[list[float], float]:
     r"""Return an estimate of the share of each class among the rows of a table, and its certainty c.
 
     Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
@@ -306,26 +327,48 @@ def _estimate_shares(labelled: Array, y: Array, rows: Array, categories: Sequenc
         \quad c = \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right)
 
     ``labelled``, ``(L, D)``, are the rows with a label, and ``y`` their classes, each there; ``categories`` are columns
-    of codes in no order. If a class has one label, none can be left out: the shares are equal, and c = 0.
+    of codes in no order. If a class has one label, none can be left out: the shares are equal, and c = 0; so
+    they are for very many classes, and if the time ``end`` comes before the first classifier is done.
     """
+    num_rows, (labelled, y, rows) = len(rows), _choose_rows(labelled, y, rows)
     fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
     encode = make_column_transformer(
         (OneHotEncoder(handle_unknown="ignore"), list(categories)), remainder=fill, sparse_threshold=0
     ).fit(rows)
-    x, every = encode.transform(labelled), encode.transform(rows)
     number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
-    if folds < 2:
+    if folds < 2 or number > _MOST_CLASSES:
         return [1.0 / number] * number, 0.0
+    x, every = encode.transform(labelled), encode.transform(rows)
     split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
-    classifiers = (LogisticRegression(max_iter=1000), RandomForestClassifier(50, random_state=0))
-    means, by_fold, log_likelihoods = zip(*(_predict(one, x, y, every, split) for one in classifiers), strict=True)
+    classifiers: list[Any] = [LogisticRegression(max_iter=1000)]
+    classifiers += [RandomForestClassifier(50, random_state=0)] if number <= _FOREST_CLASSES else []
+    answers = [answer for one in classifiers if (answer := _predict(one, x, y, every, split, end))]
+    if not answers:
+        return [1.0 / number] * number, 0.0
+    means, by_fold, log_likelihoods = zip(*answers, strict=True)
     weights = np.exp(np.array(log_likelihoods) - max(log_likelihoods))
     weights /= weights.sum()
     shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
     variance = (folds - 1) * left_out.var(0).sum()
     distance = np.square(shares - 1.0 / number).sum()
     certainty = max(0.0, 1.0 - float(variance / distance)) if distance > 0 else 0.0
-    return _shrink_shares(shares, certainty, len(rows)), certainty
+    return _shrink_shares(shares, certainty, num_rows), certainty
+
+
+def _choose_rows(labelled: Array, y: Array, rows: Array) -> tuple[Array, Array, Array]:
+    """Return labelled rows, their classes, and rows to estimate shares from: all, or some of many, drawn at random.
+
+    The classes keep their shares among the labelled rows, but for those that would keep fewer than a row for each fold.
+    """
+    if len(rows) <= _MOST_ROWS:
+        return labelled, y, rows
+    random, counts = np.random.default_rng(0), np.bincount(y)
+    order = random.permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]  # class by class
+    place = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+    most = np.maximum(_FOLDS, counts * (_MOST_LABELLED / len(y)))
+    few = np.sort(order[place < most[y[order]]])
+    return labelled[few], y[few], rows[np.sort(random.permutation(len(rows))[:_MOST_ROWS])]
 
 
 def _shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float]:
@@ -334,12 +377,20 @@ def _shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float
     return ((num_rows * shares + 1.0) / (num_rows + len(shares))).tolist()
 
 
-def _predict(classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any]) -> tuple[Array, Array, float]:
-    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out)."""
-    mean, number = classifier.fit(x, y).predict_proba(every).mean(0), int(y.max()) + 1
-    by_fold, held_out = [], np.zeros(len(y))
+def _predict(
+    classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any], end: float
+) -> tuple[Array, Array, float] | None:
+    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out).
+
+    ``None`` if the time ``end`` comes before the last fold.
+    """
+    number, held_out = int(y.max()) + 1, np.zeros(len(y))
+    by_fold = []
     for used, left in split:
+        if time.monotonic() > end:
+            return None
         classifier.fit(x[used], y[used])
         held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
         by_fold.append(classifier.predict_proba(every).mean(0))
+    mean = classifier.fit(x, y).predict_proba(every).mean(0)
     return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0

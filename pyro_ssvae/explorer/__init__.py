@@ -14,6 +14,7 @@ from typing import Literal
 from pyro_ssvae._arguments import as_path, checked
 from pyro_ssvae._io import write_atomically
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.features import track
 from pyro_ssvae.explorer.payload import Payload, make_payload
 from pyro_ssvae.export import as_onnx, trace
 from pyro_ssvae.models.base import Model
@@ -34,6 +35,7 @@ def explore(
     projection: Literal["pca", "umap"] = "pca",
     num_rows: int = 10_000,
     seed: int = 0,
+    progress: bool = True,
 ) -> Path:
     """Write a self-contained HTML page in which one can explore a model and its data in a browser.
 
@@ -48,6 +50,7 @@ def explore(
         num_rows: Largest number of rows on the map, drawn at random: up to a fifth test rows, then training rows with a
             label, then others.
         seed: Seed of the choice of rows and of draws.
+        progress: Whether to show progress, on standard error.
 
     Returns:
         The path of the page.
@@ -63,20 +66,23 @@ def explore(
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     model.check_data(data)
-    page = _fill_page(make_payload(model, data, projection, num_rows, seed))
+    page = _fill_page(make_payload(model, data, projection, num_rows, seed, progress), progress)
     with writing(path, " Free space, or choose another path."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())
     return path
 
 
-def _fill_page(payload: Payload) -> str:
+def _fill_page(payload: Payload, progress: bool) -> str:
     """Return the template with styles, scripts, runtime and contents in it."""
     web, vendor = files("pyro_ssvae.explorer") / "web", files("pyro_ssvae.explorer") / "vendor"
     blobs = {name: (vendor / file).read_bytes() for name, file in _VENDORED.items()}
     blobs |= {f"array-{name}": _zip(array.tobytes()) for name, array in payload.arrays.items()}
-    blobs |= {f"graph-{name}": _zip(as_onnx(trace(network), network, {})) for name, network in payload.networks.items()}
     networks = payload.networks.items()
+    blobs |= {
+        f"graph-{name}": _zip(as_onnx(trace(network), network, {}))
+        for name, network in track(networks, "networks of the page", len(networks), progress)
+    }
     meta = {
         **payload.meta,
         "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in payload.arrays.items()},

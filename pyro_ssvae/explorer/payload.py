@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._arrays import value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
+from pyro_ssvae.data.features import track
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import MissingPackageError
@@ -54,7 +56,12 @@ class Payload:
 
 
 def make_payload(
-    model: Model, data: SemiSupervisedData, projection: str = "pca", num_rows: int = 10_000, seed: int = 0
+    model: Model,
+    data: SemiSupervisedData,
+    projection: str = "pca",
+    num_rows: int = 10_000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Payload:
     """Return what the page of a model holds; arguments and errors are those of :func:`pyro_ssvae.explore`."""
     check_choice("projection", projection, ("pca", "umap"))
@@ -63,7 +70,9 @@ def make_payload(
     kind, networks = _find_kind(model), _make_page_networks(model)
     rows, y, is_test = _choose_rows(data, num_rows, np.random.default_rng(seed))
     draws = _draw(model, kind, seed)
-    latents, predicted, log_p = _evaluate(model, networks, rows, y, data.scale, draws, seed)
+    pairs = zip(rows.split(_BATCH), y.split(_BATCH), strict=True)
+    pieces = track(pairs, "log p(x) of rows", -(-len(rows) // _BATCH), progress)
+    latents, predicted, log_p = _evaluate(model, networks, pieces, data.scale, draws, seed)
     prior = getattr(model, "class_prior", None)
     log_prior = np.zeros(1) if prior is None else prior.mean().detach().log().double().numpy()
     score = np.logaddexp.reduce(log_p + log_prior, 1)
@@ -226,16 +235,18 @@ def _draw(model: Any, kind: str, seed: int) -> dict[str, Tensor]:
 def _evaluate(
     model: Any,
     networks: dict[str, Network],
-    rows: Tensor,
-    labels: Tensor,
+    pieces: Iterable[tuple[Tensor, Tensor]],
     scale: float,
     draws: dict[str, Tensor],
     seed: int,
 ) -> tuple[Array, Array, Array]:
-    """Return of every row what the map shows, the predicted class (-1 without classes) and log p(x|y), or -E(x)."""
+    """Return what the map shows of every row, the predicted class (-1 without classes) and log p(x|y), or -E(x).
+
+    Pieces are rows as stored, with their labels.
+    """
     found = []
     with fork_random_state(model, seed), pyro.validation_enabled(False):
-        for stored, y in zip(rows.split(_BATCH), labels.split(_BATCH), strict=True):
+        for stored, y in pieces:
             x = rescale(stored, scale)
             predicted = model.classify(x).argmax(-1) if model.num_classes else torch.full_like(y, -1)
             if "energy" in networks:

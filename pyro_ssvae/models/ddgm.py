@@ -34,6 +34,7 @@ from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_featu
 from pyro_ssvae.networks.variational import check_module
 
 _MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
+_AT_ONCE = 10_000  # samples that are generated together
 _MARGIN = 1e-3  # by which rounding may take examples out of the range of the generator
 _NUM_STARTS = 64  # of the inversion
 _INVERSION_RATE = 0.05  # learning rate of the unconstrained latents
@@ -193,7 +194,8 @@ class DDGM(Model):
             ValueError: For numbers out of range.
         """
         with torch.no_grad(), evaluation_mode(self):
-            x = self.generator(self.prior().sample((num_samples,)))
+            parts = self.prior().sample((num_samples,)).split(_AT_ONCE)  # as the layers are wider than z and x
+            x = torch.cat([self.generator(part) for part in parts])
             return langevin(self.energy_net, x, langevin_steps, step_size, bounds=self._range)
 
     def generate_from(self, z: ArrayLike) -> Tensor:

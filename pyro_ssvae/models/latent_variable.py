@@ -21,7 +21,7 @@ from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood
 from pyro_ssvae.distributions.priors import Uniform
-from pyro_ssvae.distributions.torch_distributions import impute, leave_out_missing
+from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_random_state, full_precision, get_device
 from pyro_ssvae.models.generation import generate_x, mean_of
 from pyro_ssvae.networks.images import choose_networks
@@ -121,7 +121,8 @@ class LatentVariableModel(Model, abstract=True):
         A missing value becomes its mean given the observed ones under the model, or the most probable level of a
         categorical column, by importance sampling from the guide (MIWAE, Mattei & Frellsen, 2019,
         https://arxiv.org/abs/1812.02633). Observed values are returned as they are. The densities are those of
-        ``prior``, ``class_prior`` and ``decode``, also in a subclass with another ``model``.
+        ``prior``, ``class_prior`` and ``decode``, also in a subclass with another ``model``. All examples have the same
+        draws, moved and scaled by the posterior of each, so that what is filled in does not depend on the others.
 
         Args:
             x: Examples with shape ``(B, D)``, as for :meth:`Model.predict_proba`.
@@ -137,7 +138,8 @@ class LatentVariableModel(Model, abstract=True):
             if not len(x):
                 return x
             self.check_examples(x)
-            log_weights, distribution = self._decode_posterior(x, num_samples)
+            with fork_random_state(self, seed):
+                log_weights, distribution = self._decode_posterior(x, num_samples)
             log_weights = log_weights + distribution.log_prob(x)  # of the observed values
             weights = log_weights.flatten(0, -2).softmax(0).view_as(log_weights)
             return torch.where(x.isnan(), impute(distribution, weights, x), x)
@@ -146,8 +148,11 @@ class LatentVariableModel(Model, abstract=True):
         with fork_random_state(self, seed):
             return self._map(fill, x, copies=copies)
 
-    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
-        """Return log-ratios of the densities of draws in model and guide, ``(..., B)``, and p(x|·) at the draws."""
+    def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
+        """Return log-ratios of the densities of draws in model and guide, ``(..., B)``, and p(x|·) at the draws.
+
+        The noise of the draws is the same for the examples of a group.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define _decode_posterior(x, num_samples).")
 
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
@@ -209,10 +214,10 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
         super().__init__(event_shape, latent_dim, likelihood, prior, num_classes, missing)
         self.class_prior = make_class_prior(class_prior, num_classes)
 
-    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+    def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
         classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
         posterior = self.encode(x, classes)
-        z = posterior.sample((num_samples,))  # (S, K, B, L)
+        z = draw_alike(posterior, (num_samples,), groups)  # (S, K, B, L)
         log_prior = self.prior().log_prob(z) + self.class_prior.mean().log().unsqueeze(-1)
         return log_prior - posterior.log_prob(z), self.decode(classes, z)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import checked, show
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
+from pyro_ssvae.distributions.torch_distributions import draw_alike
 from pyro_ssvae.models.base import data_plate, evaluation_mode
 from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
 from pyro_ssvae.models.latent_variable import LatentVariableModel
@@ -118,9 +119,9 @@ class M1(LatentVariableModel):
         """Return p(x|z), with event shape ``event_shape``, for z ``(..., L)``."""
         return self._make_likelihood(self.decoder(z), z.shape[:-1])
 
-    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+    def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
         posterior = self.encode(x)
-        z = posterior.sample((num_samples,))  # (S, B, L)
+        z = draw_alike(posterior, (num_samples,), groups)  # (S, B, L)
         return self.prior().log_prob(z) - posterior.log_prob(z), self.decode(z)
 
     # Use of a trained model.

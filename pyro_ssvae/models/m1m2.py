@@ -32,7 +32,7 @@ from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
-from pyro_ssvae.distributions.torch_distributions import as_independent_normal
+from pyro_ssvae.distributions.torch_distributions import as_independent_normal, draw_alike
 from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, seeded
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
@@ -283,11 +283,12 @@ class M1M2(SemiSupervisedModel):
         """Return p(x|z1) at the mean of p(z1|y,z), for y ``(B,)`` or ``(K, 1)`` and z ``(..., B, L)``."""
         return self.decode_x(mean_of(self.decode_z1(y, z)))
 
-    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+    def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
         posterior = self.encode_z1(x)
-        z1 = posterior.sample((num_samples,))  # (S, B, L1)
+        z1 = draw_alike(posterior, (num_samples,), groups)  # (S, B, L1)
         flat = z1.flatten(0, 1)
-        log_weights, of_z1 = self.m2._decode_posterior(flat, 1)  # p(z1) from one draw of z for each class
+        # p(z1) from one draw of z for each class.
+        log_weights, of_z1 = self.m2._decode_posterior(flat, 1, num_samples * groups)
         log_prior = (log_weights + of_z1.log_prob(flat)).logsumexp((0, 1)).view(z1.shape[:2])
         return log_prior - posterior.log_prob(z1), self.decode_x(z1)
 

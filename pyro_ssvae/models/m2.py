@@ -28,6 +28,7 @@ from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
+from pyro_ssvae.distributions.torch_distributions import draw_alike
 from pyro_ssvae.models.base import ENUMERATE, data_plate
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel, make_normal
@@ -241,14 +242,14 @@ class M2(SemiSupervisedModel):
 
         return self._map(classify, x, copies=num_samples)
 
-    def _decode_posterior(self, x: Tensor, num_samples: int) -> tuple[Tensor, Any]:
+    def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
         if self.auxiliary is None:
-            return super()._decode_posterior(x, num_samples)
+            return super()._decode_posterior(x, num_samples, groups)
         classes = torch.arange(self.num_classes, device=x.device).unsqueeze(-1)  # (K, 1)
         q_a = self.encode_a(x)
-        a = q_a.sample((num_samples, 1))  # (S, 1, B, A)
+        a = draw_alike(q_a, (num_samples, 1), groups)  # (S, 1, B, A)
         q_z = self.encode(x, classes, a)
-        z = q_z.sample()  # (S, K, B, L)
+        z = draw_alike(q_z, groups=groups)  # (S, K, B, L)
         log_prior = self.prior().log_prob(z) + self.class_prior.mean().log().unsqueeze(-1)
         log_ratio = log_prior - q_z.log_prob(z) + self.decode_a(classes, z, x).log_prob(a) - q_a.log_prob(a)
         return log_ratio, self.decode(classes, z, *([a] if self.skip else []))

@@ -11,6 +11,8 @@ import pytest
 import torch
 from scipy import sparse
 from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 
 import pyro_ssvae as ss
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed, NegativeBinomial
@@ -136,6 +138,7 @@ def test_missing_numbers_are_imputed(estimator: Any) -> None:
     by_mean = np.broadcast_to(np.nanmean(holes, 0), X.shape)
     assert np.mean((filled - X)[gone] ** 2) < 0.9 * np.mean((by_mean - X)[gone] ** 2)
     np.testing.assert_array_equal(model.impute(X), X)
+    np.testing.assert_allclose(model.impute(holes[100:90:-1]), filled[100:90:-1], rtol=1e-9, err_msg="of other rows")
     assert np.isfinite(model.score_samples(holes, num_samples=5)).all()
 
 
@@ -192,6 +195,37 @@ def test_labels_that_say_nothing_leave_the_shares_equal() -> None:
         prior = M2Classifier(max_steps=1).fit(rng.normal(size=(300, 8)), y).model_.class_prior
         gaps.append(abs(float(prior.mean()[0]) - 0.5))
     assert np.mean(gaps) < 0.01  # 0.02 without shrinkage
+
+
+def test_shares_of_large_tables_take_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are estimated from a sample, in half of ``max_time``, and not at all for very many classes."""
+    fitted: list[tuple[str, int]] = []
+    for kind in (LogisticRegression, RandomForestClassifier):
+
+        def count(self: Any, x: Any, y: Any, wrapped: Any = kind.fit) -> Any:
+            fitted.append((type(self).__name__[0], len(x)))
+            return wrapped(self, x, y)
+
+        monkeypatch.setattr(kind, "fit", count)
+    rng = np.random.default_rng(0)
+    y = (rng.random(25_000) < 0.1).astype(int)
+    table = rng.normal(size=(25_000, 2)) + 4.0 * y[:, None]
+    few = np.where((np.arange(25_000) < 5_000) & ((y == 1) | (np.arange(25_000) < 500)), y, -1)
+    options: dict[str, Any] = {"max_steps": 1, "random_state": 0}
+    model = M2Classifier(**options).fit(table, np.where(np.arange(25_000) < 5_000, y, -1))
+    assert max(rows for _, rows in fitted[:12]) <= 2_002
+    model = M2Classifier(**options).fit(table, few)
+    assert model.model_.class_prior.mean().tolist() == pytest.approx([0.9, 0.1], abs=0.02)
+    fitted.clear()
+    with pytest.warns(UserWarning, match="gives class 1 a share of 50%"):
+        model = M2Classifier(**options, max_time=1e-6).fit(table, few)
+    assert model.model_.class_prior.mean().tolist() == [0.5, 0.5]
+    assert [name for name, _ in fitted] == ["L"]  # of the warning about the class prior
+    fitted.clear()
+    many = np.repeat(np.arange(501), 4)
+    labels = np.where(np.arange(len(many)) % 4 < 2, many, -1)
+    M2Classifier(**options, latent_dim=2, hidden_dims=(4,)).fit(rng.normal(size=(len(many), 2)), labels)
+    assert not fitted
 
 
 def test_columns_with_a_large_mean_keep_their_differences() -> None:

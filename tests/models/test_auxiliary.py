@@ -187,6 +187,7 @@ def test_training_and_missing_values(skip: bool) -> None:
     filled = m2.impute(x, num_samples=50)
     assert (filled[::7, 1] - 3.0 * y[::7]).abs().mean() < 1.2
     torch.testing.assert_close(filled[1], x[1])
+    torch.testing.assert_close(m2.impute(x[7:9], num_samples=50), filled[7:9])
 
 
 @SKIP
