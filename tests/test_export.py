@@ -67,7 +67,7 @@ def test_files_of_a_table_with_missing_values_agree_with_the_model_also_without_
     assert json.loads((tmp_path / "exported" / "export.json").read_text()) == json.loads(json.dumps(report))
     assert (report["class_names"], report["event_shape"]) == (("maize", "oat", "rye"), [4])
 
-    lines = re.search(r"```python\n(import json.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)[1]
+    lines = re.search(r"\n(import json.*?)```", (ROOT / "docs" / "export.md").read_text(), re.S)[1]
     assert len([line for line in lines.splitlines() if line]) <= 10
     np.save(tmp_path / "x.npy", x[:1])  # one row, because the batch dimension is dynamic
     code = f"import sys\nsys.modules['torch'] = None\n{lines}\nnp.save('probabilities.npy', probabilities)"
