@@ -21,7 +21,7 @@ _BATCHES_AHEAD = 2  # of each thread
 
 def derive_seed(seed: int, *path: int) -> int:
     """Return a seed for one of several generators, so that their numbers are independent."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _count_joined(number: int, batch_size: int, join_single: bool) -> int:

@@ -64,7 +64,8 @@ def test_labels_are_numbers_with_gaps(offset: int, dtype: Any, briefly_fitted: M
 def test_labels_are_masked_or_bytes(briefly_fitted: M2Classifier) -> None:
     model = M2Classifier(**BRIEF).fit(X, np.ma.masked_array(Y, FEW < 0))
     np.testing.assert_array_equal(model.predict(X), briefly_fitted.predict(X))
-    for unlabelled, dtype in ((b"", "S1"), (None, np.dtypes.StringDType(na_object=None))):
+    strings = np.dtypes.StringDType(na_object=None) if hasattr(np.dtypes, "StringDType") else object  # new in NumPy 2
+    for unlabelled, dtype in ((b"", "S1"), (None, strings)):
         labels = np.array([(b"a", b"b", b"c")[y] if y >= 0 else unlabelled for y in FEW], dtype=object)
         labels = labels.astype("S1") if dtype == "S1" else np.array([y and y.decode() for y in labels], dtype)
         assert M2Classifier(**BRIEF).fit(X, labels).classes_.tolist() == ["a", "b", "c"]

@@ -58,7 +58,8 @@ def _regularised() -> tuple[Objective, SemiSupervisedData]:
 def _images() -> SemiSupervisedData:
     data = SemiSupervisedData.from_name("digits", num_labels=400)
     held_out = {"x_validation": data.x_validation[:20], "y_validation": data.y_validation[:20]}
-    with warnings.catch_warnings(action="ignore"):  # of few labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few labels
         return SemiSupervisedData.from_arrays(data.x[:64], data.y[:64], num_classes=10, **held_out)
 
 
