@@ -25,8 +25,7 @@ from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
 from pyro_ssvae.data.sources import has_names
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
-from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
-from pyro_ssvae.distributions.likelihoods import check_counts
+from pyro_ssvae.distributions.choice import check_counts, choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
 
 if TYPE_CHECKING:

@@ -334,3 +334,8 @@ def test_tables_of_eight_bits_may_have_missing_values_in_prediction() -> None:
     model = M2Classifier(**QUICK | {"max_steps": 5}).fit(counts, np.arange(60) % 3 - 1)
     with pytest.warns(UserWarning, match="Values are missing in column 0"):
         assert np.isfinite(model.predict_proba(np.where(counts == 4, np.nan, counts))).all()
+
+
+def test_latents_that_do_not_vary_warn() -> None:
+    with pytest.warns(UserWarning, match="Posterior collapse: none of the 2 latents varies"):
+        M1Transformer(**QUICK | {"max_steps": 2}).fit(np.ones((20, 3)))

@@ -241,3 +241,21 @@ def test_labelled_data_is_refused() -> None:
 def test_values_of_a_traverse_are_numbers(values: object) -> None:
     with pytest.raises(TypeError, match="values=.* is of type .*; numbers are needed"):
         make_m1().traverse(torch.rand(2, 1, 8, 8), 0, values)
+
+
+def test_grey_values_of_a_table_and_collapsed_latents_warn() -> None:
+    grey = torch.rand(40, 1) * torch.linspace(0.8, 1.0, 5)
+    data = SemiSupervisedData.from_arrays(grey)
+    with pytest.warns(UserWarning, match=r"a quarter of the values .*likelihood='auto' chooses"):
+        m1 = M1.for_data(data, latent_dim=2, hidden_dims=(8,))
+    M1.for_data(data, likelihood="auto")
+    M1.for_data(SemiSupervisedData.from_arrays(grey.round()))
+    with torch.no_grad():
+        m1.encoder.layers[-1].weight.mul_(30.0)
+        evaluate_model(m1, UnsupervisedELBO.for_data(m1, data), data)
+        m1.encoder.layers[-1].weight.zero_()
+    with pytest.warns(UserWarning, match="Posterior collapse: none of the 2 latents"):  # without test examples, too
+        found = evaluate_model(m1, UnsupervisedELBO.for_data(m1, data), data)
+    assert found == {"bound": None, "kl_z": None, "active_units": None}
+    with pytest.raises(ValueError, match="For real numbers use likelihood='gaussian', for a table 'auto'"):
+        m1.check_examples(grey + 1.0)
