@@ -37,6 +37,7 @@ def test_shapes(event_shape: tuple[int, ...], batch_norm: bool, device: torch.de
     assert m1.interpolate(x[0], x[1], steps=7).shape == (7, *event_shape)
     assert m1.interpolate(x[:2], x[2:4], steps=7, spherical=True).shape == (7, 2, *event_shape)
     assert m1.traverse(x, 1).shape == (5, 5, *event_shape)
+    assert torch.equal(m1.impute(x), x)
     assert m1.training
 
 
@@ -80,7 +81,8 @@ def test_traversal_changes_one_latent() -> None:
         (lambda: make_m1().transform(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m1().transform(torch.rand(2, *IMAGE), num_samples=0), ValueError, "num_samples=0"),
         (lambda: make_m1().generate(0), ValueError, "at least 1"),
-        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "between 0 and 2"),
+        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "dim=3 .* at most 2"),
+        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 1.0), TypeError, "dim=1.0 is of type float"),
         (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(IMAGE), steps=1), ValueError, "at least 2"),
         (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(2, *IMAGE)), ValueError, "one shape"),
     ],
@@ -203,6 +205,7 @@ def test_units_in_use_are_those_whose_mean_varies() -> None:
     assert active_units(m1, 10 * x).tolist() == [True, True, False]
     m1.data_scale = 10.0
     assert active_units(m1, (10 * x).int()).tolist() == [False, True, False]
+    assert active_units(m1, x.numpy()).tolist() == [False, True, False]
 
 
 @pytest.mark.filterwarnings("error")
@@ -237,9 +240,9 @@ def test_labelled_data_is_refused() -> None:
     assert torch.equal(bare.y_test, data.y_test)
 
 
-@pytest.mark.parametrize("values", [2.0, "a", ("a",), None])
+@pytest.mark.parametrize("values", [2.0, "a", ("a",), None, [], [[1.0]], [float("nan")]])
 def test_values_of_a_traverse_are_numbers(values: object) -> None:
-    with pytest.raises(TypeError, match="values=.* is of type .*; numbers are needed"):
+    with pytest.raises(TypeError, match="values=.* is of type .*; finite numbers are needed"):
         make_m1().traverse(torch.rand(2, 1, 8, 8), 0, values)
 
 
