@@ -34,7 +34,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         batch_size: Examples per step.
         learning_rate: Peak learning rate of Adam.
         max_time: Longest time of training in seconds.
-        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
+        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one, whose sizes and likelihood stay.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         random_state: Seed or ``RandomState`` of weights and training.
         verbose: Whether to show progress.
@@ -91,7 +91,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
 
     def sample(self, n_samples: int = 1) -> Array:
         """Return generated examples (means of p(x|z))."""
-        with self._sampling() as model:
+        with self._sampling(n_samples) as model:
             return self._in_units_of_input(model.generate(n_samples))
 
     @property
@@ -159,7 +159,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
 
     def sample(self, n_samples: int = 1) -> Array:
         """Return samples of the generator, in the units of the training examples."""
-        with self._sampling() as model:
+        with self._sampling(n_samples) as model:
             rows = model.sample(n_samples).cpu().numpy() * model.data_scale
             return self._move_back(rows * self.spread_ + self.mean_)
 

@@ -224,7 +224,8 @@ class Model(Configurable, abstract=True):
             ValueError: For a model without classes.
         """
         if self.num_classes is None:
-            raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")
+            latents = " Its transform(x) returns latents, in Python." if hasattr(self, "transform") else ""
+            raise ValueError(f"This {type(self).__name__} has no classes, so it cannot classify.{latents}")
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
 
     def predict(self, x: ArrayLike) -> Tensor:
