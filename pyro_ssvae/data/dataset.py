@@ -184,7 +184,7 @@ class SemiSupervisedData:
             x_test: Test examples.
             y_test: Their labels.
             num_classes: If ``None``, one more than the largest label, the number of names, or none without either.
-            scale: If ``None``, 255 for uint8 and 1 otherwise.
+            scale: If ``None``, 255 for uint8 (give 1 for zeros and ones, and for counts) and 1 otherwise.
             name: Name of the data set in results.
             class_names: If ``None``, the words or numbers that mark the classes, or ``classes`` of a data set.
             split: How the labels were drawn, saved with runs.

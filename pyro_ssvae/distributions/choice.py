@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
-from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, group_columns
+from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, are_grey, group_columns
 from pyro_ssvae.distributions.priors import ClassPrior, DirichletClassPrior, FixedClassPrior, MAPClassPrior, Prior
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -34,7 +35,6 @@ PRIORS: dict[str, type[Prior]] = {
 
 _CLASS_PRIORS = {"uniform": FixedClassPrior, "map": MAPClassPrior, "dirichlet": DirichletClassPrior}
 
-_GREY = 0.25  # share of values between black and white from which a Bernoulli likelihood leaves z unused
 _COUNT_ZEROS = 0.2  # fraction of zeros from which whole numbers are taken for counts
 _AT_ONCE = 2**22  # values of a table that are looked at
 _FIRST_ROWS = 1000
@@ -107,9 +107,7 @@ def choose_image_likelihood(x: Tensor, scale: float) -> Likelihood:
     low, high = x.aminmax()
     if not (low >= 0.0 and high <= scale):
         return Gaussian()
-    some = x[:: 1 + len(x) // 10_000]
-    grey = (some > 0.1 * scale) & (some < 0.9 * scale)
-    if x.shape[1] < 3 and int(grey.sum()) <= _GREY * grey.numel():
+    if x.shape[1] < 3 and not are_grey(x, scale):
         return Bernoulli()
     if x.dtype == torch.uint8 and scale == round(scale):
         return discrete.DiscretisedLogistic(levels=round(scale) + 1)
@@ -188,3 +186,21 @@ def describe_likelihood(likelihood: Likelihood, columns: int) -> str:
         kind += " given the total of the row" if getattr(part, "offset", False) else ""
         numbers[kind] = numbers.get(kind, 0) + len(own)
     return ", ".join(f"{number} {kind}" for kind, number in numbers.items())
+
+
+def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
+    """Raise ``ValueError`` for negative values of ``x / scale`` where counts were trained on, and warn of fractions."""
+    for columns, part in group_columns(likelihood, x.shape[-1]):
+        if not getattr(part, "of_counts", False):
+            continue
+        values = x[..., columns].nan_to_num(0.0) / scale
+        if (low := float(values.min())) < 0.0:
+            raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")
+        off = (values - values.round()).abs()
+        if not (off <= 1e-3).all():
+            warnings.warn(
+                f"x holds values that are not whole, such as {float(values.flatten()[off.argmax()]):g}, and the "
+                "model was trained on counts: give counts, not their logarithms or shares.",
+                UserWarning,
+                stacklevel=6,
+            )

@@ -323,8 +323,9 @@ class Poisson(_Counts):
         ratio = float((x.var(0, correction=0) / x.mean(0).clamp(min=1e-9)).median())
         if ratio > _MAX_DISPERSION:
             warnings.warn(
-                f"The variance of these counts is {ratio:.0f} times their mean (median of the columns), so that a "
-                "Poisson likelihood outweighs the labels; likelihood='negative_binomial' does not.",
+                f"The variance of these values is {ratio:.0f} times their mean (median of the columns), and under a "
+                "Poisson likelihood it equals the mean, so that the bound has a far too large weight: use "
+                "likelihood='negative_binomial' for counts, 'gaussian' for other numbers.",
                 UserWarning,
                 stacklevel=2,
             )

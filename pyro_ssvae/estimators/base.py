@@ -295,9 +295,10 @@ class DeepEstimator(Parameters, BaseEstimator):
         return model, torch.tensor(rows, dtype=dtype) / self.model_.data_scale
 
     @contextmanager
-    def _sampling(self) -> Iterator[Any]:
+    def _sampling(self, n_samples: int) -> Iterator[Any]:
         """Give the trained model, with the random state of torch seeded by ``random_state`` for the time being."""
         check_is_fitted(self, "model_")
+        as_count(n_samples, "n_samples", least=1)
         with PYRO_LOCK, torch.random.fork_rng():
             torch.manual_seed(self._draw_seed())
             yield self.model_
@@ -336,7 +337,9 @@ class GenerativeEstimator(DeepEstimator):
         """Return a table with its missing values filled in: by their posterior mean, or most probable category.
 
         Observed values are returned as they are, except for categories that were not seen in training, which count as
-        missing. The array is of type ``object`` if there are columns of words.
+        missing. The array is of type ``object`` if there are columns of words. If all rows of training were complete,
+        the model knows of no missing values, and the means of columns are filled in, with a warning: replace some
+        values in training by NaN.
         """
         rows = filled = self._check_rows(X, reset=False)
         if np.isnan(rows).any():

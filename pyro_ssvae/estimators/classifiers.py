@@ -77,7 +77,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             at most about half; ``None`` for no limit.
         classes: All classes, where some may have no label in ``y``.
         n_classes: Number of clusters, where ``y`` has no label at all.
-        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
+        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one, whose sizes and likelihood stay.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         random_state: Seed or ``RandomState`` of weights and training.
         verbose: Whether to show progress.
@@ -261,7 +261,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         Raises:
             ValueError: For classes that the estimator does not know.
         """
-        with self._sampling() as model:
+        with self._sampling(n_samples) as model:
             codes: Any = None
             if y is not None:
                 labels, classes = as_array(y, "y"), self.classes_.tolist()

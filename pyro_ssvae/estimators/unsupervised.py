@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
+from pyro_ssvae.evaluation.metrics import warn_about_collapse
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
@@ -33,7 +34,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         batch_size: Examples per step.
         learning_rate: Peak learning rate of Adam.
         max_time: Longest time of training in seconds.
-        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one.
+        warm_start: Whether :meth:`fit` goes on from the weights of an earlier one, whose sizes and likelihood stay.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         random_state: Seed or ``RandomState`` of weights and training.
         verbose: Whether to show progress.
@@ -48,7 +49,10 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
     """
 
     def fit(self, X: ArrayLike, y: Any = None) -> M1Transformer:
-        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used."""
+        """Train on examples ``(N, D)``, or images ``(N, C, H, W)``, as for :class:`M2Classifier`; ``y`` is not used.
+
+        A warning says if no latent varies between examples (posterior collapse).
+        """
         self._check_parameters()
         return self._fit(X, self.warm_start and hasattr(self, "model_"))
 
@@ -63,6 +67,8 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
         with PYRO_LOCK:
             model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
             self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
+            if not changes:
+                warn_about_collapse(model, data)
         return self
 
     def transform(self, X: ArrayLike) -> Array:
@@ -85,7 +91,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
 
     def sample(self, n_samples: int = 1) -> Array:
         """Return generated examples (means of p(x|z))."""
-        with self._sampling() as model:
+        with self._sampling(n_samples) as model:
             return self._in_units_of_input(model.generate(n_samples))
 
     @property
@@ -153,7 +159,7 @@ class DDGMDensity(DensityMixin, DeepEstimator):
 
     def sample(self, n_samples: int = 1) -> Array:
         """Return samples of the generator, in the units of the training examples."""
-        with self._sampling() as model:
+        with self._sampling(n_samples) as model:
             rows = model.sample(n_samples).cpu().numpy() * model.data_scale
             return self._move_back(rows * self.spread_ + self.mean_)
 

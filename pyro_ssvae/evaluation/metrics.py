@@ -30,12 +30,19 @@ from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
+from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions.priors import cache_prior
 from pyro_ssvae.evaluation.importance import importance_log_weights
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import as_input, fork_random_state
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.diagnostics import class_control, energy_diagnostics, iterate_batches_for, latent_diagnostics
+from pyro_ssvae.models.diagnostics import (
+    NUM_DIAGNOSED,
+    class_control,
+    energy_diagnostics,
+    iterate_batches_for,
+    latent_diagnostics,
+)
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives import Objective
 
@@ -86,17 +93,10 @@ def _(
 
 @evaluate_model.register
 def _(model: M1, objective: Objective, data: SemiSupervisedData, **options: Any) -> dict[str, Any]:
-    found = _test_bound(model, objective, data, **options)
-    if found["bound"] is None:
-        return {**found, "kl_z": None, "active_units": None}
-    latents = latent_diagnostics(model, data.x_test, scale=data.scale)
-    if latents.get("active_units") == 0:
-        warnings.warn(
-            f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so the decoder "
-            "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
-            stacklevel=3,
-        )
-    return {**found, "active_units": None, **latents}
+    found, none = _test_bound(model, objective, data, **options), {"kl_z": None, "active_units": None}
+    latents = latent_diagnostics(model, data.x_test, scale=data.scale) if found["bound"] is not None else {}
+    warn_about_collapse(model, data)
+    return {**found, **none, **latents}
 
 
 @evaluate_model.register
@@ -104,6 +104,20 @@ def _(model: DDGM, objective: Objective, data: SemiSupervisedData, *, seed: int 
     if not len(data.x_test):
         return {}
     return dict(energy_diagnostics(model, data.x_test, scale=data.scale, seed=seed))
+
+
+def warn_about_collapse(model: M1, data: SemiSupervisedData) -> None:
+    """Warn if no latent of M1 varies between examples: those of the test, or of training if there are none."""
+    x = data.x_test if len(data.x_test) else sample_rows(data.x)
+    if latent_diagnostics(model, x[:NUM_DIAGNOSED], scale=data.scale).get("active_units") == 0:
+        warnings.warn(
+            f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so they carry "
+            "nothing. Try another likelihood ('bernoulli' suits zeros and ones, 'auto' chooses for a table), more "
+            "steps, or TrainingConfig(kl_warmup=0.5) (--training.kl_warmup 0.5). If no value of an example depends on "
+            "the others, there is nothing to learn.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData, names: Any) -> None:

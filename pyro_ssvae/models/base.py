@@ -25,8 +25,7 @@ from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
 from pyro_ssvae.data.sources import has_names
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
-from pyro_ssvae.distributions.choice import choose_likelihood, make_prior
-from pyro_ssvae.distributions.likelihoods import check_counts
+from pyro_ssvae.distributions.choice import check_counts, choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
 
 if TYPE_CHECKING:
@@ -225,7 +224,8 @@ class Model(Configurable, abstract=True):
             ValueError: For a model without classes.
         """
         if self.num_classes is None:
-            raise ValueError(f"This {type(self).__name__} has no classes (num_classes is None), so it cannot classify.")
+            latents = " Its transform(x) returns latents, in Python." if hasattr(self, "transform") else ""
+            raise ValueError(f"This {type(self).__name__} has no classes, so it cannot classify.{latents}")
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
 
     def predict(self, x: ArrayLike) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_scale
 from pyro_ssvae.data.preparation import iterate_batches
-from pyro_ssvae.models.base import Model, fork_random_state, get_device
+from pyro_ssvae.models.base import Model, as_input, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
 from pyro_ssvae.models.latent_variable import SemiSupervisedModel
@@ -162,9 +162,10 @@ def active_units(model: M1, x: Tensor, *, scale: float | None = None) -> Tensor:
     Raises:
         ValueError: For fewer than two examples.
     """
+    x, scale = as_input(model, x, scale)
     if len(x) < 2:
         raise ValueError(f"Latents are active if they vary between examples; pass at least two, not {len(x)}.")
-    batches = iterate_batches_for(model, x, scale=find_scale(model, x, scale), batch_size=1000)
+    batches = iterate_batches_for(model, x, scale=scale, batch_size=1000)
     return _vary(torch.cat([model.transform(batch).cpu() for batch in batches]))
 
 

@@ -130,12 +130,12 @@ class LatentVariableModel(Model, abstract=True):
             seed: Seed of the draws; the caller's random state is left as it was.
 
         Raises:
-            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too, and for values that lie
-                outside of the domain of the likelihood.
+            ValueError: As :meth:`Model.predict_proba`, for a model with ``missing=False`` too, and for values beside
+                missing ones that lie outside of the domain of the likelihood.
         """
 
         def fill(x: Tensor) -> Tensor:
-            if not len(x):
+            if not x.isnan().any():
                 return x
             self.check_examples(x)
             with fork_random_state(self, seed):

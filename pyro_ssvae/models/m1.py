@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pyro_ssvae._arguments import checked, show
+from pyro_ssvae._arguments import as_count, checked, show
 from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.torch_distributions import draw_alike
@@ -188,17 +188,18 @@ class M1(LatentVariableModel):
         """Return the means of p(x|z), ``(V, B, *event_shape)``, with one latent set to ``V`` values.
 
         The others are at the means of q(z|x) of examples x ``(B, *event_shape)``. ``ValueError`` if there is no latent
-        ``dim``, counted from 0, or the examples do not fit, ``TypeError`` if ``values`` are no numbers.
+        ``dim``, counted from 0, or the examples do not fit, ``TypeError`` if ``values`` are no finite numbers.
         """
-        if not -self.latent_dim <= dim < self.latent_dim:
-            raise ValueError(f"dim={dim} must lie between 0 and {self.latent_dim - 1}.")
+        dim = as_count(dim, "dim", least=-self.latent_dim, most=self.latent_dim - 1)
         z = self.transform(x)
         try:
-            values = torch.as_tensor(values, dtype=z.dtype, device=z.device)
-            z = z.expand(len(values), *z.shape).clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{show('values', values)}; numbers are needed, such as (-1.0, 0.0, 1.0).") from error
-        z[..., dim] = values.unsqueeze(-1)
+            settings = torch.as_tensor(values, dtype=z.dtype, device=z.device)
+        except (TypeError, ValueError, RuntimeError):
+            settings = z.new_empty(0)
+        if settings.dim() != 1 or not len(settings) or not settings.isfinite().all():
+            raise TypeError(f"{show('values', values)}; finite numbers are needed, such as (-1.0, 0.0, 1.0).")
+        z = z.expand(len(settings), *z.shape).clone()
+        z[..., dim] = settings.unsqueeze(-1)
         return self._means(z)
 
     def _means(self, z: Tensor) -> Tensor:

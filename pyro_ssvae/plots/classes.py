@@ -155,6 +155,8 @@ def plot_feature_means(
     data of the samples). A class without data is left white. Features of a table have the names of its columns; of a
     column of words each word is a feature, its mean the share of rows with that word.
     """
+    if model.num_classes is None:
+        raise ValueError(f"Class means need a model with classes, and this {type(model).__name__} has none.")
     names = style.as_class_names(class_names, model.num_classes)
     if (x is None) != (y is None):
         raise ValueError(f"{'y' if x is None else 'x'} was given alone; pass both x and y, or neither.")
@@ -224,7 +226,7 @@ def _observed_mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def plot_latent_map(
     model: SemiSupervisedModel | M1,
     x: Tensor,
-    y: Any,
+    y: Any = None,
     *,
     labelled: Any = None,
     class_names: Sequence[str] | None = None,
@@ -232,12 +234,13 @@ def plot_latent_map(
 ) -> Figure:
     """Draw the means of q(z|x,y), or of q(z|x) for M1, coloured by class; of three or more latents a PCA in the plane.
 
-    Where y is unknown, q(z|x,y) is taken at the predicted class, and the point is grey. Examples that were
-    ``labelled`` in training, booleans ``(N,)``, are ringed.
+    Where y is unknown (-1, or ``None`` for all), q(z|x,y) is taken at the predicted class, and the point is grey.
+    Examples that were ``labelled`` in training, booleans ``(N,)``, are ringed.
     """
     x = style.check_examples(model, x)
     ringed = _as_mask(labelled, len(x))
     generator = np.random.default_rng(as_seed(seed))
+    y = torch.full((len(x),), -1) if y is None else y
     classes = shown = style.as_classes(y, "y", len(x), model.num_classes, allow_unlabelled=True)
     given, posterior, note = None, "q(z|x)", "The classes were not used in training."
     if model.num_classes is not None:

@@ -290,7 +290,7 @@ def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None
         raise ValueError(
             f"Examples of shape {event}{given} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Where "
             "pixels are stored in another shape, pass image_shape=(channels, height, width) with as many elements; "
-            "for tables use plot_feature_means."
+            "for tables use plot_latent_map, or plot_feature_means if there are classes."
         )
     return (1, *shape)[-3:]
 

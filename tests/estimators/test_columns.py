@@ -334,3 +334,15 @@ def test_tables_of_eight_bits_may_have_missing_values_in_prediction() -> None:
     model = M2Classifier(**QUICK | {"max_steps": 5}).fit(counts, np.arange(60) % 3 - 1)
     with pytest.warns(UserWarning, match="Values are missing in column 0"):
         assert np.isfinite(model.predict_proba(np.where(counts == 4, np.nan, counts))).all()
+
+
+def test_latents_that_do_not_vary_warn() -> None:
+    with pytest.warns(UserWarning, match="Posterior collapse: none of the 2 latents varies"):
+        M1Transformer(**QUICK | {"max_steps": 2}).fit(np.ones((20, 3)))
+
+
+def test_numbers_of_samples_have_the_name_of_the_argument() -> None:
+    model = M1Transformer(**QUICK | {"max_steps": 2}).fit(np.arange(20.0).reshape(10, 2))
+    for wrong, error in ((0, ValueError), (2.0, TypeError)):
+        with pytest.raises(error, match=rf"^n_samples={wrong}"):
+            model.sample(wrong)

@@ -37,6 +37,7 @@ def test_shapes(event_shape: tuple[int, ...], batch_norm: bool, device: torch.de
     assert m1.interpolate(x[0], x[1], steps=7).shape == (7, *event_shape)
     assert m1.interpolate(x[:2], x[2:4], steps=7, spherical=True).shape == (7, 2, *event_shape)
     assert m1.traverse(x, 1).shape == (5, 5, *event_shape)
+    assert torch.equal(m1.impute(x), x)
     assert m1.training
 
 
@@ -79,8 +80,10 @@ def test_traversal_changes_one_latent() -> None:
         (lambda: make_m1(likelihood="nope"), ValueError, "bernoulli"),
         (lambda: make_m1().transform(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m1().transform(torch.rand(2, *IMAGE), num_samples=0), ValueError, "num_samples=0"),
+        (lambda: make_m1().predict(torch.rand(2, *IMAGE)), ValueError, r"no classes, .* transform\(x\) returns"),
         (lambda: make_m1().generate(0), ValueError, "at least 1"),
-        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "between 0 and 2"),
+        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "dim=3 .* at most 2"),
+        (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 1.0), TypeError, "dim=1.0 is of type float"),
         (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(IMAGE), steps=1), ValueError, "at least 2"),
         (lambda: make_m1().interpolate(torch.rand(IMAGE), torch.rand(2, *IMAGE)), ValueError, "one shape"),
     ],
@@ -203,6 +206,7 @@ def test_units_in_use_are_those_whose_mean_varies() -> None:
     assert active_units(m1, 10 * x).tolist() == [True, True, False]
     m1.data_scale = 10.0
     assert active_units(m1, (10 * x).int()).tolist() == [False, True, False]
+    assert active_units(m1, x.numpy()).tolist() == [False, True, False]
 
 
 @pytest.mark.filterwarnings("error")
@@ -237,7 +241,25 @@ def test_labelled_data_is_refused() -> None:
     assert torch.equal(bare.y_test, data.y_test)
 
 
-@pytest.mark.parametrize("values", [2.0, "a", ("a",), None])
+@pytest.mark.parametrize("values", [2.0, "a", ("a",), None, [], [[1.0]], [float("nan")]])
 def test_values_of_a_traverse_are_numbers(values: object) -> None:
-    with pytest.raises(TypeError, match="values=.* is of type .*; numbers are needed"):
+    with pytest.raises(TypeError, match="values=.* is of type .*; finite numbers are needed"):
         make_m1().traverse(torch.rand(2, 1, 8, 8), 0, values)
+
+
+def test_grey_values_of_a_table_and_collapsed_latents_warn() -> None:
+    grey = torch.rand(40, 1) * torch.linspace(0.8, 1.0, 5)
+    data = SemiSupervisedData.from_arrays(grey)
+    with pytest.warns(UserWarning, match=r"a quarter of the values .*likelihood='auto' chooses"):
+        m1 = M1.for_data(data, latent_dim=2, hidden_dims=(8,))
+    M1.for_data(data, likelihood="auto")
+    M1.for_data(SemiSupervisedData.from_arrays(grey.round()))
+    with torch.no_grad():
+        m1.encoder.layers[-1].weight.mul_(30.0)
+        evaluate_model(m1, UnsupervisedELBO.for_data(m1, data), data)
+        m1.encoder.layers[-1].weight.zero_()
+    with pytest.warns(UserWarning, match="Posterior collapse: none of the 2 latents"):  # without test examples, too
+        found = evaluate_model(m1, UnsupervisedELBO.for_data(m1, data), data)
+    assert found == {"bound": None, "kl_z": None, "active_units": None}
+    with pytest.raises(ValueError, match="For real numbers use likelihood='gaussian', for a table 'auto'"):
+        m1.check_examples(grey + 1.0)

@@ -11,13 +11,14 @@ import torch
 from matplotlib import font_manager
 from torch import Tensor
 
-from pyro_ssvae import M2
+from pyro_ssvae import M1, M2
 from pyro_ssvae.plots import (
     plot_analogies,
     plot_confusion_matrix,
     plot_feature_means,
     plot_latent_map,
     plot_reconstructions,
+    plot_samples,
     plot_training_curves,
     plot_traversals,
 )
@@ -117,3 +118,12 @@ def test_traversals_of_a_model_with_classes_are_refused() -> None:
     model, x, _ = make_model((1, 8, 8))
     with pytest.raises(ValueError, match="Traversals need an M1, not M2"):
         plot_traversals(model, x)
+
+
+def test_figures_of_a_table_without_classes() -> None:
+    model, x = M1((5,), latent_dim=2, hidden_dims=(8,)), torch.rand(20, 5)
+    assert plot_latent_map(model, x).axes[0].collections
+    with pytest.raises(ValueError, match=r"plot_latent_map, or plot_feature_means if there are classes"):
+        plot_samples(model)
+    with pytest.raises(ValueError, match="Class means need a model with classes, and this M1 has none"):
+        plot_feature_means(model)
