@@ -44,15 +44,11 @@ def is_numeric(column: Any) -> bool:
 
 
 def _is_frame(X: Any) -> bool:
-    """Return whether X is a DataFrame of pandas."""
     return hasattr(X, "iloc") and hasattr(X, "columns")
 
 
 def read_table(source: Any, label: str | None = None) -> Any:
-    """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
-
-    Errors are those of ``SemiSupervisedData.from_table``.
-    """
+    """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData."""
     if isinstance(source, (str, os.PathLike)):
         table = _read_file(as_path(source, "source"), label)
     elif hasattr(source, "obs") and hasattr(source, "var_names"):
@@ -89,7 +85,6 @@ def _find_separator(path: Path) -> str:
 
 
 def _import_pandas() -> Any:
-    """Return pandas, or raise ``MissingPackageError``."""
     try:
         import pandas
     except ImportError as error:
@@ -263,11 +258,8 @@ def decode_categories(rows: NDArray[Any], categories: Categories) -> NDArray[Any
 
 def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool) -> NDArray[np.float64]:
     codes = {as_text(level): code for code, level in enumerate(levels)}
-
-    def find(text: str) -> float:
-        return codes.get(text, codes.get(f"{text}.0", -1))  # as models of earlier versions have whole numbers
-
-    encoded = np.array([np.nan if _is_missing(value) else find(as_text(value)) for value in values], np.float64)
+    found = [np.nan if _is_missing(value) else codes.get(as_text(value), -1) for value in values]
+    encoded = np.array(found, np.float64)
     if (unknown := encoded == -1).any() and strict:
         shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
         raise ValueError(

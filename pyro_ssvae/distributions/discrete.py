@@ -73,7 +73,6 @@ class _Grid(Likelihood):
         self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless every value is a multiple of the spacing and on the grid."""
         steps = x / self.spacing
         off = (steps - steps.round()).abs().max()
         low, high = float(x.min()), float(x.max())
@@ -193,10 +192,7 @@ class _LogisticCells(TorchDistribution):
 
 
 class _Counts(Likelihood):
-    """Base class of likelihoods of counts, whose networks see standardised values of log(1 + x).
-
-    The decoder's mean counts are relative to those of the columns.
-    """
+    """Base class of likelihoods of counts; networks see standardised log(1 + x), means are relative to the columns'."""
 
     of_counts = True
     _mean: Tensor | None
@@ -256,7 +252,6 @@ class _Counts(Likelihood):
         return log_mean if self._mean is None else log_mean + self._mean.log()
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless every value is a non-negative whole number."""
         low, off = float(x.min()), float((x - x.round()).abs().max())
         if not (low >= 0.0 and off <= 1e-3):  # also true of NaN and infinity
             raise ValueError(
@@ -266,10 +261,7 @@ class _Counts(Likelihood):
 
 
 class _GivenTotal(TorchDistribution):
-    """Counts whose means are proportional to the total of the row that is observed.
-
-    Means, variances and samples are those of a row with the mean total.
-    """
+    """Counts with means proportional to the observed total of the row; moments and samples are of the mean total."""
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector

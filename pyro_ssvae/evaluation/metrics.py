@@ -167,12 +167,6 @@ class LogLikelihood:
     log_joint: Tensor | None = None
 
     @property
-    def log_py(self) -> Tensor | None:
-        """The logarithm of p(y), ``(K,)``, or ``(N, K)`` where examples differ; ``None`` where ``log_prior`` is."""
-        same = self.log_prior is not None and torch.equal(self.log_prior, self.log_prior[:1].expand_as(self.log_prior))
-        return self.log_prior[0] if same and self.log_prior is not None else self.log_prior
-
-    @property
     def mean(self) -> float:
         """Mean of log p(x) over the examples."""
         return float(self.log_px.mean())

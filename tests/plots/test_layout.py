@@ -19,8 +19,8 @@ from pyro_ssvae.plots import (
     plot_latent_map,
     plot_reconstructions,
     plot_training_curves,
-    plot_traversals,
 )
+from pyro_ssvae.plots.images import plot_traversals
 from pyro_ssvae.plots.style import to_png
 
 NAMES = [f"papillary carcinoma, type {k}" for k in range(10)]
