@@ -214,10 +214,7 @@ def _check_kinds(table: Any) -> None:
 
 
 def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -> Any:
-    """Return a table with codes 0, 1, ... in place of categories, and NaN in place of missing values.
-
-    Values that are no category are NaN too or, if ``strict``, raise ``ValueError``. So do words in other columns.
-    """
+    """Return a table with codes for categories, NaN for missing values and, unless ``strict``, for unknown words."""
     if categories:
         shape = X.shape if hasattr(X, "shape") else np.array(X, dtype=object).shape
         if len(shape) != 2 or max(categories) >= shape[1]:
@@ -258,8 +255,11 @@ def decode_categories(rows: NDArray[Any], categories: Categories) -> NDArray[Any
 
 def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool) -> NDArray[np.float64]:
     codes = {as_text(level): code for code, level in enumerate(levels)}
-    found = [np.nan if _is_missing(value) else codes.get(as_text(value), -1) for value in values]
-    encoded = np.array(found, np.float64)
+
+    def find(text: str) -> float:
+        return codes.get(text, codes.get(f"{text}.0", -1))  # as models of earlier versions have whole numbers
+
+    encoded = np.array([np.nan if _is_missing(value) else find(as_text(value)) for value in values], np.float64)
     if (unknown := encoded == -1).any() and strict:
         shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
         raise ValueError(

@@ -22,10 +22,7 @@ _MAX_DISPERSION = 300.0  # variance / mean of counts, from which M2 under a Pois
 
 
 class _GridDistribution(TorchDistribution):
-    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``.
-
-    Where the values are codes in no order, the most probable one stands for the mean.
-    """
+    """Values 0, 1, ... times ``spacing``, by logits ``(*batch, levels)``; codes in no order have a mode for a mean."""
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real  # the grid, which Likelihood.check checks before training

@@ -211,10 +211,7 @@ def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
 
 
 def select_examples(model: Model, x: Any, y: Any, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return examples and their classes, -1 where unknown or ``y`` is ``None``.
-
-    Of more than ``num_images``, so many are drawn at random, from all classes alike, and sorted by class.
-    """
+    """Return at most ``num_images`` examples, drawn from all classes alike and sorted, and classes, -1 if unknown."""
     x = check_examples(model, x)
     num_images = as_count(num_images, "num_images", least=1)
     y = as_classes(torch.full((len(x),), -1) if y is None else y, "y", len(x), model.num_classes, allow_unlabelled=True)

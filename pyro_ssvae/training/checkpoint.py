@@ -94,7 +94,7 @@ def unpack(content: bytes) -> dict[str, Any]:
         return [decode(part) for part in value] if isinstance(value, list) else value
 
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    if metadata["checksum"] != _checksum(metadata["state"], tensors):
+    if metadata.get("checksum") not in (None, _checksum(metadata["state"], tensors)):  # early versions wrote none
         raise ValueError("its checksum is another one")
     state = decode(json.loads(metadata["state"]))
     if state["format"] != _FORMAT:
