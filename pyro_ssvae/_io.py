@@ -16,8 +16,9 @@ from pyro_ssvae.errors import RunFolderError
 
 
 def one_line(error: BaseException) -> str:
-    """Return the type and the text of an error, of at most 200 characters, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(":")
+    """Return the type and the text of an error on one line, cut after 200 characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 @contextmanager
