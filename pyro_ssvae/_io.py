@@ -17,8 +17,8 @@ from pyro_ssvae.errors import RunFolderError
 
 def one_line(error: BaseException) -> str:
     """Return the type and the text of an error on one line, cut after 200 characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}".removesuffix(": ")
 
 
 @contextmanager
