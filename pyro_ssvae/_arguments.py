@@ -97,10 +97,6 @@ def checked(target: _Target) -> _Target:
 
     Annotations tell which type an argument must have, and ``_RANGES`` which numbers are allowed under its name. Scalars
     and sequences of numpy or PyTorch reach the function as numbers and tuples of Python.
-
-    Raises:
-        TypeError: From a call, for an argument of the wrong type, or one that the function does not have.
-        ValueError: From a call, for a number that is out of range or not finite.
     """
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]

@@ -186,10 +186,7 @@ def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], stacklevel: 
 
 
 def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return what to subtract from the columns of a table so that single precision suffices, or ``None`` for nothing.
-
-    That is the mean of a column where it is large compared with the standard deviation, rounded for whole numbers.
-    """
+    """Return the means of columns where they far exceed the deviation, zeros elsewhere, or ``None`` if none does."""
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of columns without a value
         means, deviations = np.nanmean(x, 0), np.nanstd(x, 0)

@@ -35,10 +35,7 @@ class Configurable(nn.Module):
 
 
 def _record_arguments(cls: type, init: Callable[..., None]) -> Callable[..., None]:
-    """Return a constructor that also stores its arguments, defaults included, under its class.
-
-    Those of the classes of this package are checked too; the annotations of others are their own affair.
-    """
+    """Return a constructor that stores its arguments, defaults included; classes of this package check them too."""
     signature = inspect.signature(init)
     bind = functools.partial(bind_arguments, init, signature) if is_library_class(cls) else signature.bind
 
@@ -124,11 +121,7 @@ def _encode(value: Any) -> Any:
 
 
 def build(config: Mapping[str, Any], cls: type | None = None, **given: Any) -> Any:
-    """Build a module from what :func:`describe` returned, by default of the class named there.
-
-    Arguments that are ``given`` replace those of the configuration. Raises ``KeyError`` for an entry that is missing or
-    a class that is not registered.
-    """
+    """Build a module from what :func:`describe` returned, by default of its class; ``given`` has precedence."""
     arguments = {name: _decode(value) for name, value in config["arguments"].items()} | given
     names = list(arguments)
     before = names[: names.index("*")] if "*" in arguments else []

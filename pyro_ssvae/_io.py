@@ -12,6 +12,31 @@ from typing import IO, Any
 
 import yaml
 
+from pyro_ssvae.errors import RunFolderError
+
+
+def one_line(error: BaseException) -> str:
+    """Return the type and the text of an error on one line, cut after 200 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}".removesuffix(": ")
+
+
+@contextmanager
+def writing(what: str | Path, hint: str = "") -> Iterator[None]:
+    """Raise ``RunFolderError``, which names what cannot be written, in place of an ``OSError``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(f"Cannot write {what}: {error}.{hint}") from error
+
+
+def write_file(path: Path, content: bytes, what: str = "", hint: str = "") -> Path:
+    """Write a file atomically, in a folder that is made if needed; return the path. Errors are those of `writing`."""
+    with writing(f"{what}{path}", hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return path
+
 
 def check_output(path: Path) -> None:
     """Raise ``OSError`` if a path is a folder, or its folder does not exist."""

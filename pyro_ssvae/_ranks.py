@@ -63,10 +63,7 @@ class Links:
         self._rank, self._others = rank, others
 
     def exchange(self, message: bytes) -> Callable[[], list[bytes]]:
-        """Send a message of at most 64 KiB to all; the function returned gives those of all, in the order of ranks.
-
-        It must be called once, before the next message is received. ``DistNetworkError`` if another process has ended.
-        """
+        """Send at most 64 KiB to all; the function returned gives, once, those of all in the order of ranks."""
         with _lost_as_error():
             for link in self._others.values():
                 link.send_bytes(message)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_path, checked
 from pyro_ssvae._configurable import describe as describe_module
-from pyro_ssvae._io import write_atomically, write_json
+from pyro_ssvae._io import one_line, write_atomically, write_json
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import Model, as_input, fork_random_state
@@ -123,7 +123,7 @@ def _named_failure(name: str, failures: dict[str, str]) -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        failures[name] = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+        failures[name] = one_line(cause)
 
 
 def _compare(file: Path, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
@@ -141,7 +141,6 @@ def _compare(file: Path, given: Sequence[Tensor], outputs: Sequence[Tensor]) -> 
 
 
 def _run(file: Path, given: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the outputs of a file."""
     with _quiet(), torch.no_grad():
         if file.suffix == ".onnx":
             import onnxruntime

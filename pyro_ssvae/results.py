@@ -122,7 +122,6 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
 
 
 def _measure_errors(model: Any, data: SemiSupervisedData, run: FitResult) -> dict[str, float | None]:
-    """Return errors with the weights that validation chose, and with those of the last step."""
     chosen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     errors = {}
     for suffix, weights in (("", chosen), ("_last", run.last_weights)):

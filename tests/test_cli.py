@@ -86,7 +86,7 @@ def test_every_stage_of_m1m2_is_described_evaluated_and_sampled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    assert main(["train", "m1m2", *TINY, *TINY_M1, "--keep-inactive", "--out", str(out)]) == 0
+    assert main(["train", "m1m2", *TINY, *TINY_M1, "--out", str(out)]) == 0
     results = [out / stage / "result.json" for stage in ("m1", "stacked")]
     for result in results:
         result.write_text(json.dumps(json.loads(result.read_text()) | {"test/bound": None}))

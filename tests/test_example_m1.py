@@ -89,7 +89,7 @@ def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -
 def test_stack_runs_all_stages(
     stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    flags = [*TINY, "--joint-epochs", "1", "--keep-inactive", "--out", str(tmp_path)]
+    flags = [*TINY, "--joint-epochs", "1", "--out", str(tmp_path)]
     assert stack_example.main(flags + (["--pure"] if pure else [])) == 0
     printed = capsys.readouterr().out
     assert printed.index("m1\n") < printed.index("stacked\n") < printed.index("joint\n")
@@ -108,7 +108,7 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     stack_example: ModuleType, m1_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     first = tmp_path / "first"
-    assert stack_example.main([*TINY, "--pure", "--keep-inactive", "--out", str(first)]) == 0
+    assert stack_example.main([*TINY, "--pure", "--out", str(first)]) == 0
     before = (first / "m1" / "result.json").read_text()
     stacked = json.loads((first / "stacked" / "result.json").read_text())
     shutil.rmtree(first / "stacked")  # as if it had been stopped between the stages
@@ -118,12 +118,12 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
     assert (again["test/bound"], again["test/error"]) == (stacked["test/bound"], stacked["test/error"])
     for given in (first, first / "m1"):
         second = tmp_path / f"on-{given.name}"
-        flags = [*ABOVE, "--pure", "--keep-inactive", "--m1", str(given), "--out", str(second)]
+        flags = [*ABOVE, "--pure", "--m1", str(given), "--out", str(second)]
         assert stack_example.main(flags) == 0
         assert not (second / "m1").exists()
     lone = tmp_path / "lone"
     assert m1_example.main([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
-    flags = [*ABOVE, "--pure", "--keep-inactive", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
+    flags = [*ABOVE, "--pure", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
     capsys.readouterr()
     assert stack_example.main(flags) == 0
     assert capsys.readouterr().out.count("MyM1, a subclass of M1; it is loaded as M1") == 1
@@ -137,7 +137,7 @@ def test_stack_resumes_between_stages_and_takes_an_m1(
 
 
 def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType, tmp_path: Path) -> None:
-    flags = ["--pure", "--importance-weighted", "--num-particles", "3", "--num-samples", "20", "--keep-inactive"]
+    flags = ["--pure", "--importance-weighted", "--num-particles", "3", "--num-samples", "20"]
     assert stack_example.main([*TINY, *flags, "--out", str(tmp_path)]) == 0
     for stage in ("m1", "stacked"):
         result = json.loads((tmp_path / stage / "result.json").read_text())

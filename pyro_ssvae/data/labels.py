@@ -276,12 +276,7 @@ class LabelSplit:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelSplit:
-        """Read a split that :meth:`save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it does not hold a split.
-        """
+        """Read a split that :meth:`save` wrote; ``FileNotFoundError`` or ``ValueError`` if there is none."""
         arrays = read_npz(path, ("labelled", "validation", "seed", "balanced"))
         seed, balanced = arrays["seed"], arrays["balanced"]
         if seed.shape != () or balanced.shape != ():
@@ -314,10 +309,6 @@ def draw_label_split(
     each, to classes that are drawn at random afterwards among those with an example left. Otherwise the examples are
     the first of a random permutation of all of them, and a class may get no label at all. With ``"all"``, or a larger
     number than have labels, every one that has a label is returned.
-
-    Raises:
-        TypeError: If the number is no integer.
-        ValueError: If it is out of range, or a class has too few examples.
     """
     rng = np.random.default_rng(seed)
     known = np.flatnonzero(y >= 0)

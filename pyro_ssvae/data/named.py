@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from pyro_ssvae._arguments import as_count, as_path
 from pyro_ssvae._arrays import as_images
-from pyro_ssvae._io import suggest_conversion, suggest_names
+from pyro_ssvae._io import one_line, suggest_conversion, suggest_names
 from pyro_ssvae.data.readers import read_idx, read_npz
 from pyro_ssvae.data.sources import Source, select_last
 from pyro_ssvae.errors import DataUnavailableError
@@ -67,10 +67,7 @@ def load_named(
     seed: int = 0,
     allow_download: bool = True,
 ) -> Source:
-    """Return a data set by name; see :meth:`~pyro_ssvae.SemiSupervisedData.from_name`.
-
-    Only ``digits`` uses the seed: it draws stratified test and validation examples.
-    """
+    """Return a data set by name, as ``SemiSupervisedData.from_name`` says; only ``digits`` uses the seed."""
     data_dir = None if data_dir is None else as_path(data_dir, "data_dir")
     if name not in DATASET_NAMES:
         raise ValueError(
@@ -131,13 +128,13 @@ def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> A
             if (arrays := _read_arrays(name, folder, files)) is not None:
                 return arrays
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(_to_one_line(error))
+            problems.append(one_line(error))
     if allow_download:
         try:
             if (arrays := _read_arrays(name, _download(files, root), files)) is not None:
                 return arrays
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(f"the download failed ({_to_one_line(error)})")
+            problems.append(f"the download failed ({one_line(error)})")
     else:
         problems.append("downloading was switched off")
     raise DataUnavailableError(
@@ -145,12 +142,6 @@ def _load_files(name: str, files: _Files, root: Path, allow_download: bool) -> A
         f"one folder deeper; {'; '.join(problems)}. Name a folder that holds the files by --data-dir DIR (data_dir=) "
         "or the environment variable PYRO_SSVAE_DATA; the data set digits needs no download."
     )
-
-
-def _to_one_line(error: BaseException) -> str:
-    """Return an error's text on one line; torchvision's errors have several."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _find_candidates(name: str, files: _Files, root: Path) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +33,7 @@ def rescale(x: Tensor, scale: float) -> Tensor:
 
 
 def find_background(x: Tensor | ExampleSource, scale: float) -> float | None:
-    """Return the value of the corners of images, in units of ``x / scale``.
-
-    ``None`` where the corners differ, as in photographs.
-    """
+    """Return the value of the corners of images over ``scale``; ``None`` where they differ, as in photographs."""
     rows = sample_rows(x)
     some = rescale(rows[:: 1 + len(rows) // 10_000], scale)
     height, width = (max(1, size // 14) for size in some.shape[-2:])
@@ -128,10 +125,7 @@ def map_examples(
 
 
 def convert_images(x: Tensor, event_shape: Sequence[int]) -> Tensor:
-    """Return images ``(N, C, H, W)`` in [0, 1] with another size and number of channels, ``(N, *event_shape)``.
-
-    There are 1 (grey), 3 (colour) or 4 channels (colour with opacity); other shapes raise ``ValueError``.
-    """
+    """Return images in [0, 1] with another size, and 1, 3 or 4 channels (4: with opacity)."""
     if x.dim() != 4 or len(event_shape) != 3 or {x.shape[1], event_shape[0]} - {1, 3, 4}:
         raise ValueError(
             f"Images (N, C, H, W) and a shape (C, H, W) are needed, both with 1, 3 or 4 channels; got {tuple(x.shape)} "
@@ -175,7 +169,8 @@ class BatchStream:
 
     Unlabelled and labelled examples are iterated independently, each set in a new random order on every pass. The last
     batch of a pass may be smaller. The order is drawn on the CPU, so it is the same for every device. Of an array on
-    disk blocks are shuffled, and then the rows of many blocks together; a thread reads ahead.
+    disk blocks are shuffled, and then the rows of many blocks together; a thread reads ahead. Examples are moved to the
+    device if they take at most half of its free memory, otherwise each batch is copied from pinned memory.
 
     Args:
         data: The examples.
@@ -185,8 +180,6 @@ class BatchStream:
         binarisation: ``"none"``; ``"dynamic"`` draws every value from a Bernoulli distribution each time that its
             example is used; ``"static"`` draws it once, by the seed; ``"threshold"`` gives one where it exceeds 0.5.
         seed: Seed of order and binarisation.
-        resident: Whether the training set is moved to the device; ``"auto"`` does so if it takes at most half of the
-            free memory, and otherwise copies each batch from pinned memory.
         join_single: Whether a last batch of one example is joined to the batch before it, which batch normalisation
             needs.
 
@@ -213,29 +206,22 @@ class BatchStream:
         device: torch.device | str = "cpu",
         binarisation: str = "none",
         seed: int = 0,
-        resident: bool | Literal["auto"] = "auto",
         join_single: bool = False,
     ) -> None:
         batch_size = as_count(batch_size, "batch_size", least=1)
         labelled_batch_size = as_count(labelled_batch_size, "labelled_batch_size", least=1)
         check_binarisation(binarisation, data.x, data.scale)
-        if resident not in (True, False, "auto"):
-            raise ValueError(f"resident={resident!r} must be True, False or 'auto'.")
         self.seed, self.binarisation, self.device = as_seed(seed), binarisation, as_device(device)
         self._x: Any = data.x
-        self._x_labelled: Any = self._x
         self._scale = data.scale
         seeds = derive_seed(self.seed, 1), derive_seed(self.seed, 2)
-        if isinstance(data.x, ExampleSource):
-            if resident is True or binarisation == "static":
-                given = "resident=True" if resident is True else "binarisation='static'"
-                raise ValueError(f"{given} needs examples in memory, and these stay on disk; use another value.")
-            resident = False
-        elif binarisation == "static":
+        is_on_disk = isinstance(data.x, ExampleSource)
+        if is_on_disk and binarisation == "static":
+            raise ValueError("binarisation='static' needs examples in memory, and these stay on disk; use another one.")
+        if binarisation == "static":
             self._x, self._scale = binarise(data.x, scale=data.scale, seed=self.seed), 1.0
-        if resident == "auto":
-            resident = _fits_in_memory(self._x, self.device)
-        self._storage = self.device if resident else torch.device("cpu")
+        is_resident = not is_on_disk and _fits_in_memory(self._x, self.device)
+        self._storage = self.device if is_resident else torch.device("cpu")
         self._y, labelled = data.y.to(self._storage), data.labelled_index
         self._labelled = ShuffledIndices(labelled, labelled_batch_size, self._storage, seeds[1], join_single)
         if isinstance(data.x, ExampleSource):

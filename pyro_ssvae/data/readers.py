@@ -22,17 +22,13 @@ from pyro_ssvae._io import check_memory, check_path, suggest_conversion
 from pyro_ssvae.errors import MissingPackageError
 
 _IDX_UINT8 = 0x08
+_MOST_VALUES = 1000
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # ends of their names
 SHARDS = (".npy", ".parquet", ".zarr")  # of files of rows, of which a folder may hold several
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, the format of MNIST; ``.gz`` is unpacked in memory.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is not such a file, is truncated or otherwise damaged, or takes more memory than there is.
-    """
+    """Read an idx file of unsigned bytes, the format of MNIST; ``.gz`` is unpacked in memory."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read()
@@ -52,13 +48,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def read_npz(
     path: str | os.PathLike[str], required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Read the required arrays from an npz file, and the optional ones that it holds, without unpickling.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not an npz file, is damaged, lacks arrays, holds Python objects, or takes more memory than
-            there is.
-    """
+    """Read the required arrays from an npz file, and the optional ones that it holds, without unpickling."""
     path = as_path(path, "path")
     check_path(path, "an .npz file")
     if not zipfile.is_zipfile(path):
@@ -146,8 +136,8 @@ def read_column(files: Sequence[Any], name: str) -> Any:
     return pandas.concat([part.column(0).to_pandas() for part in _iterate(files, name)], ignore_index=True)
 
 
-def find_values(files: Sequence[Any], name: str, most: int = 1000) -> Any:
-    """Return different values in a column of Parquet files: all of them, or somewhat more than ``most``.
+def find_values(files: Sequence[Any], name: str) -> Any:
+    """Return different values in a column of Parquet files: all of them, or somewhat more than 1,000.
 
     Those of a categorical have the type ``category``, and its order.
     """
@@ -159,7 +149,7 @@ def find_values(files: Sequence[Any], name: str, most: int = 1000) -> Any:
     for part in _iterate(files, name):
         if is_nested(part.column(0).type):
             return part.column(0).to_pandas()  # of which pyarrow finds no different ones, and which no table may hold
-        if len(found) <= most:
+        if len(found) <= _MOST_VALUES:
             found.update(part.column(0).unique().to_pylist())
         if hasattr(part.column(0), "dictionary"):
             declared |= dict.fromkeys(part.column(0).dictionary.to_pylist())
@@ -198,11 +188,7 @@ def _is_hidden(file: Path) -> bool:
 
 
 def is_on_disk(path: Path) -> bool:
-    """Return whether a path is a file or folder of rows that can be read when they are needed; images are not.
-
-    Raises:
-        ValueError: For a folder that holds both.
-    """
+    """Return whether a path is a file or folder of rows that can be read when they are needed, and not of images."""
     if path.suffix == ".npz":  # of scipy, and not one with x_train
         if not zipfile.is_zipfile(path):
             return False

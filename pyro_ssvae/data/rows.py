@@ -139,7 +139,6 @@ def read_labels(path: Path, label: str) -> Any:
 
 
 def _encode_table(table: Any, label: str | None) -> _Rows:
-    """Return the rows of a table in memory."""
     table, labels = _split_labels(table, label)
     names, categories = tuple(table.columns), find_words(table)
     numbers = encode_rows(table, names, categories)
@@ -148,7 +147,6 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
 
 
 def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[Any, Any]:
-    """Return the table without the column of labels, and that column."""
     if label is None:
         return table, None
     labels = select_columns(table, [label])[label]
@@ -212,6 +210,5 @@ def _open_annotated(path: Path) -> Any:
 
 
 def _read_annotated(path: Path, label: str | None) -> _Rows:
-    """Return the rows of a backed AnnData, whose labels are a column of ``obs``."""
     cells, labels = _open_annotated(path), None if label is None else read_labels(path, label)
     return _Rows(_hold_small(open_source(cells)), labels, tuple(map(str, cells.var_names)))

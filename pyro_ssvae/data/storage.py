@@ -215,7 +215,6 @@ class _RemainingSource(ExampleSource):
         return rows + np.searchsorted(self._shifts, rows, side="right")
 
     def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Read rows by their numbers in the source."""
         self._source.load(self._number(rows), out)
 
 
@@ -229,7 +228,6 @@ class _SparseSource(ExampleSource):
         super().__init__(matrix.shape, matrix.dtype, event_shape)
 
     def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Make rows dense."""
         out[:] = self._matrix[rows].toarray()
 
 
@@ -306,11 +304,6 @@ def open_source(
 
     What stays on disk is listed in ``SemiSupervisedData.from_arrays``; a folder of images does where ``event_shape`` is
     known. ``encode`` makes an array of numbers of a DataFrame, whose columns by default must be numbers.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        MissingPackageError: If the package that reads the file is not installed.
-        ValueError: If the file is of no kind that is read, or damaged.
     """
     if isinstance(x, ExampleSource):
         return x
@@ -324,15 +317,12 @@ def open_source(
     is_mapped = isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
     if is_mapped or (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "chunks")):
         return _ArraySource([x], event_shape)
-    if not isinstance(x, Tensor) and hasattr(x, "tocsr") and math.prod(x.shape) * _item_size(x.dtype) > MAX_DENSE:
-        return _SparseSource(x, event_shape)
+    if not isinstance(x, Tensor) and hasattr(x, "tocsr"):
+        item_size = 1 if x.dtype == np.uint8 else max(4, x.dtype.itemsize)  # on the way to a dense tensor
+        if math.prod(x.shape) * item_size > MAX_DENSE:
+            return _SparseSource(x, event_shape)
     # A sparse matrix of a backed AnnData, whose slices are read.
     return _ArraySource([x], event_shape) if hasattr(x, "to_memory") and hasattr(x, "dtype") else None
-
-
-def _item_size(dtype: np.dtype[Any]) -> int:
-    """Return the bytes of a value on its way to a dense tensor, uint8 or float32."""
-    return 1 if dtype == np.uint8 else max(4, dtype.itemsize)
 
 
 def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSource | None:

@@ -44,15 +44,11 @@ def is_numeric(column: Any) -> bool:
 
 
 def _is_frame(X: Any) -> bool:
-    """Return whether X is a DataFrame of pandas."""
     return hasattr(X, "iloc") and hasattr(X, "columns")
 
 
 def read_table(source: Any, label: str | None = None) -> Any:
-    """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData.
-
-    Errors are those of ``SemiSupervisedData.from_table``.
-    """
+    """Return a DataFrame whose columns have names, each once; ``label`` is looked up in ``.obs`` of an AnnData."""
     if isinstance(source, (str, os.PathLike)):
         table = _read_file(as_path(source, "source"), label)
     elif hasattr(source, "obs") and hasattr(source, "var_names"):
@@ -89,7 +85,6 @@ def _find_separator(path: Path) -> str:
 
 
 def _import_pandas() -> Any:
-    """Return pandas, or raise ``MissingPackageError``."""
     try:
         import pandas
     except ImportError as error:
@@ -219,10 +214,7 @@ def _check_kinds(table: Any) -> None:
 
 
 def encode_categories(X: Any, categories: Categories, *, strict: bool = False) -> Any:
-    """Return a table with codes 0, 1, ... in place of categories, and NaN in place of missing values.
-
-    Values that are no category are NaN too or, if ``strict``, raise ``ValueError``. So do words in other columns.
-    """
+    """Return a table with codes for categories, NaN for missing values and, unless ``strict``, for unknown words."""
     if categories:
         shape = X.shape if hasattr(X, "shape") else np.array(X, dtype=object).shape
         if len(shape) != 2 or max(categories) >= shape[1]:

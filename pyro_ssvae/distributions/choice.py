@@ -56,10 +56,7 @@ def make_likelihood(likelihood: str | Likelihood) -> Likelihood:
 
 
 def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
-    """Return a prior of z by name (``None``: the standard normal), or the given module unchanged.
-
-    An unknown name, or a prior of another number of latents, raises ``ValueError``, anything else ``TypeError``.
-    """
+    """Return a prior of ``latent_dim`` latents by name (``None``: the standard normal), or the given module."""
     if not isinstance(prior, nn.Module):
         kinds = PRIORS | {priors.Uniform.name: priors.Uniform}
         return find_kind("normal" if prior is None else prior, "prior", kinds, "a module")(latent_dim)
@@ -76,10 +73,7 @@ def make_prior(prior: str | nn.Module | None, latent_dim: int) -> nn.Module:
 
 
 def make_class_prior(class_prior: str | ClassPrior, num_classes: int) -> ClassPrior:
-    """Return a class prior by name, or the given one unchanged.
-
-    An unknown name, or a prior of another number of classes, raises ``ValueError``, anything else ``TypeError``.
-    """
+    """Return a prior of ``num_classes`` classes by name, or the given one."""
     if not isinstance(class_prior, ClassPrior):
         kinds = "a ClassPrior, for known probabilities FixedClassPrior(num_classes, probs)"
         return find_kind(class_prior, "class_prior", _CLASS_PRIORS, kinds)(num_classes)

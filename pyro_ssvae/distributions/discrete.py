@@ -22,10 +22,7 @@ _MAX_DISPERSION = 300.0  # variance / mean of counts, from which M2 under a Pois
 
 
 class _GridDistribution(TorchDistribution):
-    """A distribution of the values 0, 1, ..., ``levels - 1``, times ``spacing``, by logits ``(*batch, levels)``.
-
-    Where the values are codes in no order, the most probable one stands for the mean.
-    """
+    """Values 0, 1, ... times ``spacing``, by logits ``(*batch, levels)``; codes in no order have a mode for a mean."""
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real  # the grid, which Likelihood.check checks before training
@@ -73,7 +70,6 @@ class _Grid(Likelihood):
         self.spacing = 1.0 / (levels - 1) if spacing is None else float(spacing)
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless every value is a multiple of the spacing and on the grid."""
         steps = x / self.spacing
         off = (steps - steps.round()).abs().max()
         low, high = float(x.min()), float(x.max())
@@ -193,10 +189,7 @@ class _LogisticCells(TorchDistribution):
 
 
 class _Counts(Likelihood):
-    """Base class of likelihoods of counts, whose networks see standardised values of log(1 + x).
-
-    The decoder's mean counts are relative to those of the columns.
-    """
+    """Base class of likelihoods of counts; networks see standardised log(1 + x), means are relative to the columns'."""
 
     of_counts = True
     _mean: Tensor | None
@@ -256,7 +249,6 @@ class _Counts(Likelihood):
         return log_mean if self._mean is None else log_mean + self._mean.log()
 
     def check(self, x: Tensor) -> None:
-        """Raise ``ValueError`` unless every value is a non-negative whole number."""
         low, off = float(x.min()), float((x - x.round()).abs().max())
         if not (low >= 0.0 and off <= 1e-3):  # also true of NaN and infinity
             raise ValueError(
@@ -266,10 +258,7 @@ class _Counts(Likelihood):
 
 
 class _GivenTotal(TorchDistribution):
-    """Counts whose means are proportional to the total of the row that is observed.
-
-    Means, variances and samples are those of a row with the mean total.
-    """
+    """Counts with means proportional to the observed total of the row; moments and samples are of the mean total."""
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector

@@ -309,10 +309,7 @@ class Mixed(Likelihood):
 
 
 class _Joint(TorchDistribution):
-    """Independent distributions of groups of columns, with values in the order of the table.
-
-    ``order`` holds the columns of one group after the other, ``positions`` the place of each column there.
-    """
+    """Independent distributions of groups of columns in ``order``; ``positions`` are the places of columns there."""
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector

@@ -340,7 +340,6 @@ class _LearnedClassPrior(ClassPrior):
         return pi.log()
 
     def mean(self) -> Tensor:
-        """Return the point estimate or the posterior mean of π."""
         pi = self.logits.softmax(-1)
         return pi.clamp(min=torch.finfo(pi.dtype).tiny)  # its logarithm is taken
 

@@ -59,10 +59,7 @@ def innermost(distribution: Any) -> Any:
 
 
 def mean_or_centre(distribution: Any) -> Tensor:
-    """Return the mean of a distribution, or where there is none the centre of symmetry (Cauchy) or most probable level.
-
-    ``NotImplementedError`` for a distribution without a mean in closed form.
-    """
+    """Return the mean; without one the centre of symmetry (Cauchy), or the most probable level."""
     mean: Tensor = distribution.mean
     if isinstance(innermost(distribution), (dist.Cauchy, dist.StudentT, torch.distributions.Categorical)):
         mean = torch.where(mean.isnan(), distribution.mode, mean)
@@ -83,7 +80,6 @@ class _OfObserved(dist.Independent):
     takes_missing = True
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of the elements of vectors ``(..., D)`` that are not NaN, in nats."""
         missing = value.isnan()
         # The mean in their place, so that neither the log-probability nor its gradient, times zero, is NaN. It need not
         # be a possible value, nor be known.
@@ -93,10 +89,7 @@ class _OfObserved(dist.Independent):
 
 
 def leave_out_missing(distribution: Any) -> Any:
-    """Return a distribution over vectors whose log-probability is that of the observed elements of a value.
-
-    ``ValueError`` if the elements are not independent.
-    """
+    """Return a distribution over vectors of independent elements whose log-probability leaves out missing ones."""
     if getattr(distribution, "takes_missing", False):
         return distribution
     if not isinstance(distribution, torch.distributions.Independent) or distribution.reinterpreted_batch_ndims != 1:
@@ -198,10 +191,7 @@ class DiagonalMixture(TorchDistribution):
 
 
 class StudentTOfTensors(dist.StudentT):
-    """The Student-t distribution without a copy from the host, which stock PyTorch makes and a CUDA graph cannot hold.
-
-    Degrees of freedom, location and scale have one shape.
-    """
+    """The Student-t distribution without a copy from the host, which PyTorch makes and a CUDA graph cannot hold."""
 
     def __init__(self, df: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.df, self.loc, self.scale = df, loc, scale

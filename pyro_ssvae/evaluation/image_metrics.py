@@ -138,7 +138,6 @@ def _mean_distance(x: Tensor, y: Tensor, size: int) -> float:
 
 
 def _describe_predictions(probabilities: Tensor) -> tuple[list[float], float]:
-    """Return the shares of the predicted classes, and the mean of the largest probability."""
     count = torch.bincount(probabilities.argmax(-1), minlength=probabilities.shape[-1])
     return (count.double() / len(probabilities)).tolist(), float(probabilities.max(-1).values.mean())
 

@@ -45,11 +45,6 @@ def importance_log_weights(
 
     Masked values of x are left out, and so is the density of a z that is masked in model and guide. A masked y is
     drawn from q(y|x), with no density of its own.
-
-    Raises:
-        ValueError: For densities that are scaled, and for a site masked in one of model and guide.
-        StaticELBOError: For classes that cannot be summed out, latents that all examples share, and sites that differ
-            between examples outside of the plate over them.
     """
     classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
     draws = (_CommonDraws if common_draws else DrawSamples)(num_samples, _SAMPLE_DIM)

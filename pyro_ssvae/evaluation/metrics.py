@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
@@ -181,12 +180,6 @@ class LogLikelihood:
     log_joint: Tensor | None = None
 
     @property
-    def log_py(self) -> Tensor | None:
-        """The logarithm of p(y), ``(K,)``, or ``(N, K)`` where examples differ; ``None`` where ``log_prior`` is."""
-        same = self.log_prior is not None and torch.equal(self.log_prior, self.log_prior[:1].expand_as(self.log_prior))
-        return self.log_prior[0] if same and self.log_prior is not None else self.log_prior
-
-    @property
     def mean(self) -> float:
         """Mean of log p(x) over the examples."""
         return float(self.log_px.mean())
@@ -217,7 +210,6 @@ def log_likelihood(
     binarisation: str = "none",
     seed: int = 0,
     common_draws: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> LogLikelihood:
     """Estimate log p(x) by importance sampling from the guide, in constant memory.
 
@@ -235,7 +227,6 @@ def log_likelihood(
             estimate for an example does not depend on the others. The errors are then not independent, and
             :attr:`LogLikelihood.mean_error` does not hold. Where q(z|x) is not a diagonal Gaussian, draws stay
             independent, and the estimate depends on which examples are passed together.
-        progress: Called with the number of examples done after each batch, if given.
 
     Raises:
         TypeError: For a :class:`pyro_ssvae.DDGM`, which has no q(z|x).
@@ -281,8 +272,6 @@ def log_likelihood(
                     whole = joined.setdefault(name, values.new_empty(len(x), *values.shape[1:]))
                     whole[done : done + len(batch)] = values
             done += len(batch)
-            if progress is not None:
-                progress(done)
     return replace(found, **joined)
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from pyro_ssvae._arguments import as_path, checked
-from pyro_ssvae._io import write_atomically
+from pyro_ssvae._io import write_file
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import track
 from pyro_ssvae.explorer.payload import Payload, make_payload
 from pyro_ssvae.export import as_onnx, trace
 from pyro_ssvae.models.base import Model
-from pyro_ssvae.training.run_folder import writing
 
 __all__ = ["explore"]
 
@@ -67,10 +66,7 @@ def explore(
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
     model.check_data(data)
     page = _fill_page(make_payload(model, data, projection, num_rows, seed, progress), progress)
-    with writing(path, " Free space, or choose another path."):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, page.encode())
-    return path
+    return write_file(path, page.encode(), hint=" Free space, or choose another path.")
 
 
 def _fill_page(payload: Payload, progress: bool) -> str:

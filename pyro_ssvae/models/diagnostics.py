@@ -17,8 +17,7 @@ from pyro_ssvae._arguments import as_scale
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, as_input, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
-from pyro_ssvae.models.latent_variable import SemiSupervisedModel
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel, decode_means, generate_x, mean_of
 from pyro_ssvae.models.m1 import M1
 
 NUM_DIAGNOSED = 1000
@@ -51,10 +50,7 @@ def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: 
 
 
 def classification_error(model: Model, x: Tensor, y: Tensor, *, scale: float = 1.0) -> float | None:
-    """Return the fraction of examples whose most probable class under q(y|x) is wrong, ``None`` if no label is known.
-
-    True classes y have shape ``(N,)``; examples with -1 (unknown) are left out.
-    """
+    """Return the fraction of wrong predictions; examples of unknown class (-1) do not count, ``None`` if all are."""
     known = y.cpu() >= 0
     if not known.any():
         return None

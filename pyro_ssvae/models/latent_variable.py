@@ -1,16 +1,20 @@
-"""Base classes of models whose examples follow a likelihood given inferred latents, without and with classes."""
+"""Base classes of models whose examples follow a likelihood given latents, and what they, or subclasses, generate."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.poutine as poutine
 import torch
 from numpy.typing import ArrayLike
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
@@ -21,13 +25,22 @@ from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood
 from pyro_ssvae.distributions.priors import Uniform
-from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing
-from pyro_ssvae.models.base import Model, data_plate, evaluation_mode, fork_random_state, full_precision, get_device
-from pyro_ssvae.models.generation import generate_x, mean_of
+from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing, mean_or_centre
+from pyro_ssvae.models.base import (
+    Model,
+    data_plate,
+    evaluation_mode,
+    fork_random_state,
+    full_precision,
+    get_device,
+    seeded,
+)
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.presets import FEATURES
 
 _MAX_LOG_SCALE = 15.0
+_DRAWS = 100  # behind a mean that has no closed form
+_BETWEEN = ("a", "z1")  # latents between z and x, which ``decode`` sets to their means
 
 
 class LatentVariableModel(Model, abstract=True):
@@ -149,10 +162,7 @@ class LatentVariableModel(Model, abstract=True):
             return self._map(fill, x, copies=copies)
 
     def _decode_posterior(self, x: Tensor, num_samples: int, groups: int = 1) -> tuple[Tensor, Any]:
-        """Return log-ratios of the densities of draws in model and guide, ``(..., B)``, and p(x|·) at the draws.
-
-        The noise of the draws is the same for the examples of a group.
-        """
+        """Return log p - log q of draws, ``(..., B)``, and p(x|·) there; the examples of a group share their noise."""
         raise NotImplementedError(f"{type(self).__name__} must define _decode_posterior(x, num_samples).")
 
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
@@ -278,3 +288,93 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             known = ", ".join(self.class_names[:20]) or f"known by number alone, 0 to {self.num_classes - 1}"
             raise ValueError(f"y={y} is no class; the classes are {known}.")
         return self.class_names.index(y) if isinstance(y, str) else y
+
+
+def mean_of(distribution: Any) -> Tensor:
+    """Return the mean of a distribution; where it has none in closed form, that of 100 draws by a fixed seed."""
+    try:
+        mean = mean_or_centre(distribution)
+    except NotImplementedError:
+        cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else None
+        with seeded(0, cuda):  # no draw is needed to know the device
+            mean = distribution.sample((_DRAWS,)).mean(0)
+    return mean
+
+
+def generate_x(model: Any, num_samples: int, y: Tensor | None = None) -> tuple[Any, Tensor | None]:
+    """Return p(x|y,z) at draws of z from the generative model, and the classes, each of batch shape ``(num_samples,)``.
+
+    Without classes y ``(num_samples,)`` they are drawn too, from π; a model without classes returns ``None`` for them.
+    """
+    own = _run_own(model, num_samples, y, None)
+    if own is not None:
+        return own
+    if y is None and model.num_classes is not None:
+        y = torch.distributions.Categorical(model.class_prior.mean()).sample((num_samples,))
+    z = model.prior().sample((num_samples,))
+    return model.decode(*(() if y is None else (y,)), z), y
+
+
+def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
+    """Return the means of p(x|y,z), or of p(x|z) if y is ``None``, ``(..., B, *event_shape)``.
+
+    The latents z are ``(..., B, L)``, and y has their shape without ``L``, or one that broadcasts to it.
+    """
+    shape = z.shape[:-1]
+    classes = None if y is None else y.expand(shape).flatten()
+    own = _run_own(model, shape.numel(), classes, z.flatten(0, -2))
+    if own is not None:
+        return mean_of(own[0]).reshape(*shape, *model.event_shape)
+    return mean_of(model.decode(*(() if y is None else (y,)), z))
+
+
+class _AtMeans(Messenger):
+    """Sets latents between z and x to their means."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in _BETWEEN and not msg["is_observed"]:
+            msg["value"], msg["done"] = mean_of(msg["fn"]), True
+
+
+def _run_own(model: Any, num: int, y: Tensor | None, z: Tensor | None) -> tuple[Any, Tensor | None] | None:
+    """Return p(x|·) and y in a run of a model function of the caller's own, with y and z given, or drawn if ``None``.
+
+    It is ``None`` for a model function of this package, and with a warning where the sites have other names.
+    """
+    functions = [getattr(model, name) for name in ("model", "sample_z1") if hasattr(model, name)]
+    if all(getattr(function, "__module__", "").startswith("pyro_ssvae.") for function in functions):
+        return None
+    with_classes = model.num_classes is not None
+    function = model.model if z is None else poutine.condition(model.model, {"z": z})
+    # Its density is not computed, so that the values of x do not matter.
+    x = torch.zeros(num, *model.event_shape, device=get_device(model), dtype=next(model.parameters()).dtype)
+    with poutine.block(), _AtMeans():
+        if with_classes and y is None and hasattr(model, "class_prior"):  # π as learned, not drawn from its prior
+            function = poutine.replay(function, trace=poutine.trace(model.class_prior.guide).get_trace())
+        with poutine.trace() as tracer:
+            function(x, y) if with_classes else function(x)
+    nodes: dict[str, Any] = tracer.trace.nodes
+    if with_classes and y is None and "y" in nodes and _depends_on_x(function, tracer.trace, x):
+        warnings.warn(
+            f"p(y|x) of {type(model).__name__}.model depends on x, which is not known before it is generated; y is "
+            "drawn for x = 0. Pass the classes to generate, y=...",
+            stacklevel=4,
+        )
+    needed = {"x", *(["y"] if with_classes and y is None else []), *([] if z is None else ["z"])}
+    if missing := needed - nodes.keys():
+        warnings.warn(
+            f"{type(model).__name__}.model has no site {', '.join(sorted(missing))}; examples are generated by prior() "
+            "and decode(), which may differ from it. Name its sites z, y and x.",
+            stacklevel=4,
+        )
+        return None
+    return nodes["x"]["fn"], nodes["y"]["value"] if with_classes and y is None else y
+
+
+def _depends_on_x(function: Any, trace: poutine.Trace, x: Tensor) -> bool:
+    """Return whether p(y|x) of a run of a model function at x = 0 is another at x = 1."""
+    drawn: Any = trace.nodes["y"]
+    with suppress(Exception):  # of a function that takes x for indices, say
+        again: Any = poutine.trace(poutine.replay(function, trace=trace)).get_trace(x + 1.0).nodes["y"]
+        return not torch.equal(*(site["fn"].log_prob(drawn["value"]) for site in (drawn, again)))
+    return False

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 
 from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae._configurable import REGISTRY, build, find_parameters, is_library_class
-from pyro_ssvae._io import read_json, suggest_names, write_atomically, write_json
+from pyro_ssvae._io import one_line, read_json, suggest_names, write_atomically, write_json
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.distributions.likelihoods import Likelihood
 from pyro_ssvae.models.base import FORMAT, Model
@@ -129,7 +129,6 @@ def _uncompiled(name: str) -> str:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Return a configuration whose entries have the right types."""
     config = read_json(path)
     if config.get("format") != FORMAT or type(config["format"]) is not int:
         raise ValueError(f"{path} has format {config.get('format')!r}; this version reads format {FORMAT}.")
@@ -146,7 +145,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_data_entry(data: Mapping[str, Any], path: Path) -> None:
-    """Check scale, range and names of the training examples."""
     ends, categories = data.get("range"), data.get("categories", {})
     numbers = [data.get("scale"), *(ends if isinstance(ends, list) else ())]
     finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
@@ -225,7 +223,6 @@ def _is_optional(model: Model, name: str) -> bool:
 
 
 def _check_values(model: Model) -> None:
-    """Raise ``RuntimeError`` for weights that are NaN, or parameters that are infinite."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         bad = ~tensor.detach().isfinite() if isinstance(tensor, torch.nn.Parameter) else tensor.isnan()
         if bad.any():
@@ -244,8 +241,7 @@ def _build(config: dict[str, Any], cls: type[Model], modules: dict[str, Any]) ->
     except (ValueError, MemoryError):
         raise
     except Exception as error:  # a damaged configuration gives errors of many types
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{CONFIG} describes no {cls.__name__} that can be built ({told}).") from error
+        raise ValueError(f"{CONFIG} describes no {cls.__name__} that can be built ({one_line(error)}).") from error
 
 
 def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, Any], type[Model]]:

@@ -197,10 +197,7 @@ class ConvGenerator(nn.Module):
 
 
 def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.Module:
-    """Return features of x by name, or as given; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``.
-
-    An unknown name, or ``"conv"`` for images below 8x8 pixels, raises ``ValueError``, another type ``TypeError``.
-    """
+    """Return features of x by name, or as given; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``."""
     features = resolve_network(features, event_shape, "features", least_side=8)
     if isinstance(features, nn.Module):
         return features
@@ -212,7 +209,7 @@ def make_features(features: str | nn.Module, event_shape: Sequence[int]) -> nn.M
 def make_generator(
     generator: str | nn.Module, latent_dim: int, event_shape: Sequence[int], *, output: str
 ) -> nn.Module:
-    """Return a generator by name, or as given; names and errors are those of :func:`make_features`."""
+    """Return a generator by name, or as given; names are those of :func:`make_features`."""
     generator = resolve_network(generator, event_shape, "generator", least_side=8)
     if isinstance(generator, nn.Module):
         return generator

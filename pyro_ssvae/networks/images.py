@@ -80,7 +80,6 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return images with the shape of ``x``, ``(B, C, H, W)``."""
         return x + self.layers(x)
 
 
@@ -98,8 +97,6 @@ class ImageEncoder(nn.Module):
     A convolution at full size, then halvings down to about 7x7 or 4x4 pixels with twice as many channels each; before
     each halving and at the end there is a residual block, if wanted; then fully connected layers with the options of
     :class:`MLP`. What depends on the image alone is computed once for all classes.
-
-    Images of less than 8x8 pixels, or ``channels`` (at full size) that are no multiple of 8, raise ``ValueError``.
     """
 
     def __init__(
@@ -248,8 +245,6 @@ def make_networks(
     ``pose`` is set (:class:`PoseDecoder`), and ``auxiliary_dim`` further inputs right of them. Both also get one of
     ``num_classes`` classes, unless that is ``None``. ``hidden_dims`` are the widths of fully connected layers of the
     encoder, and in reverse of the decoder; ``options`` are further ones of :class:`MLP`.
-
-    ``ValueError`` for an unknown name, convolutions or a pose of what is no image, or a pose without other latents.
     """
     if pose and latent_dim <= POSE_DIM:
         raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")

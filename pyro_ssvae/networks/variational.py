@@ -50,11 +50,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
-    """Return the event shape of a module's output, tried on two inputs of event shape ``given``.
-
-    An output of another shape than ``wanted``, in which ``None`` is any size, raises ``ValueError``, what is no module
-    ``TypeError``.
-    """
+    """Return the event shape of what a module makes of inputs of a shape; in ``wanted``, ``None`` is any size."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
     training = [part for part in module.modules() if part.training]
@@ -81,10 +77,7 @@ def resolve_network(
     least_side: int,
     known: Sequence[str] = ("conv", "mlp"),
 ) -> str | nn.Module:
-    """Return a known name, or the given module; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``.
-
-    An unknown name raises ``ValueError``, another type ``TypeError``.
-    """
+    """Return a known name, or the module; ``"auto"`` is ``"conv"`` for large enough images, else ``"mlp"``."""
     if isinstance(network, nn.Module):
         return network
     if not isinstance(network, str):
@@ -105,7 +98,6 @@ class _LastDimBatchNorm(nn.BatchNorm1d):
 
 
 def _make_activation_layers(width: int, activation: str, batch_norm: bool, dropout: float) -> list[nn.Module]:
-    """Return the layers after a hidden affine map: normalisation, activation, dropout."""
     check_choice("activation", activation, sorted(ACTIVATIONS))
     layers: list[nn.Module] = [_LastDimBatchNorm(width)] if batch_norm else []
     layers.append(ACTIVATIONS[activation]())

@@ -152,7 +152,6 @@ class SemiSupervisedELBO(Objective):
         return cls(module, **(arguments | options))
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:
-        """Return the bounds used for unlabelled examples, for labelled examples, and for evaluation."""
         check_choice("elbo", self.elbo, ("static", "stock"))
         if self.elbo == "stock" and (self.enumeration != "exact" or self.num_particles > 1):
             raise ValueError(

@@ -210,8 +210,14 @@ def shift_and_flip(x: Tensor, max_shift: float) -> Tensor:
     which leaves the volume of densities unchanged. What is no image raises ``ValueError``.
     """
     _check_images(x, "Shifts and flips need", "max_shift=0")
-    down, along = (_shifted_positions(len(x), size, max_shift, x.device) for size in x.shape[-2:])
+    down, along = (draw_positions(x, size, round(max_shift * size)) % size for size in x.shape[-2:])
     return gather_pixels(x, down, along, 0.5)
+
+
+def draw_positions(x: Tensor, size: int, largest: int) -> Tensor:
+    """Return positions along a side of images ``(B, ...)``, each shifted by at most ``largest``, ``(B, size)``."""
+    shift = torch.randint(-largest, largest + 1, (len(x), 1), device=x.device)
+    return torch.arange(size, device=x.device) + shift
 
 
 def gather_pixels(x: Tensor, down: Tensor, along: Tensor, flip: float) -> Tensor:
@@ -224,10 +230,3 @@ def gather_pixels(x: Tensor, down: Tensor, along: Tensor, flip: float) -> Tensor
 def _check_images(x: Tensor, needs: str, instead: str) -> None:
     if x.dim() != 4:
         raise ValueError(f"{needs} images (C, H, W), and x has event shape {tuple(x.shape[1:])}; set {instead}.")
-
-
-def _shifted_positions(num_images: int, size: int, max_shift: float, device: torch.device) -> Tensor:
-    """Return the position that each pixel of a side is taken from, with shape ``(num_images, size)``."""
-    largest = round(max_shift * size)
-    shift = torch.randint(-largest, largest + 1, (num_images, 1), device=device)
-    return (torch.arange(size, device=device) + shift) % size

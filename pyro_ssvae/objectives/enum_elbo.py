@@ -140,7 +140,6 @@ class StaticEnumELBO(TraceEnum_ELBO):
         return float(loss.detach())
 
     def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
-        """Return the negative bound, averaged over draws."""
         parts: list[Tensor] = []
         by_class: list[Tensor] = []
         for site, cost in self._costs(model_sites, guide_sites, classes):
@@ -156,7 +155,6 @@ class StaticEnumELBO(TraceEnum_ELBO):
         return sum(parts[1:], parts[0])
 
     def _weighted(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
-        """Return the negative importance-weighted bound."""
         outside: list[Tensor] = []
         inside: list[Tensor] = []
         for site, cost in self._costs(model_sites, guide_sites, classes):

@@ -112,10 +112,7 @@ class EnumerateClass(Messenger):
         return support.reshape(support.shape[:1] + fn.event_shape)[self._chosen]
 
     def kl(self, prior: Any | None) -> Tensor:
-        """Return KL(q(y|x) ‖ p(y)) per example, in nats, scaled as the site is; summed over all classes.
-
-        ``prior`` is the model's site (:meth:`prior`); without one the result is the negative entropy of q(y|x).
-        """
+        """Return KL(q(y|x) ‖ p(y)) per example, in nats; without p(y), a site, the negative entropy of q(y|x)."""
         cost = scale_and_mask(_finite(self.log_q), self._scale, self._mask)
         if prior is not None:
             log_p = prior["fn"].log_prob(self._support(prior["fn"]))
@@ -123,10 +120,7 @@ class EnumerateClass(Messenger):
         return (self.log_q.exp() * cost).sum(0)
 
     def prior(self, model_sites: dict[str, Any], *, same_for_draws: bool = False) -> Any | None:
-        """Return the model's site of the same name if its distribution is the same for every value, else ``None``.
-
-        With ``same_for_draws`` it must be the same for every draw as well.
-        """
+        """Return the model's site if its distribution is the same for every class, and (if asked) for every draw."""
         dim = self._sample_dim if same_for_draws and self._sample_dim is not None else self._dim
         site = model_sites.get(self.name or "")
         return site if site is not None and len(site["fn"].batch_shape) < -dim else None

@@ -21,7 +21,7 @@ from pyro_ssvae.distributions import Bernoulli, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import fill_missing, group_columns, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
 from pyro_ssvae.networks.images import make_affine_maps
-from pyro_ssvae.objectives.energy_terms import gather_pixels
+from pyro_ssvae.objectives.energy_terms import draw_positions, gather_pixels
 from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from pyro_ssvae.presets import FEATURES
 
@@ -136,7 +136,7 @@ class PhotoAugmentation(Augmentation):
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
         if x.dim() != 4:
             raise ValueError(f"Crops are of images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
-        down, along = (self._positions(len(x), size, x.device) for size in x.shape[-2:])
+        down, along = (self._positions(x, size) for size in x.shape[-2:])
         x = gather_pixels(x, down, along, self.flip)
         added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
         grey = x.mean(1, keepdim=True)
@@ -144,11 +144,8 @@ class PhotoAugmentation(Augmentation):
         mean = grey.mean((2, 3), keepdim=True)
         return mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
 
-    def _positions(self, num_images: int, size: int, device: torch.device) -> Tensor:
-        """Return the position that each pixel of a side is taken from, ``(num_images, size)``."""
-        largest = min(round(self.crop * self.strength * size), size - 1)
-        shift = torch.randint(-largest, largest + 1, (num_images, 1), device=device)
-        positions = (torch.arange(size, device=device) + shift).abs()
+    def _positions(self, x: Tensor, size: int) -> Tensor:
+        positions = draw_positions(x, size, min(round(self.crop * self.strength * size), size - 1)).abs()
         return size - 1 - (size - 1 - positions).abs()
 
 

@@ -9,7 +9,6 @@ These arguments mean the same everywhere:
 - ``x``: examples with shape ``(N, *event_shape)``, floating point, scaled as in training.
 - ``y``: their classes, with shape ``(N,)``, as an array, a tensor on any device or a list; -1 where unknown.
 - ``class_names``: a name for each of the ``K`` classes; without them, their numbers.
-- ``image_shape``: the shape of the images where examples are stored in another shape, for example ``(1, 28, 28)``.
 - ``value_range``: the values of x shown as black and as white.
 - ``seed``: of everything drawn at random. The same seed and model give the same figure.
 
@@ -26,21 +25,14 @@ Examples that are no images where images are drawn, and arguments that do not fi
 
 from pyro_ssvae.plots.classes import plot_confusion_matrix, plot_feature_means, plot_latent_map, plot_reliability
 from pyro_ssvae.plots.curves import plot_training_curves
-from pyro_ssvae.plots.ddgm import plot_energies, plot_features_and_latents, plot_landscape, plot_nearest
+from pyro_ssvae.plots.ddgm import plot_features_and_latents, plot_landscape, plot_nearest
 from pyro_ssvae.plots.figures import figures
-from pyro_ssvae.plots.images import (
-    plot_analogies,
-    plot_interpolations,
-    plot_reconstructions,
-    plot_samples,
-    plot_traversals,
-)
+from pyro_ssvae.plots.images import plot_analogies, plot_interpolations, plot_reconstructions, plot_samples
 
 __all__ = [
     "figures",
     "plot_analogies",
     "plot_confusion_matrix",
-    "plot_energies",
     "plot_feature_means",
     "plot_features_and_latents",
     "plot_interpolations",
@@ -51,5 +43,4 @@ __all__ = [
     "plot_reliability",
     "plot_samples",
     "plot_training_curves",
-    "plot_traversals",
 ]

@@ -104,7 +104,6 @@ def plot_training_curves(metrics: str | os.PathLike[str] | Sequence[Mapping[str,
 
 
 def _read_columns(metrics: str | os.PathLike[str] | Sequence[Mapping[str, Any]]) -> _Columns:
-    """Return the columns that hold numbers, NaN where a cell is blank."""
     if isinstance(metrics, (str, os.PathLike)):
         source = str(Path(metrics))
         with open(metrics, newline="", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count
+from pyro_ssvae._io import write_file
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS, corrupt_images, find_nearest, sample_images
 from pyro_ssvae.evaluation.samples import Grid
 from pyro_ssvae.models.base import fork_random_state
@@ -91,7 +92,6 @@ def plot_nearest(
     x: Tensor,
     *,
     num_columns: int = 10,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
@@ -100,7 +100,7 @@ def plot_nearest(
     x = style.check_examples(model, x)
     samples = sample_images(model, _NEAREST_ROWS * num_columns, seed)
     distance, index = find_nearest(samples, x)
-    tiles = [style.to_tiles(model, images, num_columns, image_shape, value_range) for images in (samples, x[index])]
+    tiles = [style.to_tiles(model, images, num_columns, value_range) for images in (samples, x[index])]
     return style.new_image_grid(
         np.stack(tiles, 1).reshape(-1, *tiles[0].shape[1:]),
         "Generated images and the nearest training images",
@@ -278,7 +278,7 @@ class Movie:
         durations = [_FRAME_MILLISECONDS] * len(rest) + [_LAST_FRAME_MILLISECONDS]
         comment = " ".join(map(str, self.steps)).encode()
         first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, comment=comment)
-        return style.write_file(Path(path), buffer.getvalue())
+        return write_file(Path(path), buffer.getvalue())
 
 
 def _to_frame(image: Image.Image) -> Image.Image:

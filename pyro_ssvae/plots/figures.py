@@ -48,9 +48,7 @@ _Drawings = dict[str, Callable[[], Figure]]
 
 
 @functools.singledispatch
-def figures(
-    model: nn.Module, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0
-) -> _Drawings:
+def figures(model: nn.Module, data: SemiSupervisedData, *, seed: int = 0) -> _Drawings:
     """Return the figures of a trained model, as functions that draw them, by file name without ending.
 
     This is a :func:`functools.singledispatch` function of the class of the model. A class of your own inherits the
@@ -61,9 +59,9 @@ def figures(
 
 
 @figures.register
-def _(model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0) -> _Drawings:
+def _(model: M1, data: SemiSupervisedData, *, seed: int = 0) -> _Drawings:
     _, x, y = _get_held_out_examples(data)
-    options, found = _get_image_options(data, image_shape), _Drawings()
+    options, found = _get_image_options(data), _Drawings()
     few_x, few_y, names = x[:_MAX_POINTS], y[:_MAX_POINTS], data.class_names or None
     if options is not None:
         found["samples"] = lambda: plot_samples(model, seed=seed, **options)
@@ -78,14 +76,12 @@ def _(model: M1, data: SemiSupervisedData, *, image_shape: Sequence[int] | None 
 
 
 @figures.register
-def _(
-    model: SemiSupervisedModel, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0
-) -> _Drawings:
+def _(model: SemiSupervisedModel, data: SemiSupervisedData, *, seed: int = 0) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
     labelled = data.labelled_index[: _MAX_LABELLED if len(x) else None]
     x_labelled, y_labelled = rescale(data.x[labelled], data.scale), data.y[labelled]
     shared: dict[str, Any] = {"class_names": _get_class_names(model, data), "seed": seed}
-    options, found = _get_image_options(data, image_shape), _Drawings()
+    options, found = _get_image_options(data), _Drawings()
     if options is None:
         given = (x, y) if len(x) else ()
         found["feature_means"] = lambda: plot_feature_means(model, *given, **shared)
@@ -105,10 +101,10 @@ def _(
 
 
 @figures.register
-def _(model: DDGM, data: SemiSupervisedData, *, image_shape: Sequence[int] | None = None, seed: int = 0) -> _Drawings:
+def _(model: DDGM, data: SemiSupervisedData, *, seed: int = 0) -> _Drawings:
     part, x, y = _get_held_out_examples(data)
     found: _Drawings = {"features_and_latents": lambda: plot_features_and_latents(model, seed=seed)}
-    options = _get_image_options(data, image_shape)
+    options = _get_image_options(data)
     with fork_random_state(model, seed):
         start, end = model.prior().sample((2, _NUM_INTERPOLATIONS))
     if options is not None:
@@ -132,7 +128,6 @@ def save_figures(
     metrics_path: str | os.PathLike[str] | None,
     folder: str | os.PathLike[str],
     *,
-    image_shape: Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[Path]:
     """Save the :func:`figures` of a trained model, and its training curves, as PNG files, and return their paths.
@@ -140,8 +135,6 @@ def save_figures(
     Figures of data show test examples, or validation examples if there are none; without either they are left out.
     There are no curves if ``metrics_path``, the ``metrics.csv`` of the run, is ``None``, missing or without a row. The
     folder is created if needed, and each file is written atomically.
-
-    Model and data that do not fit each other raise ``ValueError``, a file that cannot be written ``RunFolderError``.
     """
     event_shape = tuple(getattr(model, "event_shape", data.event_shape))
     num_classes = getattr(model, "num_classes", None)
@@ -150,7 +143,7 @@ def save_figures(
             f"The model takes examples of shape {event_shape} and {num_classes or 'no'} classes, the data has "
             f"{data.event_shape} and {data.num_classes or 'no'}. Pass the data that the model was trained on."
         )
-    drawings = figures(model, data, image_shape=image_shape, seed=seed)
+    drawings = figures(model, data, seed=seed)
     metrics = None if metrics_path is None else Path(metrics_path)
     if metrics and metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") > 1:
         drawings = drawings | {"training_curves": lambda: plot_training_curves(metrics)}
@@ -168,16 +161,14 @@ def _get_class_names(model: Model, data: SemiSupervisedData) -> list[str]:
     return [*data.class_names, *map(str, range(len(data.class_names), model.num_classes or 0))]
 
 
-def _get_image_options(data: SemiSupervisedData, image_shape: Sequence[int] | None) -> dict[str, Any] | None:
+def _get_image_options(data: SemiSupervisedData) -> dict[str, Any] | None:
     """Return what plot functions of images take, a range of values that holds [0, 1], or ``None`` without images."""
     try:
-        as_image_shape(data.event_shape, image_shape)
+        as_image_shape(data.event_shape)
     except ValueError:
-        if image_shape is not None:
-            raise
         return None
     low, high = rescale(torch.stack(sample_rows(data.x).aminmax()), data.scale).tolist()
-    return {"image_shape": image_shape, "value_range": (min(0.0, low), max(1.0, high))}
+    return {"value_range": (min(0.0, low), max(1.0, high))}
 
 
 def _add_warnings(found: _Drawings, model: M1 | SemiSupervisedModel, data: SemiSupervisedData) -> _Drawings:
@@ -224,7 +215,6 @@ def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
 
 
 def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str) -> _Drawings:
-    """Return the figures of predictions for examples of known class; none if no class is known."""
     known = y >= 0
     if not known.any():
         return {}

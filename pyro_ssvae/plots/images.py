@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import as_count
 from pyro_ssvae.models import SemiSupervisedModel
-from pyro_ssvae.models.base import fork_random_state
+from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.models.latent_variable import generate_x, mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots import style
 
@@ -31,7 +32,6 @@ def plot_samples(
     *,
     num_columns: int = 10,
     class_names: Sequence[str] | None = None,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
@@ -50,10 +50,11 @@ def plot_samples(
     y, num_rows, title, given = None, num_columns, "Generated images", "z"
     if model.num_classes is not None:
         names, num_rows = style.as_class_names(class_names, model.num_classes), model.num_classes
-        y, title, given = torch.arange(num_rows).repeat_interleave(num_columns), f"{title} of each class", "y,z"
+        y = torch.arange(num_rows, device=get_device(model)).repeat_interleave(num_columns)
+        title, given = f"{title} of each class", "y,z"
     with fork_random_state(model, seed):
-        means = style.sample_means(model, y, num_rows * num_columns)
-    tiles = style.to_tiles(model, means, num_columns, image_shape, value_range)
+        means = mean_of(generate_x(model, num_rows * num_columns, y)[0])
+    tiles = style.to_tiles(model, means, num_columns, value_range)
     return style.new_image_grid(tiles, title, f"mean of p(x|{given}), z drawn from p(z)", row_names=names)
 
 
@@ -64,7 +65,6 @@ def plot_reconstructions(
     *,
     num_images: int = 20,
     class_names: Sequence[str] | None = None,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
@@ -87,7 +87,7 @@ def plot_reconstructions(
         ]
         note = "above: x; below: mean of p(x|y,z) at the predicted class, which is named with its q(y|x)"
     decoded = style.decode_means(model, predicted, style.encode_means(model, x, predicted))
-    pairs = [style.to_tiles(model, images, len(x), image_shape, value_range) for images in (x, decoded)]
+    pairs = [style.to_tiles(model, images, len(x), value_range) for images in (x, decoded)]
     colours = [style.ALARM if is_wrong else style.INK for is_wrong in wrong]
     figure = _draw_pairs(np.concatenate(pairs), captions, colours)
     style.set_title(figure, "Images and their reconstructions", note)
@@ -122,7 +122,6 @@ def plot_analogies(
     *,
     num_images: int = 10,
     class_names: Sequence[str] | None = None,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> Figure:
@@ -142,9 +141,7 @@ def plot_analogies(
     z = style.encode_means(model, x, style.complete_classes(model, x, y))
     classes = torch.arange(model.num_classes).repeat(len(x))
     decoded = style.decode_means(model, classes, z.repeat_interleave(model.num_classes, 0))
-    columns = [
-        style.to_tiles(model, images, len(images) // len(x), image_shape, value_range) for images in (x, decoded)
-    ]
+    columns = [style.to_tiles(model, images, len(images) // len(x), value_range) for images in (x, decoded)]
     which = "predicted" if bool((y < 0).all()) else "true" if bool((y >= 0).all()) else "true or predicted"
     return style.new_image_grid(
         np.concatenate(columns, axis=1),
@@ -162,7 +159,6 @@ def plot_interpolations(
     end: Tensor,
     *,
     steps: int = 10,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
     """Draw ``steps`` examples between each of ``N`` pairs of ends, both included, along two paths.
@@ -178,7 +174,7 @@ def plot_interpolations(
         rows.append(torch.cat([start[None].cpu(), path, end[None].cpu()]).transpose(0, 1))
     x = torch.stack(rows, 1).flatten(0, 2)  # (N * 2 * (steps + 2), *event)
     return style.new_image_grid(
-        style.to_tiles(model, x, steps + 2, image_shape, value_range),
+        style.to_tiles(model, x, steps + 2, value_range),
         "Interpolations of z between two images",
         "left and right: given images; between: mean of p(x|z)",
         row_names=["straight", "arc"] * len(start),
@@ -191,7 +187,6 @@ def plot_traversals(
     x: Tensor,
     *,
     num_latents: int = 10,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
     """Draw how the first image changes with single latents, set to values from -3 to 3.
@@ -205,7 +200,7 @@ def plot_traversals(
     chosen = std.argsort(descending=True)[: as_count(num_latents, "num_latents", least=1)].tolist()
     images = torch.cat([model.traverse(x[:1], dim, _TRAVERSAL).squeeze(1).cpu() for dim in chosen])
     return style.new_image_grid(
-        style.to_tiles(model, images, len(_TRAVERSAL), image_shape, value_range),
+        style.to_tiles(model, images, len(_TRAVERSAL), value_range),
         "Traversals of single latents",
         "mean of p(x|z) with one latent set to the value above; in brackets: std of its posterior mean over examples",
         row_names=[f"z[{dim}] ({std[dim]:.2f})" for dim in chosen],

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import as_array, as_labels
-from pyro_ssvae._io import write_atomically
-from pyro_ssvae.errors import RunFolderError
-from pyro_ssvae.models import Model, generation
-from pyro_ssvae.models.base import evaluation_mode, get_device
-from pyro_ssvae.models.generation import generate_x, has_own_model, mean_of
+from pyro_ssvae._io import write_file
+from pyro_ssvae.models import Model, latent_variable
+from pyro_ssvae.models.base import evaluation_mode
+from pyro_ssvae.models.latent_variable import mean_of
 
 INK = "#222222"
 FAINT = "#8a8a8a"
@@ -113,18 +112,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, and return the path."""
-    return write_file(path, to_png(figure))
-
-
-def write_file(path: Path, content: bytes) -> Path:
-    """Write a figure's file atomically, and return the path, or raise ``RunFolderError``."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise RunFolderError(f"Cannot write the figure {path}: {error}. Free space, or use another folder.") from error
-    return path
+    """Write a figure as PNG, and return the path, or raise ``RunFolderError``."""
+    return write_file(path, to_png(figure), "the figure ", " Free space, or use another folder.")
 
 
 def class_colours(num_classes: int) -> NDArray[np.float64]:
@@ -187,16 +176,7 @@ def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
 
 def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
-    return _map(model, lambda z, y=None: generation.decode_means(model, y, z), z, y)
-
-
-def sample_means(model: Any, y: Tensor | None, num_samples: int) -> Tensor:
-    """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, with z drawn, on the CPU."""
-    y = None if y is None else y.to(get_device(model))
-    with torch.no_grad(), evaluation_mode(model):
-        if not has_own_model(model):
-            return decode_means(model, y, model.prior().sample((num_samples,)))
-        return mean_of(generate_x(model, num_samples, y)[0]).cpu()
+    return _map(model, lambda z, y=None: latent_variable.decode_means(model, y, z), z, y)
 
 
 def _map(model: Any, function: Callable[..., Tensor], values: Tensor, y: Tensor | None) -> Tensor:
@@ -231,10 +211,7 @@ def check_examples(model: Model, x: Any, name: str = "x") -> Tensor:
 
 
 def select_examples(model: Model, x: Any, y: Any, num_images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return examples and their classes, -1 where unknown or ``y`` is ``None``.
-
-    Of more than ``num_images``, so many are drawn at random, from all classes alike, and sorted by class.
-    """
+    """Return at most ``num_images`` examples, drawn from all classes alike and sorted, and classes, -1 if unknown."""
     x = check_examples(model, x)
     num_images = as_count(num_images, "num_images", least=1)
     y = as_classes(torch.full((len(x),), -1) if y is None else y, "y", len(x), model.num_classes, allow_unlabelled=True)
@@ -278,19 +255,13 @@ def escape(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def as_image_shape(event_shape: Sequence[int], image_shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Return channels, height and width of examples that are images: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)``.
-
-    A flat example is never guessed to be an image, whatever its length.
-    """
-    event, shape = tuple(event_shape), tuple(event_shape if image_shape is None else image_shape)
-    possible = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
-    if not possible or min(shape) < 1 or math.prod(shape) != math.prod(event):
-        given = "" if image_shape is None else f" with image_shape={shape}"
+def as_image_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return channels, height and width of examples that are images: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)``."""
+    shape = tuple(event_shape)
+    if len(shape) != 2 and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise ValueError(
-            f"Examples of shape {event}{given} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Where "
-            "pixels are stored in another shape, pass image_shape=(channels, height, width) with as many elements; "
-            "for tables use plot_latent_map, or plot_feature_means if there are classes."
+            f"Examples of shape {shape} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Give the model "
+            "pixels in such a shape; for tables use plot_latent_map, or plot_feature_means if there are classes."
         )
     return (1, *shape)[-3:]
 
@@ -299,14 +270,13 @@ def to_tiles(
     model: Model,
     x: Tensor,
     num_columns: int,
-    image_shape: Sequence[int] | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> NDArray[np.float64]:
     """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``.
 
     Pixels of an image with one side more than three times as long as the other are repeated along the shorter one.
     """
-    channels, height, width = as_image_shape(model.event_shape, image_shape)
+    channels, height, width = as_image_shape(model.event_shape)
     low, high = value_range if np.shape(value_range) == (2,) else (0.0, 0.0)
     if not low < high:
         raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")

@@ -14,6 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from pyro_ssvae._io import one_line
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.errors import RunFolderError
@@ -162,9 +163,8 @@ def restore(loop: Loop, state: dict[str, Any]) -> None:
     except MemoryError:
         raise
     except Exception as error:  # the state of another model gives errors of many types
-        why = " ".join(f"{type(error).__name__}: {error}".split())
         file = "" if loop.folder is None else f" {loop.folder.checkpoint}"
-        raise RunFolderError(f"The checkpoint{file} does not fit this model ({why}).") from error
+        raise RunFolderError(f"The checkpoint{file} does not fit this model ({one_line(error)}).") from error
     loop.validation = Validation(keep=state["keep"])
     loop.step, loop.seconds, loop.metrics = state["step"], state["seconds"], state["metrics"]
     loop.saved_step = loop.step

@@ -180,10 +180,7 @@ class CapturedSteps:
         self._pool: Any = None
 
     def __call__(self, indices: BatchIndices, variant: tuple[Any, ...] = ()) -> list[str]:
-        """Do a step on the examples with these indices; return what the step returned when it was captured.
-
-        Each value of ``variant``, what else a captured step depends on, gets a graph of its own.
-        """
+        """Do a step; each value of ``variant``, what else a captured step depends on, gets a graph of its own."""
         inputs: BatchIndices | Batch = indices if self._stream.resident else self._stream.gather(indices)
         key = (variant, shapes_of(inputs))
         if key not in self._captured:

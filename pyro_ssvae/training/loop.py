@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_ssvae._arguments import checked, show
-from pyro_ssvae._interrupts import SignalHandler
+from pyro_ssvae._io import writing
 from pyro_ssvae._ranks import Ranks, is_lost, launched, processes
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -29,9 +29,9 @@ from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.checkpoint import Best, digest, get_state, restore
-from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
+from pyro_ssvae.training.config import TrainingConfig, catch_signals, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
-from pyro_ssvae.training.run_folder import RunFolder, writing
+from pyro_ssvae.training.run_folder import RunFolder
 from pyro_ssvae.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -166,7 +166,6 @@ def _fit(
 
 
 def _find_checkpoint(folder: RunFolder | None) -> Path | None:
-    """Return the last checkpoint, if there is one."""
     return folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
 
 
@@ -197,7 +196,7 @@ class Loop:
             folder = self.folder
             log = nullcontext() if folder is None else closing(TensorBoardLog(folder.tensorboard, self.step))
             bar = ProgressReport(self.total, done=self.step, enabled=progress)
-            with SignalHandler() as signals, bar, log as self.log:
+            with catch_signals() as signals, bar, log as self.log:
                 stopped_by = self._run(signals, bar)
             result = self._finish(stopped_by)
         except (MemoryError, RuntimeError) as error:
@@ -219,7 +218,6 @@ class Loop:
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
 
     def _prepare(self) -> None:
-        """Make the stream of batches and the step, and compute the losses of a batch."""
         objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
         if isinstance(objective.module, Model):
             objective.module.fit_units(data)
@@ -270,7 +268,7 @@ class Loop:
             folder.write_split(self.data.split)
         return state
 
-    def _run(self, signals: SignalHandler, report: ProgressReport) -> str:
+    def _run(self, signals: list[int], report: ProgressReport) -> str:
         """Train until the schedule, a limit or a signal ends it; return which."""
         started, before, first = time.perf_counter(), self.seconds, self.step
         while (stop := self._stop_reason(signals)) is None:
@@ -291,12 +289,12 @@ class Loop:
         if not stop.startswith("SIG") and (not self.metrics or self.metrics[-1]["step"] != self.step):
             self._evaluate()
         self._write(state)
-        request = self.ranks.largest(int(signals.received or 0))  # during the evaluation
+        request = self.ranks.largest(sum(signals))  # during the evaluation
         return signal.Signals(request).name if request else stop
 
-    def _stop_reason(self, signals: SignalHandler) -> str | None:
+    def _stop_reason(self, signals: list[int]) -> str | None:
         over = self.config.max_minutes is not None and self.seconds >= 60.0 * self.config.max_minutes
-        request = int(signals.received or (_TIME_IS_OVER if over and self.ranks.rank == 0 else 0))
+        request = sum(signals) or (_TIME_IS_OVER if over and self.ranks.rank == 0 else 0)
         if self.ranks.size > 1:  # reading what others want synchronises with a GPU
             wait = self.fabric.device.type == "cuda" and self.step % _READ_EVERY > 0
             request = self.ranks.agree(request, wait=wait)
@@ -368,7 +366,6 @@ class Loop:
             self.saved_step = self.step
 
     def _finish(self, stopped_by: str) -> FitResult:
-        """Put the chosen weights into the module and return the result."""
         module = self.objective.module
         with self.train_step.average.applied():
             last = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

@@ -13,7 +13,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from pyro_ssvae.training.run_folder import writing
+from pyro_ssvae._io import writing
 
 _SHOWN = {
     "val/bound": "validation bound {:.1f} nats",

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from pyro_ssvae._io import read_json, read_yaml, suggest_names, write_atomically, write_json
+from pyro_ssvae._io import one_line, read_json, read_yaml, suggest_names, write_file, write_json, writing
 from pyro_ssvae.data.labels import LabelSplit
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.models.serialization import CONFIG, WEIGHTS
@@ -36,15 +36,6 @@ FREE = ("device", "compile", "data_dir")
 
 _STAGES = ("m1", "stacked", "joint")  # folders of M1+M2 in the folder of the run, in their order
 _held: dict[str, tuple[int, int]] = {}  # by folder: the descriptor of its lock, and the thread that holds it
-
-
-@contextmanager
-def writing(what: str | Path, hint: str = "") -> Iterator[None]:
-    """Raise ``RunFolderError``, which names what cannot be written, in place of an ``OSError``."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(f"Cannot write {what}: {error}.{hint}") from error
 
 
 class RunFolder:
@@ -175,8 +166,7 @@ class RunFolder:
             return False
         with writing(self.config):
             self.result.unlink(missing_ok=True)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config, yaml.safe_dump(config, sort_keys=False).encode())
+        write_file(self.config, yaml.safe_dump(config, sort_keys=False).encode())
         return True
 
     def write_split(self, split: LabelSplit) -> None:
@@ -256,10 +246,9 @@ class RunFolder:
         except MemoryError:
             raise
         except Exception as error:  # a damaged file gives errors of many types
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise RunFolderError(
-                f"The checkpoint {self.checkpoint} is unreadable ({why}). The model of the last evaluation, if any, is "
-                f"in {self.model}; to train again, choose another folder, or remove the checkpoint."
+                f"The checkpoint {self.checkpoint} is unreadable ({one_line(error)}). The model of the last "
+                f"evaluation, if any, is in {self.model}; to train again, choose another folder, or remove it."
             ) from error
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
@@ -283,9 +272,7 @@ class RunFolder:
     def _write(self, path: Path, content: bytes) -> None:
         self.check()
         kept = f" The last good checkpoint is {self.checkpoint}." if self.checkpoint.is_file() else ""
-        with writing(path, kept):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+        write_file(path, content, hint=kept)
 
 
 def refuse_changes(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str]) -> None:
@@ -320,7 +307,6 @@ def _as_plain(value: Any) -> Any:
 
 
 def _acquire(path: Path) -> int:
-    """Return the descriptor of a locked file."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

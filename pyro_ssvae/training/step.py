@@ -20,6 +20,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_ssvae._io import one_line
 from pyro_ssvae._ranks import Ranks
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
@@ -33,8 +34,7 @@ from pyro_ssvae.training.compilation import (
     preserve_state,
     shapes_of,
 )
-from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold
-from pyro_ssvae.training.untrained import warn_untrained
+from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold, warn_untrained
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,8 +44,6 @@ _EAGER_FIRST = 2  # eager steps of a shape of batch before it is compiled, which
 
 class TrainingStep:
     """The step of an objective in a schedule of ``total`` steps: optimisers, moving average, sums of what is logged.
-
-    A mode that is not available raises ``ValueError``.
 
     Attributes:
         mode: ``"eager"``, ``"compiled"`` or ``"graph"``.
@@ -110,10 +108,7 @@ class TrainingStep:
         self.stream.load_state_dict(state)
 
     def __call__(self, number: int, *, verify: bool = False) -> None:
-        """Do step ``number`` (from 0).
-
-        ``verify`` compares its first loss with that of an eager step; if they differ, all further steps are eager.
-        """
+        """Do step ``number`` (from 0); ``verify`` compares its loss with an eager one: if it differs, go on eagerly."""
         self._set_schedule(number)
         self.objective.train()
         indices = self.stream.next_indices()
@@ -220,7 +215,6 @@ class TrainingStep:
         return list(terms)
 
     def _cast(self, batch: Batch) -> Batch:
-        """Return a batch in the precision of the weights."""
         if self._dtype == torch.float32:
             return batch
         parts = (part if part is None or not part.is_floating_point() else part.to(self._dtype) for part in batch)
@@ -278,7 +272,7 @@ class TrainingStep:
             function = lambda batch: self._compute(update, batch)  # noqa: E731
             compiled = CompiledLoss(self.objective, function, parameters, batch, self.fabric.device)
         except Exception as error:  # tracing and compiling raise whatever model, guide or compiler do
-            self._go_eager(_one_line(error))
+            self._go_eager(one_line(error))
             return None
         self._compiled[key] = compiled, shapes
         return compiled
@@ -290,7 +284,7 @@ class TrainingStep:
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # capturing raises whatever a model does that a graph cannot hold
-            self._go_eager(_one_line(error))
+            self._go_eager(one_line(error))
             return self._step(self.stream.gather(indices))
 
     def _variant(self, update: Update) -> tuple[Any, ...]:
@@ -317,11 +311,6 @@ class TrainingStep:
         self._compiled.clear()
         self._captured = None
         warnings.warn(f"Training steps run eagerly from here, and slower: {why}.", UserWarning, stacklevel=2)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 class MovingAverage:

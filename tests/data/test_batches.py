@@ -106,14 +106,15 @@ def test_eight_bit_examples_are_divided_by_the_scale(device):
     assert data.x.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("resident", [True, False, "auto"])
+@pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("binarisation", ["none", "static"])
-def test_batches_are_the_same_on_every_device(device, resident, binarisation):
+def test_batches_are_the_same_on_every_device(monkeypatch, device, fits, binarisation):
     data = make()
+    monkeypatch.setattr(preparation, "_fits_in_memory", lambda *_: fits)
     options = {"batch_size": 5, "labelled_batch_size": 4, "binarisation": binarisation, "seed": 2}
     here = BatchStream(data, **options)
-    there = BatchStream(data, device=device, resident=resident, **options)
-    assert there.resident == (resident is not False or device.type == "cpu")
+    there = BatchStream(data, device=device, **options)
+    assert there.resident == (fits or device.type == "cpu")
     for a, b in itertools.islice(zip(here, there, strict=True), 12):
         assert equal(a, [tensor.cpu() for tensor in b])
 
@@ -146,17 +147,11 @@ def test_static_binarisation_is_drawn_once():
 
 
 @pytest.mark.parametrize("binarisation", ["none", "static", "dynamic"])
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 13])
-def test_resuming_gives_the_same_batches(device, binarisation, resident, steps):
-    options = {
-        "batch_size": 5,
-        "labelled_batch_size": 4,
-        "device": device,
-        "binarisation": binarisation,
-        "resident": resident,
-        "seed": 9,
-    }
+def test_resuming_gives_the_same_batches(monkeypatch, device, binarisation, fits, steps):
+    monkeypatch.setattr(preparation, "_fits_in_memory", lambda *_: fits)
+    options = {"batch_size": 5, "labelled_batch_size": 4, "device": device, "binarisation": binarisation, "seed": 9}
     stream = BatchStream(make(), **options)
     for _ in range(steps):
         next(stream)
@@ -227,7 +222,6 @@ def test_a_state_of_another_device_keeps_the_examples(recwarn, binarisation):
         ({"batch_size": 2.5}, TypeError, "batch_size=2.5 is of type float"),
         ({"binarisation": True}, ValueError, "binarisation=True must be one of"),
         ({"seed": -1}, ValueError, "seed=-1"),
-        ({"resident": "never"}, ValueError, "resident='never' must be True, False or 'auto'"),
         ({"device": "nowhere"}, ValueError, "device='nowhere' is unknown"),
     ],
 )

@@ -310,11 +310,10 @@ def test_paths_refused(tmp_path, name, error, text, monkeypatch):
         SemiSupervisedData.from_arrays(tmp_path / name)
 
 
-@pytest.mark.parametrize("options", [{"binarisation": "static"}, {"resident": True}])
-def test_streams_refused(tmp_path, options):
+def test_static_binarisation_of_examples_on_disk_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.abs(X) / 10)
     with pytest.raises(ValueError, match="needs examples in memory, and these stay on disk"):
-        BatchStream(SemiSupervisedData.from_arrays(tmp_path / "x.npy", Y), **options)
+        BatchStream(SemiSupervisedData.from_arrays(tmp_path / "x.npy", Y), binarisation="static")
 
 
 def make_table(folder):

@@ -72,7 +72,7 @@ def test_a_class_prior_of_the_example_is_its_own() -> None:
     log_px_given_y = dist.Normal(module.mean, 1.0).to_event(1).log_prob(x.unsqueeze(1)).detach()
     found = log_likelihood(module, x, num_samples=3)
     torch.testing.assert_close(found.log_px, (log_py + log_px_given_y).logsumexp(-1))
-    torch.testing.assert_close(found.log_py, log_py)
+    torch.testing.assert_close(found.log_prior, log_py)
     torch.testing.assert_close(found.log_px_given_y, log_px_given_y)
     torch.testing.assert_close(found.log_joint, log_py + log_px_given_y)
     torch.testing.assert_close(found.class_posterior(), (log_py + log_px_given_y).softmax(-1))
@@ -86,7 +86,7 @@ def test_a_class_prior_of_the_example_in_several_batches(monkeypatch: pytest.Mon
     monkeypatch.setattr("pyro_ssvae.evaluation.metrics._MAX_ELEMENTS", 100)
     parts = log_likelihood(module, x, num_samples=3)
     torch.testing.assert_close(parts.log_px, whole.log_px)
-    torch.testing.assert_close(parts.log_py, whole.log_py)
+    torch.testing.assert_close(parts.log_prior, whole.log_prior)
 
 
 @pytest.mark.parametrize("prior", ["flat", "x", "z"])
@@ -104,11 +104,11 @@ def test_priors_of_the_class_against_integrals(
     torch.testing.assert_close(found.class_posterior(), log_joint.softmax(-1), atol=0.02, rtol=0.0)
     torch.testing.assert_close(found.log_joint.logsumexp(-1), found.log_px)
     if prior == "z":
-        assert found.log_py is None
+        assert found.log_prior is None
         assert found.log_px_given_y is None
     else:
-        assert found.log_py.shape == ((K,) if prior == "flat" else (len(x), K))
-        torch.testing.assert_close(found.log_px_given_y + found.log_py, found.log_joint)
+        assert found.log_prior.shape == (len(x), K)
+        torch.testing.assert_close(found.log_px_given_y + found.log_prior, found.log_joint)
 
 
 def test_one_draw_of_a_class_that_depends_on_it() -> None:
@@ -223,7 +223,7 @@ def test_a_masked_x_leaves_the_likelihood_of_nothing(prior: str) -> None:
     torch.testing.assert_close(found.log_px[~seen], torch.zeros(int((~seen).sum())).double())
     assert torch.equal(found.log_px[seen], plain.log_px[seen])
     if prior == "x":
-        torch.testing.assert_close(found.class_posterior()[~seen], plain.log_py[~seen].exp())
+        torch.testing.assert_close(found.class_posterior()[~seen], plain.log_prior[~seen].exp())
     without_x = log_likelihood(make_hidden(prior, handle=lambda x: poutine.mask(mask=False)), x, num_samples=50)
     torch.testing.assert_close(without_x.log_px, torch.zeros(20).double())
 
@@ -237,7 +237,7 @@ def test_examples_that_are_masked_as_a_whole(prior: str) -> None:
     torch.testing.assert_close(found.log_px[~seen], torch.zeros(int((~seen).sum())).double())
     torch.testing.assert_close(found.class_posterior()[~seen], module.of_x(x).softmax(-1).detach()[~seen])
     torch.testing.assert_close(found.log_px[seen], module.log_joint(x).logsumexp(-1)[seen], atol=0.04, rtol=0.0)
-    assert found.log_py is None
+    assert found.log_prior is None
     elbo = StaticEnumELBO(num_particles=5, importance_weighted=True)
     assert elbo.loss(module.model, module.guide, x[~seen]) == pytest.approx(0.0, abs=1e-12)
 

@@ -16,7 +16,7 @@ from pyro_ssvae import M2, SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.diagnostics import class_control
-from pyro_ssvae.models.generation import decode_means
+from pyro_ssvae.models.latent_variable import decode_means
 from pyro_ssvae.plots import plot_samples
 
 IMAGE = (1, 8, 8)

@@ -12,12 +12,12 @@ from pyro_ssvae import DDGM
 from pyro_ssvae.evaluation.image_metrics import CORRUPTIONS
 from pyro_ssvae.plots import (
     plot_analogies,
-    plot_energies,
     plot_features_and_latents,
     plot_interpolations,
     plot_nearest,
     plot_samples,
 )
+from pyro_ssvae.plots.ddgm import plot_energies
 
 
 class _Grey(nn.Module):

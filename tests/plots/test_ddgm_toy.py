@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pyro_ssvae import DDGM
-from pyro_ssvae.plots import plot_energies, plot_interpolations, plot_landscape
-from pyro_ssvae.plots.ddgm import Movie
+from pyro_ssvae.plots import plot_interpolations, plot_landscape
+from pyro_ssvae.plots.ddgm import Movie, plot_energies
 from pyro_ssvae.plots.style import new_figure
 
 

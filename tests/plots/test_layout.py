@@ -20,8 +20,8 @@ from pyro_ssvae.plots import (
     plot_reconstructions,
     plot_samples,
     plot_training_curves,
-    plot_traversals,
 )
+from pyro_ssvae.plots.images import plot_traversals
 from pyro_ssvae.plots.style import to_png
 
 NAMES = [f"papillary carcinoma, type {k}" for k in range(10)]

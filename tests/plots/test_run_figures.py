@@ -68,9 +68,6 @@ def test_a_run_on_a_table(tmp_path):
     data = make_data((16,))  # a square number, and yet no image
     paths = save_figures(make_model(data), data, None, str(tmp_path))
     assert stems(paths) == ["feature_means", *CLASSES]
-    data = make_data((16,), held_out=None)
-    paths = save_figures(make_model(data), data, None, tmp_path, image_shape=(4, 4))
-    assert stems(paths) == IMAGES
 
 
 @pytest.mark.usefixtures("unrendered")
@@ -223,7 +220,7 @@ def test_analogies_are_drawn_for_known_classes(monkeypatch):
     for classes, seed in ((y, 0), (y, 0), (y, 1), (torch.zeros(40, dtype=torch.int64), 0)):
         data = SemiSupervisedData.from_arrays(x[:3], [0, 1, 2], x_test=x, y_test=classes).without_labels()
         with pytest.raises(StopIteration):
-            figures(make_ddgm(data), data, image_shape=None, seed=seed)["analogies"]()
+            figures(make_ddgm(data), data, seed=seed)["analogies"]()
     chosen = y[(seen[0][0][:, 0, 0, 0] * 39.0).round().long()].view(-1, 3)
     assert len(chosen) == 6
     assert (chosen[:, 0] == chosen[:, 1]).all()
@@ -278,7 +275,7 @@ def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
         pass
 
     data = make_data((5,), held_out=None)
-    options = {"image_shape": None, "seed": 3}
+    options = {"seed": 3}
     assert figures(Mine(), data, **options) == {}
     assert stems(save_figures(Mine(), data, write_metrics(tmp_path), tmp_path)) == ["training_curves"]
     m2 = Subclass(data.event_shape, data.num_classes, hidden_dims=(6,))
@@ -286,8 +283,8 @@ def test_a_class_of_the_users_own_registers_its_figures(tmp_path):
 
     @figures.register(Mine)
     @figures.register(Subclass)
-    def _(model, data, *, image_shape, seed):
-        assert (image_shape, seed) == (None, 3)
+    def _(model, data, *, seed):
+        assert seed == 3
         return {"mine": lambda: new_figure(2.0, 2.0)}
 
     for model in (Mine(), m2):
