@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
+
+_LEAST_WIDTH = 0.25  # standard deviations between the 10 % and 90 % quantiles of a column; 2.56 of a Gaussian
 
 
 @parameters
@@ -135,10 +138,11 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         spread: Any = 1.0
         if rows.ndim == 2:
             mean, spread = rows.mean(0), rows.std(0)
+            self._warn_about_tails(rows, spread)
         elif rows.dtype != np.uint8 and not (rows.min() >= 0.0 and rows.max() <= 1.0):
             mean, spread = rows.min(), np.ptp(rows)
         self.mean_, self.spread_ = mean, spread + (spread == 0)
-        data = self._as_data(rows if rows.dtype == np.uint8 else self._standardise(rows))
+        data = self._as_data(self._standardise(rows))
         if self._offsets is not None:  # which were subtracted from the rows
             self.mean_, self._offsets = self.mean_ + self._offsets, None
         ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
@@ -180,7 +184,23 @@ class DDGMDensity(DensityMixin, DeepEstimator):
             self.model_.load_state_dict(saved[1])
             self.model_.data_scale = saved[2]
 
+    def _warn_about_tails(self, rows: Array, spread: Array) -> None:
+        low, high = np.quantile(rows, [0.1, 0.9], axis=0)
+        heavy = np.flatnonzero((high > low) & (high - low < _LEAST_WIDTH * spread))
+        if len(heavy):
+            names = getattr(self, "feature_names_in_", range(rows.shape[1]))
+            warnings.warn(
+                f"Column {', '.join(str(names[column]) for column in heavy[:5])}{', ...' if len(heavy) > 5 else ''}: "
+                f"80 % of the values lie within {_LEAST_WIDTH:g} standard deviations, as a few are far larger, and the "
+                "energy hardly tells them apart. Transform such columns first, by numpy.log or "
+                "QuantileTransformer(output_distribution='normal').",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _standardise(self, rows: Array) -> Array:
+        if np.ndim(self.mean_) == 0 and (self.mean_, self.spread_) == (0.0, 1.0):  # images, possibly of 8 bits
+            return rows
         return np.asarray((rows - self.mean_) / self.spread_)
 
     def _check_rows(self, X: ArrayLike, *, reset: bool, min_rows: int = 1) -> Array:

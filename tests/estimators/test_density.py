@@ -59,3 +59,11 @@ def test_the_model_inside_takes_standardised_columns() -> None:
     energy = density.model_.energy(torch.as_tensor((x - density.mean_) / density.spread_))
     np.testing.assert_allclose(energy, -density.score_samples(x), rtol=1e-4, atol=1e-4)
     assert (np.abs(density.sample(50) - density.mean_) < 20.0 * density.spread_).all()
+
+
+def test_columns_of_heavy_tails_are_named() -> None:
+    z = np.random.default_rng(0).normal(size=(500, 4))
+    usual = np.c_[z[:, 0], np.exp(z[:, 1]), z[:, 2] > 2.0]
+    DDGMDensity(**_QUICK).fit(usual)
+    with pytest.warns(UserWarning, match="Column 3: 80 % of the values lie within 0.25 standard deviations"):
+        DDGMDensity(**_QUICK).fit(np.c_[usual, np.exp(3.0 * z[:, 3])])
