@@ -158,7 +158,7 @@ def check_finite(
         shown = ", ".join(str(columns[column] if len(columns) else column) for column in wrong[:5])
         places += f", column {shown}{', ...' if len(wrong) > 5 else ''}"
     if x.dim() == 2 and not allow_missing:
-        remedy += "; a model takes missing values (NaN) if its training examples had some, or with missing=True"
+        remedy += "; M1 and M2 take missing values (NaN) if their training examples had some, or with missing=True"
     raise ValueError(
         f"{name} holds {int(bad.sum())} values that are {'' if allow_missing else 'NaN, '}infinite or beyond float32, "
         f"in {len(examples)} of {len(x)} examples, the first in {places}; all must be finite. {remedy}."

@@ -241,7 +241,10 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
         (["train", "m2", "rows.npy", "--label", "rows.npy", "--image-size", "8"], "--image-size 8 is for a folder of"),
         (["train", "m2", "nowhere.npy", "--label", "y.npy"], "nowhere.npy does not exist"),
         (["train", "m2", "--num-labels", "many"], "'many' is not a whole number, or all"),
-        (["train", "ddgm", "all.csv"], "images (C, H, W) of at least 8x8 pixels are needed"),
+        (
+            ["train", "ddgm", "all.csv"],
+            "8x8 pixels are needed. --image-size 32 enlarges those of a folder. For tables use DDGMDensity",
+        ),
         (["predict", "run", "rows.csv"], "rows.csv"),
         (["predict", "run", "all.csv", "--out", "run"], "run is a folder; name a file in it."),
         (["predict", "run", "all.csv", "--out", "p.csv.gz"], "--out p.csv.gz must end in .csv, .parquet or .npy"),

@@ -53,7 +53,7 @@ def _check_images(data: SemiSupervisedData) -> None:
     if len(shape) != 3 or min(shape[1:]) < _LEAST_SIDE:
         raise ValueError(
             f"The examples of {data.name} have shape {shape}; images (C, H, W) of at least {_LEAST_SIDE}x{_LEAST_SIDE} "
-            "pixels are needed. --image-size 32 enlarges those of a folder. For other data see examples/ddgm_2d.py."
+            "pixels are needed. --image-size 32 enlarges those of a folder. For tables use DDGMDensity in Python."
         )
     low, high = (float(value) / data.scale for value in sample_rows(data.x).aminmax())
     if low < 0.0 or high > 1.0:

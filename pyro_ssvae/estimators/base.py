@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import as_array, check_columns, find_offsets, warn_about_far_values
+from pyro_ssvae._arrays import as_array, as_images, check_columns, find_offsets, warn_about_far_values
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
@@ -152,6 +152,8 @@ class DeepEstimator(Parameters, BaseEstimator):
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
         X = _as_table(X)
+        if isinstance(X, np.ndarray):  # images with channels first, as samples are
+            X = as_images(X, "X", None if reset else self.model_.event_shape)
         given: Any = getattr(X, "dtype", None)
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")

@@ -36,6 +36,7 @@ from pyro_ssvae.networks.variational import check_module
 _MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
 _AT_ONCE = 10_000  # samples that are generated together
 _MARGIN = 1e-3  # by which rounding may take examples out of the range of the generator
+_MOST_UNITS = 20.0  # largest mean and standard deviation of a column; a smaller one than 1/20 is lost in noise
 _NUM_STARTS = 64  # of the inversion
 _INVERSION_RATE = 0.05  # learning rate of the unconstrained latents
 
@@ -111,17 +112,21 @@ class DDGM(Model):
         return {"num_classes": data.num_classes} if data.num_labelled else {}
 
     def check_data(self, data: SemiSupervisedData) -> None:
-        """Check as :meth:`Model.check_data`, and warn of examples outside of the range of the generator."""
+        """Check as :meth:`Model.check_data`, and warn of values that the generator, or the energy, does not suit."""
         super().check_data(data)
-        low, high = (end / data.scale for end in value_range(sample_rows(data.x)))
+        x = sample_rows(data.x)
+        low, high = (end / data.scale for end in value_range(x))
+        words = ""
         if self._range is not None and not (self._range[0] - _MARGIN <= low and high <= self._range[1] + _MARGIN):
-            warnings.warn(
+            words = (
                 f"The examples span [{low:g}, {high:g}], and the generator's samples lie in {list(self._range)}. "
                 "Divide images by a constant (`scale`); standardise columns of tables, and build the DDGM with "
-                "output='identity'.",
-                UserWarning,
-                stacklevel=5,
+                "output='identity'."
             )
+        elif self._range is None and x.dim() == 2:
+            words = _describe_units(x.double() / data.scale, data.feature_names)
+        if words:
+            warnings.warn(words, UserWarning, stacklevel=5)
 
     # Model and guide.
 
@@ -283,6 +288,20 @@ class DDGM(Model):
     def _nearest(self, target: Tensor, embed: nn.Module, **options: Any) -> Tensor:
         with evaluation_mode(self):
             return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
+
+
+def _describe_units(x: Tensor, names: Sequence[str]) -> str:
+    """Return a warning of columns of a table that are far from standardised; empty if there are none."""
+    mean, std = x.mean(0), x.std(0, unbiased=False)
+    far = (std > 0.0) & ((std < 1.0 / _MOST_UNITS) | (std > _MOST_UNITS) | (mean.abs() > _MOST_UNITS))
+    columns = far.nonzero().flatten().tolist()
+    if not columns:
+        return ""
+    shown = ", ".join(f"{names[i] if names else i} ({mean[i]:.3g} ± {std[i]:.3g})" for i in columns[:5])
+    return (
+        "A DDGM needs columns with a mean of about 0 and a standard deviation of about 1, as DDGMDensity makes them; "
+        f"standardise column {shown}{', ...' if len(columns) > 5 else ''}."
+    )
 
 
 def langevin(

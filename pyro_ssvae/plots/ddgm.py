@@ -29,8 +29,8 @@ _NEAREST_ROWS = 4
 _BINS = 10
 _MAX_FEATURES = 64
 _FEATURE_SAMPLES = 2000
-_GRID = Grid(extent=4.5, size=181)
-_LIMITS = (-_GRID.extent, _GRID.extent)
+_EXTENT = 4.5  # half a side of the square that is drawn, or more, to hold data beyond it
+_GRID_SIZE = 181
 _PATH_STEPS = 25
 _FRAME_MILLISECONDS = 150
 _LAST_FRAME_MILLISECONDS = 2000
@@ -184,26 +184,28 @@ def plot_class_shares(found: dict[str, Any], class_names: Sequence[str]) -> Figu
 
 
 def plot_landscape(model: DDGM, x: Tensor, *, num_samples: int = 2000, title: str = "", seed: int = 0) -> Figure:
-    """Draw data, samples over the model's density, and the energy, on the square [-4.5, 4.5]².
+    """Draw data, samples over the model's density, and the energy, on a square.
 
-    At most ``num_samples`` points of data ``(N, 2)`` and as many samples are shown, of a model of points in the plane.
+    The square is [-4.5, 4.5]², or a larger one that holds the data. At most ``num_samples`` points of data ``(N, 2)``
+    and as many samples are shown, of a model of points in the plane.
     """
     if tuple(model.event_shape) != (2,):
         raise ValueError(f"A landscape needs a model with event shape (2,), not {tuple(model.event_shape)}.")
     x = style.check_examples(model, x)
     with fork_random_state(model, seed):
         samples = model.sample(num_samples).cpu()
-    energy = model.energy(_GRID.points()).view(_GRID.size, _GRID.size).cpu().numpy()
+    grid = _make_grid(x)
+    energy = model.energy(grid.points()).view(grid.size, grid.size).cpu().numpy()
     figure = style.new_figure(11.0, 3.9)
     left, middle, right = figure.subplots(1, 3)
     left.scatter(*x[:num_samples].cpu().T.numpy(), s=2.0, color=style.INK, linewidths=0.0)
-    _style_plane(left, "Data")
-    _draw_density(middle, model)
+    _style_plane(left, "Data", grid)
+    _draw_density(middle, model, grid)
     middle.scatter(*samples.T.numpy(), s=2.0, color=style.ACCENT, alpha=0.6, linewidths=0.0)
-    _style_plane(middle, "Samples over the density exp(−E)/Z (square root)")
-    options: dict[str, Any] = {"origin": "lower", "extent": (*_LIMITS, *_LIMITS), "cmap": "viridis"}
+    _style_plane(middle, "Samples over the density exp(−E)/Z (square root)", grid)
+    options: dict[str, Any] = {"origin": "lower", "extent": (*_limits(grid), *_limits(grid)), "cmap": "viridis"}
     levels = right.imshow(energy - energy.min(), vmin=0.0, vmax=12.0, **options)
-    _style_plane(right, "Energy above its minimum")
+    _style_plane(right, "Energy above its minimum", grid)
     style.add_colour_bar(figure, levels, right, "nats", extend="max", shrink=0.85)
     if title:
         style.set_title(figure, title)
@@ -214,27 +216,37 @@ def _draw_paths(model: DDGM, start: Tensor, end: Tensor) -> Figure:
     """Draw paths of samples between latents ``(N, L)``, along lines of z and of features, over the density."""
     figure = style.new_figure(7.6, 4.2)
     panels = figure.subplots(1, 2)
-    for axes, space, title in zip(panels, ("z", "features"), ("Lines of z", "Lines of features f(x)"), strict=True):
-        paths = model.interpolate(start, end, steps=_PATH_STEPS, space=space).transpose(0, 1).cpu().numpy()
-        _draw_density(axes, model)
-        for colour, path in zip(style.class_colours(len(paths)), paths, strict=True):
+    found = [model.interpolate(start, end, steps=_PATH_STEPS, space=space).cpu() for space in _SPACES]
+    grid = _make_grid(torch.cat(found))
+    for axes, paths, title in zip(panels, found, ("Lines of z", "Lines of features f(x)"), strict=True):
+        _draw_density(axes, model, grid)
+        for colour, path in zip(style.class_colours(paths.shape[1]), paths.transpose(0, 1).numpy(), strict=True):
             axes.plot(*path.T, color=colour, linewidth=1.4)
             axes.plot(*path[0], "o", color=colour, markersize=5.0, markerfacecolor="white")
             axes.plot(*path[-1], "o", color=colour, markersize=5.0)
-        _style_plane(axes, title)
+        _style_plane(axes, title, grid)
     note = "from the ring to the dot; grey: the density exp(−E)/Z (square root)"
     style.set_title(figure, "Interpolations between two samples", note)
     return figure
 
 
-def _draw_density(axes: Axes, model: DDGM) -> None:
-    density = _GRID.probabilities(model.score_samples).sqrt().numpy()
-    axes.imshow(density, origin="lower", extent=(*_LIMITS, *_LIMITS), cmap="Greys", vmin=0.0)
+def _make_grid(x: Tensor) -> Grid:
+    """Return a grid that holds points of any shape ``(..., 2)``."""
+    return Grid(max(_EXTENT, 1.05 * float(x.abs().max())), _GRID_SIZE)
 
 
-def _style_plane(axes: Axes, title: str) -> None:
+def _limits(grid: Grid) -> tuple[float, float]:
+    return -grid.extent, grid.extent
+
+
+def _draw_density(axes: Axes, model: DDGM, grid: Grid) -> None:
+    density = grid.probabilities(model.score_samples).sqrt().numpy()
+    axes.imshow(density, origin="lower", extent=(*_limits(grid), *_limits(grid)), cmap="Greys", vmin=0.0)
+
+
+def _style_plane(axes: Axes, title: str, grid: Grid) -> None:
     style.style_axes(axes, title=title, frame=False)
-    axes.set(xlim=_LIMITS, ylim=_LIMITS, xticks=[], yticks=[], aspect="equal")
+    axes.set(xlim=_limits(grid), ylim=_limits(grid), xticks=[], yticks=[], aspect="equal")
 
 
 class Movie:

@@ -341,22 +341,6 @@ def test_m1_reconstructs_in_the_units_of_the_input() -> None:
         transformer.inverse_transform([[0.0, 1.0, 2.0]])
 
 
-def test_a_ddgm_of_many_columns_draws_values_on_both_sides_of_the_mean() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 20)) * 3.0 + 100.0
-    drawn = DDGMDensity(max_steps=20, random_state=0).fit(x).sample(300)
-    assert 0.2 < (drawn < x.mean(0)).mean() < 0.8
-
-
-def test_a_ddgm_takes_images_in_any_units() -> None:
-    x = np.random.default_rng(0).integers(0, 65_000, (40, 1, 8, 8)).astype(np.uint16)
-    wide = DDGMDensity(max_steps=5, random_state=0).fit(x)
-    low, high = float(x.min()), float(x.max())
-    unit = DDGMDensity(max_steps=5, random_state=0).fit((x - low) / (high - low))
-    np.testing.assert_allclose(wide.score_samples(x), unit.score_samples((x - low) / (high - low)), rtol=1e-5)
-    np.testing.assert_allclose(wide.sample(3), unit.sample(3) * (high - low) + low, rtol=1e-5)
-
-
 @pytest.mark.slow
 def test_images_of_eight_bits() -> None:
     images, labels = load_digits(return_X_y=True)

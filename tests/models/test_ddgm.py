@@ -316,3 +316,15 @@ def test_examples_outside_of_the_range_of_the_generator_are_warned_about() -> No
     with pytest.warns(UserWarning, match=r"span \[-2, 3\], and the generator's samples lie in \[0.0, 1.0\]"):
         DDGM.for_data(data).check_data(data)
     DDGM.for_data(data, output="identity").check_data(data)
+
+
+def test_columns_that_are_not_standardised_are_warned_about() -> None:
+    """Their energy is constant, or diverges."""
+    torch.manual_seed(0)
+    x, given = torch.randn(200, 4), {"output": "identity"}
+    from_arrays = pyro_ssvae.SemiSupervisedData.from_arrays
+    data = from_arrays(x * torch.tensor([1.0, 1e-3, 1e5, 0.0]) + torch.tensor([200.0, 0.0, 0.0, 7.0]))
+    with pytest.warns(UserWarning, match=r"standardise column 0 \(200 ± .*\), 1 \(.* ± 0.00.*\), 2 \(.*e\+05\)\."):
+        DDGM.for_data(data, **given).check_data(data)
+    for usual in (from_arrays(x), from_arrays(x > 2.0), pyro_ssvae.data.make_toy_data("ring", num_train=500)):
+        DDGM.for_data(usual, **given).check_data(usual)

@@ -34,6 +34,23 @@ def test_a_movie_of_landscapes(tmp_path: Path) -> None:
         assert film.size[0] > film.size[1]
 
 
+def test_a_landscape_holds_the_data() -> None:
+    torch.manual_seed(0)
+    ddgm = DDGM((2,))
+    for scale, low, high in ((0.1, 4.5, 4.5), (10.0, 20.0, 60.0)):
+        x = scale * torch.randn(100, 2)
+        *panels, _ = plot_landscape(ddgm, x, num_samples=50).axes
+        assert {axes.get_xlim() for axes in panels} == {axes.get_ylim() for axes in panels}
+        (limits,) = {axes.get_xlim() for axes in panels}
+        assert low <= limits[1] == -limits[0] <= high
+        assert float(x.abs().max()) < limits[1]
+        assert tuple(panels[2].images[0].get_extent()) == limits * 2
+    ddgm = DDGM((2,), latent_dim=2, prior="normal", generator=torch.nn.Identity())
+    start, end = torch.tensor([[0.0, 20.0]]), torch.tensor([[-30.0, 0.0]])
+    for axes in plot_interpolations(ddgm, start, end).axes:
+        assert axes.get_xlim()[0] < -30.0
+
+
 def test_interpolations_in_the_plane() -> None:
     torch.manual_seed(0)
     ddgm = DDGM((2,), latent_dim=2, prior="normal", generator=torch.nn.Identity())
