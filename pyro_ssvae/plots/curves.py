@@ -167,7 +167,7 @@ def _draw(axes: Axes, panel: _Panel, columns: _Columns, best: int | None) -> Non
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(shown) > 1:
-        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+        axes.legend(loc="best", fontsize=7.5, frameon=False, labelcolor=INK)
 
 
 def _scale(axes: Axes, panel: _Panel, values: NDArray[np.float64]) -> None:
