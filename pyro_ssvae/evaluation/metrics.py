@@ -93,7 +93,7 @@ def _(model: M1, objective: Objective, data: SemiSupervisedData, **options: Any)
     if latents.get("active_units") == 0:
         warnings.warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so the decoder "
-            "ignores z. A likelihood of another scale, fewer latents, or --training.kl_warmup 0.2 often help.",
+            "ignores z. Often a likelihood that suits the values, a longer training or kl_warmup=0.5 helps.",
             stacklevel=3,
         )
     return {**found, "active_units": None, **latents}
