@@ -1,7 +1,7 @@
 """Train M2 (Kingma et al. 2014) on images of which a few are labelled.
 
     python examples/m2.py                  # MNIST, 100 labels
-    python examples/m2.py --data digits    # 8x8 digits that ship with scikit-learn, some two minutes
+    python examples/m2.py --data digits    # 8x8 digits of scikit-learn, in half a minute
     python examples/m2.py --help
 
 Each run leaves a folder with its settings, metrics, model, figures and result.json.

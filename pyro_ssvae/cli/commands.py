@@ -65,7 +65,8 @@ _FEATURES = Flag(
 _LABELS_HELP = "number of labels to keep, or all, which is the default for files and folders of your own"
 _NUM_LABELS = Flag("num_labels", 100, _LABELS_HELP, _as_count_or_all, metavar="N")
 _BY_DATA = ", by default chosen by the data"
-_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|y,z)" + _BY_DATA, choices=["auto", *sorted(LIKELIHOODS)])
+_AUTO = "; auto, the default for tables: chosen by the data"
+_LIKELIHOOD = Flag("likelihood", "bernoulli", "p(x|z)" + _AUTO, choices=["auto", *sorted(LIKELIHOODS)])
 _PRIOR = Flag("prior", "normal", "p(z)", choices=sorted(PRIORS))
 _CLASS_PRIOR = Flag("class_prior", "uniform", "p(y), fixed or learned", choices=("uniform", "map", "dirichlet"))
 _LATENT_DIM = Flag("latent_dim", 50, "dimensions of z")
@@ -223,8 +224,7 @@ _M1: Mapping[str, Sequence[Flag]] = {
     "preset": (Flag("preset", "kingma", "defaults of model and training", choices=list(M1_PRESETS)),),
     "data": (*_DATA, _FEATURES),
     "model": (
-        replace(_LIKELIHOOD, help="p(x|z)" + _BY_DATA),
-        *(_PRIOR, _NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
+        *(_LIKELIHOOD, _PRIOR, _NETWORKS, _LATENT_DIM, _HIDDEN_DIMS, _ACTIVATION),
         Flag("batch_norm", False, "batch normalisation before each activation", rare=True),
     ),
     "objective": _DRAWS,
@@ -234,7 +234,7 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "data": (*_DATA, _FEATURES, _NUM_LABELS),
     "M1": (
         Flag("m1", None, "use the M1 of this run instead of training one", str, metavar="RUN"),
-        replace(_LIKELIHOOD, help="p(x|z1)" + _BY_DATA),
+        replace(_LIKELIHOOD, help="p(x|z1)" + _AUTO),
         Flag("m1_epochs", M1_BELOW.training["max_epochs"], "passes over the data to train M1", least=1),
         Flag("m1_hidden_dims", M1_BELOW.model["hidden_dims"], "widths of the hidden layers of M1", rare=True),
         Flag("m1_latent_dim", M1_BELOW.model["latent_dim"], "dimensions of z1, inactive ones included", least=1),
@@ -249,7 +249,11 @@ _M1M2: Mapping[str, Sequence[Flag]] = {
     "evaluation": (_NUM_SAMPLES,),
 }
 _DDGM: Mapping[str, Sequence[Flag]] = {
-    "data": (*_DATA, Flag("num_labels", 0, "labels that train energies of classes; 0 for one energy", least=0)),
+    "data": (
+        replace(_DATA[0], help="mnist, fashion_mnist, cifar10, digits, FILE.npz, or a FOLDER of images"),
+        *(replace(flag, rare=True) for flag in _DATA[1:3]),  # for tables, which are refused with an explanation
+        *(*_DATA[3:], Flag("num_labels", 0, "labels that train energies of classes; 0 for one energy", least=0)),
+    ),
     "objective": (
         Flag("alpha", 1.0, "weight of the mean cross-entropy of the labels", rare=True),
         *_ENERGY,
@@ -272,7 +276,7 @@ _DDGM_2D: Mapping[str, Sequence[Flag]] = {
 _M2_TEXT = """Train M2 (Kingma et al. 2014) on examples of which a few are labelled.
 
   PROGRAM                         # MNIST, 100 labels
-  PROGRAM --data digits           # 8x8 digits of scikit-learn, in two minutes
+  PROGRAM --data digits           # 8x8 digits of scikit-learn, in half a minute
   PROGRAM --data mine.npz --likelihood gaussian
   PROGRAM table.csv --label species
   PROGRAM rows.npy --label y.npy  # more than 1 GiB stay on disk

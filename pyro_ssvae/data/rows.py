@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -50,13 +49,6 @@ def load_table(
     is_path = isinstance(source, (str, os.PathLike))
     name, where = Path(source).name.split(".")[0] if is_path else "table", f"column {label}"
     rows = _read_rows(source, label)
-    if rows.categories:
-        sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(rows.categories.items())[:10])
-        warnings.warn(
-            f"Columns of words are read as codes: {sizes}. likelihood='auto' gives them a categorical likelihood.",
-            UserWarning,
-            stacklevel=4,
-        )
     if label is not None and is_label_file(label):
         rows, where = rows._replace(labels=read_label_file(label)), str(label)
     x: Any = rows.x

@@ -156,6 +156,13 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     return found[0][1] if len(found) == 1 else Mixed(found)
 
 
+def warn_of_codes(categories: Mapping[str, tuple[str, ...]]) -> None:
+    """Warn that a model takes the codes of words as numbers, given the words of each column."""
+    sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(categories.items())[:10])
+    advice = "likelihood='auto' gives them a categorical likelihood."
+    warnings.warn(f"Columns of words are read as numbers, their codes: {sizes}. {advice}", stacklevel=6)
+
+
 def _spread(values: NDArray[Any], columns: NDArray[Any], number: int) -> NDArray[Any]:
     """Return values ``(P, K)`` of some columns in their places among ``number`` columns, with zeros in the others."""
     spread = np.zeros((len(values), number), values.dtype)

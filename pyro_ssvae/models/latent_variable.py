@@ -23,7 +23,7 @@ from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
-from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood
+from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood, warn_of_codes
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing, mean_or_centre
 from pyro_ssvae.models.base import (
@@ -94,6 +94,8 @@ class LatentVariableModel(Model, abstract=True):
             likelihood = choose_image_likelihood(sample_rows(data.x), data.scale)
             if "decoder" not in given and not isinstance(likelihood, Bernoulli):  # whose outputs would not fit another
                 found["likelihood"] = likelihood
+        elif data.categories and not isinstance(given.get("likelihood"), nn.Module):  # for_data has replaced "auto"
+            warn_of_codes(data.categories)
         taken = find_parameters(cls)
         return {name: value for name, value in found.items() if name in taken}
 

@@ -257,7 +257,7 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
     if config["class"] != name:
         warnings.warn(
             f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
-            f"the subclass changes. Pass cls={config['class']} to get the subclass.",
+            f"the subclass changes. Pass cls={config['class']} to pyro_ssvae.load for the subclass.",
             stacklevel=5,
         )
     return base, registered

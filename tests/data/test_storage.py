@@ -327,7 +327,6 @@ def make_table(folder):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:Columns of words are read as codes")
 @pytest.mark.parametrize("make", [make_npy, make_shards, make_sparse, make_table])
 def test_rows_are_held_out_of_files_that_stay_on_disk_as_of_memory(make, tmp_path, monkeypatch):
     path, label = make(tmp_path), str(tmp_path / "y" / "y.npy")
