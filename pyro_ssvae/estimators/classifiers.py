@@ -30,19 +30,15 @@ from pyro_ssvae.estimators.base import (
     parameters,
     select_known,
 )
-from pyro_ssvae.estimators.estimates import (
-    estimate_shares,
-    estimate_temperature,
-    expected_temperature,
-    shrink_shares,
-)
+from pyro_ssvae.estimators.estimates import estimate_shares, estimate_temperature, shrink_shares, usual_temperature
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT, exchange_unpredicted
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
-_SHORT_STEPS = 500  # of the fits by which class frequencies and temperature are estimated
+_FREQUENCY_STEPS, _TEMPERATURE_STEPS = 500, 300  # of the fits by which both are estimated
+_FOLDS = 3  # of the estimate of the temperature
 
 
 @parameters
@@ -88,9 +84,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         transduction_: Predicted classes of the training examples, shape ``(N,)``; given labels are kept.
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
-        temperature_: That of the predicted probabilities. For tables with two labels of each class or more it is
-            estimated by two short fits, each without half of the labels; otherwise it is 2 (for images and M1+M2 1.6)
-            with five or fewer labels a class, nearer to 1 with more.
+        temperature_: That of the predicted probabilities: 1.6 with five or fewer labels a class, nearer to 1 with more,
+            and more than that for tables where short fits, each without a third of the labels, predict these worse than
+            they claim.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -208,45 +204,48 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         alone = self.bound_weight == 0.0 and not self.consistency_weight  # labels alone: nothing uses the shares
         if quick or not certainty or alone:
             return prior
-        model = self._fit_briefly(rows, data, prior, end, "the class frequencies")
+        model = self._fit_briefly(rows, data, prior, _FREQUENCY_STEPS, end, "the class frequencies")
         if model is None:
             return prior
         predicted = model.predict_proba(data.x.float() / data.scale).mean(0).cpu().numpy()
         return FixedClassPrior(number, shrink_shares(predicted, certainty, len(rows)))
 
-    def _fit_briefly(self, rows: Array, data: SemiSupervisedData, prior: Any, end: float, words: str) -> M2 | None:
-        """Return a model after a short fit; ``None`` for fits that are shorter still, or if ``end`` comes before."""
+    def _fit_briefly(
+        self, rows: Array, data: SemiSupervisedData, prior: Any, steps: int, end: float, words: str
+    ) -> M2 | None:
+        """Return a model after a few steps; ``None`` if ``max_steps`` are fewer, or if ``end`` comes before."""
         left = end - time.monotonic()
-        if left <= 0.0 or (self.max_steps or _SHORT_STEPS) < _SHORT_STEPS:
+        if left <= 0.0 or (self.max_steps or steps) < steps:
             return None
         if self.verbose:
             print(f"short fit for {words}")
         model = M2.for_data(data, class_prior=prior, **self._sizes(rows, show=False))
-        config = self._config(max_steps=_SHORT_STEPS, max_minutes=None if math.isinf(left) else left / 60.0)
+        config = self._config(max_steps=steps, max_minutes=None if math.isinf(left) else left / 60.0)
         done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
-        return model if done.steps == _SHORT_STEPS else None
+        return model if done.steps == steps else None
 
     def _choose_temperature(self, rows: Array, data: SemiSupervisedData, quick: bool, end: float) -> float:
         """Return the temperature by labels left out of short fits, the usual one where that is not possible."""
         known, number = torch.nonzero(data.y >= 0)[:, 0], len(self.classes_)
-        y, of_table = data.y[known].numpy(), rows.ndim == 2 and isinstance(self.model_, M2)
-        expected = expected_temperature(len(y), number, of_table)
-        if quick or not of_table or np.bincount(y, minlength=number).min() < 2:
-            return expected
+        y = data.y[known].numpy()
+        least = usual_temperature(len(y), number)
+        if quick or rows.ndim > 2 or not isinstance(self.model_, M2) or np.bincount(y, minlength=number).min() < 2:
+            return least
         shares = self.model_.class_prior.mean().detach().cpu().double().numpy()
         learned = not isinstance(self.model_.class_prior, FixedClassPrior)
         logits = np.zeros((len(y), number))
-        for fold, (_, left_out) in enumerate(StratifiedKFold(2, shuffle=True, random_state=0).split(y, y)):
+        folds = min(_FOLDS, int(np.bincount(y).min()))
+        for fold, (_, left_out) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(y, y)):
             hidden = data.y.clone()
             hidden[known[left_out]] = -1
             prior = self.class_prior if learned else FixedClassPrior(number, shares.tolist())
-            words = f"the temperature, {fold + 1} of 2"
-            model = self._fit_briefly(rows, replace(data, y=hidden), prior, end, words)
+            hidden_data, words = replace(data, y=hidden), f"the temperature, {fold + 1} of {folds}"
+            model = self._fit_briefly(rows, hidden_data, prior, _TEMPERATURE_STEPS, end, words)
             if model is None:
-                return expected
+                return least
             x = data.x[known[left_out]].double() / data.scale
             logits[left_out] = model.double().predict_proba(x).clamp_min(1e-300).log().cpu().numpy()
-        return estimate_temperature(logits, y, shares, expected)
+        return max(least, estimate_temperature(logits, y, shares))
 
     # Prediction.
 

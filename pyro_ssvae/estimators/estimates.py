@@ -24,8 +24,8 @@ _FOLDS = 5  # of the estimate of the shares of the classes
 _MOST_ROWS, _MOST_LABELLED = 20_000, 2_000  # behind the estimate, if there are more rows than the first number
 _FOREST_CLASSES, _MOST_CLASSES = 100, 500  # up to which the estimate has a forest, and up to which there is one
 _FEW = 5  # labels a class
-_EXCESS, _EXCESS_OF_TABLES = 0.6, 1.0  # of the temperature at few labels, chosen as docs/results_tables.md says
-_SPREAD = 0.5  # standard deviation of the logarithm of the temperature
+_EXCESS = 0.6  # of the temperature over 1 at few labels, chosen as docs/results_tables.md says
+_USUAL, _SPREAD = 2.0, 0.5  # temperature of tables before their labels are seen: median, and deviation of its logarithm
 
 
 def estimate_shares(
@@ -113,28 +113,27 @@ def _predict(
     return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0
 
 
-def expected_temperature(labels: int, classes: int, of_table: bool) -> float:
-    """Return the usual temperature of M2 of a table or of other models: high with few labels a class, 1 with many."""
-    return 1.0 + (_EXCESS_OF_TABLES if of_table else _EXCESS) * min(1.0, _FEW * classes / max(1, labels)) ** 0.5
+def usual_temperature(labels: int, classes: int) -> float:
+    """Return the least temperature: high with five or fewer labels a class, near 1 with many."""
+    return 1.0 + _EXCESS * min(1.0, _FEW * classes / max(1, labels)) ** 0.5
 
 
-def estimate_temperature(logits: Array, y: Array, shares: Array, expected: float) -> float:
-    r"""Return the temperature T under which labels left out of training are most probable, kept near the usual one.
+def estimate_temperature(logits: Array, y: Array, shares: Array) -> float:
+    r"""Return the temperature T under which labels left out of training are most probable, given its usual values.
 
     .. math::
 
-        \max_T \sum_i w_i \log \mathrm{softmax}(l_i / T)_{y_i} - \frac{(\log T - \log T_0)^2}{2 \sigma^2},
+        \max_T \sum_i w_i \log \mathrm{softmax}(l_i / T)_{y_i} - \frac{(\log T - \log 2)^2}{2 \sigma^2},
         \quad \sigma = \tfrac12
 
     ``logits`` l, ``(L, K)``, are of the labelled examples, each from a model that did not know its label y. The weights
-    w make the ``shares`` of the classes, ``(K,)``, those of all examples. T_0 is ``expected``.
+    w make the ``shares`` of the classes, ``(K,)``, those of all examples.
     """
     weights = shares[y] / np.bincount(y, minlength=len(shares))[y]
     weights *= len(y) / weights.sum()
 
     def cost(log_t: float) -> float:
         fit = weights @ log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(y)), y]
-        return float(0.5 * ((log_t - math.log(expected)) / _SPREAD) ** 2 - fit)
+        return float(0.5 * ((log_t - math.log(_USUAL)) / _SPREAD) ** 2 - fit)
 
-    middle = math.log(expected)
-    return math.exp(minimize_scalar(cost, bounds=(middle - 3.0, middle + 3.0), method="bounded").x)
+    return math.exp(minimize_scalar(cost, bounds=(math.log(0.1), math.log(100.0)), method="bounded").x)
