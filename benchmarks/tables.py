@@ -196,7 +196,7 @@ def measure_cells(name: str, seed: int, args: argparse.Namespace) -> Result:
     if name == "scanvi":
         return measure_scanvi(args.scanvi_python, rows, seed)
     _, method, prepare = CELLS[name]
-    return measure(METHODS[method], rows, seed, prepare, time.process_time)
+    return measure(METHODS[method], rows, seed, prepare)
 
 
 # All experiments, by the name of their file of results: names of the fits, and what makes one of them

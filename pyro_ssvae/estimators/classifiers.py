@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
-from sklearn.compose import make_column_transformer
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.utils.validation import check_consistent_length
 
 from pyro_ssvae import M1, M1M2, M2, fit
@@ -35,17 +30,15 @@ from pyro_ssvae.estimators.base import (
     parameters,
     select_known,
 )
+from pyro_ssvae.estimators.estimates import estimate_shares, estimate_temperature, shrink_shares, usual_temperature
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT, exchange_unpredicted
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
-_FOLDS = 5  # of the estimate of the shares of the classes
-_MOST_ROWS, _MOST_LABELLED = 20_000, 2_000  # behind the estimate, if there are more rows than the first number
-_FOREST_CLASSES, _MOST_CLASSES = 100, 500  # up to which the estimate has a forest, and up to which there is one
-_EXCESS, _FEW = 0.6, 5  # of the temperature at few labels a class, chosen as docs/results_tables.md says
-_FIRST_STEPS = 500  # of the fit whose predictions give the shares of the classes
+_FREQUENCY_STEPS, _TEMPERATURE_STEPS = 500, 300  # of the fits by which both are estimated
+_FOLDS = 3  # of the estimate of the temperature
 
 
 @parameters
@@ -74,7 +67,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         batch_size: Unlabelled examples per step.
         learning_rate: Peak learning rate of Adam.
         max_time: Longest time of each stage of training in seconds, of which the estimate of class frequencies takes
-            at most about half; ``None`` for no limit.
+            at most about half, and that of the temperature what training leaves; ``None`` for no limit.
         classes: All classes, where some may have no label in ``y``.
         n_classes: Number of clusters, where ``y`` has no label at all.
         warm_start: Whether :meth:`fit` goes on from the weights of an earlier one, whose sizes and likelihood stay.
@@ -91,7 +84,9 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         transduction_: Predicted classes of the training examples, shape ``(N,)``; given labels are kept.
         history_: One dictionary of metrics per evaluation.
         n_iter_: Steps done.
-        temperature_: That of the predicted probabilities: 1.6 with five or fewer labels a class, nearer to 1 with more.
+        temperature_: That of the predicted probabilities: 1.6 with five or fewer labels a class, nearer to 1 with more,
+            and more than that for tables where short fits, each without a third of the labels, predict these worse than
+            they claim.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -150,10 +145,11 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if (codes >= 0).all() and not changes:  # which are those of partial_fit
             message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
             warnings.warn(message, UserWarning, stacklevel=3)
-        data = self._as_data(rows, codes, len(self.classes_))
+        data, quick = self._as_data(rows, codes, len(self.classes_)), bool(changes)
+        end = time.monotonic() + (math.inf if self.max_time is None else self.max_time)
         with PYRO_LOCK:
             self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
-        self.temperature_ = 1.0 + _EXCESS * min(1.0, _FEW * len(self.classes_) / max(1, (codes >= 0).sum())) ** 0.5
+            self.temperature_ = self._choose_temperature(rows, data, quick, end)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
         warn_about_class_prior(self.model_, data, self.classes_)
@@ -203,20 +199,53 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         """
         number, coded = len(self.classes_), list(getattr(self, "categories_", ()))
         end = time.monotonic() + (math.inf if self.max_time is None else self.max_time / 2.0)
-        shares, certainty = _estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded, end)
+        shares, certainty = estimate_shares(rows[data.y.numpy() >= 0], known, rows, coded, end)
         prior = FixedClassPrior(number, shares)
-        short = quick or (self.max_steps or _FIRST_STEPS) < _FIRST_STEPS  # for one pass or few steps
         alone = self.bound_weight == 0.0 and not self.consistency_weight  # labels alone: nothing uses the shares
-        left = end - time.monotonic()
-        if short or not certainty or alone or left <= 0.0:
+        if quick or not certainty or alone:
             return prior
-        model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
-        config = self._config(max_steps=_FIRST_STEPS, max_minutes=None if math.isinf(left) else left / 60.0)
-        done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
-        if done.steps < _FIRST_STEPS:  # the time is over
+        model = self._fit_briefly(rows, data, prior, _FREQUENCY_STEPS, end, "the class frequencies")
+        if model is None:
             return prior
         predicted = model.predict_proba(data.x.float() / data.scale).mean(0).cpu().numpy()
-        return FixedClassPrior(number, _shrink_shares(predicted, certainty, len(rows)))
+        return FixedClassPrior(number, shrink_shares(predicted, certainty, len(rows)))
+
+    def _fit_briefly(
+        self, rows: Array, data: SemiSupervisedData, prior: Any, steps: int, end: float, words: str
+    ) -> M2 | None:
+        """Return a model after a few steps; ``None`` if ``max_steps`` are fewer, or if ``end`` comes before."""
+        left = end - time.monotonic()
+        if left <= 0.0 or (self.max_steps or steps) < steps:
+            return None
+        if self.verbose:
+            print(f"short fit for {words}")
+        model = M2.for_data(data, class_prior=prior, **self._sizes(rows, show=False))
+        config = self._config(max_steps=steps, max_minutes=None if math.isinf(left) else left / 60.0)
+        done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
+        return model if done.steps == steps else None
+
+    def _choose_temperature(self, rows: Array, data: SemiSupervisedData, quick: bool, end: float) -> float:
+        """Return the temperature by labels left out of short fits, the usual one where that is not possible."""
+        known, number = torch.nonzero(data.y >= 0)[:, 0], len(self.classes_)
+        y = data.y[known].numpy()
+        least = usual_temperature(len(y), number)
+        if quick or rows.ndim > 2 or not isinstance(self.model_, M2) or np.bincount(y, minlength=number).min() < 2:
+            return least
+        shares = self.model_.class_prior.mean().detach().cpu().double().numpy()
+        learned = not isinstance(self.model_.class_prior, FixedClassPrior)
+        logits = np.zeros((len(y), number))
+        folds = min(_FOLDS, int(np.bincount(y).min()))
+        for fold, (_, left_out) in enumerate(StratifiedKFold(folds, shuffle=True, random_state=0).split(y, y)):
+            hidden = data.y.clone()
+            hidden[known[left_out]] = -1
+            prior = self.class_prior if learned else FixedClassPrior(number, shares.tolist())
+            hidden_data, words = replace(data, y=hidden), f"the temperature, {fold + 1} of {folds}"
+            model = self._fit_briefly(rows, hidden_data, prior, _TEMPERATURE_STEPS, end, words)
+            if model is None:
+                return least
+            x = data.x[known[left_out]].double() / data.scale
+            logits[left_out] = model.double().predict_proba(x).clamp_min(1e-300).log().cpu().numpy()
+        return max(least, estimate_temperature(logits, y, shares))
 
     # Prediction.
 
@@ -224,7 +253,8 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         """Return probabilities of the classes, shape ``(N, K)``, columns in the order of ``classes_``.
 
         They are the softmax of the logits of q(y|x) divided by ``temperature_``, because training on few labels and on
-        its own confident predictions makes q(y|x) overconfident. ``model_.predict_proba`` returns q(y|x) itself.
+        its own confident predictions makes q(y|x) overconfident (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+        ``model_.predict_proba`` returns q(y|x) itself.
         """
         return np.exp(self.predict_log_proba(X))
 
@@ -309,88 +339,3 @@ class M1M2Classifier(M2Classifier):
                 hidden_dims=sizes["hidden_dims"],
             )
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)
-
-
-def _estimate_shares(
-    labelled: Array, y: Array, rows: Array, categories: Sequence[int], end: float
-) -> tuple[list[float], float]:
-    r"""Return an estimate of the share of each class among the rows of a table, and its certainty c.
-
-    Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
-    the mean prediction of two classifiers of the labelled rows, weighted by their likelihood of labels left out. As a
-    wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V (the
-    positive-part estimator of James and Stein, 1961):
-
-    .. math::
-
-        s = \tfrac1K + c \, (\hat s - \tfrac1K),
-        \quad c = \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right)
-
-    ``labelled``, ``(L, D)``, are the rows with a label, and ``y`` their classes, each there; ``categories`` are columns
-    of codes in no order. If a class has one label, none can be left out: the shares are equal, and c = 0; so
-    they are for very many classes, and if the time ``end`` comes before the first classifier is done.
-    """
-    num_rows, (labelled, y, rows) = len(rows), _choose_rows(labelled, y, rows)
-    fill = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
-    encode = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore"), list(categories)), remainder=fill, sparse_threshold=0
-    ).fit(rows)
-    number, folds = int(y.max()) + 1, min(_FOLDS, int(np.bincount(y).min()))
-    if folds < 2 or number > _MOST_CLASSES:
-        return [1.0 / number] * number, 0.0
-    x, every = encode.transform(labelled), encode.transform(rows)
-    split = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y))
-    classifiers: list[Any] = [LogisticRegression(max_iter=1000)]
-    classifiers += [RandomForestClassifier(50, random_state=0)] if number <= _FOREST_CLASSES else []
-    answers = [answer for one in classifiers if (answer := _predict(one, x, y, every, split, end))]
-    if not answers:
-        return [1.0 / number] * number, 0.0
-    means, by_fold, log_likelihoods = zip(*answers, strict=True)
-    weights = np.exp(np.array(log_likelihoods) - max(log_likelihoods))
-    weights /= weights.sum()
-    shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
-    variance = (folds - 1) * left_out.var(0).sum()
-    distance = np.square(shares - 1.0 / number).sum()
-    certainty = max(0.0, 1.0 - float(variance / distance)) if distance > 0 else 0.0
-    return _shrink_shares(shares, certainty, num_rows), certainty
-
-
-def _choose_rows(labelled: Array, y: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """Return labelled rows, their classes, and rows to estimate shares from: all, or some of many, drawn at random.
-
-    The classes keep their shares among the labelled rows, but for those that would keep fewer than a row for each fold.
-    """
-    if len(rows) <= _MOST_ROWS:
-        return labelled, y, rows
-    random, counts = np.random.default_rng(0), np.bincount(y)
-    order = random.permutation(len(y))
-    order = order[np.argsort(y[order], kind="stable")]  # class by class
-    place = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
-    most = np.maximum(_FOLDS, counts * (_MOST_LABELLED / len(y)))
-    few = np.sort(order[place < most[y[order]]])
-    return labelled[few], y[few], rows[np.sort(random.permutation(len(rows))[:_MOST_ROWS])]
-
-
-def _shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float]:
-    """Return shares of classes moved towards equal ones, none of them zero: as if every class had one row more."""
-    shares = 1.0 / len(shares) + certainty * (shares - 1.0 / len(shares))
-    return ((num_rows * shares + 1.0) / (num_rows + len(shares))).tolist()
-
-
-def _predict(
-    classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any], end: float
-) -> tuple[Array, Array, float] | None:
-    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out).
-
-    ``None`` if the time ``end`` comes before the last fold.
-    """
-    number, held_out = int(y.max()) + 1, np.zeros(len(y))
-    by_fold = []
-    for used, left in split:
-        if time.monotonic() > end:
-            return None
-        classifier.fit(x[used], y[used])
-        held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
-        by_fold.append(classifier.predict_proba(every).mean(0))
-    mean = classifier.fit(x, y).predict_proba(every).mean(0)
-    return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0

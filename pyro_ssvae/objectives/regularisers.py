@@ -16,7 +16,7 @@ from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
-from pyro_ssvae.data.storage import sample_rows
+from pyro_ssvae.data.storage import sample_rows, space
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import fill_missing, group_columns, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
@@ -31,7 +31,7 @@ _SWAP_CODES = 0.3  # share of the categories of labelled rows that are exchanged
 _SWAP = 0.2  # share of the columns that consistency changes
 _LEAST_RESIDUAL = 0.25  # share of a column's variance left by regression on the others, below which they predict it
 _LEAST_SHRINKAGE = 0.05  # of the covariance of columns
-_MOST_COMPARED = 1000  # numeric columns, beyond which no such regression is made
+_MOST_COMPARED, _MOST_ROWS = 1000, 20_000  # numeric columns up to which it is made, and evenly spaced rows of it
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
@@ -331,7 +331,8 @@ def _find_predicted(data: SemiSupervisedData, scales: Tensor) -> Tensor:
     """
     from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance  # imports much of scikit-learn
 
-    x = select_examples(sample_rows(data.x), data.scale)
+    rows = sample_rows(data.x)
+    x = select_examples(rows[space(0, len(rows), _MOST_ROWS)], data.scale)
     found = torch.zeros(x.shape[1], dtype=torch.bool)
     columns = ((scales > 0) & ~((x == 0) | (x == 1) | x.isnan()).all(0)).nonzero()[:, 0]
     if not 2 <= len(columns) <= _MOST_COMPARED or len(x) < 2:
