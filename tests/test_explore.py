@@ -120,6 +120,7 @@ def test_columns_have_their_names_words_and_means():
     assert columns["depth"]["mean"] == pytest.approx(float(np.nanmean(data.x[:, 2])), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Columns of words")
 def test_a_page_is_small_and_loads_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pyro_ssvae.explorer.as_onnx", lambda *_: b"")
     monkeypatch.setattr("pyro_ssvae.data.features._SECONDS", 0.0)

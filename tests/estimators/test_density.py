@@ -36,6 +36,7 @@ def test_pixels_of_eight_bits_and_the_same_numbers_get_the_same_energy() -> None
         np.testing.assert_allclose(density.score_samples(other), density.score_samples(given), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (3, 8, 8)])
 @pytest.mark.parametrize("kind", [DDGMDensity, M1Transformer])
 def test_generated_images_can_be_scored(kind: type, shape: tuple[int, ...]) -> None:

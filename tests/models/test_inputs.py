@@ -206,11 +206,12 @@ def test_logarithms_of_counts_are_no_counts() -> None:
     table = torch.cat([counts, torch.linspace(-1.0, 1.0, 40).unsqueeze(-1)], -1)
     parts = Mixed([([0, 1, 2], Poisson()), ([3], Gaussian())])
     data = SemiSupervisedData.from_arrays(table, torch.arange(40) % 2)
-    model = M2.for_data(data, likelihood=parts, latent_dim=2, hidden_dims=(4,))
+    model = M2.for_data(data, likelihood=parts, latent_dim=2, hidden_dims=(4,), missing=True)
     model.predict(table)
     logarithms = torch.cat([counts.log1p(), table[:, 3:]], -1)
     with pytest.warns(UserWarning, match="x holds values that are not whole, such as .*, and the model was trained on"):
         model.predict(logarithms)
+    logarithms[:, 3] = torch.nan
     with pytest.warns(UserWarning, match="not whole"), pytest.raises(ValueError, match="Poisson needs counts"):
         model.impute(logarithms)
     with pytest.raises(ValueError, match="x holds -.*, and the likelihood of the model is of counts"):

@@ -147,7 +147,7 @@ def test_other_examples_have_none() -> None:
     assert find_neighbours(data) is None
     photos = SemiSupervisedData.from_arrays(torch.rand(60, 3, 8, 8), torch.arange(60) % 4 - 1)
     assert find_neighbours(photos) is None
-    table = SemiSupervisedData.from_arrays(torch.rand(60, 5), torch.arange(60) % 4 - 1)
+    table = SemiSupervisedData.from_arrays(torch.rand(60, 5).round(), torch.arange(60) % 4 - 1)
     assert find_neighbours(table) is None
 
 
