@@ -52,7 +52,7 @@ class Contender:
         self.num_classes, self.sizes, self.device = num_classes, sizes, torch.device(device)
 
     def step(self, x: Tensor, *labelled: Tensor) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define step(x, *labelled).")
 
 
 class _TutorialNets(nn.Module):

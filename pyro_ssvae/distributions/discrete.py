@@ -209,7 +209,7 @@ class _Counts(Likelihood):
         return _GivenTotal(self, params)
 
     def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _distribution(params, event_dim, log_size).")
 
     def _estimate_units(self, x: Tensor, scale: float) -> None:
         x = select_examples(x, scale).clamp(min=0.0)

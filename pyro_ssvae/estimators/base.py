@@ -321,8 +321,8 @@ class GenerativeEstimator(DeepEstimator):
     likelihood: Any = "auto"
     warm_start: bool = False
 
-    def _sizes(self, X: Array, show: bool = True) -> dict[str, Any]:
-        """Return arguments of the model, and ``show`` some: what parameters at ``None`` or ``"auto"`` become."""
+    def _sizes(self, X: Array, announce: bool = True) -> dict[str, Any]:
+        """Return arguments of the model: what is chosen for the parameters left at ``None`` or ``"auto"``."""
         image, columns = X.ndim > 2, int(np.prod(X.shape[1:]))
         latent_dim = (50 if image else min(10, max(2, columns // 4))) if self.latent_dim is None else self.latent_dim
         hidden_dims = ((500,) if image else (128,)) if self.hidden_dims is None else tuple(self.hidden_dims)
@@ -330,7 +330,7 @@ class GenerativeEstimator(DeepEstimator):
         levels = {column: len(known) for column, known in self.categories_.items()}
         likelihood = choose_likelihood(X, levels) if automatic else make_likelihood(copy.deepcopy(self.likelihood))
         self.likelihood_ = describe_likelihood(likelihood, columns)
-        if self.verbose and show:
+        if self.verbose and announce:
             print(f"likelihood: {self.likelihood_}")
         sizes = {"latent_dim": latent_dim, "hidden_dims": hidden_dims, "likelihood": likelihood}
         return sizes | ({"missing": True} if levels else {})  # for categories that occur in prediction only

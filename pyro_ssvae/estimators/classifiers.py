@@ -30,14 +30,14 @@ from pyro_ssvae.estimators.base import (
     parameters,
     select_known,
 )
-from pyro_ssvae.estimators.estimates import estimate_shares, estimate_temperature, shrink_shares, usual_temperature
+from pyro_ssvae.estimators.estimates import estimate_shares, estimate_temperature, least_temperature, shrink_shares
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.regularisers import CONSISTENCY_WEIGHT, TABLE_ALIGNMENT, exchange_unpredicted
 from pyro_ssvae.presets import M1_BELOW, STACK_PURE
 
-_FREQUENCY_STEPS, _TEMPERATURE_STEPS = 500, 300  # of the fits by which both are estimated
+_FREQUENCY_STEPS, _TEMPERATURE_STEPS = 500, 300  # of the short fits that estimate class frequencies and temperature
 _FOLDS = 3  # of the estimate of the temperature
 
 
@@ -219,16 +219,16 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             return None
         if self.verbose:
             print(f"short fit for {words}")
-        model = M2.for_data(data, class_prior=prior, **self._sizes(rows, show=False))
+        model = M2.for_data(data, class_prior=prior, **self._sizes(rows, announce=False))
         config = self._config(max_steps=steps, max_minutes=None if math.isinf(left) else left / 60.0)
         done = fit(self._regularised(model, data), data, config, progress=bool(self.verbose))
         return model if done.steps == steps else None
 
     def _choose_temperature(self, rows: Array, data: SemiSupervisedData, quick: bool, end: float) -> float:
-        """Return the temperature by labels left out of short fits, the usual one where that is not possible."""
+        """Return the temperature by labels left out of short fits; the least one where that is not possible."""
         known, number = torch.nonzero(data.y >= 0)[:, 0], len(self.classes_)
         y = data.y[known].numpy()
-        least = usual_temperature(len(y), number)
+        least = least_temperature(len(y), number)
         if quick or rows.ndim > 2 or not isinstance(self.model_, M2) or np.bincount(y, minlength=number).min() < 2:
             return least
         shares = self.model_.class_prior.mean().detach().cpu().double().numpy()

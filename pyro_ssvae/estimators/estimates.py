@@ -113,13 +113,13 @@ def _predict(
     return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0
 
 
-def usual_temperature(labels: int, classes: int) -> float:
+def least_temperature(labels: int, classes: int) -> float:
     """Return the least temperature: high with five or fewer labels a class, near 1 with many."""
     return 1.0 + _EXCESS * min(1.0, _FEW * classes / max(1, labels)) ** 0.5
 
 
 def estimate_temperature(logits: Array, y: Array, shares: Array) -> float:
-    r"""Return the temperature T under which labels left out of training are most probable, given its usual values.
+    r"""Return the temperature T under which labels left out of training are most probable, near its usual values.
 
     .. math::
 

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
 from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
-from pyro_ssvae.evaluation.metrics import warn_about_collapse
+from pyro_ssvae.evaluation.metrics import diagnose_latents
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.models.latent_variable import mean_of
 from pyro_ssvae.models.m1 import M1
@@ -71,7 +71,7 @@ class M1Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Generativ
             model = getattr(self, "model_", None) or M1.for_data(data, **self._sizes(rows))
             self._train(UnsupervisedELBO.for_data(model, data), data, **changes)
             if not changes:
-                warn_about_collapse(model, data)
+                diagnose_latents(model, data)
         return self
 
     def transform(self, X: ArrayLike) -> Array:

@@ -92,10 +92,8 @@ def _(
 
 @evaluate_model.register
 def _(model: M1, objective: Objective, data: SemiSupervisedData, **options: Any) -> dict[str, Any]:
-    found, none = _test_bound(model, objective, data, **options), {"kl_z": None, "active_units": None}
-    latents = latent_diagnostics(model, data.x_test, scale=data.scale) if found["bound"] is not None else {}
-    warn_about_collapse(model, data)
-    return {**found, **none, **latents}
+    found, latents = _test_bound(model, objective, data, **options), diagnose_latents(model, data)
+    return {**found, "kl_z": None, "active_units": None, **(latents if found["bound"] is not None else {})}
 
 
 @evaluate_model.register
@@ -105,10 +103,11 @@ def _(model: DDGM, objective: Objective, data: SemiSupervisedData, *, seed: int 
     return dict(energy_diagnostics(model, data.x_test, scale=data.scale, seed=seed))
 
 
-def warn_about_collapse(model: M1, data: SemiSupervisedData) -> None:
-    """Warn if no latent of M1 varies between examples: those of the test, or of training if there are none."""
-    x = data.x_test if len(data.x_test) else sample_rows(data.x)
-    if latent_diagnostics(model, x[:NUM_DIAGNOSED], scale=data.scale).get("active_units") == 0:
+def diagnose_latents(model: M1, data: SemiSupervisedData) -> dict[str, float]:
+    """Return what the latents of M1 carry, of test examples, or of training without any; warn if no latent varies."""
+    x = data.x_test if len(data.x_test) else sample_rows(data.x)[:NUM_DIAGNOSED]
+    latents = latent_diagnostics(model, x, scale=data.scale)
+    if latents.get("active_units") == 0:
         warnings.warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so they carry "
             "nothing. Try another likelihood ('bernoulli' suits zeros and ones, 'auto' chooses for a table), more "
@@ -117,6 +116,7 @@ def warn_about_collapse(model: M1, data: SemiSupervisedData) -> None:
             UserWarning,
             stacklevel=4,
         )
+    return latents
 
 
 def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData, names: Any) -> None:

@@ -29,9 +29,10 @@ from pyro_ssvae.models.serialization import save
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.base import Validation
 from pyro_ssvae.training.checkpoint import Best, digest, get_state, restore
-from pyro_ssvae.training.config import TrainingConfig, catch_signals, describe_memory_error, make_fabric, settle
+from pyro_ssvae.training.config import TrainingConfig, describe_memory_error, make_fabric, settle
 from pyro_ssvae.training.progress import ProgressReport, TensorBoardLog
 from pyro_ssvae.training.run_folder import RunFolder
+from pyro_ssvae.training.signals import catch_signals
 from pyro_ssvae.training.step import TrainingStep
 
 if TYPE_CHECKING:

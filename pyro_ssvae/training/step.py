@@ -34,7 +34,8 @@ from pyro_ssvae.training.compilation import (
     preserve_state,
     shapes_of,
 )
-from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold, warn_untrained
+from pyro_ssvae.training.config import TrainingConfig, raise_mmap_threshold
+from pyro_ssvae.training.untrained import warn_untrained
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
