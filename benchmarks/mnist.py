@@ -1,6 +1,6 @@
 """Train M2, M1 and M1+M2 on MNIST by the published protocols, and M2 on digits.
 
-docs/development.md lists the commands. The pooled posterior, M1+M2 and the SVM read the model that they build on from
+The pages of results name the commands. The pooled posterior, M1+M2 and the SVM read the model that they build on from
 the folder of --keep: ``--only m1-flow --keep models`` trains it again if it is not there.
 """
 
