@@ -174,7 +174,7 @@ class SemiSupervisedData:
         Labels are whole numbers from 0, or words, numbered in the order of ``class_names`` or else sorted. -1, NaN,
         ``None`` and ``""`` mark an example without a label. Numbers that leave gaps (3 and 7) are numbered from 0
         too, with a warning, if ``num_classes`` and ``class_names`` are ``None``. Without ``y``, ``y_validation`` or
-        ``y_test`` all of those examples are without. The arguments are those of the class, with these defaults:
+        ``y_test`` these examples have no labels. The arguments are those of the class, with these defaults:
 
         Args:
             x: Training examples.
@@ -192,11 +192,11 @@ class SemiSupervisedData:
 
         Raises:
             TypeError: If examples are not numeric, or an argument has the wrong type.
-            ValueError: If values are infinite (images: or NaN), shapes disagree, or labels are no classes, or -1 and 1.
+            ValueError: If values are infinite (in images also NaN), shapes disagree, or classes are invalid (-1 and 1).
 
         Warns:
-            UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
-                classes are alike, classes are numbered anew, or images may have their channels first or last.
+            UserWarning: If no label of ``y`` is known, a class has no label, or one where others have more, names of
+                classes are alike, classes are numbered anew, or it is unclear which axis holds the channels.
         """
         names, given = find_names(x), (x, y)
         x, y = read_dataset(x, y, "x")
@@ -239,9 +239,9 @@ class SemiSupervisedData:
     ) -> SemiSupervisedData:
         """Build from a table with one row per example: a CSV (``.csv``, ``.csv.gz``) or Parquet file, or a DataFrame.
 
-        Needs pandas: ``pip install 'pyro-ssvae[tables]'``. An AnnData, what has a method ``to_pandas`` (a data set of
-        Hugging Face, a table of polars), and the files of rows that :meth:`from_arrays` takes, are taken too. Rows of
-        more than 1 GiB stay on disk, except those of CSV. Words become codes 0, 1, ... in sorted order, or that of a
+        Needs pandas: ``pip install 'pyro-ssvae[tables]'``. Also takes an AnnData, an object with a method ``to_pandas``
+        (a data set of Hugging Face, a table of polars), and the files of rows of :meth:`from_arrays`. Rows of more than
+        1 GiB stay on disk, except those of CSV. Words become codes 0, 1, ... in sorted order, or that of a
         pandas categorical. ``predict`` takes tables with these columns. A first column without name is left out.
 
         Args:
@@ -390,7 +390,7 @@ class SemiSupervisedData:
                 a class called ``nan`` or ``-1``.
 
         Warns:
-            UserWarning: If all images lie in one folder, those of 16 bits use few of them, or files have several pages.
+            UserWarning: If all images lie in one folder, 16-bit images use few values, or files have several pages.
         """
         numbers: Any = {"image_size": image_size, "num_validation": num_validation, "num_test": num_test}
         how: Any = {"classes_in_names": classes_in_names, "on_error": on_error, "on_disk": on_disk}

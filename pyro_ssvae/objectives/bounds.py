@@ -120,9 +120,9 @@ class SemiSupervisedELBO(Objective):
         Grey images on a plain background are rotated, zoomed, sheared and shifted, and their pseudo-labels also
         follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`). Other images are
         cropped, flipped and changed in brightness, contrast and colour. The bound of an M2 of images has
-        ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01. Some features are exchanged with
-        those of other images, and their bound has the weight of ``presets.FEATURES``. Columns of tables get noise or
-        values of other rows.
+        ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01. Columns of tables get noise or
+        values of other rows. Pretrained features are exchanged between images, and their bound has the weight of
+        ``presets.FEATURES``.
 
         Args:
             module: The model.
