@@ -32,7 +32,9 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0.0 or input.device.type != "cpu" or input.dim() == 0:
             return super().forward(input)
         *front, width = input.shape
-        bits = torch.empty(*front, -(-width // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        # The 64 bits of Tensor.random_(-(2**63), None), which torch.fx cannot trace.
+        drawn = torch.randint(-(2**63), 2**63 - 1, (*front, -(-width // 4))).bitwise_xor_(-(2**63))
+        bits = drawn.view(torch.int16)
         kept = bits[..., :width] >= min(round(self.p * 2**16), 2**16 - 1) - 2**15
         return input * kept.to(input.dtype).mul_(1.0 / (1.0 - self.p))
 

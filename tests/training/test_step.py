@@ -52,6 +52,8 @@ PURE: dict[str, Any] = {"objective": {"pure": True}, "model": {"classifier": "ml
     ("objective", "model", "settings"),
     [
         ({"pure": True}, {"classifier": "mlp"}, {}),
+        ({"pure": True}, {"classifier": "conv"}, {}),  # with dropout
+        ({}, {}, {}),  # with augmentation and consistency
         (
             {"pure": True, "enumeration": "top-k"},
             {"classifier": "mlp", "class_prior": "dirichlet", "likelihood": "gaussian", "batch_norm": True},
