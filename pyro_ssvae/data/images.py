@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pyro_ssvae._arguments import as_count, check_choice
 from pyro_ssvae._io import check_memory, check_path, suggest_conversion
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.labels import UNLABELLED
 from pyro_ssvae.data.readers import IMAGES
 from pyro_ssvae.data.storage import ItemSource
@@ -93,7 +94,7 @@ def _read_files(
         message += "; ..." if len(problems) > 10 else "."
         if on_error == "raise" or not read:
             raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
-        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=6)
+        warn(f"{message} They are left out.")
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, read)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
@@ -200,11 +201,9 @@ def warn_about_single_folder(path: Path, files: Sequence[str]) -> None:
     """Warn if images without classes, ``files`` below a folder, lie in a single folder that may be that of a class."""
     name = os.path.basename(os.path.commonpath([os.path.dirname(file) for file in files]))
     if name and name.lower() not in _PARTS and not _means_unlabelled(name):
-        warnings.warn(
+        warn(
             f"{path} holds only one folder of images, {name}, which is not taken as a class: its images are "
-            "unlabelled. To train with classes, put the images of each into a folder of its own.",
-            UserWarning,
-            stacklevel=5,
+            "unlabelled. To train with classes, put the images of each into a folder of its own."
         )
 
 
@@ -233,12 +232,10 @@ def _warn_about_depth(folder: Path, brightest: Sequence[int | None]) -> None:
     largest = max(deep, default=65_535)
     depth = next((bits for bits in _DEPTHS if largest < 2**bits), None)
     if depth is not None:
-        warnings.warn(
+        warn(
             f"The images of 16 bits in {folder} ({len(deep)}) hold no value above {largest:,} of 65,535, so that at "
             f"most {largest // 256 + 1} of 256 grey levels are left of them. If their depth is {depth} bits, multiply "
-            f"the values in the files by {2 ** (16 - depth)}.",
-            UserWarning,
-            stacklevel=7,
+            f"the values in the files by {2 ** (16 - depth)}."
         )
 
 
@@ -250,11 +247,9 @@ def _warn_about_pages(folder: Path, files: Sequence[Path]) -> None:
             with suppress(Exception), Image.open(folder / file, formats=_FORMATS) as image:  # damage is found elsewhere
                 pages = getattr(image, "n_frames", 1)
         if pages > 1:
-            warnings.warn(
+            warn(
                 f"{folder / file} has {pages} pages or frames, of which only the first is read, as of all such images. "
-                "Save each page as a file of its own to use all of them.",
-                UserWarning,
-                stacklevel=7,
+                "Save each page as a file of its own to use all of them."
             )
             return
 

@@ -134,7 +134,7 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     table, labels = _split_labels(table, label)
     names, categories = tuple(table.columns), find_words(table)
     numbers = encode_rows(table, names, categories)
-    check_table(numbers, "the table", names, stacklevel=8)
+    check_table(numbers, "the table", names)
     return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
 
 

@@ -159,7 +159,7 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
         y = torch.full_like(y, -1).index_copy(0, torch.tensor(labelled), y[labelled])
         split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
         if source.num_classes is not None:
-            warn_about_labels(y, source.class_names, torch.tensor(known), stacklevel=5)
+            warn_about_labels(y, source.class_names, torch.tensor(known))
     x_validation = torch.as_tensor(source.x[validation])
     x: Any = source.x
     x = x.without(validation) if isinstance(x, ExampleSource) else torch.from_numpy(x[train])

@@ -27,6 +27,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
 from pyro_ssvae._arrays import as_array, as_images, check_columns, find_offsets, warn_about_far_values
 from pyro_ssvae._io import check_path
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.readers import list_shards, read_tables, reading
@@ -191,7 +192,7 @@ class DeepEstimator(Parameters, BaseEstimator):
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         missing = np.isnan(rows)
         check_columns(rows, "X", names)
-        warn_about_far_values(rows, names, stacklevel=5)
+        warn_about_far_values(rows, names)
         self._offsets = find_offsets(rows)
         self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
 
@@ -202,11 +203,9 @@ class DeepEstimator(Parameters, BaseEstimator):
             return rows
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         columns = ", ".join(str(names[column]) for column in np.flatnonzero(missing.any(0))[:5])
-        warnings.warn(
+        warn(
             f"Values are missing in column {columns}, and none were in training: the means of the columns there stand "
-            "for them. A model that is trained with missing values leaves them out instead.",
-            UserWarning,
-            stacklevel=6,
+            "for them. A model that is trained with missing values leaves them out instead."
         )
         return np.where(missing, self._fill, rows)
 

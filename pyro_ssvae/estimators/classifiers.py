@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import (
@@ -143,8 +143,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
         if (codes >= 0).all() and not changes:  # which are those of partial_fit
-            message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn("y labels every example: without unlabelled ones (-1) this is an ordinary classifier.")
         data, quick = self._as_data(rows, codes, len(self.classes_)), bool(changes)
         end = time.monotonic() + (math.inf if self.max_time is None else self.max_time)
         with PYRO_LOCK:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.data.storage import sample_rows
@@ -108,13 +109,11 @@ def diagnose_latents(model: M1, data: SemiSupervisedData) -> dict[str, float]:
     x = data.x_test if len(data.x_test) else sample_rows(data.x)[:NUM_DIAGNOSED]
     latents = latent_diagnostics(model, x, scale=data.scale)
     if latents.get("active_units") == 0:
-        warnings.warn(
+        warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so they carry "
             "nothing. Try another likelihood ('bernoulli' suits zeros and ones, 'auto' chooses for a table), more "
             "steps, or TrainingConfig(kl_warmup=0.5) (--training.kl_warmup 0.5). If no value of an example depends on "
-            "the others, there is nothing to learn.",
-            UserWarning,
-            stacklevel=4,
+            "the others, there is nothing to learn."
         )
     return latents
 
@@ -146,12 +145,10 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     gaps = [shares - prior for shares in (found.mean(0), counted / len(found))]
     if min(np.abs(gap).sum() / 2.0 for gap in gaps) > _APART:
         k = int(gaps[0].argmin())
-        warnings.warn(
+        warn(
             f"The class prior gives class {names[k]} a share of {prior[k]:.0%}, and a classifier of the labels alone "
             f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: in Python "
-            "give M2 or an estimator the known shares, or learn them by class_prior='map'.",
-            UserWarning,
-            stacklevel=4,
+            "give M2 or an estimator the known shares, or learn them by class_prior='map'."
         )
 
 
