@@ -65,14 +65,14 @@ def load_table(
     num_validation, num_test = (by_default if given is None else given for given in (num_validation, num_test))
     parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
     validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
-    rest = np.setdiff1d(parts["train"], drawn)
     return Source(
-        x.without(drawn) if isinstance(x, ExampleSource) else x.numpy()[rest],
-        None if rows.labels is None else y[rest],
-        *(np.concatenate([np.asarray(x[drawn]), x_test.numpy()]), np.concatenate([y[drawn], y_test])),
-        ids=rest,
-        validation=np.flatnonzero(np.isin(rest, validation)),
+        x,
+        None if rows.labels is None else y,
+        validation=validation,
         name=name,
+        test=drawn,
+        x_test=x_test,
+        y_test=y_test,
         num_classes=known.num_classes,
         class_names=known.class_names,
         feature_names=rows.names,

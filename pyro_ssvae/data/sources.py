@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -23,20 +22,20 @@ from pyro_ssvae.data.tables import select_columns
 
 
 class Source(NamedTuple):
-    """The examples of a training file, which of them are for validation, and test examples.
+    """The examples of a training file, which of them are held out, and those of a test file.
 
-    ``x`` has shape ``(N, *event_shape)``, uint8 or float32, or is an ``ExampleSource``. Its labels ``y``, ``(N,)``,
-    int64, are -1 where unknown; ``y`` is ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples'
-    indices in the original file, and ``validation``, ``(V,)``, indices into ``x``.
+    ``x`` has shape ``(N, *event_shape)``, uint8 or float32: an array, a tensor or an ``ExampleSource``. Its labels
+    ``y``, ``(N,)``, int64, are -1 where unknown; ``y`` is ``None`` where no labels were given. ``validation``,
+    ``(V,)``, and ``test``, ``(T,)``, are indices into ``x``.
     """
 
     x: Any
     y: Indices | None
-    x_test: NDArray[Any]
-    y_test: Indices
-    ids: Indices
     validation: Indices
     name: str
+    test: Indices = np.arange(0)
+    x_test: Any = None
+    y_test: Any = None
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     scale: float | None = None
@@ -56,10 +55,12 @@ def load_npz(
     y_train = labels.y["y_train"].numpy() if "y_train" in arrays else None
     usable = np.arange(len(x)) if y_train is None else np.flatnonzero(y_train >= 0)
     return Source(
-        *(x.numpy(), y_train, x_test.numpy(), labels.y["y_test"].numpy()),
-        ids=np.arange(len(x)),
+        x,
+        y_train,
         validation=select_last(usable, 0 if num_validation is None else num_validation, len(x)),
         name=file.stem,
+        x_test=x_test,
+        y_test=labels.y["y_test"],
         num_classes=labels.num_classes,
         class_names=labels.class_names,
         scale=scale,
@@ -94,13 +95,12 @@ def load_folder(
     for index, known in zip(parts.values(), labels.y.values(), strict=True):
         y[index] = known.numpy()
     validation, test = draw_held_out(y, parts, num_validation, num_test, seed)
-    rest = np.setdiff1d(np.arange(len(y)), test)
     return Source(
-        images.x.without(test) if on_disk else images.x[rest],
-        *(None if labels.num_classes is None else y[rest], np.asarray(images.x[test]), y[test]),
-        ids=rest,
-        validation=np.flatnonzero(np.isin(rest, validation)),
+        images.x,
+        None if labels.num_classes is None else y,
+        validation=validation,
         name=folder.name,
+        test=test,
         num_classes=labels.num_classes,
         class_names=labels.class_names,
     )
@@ -109,7 +109,7 @@ def load_folder(
 def draw_held_out(
     y: Indices, parts: dict[str, Indices], num_validation: int | None, num_test: int | None, seed: int
 ) -> tuple[Indices, Indices]:
-    """Return the indices of validation and test examples: those in folders of these names, else drawn.
+    """Return the indices of validation and test examples, ascending: those in folders of these names, else drawn.
 
     They are drawn among the training examples with a label, if there are any, and then stratified by class; one of each
     class stays for training where the numbers allow it.
@@ -124,8 +124,8 @@ def draw_held_out(
             "pass num_validation=0 and num_test=0."
         )
     order = _stratify(np.random.default_rng(seed).permutation(pool), y)
-    drawn = {"test": np.sort(order[: sizes[0]]), "validation": order[sizes[0] : sum(sizes)]}
-    return np.append(parts["validation"], drawn["validation"]), np.append(parts["test"], drawn["test"])
+    test, validation = order[: sizes[0]], order[sizes[0] : sum(sizes)]
+    return np.union1d(parts["validation"], validation), np.union1d(parts["test"], test)
 
 
 def _stratify(order: Indices, y: Indices) -> Indices:
@@ -149,26 +149,34 @@ def _count_drawn(part: str, given: int | None, available: int, num_in_folder: in
 
 
 def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> dict[str, Any]:
-    """Hold validation examples out, draw the labels that are kept, and return what ``SemiSupervisedData`` holds."""
-    validation = source.validation
-    train = np.setdiff1d(np.arange(len(source.x)), validation)
-    known, split = np.full(len(source.x), -1) if source.y is None else source.y, None
-    y, y_validation = (torch.tensor(known[index]) for index in (train, validation))
+    """Hold examples out, draw the labels that are kept, and return what ``SemiSupervisedData`` holds."""
+    validation, test, x = source.validation, source.test, source.x
+    held_out = np.union1d(validation, test)
+    train = np.setdiff1d(np.arange(len(x)), held_out)
+    known = np.full(len(x), -1) if source.y is None else source.y
+    y, split = np.full(len(train), -1), None
     if source.y is not None:
         labelled = draw_label_split(known[train], num_labels, source.num_classes or 1, seed, balanced)
-        y = torch.full_like(y, -1).index_copy(0, torch.tensor(labelled), y[labelled])
-        split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
+        y[labelled] = known[train[labelled]]
+        split = LabelSplit(train[labelled], validation, seed, balanced)
         if source.num_classes is not None:
-            warn_about_labels(y, source.class_names, torch.tensor(known))
-    x_validation = torch.as_tensor(source.x[validation])
-    x: Any = source.x
-    x = x.without(validation) if isinstance(x, ExampleSource) else torch.from_numpy(x[train])
+            warn_about_labels(torch.tensor(y), source.class_names, torch.tensor(np.delete(known, test)))
+    x_train: Any = x.without(held_out) if isinstance(x, ExampleSource) else torch.as_tensor(x[train])
+    x_test, y_test = np.asarray(x[test]), known[test]
+    if source.x_test is not None:
+        x_test, y_test = np.concatenate([x_test, source.x_test]), np.concatenate([y_test, source.y_test])
     return {
-        **{"x": x, "y": y, "x_validation": x_validation, "y_validation": y_validation},
-        **{"x_test": torch.tensor(source.x_test), "y_test": torch.tensor(source.y_test)},
-        **{"num_classes": source.num_classes, "name": source.name, "class_names": source.class_names},
-        **{"scale": as_scale(source.scale, x), "split": split, "seed": seed},
-        **{"feature_names": source.feature_names, "categories": dict(source.categories)},
+        "x": x_train,
+        "y": torch.tensor(y),
+        "x_validation": torch.as_tensor(x[validation]),
+        "y_validation": torch.tensor(known[validation]),
+        "x_test": torch.from_numpy(x_test),
+        "y_test": torch.from_numpy(y_test),
+        "scale": as_scale(source.scale, x_train),
+        "split": split,
+        "seed": seed,
+        "categories": dict(source.categories),
+        **{field: getattr(source, field) for field in ("name", "num_classes", "class_names", "feature_names")},
     }
 
 
