@@ -56,7 +56,9 @@ _RANGES = {
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
-        "top_k num_particles generator_steps num_samples devices columns components": _Range(1, _MAX_COUNT),
+        "top_k num_particles generator_steps num_samples devices columns components image_size num_train": _Range(
+            1, _MAX_COUNT
+        ),
         "levels": _Range(2, _MAX_COUNT),
         "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale spacing min_scale "
         "df": _Range(0, above=True),

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arguments import as_count, as_path, as_scale
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_folder
+from pyro_ssvae.data.images import read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
@@ -82,10 +82,7 @@ def load_folder(
     folder = as_path(path, "path")
     if on_disk and on_error != "raise":
         raise ValueError(f"on_error={on_error!r} reads every image first; on_disk=True is with on_error='raise' only.")
-    if on_disk:
-        images = list_folder(folder, image_size, classes_in_names)
-    else:
-        images = read_folder(folder, image_size, classes_in_names=classes_in_names, on_error=on_error)
+    images = read_folder(folder, image_size, classes_in_names=classes_in_names, on_error=on_error, on_disk=on_disk)
     parts = {part: np.flatnonzero(images.parts == part) for part in ("train", "validation", "test")}
     words = {f"{folder.name}/{part}": images.classes[index] for part, index in parts.items()}
     labels = encode_labels(words, [len(index) for index in parts.values()])

@@ -196,6 +196,9 @@ def test_images_in_files_are_read_when_needed(tmp_path):
     (tmp_path / "unlabelled" / "3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"3\.png cannot be read: no image, or damaged"):
         disk.x[:]
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read: no image, or damaged"):
+        SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=True)
     with pytest.raises(ValueError, match="on_error='skip' reads every image first"):
         SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=True, on_error="skip")
 
