@@ -60,6 +60,7 @@ _RANGES = {
             1, _MAX_COUNT
         ),
         "levels": _Range(2, _MAX_COUNT),
+        "resolution": _Range(8, _MAX_COUNT),
         "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale spacing min_scale "
         "df": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "

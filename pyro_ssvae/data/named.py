@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pyro_ssvae._arguments import as_count, as_path
+from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import one_line, suggest_conversion, suggest_names
 from pyro_ssvae.data.readers import read_idx, read_npz
@@ -210,7 +210,7 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
     x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
     rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
     rest = np.sort(rest)
-    number = _DIGITS_VALIDATION if num_validation is None else as_count(num_validation, "num_validation")
+    number = _DIGITS_VALIDATION if num_validation is None else num_validation
     if number > (largest := len(rest) - len(_DIGITS)):
         raise ValueError(
             f"num_validation={number} examples cannot be held out of {len(rest)} training examples of digits; at most "

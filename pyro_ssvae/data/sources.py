@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyro_ssvae._arguments import as_count, as_path, as_scale
+from pyro_ssvae._arguments import as_path, as_scale
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae.data.images import read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
@@ -139,10 +139,9 @@ def _stratify(order: Indices, y: Indices) -> Indices:
 
 def _count_drawn(part: str, given: int | None, available: int, num_in_folder: int) -> int:
     """Return how many examples are drawn for a part: none if it has a folder, else a tenth by default."""
-    number = 0 if given is None else as_count(given, f"num_{part}")
-    if num_in_folder and number:
-        raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
-    return max(1, available // 10) if given is None and not num_in_folder else number
+    if num_in_folder and given:
+        raise ValueError(f"num_{part}={given}: there is a folder of {part} images already; leave num_{part} out.")
+    return max(1, available // 10) if given is None and not num_in_folder else given or 0
 
 
 def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> dict[str, Any]:
@@ -180,7 +179,7 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
 def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
     """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples."""
     largest = min(len(indices), num_examples - 1)
-    if as_count(num_validation, "num_validation") > largest:
+    if num_validation > largest:
         raise ValueError(
             f"num_validation={num_validation} examples cannot be held out of {num_examples} training examples, "
             f"{len(indices)} of them with labels; at most {largest}."
