@@ -114,10 +114,9 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
     shards = list_shards(path)
     if shards[0].suffix == ".parquet":
         return _read_parquet(shards, column)
-    if path.suffix == ".h5ad":
-        return _read_annotated(path, column)
     labels = None if column is None else read_labels(path, column)
-    return _Rows(_hold_small(open_source(path)), labels)
+    names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
+    return _Rows(_hold_small(open_source(path)), labels, names)
 
 
 def read_labels(path: Path, label: str) -> Any:
@@ -199,8 +198,3 @@ def _open_annotated(path: Path) -> Any:
         import anndata
 
         return anndata.read_h5ad(path, backed="r")
-
-
-def _read_annotated(path: Path, label: str | None) -> _Rows:
-    cells, labels = _open_annotated(path), None if label is None else read_labels(path, label)
-    return _Rows(_hold_small(open_source(cells)), labels, tuple(map(str, cells.var_names)))

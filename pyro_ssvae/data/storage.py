@@ -344,31 +344,32 @@ def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSou
 def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any]) -> ExampleSource:
     check_path(path, "a file or folder of examples", Path.exists)
     files = list_shards(path)
-    if not files and event_shape is None:
-        raise ValueError(
-            f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images."
-            f"{suggest_conversion(path)}"
-        )
-    if not files and event_shape is not None:
+    if not files:
+        if event_shape is None:
+            raise ValueError(
+                f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images."
+                f"{suggest_conversion(path)}"
+            )
         from pyro_ssvae.data.images import open_images  # which needs this module
 
         return open_images(path, event_shape)
     if path.suffix == ".npz" and not is_on_disk(path):
         raise ValueError(f"{path} holds no sparse matrix; SemiSupervisedData.from_npz reads .npz files with x_train.")
+    suffix = files[0].suffix
     with reading(path):
-        if files[0].suffix == ".npy":
+        if suffix == ".npy":
             return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
-        if files[0].suffix == ".npz":
+        if suffix == ".npz":
             from scipy import sparse
 
             return _SparseSource(sparse.load_npz(path), event_shape)
-        if files[0].suffix == ".parquet":
+        if suffix == ".parquet":
             return _ArraySource(open_row_groups(files, encode), event_shape)
-        if files[0].suffix == ".zarr":
+        if suffix == ".zarr":
             import zarr
 
             return _ArraySource([zarr.open(str(file), mode="r") for file in files], event_shape)
-        if files[0].suffix == ".h5ad":
+        if suffix == ".h5ad":
             import anndata
 
             return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
