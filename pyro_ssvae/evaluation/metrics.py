@@ -305,44 +305,34 @@ def _width(module: nn.Module, x: Tensor) -> int:
     return max(observation, *(two - one for one, two in zip(*sizes, strict=False)), 1)
 
 
-class _RunningSum:
-    """log Σ w and log Σ w² over draws that are processed in batches and not kept."""
-
-    def __init__(self) -> None:
-        self.first = self.second = torch.full((), -torch.inf, dtype=torch.float64)
-
-    def add(self, log_weights: Tensor) -> None:
-        """Add weights, shape ``(..., S, B)``, in float64."""
-        self.first = torch.logaddexp(self.first.to(log_weights.device), log_weights.logsumexp(-2))
-        self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
-
-
 def _estimate_batch(
     module: nn.Module, x: Tensor, num_samples: int, at_a_time: int, common_draws: bool
 ) -> LogLikelihood:
     """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
-    total, by_class = _RunningSum(), _RunningSum()
+    sums: list[Tensor] = []  # log ΣW and log ΣW², (B,), and with classes log Σw, (K, B)
     given_y = joint = log_py = None
     for start in range(0, num_samples, at_a_time):
         log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start), common_draws)
         log_weights = log_weights.double()
+        by_class = [log_weights.logsumexp(1)] if log_weights.dim() == 3 else []
         if log_weights.dim() == 3:  # (K, S, B)
-            by_class.add(log_weights)
             log_weights = (log_weights if log_py is None else log_weights + log_py.double().unsqueeze(1)).logsumexp(0)
-        total.add(log_weights)
+        found = [log_weights.logsumexp(0), (2.0 * log_weights).logsumexp(0), *by_class]
+        sums = [*map(torch.logaddexp, sums, found)] if sums else found
     log_k = math.log(num_samples)
-    if by_class.first.dim():
-        joint = (by_class.first - log_k).T.cpu()  # (B, K)
+    first, second, *by_class = sums
+    if by_class:
+        joint = (by_class[0] - log_k).T.cpu()  # (B, K)
     if joint is not None and log_py is not None:
         log_py = log_py.double().T.cpu()
         given_y, joint = joint, joint + log_py
-    second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    second_moment = (second - 2.0 * first + log_k).exp()  # E[W²] / E[W]²
     variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
     no_error = torch.full_like(variance, torch.nan)
     return LogLikelihood(
-        log_px=(total.first - log_k).cpu(),
+        log_px=(first - log_k).cpu(),
         standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
-        effective_samples=(2.0 * total.first - total.second).exp().cpu(),
+        effective_samples=(2.0 * first - second).exp().cpu(),
         log_px_given_y=given_y,
         log_prior=log_py,
         log_joint=joint,
