@@ -71,13 +71,7 @@ class FeatureSource:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSource:
         """Build from a saved configuration; raise ``ValueError`` if it is damaged."""
         found = cls(**{**config, "image_shape": tuple(config["image_shape"])})
-        none = type(None)
-        kinds: dict[str, Any] = {
-            "network": (str, none),
-            "resolution": (int, none),
-            "scale": (int, float),
-            "weights": str,
-        }
+        kinds = {"network": str | None, "resolution": int | None, "scale": int | float, "weights": str}
         sizes = len(found.image_shape) == 3 and all(type(size) is int and size > 0 for size in found.image_shape)
         if not sizes or not all(isinstance(getattr(found, name), kind) for name, kind in kinds.items()):
             raise ValueError("the source of features")

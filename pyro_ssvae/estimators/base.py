@@ -152,19 +152,36 @@ class DeepEstimator(Parameters, BaseEstimator):
             check_is_fitted(self, "model_")
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
+        rows = self._as_numbers(self._encode(X, reset), reset, min_rows)
+        if reset:
+            self._offsets = self._fill = None
+        if rows.ndim > 2:
+            return rows
+        if reset:
+            self._learn_columns(rows)
+        rows = rows if self._offsets is None else rows - self._offsets
+        return rows if reset else self._fill_unexpected(rows)
+
+    def _encode(self, X: Any, reset: bool) -> Any:
+        """Return images with channels first, as samples are, and tables with codes for words."""
         X = _as_table(X)
-        if isinstance(X, np.ndarray):  # images with channels first, as samples are
+        if isinstance(X, np.ndarray):
             X = as_images(X, "X", None if reset else self.model_.event_shape)
         given: Any = getattr(X, "dtype", None)
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
-        if hasattr(X, "columns") and not reset and hasattr(self, "feature_names_in_"):
+        if not self._allow_missing:
+            return X
+        if reset:
+            self.categories_ = find_categories(X)
+        elif hasattr(X, "columns") and hasattr(self, "feature_names_in_"):
             validate_data(self, X, reset=False, skip_check_array=True)  # names, before words are looked up in columns
-        if self._allow_missing:
-            if reset:
-                self.categories_ = find_categories(X)
-            X = encode_categories(X, self.categories_)
-        dtype = np.uint8 if given == np.uint8 and len(getattr(X, "shape", ())) > 2 else np.float64
+        return encode_categories(X, self.categories_)
+
+    def _as_numbers(self, X: Any, reset: bool, min_rows: int) -> Array:
+        """Return what scikit-learn accepts as an array of numbers; its errors say what X should be."""
+        is_image = len(getattr(X, "shape", ())) > 2
+        dtype = np.uint8 if is_image and getattr(X, "dtype", None) == np.uint8 else np.float64
         finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
         options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
         try:
@@ -178,14 +195,7 @@ class DeepEstimator(Parameters, BaseEstimator):
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
-        if reset:
-            self._offsets = self._fill = None
-        if rows.ndim > 2 or rows.dtype != np.float64:
-            return rows
-        if reset:
-            self._learn_columns(rows)
-        rows = rows if self._offsets is None else rows - self._offsets
-        return rows if reset else self._fill_unexpected(rows)
+        return rows
 
     def _learn_columns(self, rows: Array) -> None:
         """Keep what new rows of a table need, and check its columns."""
