@@ -196,8 +196,7 @@ def _as_number(value: Any, name: str) -> float:
     return value if type(value) in (int, float) else number
 
 
-def as_bool(value: Any, name: str) -> bool:
-    """Return a truth value."""
+def _as_bool(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{show(name, value)}; True or False is needed.")
     return bool(value)
@@ -218,7 +217,7 @@ def _as_sizes(values: Any, name: str) -> tuple[int, ...]:
 _CONVERT: dict[str, Callable[[Any, str], Any]] = {
     "int": _as_integer,
     "float": _as_number,
-    "bool": as_bool,
+    "bool": _as_bool,
     "str": _as_text,
     "Sequence[int]": _as_sizes,
 }

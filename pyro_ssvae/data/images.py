@@ -65,7 +65,7 @@ def read_folder(
     folder, files = _list_images(path)
     x: Any
     if on_disk:
-        x = _open_files(folder, files, 3 if _check_some(folder, files) else 1, image_size)
+        x = _open_files(folder, files, 3 if _preview(folder, files) else 1, image_size)
     else:
         x, files = _read_files(folder, files, image_size, on_error)
     parts, classes = np.array([_locate(file, classes_in_names) for file in files]).T
@@ -114,7 +114,7 @@ def _read_files(
     return np.moveaxis(x, -1, 1).copy(), read
 
 
-def _check_some(folder: Path, files: list[Path]) -> bool:
+def _preview(folder: Path, files: list[Path]) -> bool:
     """Return whether some of many images are in colour, and warn as :func:`_read_files` does."""
     chosen = files[:: 1 + len(files) // _SEEN_FOR_COLOUR]
     seen, brightest = zip(*(_read_or_refuse(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)

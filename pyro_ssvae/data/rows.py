@@ -114,12 +114,12 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
     shards = list_shards(path)
     if shards[0].suffix == ".parquet":
         return _read_parquet(shards, column)
-    labels = None if column is None else read_labels(path, column)
+    labels = None if column is None else read_label_column(path, column)
     names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
     return _Rows(_hold_small(open_source(path)), labels, names)
 
 
-def read_labels(path: Path, label: str) -> Any:
+def read_label_column(path: Path, label: str) -> Any:
     """Return a column of Parquet files, or of ``obs`` of an AnnData, in a file or folder of rows."""
     files = list_shards(path)
     if files[0].suffix == ".parquet":

@@ -66,7 +66,7 @@ def encode_targets(
                 f"{found.tolist()[:5]}. Name all classes by classes=[...] instead."
             )
     else:
-        found = find_classes(classes)
+        found = sort_classes(classes)
         if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
             raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
     if len(found) < 2:
@@ -80,7 +80,7 @@ def encode_targets(
     return codes, found
 
 
-def find_classes(classes: ArrayLike) -> NDArray[Any]:
+def sort_classes(classes: ArrayLike) -> NDArray[Any]:
     """Return the classes named by a parameter, sorted, without what marks unlabelled examples."""
     return np.unique(select_known(classes, "classes")[0])
 
