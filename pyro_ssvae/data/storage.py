@@ -291,7 +291,9 @@ class _FileRows:
 def _unmap(array: Any) -> Any:
     """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
     mapped = getattr(array, "_mmap", None)
-    if mapped is None or array.mode == "c" or not array.flags.c_contiguous or not hasattr(os, "pread"):
+    if mapped is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return array
+    if not hasattr(os, "pread"):
         return array
     start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
     return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)

@@ -52,7 +52,6 @@ _LEAST_LABELS = 5  # of each class, on average
 _APART = 0.2  # total variation from which shares contradict a class prior
 _CHECK_BATCH_SIZE = 4096
 _SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
-_BY_EXAMPLE = ("log_px", "standard_error", "effective_samples", "log_px_given_y", "log_prior", "log_joint")
 _MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
@@ -264,8 +263,8 @@ def log_likelihood(
             if common_draws:
                 torch.manual_seed(seed)
             found = _estimate_batch(module, batch, num_samples, at_a_time, common_draws)
-            for name in _BY_EXAMPLE:
-                if (values := getattr(found, name)) is not None:
+            for name, values in vars(found).items():
+                if isinstance(values, Tensor):
                     whole = joined.setdefault(name, values.new_empty(len(x), *values.shape[1:]))
                     whole[done : done + len(batch)] = values
             done += len(batch)
