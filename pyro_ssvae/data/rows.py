@@ -63,8 +63,8 @@ def load_table(
     y, y_test = (part.numpy() for part in known.y.values())
     by_default = _choose_held_out(rows, y)
     num_validation, num_test = (by_default if given is None else given for given in (num_validation, num_test))
-    parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
-    validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
+    num_test = 0 if test is not None else num_test
+    validation, drawn = draw_held_out(y, np.arange(len(x)), num_validation, num_test, seed)
     return Source(
         x,
         None if rows.labels is None else y,

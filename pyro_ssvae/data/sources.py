@@ -91,38 +91,40 @@ def load_folder(
     y = np.empty(len(images.x), dtype=np.int64)
     for index, known in zip(parts.values(), labels.y.values(), strict=True):
         y[index] = known.numpy()
-    validation, test = draw_held_out(y, parts, num_validation, num_test, seed)
+    numbers = {"test": num_test, "validation": num_validation}
+    for part, number in numbers.items():
+        if len(parts[part]) and number:
+            raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
+        numbers[part] = 0 if len(parts[part]) else number
+    validation, test = draw_held_out(y, parts["train"], numbers["validation"], numbers["test"], seed)
     return Source(
         images.x,
         None if labels.num_classes is None else y,
-        validation=validation,
+        validation=np.union1d(parts["validation"], validation),
         name=folder.name,
-        test=test,
+        test=np.union1d(parts["test"], test),
         num_classes=labels.num_classes,
         class_names=labels.class_names,
     )
 
 
 def draw_held_out(
-    y: Indices, parts: dict[str, Indices], num_validation: int | None, num_test: int | None, seed: int
+    y: Indices, train: Indices, num_validation: int | None, num_test: int | None, seed: int
 ) -> tuple[Indices, Indices]:
-    """Return the indices of validation and test examples, ascending: those in folders of these names, else drawn.
+    """Draw validation and test examples, by default a tenth each, and return their indices, ascending.
 
     They are drawn among the training examples with a label, if there are any, and then stratified by class; one of each
     class stays for training where the numbers allow it.
     """
-    train = parts["train"]
     pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
-    numbers = {"test": num_test, "validation": num_validation}
-    sizes = [_count_drawn(part, number, len(pool), len(parts[part])) for part, number in numbers.items()]
-    if sum(sizes) >= len(pool):
+    first, second = (max(1, len(pool) // 10) if number is None else number for number in (num_test, num_validation))
+    if first + second >= len(pool):
         raise ValueError(
-            f"num_validation + num_test = {sum(sizes)} of {len(pool)} examples leave none to train on; add some, or "
-            "pass num_validation=0 and num_test=0."
+            f"num_validation + num_test = {first + second} of {len(pool)} examples leave none to train on; add some, "
+            "or pass num_validation=0 and num_test=0."
         )
     order = _stratify(np.random.default_rng(seed).permutation(pool), y)
-    test, validation = order[: sizes[0]], order[sizes[0] : sum(sizes)]
-    return np.union1d(parts["validation"], validation), np.union1d(parts["test"], test)
+    return np.sort(order[first : first + second]), np.sort(order[:first])
 
 
 def _stratify(order: Indices, y: Indices) -> Indices:
@@ -135,13 +137,6 @@ def _stratify(order: Indices, y: Indices) -> Indices:
     rank[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
     size = counts[classes]
     return order[np.argsort((rank + 0.5) / size + (rank == size - 1), kind="stable")]
-
-
-def _count_drawn(part: str, given: int | None, available: int, num_in_folder: int) -> int:
-    """Return how many examples are drawn for a part: none if it has a folder, else a tenth by default."""
-    if num_in_folder and given:
-        raise ValueError(f"num_{part}={given}: there is a folder of {part} images already; leave num_{part} out.")
-    return max(1, available // 10) if given is None and not num_in_folder else given or 0
 
 
 def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> dict[str, Any]:
