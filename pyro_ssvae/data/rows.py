@@ -46,11 +46,8 @@ def load_table(
     """Read a table or a file of arrays, and draw test and validation rows; see ``SemiSupervisedData.from_table``."""
     if test is not None and num_test:
         raise ValueError(f"num_test={num_test}: the test rows are those of test; leave num_test out.")
-    is_path = isinstance(source, (str, os.PathLike))
-    name, where = Path(source).name.split(".")[0] if is_path else "table", f"column {label}"
     rows = _read_rows(source, label)
-    if label is not None and is_label_file(label):
-        rows, where = rows._replace(labels=read_label_file(label)), str(label)
+    where = label if label is not None and is_label_file(label) else f"column {label}"
     x: Any = rows.x
     x_test, test_labels = as_held_out(None, None, "test", x)
     if test is not None:
@@ -62,14 +59,14 @@ def load_table(
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
     y, y_test = (part.numpy() for part in known.y.values())
     by_default = _choose_held_out(rows, y)
-    num_validation, num_test = (by_default if given is None else given for given in (num_validation, num_test))
-    num_test = 0 if test is not None else num_test
+    num_validation = by_default if num_validation is None else num_validation
+    num_test = 0 if test is not None else by_default if num_test is None else num_test
     validation, drawn = draw_held_out(y, np.arange(len(x)), num_validation, num_test, seed)
     return Source(
         x,
         None if rows.labels is None else y,
         validation=validation,
-        name=name,
+        name=Path(source).name.split(".")[0] if isinstance(source, (str, os.PathLike)) else "table",
         test=drawn,
         x_test=x_test,
         y_test=y_test,
@@ -105,16 +102,17 @@ def read_label_file(path: str) -> Any:
 
 
 def _read_rows(source: Any, label: str | None) -> _Rows:
-    """Return the rows of a source; labels in a file are not read."""
-    column = None if label is None or is_label_file(label) else label
+    """Return the rows of a source, with the labels in a column or in a file of their own."""
+    if label is not None and is_label_file(label):
+        return _read_rows(source, None)._replace(labels=read_label_file(label))
     path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
     if path is None or not is_on_disk(path):
-        return _encode_table(read_table(source, column), column)
+        return _encode_table(read_table(source, label), label)
     check_path(path, "a table, or a file or folder of rows", Path.exists)
     shards = list_shards(path)
     if shards[0].suffix == ".parquet":
-        return _read_parquet(shards, column)
-    labels = None if column is None else read_label_column(path, column)
+        return _read_parquet(shards, label)
+    labels = None if label is None else read_label_column(path, label)
     names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
     return _Rows(_hold_small(open_source(path)), labels, names)
 
