@@ -26,6 +26,7 @@ from pyro_ssvae._io import check_path, suggest_conversion
 from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_row_groups, reading
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
+_LOCK = threading.RLock()  # held while a source reads that only one thread may read; HDF5 has such a lock, too
 _SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
 
 
@@ -61,7 +62,6 @@ class ExampleSource(ABC):
         self.shape = torch.Size(as_images(stored, "x", event_shape).shape)
         self.is_integer = stored.dtype.kind in "iu"
         self.dtype = torch.uint8 if stored.dtype == np.uint8 else torch.float32
-        self._lock = _make_lock(self.workers)
 
     @abstractmethod
     def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -86,7 +86,8 @@ class ExampleSource(ABC):
         ascending = bool((np.diff(indices) > 0).all())
         rows, inverse = (indices, None) if ascending else np.unique(indices, return_inverse=True)
         out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else real)
-        with self._lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+        lock: Any = _LOCK if self.workers == 1 else nullcontext()
+        with lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
             self.load(rows, out)
         out = np.ascontiguousarray(as_images(out, "x", self.shape[1:]))
         return torch.from_numpy(out if inverse is None else out[inverse])
@@ -127,13 +128,6 @@ class ExampleSource(ABC):
     def __deepcopy__(self, _: Any) -> ExampleSource:
         return self  # which nothing changes
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = _make_lock(self.workers)
-
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all examples, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
@@ -163,10 +157,6 @@ class ExampleSource(ABC):
     def is_floating_point(self) -> bool:
         """Return whether :attr:`dtype` is that of real numbers."""
         return self.dtype.is_floating_point
-
-
-def _make_lock(workers: int) -> Any:
-    return threading.Lock() if workers == 1 else nullcontext()
 
 
 def sample_rows(x: Tensor | ExampleSource) -> Tensor:
