@@ -246,20 +246,16 @@ def log_likelihood(
     if binarisation == "none" and hasattr(module, "check_examples"):  # zeros and ones suit every likelihood
         _check_examples(module, x, scale)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
-    with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
-        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
-    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
-    batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
+    at_a_time, batch_size = _choose_sizes(module, x, num_samples, options)
     joined: dict[str, Any] = {}  # allocated once: small tensors kept from each batch would fragment the memory
     done = 0
-    # Everything is seeded a second time, so that finding the width does not change the draws.
     with (
         fork_random_state(module, seed),
         torch.inference_mode(),
         pyro.validation_enabled(False),
         cache_prior(getattr(module, "prior", None)),
     ):
-        for batch in batches:
+        for batch in iterate_batches_for(module, x, batch_size=batch_size, **options):
             if common_draws:
                 torch.manual_seed(seed)
             found = _estimate_batch(module, batch, num_samples, at_a_time, common_draws)
@@ -278,6 +274,14 @@ def _check_examples(module: Any, x: Tensor, scale: float) -> None:
             module.check_examples(rescale(batch, scale))
     except ValueError as error:
         raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
+
+
+def _choose_sizes(module: nn.Module, x: Tensor, num_samples: int, options: dict[str, Any]) -> tuple[int, int]:
+    """Return how many draws, and how many examples, are computed together; the random state stays as it was."""
+    with fork_random_state(module, options["seed"]), torch.inference_mode(), pyro.validation_enabled(False):
+        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
+    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
+    return at_a_time, max(1, _MAX_ELEMENTS // (width * at_a_time))
 
 
 def _width(module: nn.Module, x: Tensor) -> int:
