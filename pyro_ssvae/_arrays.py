@@ -172,18 +172,17 @@ def holds_missing(*parts: Tensor) -> bool:
     return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
 
 
-def check_columns(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
-    """Raise ``ValueError`` for columns of a table with rows that hold no value but NaN."""
+def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], *, offsets: bool = True) -> None:
+    """Raise ``ValueError`` for columns that hold no value but NaN, and warn of those with a value far from others.
+
+    Unless ``offsets`` are taken care of, warn of columns with these, too.
+    """
     if x.dtype.kind == "f" and len(x) and (empty := np.flatnonzero(np.isnan(x).all(0)).tolist()):
         shown = ", ".join(str(columns[column]) for column in empty[:10])
         raise ValueError(f"No row of {name} has a value in column {shown}; leave such columns out.")
-
-
-def check_table(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
-    """Raise ``ValueError`` for columns without a value, and warn of those with offsets or values far from others."""
-    check_columns(x, name, columns)
-    warn_about_far_values(x, columns)
-    warn_about_offsets(x, columns)
+    _warn_about_far_values(x, columns)
+    if offsets:
+        _warn_about_offsets(x, columns)
 
 
 def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -200,7 +199,7 @@ def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return offsets
 
 
-def warn_about_offsets(x: NDArray[Any], names: Sequence[Any]) -> None:
+def _warn_about_offsets(x: NDArray[Any], names: Sequence[Any]) -> None:
     """Warn of columns of a table whose values differ too little for single precision; of its first rows."""
     offsets = find_offsets(np.asarray(x[:_MOST_CHECKED], np.float64)) if len(x) else None
     if offsets is not None:
@@ -211,7 +210,7 @@ def warn_about_offsets(x: NDArray[Any], names: Sequence[Any]) -> None:
         )
 
 
-def warn_about_far_values(x: NDArray[Any], names: Sequence[Any]) -> None:
+def _warn_about_far_values(x: NDArray[Any], names: Sequence[Any]) -> None:
     """Warn of columns of a table with a value far from all others, a code for missing ones, say; of its first rows."""
     x, found = np.asarray(x[:_MOST_CHECKED], np.float64), []
     if not len(x):

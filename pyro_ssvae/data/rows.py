@@ -102,7 +102,7 @@ def read_label_file(path: str) -> Any:
 
 
 def _read_rows(source: Any, label: str | None) -> _Rows:
-    """Return the rows of a source, with the labels in a column or in a file of their own."""
+    """Return the rows of a source, in memory if they take at most 1 GiB, and the labels in a column or a file."""
     if label is not None and is_label_file(label):
         return _read_rows(source, None)._replace(labels=read_label_file(label))
     path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
@@ -114,7 +114,11 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
         return _read_parquet(shards, label)
     labels = None if label is None else read_label_column(path, label)
     names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
-    return _Rows(_hold_small(open_source(path)), labels, names)
+    x: Any = open_source(path)
+    if 4 * x.numel() <= MAX_DENSE:
+        x.holds_missing = True  # of all rows, and not of a sample alone
+        x = x[:]
+    return _Rows(x, labels, names)
 
 
 def read_label_column(path: Path, label: str) -> Any:
@@ -150,14 +154,6 @@ def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[A
             "clusters: from_table(..., label=None, num_classes=K)."
         )
     return table, labels
-
-
-def _hold_small(source: Any) -> Any:
-    """Return the rows of a source in memory if they take at most 1 GiB."""
-    if 4 * source.numel() > MAX_DENSE:
-        return source
-    source.holds_missing = True  # of all rows, and not of a sample alone
-    return source[:]
 
 
 def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:

@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import as_array, as_images, check_columns, find_offsets, warn_about_far_values
+from pyro_ssvae._arrays import as_array, as_images, check_table, find_offsets
 from pyro_ssvae._io import check_path
 from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -201,8 +201,7 @@ class DeepEstimator(Parameters, BaseEstimator):
         """Keep what new rows of a table need, and check its columns."""
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         missing = np.isnan(rows)
-        check_columns(rows, "X", names)
-        warn_about_far_values(rows, names)
+        check_table(rows, "X", names, offsets=False)
         self._offsets = find_offsets(rows)
         self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
 
