@@ -117,14 +117,17 @@ def draw_held_out(
     class stays for training where the numbers allow it.
     """
     pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
-    first, second = (max(1, len(pool) // 10) if number is None else number for number in (num_test, num_validation))
-    if first + second >= len(pool):
+    tenth = max(1, len(pool) // 10)
+    num_validation = tenth if num_validation is None else num_validation
+    num_test = tenth if num_test is None else num_test
+    held_out = num_validation + num_test
+    if held_out >= len(pool):
         raise ValueError(
-            f"num_validation + num_test = {first + second} of {len(pool)} examples leave none to train on; add some, "
-            "or pass num_validation=0 and num_test=0."
+            f"num_validation + num_test = {held_out} of {len(pool)} examples leave none to train on; add some, or pass "
+            "num_validation=0 and num_test=0."
         )
     order = _stratify(np.random.default_rng(seed).permutation(pool), y)
-    return np.sort(order[first : first + second]), np.sort(order[:first])
+    return np.sort(order[num_test:held_out]), np.sort(order[:num_test])
 
 
 def _stratify(order: Indices, y: Indices) -> Indices:
