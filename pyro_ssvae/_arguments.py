@@ -56,8 +56,11 @@ _RANGES = {
         "num_classes n_classes": _Range(1, MAX_CLASSES),
         "seed": _Range(0, MAX_SEED),
         "max_steps max_epochs batch_size labelled_batch_size patience evaluate_every bound_batch_size num_examples "
-        "top_k num_particles generator_steps num_samples devices columns components": _Range(1, _MAX_COUNT),
+        "top_k num_particles generator_steps num_samples devices columns components image_size num_train": _Range(
+            1, _MAX_COUNT
+        ),
         "levels": _Range(2, _MAX_COUNT),
+        "resolution": _Range(8, _MAX_COUNT),
         "learning_rate max_minutes max_time gradient_clip generator_rate sigma step_size scale spacing min_scale "
         "df": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
@@ -193,8 +196,7 @@ def _as_number(value: Any, name: str) -> float:
     return value if type(value) in (int, float) else number
 
 
-def as_bool(value: Any, name: str) -> bool:
-    """Return a truth value."""
+def _as_bool(value: Any, name: str) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{show(name, value)}; True or False is needed.")
     return bool(value)
@@ -215,7 +217,7 @@ def _as_sizes(values: Any, name: str) -> tuple[int, ...]:
 _CONVERT: dict[str, Callable[[Any, str], Any]] = {
     "int": _as_integer,
     "float": _as_number,
-    "bool": as_bool,
+    "bool": _as_bool,
     "str": _as_text,
     "Sequence[int]": _as_sizes,
 }

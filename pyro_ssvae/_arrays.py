@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_CLASSES
+from pyro_ssvae._warnings import warn
 
 NUMERIC = re.compile("u?int|float|bool|double", re.I)  # dtypes of pandas
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
@@ -171,18 +172,17 @@ def holds_missing(*parts: Tensor) -> bool:
     return not all(bool(x.sum().isfinite()) or bool((~x.isnan()).all()) for x in real)
 
 
-def check_columns(x: NDArray[Any], name: str, columns: Sequence[Any]) -> None:
-    """Raise ``ValueError`` for columns of a table with rows that hold no value but NaN."""
+def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], *, offsets: bool = True) -> None:
+    """Raise ``ValueError`` for columns that hold no value but NaN, and warn of those with a value far from others.
+
+    Unless ``offsets`` are taken care of, warn of columns with these, too.
+    """
     if x.dtype.kind == "f" and len(x) and (empty := np.flatnonzero(np.isnan(x).all(0)).tolist()):
         shown = ", ".join(str(columns[column]) for column in empty[:10])
         raise ValueError(f"No row of {name} has a value in column {shown}; leave such columns out.")
-
-
-def check_table(x: NDArray[Any], name: str, columns: Sequence[Any], stacklevel: int) -> None:
-    """Raise ``ValueError`` for columns without a value, and warn of those with offsets or values far from others."""
-    check_columns(x, name, columns)
-    warn_about_far_values(x, columns, stacklevel=stacklevel)
-    warn_about_offsets(x, columns, stacklevel=stacklevel)
+    _warn_about_far_values(x, columns)
+    if offsets:
+        _warn_about_offsets(x, columns)
 
 
 def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -199,20 +199,18 @@ def find_offsets(x: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return offsets
 
 
-def warn_about_offsets(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int) -> None:
+def _warn_about_offsets(x: NDArray[Any], names: Sequence[Any]) -> None:
     """Warn of columns of a table whose values differ too little for single precision; of its first rows."""
     offsets = find_offsets(np.asarray(x[:_MOST_CHECKED], np.float64)) if len(x) else None
     if offsets is not None:
         large = [f"{name} ({offset:g})" for name, offset in zip(names, offsets, strict=True) if offset]
-        warnings.warn(
+        warn(
             f"The mean of column {', '.join(large[:5])} is more than 10,000 times the standard deviation, and training "
-            "in single precision loses such differences: subtract the mean first.",
-            UserWarning,
-            stacklevel=stacklevel,
+            "in single precision loses such differences: subtract the mean first."
         )
 
 
-def warn_about_far_values(x: NDArray[Any], names: Sequence[Any], *, stacklevel: int = 3) -> None:
+def _warn_about_far_values(x: NDArray[Any], names: Sequence[Any]) -> None:
     """Warn of columns of a table with a value far from all others, a code for missing ones, say; of its first rows."""
     x, found = np.asarray(x[:_MOST_CHECKED], np.float64), []
     if not len(x):
@@ -233,11 +231,9 @@ def warn_about_far_values(x: NDArray[Any], names: Sequence[Any], *, stacklevel: 
                     )
     if found:
         more = f" ({len(found) - 1} more columns have such a value)" if len(found) > 1 else ""
-        warnings.warn(
+        warn(
             f"{found[0]}{more}. If it stands for a missing value, leave the cells empty (NaN); if it is an error, "
-            "leave out the rows: the scale of a column is that of its largest values.",
-            UserWarning,
-            stacklevel=stacklevel,
+            "leave out the rows: the scale of a column is that of its largest values."
         )
 
 
@@ -268,11 +264,9 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     if after > before and height != last:
         return converted
     if after >= before and last not in (1, first) and (after or first == height):
-        warnings.warn(
+        warn(
             f"{name} has examples of shape {x.shape[1:]}, taken as {first} channels of {height} x {last} pixels. If "
-            f"the last axis holds the channels, pass numpy.moveaxis({name}, -1, 1).",
-            UserWarning,
-            stacklevel=4,
+            f"the last axis holds the channels, pass numpy.moveaxis({name}, -1, 1)."
         )
     return x
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import cache, reduce
 from itertools import count
 from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.process import BaseProcess
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 
@@ -313,24 +314,9 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // number))
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
-    workers, pipes = [], []
+    workers: list[BaseProcess] = []
     try:
-        for other in range(1, number):
-            here, there = context.Pipe()
-            options = (other, number, store.port, torch.get_num_threads(), there)
-            worker = context.Process(target=_work, args=options, daemon=True)
-            worker.start()
-            workers.append(worker)
-            there.close()
-            pipes.append(here)
-        for pipe in pipes:
-            try:
-                pipe.send_bytes(content)  # an argument of a process that ends at once would be waited for endlessly
-                pipe.recv()
-            except (EOFError, OSError):
-                why = "a process could not be started; a script needs its calls under if __name__ == '__main__'"
-                raise TrainingFailedError(0, why, None) from None
+        _start(workers, number, content, store.port)
         yield Ranks(0, number, store)
         for worker in workers:
             worker.join()
@@ -339,6 +325,27 @@ def processes(number: int | None, train: Callable[..., Any], *arguments: Any) ->
         for worker in workers:
             worker.join(5.0)
             worker.kill()
+
+
+def _start(workers: list[BaseProcess], number: int, content: bytes, port: int) -> None:
+    """Add the other ``number - 1`` processes to ``workers``, and wait until each has received its work."""
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for other in range(1, number):
+        here, there = context.Pipe()
+        options = (other, number, port, torch.get_num_threads(), there)
+        worker = context.Process(target=_work, args=options, daemon=True)
+        worker.start()
+        workers.append(worker)
+        there.close()
+        pipes.append(here)
+    for pipe in pipes:
+        try:
+            pipe.send_bytes(content)  # an argument of a process that ends at once would be waited for endlessly
+            pipe.recv()
+        except (EOFError, OSError):
+            why = "a process could not be started; a script needs its calls under if __name__ == '__main__'"
+            raise TrainingFailedError(0, why, None) from None
 
 
 def _work(rank: int, size: int, port: int, threads: int, pipe: Any) -> None:

@@ -7,7 +7,6 @@ import math
 import platform
 import sys
 import time
-import warnings
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._ranks import launched
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import space
 from pyro_ssvae.evaluation import log_likelihood
@@ -155,11 +155,10 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         worse = apart > 2.0 * _upper_end(error, data.num_labelled)
     if worse:
         where = "validation examples" if enough else "the labels, by cross-validation"
-        warnings.warn(
+        warn(
             f"The fit is worse than the same classifier on the {data.num_labelled} labels alone, which errs on "
             f"{error:.1%} of {where}. Lower bound_weight (--bound-weight 0.1; with 0 the classifier is left), or "
-            "change the regularisers.",
-            stacklevel=4,
+            "change the regularisers."
         )
     return {
         "test/error_labels_alone": classification_error(alone, data.x_test, data.y_test, scale=data.scale),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from pyro_ssvae import PyroSSVAEError, errors
+from pyro_ssvae import PyroSSVAEError, SemiSupervisedData, errors
+from pyro_ssvae.estimators import M1Transformer
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,21 @@ def test_errors_of_training_hold_step_and_checkpoint() -> None:
     assert "from step 3 on. The last good checkpoint is last.pt. Try" in str(error)
     failed = str(errors.TrainingFailedError(7, "energies diverge", None))
     assert failed == "Training stopped at step 7: energies diverge. No checkpoint was written before."
+
+
+FAR = np.append(np.arange(11.0), 9999.0)[:, None]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: SemiSupervisedData.from_arrays(FAR),
+        lambda: SemiSupervisedData.from_table(pd.DataFrame(FAR)),
+        lambda: M1Transformer(max_steps=1).fit(FAR),
+        lambda: SemiSupervisedData.from_arrays(np.arange(4.0)[:, None], [0, 1, 3, -1]),
+    ],
+)
+def test_warnings_name_the_line_of_the_caller(call) -> None:
+    with pytest.warns(UserWarning, match="has the value 9999|are numbered from 0") as caught:
+        call()
+    assert {warning.filename for warning in caught} == {__file__}

@@ -23,7 +23,7 @@ from pyro_ssvae.data.images import is_image, read_folder, read_single
 from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.readers import is_on_disk, list_shards, read_npz
-from pyro_ssvae.data.rows import is_label_file, read_label_file, read_labels
+from pyro_ssvae.data.rows import is_label_file, read_label_column, read_label_file
 from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import as_input
@@ -47,7 +47,7 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
             return rows, "row", range(len(rows)), words
         return rows, "row", range(len(rows)), _as_words(select_columns(rows, [label])[label])
     if is_on_disk(path):
-        words = words if label is None else _as_words(read_labels(path, label))
+        words = words if label is None else _as_words(read_label_column(path, label))
         source, _ = as_input(model, path)
         return source, "row", range(len(source)), words
     if label is not None:

@@ -205,7 +205,7 @@ class SemiSupervisedData:
         if holds_missing(seen := sample_rows(examples)) and seen.isnan().all():
             raise ValueError("x holds no value but NaN, which stands for missing ones; check how it was read.")
         if not isinstance(x, ExampleSource) and examples.dim() == 2:
-            check_table(to_numpy(x, "x"), "x", names or range(examples.shape[1]), stacklevel=5)
+            check_table(to_numpy(x, "x"), "x", names or range(examples.shape[1]))
         x_validation, y_validation = as_held_out(x_validation, y_validation, "validation", examples, names)
         x_test, y_test = as_held_out(x_test, y_test, "test", examples, names)
         known = {"y": y, "y_validation": y_validation, "y_test": y_test}

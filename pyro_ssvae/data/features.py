@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._arguments import as_count
 from pyro_ssvae._arrays import as_images, to_numpy, value_range
 from pyro_ssvae._io import atomic_open, one_line
 from pyro_ssvae.data.preparation import convert_images, rescale
@@ -72,13 +71,7 @@ class FeatureSource:
     def from_config(cls, config: Mapping[str, Any]) -> FeatureSource:
         """Build from a saved configuration; raise ``ValueError`` if it is damaged."""
         found = cls(**{**config, "image_shape": tuple(config["image_shape"])})
-        none = type(None)
-        kinds: dict[str, Any] = {
-            "network": (str, none),
-            "resolution": (int, none),
-            "scale": (int, float),
-            "weights": str,
-        }
+        kinds = {"network": str | None, "resolution": int | None, "scale": int | float, "weights": str}
         sizes = len(found.image_shape) == 3 and all(type(size) is int and size > 0 for size in found.image_shape)
         if not sizes or not all(isinstance(getattr(found, name), kind) for name, kind in kinds.items()):
             raise ValueError("the source of features")
@@ -122,9 +115,7 @@ def make_source(
         raise TypeError(f"network must be a name or a module, not {type(network).__name__}.")
     name, own = (network, None) if isinstance(network, str) else (None, network)
     found = _load(network) if isinstance(network, str) else _Network(network)
-    if resolution is not None:
-        resolution = as_count(resolution, "resolution", least=8)
-    elif found.side is not None:
+    if resolution is None and found.side is not None:
         resolution = min(found.side, _ENLARGEMENT * max(image_shape[1:])) if found.any_side else found.side
     return FeatureSource(name, resolution, image_shape, scale, found.get_hash(), own), found
 

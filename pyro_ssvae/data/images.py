@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pyro_ssvae._arguments import as_count, check_choice
+from pyro_ssvae._arguments import check_choice
 from pyro_ssvae._io import check_memory, check_path, suggest_conversion
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.labels import UNLABELLED
 from pyro_ssvae.data.readers import IMAGES
 from pyro_ssvae.data.storage import ItemSource
@@ -48,17 +49,30 @@ class _Images(NamedTuple):
 
 
 def read_folder(
-    path: str | os.PathLike[str], image_size: int, *, classes_in_names: bool = False, on_error: str = "raise"
+    path: str | os.PathLike[str],
+    image_size: int,
+    *,
+    classes_in_names: bool = False,
+    on_error: str = "raise",
+    on_disk: bool = False,
 ) -> _Images:
-    """Read every image below a folder, in the order of their paths.
+    """Read every image below a folder, in the order of their paths, or open them, to be read when they are needed.
 
     Images are resized to fill a square of ``image_size`` pixels a side and cropped at the centre. Transparent ones are
     drawn over white. If all are grey, there is one channel, otherwise three.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     folder, files = _list_images(path)
-    x, read = _read_files(folder, files, as_count(image_size, "image_size", least=1), on_error)
-    return _Images(x, *_sort_files(folder, read, classes_in_names, Path(path)))
+    x: Any
+    if on_disk:
+        x = _open_files(folder, files, 3 if _preview(folder, files) else 1, image_size)
+    else:
+        x, files = _read_files(folder, files, image_size, on_error)
+    parts, classes = np.array([_locate(file, classes_in_names) for file in files]).T
+    _check_classes(folder, classes)
+    _check_parts(folder, parts, classes)
+    names = [str((folder / file).relative_to(path)) for file in files]
+    return _Images(x, classes, np.where(parts == "", "train", parts), names)
 
 
 def read_single(file: Path, image_size: int) -> _Images:
@@ -93,37 +107,17 @@ def _read_files(
         message += "; ..." if len(problems) > 10 else "."
         if on_error == "raise" or not read:
             raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
-        warnings.warn(f"{message} They are left out.", UserWarning, stacklevel=6)
+        warn(f"{message} They are left out.")
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, read)
     x = x[: len(read)] if _is_coloured(x[: len(read)]) else x[: len(read), ..., :1]
     return np.moveaxis(x, -1, 1).copy(), read
 
 
-def _sort_files(
-    folder: Path, files: list[Path], classes_in_names: bool, path: Path
-) -> tuple[NDArray[np.str_], NDArray[np.str_], list[str]]:
-    """Return classes, parts and names of images, of files below ``folder``, a folder below ``path``."""
-    parts, classes = np.array([_locate(file, classes_in_names) for file in files]).T
-    _check_classes(folder, classes)
-    _check_parts(folder, parts, classes)
-    names = [str((folder / file).relative_to(path)) for file in files]
-    return classes, np.where(parts == "", "train", parts), names
-
-
-def list_folder(path: Path, image_size: int, classes_in_names: bool) -> _Images:
-    """Return the images below a folder as :func:`read_folder` does, to be read later."""
-    folder, files = _list_images(path)
-    are_coloured = _check_some(folder, files)
-    size = as_count(image_size, "image_size", least=1)
-    x = open_images(path, (3 if are_coloured else 1, size, size))
-    return _Images(x, *_sort_files(folder, files, classes_in_names, path))
-
-
-def _check_some(folder: Path, files: list[Path]) -> bool:
+def _preview(folder: Path, files: list[Path]) -> bool:
     """Return whether some of many images are in colour, and warn as :func:`_read_files` does."""
     chosen = files[:: 1 + len(files) // _SEEN_FOR_COLOUR]
-    seen, brightest = zip(*(_read_image(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)
+    seen, brightest = zip(*(_read_or_refuse(folder / file, _PREVIEW_SIZE) for file in chosen), strict=True)
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, chosen)
     return any(map(_is_coloured, seen))
@@ -131,25 +125,24 @@ def _check_some(folder: Path, files: list[Path]) -> bool:
 
 def open_images(path: str | os.PathLike[str], event_shape: Sequence[int]) -> ItemSource:
     """Return the source of the images below a folder, brought to a shape ``(C, S, S)`` when they are read."""
-    folder, files = _list_images(path)
     channels, *sides = event_shape if len(event_shape) == 3 else (0, 0, 0)
     if channels not in (1, 3) or sides[0] != sides[1]:
         raise ValueError(f"{path} is a folder of images, and examples have shape {tuple(event_shape)}.")
+    return _open_files(*_list_images(path), channels, sides[0])
 
+
+def _open_files(folder: Path, files: list[Path], channels: int, size: int) -> ItemSource:
     def load(number: int) -> NDArray[np.uint8]:
-        try:
-            x, _ = _read_image(folder / files[number], sides[0])
-        except ValueError as error:
-            raise ValueError(f"{folder / files[number]} cannot be read: {error}. Repair or remove it.") from error
+        x, _ = _read_or_refuse(folder / files[number], size)
         return np.moveaxis(x, -1, 0) if channels == 3 else np.asarray(Image.fromarray(x).convert("L"))[None]
 
-    return ItemSource(len(files), load, event_shape, workers=min(8, os.cpu_count() or 1))
+    return ItemSource(len(files), load, (channels, size, size), workers=min(8, os.cpu_count() or 1))
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
     """Return whether an image below a folder is in colour; ``ValueError`` if one before it cannot be read."""
     folder, files = _list_images(path)
-    return any(_is_coloured(_read_image(folder / file, _PREVIEW_SIZE)[0]) for file in files)
+    return any(_is_coloured(_read_or_refuse(folder / file, _PREVIEW_SIZE)[0]) for file in files)
 
 
 def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:
@@ -200,11 +193,9 @@ def warn_about_single_folder(path: Path, files: Sequence[str]) -> None:
     """Warn if images without classes, ``files`` below a folder, lie in a single folder that may be that of a class."""
     name = os.path.basename(os.path.commonpath([os.path.dirname(file) for file in files]))
     if name and name.lower() not in _PARTS and not _means_unlabelled(name):
-        warnings.warn(
+        warn(
             f"{path} holds only one folder of images, {name}, which is not taken as a class: its images are "
-            "unlabelled. To train with classes, put the images of each into a folder of its own.",
-            UserWarning,
-            stacklevel=5,
+            "unlabelled. To train with classes, put the images of each into a folder of its own."
         )
 
 
@@ -233,12 +224,10 @@ def _warn_about_depth(folder: Path, brightest: Sequence[int | None]) -> None:
     largest = max(deep, default=65_535)
     depth = next((bits for bits in _DEPTHS if largest < 2**bits), None)
     if depth is not None:
-        warnings.warn(
+        warn(
             f"The images of 16 bits in {folder} ({len(deep)}) hold no value above {largest:,} of 65,535, so that at "
             f"most {largest // 256 + 1} of 256 grey levels are left of them. If their depth is {depth} bits, multiply "
-            f"the values in the files by {2 ** (16 - depth)}.",
-            UserWarning,
-            stacklevel=7,
+            f"the values in the files by {2 ** (16 - depth)}."
         )
 
 
@@ -250,13 +239,19 @@ def _warn_about_pages(folder: Path, files: Sequence[Path]) -> None:
             with suppress(Exception), Image.open(folder / file, formats=_FORMATS) as image:  # damage is found elsewhere
                 pages = getattr(image, "n_frames", 1)
         if pages > 1:
-            warnings.warn(
+            warn(
                 f"{folder / file} has {pages} pages or frames, of which only the first is read, as of all such images. "
-                "Save each page as a file of its own to use all of them.",
-                UserWarning,
-                stacklevel=7,
+                "Save each page as a file of its own to use all of them."
             )
             return
+
+
+def _read_or_refuse(file: Path, size: int) -> tuple[NDArray[np.uint8], int | None]:
+    """Return what :func:`_read_image` does; its error names the file."""
+    try:
+        return _read_image(file, size)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}. Repair or remove it.") from error
 
 
 def _read_image(file: Path, size: int) -> tuple[NDArray[np.uint8], int | None]:

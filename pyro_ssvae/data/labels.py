@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -18,6 +17,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import as_count, as_path, as_seed
 from pyro_ssvae._arrays import as_array, as_labels, as_text, to_numpy
 from pyro_ssvae._io import atomic_open
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.readers import read_npz
 
 UNLABELLED = ("", "-1", "-1.0", "nan", "<NA>", "NaT")
@@ -77,7 +77,7 @@ def encode_labels(
     return Labels(y, num_classes, names)
 
 
-def warn_about_labels(y: Tensor, class_names: Names, given: Tensor, stacklevel: int = 4) -> None:
+def warn_about_labels(y: Tensor, class_names: Names, given: Tensor) -> None:
     """Warn if no training example, or none of a class, has a label, or if labels look mistyped.
 
     ``y``, ``(N,)``, are the labels that training sees, and ``given`` those before some were hidden or held out.
@@ -96,7 +96,7 @@ def warn_about_labels(y: Tensor, class_names: Names, given: Tensor, stacklevel: 
             "names. Label an example of each, or use balanced=True."
         )
     for message in messages:
-        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+        warn(message)
 
 
 def _find_mistyped(y: Tensor, class_names: Names) -> list[str]:
@@ -215,11 +215,9 @@ def _number_classes(y: dict[str, Tensor]) -> tuple[dict[str, Tensor], Names]:
         )
     if found == list(range(len(found))):
         return y, names
-    warnings.warn(
+    warn(
         f"The classes {_join(names)} are numbered from 0 in this order, and data.class_names has their names. Pass "
-        f"num_classes={found[-1] + 1} to keep the numbers.",
-        UserWarning,
-        stacklevel=4,
+        f"num_classes={found[-1] + 1} to keep the numbers."
     )
     numbers = torch.tensor(found)
     return {name: torch.where(x < 0, x, torch.searchsorted(numbers, x)) for name, x in y.items()}, names
@@ -330,9 +328,7 @@ def _as_num_labels(num_labels: int | Literal["all"], available: int) -> int:
         return available
     wanted = as_count(num_labels, "num_labels")
     if wanted > available:
-        warnings.warn(
-            f"num_labels={wanted}: only {available} examples have a label, and all of them keep it.", stacklevel=6
-        )
+        warn(f"num_labels={wanted}: only {available} examples have a label, and all of them keep it.")
     return min(wanted, available)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pyro_ssvae._arguments import as_count, as_path
+from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae._io import one_line, suggest_conversion, suggest_names
 from pyro_ssvae.data.readers import read_idx, read_npz
@@ -82,10 +82,12 @@ def load_named(
     indices = np.arange(len(arrays["x_train"]))
     num_validation = files.num_validation if num_validation is None else num_validation
     return Source(
-        *(arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"]),
-        ids=indices,
+        arrays["x_train"],
+        arrays["y_train"],
         validation=select_last(indices, num_validation, len(indices)),
         name=name,
+        x_test=arrays["x_test"],
+        y_test=arrays["y_test"],
         num_classes=10,
         class_names=files.class_names,
         scale=255.0,
@@ -206,9 +208,9 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
 
     digits = load_digits()
     x, y = digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64)
-    parts = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
-    rest, test = map(np.sort, parts)
-    number = _DIGITS_VALIDATION if num_validation is None else as_count(num_validation, "num_validation")
+    rest, test = train_test_split(np.arange(len(y)), test_size=_DIGITS_TEST, stratify=y, random_state=seed)
+    rest = np.sort(rest)
+    number = _DIGITS_VALIDATION if num_validation is None else num_validation
     if number > (largest := len(rest) - len(_DIGITS)):
         raise ValueError(
             f"num_validation={number} examples cannot be held out of {len(rest)} training examples of digits; at most "
@@ -217,12 +219,13 @@ def _load_digits(num_validation: int | None, seed: int) -> Source:
     validation = np.arange(0)
     if number:
         strata = y[rest] if number >= len(_DIGITS) else None  # stratifying needs an example of every class
-        _, validation = train_test_split(np.arange(len(rest)), test_size=number, stratify=strata, random_state=seed)
+        _, validation = train_test_split(rest, test_size=number, stratify=strata, random_state=seed)
     return Source(
-        *(x[rest], y[rest], x[test], y[test]),
-        ids=rest,
+        x,
+        y,
         validation=np.sort(validation),
         name="digits",
+        test=np.sort(test),
         num_classes=10,
         class_names=_DIGITS,
         scale=16.0,

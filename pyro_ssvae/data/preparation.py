@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import as_count, as_device, as_seed, check_choice
 from pyro_ssvae._io import check_memory
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.order import HeldRows, ReadAhead, ShuffledIndices, derive_seed, make_order
 from pyro_ssvae.data.storage import ExampleSource, sample_rows
 
@@ -315,11 +315,9 @@ class BatchStream:
             return
         self.noise.manual_seed(derive_seed(self.seed, 3, self._step))
         if self.binarisation == "dynamic":
-            warnings.warn(
+            warn(
                 f"The state comes from {state['noise_device']}, this stream is on {self.device.type}: the same "
-                "examples follow, but their dynamic binarisation differs.",
-                UserWarning,
-                stacklevel=2,
+                "examples follow, but their dynamic binarisation differs."
             )
 
 

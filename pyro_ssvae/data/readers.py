@@ -194,8 +194,10 @@ def is_on_disk(path: Path) -> bool:
             return False
         with zipfile.ZipFile(path) as file:
             return "format.npy" in file.namelist()
-    if path.suffix in (*SHARDS, ".h5ad") or not path.is_dir():
-        return path.suffix in (*SHARDS, ".h5ad")
+    if path.suffix in (*SHARDS, ".h5ad"):
+        return True
+    if not path.is_dir():
+        return False
     shard = min(_find_shards(path), default=None)
     if shard is None:
         return False

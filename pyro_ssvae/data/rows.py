@@ -46,11 +46,8 @@ def load_table(
     """Read a table or a file of arrays, and draw test and validation rows; see ``SemiSupervisedData.from_table``."""
     if test is not None and num_test:
         raise ValueError(f"num_test={num_test}: the test rows are those of test; leave num_test out.")
-    is_path = isinstance(source, (str, os.PathLike))
-    name, where = Path(source).name.split(".")[0] if is_path else "table", f"column {label}"
     rows = _read_rows(source, label)
-    if label is not None and is_label_file(label):
-        rows, where = rows._replace(labels=read_label_file(label)), str(label)
+    where = label if label is not None and is_label_file(label) else f"column {label}"
     x: Any = rows.x
     x_test, test_labels = as_held_out(None, None, "test", x)
     if test is not None:
@@ -62,17 +59,17 @@ def load_table(
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
     y, y_test = (part.numpy() for part in known.y.values())
     by_default = _choose_held_out(rows, y)
-    num_validation, num_test = (by_default if given is None else given for given in (num_validation, num_test))
-    parts = {"train": np.arange(len(x)), "validation": np.arange(0), "test": np.arange(0)}
-    validation, drawn = draw_held_out(y, parts, num_validation, 0 if test is not None else num_test, seed)
-    rest = np.setdiff1d(parts["train"], drawn)
+    num_validation = by_default if num_validation is None else num_validation
+    num_test = 0 if test is not None else by_default if num_test is None else num_test
+    validation, drawn = draw_held_out(y, np.arange(len(x)), num_validation, num_test, seed)
     return Source(
-        x.without(drawn) if isinstance(x, ExampleSource) else x.numpy()[rest],
-        None if rows.labels is None else y[rest],
-        *(np.concatenate([np.asarray(x[drawn]), x_test.numpy()]), np.concatenate([y[drawn], y_test])),
-        ids=rest,
-        validation=np.flatnonzero(np.isin(rest, validation)),
-        name=name,
+        x,
+        None if rows.labels is None else y,
+        validation=validation,
+        name=Path(source).name.split(".")[0] if isinstance(source, (str, os.PathLike)) else "table",
+        test=drawn,
+        x_test=x_test,
+        y_test=y_test,
         num_classes=known.num_classes,
         class_names=known.class_names,
         feature_names=rows.names,
@@ -105,22 +102,26 @@ def read_label_file(path: str) -> Any:
 
 
 def _read_rows(source: Any, label: str | None) -> _Rows:
-    """Return the rows of a source; labels in a file are not read."""
-    column = None if label is None or is_label_file(label) else label
+    """Return the rows of a source, in memory if they take at most 1 GiB, and the labels in a column or a file."""
+    if label is not None and is_label_file(label):
+        return _read_rows(source, None)._replace(labels=read_label_file(label))
     path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
     if path is None or not is_on_disk(path):
-        return _encode_table(read_table(source, column), column)
+        return _encode_table(read_table(source, label), label)
     check_path(path, "a table, or a file or folder of rows", Path.exists)
     shards = list_shards(path)
     if shards[0].suffix == ".parquet":
-        return _read_parquet(shards, column)
-    if path.suffix == ".h5ad":
-        return _read_annotated(path, column)
-    labels = None if column is None else read_labels(path, column)
-    return _Rows(_hold_small(open_source(path)), labels)
+        return _read_parquet(shards, label)
+    labels = None if label is None else read_label_column(path, label)
+    names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
+    x: Any = open_source(path)
+    if 4 * x.numel() <= MAX_DENSE:
+        x.holds_missing = True  # of all rows, and not of a sample alone
+        x = x[:]
+    return _Rows(x, labels, names)
 
 
-def read_labels(path: Path, label: str) -> Any:
+def read_label_column(path: Path, label: str) -> Any:
     """Return a column of Parquet files, or of ``obs`` of an AnnData, in a file or folder of rows."""
     files = list_shards(path)
     if files[0].suffix == ".parquet":
@@ -134,7 +135,7 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     table, labels = _split_labels(table, label)
     names, categories = tuple(table.columns), find_words(table)
     numbers = encode_rows(table, names, categories)
-    check_table(numbers, "the table", names, stacklevel=8)
+    check_table(numbers, "the table", names)
     return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
 
 
@@ -153,14 +154,6 @@ def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[A
             "clusters: from_table(..., label=None, num_classes=K)."
         )
     return table, labels
-
-
-def _hold_small(source: Any) -> Any:
-    """Return the rows of a source in memory if they take at most 1 GiB."""
-    if 4 * source.numel() > MAX_DENSE:
-        return source
-    source.holds_missing = True  # of all rows, and not of a sample alone
-    return source[:]
 
 
 def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
@@ -199,8 +192,3 @@ def _open_annotated(path: Path) -> Any:
         import anndata
 
         return anndata.read_h5ad(path, backed="r")
-
-
-def _read_annotated(path: Path, label: str | None) -> _Rows:
-    cells, labels = _open_annotated(path), None if label is None else read_labels(path, label)
-    return _Rows(_hold_small(open_source(cells)), labels, tuple(map(str, cells.var_names)))

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pyro_ssvae._arguments import as_count, as_path, as_scale
+from pyro_ssvae._arguments import as_path, as_scale
 from pyro_ssvae._arrays import as_examples
-from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_folder
+from pyro_ssvae.data.images import read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source
@@ -23,20 +22,20 @@ from pyro_ssvae.data.tables import select_columns
 
 
 class Source(NamedTuple):
-    """The examples of a training file, which of them are for validation, and test examples.
+    """The examples of a training file, which of them are held out, and those of a test file.
 
-    ``x`` has shape ``(N, *event_shape)``, uint8 or float32, or is an ``ExampleSource``. Its labels ``y``, ``(N,)``,
-    int64, are -1 where unknown; ``y`` is ``None`` where no labels were given. ``ids``, ``(N,)``, are the examples'
-    indices in the original file, and ``validation``, ``(V,)``, indices into ``x``.
+    ``x`` has shape ``(N, *event_shape)``, uint8 or float32: an array, a tensor or an ``ExampleSource``. Its labels
+    ``y``, ``(N,)``, int64, are -1 where unknown; ``y`` is ``None`` where no labels were given. ``validation``,
+    ``(V,)``, and ``test``, ``(T,)``, are indices into ``x``.
     """
 
     x: Any
     y: Indices | None
-    x_test: NDArray[Any]
-    y_test: Indices
-    ids: Indices
     validation: Indices
     name: str
+    test: Indices = np.arange(0)
+    x_test: Any = None
+    y_test: Any = None
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     scale: float | None = None
@@ -56,10 +55,12 @@ def load_npz(
     y_train = labels.y["y_train"].numpy() if "y_train" in arrays else None
     usable = np.arange(len(x)) if y_train is None else np.flatnonzero(y_train >= 0)
     return Source(
-        *(x.numpy(), y_train, x_test.numpy(), labels.y["y_test"].numpy()),
-        ids=np.arange(len(x)),
+        x,
+        y_train,
         validation=select_last(usable, 0 if num_validation is None else num_validation, len(x)),
         name=file.stem,
+        x_test=x_test,
+        y_test=labels.y["y_test"],
         num_classes=labels.num_classes,
         class_names=labels.class_names,
         scale=scale,
@@ -81,10 +82,7 @@ def load_folder(
     folder = as_path(path, "path")
     if on_disk and on_error != "raise":
         raise ValueError(f"on_error={on_error!r} reads every image first; on_disk=True is with on_error='raise' only.")
-    if on_disk:
-        images = list_folder(folder, image_size, classes_in_names)
-    else:
-        images = read_folder(folder, image_size, classes_in_names=classes_in_names, on_error=on_error)
+    images = read_folder(folder, image_size, classes_in_names=classes_in_names, on_error=on_error, on_disk=on_disk)
     parts = {part: np.flatnonzero(images.parts == part) for part in ("train", "validation", "test")}
     words = {f"{folder.name}/{part}": images.classes[index] for part, index in parts.items()}
     labels = encode_labels(words, [len(index) for index in parts.values()])
@@ -93,39 +91,43 @@ def load_folder(
     y = np.empty(len(images.x), dtype=np.int64)
     for index, known in zip(parts.values(), labels.y.values(), strict=True):
         y[index] = known.numpy()
-    validation, test = draw_held_out(y, parts, num_validation, num_test, seed)
-    rest = np.setdiff1d(np.arange(len(y)), test)
+    numbers = {"test": num_test, "validation": num_validation}
+    for part, number in numbers.items():
+        if len(parts[part]) and number:
+            raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
+        numbers[part] = 0 if len(parts[part]) else number
+    validation, test = draw_held_out(y, parts["train"], numbers["validation"], numbers["test"], seed)
     return Source(
-        images.x.without(test) if on_disk else images.x[rest],
-        *(None if labels.num_classes is None else y[rest], np.asarray(images.x[test]), y[test]),
-        ids=rest,
-        validation=np.flatnonzero(np.isin(rest, validation)),
+        images.x,
+        None if labels.num_classes is None else y,
+        validation=np.union1d(parts["validation"], validation),
         name=folder.name,
+        test=np.union1d(parts["test"], test),
         num_classes=labels.num_classes,
         class_names=labels.class_names,
     )
 
 
 def draw_held_out(
-    y: Indices, parts: dict[str, Indices], num_validation: int | None, num_test: int | None, seed: int
+    y: Indices, train: Indices, num_validation: int | None, num_test: int | None, seed: int
 ) -> tuple[Indices, Indices]:
-    """Return the indices of validation and test examples: those in folders of these names, else drawn.
+    """Draw validation and test examples, by default a tenth each, and return their indices, ascending.
 
     They are drawn among the training examples with a label, if there are any, and then stratified by class; one of each
     class stays for training where the numbers allow it.
     """
-    train = parts["train"]
     pool = train[y[train] >= 0] if (y[train] >= 0).any() else train
-    numbers = {"test": num_test, "validation": num_validation}
-    sizes = [_count_drawn(part, number, len(pool), len(parts[part])) for part, number in numbers.items()]
-    if sum(sizes) >= len(pool):
+    tenth = max(1, len(pool) // 10)
+    num_validation = tenth if num_validation is None else num_validation
+    num_test = tenth if num_test is None else num_test
+    held_out = num_validation + num_test
+    if held_out >= len(pool):
         raise ValueError(
-            f"num_validation + num_test = {sum(sizes)} of {len(pool)} examples leave none to train on; add some, or "
-            "pass num_validation=0 and num_test=0."
+            f"num_validation + num_test = {held_out} of {len(pool)} examples leave none to train on; add some, or pass "
+            "num_validation=0 and num_test=0."
         )
     order = _stratify(np.random.default_rng(seed).permutation(pool), y)
-    drawn = {"test": np.sort(order[: sizes[0]]), "validation": order[sizes[0] : sum(sizes)]}
-    return np.append(parts["validation"], drawn["validation"]), np.append(parts["test"], drawn["test"])
+    return np.sort(order[num_test:held_out]), np.sort(order[:num_test])
 
 
 def _stratify(order: Indices, y: Indices) -> Indices:
@@ -140,42 +142,42 @@ def _stratify(order: Indices, y: Indices) -> Indices:
     return order[np.argsort((rank + 0.5) / size + (rank == size - 1), kind="stable")]
 
 
-def _count_drawn(part: str, given: int | None, available: int, num_in_folder: int) -> int:
-    """Return how many examples are drawn for a part: none if it has a folder, else a tenth by default."""
-    number = 0 if given is None else as_count(given, f"num_{part}")
-    if num_in_folder and number:
-        raise ValueError(f"num_{part}={number}: there is a folder of {part} images already; leave num_{part} out.")
-    return max(1, available // 10) if given is None and not num_in_folder else number
-
-
 def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> dict[str, Any]:
-    """Hold validation examples out, draw the labels that are kept, and return what ``SemiSupervisedData`` holds."""
-    validation = source.validation
-    train = np.setdiff1d(np.arange(len(source.x)), validation)
-    known, split = np.full(len(source.x), -1) if source.y is None else source.y, None
-    y, y_validation = (torch.tensor(known[index]) for index in (train, validation))
+    """Hold examples out, draw the labels that are kept, and return what ``SemiSupervisedData`` holds."""
+    validation, test, x = source.validation, source.test, source.x
+    held_out = np.union1d(validation, test)
+    train = np.setdiff1d(np.arange(len(x)), held_out)
+    known = np.full(len(x), -1) if source.y is None else source.y
+    y, split = np.full(len(train), -1), None
     if source.y is not None:
         labelled = draw_label_split(known[train], num_labels, source.num_classes or 1, seed, balanced)
-        y = torch.full_like(y, -1).index_copy(0, torch.tensor(labelled), y[labelled])
-        split = LabelSplit(source.ids[train[labelled]], source.ids[validation], seed, balanced)
+        y[labelled] = known[train[labelled]]
+        split = LabelSplit(train[labelled], validation, seed, balanced)
         if source.num_classes is not None:
-            warn_about_labels(y, source.class_names, torch.tensor(known), stacklevel=5)
-    x_validation = torch.as_tensor(source.x[validation])
-    x: Any = source.x
-    x = x.without(validation) if isinstance(x, ExampleSource) else torch.from_numpy(x[train])
+            warn_about_labels(torch.tensor(y), source.class_names, torch.tensor(np.delete(known, test)))
+    x_train: Any = x.without(held_out) if isinstance(x, ExampleSource) else torch.as_tensor(x[train])
+    x_test, y_test = np.asarray(x[test]), known[test]
+    if source.x_test is not None:
+        x_test, y_test = np.concatenate([x_test, source.x_test]), np.concatenate([y_test, source.y_test])
     return {
-        **{"x": x, "y": y, "x_validation": x_validation, "y_validation": y_validation},
-        **{"x_test": torch.tensor(source.x_test), "y_test": torch.tensor(source.y_test)},
-        **{"num_classes": source.num_classes, "name": source.name, "class_names": source.class_names},
-        **{"scale": as_scale(source.scale, x), "split": split, "seed": seed},
-        **{"feature_names": source.feature_names, "categories": dict(source.categories)},
+        "x": x_train,
+        "y": torch.tensor(y),
+        "x_validation": torch.as_tensor(x[validation]),
+        "y_validation": torch.tensor(known[validation]),
+        "x_test": torch.from_numpy(x_test),
+        "y_test": torch.from_numpy(y_test),
+        "scale": as_scale(source.scale, x_train),
+        "split": split,
+        "seed": seed,
+        "categories": dict(source.categories),
+        **{field: getattr(source, field) for field in ("name", "num_classes", "class_names", "feature_names")},
     }
 
 
 def select_last(indices: Indices, num_validation: int, num_examples: int) -> Indices:
     """Return the last ``num_validation`` of ``indices``, the labelled ones of ``num_examples`` training examples."""
     largest = min(len(indices), num_examples - 1)
-    if as_count(num_validation, "num_validation") > largest:
+    if num_validation > largest:
         raise ValueError(
             f"num_validation={num_validation} examples cannot be held out of {num_examples} training examples, "
             f"{len(indices)} of them with labels; at most {largest}."

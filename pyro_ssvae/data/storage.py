@@ -26,6 +26,7 @@ from pyro_ssvae._io import check_path, suggest_conversion
 from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_row_groups, reading
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
+_LOCK = threading.RLock()  # held while a source reads that only one thread may read; HDF5 has such a lock, too
 _SAMPLED_ROWS, _SAMPLED_VALUES, _SAMPLED_BYTES = 4096, 2**24, 2**30
 
 
@@ -61,7 +62,6 @@ class ExampleSource(ABC):
         self.shape = torch.Size(as_images(stored, "x", event_shape).shape)
         self.is_integer = stored.dtype.kind in "iu"
         self.dtype = torch.uint8 if stored.dtype == np.uint8 else torch.float32
-        self._lock = _make_lock(self.workers)
 
     @abstractmethod
     def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
@@ -86,7 +86,8 @@ class ExampleSource(ABC):
         ascending = bool((np.diff(indices) > 0).all())
         rows, inverse = (indices, None) if ascending else np.unique(indices, return_inverse=True)
         out = np.empty((len(rows), *self._stored_shape), np.uint8 if self.dtype == torch.uint8 else real)
-        with self._lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+        lock: Any = _LOCK if self.workers == 1 else nullcontext()
+        with lock, np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
             self.load(rows, out)
         out = np.ascontiguousarray(as_images(out, "x", self.shape[1:]))
         return torch.from_numpy(out if inverse is None else out[inverse])
@@ -127,13 +128,6 @@ class ExampleSource(ABC):
     def __deepcopy__(self, _: Any) -> ExampleSource:
         return self  # which nothing changes
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = _make_lock(self.workers)
-
     def split(self, size: int) -> Iterator[Tensor]:
         """Yield all examples, ``size`` at a time."""
         return (self[start : start + size] for start in range(0, len(self), size))
@@ -163,10 +157,6 @@ class ExampleSource(ABC):
     def is_floating_point(self) -> bool:
         """Return whether :attr:`dtype` is that of real numbers."""
         return self.dtype.is_floating_point
-
-
-def _make_lock(workers: int) -> Any:
-    return threading.Lock() if workers == 1 else nullcontext()
 
 
 def sample_rows(x: Tensor | ExampleSource) -> Tensor:
@@ -291,7 +281,9 @@ class _FileRows:
 def _unmap(array: Any) -> Any:
     """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
     mapped = getattr(array, "_mmap", None)
-    if mapped is None or array.mode == "c" or not array.flags.c_contiguous or not hasattr(os, "pread"):
+    if mapped is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return array
+    if not hasattr(os, "pread"):
         return array
     start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
     return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
@@ -344,31 +336,32 @@ def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSou
 def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any]) -> ExampleSource:
     check_path(path, "a file or folder of examples", Path.exists)
     files = list_shards(path)
-    if not files and event_shape is None:
-        raise ValueError(
-            f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images."
-            f"{suggest_conversion(path)}"
-        )
-    if not files and event_shape is not None:
+    if not files:
+        if event_shape is None:
+            raise ValueError(
+                f"{path} holds no .npy, .parquet or .zarr; from_folder(..., on_disk=True) reads images."
+                f"{suggest_conversion(path)}"
+            )
         from pyro_ssvae.data.images import open_images  # which needs this module
 
         return open_images(path, event_shape)
     if path.suffix == ".npz" and not is_on_disk(path):
         raise ValueError(f"{path} holds no sparse matrix; SemiSupervisedData.from_npz reads .npz files with x_train.")
+    suffix = files[0].suffix
     with reading(path):
-        if files[0].suffix == ".npy":
+        if suffix == ".npy":
             return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
-        if files[0].suffix == ".npz":
+        if suffix == ".npz":
             from scipy import sparse
 
             return _SparseSource(sparse.load_npz(path), event_shape)
-        if files[0].suffix == ".parquet":
+        if suffix == ".parquet":
             return _ArraySource(open_row_groups(files, encode), event_shape)
-        if files[0].suffix == ".zarr":
+        if suffix == ".zarr":
             import zarr
 
             return _ArraySource([zarr.open(str(file), mode="r") for file in files], event_shape)
-        if files[0].suffix == ".h5ad":
+        if suffix == ".h5ad":
             import anndata
 
             return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)

@@ -175,22 +175,8 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             words = [value for value in known if _is_word(value)]
             if not words:
                 continue
-            if all(map(_WITH_COMMAS.fullmatch, words)):
-                raise ValueError(
-                    f"Column {column.name} holds numbers with commas, such as {words[0]!r}; write them with a decimal "
-                    "point, and without separators of thousands."
-                )
-            if all(map(_WITH_UNIT.fullmatch, words)):
-                raise ValueError(
-                    f"Column {column.name} holds numbers with signs, such as {words[0]!r}; write the numbers alone."
-                )
-            if 2 * len(words) <= len(known):
-                raise ValueError(
-                    f"Column {column.name} holds numbers and {len(words)} other values, such as {words[0][:40]!r}; "
-                    "correct these, or leave the cells empty."
-                )
-            by_text = {str(value): value for value in known}
-            categories = [by_text[text] for text in sorted(by_text)]
+            _check_words(column.name, words, len(known))
+            categories = [value for _, value in sorted({str(value): value for value in known}.items())]
         else:
             occurring = set(known)
             all_of_them = strict and len(column.declared) <= _MAX_LEVELS
@@ -203,6 +189,22 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             )
         found[position] = np.fromiter(categories, dtype=object, count=len(categories))
     return found
+
+
+def _check_words(name: str, words: Sequence[str], num_known: int) -> None:
+    """Raise ``ValueError`` if the words in a column are numbers with signs, or errors among numbers."""
+    if all(map(_WITH_COMMAS.fullmatch, words)):
+        raise ValueError(
+            f"Column {name} holds numbers with commas, such as {words[0]!r}; write them with a decimal point, and "
+            "without separators of thousands."
+        )
+    if all(map(_WITH_UNIT.fullmatch, words)):
+        raise ValueError(f"Column {name} holds numbers with signs, such as {words[0]!r}; write the numbers alone.")
+    if 2 * len(words) <= num_known:
+        raise ValueError(
+            f"Column {name} holds numbers and {len(words)} other values, such as {words[0][:40]!r}; correct these, or "
+            "leave the cells empty."
+        )
 
 
 def _check_kinds(table: Any) -> None:

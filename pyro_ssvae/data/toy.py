@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arguments import checked
 from pyro_ssvae.data.dataset import SemiSupervisedData
 
 _COMPONENTS = 10
@@ -57,6 +57,7 @@ TOY_DATASETS: dict[str, Callable[[int, torch.Generator], tuple[Tensor, Tensor]]]
 """Functions that draw points, by the name of the distribution."""
 
 
+@checked
 def make_toy_data(
     name: str, *, num_train: int = 50_000, num_validation: int = 5000, num_test: int = 5000, seed: int = 0
 ) -> SemiSupervisedData:
@@ -73,12 +74,8 @@ def make_toy_data(
     """
     if name not in TOY_DATASETS:
         raise ValueError(f"There is no distribution of points named {name!r}; known: {', '.join(TOY_DATASETS)}.")
-    sizes = [
-        as_count(num_train, "num_train", least=1),
-        as_count(num_validation, "num_validation", least=0),
-        as_count(num_test, "num_test", least=0),
-    ]
-    x, y = TOY_DATASETS[name](sum(sizes), torch.Generator().manual_seed(as_seed(seed)))
+    sizes = [num_train, num_validation, num_test]
+    x, y = TOY_DATASETS[name](sum(sizes), torch.Generator().manual_seed(seed))
     (x, x_validation, x_test), (_, y_validation, y_test) = x.split(sizes), y.split(sizes)
     held_out = {"x_validation": x_validation, "y_validation": y_validation, "x_test": x_test, "y_test": y_test}
     return SemiSupervisedData.from_arrays(x, **held_out, num_classes=_COMPONENTS, name=name, seed=seed)

@@ -25,8 +25,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import as_array, as_images, check_columns, find_offsets, warn_about_far_values
+from pyro_ssvae._arrays import as_array, as_images, check_table, find_offsets
 from pyro_ssvae._io import check_path
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.labels import read_labels
 from pyro_ssvae.data.readers import list_shards, read_tables, reading
@@ -65,7 +66,7 @@ def encode_targets(
                 f"{found.tolist()[:5]}. Name all classes by classes=[...] instead."
             )
     else:
-        found = find_classes(classes)
+        found = sort_classes(classes)
         if missing := sorted(set(known.tolist()) - set(found.tolist()), key=str):
             raise ValueError(f"y holds labels that classes={found.tolist()} lacks: {missing[:5]}.")
     if len(found) < 2:
@@ -79,7 +80,7 @@ def encode_targets(
     return codes, found
 
 
-def find_classes(classes: ArrayLike) -> NDArray[Any]:
+def sort_classes(classes: ArrayLike) -> NDArray[Any]:
     """Return the classes named by a parameter, sorted, without what marks unlabelled examples."""
     return np.unique(select_known(classes, "classes")[0])
 
@@ -151,19 +152,36 @@ class DeepEstimator(Parameters, BaseEstimator):
             check_is_fitted(self, "model_")
         elif hasattr(self, "model_"):
             del self.model_  # which must not be used with classes or columns of a fit that fails
+        rows = self._as_numbers(self._encode(X, reset), reset, min_rows)
+        if reset:
+            self._offsets = self._fill = None
+        if rows.ndim > 2:
+            return rows
+        if reset:
+            self._learn_columns(rows)
+        rows = rows if self._offsets is None else rows - self._offsets
+        return rows if reset else self._fill_unexpected(rows)
+
+    def _encode(self, X: Any, reset: bool) -> Any:
+        """Return images with channels first, as samples are, and tables with codes for words."""
         X = _as_table(X)
-        if isinstance(X, np.ndarray):  # images with channels first, as samples are
+        if isinstance(X, np.ndarray):
             X = as_images(X, "X", None if reset else self.model_.event_shape)
         given: Any = getattr(X, "dtype", None)
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
-        if hasattr(X, "columns") and not reset and hasattr(self, "feature_names_in_"):
+        if not self._allow_missing:
+            return X
+        if reset:
+            self.categories_ = find_categories(X)
+        elif hasattr(X, "columns") and hasattr(self, "feature_names_in_"):
             validate_data(self, X, reset=False, skip_check_array=True)  # names, before words are looked up in columns
-        if self._allow_missing:
-            if reset:
-                self.categories_ = find_categories(X)
-            X = encode_categories(X, self.categories_)
-        dtype = np.uint8 if given == np.uint8 and len(getattr(X, "shape", ())) > 2 else np.float64
+        return encode_categories(X, self.categories_)
+
+    def _as_numbers(self, X: Any, reset: bool, min_rows: int) -> Array:
+        """Return what scikit-learn accepts as an array of numbers; its errors say what X should be."""
+        is_image = len(getattr(X, "shape", ())) > 2
+        dtype = np.uint8 if is_image and getattr(X, "dtype", None) == np.uint8 else np.float64
         finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
         options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
         try:
@@ -177,21 +195,13 @@ class DeepEstimator(Parameters, BaseEstimator):
                 raise
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{type(self).__name__} needs a table (N, D) or images (N, C, H, W) as X: {error}") from error
-        if reset:
-            self._offsets = self._fill = None
-        if rows.ndim > 2 or rows.dtype != np.float64:
-            return rows
-        if reset:
-            self._learn_columns(rows)
-        rows = rows if self._offsets is None else rows - self._offsets
-        return rows if reset else self._fill_unexpected(rows)
+        return rows
 
     def _learn_columns(self, rows: Array) -> None:
         """Keep what new rows of a table need, and check its columns."""
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         missing = np.isnan(rows)
-        check_columns(rows, "X", names)
-        warn_about_far_values(rows, names, stacklevel=5)
+        check_table(rows, "X", names, offsets=False)
         self._offsets = find_offsets(rows)
         self._fill = None if missing.any() else rows.mean(0) - (0.0 if self._offsets is None else self._offsets)
 
@@ -202,11 +212,9 @@ class DeepEstimator(Parameters, BaseEstimator):
             return rows
         names = getattr(self, "feature_names_in_", range(rows.shape[1]))
         columns = ", ".join(str(names[column]) for column in np.flatnonzero(missing.any(0))[:5])
-        warnings.warn(
+        warn(
             f"Values are missing in column {columns}, and none were in training: the means of the columns there stand "
-            "for them. A model that is trained with missing values leaves them out instead.",
-            UserWarning,
-            stacklevel=6,
+            "for them. A model that is trained with missing values leaves them out instead."
         )
         return np.where(missing, self._fill, rows)
 

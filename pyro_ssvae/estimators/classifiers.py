@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from pyro_ssvae import M1, M1M2, M2, fit
 from pyro_ssvae._arrays import as_array
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.estimators.base import (
@@ -26,9 +26,9 @@ from pyro_ssvae.estimators.base import (
     Array,
     GenerativeEstimator,
     encode_targets,
-    find_classes,
     parameters,
     select_known,
+    sort_classes,
 )
 from pyro_ssvae.estimators.estimates import estimate_shares, estimate_temperature, least_temperature, shrink_shares
 from pyro_ssvae.evaluation.metrics import warn_about_class_prior
@@ -135,7 +135,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         rows = self._check_rows(X, reset=not again)
-        if again and classes is not None and not np.array_equal(find_classes(classes), self.classes_):
+        if again and classes is not None and not np.array_equal(sort_classes(classes), self.classes_):
             raise ValueError(
                 f"classes={np.asarray(classes).tolist()} are not those of earlier calls: {self.classes_.tolist()}."
             )
@@ -143,8 +143,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if len(codes) != len(rows):
             raise ValueError(f"X has {len(rows)} examples and y {len(codes)} labels; both must be alike.")
         if (codes >= 0).all() and not changes:  # which are those of partial_fit
-            message = "y labels every example: without unlabelled ones (-1) this is an ordinary classifier."
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warn("y labels every example: without unlabelled ones (-1) this is an ordinary classifier.")
         data, quick = self._as_data(rows, codes, len(self.classes_)), bool(changes)
         end = time.monotonic() + (math.inf if self.max_time is None else self.max_time)
         with PYRO_LOCK:
@@ -323,19 +322,11 @@ class M1M2Classifier(M2Classifier):
             image, columns = rows.ndim > 2, int(np.prod(rows.shape[1:]))
             m1_latents = 50 if image else min(20, max(2, columns // 2))
             m1_latents = m1_latents if self.m1_latent_dim is None else self.m1_latent_dim
-            shared = {"hidden_dims": sizes["hidden_dims"], "prior": M1_BELOW.model["prior"] if image else None}
-            shared |= {name: sizes[name] for name in ("likelihood", "missing") if name in sizes}
-            m1 = M1.for_data(data, latent_dim=m1_latents, **shared)
+            prior = M1_BELOW.model["prior"] if image else None
+            m1 = M1.for_data(data, **(sizes | {"latent_dim": m1_latents, "prior": prior}))
             unlabelled = data.without_labels()
             self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
             del self.model_  # which is not an M1, should the second stage fail
-            model = M1M2.for_data(
-                data,
-                m1=m1,
-                class_prior=self._class_prior(rows, data, changes),
-                classify_from=STACK_PURE.model["classify_from"],
-                activation=STACK_PURE.model["activation"],
-                latent_dim=sizes["latent_dim"],
-                hidden_dims=sizes["hidden_dims"],
-            )
+            options = STACK_PURE.model | {name: sizes[name] for name in ("latent_dim", "hidden_dims")}
+            model = M1M2.for_data(data, m1=m1, class_prior=self._class_prior(rows, data, changes), **options)
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pyro_ssvae._arrays import as_examples
 from pyro_ssvae._configurable import build, describe
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
 from pyro_ssvae.evaluation.metrics import diagnose_latents
 from pyro_ssvae.models.ddgm import DDGM
@@ -195,13 +195,11 @@ class DDGMDensity(DensityMixin, DeepEstimator):
         heavy = np.flatnonzero((high > low) & (high - low < _LEAST_WIDTH * spread))
         if len(heavy):
             names = getattr(self, "feature_names_in_", range(rows.shape[1]))
-            warnings.warn(
+            warn(
                 f"Column {', '.join(str(names[column]) for column in heavy[:5])}{', ...' if len(heavy) > 5 else ''}: "
                 f"80 % of the values lie within {_LEAST_WIDTH:g} standard deviations, as a few are far larger, and the "
                 "energy hardly tells them apart. Transform such columns first, by numpy.log or "
-                "QuantileTransformer(output_distribution='normal').",
-                UserWarning,
-                stacklevel=3,
+                "QuantileTransformer(output_distribution='normal')."
             )
 
     def _standardise(self, rows: Array) -> Array:

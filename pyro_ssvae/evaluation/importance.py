@@ -54,7 +54,8 @@ def importance_log_weights(
     for sign, sites in ((1.0, model_sites), (-1.0, guide_sites)):
         for name, site in sites.items():
             if name != classes.name:
-                total = total + sign * _log_prob(site)
+                # Of one example, whatever the plate stands for.
+                total = total + sign * scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
     if classes.name is None:
         return total.expand(num_samples, len(x)), None
     shape = len(classes.log_q), num_samples, len(x)
@@ -108,12 +109,6 @@ def _is_local(site: Any) -> bool:
     if site["fn"].batch_shape:
         raise StaticELBOError(f"Site {name!r} lies outside of the plate over the examples.", _INSIDE)
     return False
-
-
-def _log_prob(site: Any) -> Tensor:
-    """Return log-probabilities of a site, 0 where it is masked; those of one example, whatever the plate stands for."""
-    log_prob: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-    return log_prob
 
 
 def _check_densities(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import rescale
 from pyro_ssvae.data.storage import sample_rows
@@ -51,7 +52,6 @@ _LEAST_LABELS = 5  # of each class, on average
 _APART = 0.2  # total variation from which shares contradict a class prior
 _CHECK_BATCH_SIZE = 4096
 _SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
-_BY_EXAMPLE = ("log_px", "standard_error", "effective_samples", "log_px_given_y", "log_prior", "log_joint")
 _MAX_ELEMENTS = 2_000_000  # elements of the widest layer in one pass: 8 MB, so that memory stays small
 
 
@@ -108,13 +108,11 @@ def diagnose_latents(model: M1, data: SemiSupervisedData) -> dict[str, float]:
     x = data.x_test if len(data.x_test) else sample_rows(data.x)[:NUM_DIAGNOSED]
     latents = latent_diagnostics(model, x, scale=data.scale)
     if latents.get("active_units") == 0:
-        warnings.warn(
+        warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so they carry "
             "nothing. Try another likelihood ('bernoulli' suits zeros and ones, 'auto' chooses for a table), more "
             "steps, or TrainingConfig(kl_warmup=0.5) (--training.kl_warmup 0.5). If no value of an example depends on "
-            "the others, there is nothing to learn.",
-            UserWarning,
-            stacklevel=4,
+            "the others, there is nothing to learn."
         )
     return latents
 
@@ -146,12 +144,10 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     gaps = [shares - prior for shares in (found.mean(0), counted / len(found))]
     if min(np.abs(gap).sum() / 2.0 for gap in gaps) > _APART:
         k = int(gaps[0].argmin())
-        warnings.warn(
+        warn(
             f"The class prior gives class {names[k]} a share of {prior[k]:.0%}, and a classifier of the labels alone "
             f"{found[:, k].mean():.0%} of the unlabelled rows. If the prior is wrong, many predictions are: in Python "
-            "give M2 or an estimator the known shares, or learn them by class_prior='map'.",
-            UserWarning,
-            stacklevel=4,
+            "give M2 or an estimator the known shares, or learn them by class_prior='map'."
         )
 
 
@@ -250,25 +246,21 @@ def log_likelihood(
     if binarisation == "none" and hasattr(module, "check_examples"):  # zeros and ones suit every likelihood
         _check_examples(module, x, scale)
     options: dict[str, Any] = {"scale": scale, "binarisation": binarisation, "seed": seed}
-    with fork_random_state(module, seed), torch.inference_mode(), pyro.validation_enabled(False):
-        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
-    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
-    batches = iterate_batches_for(module, x, batch_size=max(1, _MAX_ELEMENTS // (width * at_a_time)), **options)
+    at_a_time, batch_size = _choose_sizes(module, x, num_samples, options)
     joined: dict[str, Any] = {}  # allocated once: small tensors kept from each batch would fragment the memory
     done = 0
-    # Everything is seeded a second time, so that finding the width does not change the draws.
     with (
         fork_random_state(module, seed),
         torch.inference_mode(),
         pyro.validation_enabled(False),
         cache_prior(getattr(module, "prior", None)),
     ):
-        for batch in batches:
+        for batch in iterate_batches_for(module, x, batch_size=batch_size, **options):
             if common_draws:
                 torch.manual_seed(seed)
             found = _estimate_batch(module, batch, num_samples, at_a_time, common_draws)
-            for name in _BY_EXAMPLE:
-                if (values := getattr(found, name)) is not None:
+            for name, values in vars(found).items():
+                if isinstance(values, Tensor):
                     whole = joined.setdefault(name, values.new_empty(len(x), *values.shape[1:]))
                     whole[done : done + len(batch)] = values
             done += len(batch)
@@ -282,6 +274,14 @@ def _check_examples(module: Any, x: Tensor, scale: float) -> None:
             module.check_examples(rescale(batch, scale))
     except ValueError as error:
         raise ValueError(f"x / scale, with scale={scale:g}, is not what the model takes. {error}") from error
+
+
+def _choose_sizes(module: nn.Module, x: Tensor, num_samples: int, options: dict[str, Any]) -> tuple[int, int]:
+    """Return how many draws, and how many examples, are computed together; the random state stays as it was."""
+    with fork_random_state(module, options["seed"]), torch.inference_mode(), pyro.validation_enabled(False):
+        width = _width(module, next(iterate_batches_for(module, x[:1], **options)))
+    at_a_time = max(1, min(num_samples, _SAMPLES_AT_A_TIME, _MAX_ELEMENTS // width))
+    return at_a_time, max(1, _MAX_ELEMENTS // (width * at_a_time))
 
 
 def _width(module: nn.Module, x: Tensor) -> int:
@@ -308,44 +308,34 @@ def _width(module: nn.Module, x: Tensor) -> int:
     return max(observation, *(two - one for one, two in zip(*sizes, strict=False)), 1)
 
 
-class _RunningSum:
-    """log Σ w and log Σ w² over draws that are processed in batches and not kept."""
-
-    def __init__(self) -> None:
-        self.first = self.second = torch.full((), -torch.inf, dtype=torch.float64)
-
-    def add(self, log_weights: Tensor) -> None:
-        """Add weights, shape ``(..., S, B)``, in float64."""
-        self.first = torch.logaddexp(self.first.to(log_weights.device), log_weights.logsumexp(-2))
-        self.second = torch.logaddexp(self.second.to(log_weights.device), (2.0 * log_weights).logsumexp(-2))
-
-
 def _estimate_batch(
     module: nn.Module, x: Tensor, num_samples: int, at_a_time: int, common_draws: bool
 ) -> LogLikelihood:
     """Return the estimates for one batch of examples, from ``at_a_time`` draws at a time."""
-    total, by_class = _RunningSum(), _RunningSum()
+    sums: list[Tensor] = []  # log ΣW and log ΣW², (B,), and with classes log Σw, (K, B)
     given_y = joint = log_py = None
     for start in range(0, num_samples, at_a_time):
         log_weights, log_py = importance_log_weights(module, x, min(at_a_time, num_samples - start), common_draws)
         log_weights = log_weights.double()
+        by_class = [log_weights.logsumexp(1)] if log_weights.dim() == 3 else []
         if log_weights.dim() == 3:  # (K, S, B)
-            by_class.add(log_weights)
             log_weights = (log_weights if log_py is None else log_weights + log_py.double().unsqueeze(1)).logsumexp(0)
-        total.add(log_weights)
+        found = [log_weights.logsumexp(0), (2.0 * log_weights).logsumexp(0), *by_class]
+        sums = [*map(torch.logaddexp, sums, found)] if sums else found
     log_k = math.log(num_samples)
-    if by_class.first.dim():
-        joint = (by_class.first - log_k).T.cpu()  # (B, K)
+    first, second, *by_class = sums
+    if by_class:
+        joint = (by_class[0] - log_k).T.cpu()  # (B, K)
     if joint is not None and log_py is not None:
         log_py = log_py.double().T.cpu()
         given_y, joint = joint, joint + log_py
-    second_moment = (total.second - 2.0 * total.first + log_k).exp()  # E[W²] / E[W]²
+    second_moment = (second - 2.0 * first + log_k).exp()  # E[W²] / E[W]²
     variance = (second_moment - 1.0).clamp_min(0.0)  # of W / E[W], over the draws
     no_error = torch.full_like(variance, torch.nan)
     return LogLikelihood(
-        log_px=(total.first - log_k).cpu(),
+        log_px=(first - log_k).cpu(),
         standard_error=((variance / (num_samples - 1)).sqrt() if num_samples > 1 else no_error).cpu(),
-        effective_samples=(2.0 * total.first - total.second).exp().cpu(),
+        effective_samples=(2.0 * first - second).exp().cpu(),
         log_px_given_y=given_y,
         log_prior=log_py,
         log_joint=joint,

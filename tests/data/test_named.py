@@ -16,7 +16,7 @@ from torchvision.datasets import CIFAR10, MNIST
 
 from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.data import named
-from pyro_ssvae.data.named import DATASET_NAMES, get_data_folder, load_named
+from pyro_ssvae.data.named import DATASET_NAMES, get_data_folder
 from pyro_ssvae.errors import DataUnavailableError
 
 N_TRAIN, N_TEST = 60, 20
@@ -372,13 +372,12 @@ def test_digits_draw_by_seed():
 
 @pytest.mark.parametrize("num_validation", [0, 3, 10, 1337])
 def test_digits_with_other_numbers_of_validation_examples(num_validation):
-    source = load_named("digits", num_validation=num_validation)
-    assert len(source.validation) == num_validation
-    assert (len(source.x), len(source.x_test)) == (1347, 450)
-    test = SemiSupervisedData.from_name("digits").x_test
-    assert np.array_equal(source.x_test, test)
+    data = SemiSupervisedData.from_name("digits", num_labels="all", num_validation=num_validation)
+    assert (len(data.x), len(data.x_validation)) == (1347 - num_validation, num_validation)
+    assert torch.equal(data.x_test, SemiSupervisedData.from_name("digits").x_test)
+    assert len(data.x_test) == 450
     with pytest.raises(ValueError, match="num_validation=1338 .* at most 1337"):
-        load_named("digits", num_validation=1338)
+        SemiSupervisedData.from_name("digits", num_validation=1338)
 
 
 def test_digits_without_labels_warn():

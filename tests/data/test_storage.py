@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_every_source_gives_the_rows_of_memory(given):
     memory = SemiSupervisedData.from_arrays(X, Y)
     units, expected = (M2.for_data(one, likelihood="gaussian").likelihood.state_dict() for one in (data, memory))
     assert all(torch.equal(units[name], expected[name]) for name in expected)
+
+
+def test_a_mapped_file_without_a_name():
+    with tempfile.TemporaryFile() as file:
+        file.write(X.astype(np.float32).tobytes())
+        data = SemiSupervisedData.from_arrays(np.memmap(file, np.float32, "r", shape=X.shape), Y)
+    np.testing.assert_array_equal(data.x[:], X.astype(np.float32))
 
 
 def test_every_row_once_per_pass_and_in_another_order(given):
@@ -196,6 +204,9 @@ def test_images_in_files_are_read_when_needed(tmp_path):
     (tmp_path / "unlabelled" / "3.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"3\.png cannot be read: no image, or damaged"):
         disk.x[:]
+    (tmp_path / "0.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read: no image, or damaged"):
+        SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=True)
     with pytest.raises(ValueError, match="on_error='skip' reads every image first"):
         SemiSupervisedData.from_folder(tmp_path, image_size=8, on_disk=True, on_error="skip")
 
