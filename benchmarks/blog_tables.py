@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from columns import percent
 from numpy.typing import NDArray
 from runs import make_fits, make_parser
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from table_format import DOCS, fill_table, format_table, load_json, load_results, percent
+from table_format import DOCS, fill_table, format_table, load_json, load_results
 
 from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.models.diagnostics import classification_error

@@ -17,24 +17,9 @@ from pathlib import Path
 from statistics import mean as take_mean
 
 import numpy as np
+from columns import average, count_seeds, each, get_values, last, mean, percent
 from scipy.stats import ttest_rel
-from table_format import (
-    DOCS,
-    Column,
-    Result,
-    Results,
-    average,
-    build_table,
-    count_seeds,
-    each,
-    fill_table,
-    format_table,
-    get_values,
-    last,
-    load_results,
-    mean,
-    percent,
-)
+from table_format import DOCS, Column, Result, Results, build_table, fill_table, format_table, load_results
 
 from pyro_ssvae.plots.style import new_figure, save_figure, set_title, style_axes
 

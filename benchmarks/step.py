@@ -203,8 +203,8 @@ def profile_step(name: str) -> dict[str, float]:
     times = dict.fromkeys([*_KINDS, "other operations"], 0.0)
     for operation, milliseconds, _ in record_operations(contender, batch):
         if operation.startswith("aten::"):
-            name = operation.removeprefix("aten::")
-            kind = next((kind for kind, names in _KINDS.items() if name in names.split()), "other operations")
+            one = operation.removeprefix("aten::")
+            kind = next((kind for kind, names in _KINDS.items() if one in names.split()), "other operations")
             times[kind] += milliseconds
     total = 1000 * statistics.mean(take_seconds(lambda: contender.step(*batch), 1.0))
     return {**times, "Python and waiting": max(0.0, total - sum(times.values())), "in all": total}

@@ -6,7 +6,6 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any
 
 import blog_tables
 import numpy as np
@@ -14,7 +13,8 @@ import pytest
 import result_tables
 import runs
 import step
-from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
+from columns import each, format_mean, mean, percent
+from table_format import build_table, format_table, load_results
 
 from pyro_ssvae import SemiSupervisedData
 
