@@ -20,7 +20,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -30,6 +29,7 @@ import pyro
 import torch
 from contenders import Contender, HandWritten, Ours, TutorialPyro
 from machine import describe, get_memory
+from runs import take_rows
 from step import make_batches, measure_floors, record_operations, take_seconds
 
 import pyro_ssvae as ss
@@ -72,11 +72,7 @@ class Report:
             held_out = {"x_validation": x[:1000], "y_validation": y[:1000], "x_test": x[50_000:], "y_test": y[50_000:]}
             kept = y if num_labels == "all" else torch.where(torch.arange(60_000) < int(num_labels), y, -1)
             data = ss.SemiSupervisedData.from_arrays(x[:50_000], kept[:50_000], **held_out)
-        if not self.tiny:
-            return data
-        order = torch.cat([data.labelled_index[:500], (data.y < 0).nonzero()[:, 0]])[:2000]
-        held_out = {name: getattr(data, name)[:100] for name in ("x_validation", "y_validation", "x_test", "y_test")}
-        return replace(data, x=data.x[order], y=data.y[order], split=None, **held_out)
+        return take_rows(data, 2000, 100) if self.tiny else data
 
     def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
         """Add a line: what was measured, its value, the target, whether it was met, and more entries for the file."""

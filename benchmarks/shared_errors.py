@@ -1,8 +1,6 @@
 """Which test images of MNIST do models get wrong? Two tables, and a figure of the images that all defaults get wrong.
 
-python benchmarks/mnist.py --only m2-default-100 --only 'm2-*neighbours-100' --seeds 10 --keep runs
-python benchmarks/mnist.py --only m2-regularisers-alone-100 --seeds 10 --keep runs
-python benchmarks/shared_errors.py runs/m2-*-100-seed* --data-dir DIR
+docs/worth.md has the commands that train the models.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
 """M2Classifier beside scikit-learn's classifiers on tables with few labels of each class.
 
-    python benchmarks/tables.py --data-dir DIR            # twelve tables, five labels a class: hours
-    python benchmarks/tables.py parts --data-dir DIR      # without the bound, or without consistency: hours
-    python benchmarks/tables.py missing --data-dir DIR    # five of them with 30 % of their entries removed: hours
-    python benchmarks/tables.py unequal                   # two classes, 5 % of the rows in the second: half an hour
-    OMP_NUM_THREADS=1 python benchmarks/tables.py cells --data-dir DIR --scanvi-python PATH    # half an hour
+    python benchmarks/tables.py EXPERIMENT --data-dir DIR
 
-DIR holds ``NAME.csv.gz`` (of R's mlbench and kernlab): a header, the class in the last column, empty fields for missing
-values; three more sets come with scikit-learn. For *cells* it holds ``cells.npz``, and PATH is the Python of an
-environment with scvi-tools (``python -m venv ENV``, ``ENV/bin/pip install scvi-tools``), without which SCANVI is left
-out. Fits are kept in docs/benchmarks/EXPERIMENT.json, as SET/METHOD/SEED and the like, and not made again.
+docs/results_tables.md lists the experiments and what DIR holds. Fits are kept in docs/benchmarks/EXPERIMENT.json, as
+SET/METHOD/SEED and the like, and not made again.
 """
 
 from __future__ import annotations
@@ -89,11 +83,7 @@ for _name in ("m2", "logistic"):
     MISSING[f"{WORDS[_name]}, 30 % removed"] = average(_name, 1, 100.0)
     MISSING[f"{WORDS[_name]}, difference"] = minus(_name, f"{_name}_of_all")
 FILLED = {"error_m2": "`M2Classifier.impute`", "error_mean": "mean", "error_neighbours": "five neighbours"}
-UNEQUAL_SCORES: Columns = {
-    "accuracy": points("accuracy"),
-    "macro F1": points("macro_f1"),
-    "calibration error": points("calibration_error"),
-}
+UNEQUAL_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "calibration_error": "calibration error"}
 CELL_SCORES: Columns = {
     "accuracy, %": points("accuracy"),
     "M2 minus its accuracy": minus("accuracy_of_m2", "accuracy"),
@@ -111,7 +101,9 @@ def make_tables(docs: Path) -> dict[str, str]:
     ranks = {"accuracy": rank_methods(accuracy), "macro F1": rank_methods(macro_f1)}
     calibration = group_splits(fits["tables"], "calibration_error", own)
     parts = group_splits(fits["tables"] | fits["parts"], "accuracy", PART_WORDS)
-    missing, sets = group_seeds(fits["missing"]), {**SETS, "mean": "mean"}
+    missing, unequal, cells = (group_seeds(fits[name]) for name in ("missing", "unequal", "cells"))
+    sets, in_unequal = {**SETS, "mean": "mean"}, {name: method.words for name, method in UNEQUAL.items()}
+    in_cells = {name: words for name, (words, *_) in CELLS.items()}
     specifications: dict[str, tuple[Results, str, dict[str, str], Columns]] = {
         "tables_accuracy": (with_mean(accuracy), "accuracy, %", sets, in_columns(WORDS, average, 1, 100.0)),
         "tables_macro_f1": (with_mean(macro_f1), "macro F1, %", sets, in_columns(WORDS, average, 1, 100.0)),
@@ -122,13 +114,8 @@ def make_tables(docs: Path) -> dict[str, str]:
         "parts": (with_mean(parts), "accuracy, %", sets, splits | ADDED),
         "missing_accuracy": (missing, "accuracy, %", WITH_HOLES, splits | MISSING),
         "missing_errors": (missing, "error", WITH_HOLES, in_columns(FILLED, average, 3)),
-        "unequal": (
-            group_seeds(fits["unequal"]),
-            "%",
-            {name: one.words for name, one in UNEQUAL.items()},
-            UNEQUAL_SCORES,
-        ),
-        "cells": (group_seeds(fits["cells"]), "", {name: one[0] for name, one in CELLS.items()}, splits | CELL_SCORES),
+        "unequal": (unequal, "%", in_unequal, in_columns(UNEQUAL_SCORES, points)),
+        "cells": (cells, "", in_cells, splits | CELL_SCORES),
     }
     found = {name: build_table(*one) for name, one in specifications.items()}
     best = {"tables_accuracy": max, "tables_macro_f1": max, "tables_ranks": min, "missing_errors": min}

@@ -1,9 +1,5 @@
 """Time the commands of the result pages with nothing else running, and training up to 5 % validation error.
 
-    python benchmarks/times.py --only ours --only tutorial --jobs 2  # up to 5 % error, each on half the cores
-    python benchmarks/mnist.py --only m1-flow --keep models          # first, an M1
-    python benchmarks/times.py --keep models                         # everything
-
 *ring*, *spiral* and *mnist* time an example of DDGM from start to figures, *likelihood* log p(x) of the test examples,
 *stack-pure* and *stack-default* the training of M1+M2 with 100 labels, without that of its M1. *ours* is
 ``examples/m2.py --pure --num-labels 3000``, *tutorial* stock Pyro with the model and settings of its tutorial, labelled
