@@ -1,7 +1,4 @@
-"""Measure training on two processes against one, at equal rows per process.
-
-python benchmarks/scale_processes.py  # ten minutes on two cores without other programs
-"""
+"""Measure training on two processes against one, at equal rows per process, on two cores without other programs."""
 
 from __future__ import annotations
 
@@ -96,7 +93,6 @@ def start_runs(case: str, folder: Path) -> Iterator[dict[str, dict[int, Path]]]:
 
 
 def send(number: signal.Signals, groups: Iterable[int]) -> None:
-    """Send a signal to all processes of groups."""
     for group in groups:
         os.killpg(group, number)
 
@@ -104,9 +100,7 @@ def send(number: signal.Signals, groups: Iterable[int]) -> None:
 def measure_efficiency(case: str, turns: int = 40, seconds: float = 1.5) -> dict[str, list[float]]:
     """Return the milliseconds of a step in one run, in the slower of two unrelated runs, and in a run of two processes.
 
-    The speed of a shared machine changes within seconds. All runs therefore exist all the time, and go on in turn for
-    some seconds each; times are compared within a turn. Of both unrelated runs the time of the slower counts at each
-    step: two processes that lost no time by their messages would need as much, because they wait for each other.
+    All runs exist all the time, and go on in turn for some seconds each; docs/scale.md says why.
     """
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder, start_runs(case, Path(folder)) as runs:
