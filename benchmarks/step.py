@@ -99,19 +99,15 @@ _KINDS = {
 
 
 class Product(NamedTuple):
-    """An affine map ``(examples, inputs) -> (examples, outputs)`` and how many matrix products a step takes of it.
-
-    That is three with gradients of weights and inputs, two where the input is data.
-    """
+    """An affine map ``(examples, inputs) -> (examples, outputs)`` and how many matrix products a step takes of it."""
 
     examples: int
     inputs: int
     outputs: int
-    passes: int = 3
+    passes: int = 3  # with the gradients of weights and inputs; 2 where the input is data
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of all products."""
         return 2.0 * self.examples * self.inputs * self.outputs * self.passes
 
 
