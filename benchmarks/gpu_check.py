@@ -63,7 +63,7 @@ class Report:
         return tiny if self.tiny else full
 
     def load(self, num_labels: int | str = 100) -> ss.SemiSupervisedData:
-        """Return MNIST, or random pixels if it is not there; 2,000 examples of it in a rehearsal."""
+        """Return MNIST, or random pixels if it is not there; 500 examples of it in a rehearsal."""
         try:
             data = ss.SemiSupervisedData.from_name("mnist", num_labels=num_labels, data_dir=self.data_dir)
         except DataUnavailableError as error:
@@ -72,7 +72,7 @@ class Report:
             held_out = {"x_validation": x[:1000], "y_validation": y[:1000], "x_test": x[50_000:], "y_test": y[50_000:]}
             kept = y if num_labels == "all" else torch.where(torch.arange(60_000) < int(num_labels), y, -1)
             data = ss.SemiSupervisedData.from_arrays(x[:50_000], kept[:50_000], **held_out)
-        return take_rows(data, 2000, 100) if self.tiny else data
+        return take_rows(data, 500, 100) if self.tiny else data
 
     def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
         """Add a line: what was measured, its value, the target, whether it was met, and more entries for the file."""

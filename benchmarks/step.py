@@ -14,7 +14,6 @@ import itertools
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -209,42 +208,37 @@ def profile_step(name: str) -> dict[str, float]:
 # Tables
 
 
-def find_medians(found: dict[str, Any]) -> dict[tuple[str, ...], float | str]:
-    """Return medians of milliseconds, or estimates, by classes, labelled examples, threads and contender."""
-    times: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    estimates: dict[tuple[str, ...], str] = {}
-    for key, visited in found.items():
-        if key.count("/") == 4:
-            classes, labelled, threads, _, name = key.split("/")
-            if isinstance(visited, str):
-                estimates[classes, labelled, threads, name] = visited
-            else:
-                times[classes, labelled, threads, name] += visited
-    return estimates | {key: statistics.median(some) for key, some in times.items()}
+def find_time(found: dict[str, Any], classes: int, labelled: int, threads: int, name: str) -> float | str:
+    """Return the median milliseconds of a step, or the estimate that was made instead, or a dash."""
+    start, end = f"{classes}/{labelled}/{threads}/", f"/{name}"
+    visits = [visited for key, visited in found.items() if key.startswith(start) and key.endswith(end)]
+    times = [time for visited in visits if not isinstance(visited, str) for time in visited]
+    return statistics.median(times) if times else next(iter(visits), "–")
 
 
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables of docs/benchmarks.md on training steps, from the file of results."""
     found = load_json(docs / STORE, {})
-    medians = find_medians(found)
     profiles = [(CONTENDERS[name][0], found[f"profile/{name}"]) for name in PROFILED if f"profile/{name}" in found]
     rows = [[words, *(f"{time:.1f}" for time in times.values())] for words, times in profiles]
-    tables = {f"step_{classes}": _make_step_table(medians, str(classes), "0") for classes in (10, 100, 1000)}
-    tables["step_10_labelled"] = _make_step_table(medians, "10", "100")
-    tables["floor"] = _make_floor_table(medians, [found.get(f"floor/{number}", {"steps": []}) for number in THREADS])
-    return tables | {"profile": format_table(["step, milliseconds", *(profiles[0][1] if profiles else [])], rows)}
+    return {
+        **{f"step_{classes}": _make_step_table(found, classes, 0) for classes in (10, 100, 1000)},
+        "step_10_labelled": _make_step_table(found, 10, 100),
+        "floor": _make_floor_table(found),
+        "profile": format_table(["step, milliseconds", *(profiles[0][1] if profiles else [])], rows),
+    }
 
 
 def _name_columns(*names: str) -> list[str]:
     return [f"{name}, {number} thread{'s' * (number > 1)}" for number in THREADS for name in names]
 
 
-def _make_step_table(medians: dict[tuple[str, ...], float | str], classes: str, labelled: str) -> str:
+def _make_step_table(found: dict[str, Any], classes: int, labelled: int) -> str:
     rows = []
     for name, (words, _) in CONTENDERS.items():
         cells = [words]
-        for number in map(str, THREADS):
-            time, base = (medians.get((classes, labelled, number, who), "–") for who in (name, "tutorial"))
+        for number in THREADS:
+            time, base = (find_time(found, classes, labelled, number, who) for who in (name, "tutorial"))
             if isinstance(time, str):
                 cells += [time, "–"]
                 continue
@@ -255,14 +249,14 @@ def _make_step_table(medians: dict[tuple[str, ...], float | str], classes: str, 
     return format_table(["step", *_name_columns("ms", "× tutorial")], rows)
 
 
-def _make_floor_table(medians: dict[tuple[str, ...], float | str], floors: list[dict[str, Any]]) -> str:
+def _make_floor_table(found: dict[str, Any]) -> str:
     rows = []
-    for by_threads in zip(*(one["steps"] for one in floors), strict=True):
+    floors = [found.get(f"floor/{number}", {"steps": []})["steps"] for number in THREADS]
+    for by_threads in zip(*floors, strict=True):
         classes, kind, gflop, gb = (by_threads[0][name] for name in ("classes", "sum", "gflop", "gb"))
         cells = [f"{classes:,} classes, {kind}", f"{gflop:.2f}", f"{gb:.2f}"]
         for number, step in zip(THREADS, by_threads, strict=True):
-            name = "ours" if kind == "exact" else "ours-top-k"
-            measured = medians.get((str(classes), "0", str(number), name), "")
+            measured = find_time(found, classes, 0, number, "ours" if kind == "exact" else "ours-top-k")
             cells.append(f"{step['products'] + step['moving'] + step['activations']:,.1f}")
             cells.append("–" if isinstance(measured, str) else f"{measured:,.1f}")
         rows.append(cells)
@@ -273,10 +267,9 @@ def main() -> None:
     args = make_parser(__doc__).parse_args()
     fits: dict[str, Any] = {"machine": partial(describe, "cpu")}
     rounds = range(args.seeds or 3)
-    for (classes, labelled), threads, number in itertools.product(SETTINGS, THREADS, rounds):
-        for name in CONTENDERS:
-            key = f"{classes}/{labelled}/{threads}/{number}/{name}"
-            fits[key] = partial(call_apart, threads, visit, name, classes, labelled)
+    for (classes, labelled), threads, number, name in itertools.product(SETTINGS, THREADS, rounds, CONTENDERS):
+        key = f"{classes}/{labelled}/{threads}/{number}/{name}"
+        fits[key] = partial(call_apart, threads, visit, name, classes, labelled)
     for threads in THREADS:
         fits[f"floor/{threads}"] = partial(call_apart, threads, measure_floors, "cpu", (10, 100, 1000), BATCH_SIZE)
     for name in PROFILED:
