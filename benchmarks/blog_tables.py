@@ -1,6 +1,6 @@
 """The tables of bjlkeng's blog on semi-supervised learning, on MNIST and CIFAR-10, and ours beside them.
 
-    python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs       # trains one M1 for all labels
+    python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs  # trains one M1 for all labels
 
 A cell, DATA/METHOD/LABELS/SEED, is the test accuracy of one method by one number of labels and one split; it is written
 to docs/results/blog_tables.json as soon as it is known, and not made again.

@@ -181,7 +181,7 @@ def measure_floors(device: str, classes: Iterable[int], batch: int) -> dict[str,
 def record_operations(contender: Contender, batch: tuple[Tensor, ...], *, cuda: bool = False) -> list[tuple]:
     """Return names of operations in a step, their own milliseconds and numbers of calls per step, longest first."""
     steps, key = 10, "self_device_time_total" if cuda else "self_cpu_time_total"
-    for _ in range(contender.warm_up + 2):
+    for _ in range(contender.warm_up + 3):
         contender.step(*batch)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         for _ in range(steps):
