@@ -1,8 +1,6 @@
 """The tables of bjlkeng's blog on semi-supervised learning, on MNIST and CIFAR-10, and ours beside them.
 
-    python benchmarks/blog_tables.py --only '*/pca_svm/*'                        # minutes
-    python benchmarks/blog_tables.py --only 'cifar10/features_*/1000/*' --seeds 3
-    python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs       # trains one M1 for all labels
+    python benchmarks/blog_tables.py --only 'cifar10/m1_svm/*' --keep runs  # trains one M1 for all labels
 
 A cell, DATA/METHOD/LABELS/SEED, is the test accuracy of one method by one number of labels and one split; it is written
 to docs/results/blog_tables.json as soon as it is known, and not made again.
@@ -21,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from columns import percent
 from numpy.typing import NDArray
 from runs import make_fits, make_parser
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from table_format import DOCS, fill_table, format_table, load_json, load_results, percent
+from table_format import DOCS, fill_table, format_table, load_json, load_results
 
 from pyro_ssvae import M1, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.models.diagnostics import classification_error
@@ -36,8 +35,7 @@ from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import FEATURES
 
 Array = NDArray[Any]
-Cells = dict[str, dict[str, Any]]
-"""Measurements by ``"DATA/METHOD/LABELS/SEED"``."""
+Cells = dict[str, dict[str, Any]]  # by "DATA/METHOD/LABELS/SEED"
 
 STORE = "results/blog_tables.json"
 NETWORK = "efficientnet_lite0"
@@ -57,11 +55,11 @@ BLOG: dict[str, dict[str, tuple[float | None, ...]]] = {  # accuracies, %, in th
         "features_svm": (66.1, 68.4, 72.8, 75.1, 77.3),
     },
 }
-PIXELS: dict[str, dict[str, Any]] = {
-    "training": {"max_steps": 600, "batch_size": 64, "labelled_batch_size": 32, "evaluate_every": 150},
-    "objective": {"enumeration": "top-k", "bound_batch_size": 16, "bound_weight": 0.01},
-}
-"""Settings of M2 on pixels of CIFAR-10: a schedule of minutes on one core, and the default weight of the bound."""
+# Settings of M2 on pixels of CIFAR-10: a schedule of minutes on one core, and the default weight of the bound.
+PIXELS = (
+    {"max_steps": 600, "batch_size": 64, "labelled_batch_size": 32, "evaluate_every": 150},
+    {"enumeration": "top-k", "bound_batch_size": 16, "bound_weight": 0.01},
+)
 PIXELS_LABELS = (1000, 4000)  # of the cells in a table of their own
 _CHOSEN_ON = 2000  # labelled examples by which settings of an SVM are chosen
 _WIDTHS = (20, 50, 100)  # numbers of components
@@ -122,9 +120,8 @@ def cnn(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     """Train a classifier on the augmented labelled images alone."""
     known = data.labelled_index
     data = replace(data, x=data.x[known], y=data.y[known], split=None)
-    network = "auto"
-    if data.name == "cifar10":
-        network = ImageEncoder(data.event_shape, 10, residual=True, channels=16, hidden_dims=(), dropout=0.3)
+    residual = {"residual": True, "channels": 16, "hidden_dims": (), "dropout": 0.3}
+    network = ImageEncoder(data.event_shape, 10, **residual) if data.name == "cifar10" else "auto"
     training = {"max_steps": min(5000, max(2000, len(known))), "labelled_batch_size": 64, "learning_rate": 2e-3}
     return train_m2(data, training, {"bound_weight": 0.0, "consistency": None}, classifier=network)
 
@@ -134,7 +131,7 @@ def m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
     if data.name != "cifar10":
         return train_m2(data)
     samples = Path(DOCS, "results", f"blog-cifar10-m2-{data.num_labelled}-seed{data.seed}.png")
-    return train_m2(data, PIXELS["training"], PIXELS["objective"], samples)
+    return train_m2(data, *PIXELS, samples)
 
 
 def features_m2(data: SemiSupervisedData, keep: Path | None) -> dict[str, Any]:
@@ -189,17 +186,12 @@ def make_cell(name: str, method: str, labels: int, seed: int, args: argparse.Nam
     return {**cell, "seconds": round(time.perf_counter() - started), "threads": torch.get_num_threads()}
 
 
-def collect(cells: Cells, data: str, method: str) -> list[list[dict[str, Any]]]:
-    """Return the cells of all splits, for each number of labels."""
-    keys = [f"{data}/{method}/{labels}/" for labels in LABELS[data]]
-    return [[cell for name, cell in sorted(cells.items()) if name.startswith(key)] for key in keys]
-
-
 def make_table(cells: Cells, data: str) -> str:
     """Return accuracies by method and number of labels, ours and those of the blog."""
     rows = []
     for method, (words, _) in METHODS.items():
-        groups = collect(cells, data, method)
+        keys = [f"{data}/{method}/{labels}/" for labels in LABELS[data]]
+        groups = [[cell for name, cell in sorted(cells.items()) if name.startswith(key)] for key in keys]
         if any(groups):
             rows.append([words, *map(percent("accuracy", 1), groups)])
         if method in BLOG[data]:
@@ -211,19 +203,11 @@ def make_table(cells: Cells, data: str) -> str:
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables by the name of their file, with one of M2 on pixels of CIFAR-10."""
     cells = load_cells(docs)
-    pixels = [
-        {**cells[key], "labels": labels} for labels in PIXELS_LABELS if (key := f"cifar10/m2/{labels}/0") in cells
-    ]
     found = {f"blog_{data}": make_table(cells, data) for data in LABELS}
-    return found | {"blog_cifar10_pixels": fill_table(pixels, _PIXELS)}
-
-
-_PIXELS = {
-    "labels": "{labels:,}",
-    "test accuracy": "{accuracy:.1%}",
-    "steps": "{steps}",
-    "seconds": "{seconds}",
-}
+    keys = {labels: f"cifar10/m2/{labels}/0" for labels in PIXELS_LABELS}
+    pixels = [{"labels": labels, **cells[key]} for labels, key in keys.items() if key in cells]
+    columns = {"labels": "{labels:,}", "test accuracy": "{accuracy:.1%}", "steps": "{steps}", "seconds": "{seconds}"}
+    return found | {"blog_cifar10_pixels": fill_table(pixels, columns)}
 
 
 def main(argv: list[str] | None = None, docs: Path = DOCS) -> None:

@@ -8,6 +8,7 @@ Pyro's ``SVI`` does so itself.
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,7 +18,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pyro_ssvae
+from pyro_ssvae import M2, SemiSupervisedELBO, TrainingConfig
 from pyro_ssvae.data import Batch
 from pyro_ssvae.training.config import make_fabric
 from pyro_ssvae.training.step import TrainingStep
@@ -41,8 +42,8 @@ MNIST = Sizes()
 class Contender:
     """One implementation of a training step of M2, in float32.
 
-    ``step(x, *labelled)`` takes one optimisation step on unlabelled x ``(B, features)``, and on labelled examples and
-    their classes if they are given.
+    Its method ``step(x, *labelled)`` takes one optimisation step on unlabelled x ``(B, features)``, and on labelled
+    examples and their classes if they are given.
     """
 
     warm_up = 1  # steps before a step takes its usual time
@@ -50,9 +51,6 @@ class Contender:
     def __init__(self, *, num_classes: int, device: str = "cpu", seed: int = 0, sizes: Sizes = MNIST) -> None:
         pyro.set_rng_seed(seed)
         self.num_classes, self.sizes, self.device = num_classes, sizes, torch.device(device)
-
-    def step(self, x: Tensor, *labelled: Tensor) -> None:
-        raise NotImplementedError(f"{type(self).__name__} must define step(x, *labelled).")
 
 
 class _TutorialNets(nn.Module):
@@ -248,41 +246,23 @@ class HandWritten(Contender):
         return captured
 
 
-class _FixedBatch:
-    """Returns the batch of the benchmark, in the place of a stream of batches."""
-
-    resident = False  # the batch is copied into the buffers of a captured step
-
-    def __init__(self, device: torch.device) -> None:
-        self.batch = Batch(None, None, None)
-        self.noise = torch.Generator(device)
-
-    def next_indices(self) -> Batch:
-        return self.batch
-
-    def gather(self, batch: Batch) -> Batch:
-        return batch
-
-
 class Ours(Contender):
     """This package: the step of ``fit``, with moving average and sums for the log, without the regularisers."""
 
     warm_up = 6  # the first steps are eager, then one is compiled or captured
 
-    def __init__(
-        self, *, enumeration: str = "exact", compile: str = "auto", bf16: bool = False, **settings: Any
-    ) -> None:
+    def __init__(self, enumeration: str = "exact", compile: str = "auto", bf16: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
-        options: dict[str, Any] = {"hidden_dims": (self.sizes.hidden,), "latent_dim": self.sizes.latent}
-        options |= {"activation": "softplus", "classifier": "mlp"}
-        self.module = pyro_ssvae.M2((self.sizes.features,), self.num_classes, **options).to(self.device)
-        self.objective = pyro_ssvae.SemiSupervisedELBO(
-            self.module, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, alpha=ALPHA, enumeration=enumeration
-        )
-        settings = {"learning_rate": LEARNING_RATE, "compile": compile, "kl_warmup": 0.0, "kl_peak": 1.0}
-        settings |= {"device": str(self.device), "precision": "bf16-mixed" if bf16 else "32-true"}
-        config = pyro_ssvae.TrainingConfig(**settings)
-        self._stream: Any = _FixedBatch(self.device)
+        features, hidden, latent = self.sizes
+        options: dict[str, Any] = {"hidden_dims": (hidden,), "latent_dim": latent, "activation": "softplus"}
+        self.module = M2((features,), self.num_classes, classifier="mlp", **options).to(self.device)
+        sizes = {"num_labelled": NUM_LABELLED, "num_unlabelled": NUM_UNLABELLED}
+        self.objective = SemiSupervisedELBO(self.module, **sizes, alpha=ALPHA, enumeration=enumeration)
+        schedule = {"learning_rate": LEARNING_RATE, "kl_warmup": 0.0, "kl_peak": 1.0}
+        precision = "bf16-mixed" if bf16 else "32-true"
+        config = TrainingConfig(**schedule, compile=compile, device=str(self.device), precision=precision)
+        # In the place of a stream of batches; a captured step copies the batch into its buffers.
+        self._stream: Any = SimpleNamespace(resident=False, noise=torch.Generator(self.device), gather=lambda one: one)
         self._step = TrainingStep(self.objective, self._stream, config, make_fabric(config), total=1_000_000)
         self._taken = 0
 
@@ -291,6 +271,7 @@ class Ours(Contender):
         return self.objective(Batch(x, *(labelled or (None, None))))
 
     def step(self, x: Tensor, *labelled: Tensor) -> None:
-        self._stream.batch = Batch(x, *(labelled or (None, None)))
+        batch = Batch(x, *(labelled or (None, None)))
+        self._stream.next_indices = lambda: batch
         self._step(self._taken)
         self._taken += 1

@@ -32,9 +32,6 @@ from pyro_ssvae.plots import plot_landscape, plot_nearest, plot_samples
 from pyro_ssvae.plots.style import save_figure
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, Preset
 
-# Figures of images that the page shows, by configuration.
-FIGURES = {"mnist-default": ("samples", "nearest"), "mnist-source": ("samples",), "icons-default": ("nearest",)}
-
 
 def configurations(seeds: int | None = None) -> list[Run]:
     """Return every run; ``seeds`` (5 by default) for points in the plane, three at most for images."""
@@ -51,10 +48,10 @@ def configurations(seeds: int | None = None) -> list[Run]:
         ("icons-default", [0], "icons", DDGM_PHOTOS, 0),
     ]
     found = []
-    for name, seeds_of_it, data, preset, num_labels in kinds:
+    for name, some_seeds, data, preset, num_labels in kinds:
         options = {"source_networks": name.endswith("-source"), "labels_only": name.endswith("labels-alone")}
-        settings: dict[str, Any] = {"data": data, "num_labels": num_labels, **get_settings(preset), "options": options}
-        found += [Run("ddgm", name, seed, **settings) for seed in seeds_of_it]
+        settings = {**get_settings(preset), "options": options}
+        found += [Run("ddgm", name, seed, data, num_labels, **settings) for seed in some_seeds]
     return found
 
 
@@ -81,15 +78,12 @@ def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
         draw_figures(model, data, run)
     if run.data in TOY_DATASETS:
         return result | measure_toy_model(model, run.data, seed=run.seed)
-    others = load_others(run, data.event_shape, data_dir) if run.data == "mnist" else {}
+    others = {}
+    if run.data == "mnist":  # images of another data set, in the shape and pixel values of the training images
+        cifar = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
+        x = convert_images(rescale(cifar.x_test, cifar.scale), data.event_shape)
+        others = {"cifar10": threshold(x) if from_source else x}
     return result | measure_image_model(model, data, with_labels, others=others, seed=run.seed)
-
-
-def load_others(run: Run, shape: tuple[int, ...], data_dir: str | None) -> dict[str, Tensor]:
-    """Return images of another data set, in the shape and pixel values of the training images."""
-    others = SemiSupervisedData.from_name("cifar10", num_labels="all", data_dir=data_dir)
-    x = convert_images(rescale(others.x_test, others.scale), shape)
-    return {others.name: threshold(x) if run.name == "mnist-source" else x}
 
 
 def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiSupervisedData | None]:
@@ -100,33 +94,29 @@ def load_data(run: Run, data_dir: str | None) -> tuple[SemiSupervisedData, SemiS
         assert data_dir is not None, "icons-default needs --data-dir with a folder of images"
         return SemiSupervisedData.from_folder(data_dir, image_size=64).without_labels(), None
     known = SemiSupervisedData.from_name("mnist", num_labels="all", data_dir=data_dir)
-    if run.name == "mnist-source":  # trained and measured on binary pixels
-        known = replace(known, **{name: _binarise(getattr(known, name)) for name in ("x", "x_validation", "x_test")})
+    if run.options["source_networks"]:  # trained and measured on binary pixels
+        parts = {name: getattr(known, name) for name in ("x", "x_validation", "x_test")}
+        known = replace(known, **{name: torch.where(x > 127, 255, 0).to(x) for name, x in parts.items()})
     if run.num_labels:
         return SemiSupervisedData.from_name("mnist", num_labels=run.num_labels, seed=run.seed, data_dir=data_dir), known
     return known.without_labels(), known
-
-
-def _binarise(x: Tensor) -> Tensor:
-    return torch.where(x > 127, 255, 0).to(x)
 
 
 def draw_figures(model: DDGM, data: SemiSupervisedData, run: Run) -> None:
     """Draw what the page shows of a run: points over the energy, or generated images."""
     if run.data in TOY_DATASETS:
         save_figure(plot_landscape(model, data.x_test), RESULTS / f"{run.stem}-landscape.png")
-    for kind in FIGURES.get(run.name, ()):
-        nearest = kind == "nearest"
-        figure = plot_nearest(model, rescale(data.x, data.scale)) if nearest else plot_samples(model)
-        save_figure(figure, RESULTS / f"{run.stem}-{kind}.png")
+    if run.name.startswith("mnist"):
+        save_figure(plot_samples(model), RESULTS / f"{run.stem}-samples.png")
+    if run.name in ("mnist-default", "icons-default"):
+        save_figure(plot_nearest(model, rescale(data.x, data.scale)), RESULTS / f"{run.stem}-nearest.png")
 
 
 def train_on_labels(model: DDGM, data: SemiSupervisedData, learning_rate: float, steps: int = 3000) -> Result:
     """Train the same network on the labelled examples alone, all of them in every step; validation picks the step."""
     x, y = rescale(data.x[data.labelled_index], data.scale), data.y[data.labelled_index]
     optimizer = torch.optim.Adam(model.energy_net.parameters(), lr=learning_rate)
-    best, chosen, started = 1.0, 1.0, time.perf_counter()
-    curves: list[dict[str, Any]] = []
+    best, chosen, curves, started = 1.0, 1.0, [], time.perf_counter()
     for step in range(steps):
         loss = F.cross_entropy(model.train().classify(x), y)
         optimizer.zero_grad()

@@ -20,7 +20,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -30,8 +29,8 @@ import pyro
 import torch
 from contenders import Contender, HandWritten, Ours, TutorialPyro
 from machine import describe, get_memory
-from step import make_batches, measure_floors, take_seconds
-from torch.profiler import ProfilerActivity, profile
+from runs import take_rows
+from step import make_batches, measure_floors, record_operations, take_seconds
 
 import pyro_ssvae as ss
 from pyro_ssvae._io import write_json
@@ -64,7 +63,7 @@ class Report:
         return tiny if self.tiny else full
 
     def load(self, num_labels: int | str = 100) -> ss.SemiSupervisedData:
-        """Return MNIST, or random pixels if it is not there; 2,000 examples of it in a rehearsal."""
+        """Return MNIST, or random pixels if it is not there; 500 examples of it in a rehearsal."""
         try:
             data = ss.SemiSupervisedData.from_name("mnist", num_labels=num_labels, data_dir=self.data_dir)
         except DataUnavailableError as error:
@@ -73,11 +72,7 @@ class Report:
             held_out = {"x_validation": x[:1000], "y_validation": y[:1000], "x_test": x[50_000:], "y_test": y[50_000:]}
             kept = y if num_labels == "all" else torch.where(torch.arange(60_000) < int(num_labels), y, -1)
             data = ss.SemiSupervisedData.from_arrays(x[:50_000], kept[:50_000], **held_out)
-        if not self.tiny:
-            return data
-        order = torch.cat([data.labelled_index[:500], (data.y < 0).nonzero()[:, 0]])[:2000]
-        held_out = {name: getattr(data, name)[:100] for name in ("x_validation", "y_validation", "x_test", "y_test")}
-        return replace(data, x=data.x[order], y=data.y[order], split=None, **held_out)
+        return take_rows(data, 500, 100) if self.tiny else data
 
     def add(self, what: str, value: Any, target: str = "", passed: bool | None = None, **more: Any) -> None:
         """Add a line: what was measured, its value, the target, whether it was met, and more entries for the file."""
@@ -184,25 +179,16 @@ def _compare_steps(report: Report, classes: int, batch: int, precision: str) -> 
 def _profile_step(report: Report, enumeration: str) -> None:
     batch = make_batches(report.choose(200, 20), 0, 10, device=report.device, number=1)[0]
     contender = Ours(num_classes=10, device=report.device, enumeration=enumeration)
-    for _ in range(contender.warm_up + 3):
-        contender.step(*batch)
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if report.cuda else [])]) as profiler:
-        for _ in range(10):
-            contender.step(*batch)
-        if report.cuda:
-            torch.cuda.synchronize()
-    key = "self_device_time_total" if report.cuda else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
-    for event in events[: report.choose(12, 3)]:
-        name = f"profile, {enumeration}: {event.key[:80].replace('|', '/')}"
-        report.add(name, f"{getattr(event, key) / 10:.1f} µs, {event.count / 10:g} calls per step")
+    for name, milliseconds, calls in record_operations(contender, batch, cuda=report.cuda)[: report.choose(12, 3)]:
+        what = f"profile, {enumeration}: {name[:80].replace('|', '/')}"
+        report.add(what, f"{1000 * milliseconds:.1f} µs, {calls:g} calls per step")
 
 
 def _compare_with_floor(report: Report) -> None:
     batch = report.choose(200, 20)
-    rates, steps = measure_floors(report.device, report.choose([10, 100, 1000], [10]), batch)
-    report.add("rates, fp32", ", ".join(f"{name} {value:,g}" for name, value in rates.items()))
-    for step in steps:
+    found = measure_floors(report.device, report.choose([10, 100, 1000], [10]), batch)
+    report.add("rates, fp32", ", ".join(f"{name} {value:,g}" for name, value in found["rates"].items()))
+    for step in found["steps"]:
         parts = ", ".join(f"{name} {step[name]:.4f} ms" for name in ("products", "moving", "activations"))
         work = f"{step['gflop']:.3g} GFLOP, {step['gb']:.3g} GB"
         report.add(f"least time, {step['classes']} classes, {step['sum']}, batch {batch}", f"{work}: {parts}", **step)

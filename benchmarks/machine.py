@@ -37,6 +37,8 @@ def describe(device: str) -> dict[str, Any]:
 
 def call_apart(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, in which PyTorch has this many threads."""
+    # Libraries read their number of threads from the environment when they are loaded.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         return pool.submit(function, *arguments).result()

@@ -131,8 +131,7 @@ def leave_out_neighbours(run: Run, objective: SemiSupervisedELBO) -> None:
 def pool_posteriors(run: Run, data_dir: str | None, keep: str | None) -> Result:
     """Return the test errors of q(y|x), of Bayes' rule p(y|x) and of q(y|x) p(y|x)^w of the M2 that was kept.
 
-    The weight w is the best one on the validation examples with labels, of which a user has as many as there are
-    labels, and, as a limit of what any choice can gain, the best one on the test examples themselves.
+    The weight w is the best one on 100 validation examples and, as a limit, on the test examples themselves.
     """
     data, started = run.load(data_dir), time.perf_counter()
     model: Any = load_model(replace(run, name="default-100"), keep)
@@ -170,9 +169,8 @@ def draw_poses(model: M2, x: Tensor) -> None:
     names = ("angle", "zoom, horizontal", "zoom, vertical", "slant", "shift, horizontal", "shift, vertical")
     title, note = "The six latents of the pose", "means of p(x|y,z), one pose latent at the value above, the others 0"
     columns = [f"{value:g}" for value in values] * 3
-    figure = new_image_grid(
-        torch.stack(rows)[..., None].double().numpy(), title, note, row_names=names, column_names=columns
-    )
+    tiles = torch.stack(rows)[..., None].double().numpy()
+    figure = new_image_grid(tiles, title, note, row_names=names, column_names=columns)
     save_figure(figure, DOCS / "_static" / "pose.png")
 
 
@@ -208,19 +206,14 @@ class ClassDecoder(nn.Module):
 
 
 def _configure_bayes() -> list[Run]:
-    """Return both runs: the published one, and a shorter one with fewer copies that came before it.
-
-    Their options are the numbers of importance samples per class, for test and for validation examples, the number of
-    validation examples, and how many copies of each training example are added, by affine maps of which strength.
-    """
+    """Return both runs: the published one, and a shorter one with fewer copies of each example that came before it."""
     options = {"samples": 500, "validation_samples": 50, "num_validation": 2500, "strength": 0.4}
     training = PURE.training | {"labelled_batch_size": 100, "learning_rate": 2e-3, "binarisation": "none"}
     training |= {"kl_warmup": 0.0, "kl_peak": 1.0}
-    settings: dict[str, Any] = {"num_labels": "all", "model": PURE.model | {"hidden_dims": [500, 500]}}
-    return [
-        Run("m2", name, training=training | {"max_epochs": n}, options={**options, "copies": copies}, **settings)
-        for name, copies, n in (("bayes", 9, 13), ("bayes-earlier", 4, 11))
-    ]
+    settings = {"num_labels": "all", "model": PURE.model | {"hidden_dims": [500, 500]}}
+    long = settings | {"options": {**options, "copies": 9}, "training": {**training, "max_epochs": 13}}
+    short = settings | {"options": {**options, "copies": 4}, "training": {**training, "max_epochs": 11}}
+    return [Run("m2", "bayes", **long), Run("m2", "bayes-earlier", **short)]
 
 
 def add_copies(data: SemiSupervisedData, copies: int, strength: float, seed: int) -> SemiSupervisedData:
@@ -270,13 +263,11 @@ def _configure_m1() -> list[Run]:
     ):
         model = {"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus", **prior}
         settings = {"model": model, "training": long | training, "options": {"samples": SAMPLES, **options}}
-        found += [Run("m1", name, num_labels=0, **settings)]
-    base = {"m1": BASE, "m1_result": found[-1].path.stem}
-    found += [
-        Run("m1", f"preset-{name}", num_labels=0, **get_settings(one), options={"samples": 500})
-        for name, one in M1_PRESETS.items()
-    ]
-    return [*found, Run("m1", "svm", num_labels="all", options=base)]
+        found.append(Run("m1", name, num_labels=0, **settings))
+    found.append(Run("m1", "svm", num_labels="all", options={"m1": BASE, "m1_result": found[-1].path.stem}))
+    for name, preset in M1_PRESETS.items():
+        found.append(Run("m1", f"preset-{name}", num_labels=0, **get_settings(preset), options={"samples": 500}))
+    return found
 
 
 def train_m1(run: Run, data_dir: str | None, keep: str | None) -> Result:
@@ -284,8 +275,9 @@ def train_m1(run: Run, data_dir: str | None, keep: str | None) -> Result:
     data = run.load(data_dir, "all").without_labels()
     pyro.set_rng_seed(run.seed)
     model = M1(data.event_shape, **run.model)
-    stages = [run, *(replace(run, **run.options[key]) for key in ("second_stage",) if key in run.options)]
-    trained = []
+    stages, trained = [run], []
+    if "second_stage" in run.options:
+        stages.append(replace(run, **run.options["second_stage"]))
     for stage in stages:
         objective = UnsupervisedELBO.for_data(model, data, **stage.objective)
         trained.append(stage.fit(objective, data, keep if stage is stages[-1] else None))
@@ -310,9 +302,8 @@ def load_m1(keep: str | None) -> Any:
 def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str, dict[str, float]]:
     """Return test accuracies of an SVM on the latents, by number of labels.
 
-    Its settings are chosen by cross-validation on the labelled examples alone. Latents are not standardised, because
-    that would give latents that carry nothing the same weight as the others. The kernel widths that are tried are
-    relative to the total variance of the latents, which a learned prior is free to choose.
+    Latents are not standardised, because that would give latents that carry nothing the same weight as the others.
+    Kernel widths are relative to the total variance of the latents, which a learned prior is free to choose.
     """
     z_test = model.transform(data.x_test / data.scale).numpy()
     accuracies = {}
@@ -336,7 +327,8 @@ def _configure_m1m2(splits: Sequence[int]) -> list[Run]:
     found = []
     for name, preset in presets.items():
         options = {"pure": name == "pure", "m1": BASE, "m1_result": base}
-        options |= {} if name == "pure" else {"neighbours": False}
+        if name != "pure":
+            options["neighbours"] = False
         for n, seed in [*((100, seed) for seed in splits), (600, 0), (1000, 0), (3000, 0)]:
             found.append(Run("m1m2", f"{name}-{n}", seed, num_labels=n, **get_settings(preset), options=options))
     return found

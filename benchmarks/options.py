@@ -15,6 +15,7 @@ import numpy as np
 from runs import make_fits, make_parser
 from sklearn.datasets import load_digits
 from table_format import DOCS, format_table, load_json
+from table_methods import hide_labels
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
 
@@ -69,9 +70,7 @@ def run_m2(seed: int, changes: dict[str, dict[str, Any]]) -> dict[str, float]:
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))
     train, validation, test = np.split(order, [int(0.7 * len(x)), int(0.85 * len(x))])
-    seen = np.full(len(train), -1)
-    for k in range(10):
-        seen[np.flatnonzero(y[train] == k)[:5]] = k
+    seen = hide_labels(y[train], 5)
     x = x.reshape(-1, 1, 8, 8) / 16.0
     held_out = {"x_validation": x[validation], "y_validation": y[validation], "x_test": x[test], "y_test": y[test]}
     data = SemiSupervisedData.from_arrays(x[train], seen, **held_out, scale=1.0, seed=seed)

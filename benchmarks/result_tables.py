@@ -17,24 +17,9 @@ from pathlib import Path
 from statistics import mean as take_mean
 
 import numpy as np
+from columns import average, count_seeds, each, get_values, last, mean, percent
 from scipy.stats import ttest_rel
-from table_format import (
-    DOCS,
-    Column,
-    Result,
-    Results,
-    average,
-    build_table,
-    count_seeds,
-    each,
-    fill_table,
-    format_table,
-    get_values,
-    last,
-    load_results,
-    mean,
-    percent,
-)
+from table_format import DOCS, Column, Result, Results, build_table, format_table, load_results
 
 from pyro_ssvae.plots.style import new_figure, save_figure, set_title, style_axes
 
@@ -251,14 +236,7 @@ _GAPS = {"training icons": last("train/energy_gap", 0), "held-out icons": mean("
 _EXAMPLES = {"ring": "ddgm_2d", "spiral": "ddgm_2d", "mnist": "ddgm"}
 _EXAMPLES = {f"time-{name}": f"`python examples/{file}.py --data {name}`" for name, file in _EXAMPLES.items()}
 _EXAMPLE_TIMES = {"minutes": average("seconds", 1, 1 / 60), "of it training": average("train_seconds", 1, 1 / 60)}
-_METHODS = {"ours": "this package, `--pure`", "tutorial": "stock Pyro, as in its tutorial"}
-_TIME_TO_ERROR = {
-    "": "{words}",
-    "seed": "{configuration[seed]}",
-    "seconds to 5 % error": "{reached:.0f}",
-    "steps": "{steps:,}",
-    "least error, %": "{least:.2f}",
-}
+_METHODS = {"time-ours": "this package, `--pure`", "time-tutorial": "stock Pyro, as in its tutorial"}
 
 
 def _settings(*names: str) -> dict[str, str]:
@@ -283,12 +261,15 @@ def ddgm_icons(results: Results) -> str:
 
 
 def time_to_error(results: Results) -> str:
-    runs = [one for name in ("time-ours", "time-tutorial") for one in results.get(name, [])]
-    for one in runs:
-        one["reached"] = next((seconds for seconds, error in one["curve"] if error <= 0.05), math.nan)
-        one["least"] = 100 * min(error for _, error in one["curve"])
-        one["words"] = _METHODS[one["configuration"]["name"]]
-    return fill_table(runs, _TIME_TO_ERROR)
+    rows = []
+    for name, words in _METHODS.items():
+        for one in results.get(name, []):
+            reached = next((seconds for seconds, error in one["curve"] if error <= 0.05), math.nan)
+            least = 100 * min(error for _, error in one["curve"])
+            rows.append(
+                [words, str(one["configuration"]["seed"]), f"{reached:.0f}", f"{one['steps']:,}", f"{least:.2f}"]
+            )
+    return format_table(["", "seed", "seconds to 5 % error", "steps", "least error, %"], rows)
 
 
 TABLES: dict[str, Table] = {  # by the name of their file
@@ -339,9 +320,8 @@ def draw_curves(path: Path, title: str, runs: dict[str, str], columns: dict[str,
     """Draw validation metrics during training, a line for each seed; the first of them on a logarithmic axis."""
     results, width = load_results(DOCS / "results"), min(2, len(columns))
     figure = new_figure(5.0 * width, 3.1 * len(columns) / width)
-    for axes, (column, label) in zip(
-        np.ravel(figure.subplots(len(columns) // width, width)), columns.items(), strict=True
-    ):
+    panes = np.ravel(figure.subplots(len(columns) // width, width))
+    for axes, (column, label) in zip(panes, columns.items(), strict=True):
         for colour, (name, words) in zip(_COLOURS, runs.items(), strict=False):
             for seed, result in enumerate(results[name]):
                 lines = [line for line in result["curves"] if column in line]

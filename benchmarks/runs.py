@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from machine import call_apart
 from result_tables import write_tables
 from table_format import DOCS, Result, load_json
@@ -66,6 +67,14 @@ class Run:
 def get_settings(preset: pyro_ssvae.presets.Preset) -> dict[str, dict[str, Any]]:
     """Return the fields of a run that a preset decides."""
     return {"model": preset.model, "objective": preset.objective, "training": preset.training}
+
+
+def take_rows(data: pyro_ssvae.SemiSupervisedData, train: int, test: int) -> pyro_ssvae.SemiSupervisedData:
+    """Return the labelled and the first unlabelled examples, ``train`` together, and ``test`` of each other part."""
+    kept = torch.cat([data.labelled_index, data.unlabelled_index])[:train].sort().values
+    names = ("x_validation", "y_validation", "x_test", "y_test")
+    held_out = {name: getattr(data, name)[:test] for name in names}
+    return replace(data, x=data.x[kept], y=data.y[kept], split=None, **held_out)
 
 
 Train = Callable[[Run, "str | None", "str | None"], Result]  # (run, data_dir, keep) -> result

@@ -1,14 +1,11 @@
 """Memory and speed of training on large data, as docs/scale.md describes it: by files, rows, columns and classes.
 
-python benchmarks/scale.py --folder DIR  # 20 GB in DIR for a while; some fifteen minutes on one core
-python benchmarks/scale.py --share 0.01  # a rehearsal with a part of the rows and steps; writes no results
+python benchmarks/scale.py --keep DIR  # 20 GB in DIR for a while; some fifteen minutes on one core
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -21,7 +18,7 @@ import numpy as np
 import torch
 from machine import call_apart, describe, get_memory
 from numpy.typing import NDArray
-from result_tables import write_tables
+from runs import make_fits, make_parser
 from table_format import DOCS, fill_table, load_json
 from torch.utils.data import Subset
 
@@ -31,7 +28,7 @@ from pyro_ssvae.plots.style import ACCENT, FAINT, new_axes, save_figure, style_a
 
 STORE = "benchmarks/scale.json"
 ROWS, COLUMNS, BLOCK = 10_000_000, 500, 100_000  # of the file; rows of it that are drawn, and repeated
-STEPS = {
+SIZES = {
     "rows": (10_000, 100_000, 1_000_000, 10_000_000),
     "columns": (10, 100, 1000, 10_000),
     "classes": (10, 100, 1000, 10_000),
@@ -67,11 +64,11 @@ def read_pass(data: SemiSupervisedData, batch_size: int = 1000) -> dict[str, Any
     return {"seconds": time.perf_counter() - started, "memory_mib": memory}
 
 
-def measure_disk(folder: Path, rows: int, steps: int) -> dict[str, Any]:
+def measure_disk(folder: Path, steps: int = 1000) -> dict[str, Any]:
     """Return memory and seconds of a pass over a file, and milliseconds of training on it and in memory, in turn."""
     base = get_memory()
-    data = SemiSupervisedData.from_arrays(folder / "x.npy", draw_labels(rows))
-    found = {"gigabytes": 4 * COLUMNS * rows / 1e9, "rows": rows, "base_mib": base, **read_pass(data)}
+    data = SemiSupervisedData.from_arrays(folder / "x.npy", draw_labels(ROWS))
+    found = {"gigabytes": 4 * COLUMNS * ROWS / 1e9, "rows": ROWS, "base_mib": base, **read_pass(data)}
     found["disk_ms"] = [train(data, steps) for _ in range(2)]
     found["peak_mib"] = get_memory("VmHWM")
     x = np.load(folder / "x.npy", mmap_mode="r")[:BLOCK].copy()
@@ -82,7 +79,7 @@ def measure_disk(folder: Path, rows: int, steps: int) -> dict[str, Any]:
     return found
 
 
-def measure_first_step(likelihood: str, rows: int) -> dict[str, Any]:
+def measure_first_step(likelihood: str, rows: int = 1_000_000) -> dict[str, Any]:
     """Return seconds from an array of 100 columns to the end of the first step, and the growth of memory in MiB."""
     x, y = draw(rows, 100), draw_labels(rows)
     base, started = get_memory("VmHWM"), time.perf_counter()
@@ -91,7 +88,7 @@ def measure_first_step(likelihood: str, rows: int) -> dict[str, Any]:
     return {"likelihood": likelihood, "seconds": seconds, "grown_mib": get_memory("VmHWM") - base}
 
 
-def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
+def measure_sources(folder: Path, rows: int = 200_000) -> list[dict[str, Any]]:
     """Return rows and bytes per second of one pass over each kind of source; a tenth of the values are not zero."""
     import pandas as pd
     from PIL import Image
@@ -126,40 +123,31 @@ def measure_sources(folder: Path, rows: int) -> list[dict[str, Any]]:
         per_second = data.num_unlabelled / seconds
         size = data.x[0].numel() * data.x[:1].element_size()
         found.append({"kind": kind, "rows_per_second": per_second, "mb_per_second": per_second * size / 1e6})
-        print(f"{kind}: {per_second:,.0f} rows a second", flush=True)
     return found
 
 
-def measure_steps(varied: str, value: int, steps: int) -> dict[str, Any]:
-    """Return milliseconds of a step with one of rows, columns and classes at ``value``, the others at defaults."""
-    size = {"rows": 20_000, "columns": 100, "classes": 10} | {varied: value}
-    columns = 20 if varied == "rows" else size["columns"]
-    y = draw_labels(size["rows"], size["classes"], max(200, size["classes"]))
-    data = SemiSupervisedData.from_arrays(draw(size["rows"], columns), y, num_classes=size["classes"])
-    found = train(data, steps, "top-k" if varied == "classes" else "exact")
-    print(f"{value:,} {varied}: {found:.1f} ms a step", flush=True)
-    return {"varied": varied, "value": value, "milliseconds": found}
-
-
-def measure(folder: Path, share: float) -> dict[str, Any]:
-    """Return everything that is measured, of a share of the rows, columns, classes and steps."""
-
-    def part(number: int) -> int:
-        return max(2, round(share * number))
-
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {"machine": describe("cpu")}
+def measure_steps(steps: int = 100) -> list[dict[str, Any]]:
+    """Return milliseconds of a step with one of rows, columns and classes varied, the others at their defaults."""
     train(SemiSupervisedData.from_arrays(draw(1000, 5), draw_labels(1000)), 5)  # modules are imported
-    settings = [(varied, part(value)) for varied, values in STEPS.items() for value in values]
-    found["steps"] = [measure_steps(*setting, part(100)) for setting in settings]
-    found["sources"] = measure_sources(folder, part(200_000))
-    found["first_step"] = [call_apart(1, measure_first_step, name, part(1_000_000)) for name in ("gaussian", "auto")]
-    block, rows = draw(BLOCK, COLUMNS), part(ROWS)
+    found = []
+    for varied, value in [(varied, value) for varied, values in SIZES.items() for value in values]:
+        size = {"rows": 20_000, "columns": 20 if varied == "rows" else 100, "classes": 10} | {varied: value}
+        y = draw_labels(size["rows"], size["classes"], max(200, size["classes"]))
+        data = SemiSupervisedData.from_arrays(draw(size["rows"], size["columns"]), y, num_classes=size["classes"])
+        milliseconds = train(data, steps, "top-k" if varied == "classes" else "exact")
+        found.append({"varied": varied, "value": value, "milliseconds": milliseconds})
+    return found
+
+
+def write_and_measure(folder: Path) -> dict[str, Any]:
+    """Write the file, and measure it in a process whose memory is that of reading and training alone."""
+    block = draw(BLOCK, COLUMNS)
     with open(folder / "x.npy", "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, COLUMNS)})
-        for start in range(0, rows, BLOCK):
-            block[: rows - start].tofile(file)
-    found["disk"] = call_apart(1, measure_disk, folder, rows, part(1000))
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (ROWS, COLUMNS)})
+        for _ in range(ROWS // BLOCK):
+            block.tofile(file)
+    found = call_apart(1, measure_disk, folder)
+    draw_memory(found)
     return found
 
 
@@ -183,10 +171,9 @@ STEP_TIMES = {"": "{value:,} {varied}", "milliseconds of a step": "{milliseconds
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the tables of docs/scale.md on data, from the file of results."""
     found = load_json(docs / STORE, {})
-    disk = [
-        {**one, "from_disk": statistics.median(one["disk_ms"]), "in_memory": statistics.median(one["memory_ms"])}
-        for one in ([found["disk"]] if found else [])
-    ]
+    disk = [found["disk"]] if "disk" in found else []
+    for one in disk:
+        one |= {"from_disk": statistics.median(one["disk_ms"]), "in_memory": statistics.median(one["memory_ms"])}
     return {
         "scale_disk": fill_table(disk, DISK),
         "scale_sources": fill_table(found.get("sources", []), SOURCES),
@@ -195,9 +182,8 @@ def make_tables(docs: Path) -> dict[str, str]:
     }
 
 
-def draw_memory() -> None:
-    """Draw memory during a pass, from the file of results."""
-    disk = json.loads((DOCS / STORE).read_text())["disk"]
+def draw_memory(disk: dict[str, Any]) -> None:
+    """Draw memory during the pass over the file."""
     figure, axes = new_axes(4.6, 2.6)
     read = np.linspace(0.0, disk["gigabytes"], len(disk["memory_mib"]))
     axes.plot(read, disk["memory_mib"], color=ACCENT)
@@ -209,17 +195,19 @@ def draw_memory() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where files are written for a while (default: a temporary one)")
-    parser.add_argument("--share", type=float, default=1.0, help="of rows, columns, classes and steps (1)")
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)  # of classes without labels
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        found = measure(Path(folder), args.share)
-    if args.share == 1.0:
-        (DOCS / STORE).write_text(json.dumps(found, indent=1) + "\n")
-        write_tables()
-        draw_memory()
+    with tempfile.TemporaryDirectory(dir=args.keep) as name:
+        folder = Path(name)
+        fits: dict[str, Callable[[], Any]] = {
+            "machine": lambda: describe("cpu"),
+            "steps": measure_steps,
+            "sources": lambda: measure_sources(folder),
+            "first_step": lambda: [call_apart(1, measure_first_step, name) for name in ("gaussian", "auto")],
+            "disk": lambda: write_and_measure(folder),
+        }
+        make_fits(DOCS / STORE, fits, args.only)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,9 @@
-"""Measure training on two processes against one, at equal rows per process.
-
-python benchmarks/scale_processes.py          # ten minutes on two cores without other programs
-python benchmarks/scale_processes.py --quick  # a minute; nothing is written
-"""
+"""Measure training on two processes against one, at equal rows per process, on two cores without other programs."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -17,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import describe
-from result_tables import write_tables
+from runs import make_fits, make_parser
 from table_format import DOCS, format_table, load_json
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -98,17 +93,14 @@ def start_runs(case: str, folder: Path) -> Iterator[dict[str, dict[int, Path]]]:
 
 
 def send(number: signal.Signals, groups: Iterable[int]) -> None:
-    """Send a signal to all processes of groups."""
     for group in groups:
         os.killpg(group, number)
 
 
-def measure_efficiency(case: str, turns: int, seconds: float) -> dict[str, list[float]]:
+def measure_efficiency(case: str, turns: int = 40, seconds: float = 1.5) -> dict[str, list[float]]:
     """Return the milliseconds of a step in one run, in the slower of two unrelated runs, and in a run of two processes.
 
-    The speed of a shared machine changes within seconds. All runs therefore exist all the time, and go on in turn for
-    some seconds each; times are compared within a turn. Of both unrelated runs the time of the slower counts at each
-    step: two processes that lost no time by their messages would need as much, because they wait for each other.
+    All runs exist all the time, and go on in turn for some seconds each; docs/scale.md says why.
     """
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as folder, start_runs(case, Path(folder)) as runs:
@@ -134,7 +126,8 @@ def summarise(ratios: list[float]) -> str:
 def make_tables(docs: Path) -> dict[str, str]:
     """Return the table of docs/scale.md on processes, from the file of results."""
     rows = []
-    for case, times in load_json(docs / STORE, {}).get("speed", {}).items():
+    found = load_json(docs / STORE, {})
+    for case, times in ((case, found[case]) for case in CASES if case in found):
         medians = [f"{statistics.median(times[arm]):.1f}" for arm in ("one", "two")]
         efficiency, limit = (
             [a / b for a, b in zip(times["one"], times[arm], strict=True)] for arm in ("two", "slower")
@@ -147,16 +140,9 @@ def make_tables(docs: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer turns; nothing is written")
-    quick = parser.parse_args().quick
-    found: dict[str, Any] = {"speed": {}, "machine": describe("cpu")}
-    for case in CASES:
-        found["speed"][case] = measure_efficiency(case, 3 if quick else 40, 1.5)
-        print(case, json.dumps(found["speed"][case]), flush=True)
-    if not quick:
-        (DOCS / STORE).write_text(json.dumps(found, indent=1) + "\n")
-        write_tables()
+    args = make_parser(__doc__).parse_args()
+    fits: dict[str, Callable[[], Any]] = {case: partial(measure_efficiency, case) for case in CASES}
+    make_fits(DOCS / STORE, {"machine": partial(describe, "cpu"), **fits}, args.only)
 
 
 if __name__ == "__main__":

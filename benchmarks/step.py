@@ -1,24 +1,20 @@
 """Time one training step of M2 on the CPU: this package, stock Pyro as in its tutorial, PyTorch by hand.
 
-    python benchmarks/step.py                        # every contender, 10, 100 and 1,000 classes, 1 and 2 threads
-    python benchmarks/step.py --classes 10 --only ours --only hand-written
-    python benchmarks/step.py --floor                # the least time on this machine, and a profile of the steps
+    python benchmarks/step.py                                      # what docs/benchmarks/step-cpu.json lacks
+    python benchmarks/step.py --only '10/100/*'                    # 10 classes, 100 labelled examples
+    python benchmarks/step.py --only 'floor/*' --only 'profile/*'  # the least possible time, and where time goes
 
-docs/benchmarks.md says how. Contenders alternate over the rounds (A B C A B C ...), so that other load on the machine
-affects all of them alike. With --only, results of the others stay.
+Each visit to a contender, CLASSES/LABELLED/THREADS/ROUND/CONTENDER, is made in a process of its own. Contenders
+alternate over the rounds, so that other load on the machine affects all of them alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,17 +22,18 @@ from typing import Any, NamedTuple
 import torch
 from contenders import MNIST, Contender, HandWritten, Ours, TutorialPyro
 from machine import call_apart, describe
-from result_tables import write_tables
-from table_format import DOCS, Result, format_table, load_json
+from runs import make_fits, make_parser
+from table_format import DOCS, format_table, load_json
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils import benchmark
 
-STEP, FLOOR = "benchmarks/step-cpu.json", "benchmarks/floor-cpu.json"
+STORE = "benchmarks/step-cpu.json"
+SETTINGS = ((10, 0), (10, 100), (100, 0), (1000, 0))  # classes, labelled examples
+THREADS = (1, 2)
 BATCH_SIZE = 200  # unlabelled examples per step
 LARGE = 50_000  # batch size times classes from which the time is estimated on a small batch first
-ROUNDS = 3  # visits to each contender
 SECONDS, STEPS = 3.0, 20  # of a visit at most, after at least one step
 PATIENCE = 10.0  # seconds of a step that is not measured
 
@@ -48,6 +45,7 @@ CONTENDERS: dict[str, tuple[str, Callable[..., Contender]]] = {  # by name: what
     "ours-top-k-eager": ("this package, top-k, eager", partial(Ours, enumeration="top-k", compile="eager")),
     "ours-top-k": ("this package, top-k, compiled", partial(Ours, enumeration="top-k")),
 }
+PROFILED = ("hand-written", "ours-eager", "ours-top-k-eager")  # compiled kernels do not say what they compute
 
 
 def make_batches(size: int, labelled: int, classes: int, *, device: str = "cpu", number: int = 8) -> list[tuple]:
@@ -87,44 +85,6 @@ def visit(name: str, classes: int, labelled: int) -> list[float] | str:
     return [round(one, 4) for one in times]
 
 
-def measure(classes: int, threads: int, labelled: int, names: list[str]) -> list[Result]:
-    """Measure contenders in one setting, in alternation, each visit in a process of its own."""
-    # Libraries read their number of threads from the environment when they are loaded.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    setting = {"classes": classes, "threads": threads, "labelled": labelled}
-    results: dict[str, Result] = {name: {"contender": name, **setting, "visits": [], "reason": None} for name in names}
-    for _, (name, result) in itertools.product(range(ROUNDS), results.items()):
-        if result["reason"]:
-            continue
-        try:
-            found = call_apart(threads, visit, name, classes, labelled)
-        except Exception as error:  # a process that ran out of memory, or what a contender raised
-            found = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-        if isinstance(found, str):
-            result["reason"] = found
-        else:
-            result["visits"].append(found)
-        print(
-            setting, f"{name}:", found if isinstance(found, str) else f"{statistics.median(found):.2f} ms", flush=True
-        )
-    return list(results.values())
-
-
-def keep(results: list[Result]) -> None:
-    """Write results, in place of older ones of the same contenders and settings."""
-    path, machine = DOCS / STEP, describe("cpu")
-    stored = load_json(path, {})
-    old = stored["results"] if stored.get("machine") == machine else []
-    merged = {
-        tuple(result[name] for name in ("contender", "classes", "threads", "labelled")): result
-        for result in [*old, *results]
-    }
-    lines = ",\n".join("  " + json.dumps(result) for result in merged.values())
-    command = " ".join(["python benchmarks/step.py", *sys.argv[1:]])
-    head = json.dumps({"command": command, "batch_size": BATCH_SIZE, "machine": machine}, indent=1)[:-2]
-    path.write_text(f'{head},\n "results": [\n{lines}\n ]\n}}\n')
-
-
 # The least time of a step without any waste: matrix products forward and backward, one evaluation of each activation in
 # each direction, and every necessary tensor written once and read as often as it is used
 
@@ -138,19 +98,15 @@ _KINDS = {
 
 
 class Product(NamedTuple):
-    """An affine map ``(examples, inputs) -> (examples, outputs)`` and how many matrix products a step takes of it.
-
-    That is three with gradients of weights and inputs, two where the input is data.
-    """
+    """An affine map ``(examples, inputs) -> (examples, outputs)`` and how many matrix products a step takes of it."""
 
     examples: int
     inputs: int
     outputs: int
-    passes: int = 3
+    passes: int = 3  # with the gradients of weights and inputs; 2 where the input is data
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of all products."""
         return 2.0 * self.examples * self.inputs * self.outputs * self.passes
 
 
@@ -181,7 +137,7 @@ def take_seconds(run: Callable[[], object], at_least: float = 0.15) -> list[floa
     return timer.blocked_autorange(min_run_time=at_least).times
 
 
-def measure_floors(device: str, classes: list[int], batch: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure_floors(device: str, classes: Iterable[int], batch: int) -> dict[str, Any]:
     """Return the rates of a device, and for each number of classes the work and least milliseconds of both steps."""
 
     def draw(*shape: int) -> Tensor:
@@ -219,117 +175,106 @@ def measure_floors(device: str, classes: list[int], batch: int) -> tuple[dict[st
         }
         sizes = {"classes": count, "sum": kind, "gflop": sum(one.flops for one in products) / 1e9, "gb": moved / 1e9}
         steps.append({**sizes, **{name: 1000.0 * value for name, value in seconds.items()}})
-    return rates, steps
+    return {"rates": rates, "steps": steps}
 
 
-def profile_step(contender: Contender, batch: tuple[Tensor, ...], steps: int = 10) -> dict[str, float]:
-    """Return milliseconds of a step on the CPU: of each kind of operation, of the rest, and in all."""
-    for _ in range(contender.warm_up + 2):
+def record_operations(contender: Contender, batch: tuple[Tensor, ...], *, cuda: bool = False) -> list[tuple]:
+    """Return names of operations in a step, their own milliseconds and numbers of calls per step, longest first."""
+    steps, key = 10, "self_device_time_total" if cuda else "self_cpu_time_total"
+    for _ in range(contender.warm_up + 3):
         contender.step(*batch)
-    found = take_seconds(lambda: contender.step(*batch), 1.0)
-    total = 1000 * sum(found) / len(found)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
         for _ in range(steps):
             contender.step(*batch)
+        if cuda:
+            torch.cuda.synchronize()
+    found = [(one.key, getattr(one, key) / 1000 / steps, one.count / steps) for one in profiler.key_averages()]
+    return sorted(found, key=lambda one: -one[1])
+
+
+def profile_step(name: str) -> dict[str, float]:
+    """Return milliseconds of a step on the CPU: of each kind of operation, of the rest, and in all."""
+    contender, (batch,) = CONTENDERS[name][1](num_classes=10), make_batches(BATCH_SIZE, 0, 10, number=1)
     times = dict.fromkeys([*_KINDS, "other operations"], 0.0)
-    for event in profiler.key_averages():
-        if event.key.startswith("aten::"):
-            name = event.key.removeprefix("aten::")
-            kind = next((kind for kind, names in _KINDS.items() if name in names.split()), "other operations")
-            times[kind] += event.self_cpu_time_total / 1000 / steps
+    for operation, milliseconds, _ in record_operations(contender, batch):
+        if operation.startswith("aten::"):
+            one = operation.removeprefix("aten::")
+            kind = next((kind for kind, names in _KINDS.items() if one in names.split()), "other operations")
+            times[kind] += milliseconds
+    total = 1000 * statistics.mean(take_seconds(lambda: contender.step(*batch), 1.0))
     return {**times, "Python and waiting": max(0.0, total - sum(times.values())), "in all": total}
 
 
-def measure_floor(classes: list[int], threads: list[int]) -> Result:
-    """Return the least time of a step on this machine, and a profile of the steps."""
-    found: Result = {"command": "python benchmarks/step.py --floor", "batch_size": BATCH_SIZE}
-    found |= {"machine": describe("cpu"), "rates": [], "steps": [], "profile": []}
-    for number in threads:
-        torch.set_num_threads(number)
-        rates, steps = measure_floors("cpu", classes, BATCH_SIZE)
-        found["rates"].append({"threads": number, **rates})
-        found["steps"] += [{"threads": number, **step} for step in steps]
-    torch.set_num_threads(threads[0])
-    batch = make_batches(BATCH_SIZE, 0, classes[0], number=1)[0]
-    for name in ("hand-written", "ours-eager", "ours-top-k-eager"):  # compiled kernels do not say what they compute
-        milliseconds = profile_step(CONTENDERS[name][1](num_classes=classes[0]), batch)
-        setting = {"contender": name, "classes": classes[0], "threads": threads[0]}
-        found["profile"].append({**setting, "milliseconds": milliseconds})
-    return found
+# Tables
 
 
-def find_median(results: list[Result], **setting: int | str) -> float | None:
-    """Return the median milliseconds of a step, or ``None`` if it was not measured."""
-    found = next((one for one in results if setting.items() <= one.items()), {"visits": []})
-    times = [time for visit in found["visits"] for time in visit]
-    return statistics.median(times) if times else None
+def find_time(found: dict[str, Any], classes: int, labelled: int, threads: int, name: str) -> float | str:
+    """Return the median milliseconds of a step, or the estimate that was made instead, or a dash."""
+    start, end = f"{classes}/{labelled}/{threads}/", f"/{name}"
+    visits = [visited for key, visited in found.items() if key.startswith(start) and key.endswith(end)]
+    times = [time for visited in visits if not isinstance(visited, str) for time in visited]
+    return statistics.median(times) if times else next(iter(visits), "–")
 
 
 def make_tables(docs: Path) -> dict[str, str]:
-    """Return the tables of docs/benchmarks.md on training steps, from the files of results."""
-    results = load_json(docs / STEP, {"results": []})["results"]
-    floor = load_json(docs / FLOOR, {"steps": [], "profile": []})
-    found = {f"step_{classes}": _make_step_table(results, classes, 0) for classes in (10, 100, 1000)}
-    found["step_10_labelled"] = _make_step_table(results, 10, 100)
-    rows = [
-        [CONTENDERS[one["contender"]][0], *(f"{time:.1f}" for time in one["milliseconds"].values())]
-        for one in floor["profile"]
-    ]
-    kinds = floor["profile"][0]["milliseconds"] if rows else ()
-    found["profile"] = format_table(["step, milliseconds", *kinds], rows)
-    return {**found, "floor": _make_floor_table(results, floor["steps"])}
+    """Return the tables of docs/benchmarks.md on training steps, from the file of results."""
+    found = load_json(docs / STORE, {})
+    profiles = [(CONTENDERS[name][0], found[f"profile/{name}"]) for name in PROFILED if f"profile/{name}" in found]
+    rows = [[words, *(f"{time:.1f}" for time in times.values())] for words, times in profiles]
+    return {
+        **{f"step_{classes}": _make_step_table(found, classes, 0) for classes in (10, 100, 1000)},
+        "step_10_labelled": _make_step_table(found, 10, 100),
+        "floor": _make_floor_table(found),
+        "profile": format_table(["step, milliseconds", *(profiles[0][1] if profiles else [])], rows),
+    }
 
 
-def _name_columns(threads: list[int], *names: str) -> list[str]:
-    return [f"{name}, {number} thread{'s' * (number > 1)}" for number in threads for name in names]
+def _name_columns(*names: str) -> list[str]:
+    return [f"{name}, {number} thread{'s' * (number > 1)}" for number in THREADS for name in names]
 
 
-def _make_step_table(results: list[Result], classes: int, labelled: int) -> str:
-    present = [one for one in results if (one["classes"], one["labelled"]) == (classes, labelled)]
-    threads, rows = sorted({one["threads"] for one in present}), []
+def _make_step_table(found: dict[str, Any], classes: int, labelled: int) -> str:
+    rows = []
     for name, (words, _) in CONTENDERS.items():
-        own = {one["threads"]: one for one in present if one["contender"] == name}
         cells = [words]
-        for number in threads if own else ():
-            time, base = (find_median(present, contender=who, threads=number) for who in (name, "tutorial"))
-            reason = own.get(number, {}).get("reason") or "–"
-            # Times have three digits.
-            cells.append(f"{time:,.{2 if time < 10 else 1 if time < 100 else 0}f}" if time else reason)
-            cells.append(f"{base / time:.2f}" if time and base else "–")
-        if own:
+        for number in THREADS:
+            time, base = (find_time(found, classes, labelled, number, who) for who in (name, "tutorial"))
+            if isinstance(time, str):
+                cells += [time, "–"]
+                continue
+            digits = 2 if time < 10 else 1 if time < 100 else 0  # three in all
+            cells += [f"{time:,.{digits}f}", "–" if isinstance(base, str) else f"{base / time:.2f}"]
+        if set(cells[1:]) != {"–"}:
             rows.append(cells)
-    return format_table(["step", *_name_columns(threads, "ms", "× tutorial")], rows)
+    return format_table(["step", *_name_columns("ms", "× tutorial")], rows)
 
 
-def _make_floor_table(results: list[Result], steps: list[Result]) -> str:
-    threads, rows = sorted({step["threads"] for step in steps}), []
-    for step in (one for one in steps if one["threads"] == threads[0]):
-        classes, kind = step["classes"], step["sum"]
-        cells = [f"{classes:,} classes, {kind}", f"{step['gflop']:.2f}", f"{step['gb']:.2f}"]
-        for one in (one for one in steps if (one["classes"], one["sum"]) == (classes, kind)):
-            setting = {"classes": classes, "threads": one["threads"], "labelled": 0}
-            measured = find_median(results, contender="ours" if kind == "exact" else "ours-top-k", **setting)
-            cells.append(f"{one['products'] + one['moving'] + one['activations']:,.1f}")
-            cells.append("–" if measured is None else f"{measured:,.1f}")
+def _make_floor_table(found: dict[str, Any]) -> str:
+    rows = []
+    floors = [found.get(f"floor/{number}", {"steps": []})["steps"] for number in THREADS]
+    for by_threads in zip(*floors, strict=True):
+        classes, kind, gflop, gb = (by_threads[0][name] for name in ("classes", "sum", "gflop", "gb"))
+        cells = [f"{classes:,} classes, {kind}", f"{gflop:.2f}", f"{gb:.2f}"]
+        for number, step in zip(THREADS, by_threads, strict=True):
+            measured = find_time(found, classes, 0, number, "ours" if kind == "exact" else "ours-top-k")
+            cells.append(f"{step['products'] + step['moving'] + step['activations']:,.1f}")
+            cells.append("–" if isinstance(measured, str) else f"{measured:,.1f}")
         rows.append(cells)
-    return format_table(["step", "GFLOP", "GB", *_name_columns(threads, "at best", "measured")], rows)
+    return format_table(["step", "GFLOP", "GB", *_name_columns("at best", "measured")], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000], metavar="K")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="T", help="threads of PyTorch")
-    parser.add_argument("--labelled", type=int, default=0, metavar="B", help="labelled examples per step")
-    parser.add_argument("--only", action="append", choices=CONTENDERS, metavar="NAME", help=", ".join(CONTENDERS))
-    parser.add_argument("--floor", action="store_true", help="measure the least time on this machine, and a profile")
-    args = parser.parse_args()
-    if args.floor:
-        found = measure_floor(args.classes, args.threads)
-        (DOCS / FLOOR).write_text(json.dumps(found, indent=1) + "\n")
-    else:
-        for classes, threads in itertools.product(args.classes, args.threads):
-            keep(measure(classes, threads, args.labelled, args.only or [*CONTENDERS]))
-    write_tables()
+    args = make_parser(__doc__).parse_args()
+    fits: dict[str, Any] = {"machine": partial(describe, "cpu")}
+    rounds = range(args.seeds or 3)
+    for (classes, labelled), threads, number, name in itertools.product(SETTINGS, THREADS, rounds, CONTENDERS):
+        key = f"{classes}/{labelled}/{threads}/{number}/{name}"
+        fits[key] = partial(call_apart, threads, visit, name, classes, labelled)
+    for threads in THREADS:
+        fits[f"floor/{threads}"] = partial(call_apart, threads, measure_floors, "cpu", (10, 100, 1000), BATCH_SIZE)
+    for name in PROFILED:
+        fits[f"profile/{name}"] = partial(call_apart, 1, profile_step, name)
+    make_fits(DOCS / STORE, fits, args.only)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """Time the commands of the result pages with nothing else running, and training up to 5 % validation error.
 
-    python benchmarks/times.py --only ours --only tutorial --jobs 2  # up to 5 % error, each on half the cores
-    python benchmarks/mnist.py --only m1-flow --keep models          # first, an M1
-    python benchmarks/times.py --keep models                         # everything
-
 *ring*, *spiral* and *mnist* time an example of DDGM from start to figures, *likelihood* log p(x) of the test examples,
 *stack-pure* and *stack-default* the training of M1+M2 with 100 labels, without that of its M1. *ours* is
 ``examples/m2.py --pure --num-labels 3000``, *tutorial* stock Pyro with the model and settings of its tutorial, labelled
@@ -32,7 +28,7 @@ from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.presets import PURE
 
 EXAMPLES = {"ring": "ddgm_2d.py", "spiral": "ddgm_2d.py", "mnist": "ddgm.py"}
-STACKS = {"stack-pure": "pure-100", "stack-default": "default-100"}
+STACKS = {"stack-pure": "m1m2-pure-100-seed0", "stack-default": "m1m2-default-100-seed0"}
 TARGET = 0.05  # validation error
 
 
@@ -50,14 +46,14 @@ def configurations(seeds: int | None = None) -> list[Run]:
 def train(run: Run, data_dir: str | None, keep: str | None) -> Result:
     if run.name in EXAMPLES:
         result = time_example(run, data_dir)
-    elif run.name in STACKS:
-        (stack,) = (one for one in mnist.configurations(1) if (one.family, one.name) == ("m1m2", STACKS[run.name]))
-        found = mnist.train_m1m2(stack, data_dir, keep)
-        result = {"seconds": found["train_seconds"], "steps": found["steps"], "test/error": found["test/error"]}
+    elif run.name in ("ours", "tutorial"):
+        result = (train_ours if run.name == "ours" else train_tutorial)(run, data_dir)
     elif run.name == "likelihood":
         result = time_likelihood(run, data_dir, keep)
     else:
-        result = (train_tutorial if run.name == "tutorial" else train_ours)(run, data_dir)
+        (stack,) = (one for one in mnist.configurations(1) if one.stem == STACKS[run.name])
+        found = mnist.train_m1m2(stack, data_dir, keep)
+        result = {"seconds": found["train_seconds"], "steps": found["steps"], "test/error": found["test/error"]}
     return {**result, "device": f"cpu, {torch.get_num_threads()} threads", "torch": torch.__version__}
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import Any
 
 import blog_tables
 import numpy as np
@@ -14,7 +13,8 @@ import pytest
 import result_tables
 import runs
 import step
-from table_format import build_table, each, format_mean, format_table, load_results, mean, percent
+from columns import each, format_mean, mean, percent
+from table_format import build_table, format_table, load_results
 
 from pyro_ssvae import SemiSupervisedData
 
@@ -81,18 +81,15 @@ def test_real_samples_and_failed_seeds_are_shown() -> None:
 
 
 def test_the_step_table_compares_with_the_tutorial(tmp_path: Path) -> None:
-    def result(contender: str, threads: int, times: list[float], **more: Any) -> dict[str, Any]:
-        setting = {"contender": contender, "classes": 10, "threads": threads, "labelled": 0, "reason": None}
-        return {**setting, "visits": [times[:1], times[1:]], **more}
-
-    stored = [
-        result("tutorial", 1, [10.0, 20.0, 90.0]),
-        result("tutorial", 2, [], reason="too slow"),
-        result("ours", 1, [5.0, 5.0, 5.0]),
-        result("ours", 2, [2.0, 3.0, 4.0]),
-    ]
+    stored = {
+        "10/0/1/0/tutorial": [10.0],
+        "10/0/1/1/tutorial": [20.0, 90.0],
+        "10/0/2/0/tutorial": "too slow",
+        "10/0/1/0/ours": [5.0, 5.0, 5.0],
+        "10/0/2/0/ours": [2.0, 3.0, 4.0],
+    }
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / step.STEP).write_text(json.dumps({"results": stored}))
+    (tmp_path / step.STORE).write_text(json.dumps(stored))
     found = step.make_tables(tmp_path)
     tutorial, ours = lines_of(found["step_10"])
     assert tutorial[3] == "too slow"

@@ -71,16 +71,16 @@ def test_each_method_is_fitted_once(
 
 def test_methods_see_counts_relative_to_the_total(counts: tuple[np.ndarray, np.ndarray]) -> None:
     x = counts[0].astype(float)
-    seen, seen_test = tables.standardise_counts(x, x[:5])
+    seen, seen_test = table_methods.standardise_counts(x, x[:5])
     assert seen.mean(0) == pytest.approx(0.0, abs=1e-9)
     assert seen.std(0) == pytest.approx(1.0)
     assert seen_test == pytest.approx(seen[:5])
-    inner = [rows @ rows.T for rows in (seen, tables.find_components(x, x)[0])]
+    inner = [rows @ rows.T for rows in (seen, table_methods.find_components(x, x)[0])]
     assert np.corrcoef(inner[0].ravel(), inner[1].ravel())[0, 1] == pytest.approx(1.0)  # all 24 components are kept
 
 
 def test_rows_of_unequal_classes_and_their_calibration_error() -> None:
-    x, seen, x_test, y_test = tables.make_unequal_rows(0)
+    x, seen, x_test, y_test = table_methods.make_unequal_rows(0)
     assert (len(x), len(x_test), np.bincount(seen + 1).tolist()) == (2000, 1000, [1980, 10, 10])
     assert y_test.mean() == pytest.approx(0.05, abs=0.02)
     assert x_test[y_test == 1].mean(0)[:4] - x_test[y_test == 0].mean(0)[:4] == pytest.approx([1.5] * 4, abs=0.5)
