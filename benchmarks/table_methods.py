@@ -56,7 +56,9 @@ def load_set(name: str, folder: str) -> tuple[pd.DataFrame, Array]:
     rows = table.iloc[:, :-1]
     for column in rows:
         if name == "soybean" or (name, column) == ("vowel", "V1"):  # whose numbers stand for categories
-            rows = rows.assign(**{column: rows[column].map("level {:.0f}".format, na_action="ignore")})
+            texts = rows[column].map("{:.0f}".format, na_action="ignore")  # whose order is that of the published fits
+            levels = [None if code < 0 else f"level {code}" for code in pd.factorize(texts, sort=True)[0]]
+            rows = rows.assign(**{column: levels})
     return rows, pd.factorize(table.iloc[:, -1], sort=True)[0]
 
 
