@@ -24,6 +24,7 @@ _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which sing
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
 _LEAST_VALUES = 10  # different ones, for which a value can be far from them
 _MOST_CHECKED = 10_000  # rows
+_DARK = 32  # brightest value of images of 8 bits from which on they are not taken for images of fewer bits
 
 
 def as_text(value: Any) -> str:
@@ -239,6 +240,24 @@ def warn_about_far_values(x: NDArray[Any], names: Sequence[Any], *, stacklevel: 
             UserWarning,
             stacklevel=stacklevel,
         )
+
+
+def choose_scale(x: Tensor) -> float:
+    """Return what training examples are divided by: 255 for pixels of 8 bits, which reach 255 in tables; otherwise 1.
+
+    Images of zeros and ones are not divided either; those of other values far below 255 are, with a warning.
+    """
+    largest = int(x.max()) if x.dtype == torch.uint8 and x.numel() else 0
+    if largest <= 1 or (x.dim() == 2 and largest < 255):
+        return 1.0
+    if largest < _DARK:
+        warnings.warn(
+            f"The images are of 8 bits, and no value exceeds {largest}: they are divided by 255, and so are nearly "
+            f"black. If {largest} is white, pass scale={largest}.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return 255.0
 
 
 def value_range(x: Tensor) -> tuple[float, float]:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arguments import as_count, as_path, as_scale
-from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._arrays import as_examples, choose_scale
 from pyro_ssvae.data.images import list_folder, read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.storage import ExampleSource, open_source
+from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import select_columns
 
 
@@ -103,6 +103,7 @@ def load_folder(
         name=folder.name,
         num_classes=labels.num_classes,
         class_names=labels.class_names,
+        scale=255.0,
     )
 
 
@@ -163,11 +164,12 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
     x_validation = torch.as_tensor(source.x[validation])
     x: Any = source.x
     x = x.without(validation) if isinstance(x, ExampleSource) else torch.from_numpy(x[train])
+    scale = as_scale(choose_scale(sample_rows(x)) if source.scale is None else source.scale, x)
     return {
         **{"x": x, "y": y, "x_validation": x_validation, "y_validation": y_validation},
         **{"x_test": torch.tensor(source.x_test), "y_test": torch.tensor(source.y_test)},
         **{"num_classes": source.num_classes, "name": source.name, "class_names": source.class_names},
-        **{"scale": as_scale(source.scale, x), "split": split, "seed": seed},
+        **{"scale": scale, "split": split, "seed": seed},
         **{"feature_names": source.feature_names, "categories": dict(source.categories)},
     }
 
