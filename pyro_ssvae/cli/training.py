@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_ssvae._io import read_json
 from pyro_ssvae._ranks import launched
-from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
+from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.readers import is_on_disk
@@ -39,7 +39,7 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.serialization import load
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
-from pyro_ssvae.presets import M1_BELOW
+from pyro_ssvae.presets import M1_BELOW, is_photo
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
