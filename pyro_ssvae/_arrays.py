@@ -18,7 +18,7 @@ from pyro_ssvae._arguments import MAX_CLASSES
 
 NUMERIC = re.compile("u?int|float|bool|double", re.I)  # dtypes of pandas
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
-_CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
+CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense
 _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which single precision keeps enough of its values
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
@@ -283,7 +283,7 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     if x.ndim == 3:
         return converted
     first, height, last = x.shape[1:]
-    before, after = ((size in _CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels
+    before, after = ((size in CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels
     if after > before and height != last:
         return converted
     if after >= before and last not in (1, first) and (after or first == height):

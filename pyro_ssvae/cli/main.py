@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arrays import CHANNELS
 from pyro_ssvae._io import atomic_open, read_json
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
@@ -264,7 +265,7 @@ def _sample(args: argparse.Namespace) -> None:
     with atomic_open(arrays) as file:
         np.savez(file, **{name: values.numpy() for name, values in found.items()})
     print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
-    if x.dim() == 4 and x.shape[1] in (1, 3):
+    if x.dim() == 4 and x.shape[1] in CHANNELS:
         from torchvision.utils import save_image
 
         save_image(x.clamp(0.0, 1.0), image, nrow=math.ceil(math.sqrt(len(x))))

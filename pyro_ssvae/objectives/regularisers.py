@@ -104,7 +104,7 @@ class PhotoAugmentation(Augmentation):
     """A random crop, flip and change of colours for each photograph of a batch.
 
     The crop has the size of the image and is taken from the image with mirrored margins. Colours are changed by the
-    same amounts in all pixels of an image.
+    same amounts in all pixels of an image. The last of four channels is opacity, and keeps its values.
 
     Args:
         crop: Largest shift of the crop, as a fraction of the height and of the width.
@@ -139,10 +139,12 @@ class PhotoAugmentation(Augmentation):
         down, along = (self._positions(x, size) for size in x.shape[-2:])
         x = gather_pixels(x, down, along, self.flip)
         added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
+        x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, x[:, :0])
         grey = x.mean(1, keepdim=True)
         x = grey + (self.saturation * saturation).exp() * (x - grey)
         mean = grey.mean((2, 3), keepdim=True)
-        return mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
+        x = mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
+        return torch.cat([x, opacity], 1) if opacity.shape[1] else x
 
     def _positions(self, x: Tensor, size: int) -> Tensor:
         positions = draw_positions(x, size, min(round(self.crop * self.strength * size), size - 1)).abs()

@@ -305,6 +305,8 @@ def test_flips_have_their_probability_and_colours_change_as_a_whole() -> None:
     lit = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.1, contrast=0.0, saturation=0.0)(x) - x
     assert float(lit.flatten(1).std(1).max()) < 1e-5
     assert float(lit[:, 0, 0, 0].std()) == pytest.approx(0.1, rel=0.1)
+    opaque = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    assert torch.equal(PhotoAugmentation(brightness=0.5)(opaque)[:, 3], opaque[:, 3])
     grey = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.0, saturation=0.5)(x)
     torch.testing.assert_close(grey.mean(1), x.mean(1))
     contrast = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.5, saturation=0.0)(x)
