@@ -56,6 +56,7 @@ _DATA = (
     Flag("label", None, _LABEL, str, metavar="COLUMN"),
     Flag("test", None, "table of test rows (default: a tenth of 100 labelled rows or more)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
+    Flag("on_error", "raise", "images of a FOLDER that cannot be read", choices=("raise", "skip"), rare=True),
     Flag("data_dir", None, "folder of the data sets (default: $PYRO_SSVAE_DATA, or else a cache)", str, metavar="DIR"),
 )
 _FEATURES = Flag(

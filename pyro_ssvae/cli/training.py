@@ -252,7 +252,8 @@ def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedDa
         parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
         return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
     if path.is_dir():
-        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
+        images = {"image_size": args.image_size or 32, "on_error": args.on_error}
+        return SemiSupervisedData.from_folder(name, **images, **labels)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)
