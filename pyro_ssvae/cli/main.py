@@ -192,9 +192,8 @@ def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespac
 
 
 def _add_commands(commands: Any) -> None:
-    command = _add_command(
-        commands, "predict", lambda args: predict(_load_last(args.run), args), "classify the rows of a table, or images"
-    )
+    words = "classify rows or images; M1 writes the means of their latents, a DDGM without classes their energies"
+    command = _add_command(commands, "predict", lambda args: predict(_load_last(args.run), args), words)
     kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
     command.add_argument("data", metavar="DATA", type=_as_path, help=kinds)
     add = command.add_argument
