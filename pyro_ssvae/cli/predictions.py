@@ -121,8 +121,9 @@ def predict(model: Any, args: argparse.Namespace) -> None:
 
     def describe(found: Any, values: Any) -> dict[str, Any]:
         if model.num_classes is None:
-            names = [f"z{k + 1}" for k in range(values.shape[1])] if hasattr(model, "transform") else ["energy"]
-            return {kind: found, **dict(zip(names, values.T, strict=True))}
+            latents = [f"z{k + 1}" for k in range(values.shape[1])]
+            words = latents if hasattr(model, "transform") else ["energy"]
+            return {kind: found, **dict(zip(words, values.T, strict=True))}
         names = get_class_names(model)
         columns = {kind: found, "predicted": np.array(names)[values.argmax(1)]}
         return columns | {f"p({name})": values[:, k] for k, name in enumerate(names)}
