@@ -24,6 +24,7 @@ _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which sing
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
 _LEAST_VALUES = 10  # different ones, for which a value can be far from them
 _MOST_CHECKED = 10_000  # rows
+_NARROW = 4  # side of images up to which, beside one as many times as long, they are probably none
 _DARK = 32  # brightest value of images of 8 bits from which on they are not taken for images of fewer bits
 
 
@@ -253,7 +254,7 @@ def choose_scale(x: Tensor) -> float:
     if largest < _DARK:
         warnings.warn(
             f"The images are of 8 bits, and no value exceeds {largest}: they are divided by 255, and so are nearly "
-            f"black. If {largest} is white, pass scale={largest}.",
+            f"black. If {largest} is white, pass scale={largest}, or divide them by it.",
             UserWarning,
             stacklevel=4,
         )
@@ -271,9 +272,9 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     """Return images with channels first, and other arrays unchanged.
 
     With an ``event_shape``, examples are brought to it if a channel axis of size 1, or moving the last axis, does so.
-    Without, ``(N, H, W)`` gets a channel axis, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is
-    not. Where the channels may be the first or the last axis, as for 4 x 5 x 3, they are taken as first, with a
-    warning.
+    Without, ``(N, H, W)`` gets a channel axis, with a warning if H or W is small beside the other, and ``(N, H, W, C)``
+    becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. Where the channels may be the first or the last axis, as
+    for 4 x 5 x 3, they are taken as first, with a warning.
     """
     if x.ndim not in (3, 4):
         return x
@@ -281,6 +282,14 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     if event_shape is not None:
         return converted if converted.shape[1:] == tuple(event_shape) != x.shape[1:] else x
     if x.ndim == 3:
+        short, long = sorted(x.shape[1:])
+        if short <= _NARROW and long >= _NARROW * short:
+            warnings.warn(
+                f"{name} has examples of shape {x.shape[1:]}, taken as grey images, which training mirrors and shifts. "
+                f"Give other arrays, such as time series, as a table: {name}.reshape(len({name}), -1).",
+                UserWarning,
+                stacklevel=4,
+            )
         return converted
     first, height, last = x.shape[1:]
     before, after = ((size in CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels

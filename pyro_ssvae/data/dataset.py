@@ -197,7 +197,7 @@ class SemiSupervisedData:
 
         Warns:
             UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
-                classes are alike, classes are numbered anew, or images may have their channels first or last.
+                classes are alike, classes are numbered anew, images may have their channels first or last, or be none.
         """
         names, given = find_names(x), (x, y)
         x, y = read_dataset(x, y, "x")

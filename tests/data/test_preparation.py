@@ -115,3 +115,15 @@ def test_only_pixels_of_8_bits_are_divided(tmp_path, shape, values, scale):
 def test_8_bit_images_of_fewer_bits_warn():
     with pytest.warns(UserWarning, match="no value exceeds 16.*pass scale=16"):
         assert SemiSupervisedData.from_arrays(np.full((3, 2, 2), 16, np.uint8)).scale == 255.0
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (3, 50), (1, 9)])
+def test_time_series_are_probably_no_images(shape):
+    with pytest.warns(UserWarning, match=r"taken as grey images, .* as a table: x.reshape\(len\(x\), -1\)"):
+        assert SemiSupervisedData.from_arrays(np.zeros((4, *shape))).event_shape == (1, *shape)
+
+
+def test_grey_volumes_under_a_bernoulli_likelihood_warn():
+    data = SemiSupervisedData.from_arrays(torch.rand(10, 1, 4, 5, 6), num_classes=2, y=[0, 1] * 5)
+    with pytest.warns(UserWarning, match="latents are hardly used; likelihood='gaussian' suits them"):
+        M2.for_data(data)
