@@ -244,7 +244,7 @@ def as_seed(seed: Any) -> int:
 
 
 def as_scale(scale: Any, x: Tensor) -> float:
-    """Return the divisor of stored values, positive and finite: as given, else 255 for uint8 and 1 for floats."""
+    """Return the divisor of values, positive and finite: as given, else, without training data, 255 for uint8."""
     if scale is None:
         return 255.0 if x.dtype == torch.uint8 else 1.0
     return float(_as_number(scale, "scale"))

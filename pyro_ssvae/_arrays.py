@@ -19,12 +19,14 @@ from pyro_ssvae._warnings import warn
 
 NUMERIC = re.compile("u?int|float|bool|double", re.I)  # dtypes of pandas
 _NUMBERS = "biuf"  # numpy's kinds: bool, signed, unsigned, floating
-_CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
+CHANNELS = (1, 3, 4)  # of grey and coloured images, and of those with opacity
 MAX_DENSE = 2**30  # bytes of a sparse matrix, once it is dense
 _MOST_OFFSET = 1e4  # mean of a column, in standard deviations, up to which single precision keeps enough of its values
 _FAR = 50.0  # range of a column over that without its outermost value, from which this value is far from all others
 _LEAST_VALUES = 10  # different ones, for which a value can be far from them
 _MOST_CHECKED = 10_000  # rows
+_NARROW = 4  # side of images up to which, beside one as many times as long, they are probably none
+_DARK = 32  # brightest value of images of 8 bits from which on they are not taken for images of fewer bits
 
 
 def as_text(value: Any) -> str:
@@ -237,6 +239,22 @@ def _warn_about_far_values(x: NDArray[Any], names: Sequence[Any]) -> None:
         )
 
 
+def choose_scale(x: Tensor) -> float:
+    """Return what training examples are divided by: 255 for pixels of 8 bits, which reach 255 in tables; otherwise 1.
+
+    Images of zeros and ones are not divided either; those of other values far below 255 are, with a warning.
+    """
+    largest = int(x.max()) if x.dtype == torch.uint8 and x.numel() else 0
+    if largest <= 1 or (x.dim() == 2 and largest < 255):
+        return 1.0
+    if largest < _DARK:
+        warn(
+            f"The images are of 8 bits, and no value exceeds {largest}: they are divided by 255, and so are nearly "
+            f"black. If {largest} is white, pass scale={largest}, or divide them by it."
+        )
+    return 255.0
+
+
 def value_range(x: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value that is not NaN; zeros where there is none."""
     x = x[~x.isnan()] if holds_missing(x) else x.detach()
@@ -248,9 +266,9 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     """Return images with channels first, and other arrays unchanged.
 
     With an ``event_shape``, examples are brought to it if a channel axis of size 1, or moving the last axis, does so.
-    Without, ``(N, H, W)`` gets a channel axis, and ``(N, H, W, C)`` becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is
-    not. Where the channels may be the first or the last axis, as for 4 x 5 x 3, they are taken as first, with a
-    warning.
+    Without, ``(N, H, W)`` gets a channel axis, with a warning if H or W is small beside the other, and ``(N, H, W, C)``
+    becomes ``(N, C, H, W)`` if C is 1, 3 or 4 and H is not. Where the channels may be the first or the last axis, as
+    for 4 x 5 x 3, they are taken as first, with a warning.
     """
     if x.ndim not in (3, 4):
         return x
@@ -258,9 +276,15 @@ def as_images(x: NDArray[Any], name: str = "x", event_shape: Sequence[int] | Non
     if event_shape is not None:
         return converted if converted.shape[1:] == tuple(event_shape) != x.shape[1:] else x
     if x.ndim == 3:
+        short, long = sorted(x.shape[1:])
+        if short <= _NARROW and long >= _NARROW * short:
+            warn(
+                f"{name} has examples of shape {x.shape[1:]}, taken as grey images, which training mirrors and shifts. "
+                f"Give other arrays, such as time series, as a table: {name}.reshape(len({name}), -1)."
+            )
         return converted
     first, height, last = x.shape[1:]
-    before, after = ((size in _CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels
+    before, after = ((size in CHANNELS) + (size == 1) for size in (first, last))  # how probably they are channels
     if after > before and height != last:
         return converted
     if after >= before and last not in (1, first) and (after or first == height):

@@ -6,6 +6,7 @@ are those for M2 with regularisers. A preset lists what differs from the default
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = [
     "STACK",
     "STACK_PURE",
     "Preset",
+    "choose_ddgm",
+    "is_photo",
 ]
 
 
@@ -175,3 +178,20 @@ DDGM_PHOTOS = Preset(
 )  # fmt: skip
 """DDGM of images in colour, or larger than 32x32 pixels, and of few examples: with a lower learning rate, against
 saturated features where the background is white, and random shifts and flips, against memorised images."""
+
+
+def is_photo(event_shape: Sequence[int]) -> bool:
+    """Return whether examples of a shape are images in colour or larger than 32x32 pixels."""
+    return len(event_shape) == 3 and (event_shape[0] > 1 or max(event_shape[1:]) > 32)
+
+
+def choose_ddgm(event_shape: Sequence[int]) -> Preset:
+    """Return the preset of a DDGM for examples of a shape: rows of a table, images, or photographs.
+
+    Example:
+        >>> choose_ddgm((3, 32, 32)) is DDGM_PHOTOS
+        True
+    """
+    if len(event_shape) == 1:
+        return DDGM_TOY
+    return DDGM_PHOTOS if is_photo(event_shape) else DDGM_IMAGES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,6 +235,21 @@ def test_a_single_image_is_classified(photos: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "cut.PNG").write_bytes(file.read_bytes()[:60])
     assert main(["predict", run, str(tmp_path / "cut.PNG")]) == 2
     assert "cannot be read: cut.PNG (" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Posterior collapse")
+def test_training_may_leave_damaged_images_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(photos / "train", tmp_path / "train")
+    (folder / "red" / "cut.png").write_bytes(b"\x89PNG")
+    size = ["--image-size", "8", "--training.max_steps", "2", *TINY[4:], "--out", str(tmp_path / "run")]
+    assert main(["train", "m1", str(folder), *size]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 101 images" in error
+    assert "leave them out by --on-error 'skip'." in error
+    with pytest.warns(UserWarning, match=r"red/cut.png .* They are left out"):
+        assert main(["train", "m1", str(folder), "--on-error", "skip", *size]) == 0
 
 
 def test_images_are_refused_by_a_model_of_values_in_other_units(

@@ -218,8 +218,29 @@ def test_classes_that_are_numbers_and_a_model_without_classes(
     assert main(["train", "m1", *files[:3], *SMALL, "--num-samples", "2", "--out", str(tmp_path / "m1")]) == 0
     assert main(["sample", str(tmp_path / "m1"), "-n", "4", "--out", str(tmp_path / "m1.csv")]) == 0
     assert pd.read_csv(tmp_path / "m1.csv").shape == (4, 13)
-    assert main(["predict", str(tmp_path / "m1"), str(tmp_path / "a.csv")]) == 2
-    assert "This M1 has no classes" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "m1"), str(tmp_path / "a.csv")]) == 0
+    assert capsys.readouterr().out.startswith("row,z1,z2")
+    assert main(["evaluate", str(tmp_path / "m1"), str(tmp_path / "a.csv"), "--label", "cultivar"]) == 2
+    assert "This M1 has no classes, so it cannot classify." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [pyro_ssvae.M1, pyro_ssvae.DDGM])
+def test_models_without_classes_give_latents_or_energies(
+    kind: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = np.eye(5, 4, dtype=np.float32)
+    model = kind.for_data(pyro_ssvae.SemiSupervisedData.from_arrays(x), latent_dim=2)
+    pyro_ssvae.save(model, tmp_path / "model")
+    np.save(tmp_path / "x.npy", x)
+    command = ["predict", str(tmp_path / "model"), str(tmp_path / "x.npy")]
+    assert main([*command, "--out", str(tmp_path / "p.csv")]) == 0
+    found = pd.read_csv(tmp_path / "p.csv")
+    expected = model.transform(x) if kind is pyro_ssvae.M1 else model.energy(x)[:, None]
+    assert list(found) == (["row", "z1", "z2"] if kind is pyro_ssvae.M1 else ["row", "energy"])
+    np.testing.assert_allclose(found.iloc[:, 1:], expected, rtol=1e-4, atol=1e-5)
+    assert main([*command, "--least-sure", "2"]) == 2
+    assert f"--least-sure 2: this {kind.__name__} has no classes." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

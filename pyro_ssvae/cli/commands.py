@@ -23,8 +23,6 @@ from pyro_ssvae.distributions import LIKELIHOODS, PRIORS
 from pyro_ssvae.networks.images import NETWORKS
 from pyro_ssvae.objectives.energy_terms import ENTROPIES
 from pyro_ssvae.presets import (
-    DDGM_IMAGES,
-    DDGM_PHOTOS,
     DDGM_TOY,
     FEATURES,
     M1_BELOW,
@@ -34,6 +32,7 @@ from pyro_ssvae.presets import (
     STACK,
     STACK_PURE,
     Preset,
+    choose_ddgm,
 )
 
 _FindDefaults = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
@@ -57,6 +56,7 @@ _DATA = (
     Flag("label", None, _LABEL, str, metavar="COLUMN"),
     Flag("test", None, "table of test rows (default: a tenth of 100 labelled rows or more)", str, rare=True),
     Flag("image_size", None, "side that images of a FOLDER are resized to (default: 32)", int, rare=True),
+    Flag("on_error", "raise", "images of a FOLDER that cannot be read", choices=("raise", "skip"), rare=True),
     Flag("data_dir", None, "folder of the data sets (default: $PYRO_SSVAE_DATA, or else a cache)", str, metavar="DIR"),
 )
 _FEATURES = Flag(
@@ -139,8 +139,8 @@ def _find_m1(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
-    large = (values["image_size"] or 0) > 32 and Path(values["data"]).is_dir()
-    return _use_preset(DDGM_PHOTOS if large or is_photo(_find_image_shape(values["data"])[0]) else DDGM_IMAGES)
+    size, shape = values["image_size"] or 0, _find_image_shape(values["data"])[0]
+    return _use_preset(choose_ddgm((shape[0], size, size) if shape[1:] == (0, 0) else shape))
 
 
 def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
@@ -164,11 +164,6 @@ def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
 def _holds_rows(data: str) -> bool:
     """Return whether ``--data`` names a table, or a file or folder of rows that are no images."""
     return is_table(data) or (is_on_disk(Path(data)) and not _find_image_shape(data)[0])
-
-
-def is_photo(shape: Sequence[int]) -> bool:
-    """Return whether examples of a shape are images in colour or larger than 32x32."""
-    return len(shape) == 3 and (shape[0] > 1 or max(shape[1:]) > 32)
 
 
 def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:

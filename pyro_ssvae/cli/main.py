@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arrays import CHANNELS
 from pyro_ssvae._io import atomic_open, read_json
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
@@ -191,9 +192,8 @@ def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespac
 
 
 def _add_commands(commands: Any) -> None:
-    command = _add_command(
-        commands, "predict", lambda args: predict(_load_last(args.run), args), "classify the rows of a table, or images"
-    )
+    words = "classify rows or images; M1 writes the means of their latents, a DDGM without classes their energies"
+    command = _add_command(commands, "predict", lambda args: predict(_load_last(args.run), args), words)
     kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
     command.add_argument("data", metavar="DATA", type=_as_path, help=kinds)
     add = command.add_argument
@@ -264,7 +264,7 @@ def _sample(args: argparse.Namespace) -> None:
     with atomic_open(arrays) as file:
         np.savez(file, **{name: values.numpy() for name, values in found.items()})
     print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
-    if x.dim() == 4 and x.shape[1] in (1, 3):
+    if x.dim() == 4 and x.shape[1] in CHANNELS:
         from torchvision.utils import save_image
 
         save_image(x.clamp(0.0, 1.0), image, nrow=math.ceil(math.sqrt(len(x))))

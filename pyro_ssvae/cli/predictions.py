@@ -90,8 +90,19 @@ def _as_word(label: Any) -> str:
     return as_text(int(label) if isinstance(label, (bool, np.bool_)) else label)
 
 
+def _apply(model: Any, x: Any) -> torch.Tensor:
+    """Return probabilities of classes, ``(B, K)``; without classes means of latents, ``(B, L)``, or energies."""
+    if model.num_classes is None and hasattr(model, "transform"):
+        return torch.as_tensor(model.transform(x))
+    if model.num_classes is None and hasattr(model, "energy"):
+        return torch.as_tensor(model.energy(x))[:, None]
+    return torch.as_tensor(model.predict_proba(x))
+
+
 def predict(model: Any, args: argparse.Namespace) -> None:
-    """Write file or row number, class and class probabilities of each example; several processes divide the rows."""
+    """Write file or row number and what the model says of each example; several processes divide the rows."""
+    if args.least_sure is not None and model.num_classes is None:
+        raise ValueError(f"--least-sure {args.least_sure}: this {type(model).__name__} has no classes.")
     if args.out is not None:
         check_output(args.out)
         if args.out.suffix.lower() not in TABLES and (args.out.is_file() or not args.out.exists()):  # no pipe or device
@@ -106,12 +117,16 @@ def predict(model: Any, args: argparse.Namespace) -> None:
 
     def compute(start: int) -> Any:
         rows = slice(start, start + _ROWS_AT_ONCE)
-        return model.predict_proba(x[rows] if scale == 1.0 else x[rows] / scale).numpy()
+        return _apply(model, x[rows] if scale == 1.0 else x[rows] / scale).numpy()
 
-    def describe(found: Any, probabilities: Any) -> dict[str, Any]:
+    def describe(found: Any, values: Any) -> dict[str, Any]:
+        if model.num_classes is None:
+            latents = [f"z{k + 1}" for k in range(values.shape[1])]
+            words = latents if hasattr(model, "transform") else ["energy"]
+            return {kind: found, **dict(zip(words, values.T, strict=True))}
         names = get_class_names(model)
-        columns = {kind: found, "predicted": np.array(names)[probabilities.argmax(1)]}
-        return columns | {f"p({name})": probabilities[:, k] for k, name in enumerate(names)}
+        columns = {kind: found, "predicted": np.array(names)[values.argmax(1)]}
+        return columns | {f"p({name})": values[:, k] for k, name in enumerate(names)}
 
     number = len(x)
     starts = range(0, max(1, number), _ROWS_AT_ONCE)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_ssvae._io import read_json
 from pyro_ssvae._ranks import launched
-from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, is_photo, parse_flags
+from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, parse_flags
 from pyro_ssvae.cli.flags import Flags
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.readers import is_on_disk
@@ -39,7 +39,7 @@ from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.serialization import load
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
-from pyro_ssvae.presets import M1_BELOW
+from pyro_ssvae.presets import M1_BELOW, is_photo
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.config import TrainingConfig, describe_memory_error
@@ -252,7 +252,8 @@ def read_data(name: str, args: Flags, num_labels: int | str) -> SemiSupervisedDa
         parts: dict[str, Any] = {"num_validation": None, "num_test": None if args.test is None else 0}
         return SemiSupervisedData.from_table(name, args.label, test=args.test, **labels, **parts)
     if path.is_dir():
-        return SemiSupervisedData.from_folder(name, image_size=args.image_size or 32, **labels)
+        images = {"image_size": args.image_size or 32, "on_error": args.on_error}
+        return SemiSupervisedData.from_folder(name, **images, **labels)
     if name.endswith(".npz"):
         return SemiSupervisedData.from_npz(name, **labels)
     return SemiSupervisedData.from_name(name, data_dir=args.data_dir, **labels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_path, as_scale, checked
-from pyro_ssvae._arrays import as_examples, check_table, holds_missing, to_numpy
+from pyro_ssvae._arrays import as_examples, check_table, choose_scale, holds_missing, to_numpy
 from pyro_ssvae.data.features import FeatureSource, compute_features, make_source
 from pyro_ssvae.data.labels import LabelSplit, encode_labels, warn_about_labels
 from pyro_ssvae.data.named import find_classes, get_data_folder, load_named
@@ -184,7 +184,8 @@ class SemiSupervisedData:
             x_test: Test examples.
             y_test: Their labels.
             num_classes: If ``None``, one more than the largest label, the number of names, or none without either.
-            scale: If ``None``, 255 for uint8 (give 1 for zeros and ones, and for counts) and 1 otherwise.
+            scale: If ``None``, 255 for images of uint8 with other values than zeros and ones, and for tables of uint8
+                whose largest value is 255 (flattened images; give 1 if they are none); 1 for all others.
             name: Name of the data set in results.
             class_names: If ``None``, the words or numbers that mark the classes, or ``classes`` of a data set.
             split: How the labels were drawn, saved with runs.
@@ -195,8 +196,8 @@ class SemiSupervisedData:
             ValueError: If values are infinite (in images also NaN), shapes disagree, or classes are invalid (-1 and 1).
 
         Warns:
-            UserWarning: If no label of ``y`` is known, a class has no label, or one where others have more, names of
-                classes are alike, classes are numbered anew, or it is unclear which axis holds the channels.
+            UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
+                classes are alike, classes are numbered anew, images may have their channels first or last, or be none.
         """
         names, given = find_names(x), (x, y)
         x, y = read_dataset(x, y, "x")
@@ -216,9 +217,10 @@ class SemiSupervisedData:
             raise ValueError(f"split has {len(split.labelled)} labelled examples, y has {number}; pass its own.")
         if y is not None and labels.num_classes is not None:
             warn_about_labels(labels.y["y"], labels.class_names, labels.y["y"])
+        divisor = as_scale(choose_scale(seen) if scale is None else scale, examples)
         return cls(
             *(examples, labels.y["y"], x_validation, labels.y["y_validation"], x_test, labels.y["y_test"]),
-            *(labels.num_classes, name, labels.class_names, as_scale(scale, examples), split, seed),
+            *(labels.num_classes, name, labels.class_names, divisor, split, seed),
             feature_names=names,
         )
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_ssvae._arrays import as_images, to_numpy, value_range
+from pyro_ssvae._arrays import CHANNELS, as_images, to_numpy, value_range
 from pyro_ssvae._io import atomic_open, one_line
 from pyro_ssvae.data.preparation import convert_images, rescale
 from pyro_ssvae.data.storage import sample_rows
@@ -109,7 +109,7 @@ def make_source(
     network: str | nn.Module, resolution: int | None, image_shape: tuple[int, ...], scale: float
 ) -> tuple[FeatureSource, _Network]:
     """Return the source of features of images, and its network; see ``SemiSupervisedData.with_features``."""
-    if len(image_shape) != 3 or image_shape[0] not in (1, 3, 4):
+    if len(image_shape) != 3 or image_shape[0] not in CHANNELS:
         raise ValueError(f"Features are computed from images (C, H, W), and the examples have shape {image_shape}.")
     if not isinstance(network, (str, nn.Module)):
         raise TypeError(f"network must be a name or a module, not {type(network).__name__}.")

@@ -106,7 +106,8 @@ def _read_files(
         message = f"{len(problems)} of {len(files)} images in {folder} cannot be read: {'; '.join(problems[:10])}"
         message += "; ..." if len(problems) > 10 else "."
         if on_error == "raise" or not read:
-            raise ValueError(f"{message} Repair or remove them, or leave them out in Python by on_error='skip'.")
+            advice = ", or leave them out by on_error='skip'" if read else ""
+            raise ValueError(f"{message} Repair or remove them{advice}.")
         warn(f"{message} They are left out.")
     _warn_about_depth(folder, brightest)
     _warn_about_pages(folder, read)

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -139,6 +139,9 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
         )
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(object), "")
+    dtype = getattr(values, "dtype", None)
+    if getattr(dtype, "kind", None) in ("i", "u") and not isinstance(dtype, np.dtype):
+        values = values.astype(object)  # integers of pandas, which become real numbers where some are missing
     array = as_array(values, name)
     if array.dtype.kind not in "OSUT":
         return array
@@ -157,8 +160,10 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
     known = array[words != ""]
     if any(isinstance(label, str) for label in known):
         return words
-    numbers = np.full(array.shape, -1.0)
-    numbers[words != ""] = known.astype(float)
+    # Real numbers do not tell integers beyond 2^53 apart, of which integers hold those of 64 bits.
+    whole = all(isinstance(label, Integral) and not isinstance(label, bool) and label < 2**63 for label in known)
+    numbers = np.full(array.shape, -1, np.int64 if whole else np.float64)
+    numbers[words != ""] = known.astype(numbers.dtype)
     return numbers
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arguments import as_path, as_scale
-from pyro_ssvae._arrays import as_examples
+from pyro_ssvae._arrays import as_examples, choose_scale
 from pyro_ssvae.data.images import read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
-from pyro_ssvae.data.storage import ExampleSource, open_source
+from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import select_columns
 
 
@@ -105,6 +105,7 @@ def load_folder(
         test=np.union1d(parts["test"], test),
         num_classes=labels.num_classes,
         class_names=labels.class_names,
+        scale=255.0,
     )
 
 
@@ -159,6 +160,7 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
     x_test, y_test = np.asarray(x[test]), known[test]
     if source.x_test is not None:
         x_test, y_test = np.concatenate([x_test, source.x_test]), np.concatenate([y_test, source.y_test])
+    scale = choose_scale(sample_rows(x_train)) if source.scale is None else source.scale
     return {
         "x": x_train,
         "y": torch.tensor(y),
@@ -166,7 +168,7 @@ def split_source(source: Source, num_labels: Any, seed: int, balanced: bool) -> 
         "y_validation": torch.tensor(known[validation]),
         "x_test": torch.from_numpy(x_test),
         "y_test": torch.from_numpy(y_test),
-        "scale": as_scale(source.scale, x_train),
+        "scale": as_scale(scale, x_train),
         "split": split,
         "seed": seed,
         "categories": dict(source.categories),

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pyro_ssvae._arrays import choose_scale
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
 from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, are_grey, group_columns
@@ -120,8 +121,8 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     than 100 such columns networks see the first 30 principal components.
     """
     if x.ndim > 2:
-        scale = 255.0 if x.dtype == np.uint8 else 1.0
-        return choose_image_likelihood(torch.from_numpy(x if x.ndim > 3 else x[:, None]), scale)
+        images = torch.from_numpy(x if x.ndim > 3 else x[:, None])
+        return choose_image_likelihood(images, choose_scale(images))
     words = np.isin(np.arange(x.shape[1]), list(levels or {}))
     levels = {column: number for column, number in (levels or {}).items() if number > 2}
     # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.

@@ -158,11 +158,11 @@ class Bernoulli(_OfUnitInterval):
     def _estimate_units(self, x: Tensor, scale: float) -> None:
         super()._estimate_units(x, scale)
         low, high = value_range(x)
-        if x.dim() == 2 and 0.0 <= low and high <= scale and are_grey(x, scale):
+        if x.dim() != 4 and 0.0 <= low and high <= scale and are_grey(x, scale):  # for images for_data chooses
+            better = "'auto' chooses by the values of each column" if x.dim() == 2 else "'gaussian' suits them"
             warnings.warn(
                 "More than a quarter of the values lies between 0.1 and 0.9. Under a Bernoulli likelihood, the default "
-                "of M1 and M2, they are taken for chance, and latents are hardly used; likelihood='auto' chooses by "
-                "the values of each column.",
+                f"of M1 and M2, they are taken for chance, and latents are hardly used; likelihood={better}.",
                 UserWarning,
                 stacklevel=6,
             )

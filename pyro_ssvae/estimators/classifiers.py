@@ -145,18 +145,24 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         if (codes >= 0).all() and not changes:  # which are those of partial_fit
             warn("y labels every example: without unlabelled ones (-1) this is an ordinary classifier.")
         data, quick = self._as_data(rows, codes, len(self.classes_)), bool(changes)
-        end = time.monotonic() + (math.inf if self.max_time is None else self.max_time)
+        longest, model = math.inf if self.max_time is None else self.max_time, getattr(self, "model_", None)
         with PYRO_LOCK:
-            self._train(self._make_objective(rows, data, getattr(self, "model_", None), changes), data, **changes)
+            end = time.monotonic() + longest
+            prior = None if model is not None else self._class_prior(rows, data, quick)
+            left = max(longest / 2.0, end - time.monotonic())  # training has what the estimate of the prior leaves
+            objective = self._make_objective(rows, data, model, prior, changes)
+            self._train(objective, data, **changes, max_minutes=None if math.isinf(left) else left / 60.0)
             self.temperature_ = self._choose_temperature(rows, data, quick, end)
         predicted = self._apply(lambda model, x: model.predict(x), X)
         self.transduction_ = self.classes_[np.where(codes >= 0, codes, predicted)]
         warn_about_class_prior(self.model_, data, self.classes_)
         return self
 
-    def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
+    def _make_objective(
+        self, rows: Array, data: SemiSupervisedData, model: Any, prior: Any, changes: dict[str, Any]
+    ) -> Objective:
         if model is None:
-            model = M2.for_data(data, class_prior=self._class_prior(rows, data, changes), **self._sizes(rows))
+            model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
         return self._regularised(model, data)
 
     def _regularised(self, model: Any, data: SemiSupervisedData) -> SemiSupervisedELBO:
@@ -173,7 +179,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
                     objective.consistency.strong = exchange_unpredicted(model, data)
         return objective
 
-    def _class_prior(self, rows: Array, data: SemiSupervisedData, changes: dict[str, Any]) -> Any:
+    def _class_prior(self, rows: Array, data: SemiSupervisedData, quick: bool) -> Any:
         """Return the class prior of the model: one that is fixed, or the name of one that is learned."""
         given, number = self.class_prior, len(self.classes_)
         if isinstance(given, (list, tuple, np.ndarray)):
@@ -185,11 +191,7 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
             return FixedClassPrior(number)
         if len(known) == len(rows):
             return FixedClassPrior(number, (np.bincount(known) / len(rows)).tolist())
-        started = time.monotonic()
-        prior = self._estimate_prior(rows, data, known, quick=bool(changes))
-        if self.max_time is not None:  # training has what is left of it
-            changes["max_minutes"] = max(self.max_time / 2.0, started + self.max_time - time.monotonic()) / 60.0
-        return prior
+        return self._estimate_prior(rows, data, known, quick)
 
     def _estimate_prior(self, rows: Array, data: SemiSupervisedData, known: Array, quick: bool) -> FixedClassPrior:
         """Return a prior with the estimated shares, which takes half of ``max_time``, and the rest of one classifier.
@@ -316,7 +318,9 @@ class M1M2Classifier(M2Classifier):
     bound_weight: float = 1.0
     consistency_weight: ClassVar[float] = CONSISTENCY_WEIGHT  # type: ignore[misc] # no parameter
 
-    def _make_objective(self, rows: Array, data: SemiSupervisedData, model: Any, changes: dict[str, Any]) -> Objective:
+    def _make_objective(
+        self, rows: Array, data: SemiSupervisedData, model: Any, prior: Any, changes: dict[str, Any]
+    ) -> Objective:
         if model is None:
             sizes = self._sizes(rows)
             image, columns = rows.ndim > 2, int(np.prod(rows.shape[1:]))
@@ -328,5 +332,5 @@ class M1M2Classifier(M2Classifier):
             self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
             del self.model_  # which is not an M1, should the second stage fail
             options = STACK_PURE.model | {name: sizes[name] for name in ("latent_dim", "hidden_dims")}
-            model = M1M2.for_data(data, m1=m1, class_prior=self._class_prior(rows, data, changes), **options)
+            model = M1M2.for_data(data, m1=m1, class_prior=prior, **options)
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)

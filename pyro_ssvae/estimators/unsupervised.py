@@ -20,7 +20,7 @@ from pyro_ssvae.models.latent_variable import mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
-from pyro_ssvae.presets import DDGM_IMAGES, DDGM_TOY
+from pyro_ssvae.presets import choose_ddgm
 
 _LEAST_WIDTH = 0.25  # standard deviations between the 10 % and 90 % quantiles of a column; 2.56 of a Gaussian
 
@@ -113,9 +113,10 @@ class DDGMDensity(DensityMixin, DeepEstimator):
 
     Args:
         latent_dim: Number of latents of the generator; ``None``: 4 for up to 16 columns, else 32.
-        max_steps: Length of training in steps; ``None`` is 12,000 for tables, 8,000 for images.
-        batch_size: Examples per step; ``None`` is 512 for tables, 128 for images.
-        learning_rate: Peak learning rate of Adam.
+        max_steps: Length of training in steps; ``None`` is 12,000 for tables, 8,000 for images, 6,000 for photographs
+            (in colour, or larger than 32 x 32 pixels).
+        batch_size: Examples per step; ``None`` is 512 for tables, 128 for images, 64 for photographs.
+        learning_rate: Peak learning rate of Adam; ``None`` is 0.001, and 0.0005 for photographs.
         max_time: Longest time of training in seconds.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         random_state: Seed or ``RandomState`` of weights and training.
@@ -132,14 +133,13 @@ class DDGMDensity(DensityMixin, DeepEstimator):
 
     max_steps: int | None = 2000
     batch_size: int | None = None  # type: ignore[assignment]
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None  # type: ignore[assignment]
     _allow_missing = False
 
     def fit(self, X: ArrayLike, y: Any = None) -> DDGMDensity:
         """Train on examples ``(N, D)``, or images ``(N, C, H, W)``; ``y`` is not used."""
         self._check_parameters()
         rows = self._check_rows(X, reset=True, min_rows=2)
-        preset = DDGM_TOY if rows.ndim == 2 else DDGM_IMAGES
         mean: Any = 0.0
         spread: Any = 1.0
         if rows.ndim == 2:
@@ -149,14 +149,14 @@ class DDGMDensity(DensityMixin, DeepEstimator):
             mean, spread = rows.min(), np.ptp(rows)
         self.mean_, self.spread_ = mean, spread + (spread == 0)
         data = self._as_data(self._standardise(rows))
+        preset = choose_ddgm(data.event_shape)
         if self._offsets is not None:  # which were subtracted from the rows
             self.mean_, self._offsets = self.mean_ + self._offsets, None
-        ours = {**preset.training, "max_steps": self.max_steps or preset.training["max_steps"]}
-        ours |= {"learning_rate": self.learning_rate, "evaluate_every": None}
-        ours["batch_size"] = min(self.batch_size or preset.training["batch_size"], len(rows))
-        output = "identity" if rows.ndim == 2 else None  # standardised columns leave the range of a sigmoid
+        given = {name: getattr(self, name) for name in ("max_steps", "batch_size", "learning_rate")}
+        ours = preset.training | {name: value for name, value in given.items() if value is not None}
+        ours |= {"evaluate_every": None, "batch_size": min(ours["batch_size"], len(rows))}
         with PYRO_LOCK:
-            model = DDGM.for_data(data, latent_dim=self.latent_dim, output=output)
+            model = DDGM.for_data(data, latent_dim=self.latent_dim)
             self._train(EnergyObjective.for_data(model, data, **preset.objective), data, **ours)
         return self
 

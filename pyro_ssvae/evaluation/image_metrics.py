@@ -174,7 +174,7 @@ class ReferenceClassifier(nn.Module):
         Returns it, in evaluation mode, and its error on held-out images (:func:`get_held_out`), or NaN without any.
         """
         known = data.labelled_index
-        with seeded(seed):
+        with seeded(seed), torch.enable_grad():
             reference = cls(data.event_shape, data.num_classes or 0)
             augmentation = AffineAugmentation(strength=0.5)
             optimizer = torch.optim.AdamW(reference.parameters(), fused=True)

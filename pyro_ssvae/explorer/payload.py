@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import as_count, check_choice
-from pyro_ssvae._arrays import value_range
+from pyro_ssvae._arrays import CHANNELS, value_range
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import track
 from pyro_ssvae.data.preparation import rescale
@@ -132,7 +132,7 @@ def _describe_model(model: Model, kind: str, data: SemiSupervisedData) -> dict[s
 
 def _describe_data(data: SemiSupervisedData, rows: Tensor) -> dict[str, Any]:
     shape = data.event_shape
-    is_image = len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3))
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[0] in CHANNELS)
     return {
         "data": data.name,
         "numTraining": len(data.x),

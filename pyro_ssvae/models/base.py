@@ -224,7 +224,7 @@ class Model(Configurable, abstract=True):
             ValueError: For a model without classes.
         """
         if self.num_classes is None:
-            latents = " Its transform(x) returns latents, in Python." if hasattr(self, "transform") else ""
+            latents = " Its transform(x), or pyro-ssvae predict, gives latents." if hasattr(self, "transform") else ""
             raise ValueError(f"This {type(self).__name__} has no classes, so it cannot classify.{latents}")
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
 

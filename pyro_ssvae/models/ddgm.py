@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -27,6 +27,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._arrays import to_numpy, value_range
+from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
@@ -60,7 +61,7 @@ class DDGM(Model):
             ``"vamp"``, or a module that returns a distribution when called; ``None``: uniform for up to 16 elements of
             x, else normal.
         output: Last layer of the generator: ``"identity"``, ``"sigmoid"`` or ``"tanh"``; ``None``: the identity for up
-            to 16 elements of x, else sigmoid.
+            to 16 elements of x, else sigmoid. ``for_data`` takes the identity for tables with values outside of [0, 1].
         num_classes: Number of classes ``K`` of E(x, y); ``None`` for none.
 
     Raises:
@@ -111,13 +112,18 @@ class DDGM(Model):
     def _class_arguments(cls, data: SemiSupervisedData) -> dict[str, Any]:
         return {"num_classes": data.num_classes} if data.num_labelled else {}
 
+    @classmethod
+    def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
+        is_table = len(data.event_shape) == 1 and "output" in find_parameters(cls)
+        return {"output": "identity"} if is_table and not _lie_within(data, 0.0, 1.0) else {}
+
     def check_data(self, data: SemiSupervisedData) -> None:
         """Check as :meth:`Model.check_data`, and warn of values that the generator, or the energy, does not suit."""
         super().check_data(data)
         x = sample_rows(data.x)
-        low, high = (end / data.scale for end in value_range(x))
         words = ""
-        if self._range is not None and not (self._range[0] - _MARGIN <= low and high <= self._range[1] + _MARGIN):
+        if self._range is not None and not _lie_within(data, *self._range):
+            low, high = (end / data.scale for end in value_range(x))
             words = (
                 f"The examples span [{low:g}, {high:g}], and the generator's samples lie in {list(self._range)}. "
                 "Divide images by a constant (`scale`); standardise columns of tables, and build the DDGM with "
@@ -288,6 +294,11 @@ class DDGM(Model):
     def _nearest(self, target: Tensor, embed: nn.Module, **options: Any) -> Tensor:
         with evaluation_mode(self):
             return nearest_latents(target, lambda z: embed(self.generator(z)), self.prior(), **options)
+
+
+def _lie_within(data: SemiSupervisedData, least: float, most: float) -> bool:
+    low, high = (end / data.scale for end in value_range(sample_rows(data.x)))
+    return least - _MARGIN <= low and high <= most + _MARGIN
 
 
 def _describe_units(x: Tensor, names: Sequence[str]) -> str:

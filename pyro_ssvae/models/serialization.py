@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
 
 from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae._configurable import REGISTRY, build, find_parameters, is_library_class
@@ -41,8 +42,10 @@ def save(model: Model, folder: str | Path) -> Path:
     """Write a model, in any mode and on any device, to a folder, which is created if needed; return the folder.
 
     Raises:
+        TypeError: If ``get_extra_state`` of a module of one's own returns no tensor.
         OSError: If the folder cannot be written, for example on a full disk; no incomplete file is left.
     """
+    check_state(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Copies, because the parts of an M1M2 share modules, and the format refuses shared memory.
@@ -121,6 +124,18 @@ def load(
     if not config.get("m1_frozen", True) and hasattr(model, "unfreeze_m1"):
         model.unfreeze_m1()
     return model.to(device).eval()
+
+
+def check_state(module: nn.Module) -> None:
+    """Raise ``TypeError`` if a part of a module has a state that is no tensor, which cannot be saved."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            place = name.rpartition(".")[0]
+            raise TypeError(
+                f"get_extra_state of {place}, a {type(module.get_submodule(place)).__name__}, returns a "
+                f"{type(value).__name__}, and only tensors are saved: return a tensor, or keep the value in a buffer "
+                "or in an argument of the constructor."
+            )
 
 
 def _uncompiled(name: str) -> str:

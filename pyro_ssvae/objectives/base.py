@@ -17,6 +17,7 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import find_scale, iterate_batches_for
+from pyro_ssvae.models.serialization import check_state
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO
 from pyro_ssvae.objectives.handlers import GlobalSites, PlateSizes, ScaleSite
 
@@ -325,7 +326,11 @@ class Objective(nn.Module):
     # Validation.
 
     def check(self, data: SemiSupervisedData) -> None:
-        """Raise ``ValueError`` if shapes, classes, values or numbers of examples of module and data disagree."""
+        """Raise ``ValueError`` if shapes, classes, values or numbers of examples of module and data disagree.
+
+        ``TypeError`` if the module cannot be saved.
+        """
+        check_state(self.module)
         if hasattr(self.module, "check_data"):
             self.module.check_data(data)
         if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):

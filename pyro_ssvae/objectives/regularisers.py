@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
+from pyro_ssvae._arrays import value_range
 from pyro_ssvae._configurable import Configurable, describe
 from pyro_ssvae._division import gather_rows, mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -37,6 +38,8 @@ _FEW_LABELS = 5  # of each class, up to which regularisers have their full weigh
 
 # Weights of the bound of images whose likelihood is not Bernoulli, chosen as docs/results_images.md says.
 _GREY_BOUND, _COLOUR_BOUND = 0.1, 0.01
+
+_BRIGHTNESS = 0.05  # standard deviation of changes of brightness, where x fills [0, 1]
 
 CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
@@ -104,7 +107,7 @@ class PhotoAugmentation(Augmentation):
     """A random crop, flip and change of colours for each photograph of a batch.
 
     The crop has the size of the image and is taken from the image with mirrored margins. Colours are changed by the
-    same amounts in all pixels of an image.
+    same amounts in all pixels of an image. The last of four channels is opacity, and keeps its values.
 
     Args:
         crop: Largest shift of the crop, as a fraction of the height and of the width.
@@ -123,7 +126,7 @@ class PhotoAugmentation(Augmentation):
         self,
         crop: float = 0.125,
         flip: float = 0.5,
-        brightness: float = 0.05,
+        brightness: float = _BRIGHTNESS,
         contrast: float = 0.15,
         saturation: float = 0.2,
         strength: float = 1.0,
@@ -139,10 +142,12 @@ class PhotoAugmentation(Augmentation):
         down, along = (self._positions(x, size) for size in x.shape[-2:])
         x = gather_pixels(x, down, along, self.flip)
         added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
+        x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, x[:, :0])
         grey = x.mean(1, keepdim=True)
         x = grey + (self.saturation * saturation).exp() * (x - grey)
         mean = grey.mean((2, 3), keepdim=True)
-        return mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
+        x = mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
+        return torch.cat([x, opacity], 1) if opacity.shape[1] else x
 
     def _positions(self, x: Tensor, size: int) -> Tensor:
         positions = draw_positions(x, size, min(round(self.crop * self.strength * size), size - 1)).abs()
@@ -289,7 +294,7 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     elif len(data.event_shape) == 3:
         background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
         kind: Callable[..., Augmentation]
-        kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
+        kind = _photo_augmentation(data) if background is None else partial(AffineAugmentation, fill=background)
         weak, options["strong"] = kind(), kind(strength=1.5)
         if background is not None:
             options["neighbours"] = NeighbourDensities.for_data(data, background=background)
@@ -312,6 +317,13 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
     return {"augmentation": weak, "consistency": consistency, **found}
+
+
+def _photo_augmentation(data: SemiSupervisedData) -> Callable[..., Augmentation]:
+    """Return the augmentation of photographs, with changes of brightness in units of x unless x fills [0, 1]."""
+    low, high = (end / data.scale for end in value_range(sample_rows(data.x)))
+    usual = 0.0 <= low and 0.5 <= high <= 1.0
+    return PhotoAugmentation if usual else partial(PhotoAugmentation, brightness=_BRIGHTNESS * (high - low))
 
 
 def exchange_unpredicted(module: Any, data: SemiSupervisedData) -> ColumnAugmentation:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_ssvae._arguments import as_count, as_seed
-from pyro_ssvae._arrays import as_array, as_labels
+from pyro_ssvae._arrays import CHANNELS, as_array, as_labels
 from pyro_ssvae._io import write_file
 from pyro_ssvae.models import Model, latent_variable
 from pyro_ssvae.models.base import evaluation_mode
@@ -256,12 +256,13 @@ def escape(name: str) -> str:
 
 
 def as_image_shape(event_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return channels, height and width of examples that are images: ``(1, H, W)``, ``(3, H, W)`` or ``(H, W)``."""
+    """Return channels, height and width of examples that are images, ``(C, H, W)`` or ``(H, W)``; 4: with opacity."""
     shape = tuple(event_shape)
-    if len(shape) != 2 and (len(shape) != 3 or shape[0] not in (1, 3)):
+    if len(shape) != 2 and (len(shape) != 3 or shape[0] not in CHANNELS):
         raise ValueError(
-            f"Examples of shape {shape} are not images: (1, H, W), (3, H, W) and (H, W) are allowed. Give the model "
-            "pixels in such a shape; for tables use plot_latent_map, or plot_feature_means if there are classes."
+            f"Examples of shape {shape} are not images: (H, W), or (C, H, W) with 1, 3 or 4 channels, are allowed. "
+            "Give the model pixels in such a shape; for tables use plot_latent_map, or plot_feature_means if there are "
+            "classes."
         )
     return (1, *shape)[-3:]
 
@@ -274,6 +275,7 @@ def to_tiles(
 ) -> NDArray[np.float64]:
     """Return examples of a model as colours in [0, 1], row by row, with shape ``(rows, num_columns, H, W, 3)``.
 
+    Images with opacity lie on white.
     Pixels of an image with one side more than three times as long as the other are repeated along the shorter one.
     """
     channels, height, width = as_image_shape(model.event_shape)
@@ -282,6 +284,8 @@ def to_tiles(
         raise ValueError(f"value_range={value_range} must be (low, high), for example (0.0, 1.0).")
     images = x.detach().double().cpu().reshape(-1, num_columns, channels, height, width).movedim(2, -1).numpy()
     colours = np.clip((images - low) / (high - low), 0.0, 1.0)
+    if channels == 4:
+        colours = 1.0 - colours[..., 3:] * (1.0 - colours[..., :3])
     for axis, short, long in ((2, height, width), (3, width, height)):
         colours = colours.repeat(max(1, math.ceil(long / (_MAX_RATIO * short))), axis)
     return np.broadcast_to(colours, (*colours.shape[:-1], 3))

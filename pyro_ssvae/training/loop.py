@@ -137,6 +137,8 @@ def fit(
         raise ValueError("resume=True needs out=DIR, the folder of the run to continue.")
     if not (on_evaluation is None or callable(on_evaluation)):
         raise TypeError(f"{show('on_evaluation', on_evaluation)}; a function of the module and the metrics is needed.")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit cannot train in torch.inference_mode(); call it outside of that block.")
     folder = RunFolder(out) if out is not None else None
     objective.check(data)
     config = settle(config or TrainingConfig(), objective, data, devices or launched()[1])
@@ -158,7 +160,7 @@ def _fit(
     folder = RunFolder(out) if out is not None and ranks.rank == 0 else None
     fabric, kl_weight = make_fabric(config, ranks), objective.kl_weight
     try:
-        with seeded(config.seed or 0, fabric.device), ranks.joined(fabric.device):
+        with seeded(config.seed or 0, fabric.device), ranks.joined(fabric.device), torch.enable_grad():
             loop = Loop(objective, data, config, fabric, folder, on_evaluation, ranks)
             done = loop.train(*options) if ranks.rank == 0 else loop.train(False, {}, False)
     finally:

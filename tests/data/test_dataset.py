@@ -37,7 +37,7 @@ def test_from_arrays():
     assert data.labelled_index.tolist() == [0, 1, 3]
     assert data.unlabelled_index.tolist() == [2, 4, 5]
     assert data.event_shape == (2,)
-    assert (data.scale, data.name, data.class_names) == (255.0, "mine", ("0", "1", "2"))
+    assert (data.scale, data.name, data.class_names) == (1.0, "mine", ("0", "1", "2"))
     assert data.split is None
     assert data.y_test.dtype == data.y.dtype == torch.int64
     assert "3 labelled and 3 unlabelled examples of shape (2,), 3 classes" in repr(data)

@@ -130,7 +130,7 @@ class Images(torch.utils.data.Dataset):
         return 6
 
     def __getitem__(self, index):
-        return np.full((5, 5, 3), index, np.uint8), index % 3
+        return np.full((5, 5, 3), 40 * index, np.uint8), index % 3
 
 
 def test_names_of_the_classes_of_a_data_set():

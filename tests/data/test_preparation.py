@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
+from pyro_ssvae import M2, SemiSupervisedData
 from pyro_ssvae.data.preparation import binarise, iterate_batches
 
 
@@ -86,3 +88,42 @@ def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs CUDA.*Use the CPU"):
         iterate_batches(torch.zeros(2, 2), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "scale"),
+    [
+        ((2, 4), [0, 1, 1, 0, 1, 0, 0, 0], 1.0),
+        ((2, 4), [0, 3, 16, 0, 254, 0, 1, 2], 1.0),
+        ((2, 4), [0, 3, 16, 0, 255, 0, 1, 2], 255.0),
+        ((2, 2, 2), [0, 1, 1, 0, 1, 0, 0, 0], 1.0),
+        ((2, 2, 2), [0, 3, 16, 0, 99, 0, 1, 2], 255.0),
+    ],
+)
+def test_only_pixels_of_8_bits_are_divided(tmp_path, shape, values, scale):
+    x = np.array(values, dtype=np.uint8).reshape(shape)
+    data = SemiSupervisedData.from_arrays(x, [0, 1])
+    assert data.scale == scale
+    np.savez(tmp_path / "x.npz", x_train=x)
+    np.save(tmp_path / "x.npy", x)
+    assert SemiSupervisedData.from_npz(tmp_path / "x.npz").scale == scale
+    assert SemiSupervisedData.from_arrays(np.load(tmp_path / "x.npy", mmap_mode="r"), [0, 1]).scale == scale
+    model = M2.for_data(data, likelihood="auto")
+    torch.testing.assert_close(model.predict_proba(x), model.predict_proba(x.astype(np.float32) / scale))
+
+
+def test_8_bit_images_of_fewer_bits_warn():
+    with pytest.warns(UserWarning, match="no value exceeds 16.*pass scale=16"):
+        assert SemiSupervisedData.from_arrays(np.full((3, 2, 2), 16, np.uint8)).scale == 255.0
+
+
+@pytest.mark.parametrize("shape", [(50, 3), (3, 50), (1, 9)])
+def test_time_series_are_probably_no_images(shape):
+    with pytest.warns(UserWarning, match=r"taken as grey images, .* as a table: x.reshape\(len\(x\), -1\)"):
+        assert SemiSupervisedData.from_arrays(np.zeros((4, *shape))).event_shape == (1, *shape)
+
+
+def test_grey_volumes_under_a_bernoulli_likelihood_warn():
+    data = SemiSupervisedData.from_arrays(torch.rand(10, 1, 4, 5, 6), num_classes=2, y=[0, 1] * 5)
+    with pytest.warns(UserWarning, match="latents are hardly used; likelihood='gaussian' suits them"):
+        M2.for_data(data)

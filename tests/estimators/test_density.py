@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyro_ssvae.estimators import DDGMDensity, M1Transformer
+from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, Preset
 
 _QUICK: dict[str, Any] = {"max_steps": 2, "batch_size": 16, "random_state": 0}
 
@@ -68,3 +69,11 @@ def test_columns_of_heavy_tails_are_named() -> None:
     DDGMDensity(**_QUICK).fit(usual)
     with pytest.warns(UserWarning, match="Column 3: 80 % of the values lie within 0.25 standard deviations"):
         DDGMDensity(**_QUICK).fit(np.c_[usual, np.exp(3.0 * z[:, 3])])
+
+
+@pytest.mark.parametrize(("channels", "preset"), [(1, DDGM_IMAGES), (3, DDGM_PHOTOS)])
+def test_images_in_colour_are_trained_as_photographs(channels: int, preset: Preset) -> None:
+    x = np.random.default_rng(0).random((128, channels, 8, 8))
+    first = DDGMDensity(max_steps=2, random_state=0).fit(x).history_[0]
+    assert first["learning_rate"] == preset.training["learning_rate"]
+    assert first["epoch"] == preset.training["batch_size"] / 128

@@ -71,6 +71,15 @@ def test_labels_are_masked_or_bytes(briefly_fitted: M2Classifier) -> None:
         assert M2Classifier(**BRIEF).fit(X, labels).classes_.tolist() == ["a", "b", "c"]
 
 
+def test_labels_are_large_numbers() -> None:
+    """Real numbers do not tell them apart."""
+    few = [None if label < 0 else 2**60 + int(label) for label in FEW]
+    for y in (few, pd.Series(few, dtype="Int64"), np.where(FEW < 0, -1, 2**60 + FEW)):
+        classifier = M2Classifier(max_steps=1, class_prior="uniform").fit(X, y)
+        assert classifier.classes_.tolist() == [2**60, 2**60 + 1, 2**60 + 2]
+        assert (classifier.transduction_[FEW >= 0] == 2**60 + FEW[FEW >= 0]).all()
+
+
 def test_given_labels_are_kept_and_others_predicted(fitted: M2Classifier) -> None:
     assert (fitted.transduction_[FEW >= 0] == FEW[FEW >= 0]).all()
     assert (fitted.transduction_[FEW < 0] == fitted.predict(X)[FEW < 0]).all()

@@ -312,10 +312,25 @@ def test_latents_far_out_stay_where_they_are() -> None:
 
 
 def test_examples_outside_of_the_range_of_the_generator_are_warned_about() -> None:
-    data = pyro_ssvae.SemiSupervisedData.from_arrays(torch.linspace(-2.0, 3.0, 400).view(20, 20))
-    with pytest.warns(UserWarning, match=r"span \[-2, 3\], and the generator's samples lie in \[0.0, 1.0\]"):
-        DDGM.for_data(data).check_data(data)
-    DDGM.for_data(data, output="identity").check_data(data)
+    warning = r"span \[-2, 3\], and the generator's samples lie in \[0.0, 1.0\]"
+    values = torch.linspace(-2.0, 3.0, 1280)
+    images = pyro_ssvae.SemiSupervisedData.from_arrays(values.view(20, 1, 8, 8))
+    table = pyro_ssvae.SemiSupervisedData.from_arrays(values.view(64, 20))
+    for data, given in ((images, {}), (table, {"output": "sigmoid"})):
+        with pytest.warns(UserWarning, match=warning):
+            DDGM.for_data(data, **given).check_data(data)
+
+
+def test_the_generator_of_a_table_can_draw_its_values(tmp_path: Path) -> None:
+    values = torch.linspace(-2.0, 3.0, 1280).view(64, 20)
+    data = pyro_ssvae.SemiSupervisedData.from_arrays(values)
+    ddgm = DDGM.for_data(data)
+    ddgm.check_data(data)
+    assert ddgm.sample(100).min() < 0.0
+    pyro_ssvae.save(ddgm, tmp_path)
+    assert pyro_ssvae.load(tmp_path).config()["arguments"]["output"] == "identity"
+    within = pyro_ssvae.SemiSupervisedData.from_arrays((values + 2.0) / 5.0)
+    assert DDGM.for_data(within).sample(100).min() >= 0.0
 
 
 def test_columns_that_are_not_standardised_are_warned_about() -> None:

@@ -306,3 +306,33 @@ def test_a_prior_that_is_handed_in_belongs_to_the_loaded_model(tmp_path: Path) -
     loaded = pyro_ssvae.load(pyro_ssvae.save(m1, tmp_path), prior=prior)
     assert loaded.prior is prior
     torch.testing.assert_close(prior().log_prob(torch.zeros(2)), m1.prior().log_prob(torch.zeros(2)))
+
+
+class Counting(nn.Linear):
+    """A network with a state that is no weight."""
+
+    def __init__(self, state: object) -> None:
+        super().__init__(4, 6)
+        self.state = state
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+def test_extra_states_are_saved_if_they_are_tensors(tmp_path: Path) -> None:
+    data = pyro_ssvae.SemiSupervisedData.from_arrays(np.eye(4, dtype=np.float32))
+    model = M1.for_data(data, latent_dim=3, encoder=Counting(torch.tensor([3.0])))
+    loaded = pyro_ssvae.load(pyro_ssvae.save(model, tmp_path / "model"), encoder=Counting(torch.zeros(1)))
+    assert loaded.encoder.state.tolist() == [3.0]
+    model = M1.for_data(data, latent_dim=3, encoder=Counting({"calls": 3}))
+    objective, config = pyro_ssvae.UnsupervisedELBO.for_data(model, data), pyro_ssvae.TrainingConfig(max_steps=1)
+    for call in (
+        lambda: pyro_ssvae.save(model, tmp_path / "other"),
+        lambda: pyro_ssvae.fit(objective, data, config, out=tmp_path / "other", progress=False),
+    ):
+        with pytest.raises(TypeError, match="get_extra_state of encoder, a Counting, returns a dict, and only tensors"):
+            call()
+    assert not (tmp_path / "other").exists()

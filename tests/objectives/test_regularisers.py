@@ -295,6 +295,15 @@ def test_crops_move_images_and_mirror_their_margins() -> None:
     assert matches.any(1).all()
 
 
+def test_brightness_changes_in_the_units_of_the_images() -> None:
+    x = torch.rand(40, 3, 8, 8)
+    for unit, offset in ((1.0, 0.0), (0.01, 0.0), (255.0, 0.0), (2.0, -1.0)):
+        data = SemiSupervisedData.from_arrays(unit * x + offset, torch.arange(40) % 2)
+        augmentation: Any = SemiSupervisedELBO.for_data(M2.for_data(data), data).augmentation
+        spread = float(data.x.max() - data.x.min())
+        assert augmentation.brightness == pytest.approx(0.05 * (1.0 if unit == 1.0 else spread))
+
+
 def test_flips_have_their_probability_and_colours_change_as_a_whole() -> None:
     torch.manual_seed(0)
     x = torch.rand(1, 3, 8, 8).expand(2000, -1, -1, -1)
@@ -305,6 +314,8 @@ def test_flips_have_their_probability_and_colours_change_as_a_whole() -> None:
     lit = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.1, contrast=0.0, saturation=0.0)(x) - x
     assert float(lit.flatten(1).std(1).max()) < 1e-5
     assert float(lit[:, 0, 0, 0].std()) == pytest.approx(0.1, rel=0.1)
+    opaque = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    assert torch.equal(PhotoAugmentation(brightness=0.5)(opaque)[:, 3], opaque[:, 3])
     grey = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.0, saturation=0.5)(x)
     torch.testing.assert_close(grey.mean(1), x.mean(1))
     contrast = PhotoAugmentation(crop=0.0, flip=0.0, brightness=0.0, contrast=0.5, saturation=0.0)(x)

@@ -67,6 +67,13 @@ def test_narrow_images_are_widened(shape: tuple[int, ...], factors: tuple[int, i
     assert (image[:, expected.shape[1]] == 1.0).all()  # the gap
 
 
+def test_images_with_opacity_lie_on_white() -> None:
+    model, x, _ = make_model((4, 64, 64))
+    shown = np.asarray(plot_analogies(model, x[:1]).axes[0].images[0].get_array())[:64, :64]
+    colours, opacity = x[0, :3].movedim(0, -1), x[0, 3:].movedim(0, -1)
+    np.testing.assert_allclose(shown, opacity * colours + (1.0 - opacity), rtol=1e-5)
+
+
 def test_the_legend_of_a_latent_map_leaves_title_and_points_room() -> None:
     model, x, y = make_model((1, 8, 8))
     figure: Any = plot_latent_map(model, x, y, class_names=NAMES, labelled=y == 0)

@@ -31,7 +31,7 @@ def make_data(event_shape=(1, 8, 8), held_out="test", num_classes=3):
     hidden[6:] = -1
     rest = {f"x_{held_out}": x[12:], f"y_{held_out}": y[12:]} if held_out else {}
     names = ["ant", "bee", "cow", *"defg"][:num_classes]
-    rest |= {"num_classes": num_classes, "class_names": names}
+    rest |= {"num_classes": num_classes, "class_names": names, "scale": 255.0}
     return SemiSupervisedData.from_arrays(x[:12], hidden, **rest)
 
 

@@ -19,6 +19,8 @@ from pyro_ssvae.errors import TrainingFailedError
 from pyro_ssvae.models.diagnostics import energy_diagnostics
 from pyro_ssvae.objectives import Loss, Update
 from pyro_ssvae.training import RunFolder
+from tests.training.small_runs import SHORT, make_data
+from tests.training.small_runs import make_objective as make_objective_of_classes
 
 CONFIG = TrainingConfig(max_steps=100, batch_size=50, evaluate_every=10, ema_decay=0.0, device="cpu")
 
@@ -161,3 +163,15 @@ def test_data_without_variance_have_no_std_ratio(x: Tensor) -> None:
     found = energy_diagnostics(make_objective(make_toy_data("ring", num_train=100), math.inf).module, x)
     assert "std_ratio" not in found
     assert math.isfinite(found["energy_gap"])
+
+
+def test_training_needs_no_gradients_around_it_but_no_inference_mode() -> None:
+    data, config = make_data(), replace(SHORT, max_steps=3)
+    objective, other = (make_objective_of_classes(data) for _ in range(2))
+    with torch.no_grad():
+        fit(objective, data, config, progress=False)
+        assert not torch.is_grad_enabled()
+    fit(other, data, config, progress=False)
+    assert all(map(torch.equal, objective.module.state_dict().values(), other.module.state_dict().values()))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"fit cannot train in torch.inference_mode\(\)"):
+        fit(objective, data, config, progress=False)

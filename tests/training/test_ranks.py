@@ -117,7 +117,7 @@ def test_all_stop_together_and_other_numbers_of_processes_go_on(tmp_path: Path, 
 def test_a_killed_process_ends_the_run_which_goes_on_later(tmp_path: Path, killed: int) -> None:
     out = {"out": str(tmp_path / "run"), "resume": True}
     started = run(tmp_path, "exact", interrupt=[killed, signal.SIGKILL, 13], **out)
-    printed = [process.communicate(timeout=60)[1] for process in started]
+    printed = [process.communicate(timeout=240)[1] for process in started]
     assert started[killed].returncode == -signal.SIGKILL
     assert started[1 - killed].returncode == 1
     assert "one of the 2 processes that train together has ended" in printed[1 - killed]

@@ -117,7 +117,7 @@ def test_sigterm_saves_and_says_how_to_resume(tmp_path: Path) -> None:
         while not (tmp_path / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.terminate()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert f"--resume {tmp_path}" in out
     assert "Traceback" not in err

@@ -136,11 +136,11 @@ function drawPicture(canvas, values) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   const area = height * width;
+  image.data.fill(255);
   for (let i = 0; i < area; i++) {
-    for (let c = 0; c < 3; c++) {
-      image.data[4 * i + c] = Math.round((255 * (values[(channels === 3 ? c : 0) * area + i] - low)) / (high - low));
+    for (let c = 0; c < Math.max(3, channels); c++) { // the fourth channel is opacity
+      image.data[4 * i + c] = Math.round((255 * (values[(channels > 1 ? c : 0) * area + i] - low)) / (high - low));
     }
-    image.data[4 * i + 3] = 255;
   }
   context.putImageData(image, 0, 0);
 }

@@ -34,7 +34,7 @@ function padValues() {
   const [low, high] = META.range;
   for (let i = 0; i < area; i++) {
     const grey = 0.299 * data[4 * i] + 0.587 * data[4 * i + 1] + 0.114 * data[4 * i + 2];
-    for (let c = 0; c < channels; c++) values[c * area + i] = low + ((high - low) * (channels === 3 ? data[4 * i + c] : grey)) / 255;
+    for (let c = 0; c < channels; c++) values[c * area + i] = low + ((high - low) * (channels > 1 ? data[4 * i + c] : grey)) / 255;
   }
   return values;
 }
