@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -22,8 +23,8 @@ from pyro_ssvae.cli.main import main
 from pyro_ssvae.training import RunFolder
 
 pytestmark = pytest.mark.usefixtures("unrendered")
-TINY = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
-TINY_M1 = ["--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
+TINY = "--data digits --max-epochs 1 --latent-dim 2 --hidden-dims [8] --device cpu".split()
+TINY_M1 = "--m1-epochs 1 --m1-hidden-dims [8] --m1-latent-dim 3".split()
 
 
 @pytest.fixture(scope="module")
@@ -152,33 +153,68 @@ def test_help_fits_two_screens_and_help_all_names_every_setting(
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("command", "words"),
     [
-        (["info", "nowhere"], "holds no run"),
-        (["report", "nowhere"], "holds no run"),
-        (["sample", "nowhere"], "holds no run"),
-        (["info", "nowhere", "--verbose"], "unrecognized arguments: --verbose"),
-        (["train", "m3"], "invalid choice: 'm3'"),
-        (["report"], "required: RUN"),
-        (["train", "m2", "--data", "nonsense"], "digits"),
-        (["train", "m2", "--num-label", "5"], "Did you mean --num-labels?"),
-        (["train", "m2", "--kl_peak=3"], "Did you mean --training.kl_peak?"),
-        (["train", "m2", "--max-epochs", "many"], "'many' is not a whole number"),
-        (["train", "m2", "--training.kl_warmup", "2"], "--training.kl_warmup 2.0 must be at least 0 and at most 1"),
-        (["train", "m2", "--hidden-dims", "wide"], "'wide' is not a list of whole numbers"),
-        (["train", "m2", "digitz"], "There is no data set named 'digitz'"),
-        (["train", "m2", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        ("info nowhere", "holds no run"),
+        ("report nowhere", "holds no run"),
+        ("sample nowhere", "holds no run"),
+        ("info nowhere --verbose", "unrecognized arguments: --verbose"),
+        ("report", "required: RUN"),
+        ("train m3", "invalid choice: 'm3'"),
+        ("train m2 --data nonsense", "digits"),
+        ("train m2 --data nothing.npz", "nothing.npz"),
+        ("train m2 digitz", "There is no data set named 'digitz'"),
+        ("train m2 --config nowhere.yaml", "nowhere.yaml"),
+        ("train m2 --resume nowhere", "holds no run"),
+        ("train m2 --no-such-flag", "There is no flag --no-such-flag."),
+        ("train m2 --num-label 5", "Did you mean --num-labels?"),
+        ("train m2 --kl_peak=3", "Did you mean --training.kl_peak?"),
+        ("train m2 --max-steps 100", "Did you mean --training.max_steps?"),
+        ("train m2 --max-epochs many", "'many' is not a whole number"),
+        ("train m2 --max-epochs 0", "--max-epochs 0 is too small"),
+        ("train m2 --hidden-dims wide", "'wide' is not a list of whole numbers"),
+        ("train m2 --likelihood poison", "bernoulli"),
+        ("train m2 --device toaster", "toaster"),
+        ("train m2 --training.batch_size -5", "--training.batch_size -5"),
+        ("train m2 --training.kl_warmup 2", "--training.kl_warmup 2.0 must be at least 0 and at most 1"),
+        ("train m2 --data digits --num-labels -1", "--num-labels -1"),
+        ("train m2 --data digits --alpha -1", "--alpha -1.0"),
+        ("train m2 --data digits --latent-dim 0", "--latent-dim 0"),
+        ("train m1 --num-samples -1", "--num-samples: -1 must be at least 0"),
+        ("train m1m2 --num-samples -1", "--num-samples: -1 must be at least 0"),
+        ("train m1m2 --joint-epochs -1", "--joint-epochs: -1 must be at least 0"),
+        ("train m1m2 --m1-epochs 0", "--m1-epochs: 0 must be at least 1"),
+        (
+            "train m1m2 --m1 nowhere --m1-epochs 1 --m1-latent-dim 3",
+            "--m1-epochs, --m1-latent-dim: no effect with --m1",
+        ),
+        ("train m1m2 --data digits --latent-dim 0", "--latent-dim 0"),
+        ("train m1m2 --data digits --alpha -1", "--alpha -1.0"),
+        ("train m1m2 --data digits --importance-weighted", "--num-particles 1"),
+        ("train ddgm --num-samples -1", "--num-samples: -1 must be at least"),
+        ("train ddgm --num-labels -1", "--num-labels: -1 must be at least"),
+        ("train ddgm_2d --data circle", "--data"),
+        ("train ddgm_2d --frames -1", "--frames"),
+        ("train ddgm_2d --num-samples 1", "--num-samples"),
+        ("train ddgm_2d --generator-rate -1", "--generator-rate -1.0 must be above 0"),
     ],
 )
 def test_mistakes_end_with_one_line_and_status_2(
-    flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(flags) == 2
+    assert main(command.split()) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so --cuda is no error")
+def test_cuda_without_gpu_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "m2", "--cuda"]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

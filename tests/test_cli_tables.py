@@ -19,18 +19,7 @@ from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed
 
-SMALL = [
-    "--latent-dim",
-    "3",
-    "--hidden-dims",
-    "[16]",
-    "--training.max_steps",
-    "60",
-    "--training.learning_rate",
-    "0.01",
-    "--device",
-    "cpu",
-]
+SMALL = "--latent-dim 3 --hidden-dims [16] --training.max_steps 60 --training.learning_rate 0.01 --device cpu".split()
 SHORT = [*SMALL, "--training.max_steps", "10"]
 NAMES = np.array(["barolo", "grignolino", "barbera"])
 

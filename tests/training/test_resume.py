@@ -21,6 +21,7 @@ from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder
+from tests.examples import load_example
 from tests.training.small_runs import SHORT, changed, make_data, make_objective, without_seconds
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def _example(folder: Path, *flags: str) -> list[str]:
 
 @pytest.mark.usefixtures("unrendered")
 @pytest.mark.slow
-def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path) -> None:
     """A real process, killed without warning at an arbitrary moment after its first checkpoint."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -87,9 +88,7 @@ def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path, monkeypatch
             time.sleep(0.01)
         process.kill()
     assert not (tmp_path / "killed" / "result.json").exists()
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from m2 import main
-
+    main = load_example("m2").main
     assert main(["--resume", str(tmp_path / "killed")]) == 0
     assert main(_example(tmp_path / "straight")[2:]) == 0
 
