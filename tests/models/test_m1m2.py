@@ -16,6 +16,7 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, StaticEnumELBO, TrainingConfig, fit, report
 from pyro_ssvae.data import Batch
 from pyro_ssvae.models import data_plate
+from tests.objectives.small import assert_same_loss_and_gradients
 
 IMAGE, K = (1, 8, 8), 4
 
@@ -73,12 +74,7 @@ def test_bound_by_hand(joint: bool) -> None:
     torch.manual_seed(3)
     loss = StaticEnumELBO(analytic_kl=False).differentiable_loss(*stack.training_functions(), x)
     torch.manual_seed(3)
-    expected = by_hand(stack, x, below=joint)
-    torch.testing.assert_close(loss, expected)
-    parameters = [p for p in stack.parameters() if p.requires_grad]
-    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+    assert_same_loss_and_gradients(loss, by_hand(stack, x, below=joint), stack)
 
 
 def take_steps(objective: SemiSupervisedELBO, batch: Batch, number: int) -> list[float]:
