@@ -18,10 +18,9 @@ from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import DataUnavailableError
 from pyro_ssvae.presets import PURE
-from tests.examples import load_example
+from tests.commands import TINY, load_example
 
 pytestmark = pytest.mark.usefixtures("unrendered")
-TINY = "--max-epochs 1 --latent-dim 2 --hidden-dims [8] --device cpu".split()
 train_m2 = load_example("m2").main
 
 
@@ -35,7 +34,7 @@ train_m2 = load_example("m2").main
 )
 @pytest.mark.filterwarnings("ignore:This CPU has no bf16", "ignore:The fit is worse than")  # after ten steps
 def test_flags(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_m2(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
+    assert train_m2(["--out", str(tmp_path), *TINY, *flags]) == 0
     assert "test error" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["regularisers"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
@@ -95,18 +94,8 @@ def test_npz_table(tmp_path: Path) -> None:
     x = (rng.normal(size=(120, 7)) + y[:, None]).astype(np.float32)
     file = tmp_path / "mine.npz"
     np.savez(file, x_train=x[:100], y_train=y[:100], x_test=x[100:], y_test=y[100:])
-    flags = [
-        "--data",
-        str(file),
-        "--num-labels",
-        "30",
-        "--likelihood",
-        "gaussian",
-        "--out",
-        str(tmp_path / "run"),
-        *TINY,
-    ]
-    assert train_m2(flags) == 0
+    flags = f"--data {file} --num-labels 30 --likelihood gaussian --out {tmp_path / 'run'}".split()
+    assert train_m2([*flags, *TINY[2:]]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["num_labels"], result["val/error"]) == (30, None)
     assert result["regularisers"] == ["augmentation", "consistency"]
@@ -115,7 +104,7 @@ def test_npz_table(tmp_path: Path) -> None:
 
 def test_examples_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "bare.npz", x_train=np.zeros((40, 7), dtype=np.float32))
-    assert train_m2(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert train_m2(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY[2:]]) == 2
     assert "needs the number of classes, and bare has no labels" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -138,13 +127,13 @@ def test_without_a_download_digits_are_used(
         return from_name(name, **options)
 
     monkeypatch.setattr(SemiSupervisedData, "from_name", offline)
-    assert train_m2(["--out", str(tmp_path / "run"), *TINY]) == 0
+    assert train_m2(["--out", str(tmp_path / "run"), *TINY[2:]]) == 0
     assert capsys.readouterr().err.splitlines().count("No network. Continuing with digits.") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["data"] == "digits"
 
 
 def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data", "digits", "--out", str(tmp_path / "run"), *TINY]
+    flags = ["--out", str(tmp_path / "run"), *TINY]
     assert train_m2(flags) == 0
     before = (tmp_path / "run" / "result.json").read_bytes()
     capsys.readouterr()

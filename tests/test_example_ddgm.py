@@ -22,7 +22,7 @@ from pyro_ssvae.evaluation import measure_toy_model
 from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_PRESETS, PURE, Preset
 from pyro_ssvae.training import RunFolder
-from tests.examples import load_example
+from tests.commands import load_example
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 

@@ -15,7 +15,7 @@ from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.training import get_m1_config
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.presets import M1_PRESETS
-from tests.examples import load_example
+from tests.commands import load_example
 
 pytestmark = [
     pytest.mark.usefixtures("unrendered"),

@@ -1,4 +1,4 @@
-"""Small models and examples in double precision, and comparisons of losses with their gradients."""
+"""Small models and examples in double precision, steps of training, and comparisons of losses with their gradients."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ssvae import M1, M1M2, M2
+from pyro_ssvae.data import Batch
+from pyro_ssvae.objectives import Objective
 
 K, L, D = 4, 3, 6
 
@@ -56,3 +58,24 @@ class PointM2(M2):
 
     def encode(self, x: Tensor, y: Tensor) -> dist.TorchDistribution:
         return dist.Delta(super().encode(x, y).mean, event_dim=1)
+
+
+class LogNormalM1(M1):
+    """q(z|x) whose KL from p(z) has no closed form."""
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        distribution = super().encode(x).base_dist
+        return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
+
+
+def take_steps(objective: Objective, batch: Batch, number: int, learning_rate: float = 1e-2) -> list[float]:
+    """The losses of a batch in steps of Adam."""
+    optimizer = torch.optim.Adam(objective.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(number):
+        loss = objective(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
