@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:The fit is worse")  # a few step
 QUICK = changed(SHORT, max_steps=20, compile="eager")
 
 
-def train(folder: Path, *, resume: bool = True, seed: int = 0, **changes: Any) -> FitResult:
-    data = make_data(seed=seed)
+def train(folder: Path, *, resume: bool = True, unit: float = 1.0, **changes: Any) -> FitResult:
+    data = make_data()
+    data = replace(data, x=unit * data.x)
     return fit(make_objective(data), data, changed(QUICK, **changes), out=folder, resume=resume, progress=False)
 
 
@@ -98,7 +100,7 @@ def test_settings_may_be_extended_and_not_changed(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="has done 30 steps, and the schedule that is given has 20: .* extended"):
         train(tmp_path, max_steps=20)
     with pytest.raises(RunFolderError, match="holds a run on other data"):
-        train(tmp_path, max_steps=30, seed=1)
+        train(tmp_path, max_steps=30, unit=0.5)
 
 
 @pytest.mark.slow
