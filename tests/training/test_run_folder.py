@@ -100,7 +100,7 @@ def test_settings_may_be_extended_and_not_changed(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="has done 30 steps, and the schedule that is given has 20: .* extended"):
         train(tmp_path, max_steps=20)
     with pytest.raises(RunFolderError, match="holds a run on other data"):
-        train(tmp_path, max_steps=30, unit=0.5)
+        train(tmp_path, max_steps=30, unit=0.95)
 
 
 @pytest.mark.slow
