@@ -25,6 +25,21 @@ def device(request):
 
 
 @pytest.fixture
+def call(capsys):
+    """Give the words of a command to ``pyro-ssvae`` in this process, check its status, and return what it printed."""
+    from pyro_ssvae.cli.main import main
+
+    def give(*words, status=0):
+        capsys.readouterr()
+        found = main([*map(str, words)])
+        printed = capsys.readouterr()
+        assert found == status, printed.err
+        return printed
+
+    return give
+
+
+@pytest.fixture
 def unrendered(monkeypatch):
     """Figures are drawn, and their files left empty: rendering takes most of the time of a short run."""
     monkeypatch.setattr("pyro_ssvae.plots.style.to_png", lambda figure: b"")

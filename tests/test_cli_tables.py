@@ -18,19 +18,9 @@ import pyro_ssvae
 from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import Bernoulli, Gaussian, Mixed
+from tests.commands import Call
 
-SMALL = [
-    "--latent-dim",
-    "3",
-    "--hidden-dims",
-    "[16]",
-    "--training.max_steps",
-    "60",
-    "--training.learning_rate",
-    "0.01",
-    "--device",
-    "cpu",
-]
+SMALL = "--latent-dim 3 --hidden-dims [16] --training.max_steps 60 --training.learning_rate 0.01 --device cpu".split()
 SHORT = [*SMALL, "--training.max_steps", "10"]
 NAMES = np.array(["barolo", "grignolino", "barbera"])
 
@@ -58,10 +48,9 @@ def test_training_uses_every_label_and_a_likelihood_for_each_column(folder: Path
     assert model.class_names == tuple(sorted(NAMES))
 
 
-def test_resumed_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "m2", "--resume", str(folder / "run"), "--training.max_steps", "61"]) == 0
-    assert main(["report", str(folder / "run")]) == 0
-    printed = capsys.readouterr().out
+def test_resumed_and_reported(folder: Path, call: Call) -> None:
+    call("train", "m2", "--resume", folder / "run", "--training.max_steps", "61")
+    printed = call("report", folder / "run").out
     assert "3 classes: 0 barbera (16 labels), 1 barolo (20), 2 grignolino (24)\n" in printed
     assert "no results on test examples; --test FILE names some for a table" in printed
     assert "the classifier of the labels alone errs on" in printed
@@ -77,10 +66,9 @@ def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:
     assert (process.returncode, "pipe" in told.lower()) == (0, False), told
 
 
-def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions(folder: Path, call: Call) -> None:
     out = folder / "predictions.csv"
-    assert main(["predict", str(folder / "run"), str(folder / "all.csv"), "--out", str(out)]) == 0
-    captured = capsys.readouterr()
+    captured = call("predict", folder / "run", folder / "all.csv", "--out", out)
     assert (captured.out, captured.err) == ("", f"178 rows in {out}\n")
     found, table = pd.read_csv(out), pd.read_csv(folder / "all.csv")
     columns = [f"p({name})" for name in sorted(NAMES)]
@@ -89,23 +77,23 @@ def test_predictions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(found[columns].sum(axis=1), 1.0, atol=1e-4)
     assert (found["predicted"] == np.sort(NAMES)[found[columns].to_numpy().argmax(1)]).all()
     assert (found["predicted"] == table["cultivar"]).mean() > 0.9
-    assert main(["predict", str(folder / "run"), str(folder / "all.csv"), "--least-sure", "5"]) == 0
-    (folder / "least.csv").write_text(capsys.readouterr().out)
+    printed = call("predict", folder / "run", folder / "all.csv", "--least-sure", "5").out
+    (folder / "least.csv").write_text(printed)
     least = pd.read_csv(folder / "least.csv")
     largest = found[columns].max(axis=1)
     assert least["row"].tolist() == largest.sort_values(kind="stable").index[:5].tolist()
 
 
 def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setattr("pyro_ssvae.cli.predictions._ROWS_AT_ONCE", 50)
     table = pd.read_csv(folder / "all.csv")
     table[table.columns[::-1]].to_parquet(tmp_path / "all.parquet", row_group_size=40)  # in another order
     expected = pyro_ssvae.load(folder / "run").predict_proba(table).numpy()
     for ending in ("parquet", "npy"):
-        command = ["predict", str(folder / "run"), str(tmp_path / "all.parquet")]
-        assert main([*command, "--out", str(tmp_path / f"p.{ending}")]) == 0
+        command = ["predict", folder / "run", tmp_path / "all.parquet"]
+        call(*command, "--out", tmp_path / f"p.{ending}")
     found = pd.read_parquet(tmp_path / "p.parquet")
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), expected, atol=1e-6)
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
@@ -115,7 +103,7 @@ def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_training_and_prediction_from_arrays_that_stay_on_disk(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: type
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, call: Call
 ) -> None:
     """Rows get the defaults of tables, and images of bytes those of images."""
     monkeypatch.setattr("pyro_ssvae.data.rows.MAX_DENSE", 1000)
@@ -125,69 +113,62 @@ def test_training_and_prediction_from_arrays_that_stay_on_disk(
         x = (255 * (wine.data[:, :9] > 2.0)).astype(dtype).reshape(-1, 3, 3)
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "y.npy", np.where(np.arange(178) % 3 == 0, NAMES[wine.target], ""))
-    data, run = str(tmp_path / "x.npy"), str(tmp_path / "run")
-    assert main(["train", "m2", data, "--label", str(tmp_path / "y.npy"), "--out", run, *SHORT]) == 0
-    assert "60 labelled and 118 unlabelled" in capsys.readouterr().out
+    data, run = tmp_path / "x.npy", tmp_path / "run"
+    printed = call("train", "m2", data, "--label", tmp_path / "y.npy", "--out", run, *SHORT).out
+    assert "60 labelled and 118 unlabelled" in printed
     flags = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["flags"]
     assert (flags["num_labels"], flags["likelihood"]) == ("all", "auto")
     assert isinstance(pyro_ssvae.load(run).likelihood, Gaussian if dtype == np.float32 else Bernoulli)
-    assert main(["predict", run, data, "--out", str(tmp_path / "p.npy")]) == 0
+    call("predict", run, data, "--out", tmp_path / "p.npy")
     assert np.load(tmp_path / "p.npy").shape == (178, 3)
-    capsys.readouterr()
-    assert main(["evaluate", run, data, "--label", str(tmp_path / "y.npy")]) == 0
+    captured = call("evaluate", run, data, "--label", tmp_path / "y.npy")
     right = np.sort(NAMES)[np.load(tmp_path / "p.npy").argmax(1)] == NAMES[wine.target]
-    captured = capsys.readouterr()
     assert captured.out.split()[:4] == ["error", f"{1.0 - right[::3].mean():.2%}", "of", "60"]
     assert captured.err == "118 rows without a label are left out\n"
 
 
-def test_predictions_are_written_to_links_and_pipes(folder: Path, tmp_path: Path) -> None:
-    command = ["predict", str(folder / "run"), str(folder / "all.csv"), "--out"]
+def test_predictions_are_written_to_links_and_pipes(folder: Path, tmp_path: Path, call: Call) -> None:
+    command = ["predict", folder / "run", folder / "all.csv", "--out"]
     (tmp_path / "link.csv").symlink_to("file.csv")
-    assert main([*command, str(tmp_path / "link.csv")]) == 0
+    call(*command, tmp_path / "link.csv")
     assert (tmp_path / "link.csv").is_symlink()
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True) as reader:
-        assert main([*command, str(tmp_path / "pipe")]) == 0
+        call(*command, tmp_path / "pipe")
         assert reader.communicate()[0] == (tmp_path / "file.csv").read_text()
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_the_folder_of_a_model_is_enough_to_use_it(folder: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_model_is_enough_to_use_it(folder: Path, tmp_path: Path, call: Call) -> None:
     shutil.copytree(folder / "run" / "model", tmp_path / "model")
     for run in (folder / "run", tmp_path / "model"):
-        assert main(["predict", str(run), str(folder / "all.csv"), "--out", str(run / "p.npy")]) == 0
-        assert main(["sample", str(run), "--out", str(run / "s.NPY")]) == 0
+        call("predict", run, folder / "all.csv", "--out", run / "p.npy")
+        call("sample", run, "--out", run / "s.NPY")
     for name in ("p.npy", "s.NPY"):
         assert (np.load(folder / "run" / name) == np.load(tmp_path / "model" / name)).all()
 
 
-def test_error_on_labelled_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_on_labelled_rows(folder: Path, call: Call) -> None:
     table = pd.read_csv(folder / "all.csv")
     predicted = pyro_ssvae.load(folder / "run").predict(table).numpy()
     wrong = np.sort(NAMES)[predicted] != table["cultivar"]
-    assert main(["evaluate", str(folder / "run"), str(folder / "all.csv"), "--label", "cultivar"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = call("evaluate", folder / "run", folder / "all.csv", "--label", "cultivar").out.splitlines()
     assert lines[0].split() == ["error", f"{wrong.mean():.2%}", "of", "178", "rows"]
     assert lines[1].startswith("cross-entropy")
     assert lines[2] == f"error of barbera: {wrong[table['cultivar'] == 'barbera'].mean():.2%} of 48 rows"
-    assert main(["evaluate", str(folder / "run"), str(folder / "few.csv"), "--label", "cultivar"]) == 0
-    captured = capsys.readouterr()
+    captured = call("evaluate", folder / "run", folder / "few.csv", "--label", "cultivar")
     assert "of 60 rows" in captured.out
     assert captured.err == "118 rows without a label are left out\n"
     (folder / "parts").mkdir()
     for number, part in enumerate((table[:100], table[100:])):
         part.to_parquet(folder / "parts" / f"{number}.parquet")
-    assert main(["evaluate", str(folder / "run"), str(folder / "parts"), "--label", "cultivar"]) == 0
-    assert capsys.readouterr().out.splitlines() == lines
-    assert main(["evaluate", str(folder / "run"), str(folder / "parts")]) == 2
-    assert "needs --label COLUMN" in capsys.readouterr().err
+    assert call("evaluate", folder / "run", folder / "parts", "--label", "cultivar").out.splitlines() == lines
+    assert "needs --label COLUMN" in call("evaluate", folder / "run", folder / "parts", status=2).err
 
 
-def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_are_rows_of_the_table(folder: Path, call: Call) -> None:
     out = folder / "samples.csv"
-    assert main(["sample", str(folder / "run"), "-n", "300", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == ""
+    assert call("sample", folder / "run", "-n", "300", "--out", out).out == ""
     samples, table = pd.read_csv(out), pd.read_csv(folder / "all.csv")
     assert samples.columns.tolist() == [*table.columns[:-1], "class"]
     assert set(samples["hue"]) == {"bright", "dark"}
@@ -196,51 +177,43 @@ def test_samples_are_rows_of_the_table(folder: Path, capsys: pytest.CaptureFixtu
     mean, std = table[numbers].mean(), table[numbers].std()
     assert ((samples[numbers].mean() - mean).abs() < 0.5 * std).all()
     assert (samples[numbers].std() / std).between(0.6, 1.7).all()
-    assert main(["sample", str(folder / "run"), "-n", "5", "--y", "1", "--out", str(out)]) == 0
+    call("sample", folder / "run", "-n", "5", "--y", "1", "--out", out)
     assert pd.read_csv(out)["class"].tolist() == ["barolo"] * 5
     for path, read in ((folder / "s.parquet", pd.read_parquet), (folder / "s.npy", np.load)):
-        assert main(["sample", str(folder / "run"), "-n", "5", "--out", str(path)]) == 0
+        call("sample", folder / "run", "-n", "5", "--out", path)
         assert len(read(path)) == 5
 
 
 @pytest.mark.filterwarnings("ignore:Posterior collapse")
 @pytest.mark.slow
-def test_classes_that_are_numbers_and_a_model_without_classes(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_that_are_numbers_and_a_model_without_classes(folder: Path, tmp_path: Path, call: Call) -> None:
     table = pd.read_csv(folder / "all.csv").assign(cultivar=load_wine().target)
     table.assign(cultivar=table["cultivar"].where(table.index % 2 == 0)).to_csv(tmp_path / "a.csv", index=False)
-    files = [str(tmp_path / "a.csv"), "--label", "cultivar", "--test", str(tmp_path / "a.csv")]
-    assert main(["train", "m2", *files, *SMALL, "--num-labels", "60", "--out", str(tmp_path / "m2")]) == 0
-    assert "60 labelled" in capsys.readouterr().out
-    assert main(["evaluate", str(tmp_path / "m2"), str(tmp_path / "a.csv"), "--label", "cultivar"]) == 0
-    assert float(capsys.readouterr().out.split()[1].rstrip("%")) < 15.0
-    assert main(["train", "m1", *files[:3], *SMALL, "--num-samples", "2", "--out", str(tmp_path / "m1")]) == 0
-    assert main(["sample", str(tmp_path / "m1"), "-n", "4", "--out", str(tmp_path / "m1.csv")]) == 0
+    files = [tmp_path / "a.csv", "--label", "cultivar", "--test", tmp_path / "a.csv"]
+    assert "60 labelled" in call("train", "m2", *files, *SMALL, "--num-labels", "60", "--out", tmp_path / "m2").out
+    printed = call("evaluate", tmp_path / "m2", tmp_path / "a.csv", "--label", "cultivar").out
+    assert float(printed.split()[1].rstrip("%")) < 15.0
+    call("train", "m1", *files[:3], *SMALL, "--num-samples", "2", "--out", tmp_path / "m1")
+    call("sample", tmp_path / "m1", "-n", "4", "--out", tmp_path / "m1.csv")
     assert pd.read_csv(tmp_path / "m1.csv").shape == (4, 13)
-    capsys.readouterr()
-    assert main(["predict", str(tmp_path / "m1"), str(tmp_path / "a.csv")]) == 0
-    assert capsys.readouterr().out.startswith("row,z1,z2")
-    assert main(["evaluate", str(tmp_path / "m1"), str(tmp_path / "a.csv"), "--label", "cultivar"]) == 2
-    assert "This M1 has no classes, so it cannot classify." in capsys.readouterr().err
+    assert call("predict", tmp_path / "m1", tmp_path / "a.csv").out.startswith("row,z1,z2")
+    printed = call("evaluate", tmp_path / "m1", tmp_path / "a.csv", "--label", "cultivar", status=2)
+    assert "This M1 has no classes, so it cannot classify." in printed.err
 
 
 @pytest.mark.parametrize("kind", [pyro_ssvae.M1, pyro_ssvae.DDGM])
-def test_models_without_classes_give_latents_or_energies(
-    kind: type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_without_classes_give_latents_or_energies(kind: type, tmp_path: Path, call: Call) -> None:
     x = np.eye(5, 4, dtype=np.float32)
     model = kind.for_data(pyro_ssvae.SemiSupervisedData.from_arrays(x), latent_dim=2)
     pyro_ssvae.save(model, tmp_path / "model")
     np.save(tmp_path / "x.npy", x)
-    command = ["predict", str(tmp_path / "model"), str(tmp_path / "x.npy")]
-    assert main([*command, "--out", str(tmp_path / "p.csv")]) == 0
+    command = ["predict", tmp_path / "model", tmp_path / "x.npy"]
+    call(*command, "--out", tmp_path / "p.csv")
     found = pd.read_csv(tmp_path / "p.csv")
     expected = model.transform(x) if kind is pyro_ssvae.M1 else model.energy(x)[:, None]
     assert list(found) == (["row", "z1", "z2"] if kind is pyro_ssvae.M1 else ["row", "energy"])
     np.testing.assert_allclose(found.iloc[:, 1:], expected, rtol=1e-4, atol=1e-5)
-    assert main([*command, "--least-sure", "2"]) == 2
-    assert f"--least-sure 2: this {kind.__name__} has no classes." in capsys.readouterr().err
+    assert f"--least-sure 2: this {kind.__name__} has no classes." in call(*command, "--least-sure", "2", status=2).err
 
 
 @pytest.mark.parametrize(
@@ -286,26 +259,23 @@ def test_models_without_classes_give_latents_or_energies(
         (["sample", "run", "-n", "0", "--out", "s.csv"], "--num-samples=0 is too small"),
     ],
 )
-def test_wrong_use(
-    words: list[str], text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_use(words: list[str], text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.chdir(folder)
-    assert main(words) == 2
-    captured = capsys.readouterr()
+    captured = call(*words, status=2)
     assert text in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == "" or words[0] in ("explore", "export")  # which say what data they read
 
 
 def test_data_of_a_run_that_was_started_in_another_folder(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.chdir(folder)
-    command = ["train", "m2", "few.csv", "--label", "cultivar", "--out", str(tmp_path / "run"), *SHORT]
-    assert main([*command, "--training.max_steps", "1"]) == 0
+    command = ["train", "m2", "few.csv", "--label", "cultivar", "--out", tmp_path / "run", *SHORT]
+    call(*command, "--training.max_steps", "1")
     monkeypatch.chdir(tmp_path)
-    assert main(["report", "run"]) == 2
-    assert "few.csv does not exist; a table is needed. Relative paths of a run start in" in capsys.readouterr().err
+    error = call("report", "run", status=2).err
+    assert "few.csv does not exist; a table is needed. Relative paths of a run start in" in error
 
 
 def test_own_files_keep_all_labels(tmp_path: Path) -> None:
@@ -316,15 +286,14 @@ def test_own_files_keep_all_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", ["cells", "cells/matrix.mtx", "parent", "cells/matrix.mtx --label type"])
 def test_files_of_matrix_market_are_to_be_converted(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     counts = np.arange(6).reshape(3, 2)  # three genes of two cells
     for folder in ("cells", "parent/filtered"):
         (tmp_path / folder).mkdir(parents=True)
         scipy.io.mmwrite(tmp_path / folder / "matrix.mtx", scipy.sparse.csr_matrix(counts))
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "m2", *data.split()]) == 2
-    error = capsys.readouterr().err
+    error = call("train", "m2", *data.split(), status=2).err
     assert len(error.splitlines()) == 1
     advice = re.search(r"Convert \S+ by (scipy.sparse.save_npz\(.*\.tocsr\(\)\)), or with names by scanpy", error)
     assert advice is not None

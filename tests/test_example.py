@@ -1,30 +1,27 @@
-"""examples/m2.py as a user calls it: every flag once, and every mistake that is easy to make."""
+"""examples/m2.py as a user calls it: flags, data, and finished runs."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import pyro_ssvae
-from pyro_ssvae import TrainingConfig
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO
+from pyro_ssvae.cli import load_data
+from pyro_ssvae.cli.commands import parse_flags
+from pyro_ssvae.data import Batch
+from pyro_ssvae.errors import DataUnavailableError
+from pyro_ssvae.presets import PURE
+from tests.commands import TINY, load_example
 
-PATH = Path(__file__).parents[1] / "examples" / "m2.py"
 pytestmark = pytest.mark.usefixtures("unrendered")
-TINY = ["--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("m2_example", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+train_m2 = load_example("m2").main
 
 
 @pytest.mark.parametrize(
@@ -36,8 +33,8 @@ def example() -> ModuleType:
     ],
 )
 @pytest.mark.filterwarnings("ignore:This CPU has no bf16", "ignore:The fit is worse than")  # after ten steps
-def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert example.main(["--data", "digits", "--out", str(tmp_path), *TINY, *flags]) == 0
+def test_flags(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_m2(["--out", str(tmp_path), *TINY, *flags]) == 0
     assert "test error" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["regularisers"] == ([] if "--pure" in flags else ["augmentation", "consistency"])
@@ -49,43 +46,15 @@ def test_flags(example: ModuleType, flags: list[str], tmp_path: Path, capsys: py
         assert pyro_ssvae.load(tmp_path).num_classes == 10
 
 
-def test_without_a_network_the_run_is_named_after_what_it_trains_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pyro_ssvae import SemiSupervisedData
-    from pyro_ssvae.cli import load_data
-    from pyro_ssvae.cli.commands import parse_flags
-    from pyro_ssvae.errors import DataUnavailableError
-
-    from_name = SemiSupervisedData.from_name
-
-    def offline(name: str, **options: object) -> SemiSupervisedData:
-        if name == "mnist":
-            raise DataUnavailableError("No network.")
-        return from_name(name, **options)
-
-    monkeypatch.setattr(SemiSupervisedData, "from_name", offline)
-    args = parse_flags("m2", [])
-    assert load_data(args).name == "digits"
-    assert "Continuing with digits" in capsys.readouterr().err
-    assert args.out.startswith(str(Path("runs") / "m2-digits-100-seed0-"))
-
-
 @pytest.mark.filterwarnings("ignore:No training example has a label")
 @pytest.mark.parametrize(("flags", "kept"), [(["--num-labels", "0"], 0), (["--num-labels", "20"], 20), ([], 100)])
 def test_as_many_labels_are_kept_as_asked_for(flags: list[str], kept: int) -> None:
-    from pyro_ssvae.cli import load_data
-    from pyro_ssvae.cli.commands import parse_flags
-
     args = parse_flags("m2", ["--data", "digits", *flags])
     assert load_data(args).num_labelled == kept
     assert load_data(args, num_labels="all").num_unlabelled == 0
 
 
 def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> None:
-    from pyro_ssvae.cli.commands import parse_flags
-    from pyro_ssvae.presets import PURE
-
     assert parse_flags("m2", ["--bound-weight", "0.5"]).objective["bound_weight"] == 0.5
     by_data = parse_flags("m2", ["--data", "digits"])
     assert "bound_weight" not in by_data.objective
@@ -115,131 +84,92 @@ def test_pure_brings_its_own_defaults_and_explicit_flags_win(tmp_path: Path) -> 
 def test_pure_binarises_pixels_under_a_bernoulli_likelihood_alone(
     data: list[str], likelihood: str, binarisation: str
 ) -> None:
-    from pyro_ssvae.cli.commands import parse_flags
-
     args = parse_flags("m2", ["--pure", "--data", *data])
     assert (args.likelihood, args.training.binarisation) == (likelihood, binarisation)
 
 
-def test_npz_table(example: ModuleType, tmp_path: Path) -> None:
+def test_npz_table(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(120) % 3
     x = (rng.normal(size=(120, 7)) + y[:, None]).astype(np.float32)
     file = tmp_path / "mine.npz"
     np.savez(file, x_train=x[:100], y_train=y[:100], x_test=x[100:], y_test=y[100:])
-    flags = [
-        "--data",
-        str(file),
-        "--num-labels",
-        "30",
-        "--likelihood",
-        "gaussian",
-        "--out",
-        str(tmp_path / "run"),
-        *TINY,
-    ]
-    assert example.main(flags) == 0
+    flags = f"--data {file} --num-labels 30 --likelihood gaussian --out {tmp_path / 'run'}".split()
+    assert train_m2([*flags, *TINY[2:]]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["num_labels"], result["val/error"]) == (30, None)
     assert result["regularisers"] == ["augmentation", "consistency"]
     assert 0.0 <= result["test/error"] <= 1.0
 
 
-def test_examples_without_classes(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_without_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "bare.npz", x_train=np.zeros((40, 7), dtype=np.float32))
-    assert example.main(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY]) == 2
+    assert train_m2(["--data", str(tmp_path / "bare.npz"), "--out", str(tmp_path / "run"), *TINY[2:]]) == 2
     assert "needs the number of classes, and bare has no labels" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_config_file(example: ModuleType, tmp_path: Path) -> None:
+def test_config_file(tmp_path: Path) -> None:
     (tmp_path / "flags.yaml").write_text("data: digits\nmax_epochs: 1\nlatent_dim: 2\ntraining:\n  batch_size: 300\n")
-    assert (
-        example.main(["--config", str(tmp_path / "flags.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    )
+    flags = ["--config", str(tmp_path / "flags.yaml"), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert train_m2(flags) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 4
 
 
 def test_without_a_download_digits_are_used(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unavailable(*_: object, **__: object) -> None:
-        raise pyro_ssvae.errors.DataUnavailableError("MNIST is not in DIR and could not be downloaded: use --data-dir.")
+    from_name = SemiSupervisedData.from_name
 
-    original = pyro_ssvae.SemiSupervisedData.from_name
-    monkeypatch.setattr(
-        pyro_ssvae.SemiSupervisedData,
-        "from_name",
-        lambda name, **options: original(name, **options) if name == "digits" else unavailable(),
-    )
-    assert example.main(["--data-dir", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), *TINY]) == 0
-    captured = capsys.readouterr()
-    complaint = [line for line in captured.err.splitlines() if "Continuing with digits" in line]
-    assert len(complaint) == 1
-    assert "--data-dir" in complaint[0]
+    def offline(name: str, **options: object) -> SemiSupervisedData:
+        if name == "mnist":
+            raise DataUnavailableError("No network.")
+        return from_name(name, **options)
+
+    monkeypatch.setattr(SemiSupervisedData, "from_name", offline)
+    assert train_m2(["--out", str(tmp_path / "run"), *TINY[2:]]) == 0
+    assert capsys.readouterr().err.splitlines().count("No network. Continuing with digits.") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["data"] == "digits"
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--max-epochs", "0"], "--max-epochs 0 is too small"),
-        (["--device", "toaster"], "toaster"),
-        (["--resume", "/nowhere/at/all"], "holds no run"),
-        (["--likelihood", "poison"], "bernoulli"),
-        (["--training.batch_size", "-5"], "--training.batch_size -5"),
-        (["--no-such-flag"], "no-such-flag"),
-        (["--max-steps", "100"], "--training.max_steps"),
-        (["--batch_size=5"], "--training.batch_size"),
-    ],
-)
-def test_bad_flags_end_with_one_message(
-    example: ModuleType, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert example.main(flags) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert len(error.splitlines()) == 1
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, so --cuda is no error")
-def test_cuda_without_gpu_is_a_clear_error(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert example.main(["--cuda"]) == 2
-    assert "no CUDA device" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--data", "nothing.npz"], "nothing.npz"),
-        (["--data", "nonsense"], "digits"),
-        (["--data", "digits", "--num-labels", "-1"], "--num-labels -1"),
-        (["--data", "digits", "--alpha", "-1"], "--alpha -1.0"),
-        (["--data", "digits", "--latent-dim", "0"], "--latent-dim 0"),
-    ],
-)
-def test_bad_data_and_models_end_with_one_message(
-    example: ModuleType, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert example.main([*flags, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.startswith("error: ")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_finished_run_is_reported_and_not_trained_again(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--data", "digits", "--out", str(tmp_path / "run"), *TINY]
-    assert example.main(flags) == 0
+def test_a_finished_run_is_reported_and_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--out", str(tmp_path / "run"), *TINY]
+    assert train_m2(flags) == 0
     before = (tmp_path / "run" / "result.json").read_bytes()
     capsys.readouterr()
-    assert example.main(flags) == 0
+    assert train_m2(flags) == 0
     output = capsys.readouterr()
     assert f"{tmp_path / 'run'} is finished" in output.out
     assert "test error" in output.out
     assert "step" not in output.err
     assert (tmp_path / "run" / "result.json").read_bytes() == before
-    assert example.main(["--resume", str(tmp_path / "run")]) == 0  # reports again
+    assert train_m2(["--resume", str(tmp_path / "run")]) == 0  # reports again
     assert "nothing left to train" in capsys.readouterr().err
+
+
+SMALL = {"latent_dim": 2, "hidden_dims": (8,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "build"),
+    [
+        ("m1", M1, lambda kind: kind((6,), **SMALL)),
+        ("m2", M2, lambda kind: kind((6,), 3, class_prior="map", **SMALL)),
+        ("m1_m2", M1M2, lambda kind: kind.from_m1(M1((6,), **SMALL), 3, class_prior="map", **SMALL)),
+    ],
+)
+def test_the_subclass_of_an_example_equals_the_library(name: str, kind: type, build: Callable[[type], Any]) -> None:
+    mine, library = build(getattr(load_example(name), f"My{kind.__name__}")), build(kind)
+    library.load_state_dict(mine.state_dict())
+    x, found = torch.rand(4, 6).round(), []
+    for model in (mine, library):
+        if kind is M1:
+            objective, labelled = UnsupervisedELBO(model, num_examples=4), (None, None)
+        else:
+            objective = SemiSupervisedELBO(model, num_labelled=2, num_unlabelled=4)
+            labelled = (x[:2], torch.tensor([0, 1]))
+        torch.manual_seed(1)
+        loss = objective(Batch(x, *labelled))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found.append([loss, *torch.autograd.grad(loss, trained)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,35 +22,23 @@ from pyro_ssvae.evaluation import measure_toy_model
 from pyro_ssvae.plots.ddgm import Movie
 from pyro_ssvae.presets import DDGM_IMAGES, DDGM_PHOTOS, DDGM_TOY, M1_PRESETS, PURE, Preset
 from pyro_ssvae.training import RunFolder
+from tests.commands import load_example
 
 pytestmark = pytest.mark.usefixtures("unrendered")
 
 
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    return load_example("ddgm_2d")
-
-
-TINY = [
-    *("--training.max_steps", "40", "--training.evaluate_every", "10", "--num-samples", "300", "--device", "cpu"),
-    *("--langevin-steps", "2", "--training.compile", "eager"),
-]
+TINY = "--training.max_steps 40 --training.evaluate_every 10 --num-samples 300 --device cpu --langevin-steps 2".split()
+TINY += ["--training.compile", "eager"]
+train_points = load_example("ddgm_2d").main
 
 
 @pytest.mark.parametrize("name", ["ring", pytest.param("spiral", marks=pytest.mark.slow)])
 def test_a_run_leaves_its_folder(
-    example: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     monkeypatch.setattr("pyro_ssvae.cli.ddgm.measure_toy_model", partial(measure_toy_model, num_chains=10))
-    assert example.main([*TINY, "--data", name, "--frames", "2", "--out", str(out)]) == 0
+    assert train_points([*TINY, "--data", name, "--frames", "2", "--out", str(out)]) == 0
     result = json.loads((out / "result.json").read_text())
     assert 0.0 < result["total_variation"] <= 1.0
     assert ("high_quality" in result) == (name == "ring")
@@ -74,9 +60,7 @@ def titles(path: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_movie_continues_when_a_run_is_resumed(
-    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_movie_continues_when_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the frame of step 20, and resumed from the checkpoint of step 20 or of step 10."""
     out = tmp_path / "run"
     film, state = out / "training.gif", out / "checkpoints" / "last.pt"
@@ -93,51 +77,42 @@ def test_the_movie_continues_when_a_run_is_resumed(
 
     original = RunFolder.write_checkpoint
     monkeypatch.setattr(RunFolder, "write_checkpoint", stop(20))
-    assert example.main([*TINY, "--frames", "4", "--out", str(out)]) == 130
+    assert train_points([*TINY, "--frames", "4", "--out", str(out)]) == 130
     assert titles(film) == [0, 20]
     monkeypatch.setattr(RunFolder, "write_checkpoint", stop(30))
     state.write_bytes(at[10])
-    assert example.main(["--resume", str(out)]) == 130
+    assert train_points(["--resume", str(out)]) == 130
     assert titles(film) == [0, 20, 30]
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "write_checkpoint", original)
-    monkeypatch.setattr(example, "report", interrupt)
+    monkeypatch.setattr(load_example("ddgm_2d"), "report", interrupt)
     state.write_bytes(at[10])
     for _ in range(2):  # the second time nothing is left to train
-        assert example.main(["--resume", str(out)]) == 130
+        assert train_points(["--resume", str(out)]) == 130
         assert titles(film) == [0, 20, 30, 40]
 
 
 @pytest.mark.slow
 def test_training_that_fails_leaves_its_movie(
-    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def find_failure(history: list[dict[str, Any]]) -> str | None:
         return "no good" if history[-1]["step"] == 20 else None
 
     monkeypatch.setattr("pyro_ssvae.models.diagnostics.find_failure", find_failure)
     out = tmp_path / "run"
-    assert example.main([*TINY, "--frames", "5", "--out", str(out)]) == 2
+    assert train_points([*TINY, "--frames", "5", "--out", str(out)]) == 2
     assert "step 20: no good. The last good checkpoint" in capsys.readouterr().err
     assert titles(out / "training.gif") == [0, 10, 20]
-    assert example.main([*TINY, "--frames", "5", "--out", str(out)]) == 2  # from the last good checkpoint
+    assert train_points([*TINY, "--frames", "5", "--out", str(out)]) == 2  # from the last good checkpoint
     assert "step 20: no good. The last good checkpoint" in capsys.readouterr().err
     assert titles(out / "training.gif") == [0, 10, 20]
 
 
-def test_bad_flags_end_in_one_line(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = {"--data": "circle", "--frames": "-1", "--num-samples": "1"}
-    for flag, value in wrong.items():
-        assert example.main([flag, value]) == 2
-        assert flag in capsys.readouterr().err
-    assert example.main([*TINY, "--generator-rate", "-1", "--out", str(tmp_path / "run")]) == 2
-    assert "--generator-rate -1.0 must be above 0" in capsys.readouterr().err
-
-
-SHORT = ["--training.max_steps", "40", "--training.evaluate_every", "20", "--num-samples", "300", "--device", "cpu"]
+SHORT = "--training.max_steps 40 --training.evaluate_every 20 --num-samples 300 --device cpu".split()
 FIGURES = {
     *("samples.png", "nearest.png", "interpolations.png", "analogies.png", "energies.png"),
     *("features_and_latents.png", "training_curves.png"),
@@ -210,9 +185,6 @@ def test_unsuitable_data_is_refused_before_training(
     for flags, words in wrong:
         assert example.main([*SHORT, "--out", str(tmp_path / "run"), "--data", *flags]) == 2
         assert words in capsys.readouterr().err
-    for flag in ("--num-samples", "--num-labels"):
-        assert example.main([flag, "-1"]) == 2
-        assert f"{flag}: -1 must be at least" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -17,32 +15,16 @@ from pyro_ssvae.cli.commands import parse_flags
 from pyro_ssvae.cli.training import get_m1_config
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.presets import M1_PRESETS
+from tests.commands import load_example
 
 pytestmark = [
     pytest.mark.usefixtures("unrendered"),
     *(pytest.mark.filterwarnings(f"ignore:{words}") for words in ("Posterior collapse", "The fit is worse")),
 ]  # one epoch teaches little
-EXAMPLES = Path(__file__).parents[1] / "examples"
-TINY_M1 = ["--data", "digits", "--hidden-dims", "[8]", "--latent-dim", "3", "--device", "cpu", "--num-samples", "5"]
-ABOVE = ["--data", "digits", "--device", "cpu", "--hidden-dims", "[8]", "--latent-dim", "2", "--max-epochs", "1"]
-TINY = [*ABOVE, "--m1-epochs", "1", "--m1-hidden-dims", "[8]", "--m1-latent-dim", "3"]
-
-
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def m1_example() -> ModuleType:
-    return load_example("m1")
-
-
-@pytest.fixture(scope="module")
-def stack_example() -> ModuleType:
-    return load_example("m1_m2")
+TINY_M1 = "--data digits --hidden-dims [8] --latent-dim 3 --device cpu --num-samples 5".split()
+ABOVE = "--data digits --device cpu --hidden-dims [8] --latent-dim 2 --max-epochs 1".split()
+TINY = [*ABOVE, *"--m1-epochs 1 --m1-hidden-dims [8] --m1-latent-dim 3".split()]
+train_m1, train_stack = load_example("m1").main, load_example("m1_m2").main
 
 
 @pytest.mark.parametrize(
@@ -54,8 +36,8 @@ def stack_example() -> ModuleType:
         ["--preset", "nitta", "--likelihood", "gaussian"],
     ],
 )
-def test_m1_flags(m1_example: ModuleType, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert m1_example.main([*TINY_M1, *flags, "--max-epochs", "1", "--out", str(tmp_path)]) == 0
+def test_m1_flags(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train_m1([*TINY_M1, *flags, "--max-epochs", "1", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "log p(x)" in printed
     result = json.loads((tmp_path / "result.json").read_text())
@@ -68,29 +50,11 @@ def test_m1_flags(m1_example: ModuleType, flags: list[str], tmp_path: Path, caps
     assert model.config()["arguments"]["activation"] == preset.model["activation"]
 
 
-def test_the_example_subclass_of_m1_equals_the_library(m1_example: ModuleType) -> None:
-    import torch
-
-    from pyro_ssvae import UnsupervisedELBO
-    from pyro_ssvae.data import Batch
-
-    mine = m1_example.MyM1((6,), latent_dim=2, hidden_dims=(8,))
-    library = M1((6,), latent_dim=2, hidden_dims=(8,))
-    library.load_state_dict(mine.state_dict())
-    losses = []
-    for model in (mine, library):
-        torch.manual_seed(1)
-        losses.append(UnsupervisedELBO(model, num_examples=5)(Batch(torch.ones(5, 6), None, None)).item())
-    assert losses[0] == losses[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("pure", [True, False])
-def test_stack_runs_all_stages(
-    stack_example: ModuleType, pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_stack_runs_all_stages(pure: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = [*TINY, "--joint-epochs", "1", "--out", str(tmp_path)]
-    assert stack_example.main(flags + (["--pure"] if pure else [])) == 0
+    assert train_stack(flags + (["--pure"] if pure else [])) == 0
     printed = capsys.readouterr().out
     assert printed.index("m1\n") < printed.index("stacked\n") < printed.index("joint\n")
     assert type(pyro_ssvae.load(tmp_path / "m1")) is M1
@@ -104,83 +68,47 @@ def test_stack_runs_all_stages(
 
 
 @pytest.mark.slow
-def test_stack_resumes_between_stages_and_takes_an_m1(
-    stack_example: ModuleType, m1_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_stack_resumes_between_stages_and_takes_an_m1(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = tmp_path / "first"
-    assert stack_example.main([*TINY, "--pure", "--out", str(first)]) == 0
+    assert train_stack([*TINY, "--pure", "--out", str(first)]) == 0
     before = (first / "m1" / "result.json").read_text()
     stacked = json.loads((first / "stacked" / "result.json").read_text())
     shutil.rmtree(first / "stacked")  # as if it had been stopped between the stages
-    assert stack_example.main(["--resume", str(first)]) == 0
+    assert train_stack(["--resume", str(first)]) == 0
     assert (first / "m1" / "result.json").read_text() == before
     again = json.loads((first / "stacked" / "result.json").read_text())
     assert (again["test/bound"], again["test/error"]) == (stacked["test/bound"], stacked["test/error"])
     for given in (first, first / "m1"):
         second = tmp_path / f"on-{given.name}"
         flags = [*ABOVE, "--pure", "--m1", str(given), "--out", str(second)]
-        assert stack_example.main(flags) == 0
+        assert train_stack(flags) == 0
         assert not (second / "m1").exists()
     lone = tmp_path / "lone"
-    assert m1_example.main([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
+    assert train_m1([*TINY_M1, "--max-epochs", "1", "--out", str(lone)]) == 0
     flags = [*ABOVE, "--pure", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
     capsys.readouterr()
-    assert stack_example.main(flags) == 0
+    assert train_stack(flags) == 0
     assert capsys.readouterr().out.count("MyM1, a subclass of M1; it is loaded as M1") == 1
     flags[flags.index(str(lone))] = str(first / "stacked")
     flags[-1] = str(tmp_path / "wrong")
-    assert stack_example.main(flags) == 2
+    assert train_stack(flags) == 2
     assert "holds a M1M2, and an M1 is needed" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
     flags[flags.index(str(first / "stacked"))] = str(lone)
-    assert stack_example.main(flags) == 0  # into the folder that the mistake did not make
+    assert train_stack(flags) == 0  # into the folder that the mistake did not make
 
 
-def test_stack_by_importance_weights_estimates_log_px(stack_example: ModuleType, tmp_path: Path) -> None:
+def test_stack_by_importance_weights_estimates_log_px(tmp_path: Path) -> None:
     flags = ["--pure", "--importance-weighted", "--num-particles", "3", "--num-samples", "20"]
-    assert stack_example.main([*TINY, *flags, "--out", str(tmp_path)]) == 0
+    assert train_stack([*TINY, *flags, "--out", str(tmp_path)]) == 0
     for stage in ("m1", "stacked"):
         result = json.loads((tmp_path / stage / "result.json").read_text())
         assert result["test/log_likelihood_samples"] == 20
         assert result["test/bound"] - 1 < result["test/log_likelihood"] < 0
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--joint-epochs", "-1"], "--joint-epochs: -1 must be at least 0"),
-        (["--num-samples", "-1"], "--num-samples: -1 must be at least 0"),
-        (["--latent-dim", "0"], "--latent-dim 0"),
-        (["--alpha", "-1"], "--alpha -1.0"),
-        (["--m1-epochs", "0"], "--m1-epochs: 0 must be at least 1"),
-        (["--importance-weighted"], "--num-particles 1"),
-        (["--m1", "nowhere"], "--m1-epochs, --m1-hidden-dims, --m1-latent-dim: no effect with --m1"),
-    ],
-)
-def test_mistakes_are_reported_before_training(
-    stack_example: ModuleType, flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "run"
-    try:
-        status = stack_example.main([*TINY, *flags, "--out", str(out)])
-    except SystemExit as error:
-        status = error.code
-    printed = capsys.readouterr()
-    assert status == 2
-    assert words in printed.err
-    assert "M1 on" not in printed.out
-    assert not out.exists()
-
-
-def test_a_negative_number_of_samples_of_m1(m1_example: ModuleType, capsys: pytest.CaptureFixture) -> None:
-    assert m1_example.main([*TINY_M1[:-1], "-1"]) == 2
-    assert "--num-samples: -1 must be at least 0" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("error", [StaticELBOError("Out of reach."), EnumerationError(["z"])])
 def test_errors_of_bounds_are_one_line(
-    m1_example: ModuleType,
-    stack_example: ModuleType,
     error: Exception,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -189,10 +117,10 @@ def test_errors_of_bounds_are_one_line(
     def fail(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(m1_example, "fit", fail)
+    monkeypatch.setattr(load_example("m1"), "fit", fail)
     monkeypatch.setattr("pyro_ssvae.cli.training.fit", fail)
-    for example, flags in ((m1_example, TINY_M1), (stack_example, TINY)):
-        assert example.main([*flags, "--out", str(tmp_path / example.__name__)]) == 2
+    for train, flags in ((train_m1, TINY_M1), (train_stack, TINY)):
+        assert train([*flags, "--out", str(tmp_path / flags[5])]) == 2
         assert capsys.readouterr().err == f"error: {error}\n"
 
 
@@ -211,9 +139,7 @@ def test_pixels_are_binarised_for_likelihoods_of_zeros_and_ones_only() -> None:
         assert args.training.binarisation == "none"
 
 
-def test_stack_refuses_a_folder_of_another_program(
-    stack_example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_stack_refuses_a_folder_of_another_program(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "config.yaml").write_text("flags: {}\n")
-    assert stack_example.main([*TINY, "--out", str(tmp_path)]) == 2
+    assert train_stack([*TINY, "--out", str(tmp_path)]) == 2
     assert "is not the configuration of a run; choose another folder" in capsys.readouterr().err

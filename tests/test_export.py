@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import pyro_ssvae as ss
-from pyro_ssvae.cli.main import main
 from pyro_ssvae.distributions import (
     LIKELIHOODS,
     Bernoulli,
@@ -29,6 +28,8 @@ from pyro_ssvae.distributions import (
     NegativeBinomial,
     Poisson,
 )
+from tests.commands import TINY as FLAGS
+from tests.commands import Call
 
 ROOT = Path(__file__).parents[1]
 TINY = {"latent_dim": 3, "hidden_dims": (8,)}
@@ -110,17 +111,13 @@ def test_what_cannot_be_exported_is_named_with_the_reason(tmp_path: Path, capfd:
         ss.export(ss.M1((4,), likelihood="gaussian", **TINY), tmp_path, np.zeros((0, 4)))
 
 
-def test_the_command_exports_the_energy_and_the_generator_of_a_ddgm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_exports_the_energy_and_the_generator_of_a_ddgm(tmp_path: Path, call: Call) -> None:
     x, z = torch.randn(50, 2), torch.rand(5, 4)
     data = ss.SemiSupervisedData.from_arrays(x)
     model = ss.DDGM.for_data(data)
     config = ss.TrainingConfig(max_steps=1, max_epochs=None, device="cpu")
     ss.fit(ss.EnergyObjective.for_data(model, data), data, config, out=tmp_path / "run")
-    capsys.readouterr()
-    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "exported")]) == 0
-    printed = capsys.readouterr().out
+    printed = call("export", tmp_path / "run", "--to", tmp_path / "exported").out
     assert "compared with the model on examples that it generates" in printed
     assert re.search(r"energy\.onnx +\d\.\d\d MB +largest difference \d\.\de-0[5-9]", printed)
     torch.testing.assert_close(run(tmp_path / "exported" / "energy.onnx", x=x)[0], model.energy(x))
@@ -138,12 +135,10 @@ def test_examples_and_folders_are_named_by_paths(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Posterior collapse")  # one epoch teaches little
-def test_the_command_compares_on_test_examples_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
-    assert main(["train", "m1", *flags, "--num-samples", "0", "--out", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
-    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "exported")]) == 0
-    assert "compared with the model on examples of its data" in capsys.readouterr().out
+def test_the_command_compares_on_test_examples_of_the_run(tmp_path: Path, call: Call) -> None:
+    call("train", "m1", *FLAGS, "--num-samples", "0", "--out", tmp_path / "run")
+    printed = call("export", tmp_path / "run", "--to", tmp_path / "exported").out
+    assert "compared with the model on examples of its data" in printed
     assert json.loads((tmp_path / "exported" / "export.json").read_text())["scale"] == 16.0
 
 

@@ -4,11 +4,15 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
+from sklearn.datasets import load_sample_images
 from torch import nn
+from torchvision import models
 
 import pyro_ssvae as ss
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO
+from pyro_ssvae.data.features import make_source
 from pyro_ssvae.errors import DataUnavailableError, MissingPackageError
 
 
@@ -156,8 +160,6 @@ def test_models_of_features_take_images(data, folder, tmp_path):
 
 def test_efficientnet_has_its_weights_and_models_take_images_after_loading(folder, tmp_path):
     """Its features tell photographs from noise: the first images of the two classes of scikit-learn's photographs."""
-    from sklearn.datasets import load_sample_images
-
     photos = [image[:420:14, :630:21].astype(np.uint8) for image in load_sample_images().images]
     x = np.stack([*photos, *(photo[::-1] for photo in photos)])
     data = SemiSupervisedData.from_arrays(x, [0, 1, -1, -1])
@@ -171,9 +173,6 @@ def test_efficientnet_has_its_weights_and_models_take_images_after_loading(folde
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k"])
 def test_weights_that_cannot_be_downloaded(name, data, folder, monkeypatch):
-    import timm
-    from torchvision import models
-
     def fails(*_, **__):
         raise OSError("no\nnetwork")
 
@@ -188,10 +187,6 @@ def test_weights_that_cannot_be_downloaded(name, data, folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny"])
 def test_networks_of_torchvision_lose_their_last_layer(name, monkeypatch):
-    from torchvision import models
-
-    from pyro_ssvae.data.features import make_source
-
     make = models.get_model
     monkeypatch.setattr(models, "get_model", lambda name, weights: make(name))
     source, network = make_source(name, None, (3, 16, 16), 255.0)

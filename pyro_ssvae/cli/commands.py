@@ -170,32 +170,38 @@ def _for_own_data(find_defaults: _FindDefaults) -> _FindDefaults:
     """Return a function that also finds the defaults of a training command for a table or a folder of images."""
 
     def find(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        chosen: dict[str, Any] = {}
-        data, likelihood = values["data"], "likelihood" in values and "likelihood" not in given
-        if _holds_rows(data):
-            known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
-            chosen = {name: value for name, value in _TABLES.items() if name in known}
-            return find_defaults(values | chosen | given, given) | chosen
-        unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
-        if unused and not is_on_disk(Path(data)):
-            raise ValueError(
-                f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none."
-                f"{suggest_conversion(Path(data))}"
-            )
-        if values.get("num_labels") and "num_labels" not in given and Path(data).exists():
-            chosen["num_labels"] = "all"  # those of the user
-        if likelihood and values["features"] is not None:
-            chosen |= FEATURES.model
-        elif likelihood:
-            shape, dtype = _find_image_shape(data)
-            if shape and shape[0] >= 3:
-                chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
-        if values.get("features") is not None and "bound_weight" in values and not values["pure"]:
-            chosen["bound_weight"] = FEATURES.objective["bound_weight"]
-            chosen |= {f"training.{name}": value for name, value in FEATURES.training.items()}
+        chosen = (_choose_for_rows if _holds_rows(values["data"]) else _choose_for_images)(values, given)
         return find_defaults(values | chosen | given, given) | chosen
 
     return find
+
+
+def _choose_for_rows(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
+    known = values if "likelihood" in values else ()  # a DDGM, which is for images, has none
+    return {name: value for name, value in _TABLES.items() if name in known}
+
+
+def _choose_for_images(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    data, chosen = values["data"], dict[str, Any]()
+    unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
+    if unused and not is_on_disk(Path(data)):
+        raise ValueError(
+            f"{', '.join(unused)}: for tables and files of rows, and --data {data} is none."
+            f"{suggest_conversion(Path(data))}"
+        )
+    if values.get("num_labels") and "num_labels" not in given and Path(data).exists():
+        chosen["num_labels"] = "all"  # those of the user
+    is_free = "likelihood" in values and "likelihood" not in given
+    if values.get("features") is not None:
+        chosen |= FEATURES.model if is_free else {}
+        if "bound_weight" in values and not values["pure"]:
+            chosen["bound_weight"] = FEATURES.objective["bound_weight"]
+            chosen |= {f"training.{name}": value for name, value in FEATURES.training.items()}
+    elif is_free:
+        shape, dtype = _find_image_shape(data)
+        if shape and shape[0] >= 3:
+            chosen["likelihood"] = "discretised_logistic" if dtype == np.uint8 else "gaussian"
+    return chosen
 
 
 _M2: Mapping[str, Sequence[Flag]] = {

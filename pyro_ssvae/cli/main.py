@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import math
+import csv
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from pyro_ssvae._arguments import as_count, as_seed
-from pyro_ssvae._arrays import CHANNELS
-from pyro_ssvae._io import atomic_open, read_json
+from pyro_ssvae._io import read_json
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, parse_flags
 from pyro_ssvae.cli.ddgm import load_images, record_movie, report_images, report_points
 from pyro_ssvae.cli.flags import Flags, Parser
-from pyro_ssvae.cli.predictions import TABLES, evaluate, predict, write_columns
+from pyro_ssvae.cli.predictions import evaluate, load_last, predict, sample
 from pyro_ssvae.cli.training import (
-    describe_run,
     find_results,
     load_data,
     make_m1,
@@ -42,16 +37,14 @@ from pyro_ssvae.errors import PyroSSVAEError, RunFolderError
 from pyro_ssvae.explorer import explore
 from pyro_ssvae.export import export
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.diagnostics import get_class_names
-from pyro_ssvae.models.latent_variable import generate_x
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m1m2 import M1M2
 from pyro_ssvae.models.m2 import M2
-from pyro_ssvae.models.serialization import WEIGHTS, load
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO, UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective
 from pyro_ssvae.results import report
 from pyro_ssvae.training import RunFolder
+from pyro_ssvae.training.config import TrainingConfig
 from pyro_ssvae.training.loop import fit
 
 _EXAMPLES = """examples:
@@ -152,16 +145,50 @@ def _new_parser() -> Parser:
     models = "m2, m1, m1m2 (M1+M2), ddgm (of images) or ddgm_2d (of points); train MODEL --help explains the flags"
     train.add_argument("model", metavar="MODEL", choices=list(_TRAIN), help=models)
     train.set_defaults(function=lambda _: None)
-    again = _add_command(commands, "report", _report, "evaluate a finished run again and redraw its figures")
-    again.add_argument("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
-    _add_command(
-        commands,
-        "info",
-        lambda args: describe_run(args.run),
-        "print flags, model, settings, progress and results of a run",
-    )
     _add_commands(commands)
     return parser
+
+
+def _add_commands(commands: Any) -> None:
+    """Add the commands that are given the folder of a run."""
+
+    def command(name: str, function: Callable[[argparse.Namespace], Any], words: str) -> Callable[..., Any]:
+        added = commands.add_parser(name, help=words)
+        added.add_argument("run", metavar="RUN", type=_as_path, help="folder of the run")
+        added.set_defaults(function=function)
+        return added.add_argument
+
+    add = command("report", _report, "evaluate a finished run again and redraw its figures")
+    add("--device", metavar="DEV", help="auto, cpu, cuda or cuda:1 (default: that of the training)")
+    command("info", _describe_run, "print flags, model, settings, progress and results of a run")
+    words = "classify rows or images; M1 writes the means of their latents, a DDGM without classes their energies"
+    add = command("predict", predict, words)
+    kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
+    add("data", metavar="DATA", type=_as_path, help=kinds)
+    add("--out", type=_as_path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
+    add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
+    add = command("evaluate", evaluate, "print the error on labelled rows of a table, or images")
+    add("data", metavar="DATA", type=_as_path, help=f"{kinds}; labels are names of subfolders, or y")
+    add("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
+    add = command("sample", sample, "write generated examples to FILE.npz and, if images, FILE.png")
+    add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
+    add("--y", metavar="CLASS", help="name or number of the class (default: drawn by the class prior)")
+    add("--seed", type=int, default=0, help="seed of the examples (default: 0)")
+    words = "where to write them (default: samples in RUN); FILE.csv, .parquet or .npy for rows"
+    add("--out", type=_as_path, metavar="FILE", help=words)
+    add = command("explore", _explore, "write an HTML page to explore the model in a browser")
+    add("-o", "--out", type=_as_path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
+    add("--num-rows", type=int, default=10_000, metavar="N", help="rows on the map (default: 10,000)")
+    words = "projection of latents onto the map; umap needs umap-learn"
+    add("--projection", choices=("pca", "umap"), default="pca", help=words)
+    add("--seed", type=int, default=0, help="seed of the choice of rows (default: 0)")
+    add = command("export", _export, "write the networks of a run as ONNX files and PyTorch programs")
+    add("--to", type=_as_path, required=True, metavar="DIR", help="folder to write, made if needed")
+    add("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
+
+
+def _as_path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # as shells do, but not in --out=~/samples.npz
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -179,57 +206,42 @@ def _report(args: argparse.Namespace) -> int:
     return run_command(_TRAIN[name], name, argv, program=f"pyro-ssvae train {name}", evaluate_again=True)
 
 
-def _as_path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # as shells do, but not in --out=~/samples.npz
+def _describe_run(args: argparse.Namespace) -> None:
+    """Print command, flags, models, settings, last evaluations and results of a run."""
+    folder, config = args.run, RunFolder(args.run).read_config()
+    settings = {name: field.default for name, field in TrainingConfig.__dataclass_fields__.items()}
+    flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
+    print(f"run         {folder}, by {config.get('command', 'a Python program')}")
+    _print_values("flags", flags)
+    for found in RunFolder(folder).runs():
+        if found.path != folder:
+            print(f"\nstage       {found.path.name}")
+        if (found.model / "config.json").is_file():
+            model = read_json(found.model / "config.json")
+            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
+            names = enumerate(model.get("data", {}).get("class_names", []))
+            _print_values("classes", {str(number): name for number, name in names if name != str(number)})
+        training = found.read_config().get("training", {})
+        _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
+        if found.metrics.is_file():
+            try:
+                rows = list(csv.DictReader(found.metrics.read_text(encoding="utf-8").splitlines()))
+                last = {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {}
+            except (ValueError, TypeError, csv.Error) as error:
+                raise RunFolderError(f"{found.metrics} is damaged: {error}") from error
+            _print_values("evaluation", last)
+        if found.result.is_file():
+            result = found.read_result()
+            _print_values("data", {k: result.get(k) for k in ("data", "num_labels", "num_unlabelled")})
+            print_result(result, f"result      {found.result}")
+        else:
+            print("result      none, the run is not finished")
 
 
-def _add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], Any], words: str) -> Any:
-    """Add a command that is given the folder of a run, and return its parser."""
-    command = commands.add_parser(name, help=words)
-    command.add_argument("run", metavar="RUN", type=_as_path, help="folder of the run")
-    command.set_defaults(function=function)
-    return command
-
-
-def _add_commands(commands: Any) -> None:
-    words = "classify rows or images; M1 writes the means of their latents, a DDGM without classes their energies"
-    command = _add_command(commands, "predict", lambda args: predict(_load_last(args.run), args), words)
-    kinds = "table with the columns of the training data, image or folder of them, .npz file with x, or .npy file"
-    command.add_argument("data", metavar="DATA", type=_as_path, help=kinds)
-    add = command.add_argument
-    add("--out", type=_as_path, metavar="FILE", help="FILE.csv, .parquet or .npy (default: CSV to standard output)")
-    add("--least-sure", type=int, metavar="N", help="only the N rows with the least sure class")
-    words = "print the error on labelled rows of a table, or images"
-    command = _add_command(commands, "evaluate", lambda args: evaluate(_load_last(args.run), args), words)
-    more = "; labels are names of subfolders, or y"
-    command.add_argument("data", metavar="DATA", type=_as_path, help=kinds + more)
-    command.add_argument("--label", metavar="COLUMN", help="column of the labels of a table, or a .npy file of labels")
-    words = "write generated examples to FILE.npz and, if images, FILE.png"
-    add = _add_command(commands, "sample", _sample, words).add_argument
-    add("-n", "--num-samples", type=int, default=16, metavar="N", help="number of examples (default: 16)")
-    add("--y", metavar="CLASS", help="name or number of the class (default: drawn by the class prior)")
-    add("--seed", type=int, default=0, help="seed of the examples (default: 0)")
-    words = "where to write them (default: samples in RUN); FILE.csv, .parquet or .npy for rows"
-    add("--out", type=_as_path, metavar="FILE", help=words)
-    words = "write an HTML page to explore the model in a browser"
-    add = _add_command(commands, "explore", _explore, words).add_argument
-    add("-o", "--out", type=_as_path, metavar="FILE", help="the page to write (default: explorer.html in RUN)")
-    add("--num-rows", type=int, default=10_000, metavar="N", help="rows on the map (default: 10,000)")
-    words = "projection of latents onto the map; umap needs umap-learn"
-    add("--projection", choices=("pca", "umap"), default="pca", help=words)
-    add("--seed", type=int, default=0, help="seed of the choice of rows (default: 0)")
-    words = "write the networks of a run as ONNX files and PyTorch programs"
-    add = _add_command(commands, "export", _export, words).add_argument
-    add("--to", type=_as_path, required=True, metavar="DIR", help="folder to write, made if needed")
-    add("--aoti", action="store_true", help="also compile them for C++, with a C++ compiler")
-
-
-def _load_last(folder: Path) -> Any:
-    """Return the model of a run, or that of the last stage of M1+M2, or that in a folder without a run."""
-    if (folder / WEIGHTS).is_file():
-        return load(folder)
-    RunFolder(folder).read_config()
-    return load(RunFolder(folder).runs()[-1].path)
+def _print_values(title: str, values: dict[str, Any]) -> None:
+    text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
+    if values:
+        print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
 def _load_run_data(folder: Path) -> SemiSupervisedData:
@@ -244,56 +256,8 @@ def _load_run_data(folder: Path) -> SemiSupervisedData:
     return load_data(flags).without_labels() if name == "m1" else load_data(flags)
 
 
-def _sample(args: argparse.Namespace) -> None:
-    model, label = _load_last(args.run), args.y
-    torch.manual_seed(as_seed(args.seed))
-    if label is not None and (model.num_classes is None or not hasattr(model, "generate")):
-        raise ValueError(f"--y {label}: {type(model).__name__} does not generate examples of one class.")
-    if label is not None and label.isdecimal() and label not in model.class_names:
-        label = int(label)
-    if args.out is not None and args.out.suffix.lower() in TABLES:
-        return write_columns([_sample_rows(model, label, args)], args.out, args.num_samples)
-    generate = model.sample if hasattr(model, "sample") else model.generate
-    if "y" in inspect.signature(generate).parameters:
-        found = dict(zip("xy", generate(args.num_samples, label), strict=True))
-    else:
-        found = {"x": generate(args.num_samples)}
-    path, x = args.out or args.run / "samples", found["x"]
-    path = path.with_suffix("") if path.suffix in (".npz", ".png") else path
-    arrays, image = (path.with_name(path.name + ending) for ending in (".npz", ".png"))
-    with atomic_open(arrays) as file:
-        np.savez(file, **{name: values.numpy() for name, values in found.items()})
-    print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
-    if x.dim() == 4 and x.shape[1] in CHANNELS:
-        from torchvision.utils import save_image
-
-        save_image(x.clamp(0.0, 1.0), image, nrow=math.ceil(math.sqrt(len(x))))
-        print(f"image grid in {image}")
-
-
-def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) -> dict[str, Any]:
-    """Return columns of rows drawn from a model, and their classes if it has any."""
-    if len(model.event_shape) > 1:
-        raise ValueError(f"--out {args.out}: examples of shape {tuple(model.event_shape)} fit into no table; use .npz.")
-    number = as_count(args.num_samples, "--num-samples", least=1)
-    y = None
-    with torch.no_grad():
-        if hasattr(model, "sample"):
-            x = model.sample(number)
-        else:
-            classes = None if label is None else model.generate(number, label)[1]
-            distribution, y = generate_x(model, number, classes)
-            x = distribution.sample()
-    names = model.feature_names or [f"x{column + 1}" for column in range(x.shape[1])]
-    found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
-    for name, words in model.categories.items():
-        found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
-    title = next(name for name in ("class", "predicted class", "class of the model") if name not in found)
-    return found if y is None else found | {title: np.array(get_class_names(model))[y.numpy()]}
-
-
 def _explore(args: argparse.Namespace) -> None:
-    start, model, data = time.perf_counter(), _load_last(args.run), _load_run_data(args.run)
+    start, model, data = time.perf_counter(), load_last(args.run), _load_run_data(args.run)
     options = {"projection": args.projection, "num_rows": args.num_rows, "seed": args.seed}
     path = explore(model, data, args.out or args.run / "explorer.html", **options)
     size, seconds = path.stat().st_size / 1e6, time.perf_counter() - start
@@ -308,7 +272,7 @@ def _export(args: argparse.Namespace) -> None:
     except (OSError, ValueError, PyroSSVAEError) as error:
         print(f"The data of the run is not at hand: {error}", file=sys.stderr)
     print(f"compared with the model on {'examples that it generates' if x is None else 'examples of its data'}")
-    done = export(_load_last(args.run), args.to, x, aoti=args.aoti)
+    done = export(load_last(args.run), args.to, x, aoti=args.aoti)
     for network in done["networks"].values():
         for file, found in network["files"].items():
             print(f"{file:24}{found['bytes'] / 1e6:8.2f} MB   largest difference {found['difference']:.1e}")

@@ -1,10 +1,12 @@
-"""Predictions of a trained model for rows and images in files, written to files, and its error on those with labels."""
+"""Use of a trained model: predictions for rows and images in files, its error on those with labels, and samples."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import io
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pyro_ssvae._arguments import as_count
-from pyro_ssvae._arrays import as_text
+from pyro_ssvae._arguments import as_count, as_seed
+from pyro_ssvae._arrays import CHANNELS, as_text
 from pyro_ssvae._io import atomic_open, check_output, check_path
 from pyro_ssvae._ranks import Ranks, launched
 from pyro_ssvae.data.images import is_image, read_folder, read_single
@@ -28,28 +31,38 @@ from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import as_input
 from pyro_ssvae.models.diagnostics import get_class_names
+from pyro_ssvae.models.latent_variable import generate_x
+from pyro_ssvae.models.serialization import WEIGHTS, load
+from pyro_ssvae.training import RunFolder
 
 Columns = Mapping[str, Sequence[Any]]
 
 _ROWS_AT_ONCE = 10_000
-TABLES = (".csv", ".parquet", ".npy")  # endings of the files that :func:`write_columns` writes
+TABLES = (".csv", ".parquet", ".npy")  # endings of the files that :func:`_write_columns` writes
 
 
-def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence[Any], Any]:
+def load_last(folder: Path) -> Any:
+    """Return the model of a run, or that of the last stage of M1+M2, or that in a folder without a run."""
+    if (folder / WEIGHTS).is_file():
+        return load(folder)
+    RunFolder(folder).read_config()
+    return load(RunFolder(folder).runs()[-1].path)
+
+
+def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, NDArray[Any], Any]:
     """Return examples as a model takes them, what names them (file or row), these names, and labels as words."""
     check_path(path, "a table, a file or folder of rows, an .npz file, an image or a folder of images", Path.exists)
     words = None
     if label is not None and is_label_file(label):
         words, label = [*map(_as_word, read_label_file(label).tolist())], None
     if is_table(path):
-        rows = read_table(path, label)
-        if label is None:
-            return rows, "row", range(len(rows)), words
-        return rows, "row", range(len(rows)), _as_words(select_columns(rows, [label])[label])
+        x = read_table(path, label)
+        words = words if label is None else _as_words(select_columns(x, [label])[label])
+        return x, "row", np.arange(len(x)), words
     if is_on_disk(path):
         words = words if label is None else _as_words(read_label_column(path, label))
-        source, _ = as_input(model, path)
-        return source, "row", range(len(source)), words
+        x, _ = as_input(model, path)
+        return x, "row", np.arange(len(x)), words
     if label is not None:
         raise ValueError(f"--label {label}: {path} is no table, and has labels of its own; leave --label out.")
     if words is not None:
@@ -60,10 +73,10 @@ def _read(model: Any, path: Path, label: str | None) -> tuple[Any, str, Sequence
     x, y = (arrays.get(name) for name in (("x", "y") if "x" in arrays else ("x_test", "y_test")))
     if x is None:
         raise ValueError(f"{path} holds neither x nor x_test; write examples by numpy.savez(path, x=..., y=...).")
-    return x, "row", range(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
+    return x, "row", np.arange(len(x)), None if y is None else [*map(_as_word, y.ravel().tolist())]
 
 
-def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
+def _read_images(model: Any, path: Path) -> tuple[Any, str, NDArray[Any], Any]:
     """Return an image or those of a folder as :func:`_read` does, in size and channels those of the model's."""
     source = model.feature_source
     shape = tuple(model.event_shape if source is None else source.image_shape)
@@ -79,7 +92,7 @@ def _read_images(model: Any, path: Path) -> tuple[Any, str, Sequence[Any], Any]:
     images = read_folder(path, shape[1], on_error="skip") if path.is_dir() else read_single(path, shape[1])
     found = images.classes if (images.classes != "").any() else [Path(file).parent.name for file in images.files]
     x = convert_images(rescale(torch.from_numpy(images.x), 255.0), shape)
-    return x, "file", images.files, np.array(found)
+    return x, "file", np.array(images.files), np.array(found)
 
 
 def _as_words(column: Any) -> Any:
@@ -99,21 +112,17 @@ def _apply(model: Any, x: Any) -> torch.Tensor:
     return torch.as_tensor(model.predict_proba(x))
 
 
-def predict(model: Any, args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> None:
     """Write file or row number and what the model says of each example; several processes divide the rows."""
+    model = load_last(args.run)
     if args.least_sure is not None and model.num_classes is None:
         raise ValueError(f"--least-sure {args.least_sure}: this {type(model).__name__} has no classes.")
     if args.out is not None:
         check_output(args.out)
         if args.out.suffix.lower() not in TABLES and (args.out.is_file() or not args.out.exists()):  # no pipe or device
             raise ValueError(f"--out {args.out} must end in {', '.join(TABLES[:-1])} or {TABLES[-1]}.")
-    scale = 1.0
-    if is_on_disk(args.data):
-        x, scale = as_input(model, args.data)
-        kind, found = "row", np.arange(len(x))
-    else:
-        x, kind, names, _ = _read(model, args.data, None)
-        found = np.array(names)
+    x, kind, found, _ = _read(model, args.data, None)
+    scale = as_input(model, x)[1] if is_on_disk(args.data) else 1.0
 
     def compute(start: int) -> Any:
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -143,11 +152,12 @@ def predict(model: Any, args: argparse.Namespace) -> None:
             found, probabilities = map(np.concatenate, zip(*parts, strict=True))
             order = probabilities.max(1).argsort(kind="stable")[:shown]
             parts = [(found[order], probabilities[order])]
-        write_columns((describe(*part) for part in parts), args.out, shown)
+        _write_columns((describe(*part) for part in parts), args.out, shown)
 
 
-def evaluate(model: Any, args: argparse.Namespace) -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Print the error of a model on labelled examples, for each class and over all, and the cross-entropy."""
+    model = load_last(args.run)
     if args.label is None and (is_table(args.data) or is_on_disk(args.data)):
         has_columns = is_table(args.data) or list_shards(args.data)[0].suffix in (".parquet", ".h5ad")
         what = "COLUMN, the column of the labels" if has_columns else "FILE.npy, with a label for every row"
@@ -170,7 +180,56 @@ def evaluate(model: Any, args: argparse.Namespace) -> None:
         print(f"error of {names[number]}: {wrong[y == number].mean():.2%} of {int((y == number).sum())} {kind}")
 
 
-def write_columns(parts: Iterable[Columns], path: Path | None, number: int) -> None:
+def sample(args: argparse.Namespace) -> None:
+    """Write examples that a model generates, of one class if that is asked for."""
+    model, label = load_last(args.run), args.y
+    torch.manual_seed(as_seed(args.seed))
+    if label is not None and (model.num_classes is None or not hasattr(model, "generate")):
+        raise ValueError(f"--y {label}: {type(model).__name__} does not generate examples of one class.")
+    if label is not None and label.isdecimal() and label not in model.class_names:
+        label = int(label)
+    if args.out is not None and args.out.suffix.lower() in TABLES:
+        return _write_columns([_sample_rows(model, label, args)], args.out, args.num_samples)
+    generate = model.sample if hasattr(model, "sample") else model.generate
+    if "y" in inspect.signature(generate).parameters:
+        found = dict(zip("xy", generate(args.num_samples, label), strict=True))
+    else:
+        found = {"x": generate(args.num_samples)}
+    path, x = args.out or args.run / "samples", found["x"]
+    path = path.with_suffix("") if path.suffix in (".npz", ".png") else path
+    arrays, image = (path.with_name(path.name + ending) for ending in (".npz", ".png"))
+    with atomic_open(arrays) as file:
+        np.savez(file, **{name: values.numpy() for name, values in found.items()})
+    print(f"{len(x)} examples of shape {tuple(x.shape[1:])} in {arrays}")
+    if x.dim() == 4 and x.shape[1] in CHANNELS:
+        from torchvision.utils import save_image
+
+        save_image(x.clamp(0.0, 1.0), image, nrow=math.ceil(math.sqrt(len(x))))
+        print(f"image grid in {image}")
+
+
+def _sample_rows(model: Any, label: int | str | None, args: argparse.Namespace) -> dict[str, Any]:
+    """Return columns of rows drawn from a model, and their classes if it has any."""
+    if len(model.event_shape) > 1:
+        raise ValueError(f"--out {args.out}: examples of shape {tuple(model.event_shape)} fit into no table; use .npz.")
+    number = as_count(args.num_samples, "--num-samples", least=1)
+    y = None
+    with torch.no_grad():
+        if hasattr(model, "sample"):
+            x = model.sample(number)
+        else:
+            classes = None if label is None else model.generate(number, label)[1]
+            distribution, y = generate_x(model, number, classes)
+            x = distribution.sample()
+    names = model.feature_names or [f"x{column + 1}" for column in range(x.shape[1])]
+    found = dict(zip(names, (x.numpy() * (model.data_scale or 1.0)).T, strict=True))
+    for name, words in model.categories.items():
+        found[name] = np.array(words)[found[name].round().astype(int).clip(0, len(words) - 1)]
+    title = next(name for name in ("class", "predicted class", "class of the model") if name not in found)
+    return found if y is None else found | {title: np.array(get_class_names(model))[y.numpy()]}
+
+
+def _write_columns(parts: Iterable[Columns], path: Path | None, number: int) -> None:
     """Write columns of ``number`` rows, some rows at a time, to a file by its ending, or as CSV to standard output.
 
     A file ``.npy`` gets the columns of real numbers alone, as float32 ``(N, D)``. No file is left behind by an error.

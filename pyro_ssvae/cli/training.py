@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import atexit
 import copy
-import csv
 import math
 import os
 import re
 import signal
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -24,7 +22,6 @@ from typing import Any, cast
 import pyro
 from torch import Tensor
 
-from pyro_ssvae._io import read_json
 from pyro_ssvae._ranks import launched
 from pyro_ssvae.cli.commands import COMMANDS, binarisation_for, parse_flags
 from pyro_ssvae.cli.flags import Flags
@@ -32,7 +29,7 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.readers import is_on_disk
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.data.tables import is_table
-from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError, RunFolderError
+from pyro_ssvae.errors import DataUnavailableError, PyroSSVAEError
 from pyro_ssvae.evaluation import active_units
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.m1 import M1
@@ -269,44 +266,6 @@ def print_result(result: dict[str, Any], title: str = "") -> None:
     for name, words in (_RESULTS if tested else {**_RESULTS, **_VALIDATION}).items():
         if result.get(name) is not None:
             print(f"  {words.format(result[name])}")
-
-
-def describe_run(folder: Path) -> None:
-    """Print command, flags, models, settings, last evaluations and results of a run."""
-    config = RunFolder(folder).read_config()
-    settings = {name: field.default for name, field in TrainingConfig.__dataclass_fields__.items()}
-    flags = {k: v for k, v in config.get("flags", {}).items() if k.removeprefix("training.") not in settings}
-    print(f"run         {folder}, by {config.get('command', 'a Python program')}")
-    _print_values("flags", flags)
-    for found in RunFolder(folder).runs():
-        if found.path != folder:
-            print(f"\nstage       {found.path.name}")
-        if (found.model / "config.json").is_file():
-            model = read_json(found.model / "config.json")
-            _print_values("model", {"class": model.get("class"), **dict(model.get("arguments", {}))})
-            names = enumerate(model.get("data", {}).get("class_names", []))
-            _print_values("classes", {str(number): name for number, name in names if name != str(number)})
-        training = found.read_config().get("training", {})
-        _print_values("training", {k: v for k, v in training.items() if v != settings.get(k)})
-        if found.metrics.is_file():
-            try:
-                rows = list(csv.DictReader(found.metrics.read_text(encoding="utf-8").splitlines()))
-                last = {k: f"{float(v):.4g}" for k, v in rows[-1].items() if v} if rows else {}
-            except (ValueError, TypeError, csv.Error) as error:
-                raise RunFolderError(f"{found.metrics} is damaged: {error}") from error
-            _print_values("evaluation", last)
-        if found.result.is_file():
-            result = found.read_result()
-            _print_values("data", {k: result.get(k) for k in ("data", "num_labels", "num_unlabelled")})
-            print_result(result, f"result      {found.result}")
-        else:
-            print("result      none, the run is not finished")
-
-
-def _print_values(title: str, values: dict[str, Any]) -> None:
-    text = ", ".join(f"{k} {v}" for k, v in values.items() if v is not None and not isinstance(v, dict))
-    if values:
-        print(textwrap.fill(text, 100, initial_indent=f"{title:12}", subsequent_indent=" " * 12))
 
 
 def make_m1(args: Flags, data: SemiSupervisedData) -> M1:

@@ -159,10 +159,10 @@ class M2Classifier(ClassifierMixin, GenerativeEstimator):
         return self
 
     def _make_objective(
-        self, rows: Array, data: SemiSupervisedData, model: Any, prior: Any, changes: dict[str, Any]
+        self, rows: Array, data: SemiSupervisedData, model: Any, class_prior: Any, changes: dict[str, Any]
     ) -> Objective:
         if model is None:
-            model = M2.for_data(data, class_prior=prior, **self._sizes(rows))
+            model = M2.for_data(data, class_prior=class_prior, **self._sizes(rows))
         return self._regularised(model, data)
 
     def _regularised(self, model: Any, data: SemiSupervisedData) -> SemiSupervisedELBO:
@@ -319,7 +319,7 @@ class M1M2Classifier(M2Classifier):
     consistency_weight: ClassVar[float] = CONSISTENCY_WEIGHT  # type: ignore[misc] # no parameter
 
     def _make_objective(
-        self, rows: Array, data: SemiSupervisedData, model: Any, prior: Any, changes: dict[str, Any]
+        self, rows: Array, data: SemiSupervisedData, model: Any, class_prior: Any, changes: dict[str, Any]
     ) -> Objective:
         if model is None:
             sizes = self._sizes(rows)
@@ -332,5 +332,5 @@ class M1M2Classifier(M2Classifier):
             self._train(UnsupervisedELBO.for_data(m1, unlabelled), unlabelled, **changes)
             del self.model_  # which is not an M1, should the second stage fail
             options = STACK_PURE.model | {name: sizes[name] for name in ("latent_dim", "hidden_dims")}
-            model = M1M2.for_data(data, m1=m1, class_prior=prior, **options)
+            model = M1M2.for_data(data, m1=m1, class_prior=class_prior, **options)
         return SemiSupervisedELBO.for_data(model, data, pure=True, alpha=self.alpha, bound_weight=self.bound_weight)

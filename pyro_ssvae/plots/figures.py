@@ -32,7 +32,7 @@ from pyro_ssvae.plots.images import (
     plot_samples,
     plot_traversals,
 )
-from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_means, encode_means, save_figure
+from pyro_ssvae.plots.style import ALARM, as_image_shape, decode_classes, save_figure
 
 _NUM_INTERPOLATIONS = 4
 _NUM_ANALOGIES = 6  # of a DDGM
@@ -207,10 +207,8 @@ def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
         variance[:] = variance.mean()  # pixels have one unit, and some hardly vary; columns of a table differ in units
     variance[variance == 0.0] = np.inf
     x = x[: 1 + NUM_DIAGNOSED // model.num_classes]
-    z = encode_means(model, x, model.predict(x))
-    classes = torch.arange(model.num_classes).repeat(len(z))
-    means = decode_means(model, classes, z.repeat_interleave(model.num_classes, 0)).double().numpy()
-    explained = means.reshape(len(z), model.num_classes, -1).var(1).mean(0)
+    means = decode_classes(model, x, model.predict(x)).flatten(2).double().numpy()
+    explained = means.var(1).mean(0)
     return float((explained / variance).mean())
 
 

@@ -138,13 +138,11 @@ def plot_analogies(
         raise ValueError(f"Analogies need a model with classes or a DDGM, not {type(model).__name__} without classes.")
     names = style.as_class_names(class_names, model.num_classes)
     x, y = style.select_examples(model, x, y, num_images, seed)
-    z = style.encode_means(model, x, style.complete_classes(model, x, y))
-    classes = torch.arange(model.num_classes).repeat(len(x))
-    decoded = style.decode_means(model, classes, z.repeat_interleave(model.num_classes, 0))
-    columns = [style.to_tiles(model, images, len(images) // len(x), value_range) for images in (x, decoded)]
+    decoded = style.decode_classes(model, x, style.complete_classes(model, x, y))
+    shown = torch.cat([x.cpu()[:, None], decoded], 1)
     which = "predicted" if bool((y < 0).all()) else "true" if bool((y >= 0).all()) else "true or predicted"
     return style.new_image_grid(
-        np.concatenate(columns, axis=1),
+        style.to_tiles(model, shown, shown.shape[1], value_range),
         "Analogies: every class in the style of the given image",
         f"mean of p(x|y,z) for each y; z is the mean of q(z|x,y) at the {which} class",
         column_names=["given", *names],

@@ -179,6 +179,13 @@ def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
     return _map(model, lambda z, y=None: latent_variable.decode_means(model, y, z), z, y)
 
 
+def decode_classes(model: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return the means of p(x|y',z) of every class y' at the mean z of q(z|x,y), ``(N, K, *event)``, on the CPU."""
+    z = encode_means(model, x, y).repeat_interleave(model.num_classes, 0)
+    classes = torch.arange(model.num_classes).repeat(len(x))
+    return decode_means(model, classes, z).unflatten(0, (len(x), -1))
+
+
 def _map(model: Any, function: Callable[..., Tensor], values: Tensor, y: Tensor | None) -> Tensor:
     """Return a function of a model at values and classes ``(N, ...)``, computed in batches, on the CPU."""
     like = next(model.parameters())

@@ -1,4 +1,6 @@
-"""Five hundred rows with some labels, in every kind of source that rows are read from."""
+"""Five hundred rows with some labels, in every kind of source that rows are read from; idx files."""
+
+import struct
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,11 @@ N = 500
 X = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32).round(3)
 X[:, 1] = np.maximum(X[:, 1], 0.0)
 Y = np.where(np.arange(N) % 7 == 0, np.arange(N) % 3, -1)
+
+
+def idx(array):
+    """Return an array of bytes as the content of an idx file, the format of MNIST."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 class Chunked:

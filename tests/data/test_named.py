@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import pickle
 import socket
-import struct
 import threading
 import time
 
@@ -18,13 +17,10 @@ from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae.data import named
 from pyro_ssvae.data.named import DATASET_NAMES, get_data_folder
 from pyro_ssvae.errors import DataUnavailableError
+from tests.data.sources import idx
 
 N_TRAIN, N_TEST = 60, 20
 IDX_NAMES = tuple(named._IDX_FILES.values())
-
-
-def idx(array):
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,7 @@ import pytest
 from pyro_ssvae import SemiSupervisedData
 from pyro_ssvae._arrays import as_images
 from pyro_ssvae.data.readers import read_idx, read_npz
-
-
-def idx(array):
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+from tests.data.sources import idx
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (0, 28, 28)])

@@ -18,14 +18,7 @@ from pyro_ssvae.distributions import (
     Likelihood,
     MAPClassPrior,
 )
-
-
-def test_bernoulli_is_x_times_logit_minus_softplus() -> None:
-    logits, x = 5 * torch.randn(4, 1, 2, 3).double(), torch.rand(4, 2, 3).double()  # grey values too
-    distribution = Bernoulli()(logits, 2)
-    expected = (x * logits[:, 0] - F.softplus(logits[:, 0])).sum((-1, -2))
-    torch.testing.assert_close(distribution.log_prob(x), expected)
-    assert torch.isfinite(Bernoulli()(torch.full((1, 1, 2), 200.0), 1).log_prob(torch.zeros(1, 2))).all()
+from tests.objectives.small import take_steps
 
 
 def test_gaussian_is_normal_with_floored_scale() -> None:
@@ -74,12 +67,7 @@ def test_class_prior_recovers_imbalance(class_prior: str) -> None:
     unlabelled = torch.ones(n, dtype=torch.bool).index_fill(0, labelled, False)
     m2 = M2((width,), 3, latent_dim=1, hidden_dims=(16,), class_prior=class_prior, classifier="mlp")
     objective = SemiSupervisedELBO(m2, num_labelled=6, num_unlabelled=n - 6)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-    batch = Batch(x[unlabelled], x[labelled], y[labelled])
-    for _ in range(200):
-        optimizer.zero_grad()
-        objective(batch).backward()
-        optimizer.step()
+    take_steps(objective, Batch(x[unlabelled], x[labelled], y[labelled]), 200)
     standard_error = (pi * (1 - pi) / n).sqrt()
     deviation = (m2.class_prior.mean().detach() - pi) / standard_error
     assert deviation.abs().max() < 4, deviation

@@ -20,6 +20,7 @@ from pyro_ssvae.distributions import PRIORS, FixedClassPrior, Flow, MixtureOfGau
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.priors import Prior, StandardNormal
 from pyro_ssvae.distributions.torch_distributions import DiagonalMixture
+from tests.objectives.small import LogNormalM1, take_steps
 
 NAMES = list(PRIORS)
 
@@ -134,14 +135,8 @@ def test_mixture_serves_in_stock_pyro() -> None:
     assert bool((loc.grad != 0).all())
 
 
-class _Positive(M1):
-    def encode(self, x: Tensor) -> dist.TorchDistribution:
-        distribution = super().encode(x).base_dist
-        return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
-
-
 def test_vamp_is_of_posteriors_of_any_distribution() -> None:
-    m1 = _Positive((4,), latent_dim=2, hidden_dims=(8,), prior=VampPrior(2, num_components=5))
+    m1 = LogNormalM1((4,), latent_dim=2, hidden_dims=(8,), prior=VampPrior(2, num_components=5))
     qz = torch.distributions.LogNormal
     z = torch.rand(7, 2) + 0.5
     with torch.no_grad():
@@ -163,14 +158,7 @@ def test_models_with_it_train_copy_and_save(name: str, tmp_path: Path) -> None:
         "m2": (m2, SemiSupervisedELBO(m2, num_labelled=3, num_unlabelled=30), Batch(x, x[:3], y)),
     }
     for where, (module, objective, batch) in models.items():
-        optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-        losses = []
-        for _ in range(40):
-            loss = objective(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+        losses = take_steps(objective, batch, 40)
         assert sum(losses[-5:]) < sum(losses[:5])
         assert all(parameter.grad is not None for parameter in module.prior.parameters())
         twin = pyro_ssvae.load(pyro_ssvae.save(module, tmp_path / where))

@@ -155,16 +155,20 @@ def test_likelihood_is_above_the_bound_and_rises_with_samples(
     assert portions.mean == pytest.approx(many.mean, abs=4 * math.hypot(many.mean_error, portions.mean_error))
 
 
+def log_weights_by_hand(m1: M1, x: Tensor, number: int) -> Tensor:
+    """log p(x,z) - log q(z|x) of the draws that the generator gives next, shape (number, B)."""
+    with torch.no_grad():
+        qz = m1.encode(x)
+        z = qz.expand(torch.Size([number, len(x)])).sample()
+        return m1.decode(z).log_prob(x) + m1.prior().log_prob(z) - qz.log_prob(z)
+
+
 def test_one_sample_is_a_plain_log_weight() -> None:
     m1 = M1((6,), latent_dim=3, hidden_dims=(8,))
     x = torch.rand(5, 6).round()
     found = log_likelihood(m1, x, num_samples=1, seed=3)
     torch.default_generator.manual_seed(3)
-    with torch.no_grad():
-        qz = m1.encode(x)
-        z = qz.expand(torch.Size([1, 5])).sample()
-        expected = m1.decode(z).log_prob(x) + m1.prior().log_prob(z) - qz.log_prob(z)
-    torch.testing.assert_close(found.log_px.float(), expected.squeeze(0))
+    torch.testing.assert_close(found.log_px.float(), log_weights_by_hand(m1, x, 1).squeeze(0))
     torch.testing.assert_close(found.effective_samples, torch.ones(5).double())
 
 
@@ -173,10 +177,7 @@ def test_the_standard_error_is_that_of_the_sample() -> None:
     x = torch.rand(5, 6).round()
     found = log_likelihood(m1, x, num_samples=3, seed=3)
     torch.default_generator.manual_seed(3)
-    with torch.no_grad():
-        qz = m1.encode(x.double())
-        z = qz.expand(torch.Size([3, 5])).sample()
-        weights = (m1.decode(z).log_prob(x.double()) + m1.prior().log_prob(z) - qz.log_prob(z)).exp()
+    weights = log_weights_by_hand(m1, x.double(), 3).exp()
     torch.testing.assert_close(found.standard_error, weights.std(0) / weights.mean(0) / math.sqrt(3))
     single = log_likelihood(m1, x, num_samples=1)
     assert bool(single.standard_error.isnan().all())
@@ -254,11 +255,7 @@ def test_a_vamp_prior_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hook.remove()
     assert counts.count(7) == 3  # two to find the width, one for all portions
     torch.manual_seed(0)
-    with torch.no_grad():
-        qz = m1.encode(x)
-        z = qz.sample((2000,))
-        log_weights = m1.decode(z).log_prob(x) + m1.prior().log_prob(z) - qz.log_prob(z)
-    expected = (log_weights.logsumexp(0) - math.log(2000)).mean()
+    expected = (log_weights_by_hand(m1, x, 2000).logsumexp(0) - math.log(2000)).mean()
     assert found.mean == pytest.approx(float(expected), abs=0.1)
     assert "forward" not in vars(m1.prior)
 

@@ -15,8 +15,9 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, StaticEnumELBO, TrainingConfig, fit
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.export import make_networks, trace
+from tests.objectives.small import D, K, L, assert_same_loss_and_gradients, draw_normals, make_examples
 
-K, L, A, D = 4, 3, 2, 6
+A = 2
 SKIP = pytest.mark.parametrize("skip", [False, True])
 
 
@@ -24,10 +25,6 @@ def make_m2(skip: bool, **options: object) -> M2:
     torch.manual_seed(1)
     arguments = {"latent_dim": L, "hidden_dims": (8,), "auxiliary_dim": A, "skip": skip, "event_shape": (D,)} | options
     return M2(num_classes=K, **arguments)
-
-
-def make_examples(n: int) -> Tensor:
-    return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
 
 
 def normal(x: Tensor, params: Tensor) -> Tensor:
@@ -51,31 +48,17 @@ def bound_of_class(m2: M2, x: Tensor, y: Tensor, a: Tensor, noise: Tensor) -> Te
     return log_px + log_pz + normal(a, of_a) - math.log(K) - normal(z, torch.cat([loc, log_scale], -1))
 
 
-def draws(*shape: int) -> Tensor:
-    return torch.normal(torch.zeros(shape).double(), torch.ones(shape).double())
-
-
 def hand_unlabelled(m2: M2, x: Tensor) -> Tensor:
     """The negative bound, from the draws that the generator gives next: the sum over classes for a drawn a."""
     q_a = m2.auxiliary.encoder(x)
     loc, log_scale = q_a.chunk(2, -1)
-    a = loc + log_scale.exp() * draws(len(x), A)
+    a = loc + log_scale.exp() * draw_normals(len(x), A)
     log_q = m2.classifier(torch.cat([x, a], -1)).log_softmax(-1)
-    noise, total = draws(K, len(x), L), -normal(a, q_a)
+    noise, total = draw_normals(K, len(x), L), -normal(a, q_a)
     for k in range(K):
         y = torch.full((len(x),), k)
         total = total + log_q[:, k].exp() * (bound_of_class(m2, x, y, a, noise[k]) - log_q[:, k])
     return -total.sum()
-
-
-def assert_same(ours: Tensor, theirs: Tensor, m2: M2) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    gradients = [torch.autograd.grad(loss, list(m2.parameters()), allow_unused=True) for loss in (ours, theirs)]
-    for a, b, (name, _) in zip(*gradients, m2.named_parameters(), strict=True):
-        if a is None or b is None:  # the classifier where y is observed
-            assert not any(gradient.any() for gradient in (a, b) if gradient is not None), name
-        else:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @SKIP
@@ -84,7 +67,7 @@ def test_bound_is_the_sum_over_classes_for_a_drawn_a(skip: bool) -> None:
     torch.manual_seed(3)
     ours = StaticEnumELBO(analytic_kl=False).differentiable_loss(m2.model, m2.guide, x)
     torch.manual_seed(3)
-    assert_same(ours, hand_unlabelled(m2, x), m2)
+    assert_same_loss_and_gradients(ours, hand_unlabelled(m2, x), m2)
 
 
 @SKIP
@@ -99,7 +82,7 @@ def test_bound_is_that_of_stock_pyro(skip: bool, labelled: bool) -> None:
     ):
         torch.manual_seed(3)
         losses.append(elbo.differentiable_loss(m2.model, m2.guide, *examples, size=20))
-    assert_same(*losses, m2)
+    assert_same_loss_and_gradients(*losses, m2)
 
 
 @SKIP

@@ -10,11 +10,13 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 import pyro_ssvae
 from pyro_ssvae import M1, SemiSupervisedData, TrainingConfig, UnsupervisedELBO, fit, report
 from pyro_ssvae.evaluation import active_units, evaluate_model
+from pyro_ssvae.models.m1 import _on_arc
 
 IMAGE = (1, 8, 8)
 
@@ -56,8 +58,6 @@ def test_interpolation_starts_and_ends_at_the_reconstructions() -> None:
 
 
 def test_the_arc_keeps_the_length_of_latents_of_equal_length() -> None:
-    from pyro_ssvae.models.m1 import _on_arc
-
     a, b = (torch.nn.functional.normalize(torch.randn(6, 10), dim=-1) * 3 for _ in range(2))
     t = torch.linspace(0, 1, 9).view(-1, 1, 1)
     torch.testing.assert_close(_on_arc(a, b, t).norm(dim=-1), torch.full((9, 6), 3.0))
@@ -178,8 +178,6 @@ def test_fit_and_report(run_folder: tuple[Path, M1, dict]) -> None:
 
 
 def test_latents_carry_the_classes(run_folder: tuple[Path, M1, dict]) -> None:
-    from sklearn.neighbors import KNeighborsClassifier
-
     _, m1, _ = run_folder
     data = SemiSupervisedData.from_name("digits", num_labels="all")
     known = m1.transform(data.x / data.scale).numpy()

@@ -16,6 +16,7 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, StaticEnumELBO, TrainingConfig, fit, report
 from pyro_ssvae.data import Batch
 from pyro_ssvae.models import data_plate
+from tests.objectives.small import LogNormalM1, assert_same_loss_and_gradients, take_steps
 
 IMAGE, K = (1, 8, 8), 4
 
@@ -73,24 +74,7 @@ def test_bound_by_hand(joint: bool) -> None:
     torch.manual_seed(3)
     loss = StaticEnumELBO(analytic_kl=False).differentiable_loss(*stack.training_functions(), x)
     torch.manual_seed(3)
-    expected = by_hand(stack, x, below=joint)
-    torch.testing.assert_close(loss, expected)
-    parameters = [p for p in stack.parameters() if p.requires_grad]
-    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def take_steps(objective: SemiSupervisedELBO, batch: Batch, number: int) -> list[float]:
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(number):
-        loss = objective(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    assert_same_loss_and_gradients(loss, by_hand(stack, x, below=joint), stack)
 
 
 def test_stacked_training_does_not_change_m1_and_evaluation_includes_x() -> None:
@@ -125,15 +109,9 @@ def test_a_frozen_m1_with_batch_norm_is_frozen_too() -> None:
     assert not any(part.training for part in stack.eval().m1.modules())
 
 
-class _Positive(M1):
-    def encode(self, x: Tensor) -> pyro.distributions.TorchDistribution:
-        distribution = super().encode(x).base_dist
-        return pyro.distributions.LogNormal(distribution.loc, distribution.scale).to_event(1)
-
-
 def test_a_posterior_that_is_not_normal_is_refused() -> None:
-    stack = make_stack(_Positive(IMAGE, latent_dim=5, hidden_dims=(16,)))
-    with pytest.raises(TypeError, match=r"_Positive\.encode returns another distribution"):
+    stack = make_stack(LogNormalM1(IMAGE, latent_dim=5, hidden_dims=(16,)))
+    with pytest.raises(TypeError, match=r"LogNormalM1\.encode returns another distribution"):
         stack.encode_z1(torch.rand(2, *IMAGE))
 
 

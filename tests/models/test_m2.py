@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyro_ssvae
 from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
+from tests.objectives.small import take_steps
 
 IMAGE = (1, 8, 8)
 
@@ -57,15 +57,8 @@ def test_every_kind_of_network_trains(
     m2 = make_m2(batch_norm=batch_norm, dropout=dropout, hidden_dims=hidden, classifier="mlp", activation="softplus")
     objective = SemiSupervisedELBO(m2, num_labelled=4, num_unlabelled=40).to(device)
     x = torch.rand(9, *IMAGE, device=device).round()
-    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(30):
-        loss = objective(Batch(x[4:], x[:4], torch.arange(4, device=device)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    first, *_, last = take_steps(objective, Batch(x[4:], x[:4], torch.arange(4, device=device)), 30, 3e-3)
+    assert last < first
 
 
 def test_predicting_preserves_mode_and_gradients() -> None:
@@ -105,7 +98,6 @@ class _Narrow(nn.Module):
         (lambda: make_m2(latent_dim=0), ValueError, "latent_dim=0"),
         (lambda: make_m2(num_classes=1), ValueError, "at least 2"),
         (lambda: make_m2(hidden_dims=()), ValueError, "hidden_dims"),
-        (lambda: make_m2(hidden_dims=(0,)), ValueError, r"hidden_dims\[0\]=0 is too small; it must be at least 1"),
         (lambda: make_m2(activation="nope"), ValueError, "softplus"),
         (lambda: make_m2(dropout=1.0), ValueError, "dropout"),
         (lambda: make_m2(likelihood="nope"), ValueError, "bernoulli, gaussian"),
@@ -220,42 +212,12 @@ def test_load_subclass_and_own_modules(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.predict_proba(x), m2.predict_proba(x))
 
 
-def test_load_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="No saved model"):
-        pyro_ssvae.load(tmp_path / "nowhere")
-    folder = pyro_ssvae.save(make_m2(), tmp_path)
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    text, content = config.read_text(), weights.read_bytes()
-    for damaged in ("{", "[]", json.dumps({"format": 1})):
-        config.write_text(damaged)
-        with pytest.raises(ValueError, match=r"config\.json"):
-            pyro_ssvae.load(folder)
-    config.write_text(text.replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="format 99"):
-        pyro_ssvae.load(folder)
-    config.write_text(text.replace('"class": "M2"', '"class": "M9"'))
-    with pytest.raises(ValueError, match="M9"):
-        pyro_ssvae.load(folder)
-    config.write_text(text)
-    with pytest.raises(ValueError, match="nothing"):
-        pyro_ssvae.load(folder, nothing=nn.Identity())
-    weights.write_bytes(content[:200])
-    with pytest.raises(ValueError, match="damaged"):
-        pyro_ssvae.load(folder)
-    pyro_ssvae.save(make_m2(latent_dim=4), tmp_path / "other")
-    weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match="does not fit"):
-        pyro_ssvae.load(folder)
-
-
 def test_two_models_never_interfere() -> None:
     pyro.clear_param_store()
     first, second = make_m2(class_prior="dirichlet"), make_m2(class_prior="dirichlet")
     before = {name: tensor.clone() for name, tensor in second.state_dict().items()}
     objective = SemiSupervisedELBO(first, num_labelled=2, num_unlabelled=4)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=0.1)
-    objective(Batch(torch.rand(4, *IMAGE), torch.rand(2, *IMAGE), torch.tensor([0, 1]))).backward()
-    optimizer.step()
+    take_steps(objective, Batch(torch.rand(4, *IMAGE), torch.rand(2, *IMAGE), torch.tensor([0, 1])), 1, 0.1)
     assert len(pyro.get_param_store()) == 0
     for name, tensor in second.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -283,23 +245,6 @@ def test_stock_svi_trains_model_and_guide(class_prior: str) -> None:
     for name, tensor in m2.named_parameters():
         assert not torch.equal(tensor, before[name]), name
     assert type(m2) is M2
-
-
-def test_the_example_subclass_equals_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    from m2 import MyM2
-
-    torch.manual_seed(0)
-    mine, library = MyM2(IMAGE, 10, latent_dim=3, class_prior="map"), M2(IMAGE, 10, latent_dim=3, class_prior="map")
-    library.load_state_dict(mine.state_dict())
-    batch = Batch(torch.rand(4, *IMAGE), torch.rand(2, *IMAGE), torch.tensor([0, 1]))
-    losses = []
-    for model in (mine, library):
-        torch.manual_seed(1)
-        loss = SemiSupervisedELBO(model, num_labelled=2, num_unlabelled=4)(batch)
-        losses.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
-    assert torch.equal(losses[0][0], losses[1][0])
-    assert all(torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1], strict=True))
 
 
 def test_grey_values_are_allowed_by_bernoulli() -> None:

@@ -18,22 +18,16 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import EnumerationError
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.m2 import ENUMERATE
-
-K, L, D = 4, 3, 6
-
-
-def make_m2(**options: object) -> M2:
-    torch.manual_seed(1)
-    return M2((D,), K, latent_dim=L, hidden_dims=(8,), classifier="mlp", **options).double()
-
-
-def make_examples(n: int, seed: int = 2) -> Tensor:
-    return torch.rand(n, D, generator=torch.Generator().manual_seed(seed)).round().double()
-
-
-def draws(*shape: int) -> Tensor:
-    """The standard normal draws that a reparameterised sample of this shape consumes."""
-    return torch.normal(torch.zeros(shape).double(), torch.ones(shape).double())
+from tests.objectives.small import (
+    K,
+    L,
+    PointM2,
+    assert_same_loss_and_gradients,
+    draw_normals,
+    gradients,
+    make_examples,
+    make_m2,
+)
 
 
 def bound_of_class(m2: M2, x: Tensor, y: Tensor, noise: Tensor, kl_weight: float = 1.0) -> Tensor:
@@ -49,26 +43,13 @@ def bound_of_class(m2: M2, x: Tensor, y: Tensor, noise: Tensor, kl_weight: float
 
 def hand_unlabelled(m2: M2, x: Tensor, kl_weight: float = 1.0) -> Tensor:
     """U(x) of each example: five lines that enumeration must reproduce."""
-    noise = draws(K, len(x), L)
+    noise = draw_normals(K, len(x), L)
     log_q = m2.classify(x).log_softmax(-1)
     total = torch.zeros(len(x)).double()
     for k in range(K):
         y = torch.full((len(x),), k)
         total = total + log_q[:, k].exp() * (bound_of_class(m2, x, y, noise[k], kl_weight) + log_q[:, k])
     return total
-
-
-def gradients(loss: Tensor, m2: M2) -> dict[str, Tensor]:
-    grads = torch.autograd.grad(loss, list(m2.parameters()), allow_unused=True)
-    pairs = zip(m2.named_parameters(), grads, strict=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
-
-
-def assert_same_loss_and_gradients(ours: Tensor, hand: Tensor, m2: M2) -> None:
-    torch.testing.assert_close(ours, hand, rtol=1e-12, atol=1e-12)
-    expected = gradients(hand, m2)
-    for name, gradient in gradients(ours, m2).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -92,19 +73,10 @@ def test_objective_is_equation_9() -> None:
     ours = objective(Batch(x_u, x_l, y))
     torch.manual_seed(3)
     unlabelled = hand_unlabelled(m2, x_u).sum() * n_u / 5
-    labelled = bound_of_class(m2, x_l, y, draws(3, L)).sum() * n_l / 3
+    labelled = bound_of_class(m2, x_l, y, draw_normals(3, L)).sum() * n_l / 3
     # J^alpha with alpha = c N, divided by N: the minibatch stands for n_u and n_l examples.
     j_alpha = unlabelled + labelled + alpha * (n_u + n_l) * F.cross_entropy(m2.classify(x_l), y)
     assert_same_loss_and_gradients(ours, j_alpha / (n_u + n_l), m2)
-
-
-def test_equals_stock_trace_enum_elbo() -> None:
-    m2, x = make_m2(), make_examples(5)
-    torch.manual_seed(3)
-    ours = SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=20, analytic_kl=False)(Batch(x, None, None))
-    torch.manual_seed(3)
-    stock = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(m2.model, m2.guide, x, size=20) / 20
-    assert_same_loss_and_gradients(ours, stock, m2)
 
 
 def test_auxiliary_term_trains_the_classifier_on_labels() -> None:
@@ -120,21 +92,9 @@ def test_auxiliary_term_trains_the_classifier_on_labels() -> None:
     assert found["classifier.layers.0.weight"].abs().max() > 0
 
 
-class _PointEncoder(M2):
-    """q(z|x,y) a point, so that bounds carry no noise and can be compared exactly."""
-
-    def encode(self, x: Tensor, y: Tensor) -> dist.Distribution:
-        return dist.Delta(super().encode(x, y).mean, event_dim=1)
-
-
-def make_point_m2(**options: object) -> M2:
-    torch.manual_seed(1)
-    return _PointEncoder((D,), K, latent_dim=L, hidden_dims=(8,), classifier="mlp", **options).double()
-
-
 @pytest.mark.parametrize("sizes", [(4, 4, 4), (5, 5, 2), (11, 1), (12,)])
 def test_minibatch_bounds_average_to_the_full_bound(sizes: tuple[int, ...]) -> None:
-    m2, x = make_point_m2(), make_examples(12)
+    m2, x = make_m2(PointM2), make_examples(12)
     y = torch.arange(12) % K
     full = SemiSupervisedELBO(m2, num_labelled=12, num_unlabelled=12, alpha=2.0)
     expected = full(Batch(x, x, y))
@@ -147,7 +107,7 @@ def test_minibatch_bounds_average_to_the_full_bound(sizes: tuple[int, ...]) -> N
 @pytest.mark.parametrize("batches", [(True, True), (True, False), (False, True)])
 def test_global_term_is_scored_once(batches: tuple[bool, bool]) -> None:
     x, y = make_examples(6), torch.arange(6) % K
-    learned, fixed = make_point_m2(class_prior="map"), make_point_m2()
+    learned, fixed = make_m2(PointM2, class_prior="map"), make_m2(PointM2)
     batch = Batch(x if batches[0] else None, x if batches[1] else None, y if batches[1] else None)
     sizes = {"num_unlabelled": 6 * batches[0], "num_labelled": 6 * batches[1]}
     n = 6 * sum(batches)
@@ -159,7 +119,7 @@ def test_global_term_is_scored_once(batches: tuple[bool, bool]) -> None:
 
 
 def test_dirichlet_posterior_enters_as_its_kl_divergence() -> None:
-    m2, x, y = make_point_m2(class_prior="dirichlet"), make_examples(6), torch.arange(6) % K
+    m2, x, y = make_m2(PointM2, class_prior="dirichlet"), make_examples(6), torch.arange(6) % K
     m2.class_prior.logits.data = torch.tensor([0.5, 0.0, -0.5, 0.2]).double()
     m2.class_prior.log_total.data.fill_(math.log(30.0))
     objective = SemiSupervisedELBO(m2, num_labelled=6, num_unlabelled=0, alpha=0.0)
@@ -233,10 +193,10 @@ def test_plain_functions_as_model_and_guide() -> None:
 def test_evaluated_bound_is_the_mean_of_u_without_the_global_term() -> None:
     x = make_examples(5)
     for prior in ("uniform", "map"):
-        m2 = make_point_m2(class_prior=prior)
+        m2 = make_m2(PointM2, class_prior=prior)
         with torch.no_grad():
             bound = SemiSupervisedELBO(m2, num_labelled=0, num_unlabelled=999).unlabelled_bound(x)
-            uniform = make_point_m2()
+            uniform = make_m2(PointM2)
             expected = TraceEnum_ELBO(max_plate_nesting=1).loss(uniform.model, uniform.guide, x) / 5
         assert bound == pytest.approx(expected, rel=1e-12)
 

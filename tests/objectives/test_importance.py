@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pyro
@@ -16,55 +17,19 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.evaluation import log_likelihood
 from pyro_ssvae.models import data_plate
+from tests.objectives.small import (
+    D,
+    K,
+    L,
+    LogNormalM1,
+    assert_same_loss_and_gradients,
+    make_examples,
+    make_m1,
+    make_m2,
+    make_stack,
+)
 
-D, L, K = 6, 3, 4
-
-
-def make_examples(n: int = 5) -> Tensor:
-    return torch.rand(n, D, generator=torch.Generator().manual_seed(2)).round().double()
-
-
-def make_m1() -> M1:
-    torch.manual_seed(1)
-    return M1((D,), latent_dim=L, hidden_dims=(8,)).double()
-
-
-def make_m2(**options: object) -> M2:
-    torch.manual_seed(1)
-    return M2((D,), K, **{"latent_dim": L, "hidden_dims": (8,), "classifier": "mlp"} | options).double()
-
-
-def make_stack() -> M1M2:
-    torch.manual_seed(1)
-    m1 = M1((D,), latent_dim=L, hidden_dims=(8,))
-    stack = M1M2.from_m1(m1, K, active=[True, False, True], latent_dim=2, hidden_dims=(8,))
-    return stack.double().unfreeze_m1()
-
-
-def log_weights_by_hand(m2: M2, x: Tensor, k: int) -> Tensor:
-    """log p(x,z|y) - log q(z|x,y) of the draws that the generator gives next, shape (K, k, B)."""
-    y = torch.arange(K).view(-1, 1, 1)
-    qz = m2.encode(x, y)  # (K, 1, B)
-    z = qz.expand(torch.Size([K, k, len(x)])).rsample()
-    return m2.decode(y, z).log_prob(x) + m2.prior().log_prob(z) - qz.log_prob(z)
-
-
-@pytest.mark.parametrize("size", [None, 20])
-def test_importance_weighted_bound_of_m2_by_hand(size: int | None) -> None:
-    m2, x, k = make_m2(), make_examples(), 7
-    torch.manual_seed(3)
-    loss = StaticEnumELBO(num_particles=k, importance_weighted=True).differentiable_loss(
-        m2.model, m2.guide, x, size=size
-    )
-    torch.manual_seed(3)
-    bound = log_weights_by_hand(m2, x, k).logsumexp(1) - math.log(k)  # (K, B)
-    log_q = m2.classify(x).log_softmax(-1).T
-    expected = (log_q.exp() * (log_q + math.log(K) - bound)).sum(0).sum() * (1 if size is None else size / len(x))
-    torch.testing.assert_close(loss, expected)
-    parameters = list(m2.parameters())
-    ours, theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in (loss, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+ACTIVE = [True, False, True]
 
 
 class ClassOfLatent(M2):
@@ -96,51 +61,35 @@ def make_class_of_latent() -> ClassOfLatent:
     return ClassOfLatent().double()
 
 
+def log_weights_by_hand(module: M2, x: Tensor, k: int) -> Tensor:
+    """log p(x,y,z) - log q(z|x,y) of the draws that the generator gives next, shape (K, k, B)."""
+    y = torch.arange(K).view(-1, 1, 1)
+    if isinstance(module, ClassOfLatent):
+        qz = module.q_z(x)
+        z = qz.expand(torch.Size([k, len(x)])).rsample()
+        log_py = module.top(z).log_softmax(-1).movedim(-1, 0)
+    else:
+        qz = module.encode(x, y)  # (K, 1, B)
+        z = qz.expand(torch.Size([K, k, len(x)])).rsample()
+        log_py = -math.log(K)
+    return log_py + module.decode(y, z).log_prob(x) + module.prior().log_prob(z) - qz.log_prob(z)
+
+
+@pytest.mark.parametrize("make", [make_m2, make_class_of_latent])
+@pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("size", [None, 20])
-def test_a_class_that_depends_on_the_draws_is_weighed_with_them(size: int | None) -> None:
-    module, x, k = make_class_of_latent(), make_examples(), 7
-    objective = SemiSupervisedELBO(
-        module, num_labelled=0, num_unlabelled=size or 5, num_particles=k, importance_weighted=True
-    )
+def test_bound_of_several_draws_by_hand(make: Callable[[], M2], weighted: bool, size: int | None) -> None:
+    """Plain draws are averaged; a class that depends on the draws is weighed with them."""
+    module, x, k = make(), make_examples(), 7
+    elbo = StaticEnumELBO(num_particles=k, importance_weighted=weighted, analytic_kl=weighted)
     torch.manual_seed(3)
-    loss = objective(Batch(x, None, None))
+    loss = elbo.differentiable_loss(module.model, module.guide, x, size=size)
     torch.manual_seed(3)
-    z = module.q_z(x).expand(torch.Size([k, 5])).rsample()
-    log_p = module.decode(torch.arange(K).view(-1, 1, 1), z).log_prob(x) + module.top(z).log_softmax(-1).movedim(-1, 0)
-    log_weights = log_p + module.prior().log_prob(z) - module.q_z(x).log_prob(z)  # (K, k, B)
-    bound = log_weights.logsumexp(1) - math.log(k)
+    log_weights = log_weights_by_hand(module, x, k)
+    bound = log_weights.logsumexp(1) - math.log(k) if weighted else log_weights.mean(1)
     log_q = module.classify(x).log_softmax(-1).T
-    expected = (log_q.exp() * (log_q - bound)).sum(0).mean()
-    torch.testing.assert_close(loss, expected)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    ours, theirs = (torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in (loss, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_several_plain_draws_of_a_class_that_depends_on_them_are_their_mean() -> None:
-    module, x, k = make_class_of_latent(), make_examples(), 7
-    torch.manual_seed(3)
-    loss = StaticEnumELBO(num_particles=k, analytic_kl=False).differentiable_loss(module.model, module.guide, x)
-    torch.manual_seed(3)
-    z = module.q_z(x).expand(torch.Size([k, 5])).rsample()
-    log_p = module.decode(torch.arange(K).view(-1, 1, 1), z).log_prob(x) + module.top(z).log_softmax(-1).movedim(-1, 0)
-    bound = (log_p + module.prior().log_prob(z) - module.q_z(x).log_prob(z)).mean(1)
-    log_q = module.classify(x).log_softmax(-1).T
-    torch.testing.assert_close(loss, (log_q.exp() * (log_q - bound)).sum())
-
-
-def test_top_k_of_a_class_that_depends_on_the_draws_is_unbiased() -> None:
-    module, x = make_class_of_latent(), make_examples().repeat(100, 1)
-    options = {"num_particles": 3, "importance_weighted": True}
-    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
-    with torch.no_grad():
-        values = [
-            torch.stack([elbo.differentiable_loss(module.model, module.guide, x) for _ in range(50)])
-            for elbo in (exact, top_k)
-        ]
-    error = math.hypot(*(float(v.std()) / math.sqrt(50) for v in values))
-    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
+    expected = (log_q.exp() * (log_q - bound)).sum() * (1 if size is None else size / len(x))
+    assert_same_loss_and_gradients(loss, expected, module)
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -173,16 +122,6 @@ def test_weighted_draws_that_carry_no_information_leave_the_bound_as_it_is(drawn
     assert loss == pytest.approx(float(kl - (log_q.exp() * log_px).sum()))
 
 
-def test_several_draws_without_weights_are_their_mean() -> None:
-    m2, x, k = make_m2(), make_examples(), 7
-    torch.manual_seed(3)
-    loss = StaticEnumELBO(num_particles=k, analytic_kl=False).differentiable_loss(m2.model, m2.guide, x)
-    torch.manual_seed(3)
-    bound = log_weights_by_hand(m2, x, k).mean(1)
-    log_q = m2.classify(x).log_softmax(-1).T
-    torch.testing.assert_close(loss, (log_q.exp() * (log_q + math.log(K) - bound)).sum())
-
-
 def test_importance_weighted_bound_of_labelled_examples() -> None:
     m2, x, k = make_m2(), make_examples(), 7
     y = torch.tensor([0, 1, 2, 3, 0])
@@ -199,26 +138,32 @@ def test_importance_weighted_bound_of_labelled_examples() -> None:
 MODULES = {
     "m1": make_m1,
     "m2": make_m2,
-    "stack": make_stack,
+    "stack": lambda: make_stack(active=ACTIVE),
     "of_z": make_class_of_latent,
     "dirichlet": lambda: make_m2(class_prior="dirichlet"),
 }
 
 
+def mean_and_error(elbo: StaticEnumELBO, module: M1 | M2 | M1M2, x: Tensor, number: int = 50) -> tuple[float, float]:
+    """The mean loss of an example over repeated draws, and its standard error."""
+    functions = module.train().training_functions()
+    with torch.no_grad():
+        losses = torch.stack([elbo.differentiable_loss(*functions, x) / len(x) for _ in range(number)])
+    return float(losses.mean()), float(losses.std()) / math.sqrt(number)
+
+
+def bounds_by_number_of_draws(module: M1 | M2 | M1M2, x: Tensor, number: int) -> tuple[list[float], list[float]]:
+    """Weighted bounds of 1, 5 and 50 draws, and their standard errors."""
+    options = {"importance_weighted": True, "analytic_kl": False, "require_enumeration": False}
+    elbos = (StaticEnumELBO(num_particles=k, **options) for k in (1, 5, 50))
+    losses, errors = zip(*(mean_and_error(elbo, module, x, number) for elbo in elbos), strict=True)
+    return [-loss for loss in losses], list(errors)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
     module, x = MODULES[name](), make_examples(40)
-    copies = x.repeat(10, 1)
-    module.train()
-    means, errors = [], []
-    for k in (1, 5, 50):
-        elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False, require_enumeration=False)
-        with torch.no_grad():
-            losses = (
-                torch.stack([elbo.differentiable_loss(module.model, module.guide, copies) for _ in range(20)]) / 400
-            )
-        means.append(float(-losses.mean()))
-        errors.append(float(losses.std()) / math.sqrt(20))
+    means, errors = bounds_by_number_of_draws(module, x.repeat(10, 1), 20)
     assert means[0] < means[1] - 3 * errors[1]
     assert means[1] < means[2] - 3 * errors[2]
     if name != "dirichlet":  # whose bound holds the KL of π as well
@@ -226,21 +171,16 @@ def test_the_bound_rises_with_draws_towards_the_likelihood(name: str) -> None:
 
 
 def test_plain_bound_does_not_depend_on_the_number_of_draws() -> None:
-    module, x = make_stack(), make_examples(40).repeat(10, 1)
-    means, errors = [], []
-    for k in (1, 10):
-        elbo = StaticEnumELBO(num_particles=k, analytic_kl=False)
-        with torch.no_grad():
-            losses = torch.stack([elbo.differentiable_loss(module.model, module.guide, x) / len(x) for _ in range(50)])
-        means.append(float(losses.mean()))
-        errors.append(float(losses.std()) / math.sqrt(50))
-    assert means[0] == pytest.approx(means[1], abs=4 * math.hypot(*errors))
-    assert errors[1] < errors[0] / 2
+    stack, x = make_stack(active=ACTIVE), make_examples(40).repeat(10, 1)
+    elbos = (StaticEnumELBO(num_particles=k, analytic_kl=False) for k in (1, 10))
+    (one, of_one), (ten, of_ten) = (mean_and_error(elbo, stack, x) for elbo in elbos)
+    assert one == pytest.approx(ten, abs=4 * math.hypot(of_one, of_ten))
+    assert of_ten < of_one / 2
 
 
 def stacked_and_its_limit() -> tuple[M1M2, Tensor, float]:
     """A stack in stacked training, examples, and the mean of log p(z1) under q(z1|x): an upper limit of every bound."""
-    stack, x = make_stack().freeze_m1().train(), make_examples(10)
+    stack, x = make_stack(active=ACTIVE).freeze_m1().train(), make_examples(10)
     with torch.no_grad():
         z1 = stack.encode_z1(x).sample((200,))  # (200, B, L1)
         y = torch.arange(K).view(-1, 1, 1, 1)
@@ -252,42 +192,18 @@ def stacked_and_its_limit() -> tuple[M1M2, Tensor, float]:
 def test_the_stacked_bound_rises_with_draws_and_stays_below_its_limit() -> None:
     """z1 must be shared by the draws: drawn k times, it would make a bound of log E[p(z1)], which is far above."""
     stack, x, limit = stacked_and_its_limit()
-    x = x.repeat(10, 1)
-    means, errors = [], []
-    for k in (1, 5, 50):
-        elbo = StaticEnumELBO(num_particles=k, importance_weighted=True, analytic_kl=False)
-        with torch.no_grad():
-            losses = torch.stack([elbo.differentiable_loss(*stack.training_functions(), x) / len(x) for _ in range(50)])
-        means.append(float(-losses.mean()))
-        errors.append(float(losses.std()) / math.sqrt(50))
+    means, errors = bounds_by_number_of_draws(stack, x.repeat(10, 1), 50)
     assert means[0] < means[1] - 2 * math.hypot(*errors[:2])
     assert means[1] < means[2] + 2 * math.hypot(*errors[1:])
     assert means[2] < limit + 4 * errors[2]
 
 
-def test_top_k_inside_the_weighted_bound_of_a_stack_is_unbiased() -> None:
-    stack, x = make_stack().freeze_m1().train(), make_examples().repeat(50, 1)
-    options = {"num_particles": 3, "importance_weighted": True}
-    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
-    with torch.no_grad():
-        values = [
-            torch.stack([elbo.differentiable_loss(*stack.training_functions(), x) for _ in range(50)])
-            for elbo in (exact, top_k)
-        ]
-    error = math.hypot(*(float(v.std()) / math.sqrt(50) for v in values))
-    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
-
-
-def test_top_k_inside_the_weighted_bound_is_unbiased() -> None:
-    m2, x = make_m2(), make_examples().repeat(100, 1)
-    options = {"num_particles": 3, "importance_weighted": True}
-    exact, top_k = StaticEnumELBO(**options), StaticEnumELBO(enumeration="top-k", **options)
-    with torch.no_grad():
-        values = [
-            torch.stack([elbo.differentiable_loss(m2.model, m2.guide, x) for _ in range(50)]) for elbo in (exact, top_k)
-        ]
-    error = math.hypot(*(float(v.std()) / math.sqrt(50) for v in values))
-    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=4 * error)
+@pytest.mark.parametrize("make", [make_m2, make_class_of_latent, lambda: make_stack(active=ACTIVE).freeze_m1()])
+def test_top_k_inside_the_weighted_bound_is_unbiased(make: Callable[[], M2 | M1M2]) -> None:
+    module, x = make(), make_examples().repeat(100, 1)
+    elbos = (StaticEnumELBO(num_particles=3, importance_weighted=True, enumeration=name) for name in ("exact", "top-k"))
+    (exact, error), (top_k, other) = (mean_and_error(elbo, module, x) for elbo in elbos)
+    assert exact == pytest.approx(top_k, abs=4 * math.hypot(error, other))
 
 
 def test_unsupported_combinations_are_refused() -> None:
@@ -308,12 +224,6 @@ def test_one_draw_cannot_be_importance_weighted() -> None:
             build()
 
 
-class _LogNormal(M1):
-    def encode(self, x: Tensor) -> dist.TorchDistribution:
-        distribution = super().encode(x).base_dist
-        return dist.LogNormal(distribution.loc, distribution.scale).to_event(1)
-
-
 class _OwnNormal(nn.Module):
     def forward(self) -> dist.TorchDistribution:
         return dist.Normal(torch.ones(L), 2.0).to_event(1)
@@ -325,7 +235,7 @@ class _OwnNormal(nn.Module):
         (M1, {}, "in closed form"),
         (M1, {"prior": _OwnNormal()}, "in closed form"),
         (M1, {"prior": "vamp"}, "by samples"),
-        (_LogNormal, {}, "by samples"),
+        (LogNormalM1, {}, "by samples"),
     ],
 )
 def test_terms_say_how_the_kl_is_computed(kind: type[M1], options: dict[str, object], words: str) -> None:

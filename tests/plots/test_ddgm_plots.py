@@ -18,6 +18,7 @@ from pyro_ssvae.plots import (
     plot_samples,
 )
 from pyro_ssvae.plots.ddgm import plot_energies
+from tests.plots.grids import texts, tile
 
 
 class _Grey(nn.Module):
@@ -39,12 +40,9 @@ def brightness() -> DDGM:
     return ddgm
 
 
-def cells(figure: Figure, rows: int, columns: int, *, rows_per_group: int = 1) -> np.ndarray:
+def cells(figure: Figure, rows: int, columns: int, **options: int) -> np.ndarray:
     """Return the brightness at the middle of each cell of a grid of images."""
-    canvas = np.asarray(figure.axes[0].images[0].get_array())[..., 0]
-    gap = 64 // 16
-    top = [i * (64 + gap) + (i // rows_per_group * 3 * gap if rows_per_group > 1 else 0) for i in range(rows)]
-    return np.array([[canvas[32 + y, 32 + j * (64 + gap)] for j in range(columns)] for y in top])
+    return np.array([[tile(figure, row, column, **options)[4, 4] for column in range(columns)] for row in range(rows)])
 
 
 def test_generated_images_are_sorted_by_energy() -> None:
@@ -65,7 +63,7 @@ def test_the_nearest_image_stands_below_each() -> None:
     shown = cells(figure, 8, 5, rows_per_group=2)
     drawn, nearest = shown[::2], shown[1::2]
     np.testing.assert_allclose(nearest, np.round(drawn * 4.0) / 4.0)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["sample", "nearest"] * 4
+    assert texts(figure.axes[0].get_yticklabels()) == ["sample", "nearest"] * 4
     distance = float(torch.from_numpy(8.0 * abs(drawn - nearest)).median())
     assert figure.get_supxlabel() == f"median distance {distance:.2f}"
     with pytest.raises(TypeError, match="floating-point"):
@@ -78,7 +76,7 @@ def test_energies_of_every_kind() -> None:
     figure = plot_energies(ddgm, x)
     assert torch.equal(torch.get_rng_state(), before)
     axes = figure.axes[0]
-    names = [label.get_text() for label in axes.get_xticklabels()]
+    names = texts(axes.get_xticklabels())
     assert names == ["real", "generated", *CORRUPTIONS]
     middles = [line.get_ydata()[0] for line in axes.lines[4::5]]  # each box has two whiskers and two caps before
     expected = ddgm.energy(x)
@@ -95,11 +93,9 @@ def test_interpolations_and_analogies_of_images() -> None:
     before = torch.get_rng_state()
     start, end = torch.zeros(2, 3), torch.ones(2, 3)
     paths = plot_interpolations(ddgm, start, end, steps=3)
-    assert [label.get_text() for label in paths.axes[0].get_yticklabels()] == ["z", "features", "z", "features"]
+    assert texts(paths.axes[0].get_yticklabels()) == ["z", "features", "z", "features"]
     expected = ddgm.interpolate(start, end, steps=3)[2, 1, 0]  # the last image of the second path
-    canvas = np.asarray(paths.axes[0].images[0].get_array())[..., 0]
-    top = 2 * (64 + 4) + 3 * 4  # groups of two rows are apart
-    np.testing.assert_allclose(canvas[top : top + 64 : 8, 2 * 68 : 2 * 68 + 64 : 8], expected, atol=1e-6)
+    np.testing.assert_allclose(tile(paths, 2, 2, rows_per_group=2), expected, atol=1e-6)
     analogies = plot_analogies(ddgm, x)
     assert "\n" not in analogies.get_supxlabel()
     assert len(analogies.axes[0].get_xticklabels()) == 8

@@ -1,10 +1,12 @@
-"""Small data, an objective and settings for tests of training."""
+"""Small data, models, an objective and settings for tests of training."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig
 
@@ -44,3 +46,11 @@ def changed(config: TrainingConfig, **values: object) -> TrainingConfig:
 
 def without_seconds(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+class ReadingM2(M2):
+    """Reads a number back from the device at every step, so that no step can be captured."""
+
+    def encode(self, x: Tensor, y: Tensor) -> Any:
+        qz = super().encode(x, y)
+        return qz if float(qz.mean.detach().sum()) < 1e9 else super().encode(0.0 * x, y)

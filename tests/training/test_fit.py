@@ -301,7 +301,7 @@ def test_batches_of_one_are_refused_with_batch_norm(rows: int, labels: int, size
 
 def test_an_energy_model_of_one_example_is_refused() -> None:
     data = SemiSupervisedData.from_arrays([[0.5, 0.5]])
-    with pytest.raises(ValueError, match="a batch here has 1 unlabelled"):
+    with pytest.raises(ValueError, match="a batch here has 1 unlabelled: raise batch_size"):
         fit(EnergyObjective.for_data(DDGM.for_data(data), data), data, changed(SHORT, kl_warmup=0.0), progress=False)
 
 

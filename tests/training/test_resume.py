@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +18,6 @@ from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.errors import RunFolderError
 from pyro_ssvae.training import RunFolder
 from tests.training.small_runs import SHORT, changed, make_data, make_objective, without_seconds
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("ema_decay", "on_disk"), [(0.0, False), (0.9, False), (0.9, True)])
@@ -65,62 +59,6 @@ def test_resuming_equals_never_having_stopped(
         assert torch.equal(tensor, second.state_dict()[name]), name
     for name, tensor in expected.last_weights.items():
         assert torch.equal(tensor, resumed.last_weights[name]), name
-
-
-def _example(folder: Path, *flags: str) -> list[str]:
-    return [
-        sys.executable, "examples/m2.py", "--data", "digits", "--max-epochs", "4", "--latent-dim", "4",
-        "--hidden-dims", "[32]", "--device", "cpu", "--training.evaluate_every", "8", "--out", str(folder), *flags,
-    ]  # fmt: skip
-
-
-@pytest.mark.usefixtures("unrendered")
-@pytest.mark.slow
-def test_sigkill_and_resume_equal_an_undisturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real process, killed without warning at an arbitrary moment after its first checkpoint."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        _example(tmp_path / "killed"), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "killed" / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.kill()
-    assert not (tmp_path / "killed" / "result.json").exists()
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from m2 import main
-
-    assert main(["--resume", str(tmp_path / "killed")]) == 0
-    assert main(_example(tmp_path / "straight")[2:]) == 0
-
-    def numbers(folder: str) -> list[dict[str, str]]:
-        lines = (tmp_path / folder / "metrics.csv").read_text().splitlines()
-        rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
-        return without_seconds(rows)
-
-    assert numbers("killed") == numbers("straight")
-    weights = [(tmp_path / folder / "model" / "model.safetensors").read_bytes() for folder in ("killed", "straight")]
-    assert weights[0] == weights[1]
-    results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("killed", "straight")]
-    for name in ("test/error", "test/error_last", "val/error", "test/bound", "steps", "epochs"):
-        assert results[0][name] == results[1][name], name
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_resume(tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = _example(tmp_path, "--max-epochs", "100000", "--training.compile", "eager")
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "checkpoints" / "last.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.terminate()
-        out, err = process.communicate(timeout=240)
-    assert process.returncode == 130, err
-    assert f"--resume {tmp_path}" in out
-    assert "Traceback" not in err
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,39 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, fit
-from pyro_ssvae.cli.main import main
+from pyro_ssvae import SemiSupervisedELBO, fit
 from pyro_ssvae.errors import RunFolderError, TrainingFailedError
 from pyro_ssvae.training import RunFolder
 from pyro_ssvae.training.checkpoint import pack, unpack
 from pyro_ssvae.training.loop import FitResult
+from tests.commands import TINY, Call
+from tests.training.small_runs import SHORT, changed, make_data, make_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:The fit is worse")  # a few steps teach little
 
-SHORT = TrainingConfig(max_steps=20, evaluate_every=10, batch_size=16, compile="eager", device="cpu")
-TINY = ["--data", "digits", "--max-epochs", "1", "--latent-dim", "2", "--hidden-dims", "[8]", "--device", "cpu"]
+QUICK = changed(SHORT, max_steps=20, compile="eager")
 
 
-def make_data(seed: int = 0) -> SemiSupervisedData:
-    """Two classes, with a label split."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(60) % 2
-    return SemiSupervisedData.from_arrays(
-        rng.normal(size=(60, 4)) + 3 * y[:, None], np.where(np.arange(60) < 10, y, -1)
-    )
-
-
-def train(folder: Path, *, resume: bool = True, seed: int = 0, **changes: Any) -> FitResult:
-    data = make_data(seed)
-    torch.manual_seed(3)
-    model = M2(data.event_shape, 2, latent_dim=2, hidden_dims=(8,), likelihood="gaussian")
-    config = replace(SHORT, **changes)
-    objective = SemiSupervisedELBO.for_data(model, data)
-    return fit(objective, data, config, out=folder, resume=resume, progress=False)
+def train(folder: Path, *, resume: bool = True, unit: float = 1.0, **changes: Any) -> FitResult:
+    data = make_data()
+    data = replace(data, x=unit * data.x)
+    return fit(make_objective(data), data, changed(QUICK, **changes), out=folder, resume=resume, progress=False)
 
 
 def stop_training(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
@@ -73,23 +60,22 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_afresh(
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--out"], ["--resume"]])
 def test_a_command_stopped_before_its_first_checkpoint_starts_afresh(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     command = ["train", "m2", *TINY, "--seed", "3", "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         stop_training(patch, "write_metrics")
-        assert main(command) == 2
-    assert main(command if flags == ["--out"] else ["train", "m2", "--resume", str(tmp_path / "run")]) == 0
+        call(*command, status=2)
+    call(*(command if flags == ["--out"] else ["train", "m2", "--resume", tmp_path / "run"]))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["seed"] == 3
-    capsys.readouterr()
 
 
 @pytest.mark.usefixtures("unrendered")
 def test_the_same_command_continues_an_interrupted_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     command = ["train", "m2", *TINY, "--max-epochs", "2"]
-    assert main([*command, "--out", str(tmp_path / "straight")]) == 0
+    call(*command, "--out", tmp_path / "straight")
     write = RunFolder.write_checkpoint
 
     def write_and_stop(self: RunFolder, state: dict[str, Any]) -> None:
@@ -98,15 +84,13 @@ def test_the_same_command_continues_an_interrupted_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write_checkpoint", write_and_stop)
-        assert main([*command, "--out", str(tmp_path / "run")]) == 130
-    capsys.readouterr()
-    assert main([*command, "--out", str(tmp_path / "run")]) == 0
-    assert "Continuing the run" in capsys.readouterr().err
+        call(*command, "--out", tmp_path / "run", status=130)
+    assert "Continuing the run" in call(*command, "--out", tmp_path / "run").err
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("straight", "run")]
     assert results[0]["test/bound"] == results[1]["test/bound"]
 
 
-def test_settings_may_be_extended_and_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_may_be_extended_and_not_changed(tmp_path: Path) -> None:
     train(tmp_path, max_steps=10)
     with pytest.raises(RunFolderError, match=r"learning_rate is .* there and 0\.5 here.*max_epochs, max_steps"):
         train(tmp_path, learning_rate=0.5)
@@ -116,25 +100,23 @@ def test_settings_may_be_extended_and_not_changed(tmp_path: Path, capsys: pytest
     with pytest.raises(RunFolderError, match="has done 30 steps, and the schedule that is given has 20: .* extended"):
         train(tmp_path, max_steps=20)
     with pytest.raises(RunFolderError, match="holds a run on other data"):
-        train(tmp_path, max_steps=30, seed=1)
-    capsys.readouterr()
+        train(tmp_path, max_steps=30, unit=0.95)
 
 
 @pytest.mark.slow
-def test_flags_that_differ_from_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_differ_from_those_of_the_run(tmp_path: Path, call: Call) -> None:
     out = str(tmp_path / "run")
-    assert main(["train", "m2", *TINY, "--out", out]) == 0
+    call("train", "m2", *TINY, "--out", out)
     for flags, words in (
         (["train", "m2", *TINY, "--latent-dim", "3", "--out", out], "latent_dim is 2 there and 3 here"),
         (["train", "m2", "--resume", out, "--training.learning_rate", "0.1"], "learning_rate is 0.003 there"),
-        (["train", "m2", "--resume", out, "--out", out + "2"], "leave one of them out"),
+        (["train", "m2", "--resume", out, "--out", out + "2"], "leave one out"),
         (["train", "m1", *TINY, "--out", out], "was started by m2, and not by m1"),
         (["train", "m2", "--data", "", "--out", out], "the value is empty"),
         (["train", "m2", "--data", "digits", "--out", ""], "the value is empty"),
     ):
-        assert main(flags) == 2
-        assert words in capsys.readouterr().err
-    assert main(["train", "m2", "--resume", out, "--max-epochs", "2"]) == 0
+        assert words in call(*flags, status=2).err
+    call("train", "m2", "--resume", out, "--max-epochs", "2")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2.0
 
 
@@ -189,13 +171,12 @@ def test_a_folder_that_disappears_is_told_in_words(tmp_path: Path, monkeypatch: 
 
 
 def test_a_launcher_that_tells_processes_no_rank_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE=2.*RANK is not set"):
         train(tmp_path / "run")
-    assert main(["train", "m2", *TINY, "--out", str(tmp_path / "run")]) == 2
-    assert "WORLD_SIZE=2" in capsys.readouterr().err
+    assert "WORLD_SIZE=2" in call("train", "m2", *TINY, "--out", tmp_path / "run", status=2).err
     assert not (tmp_path / "run").exists()
 
 
@@ -203,32 +184,28 @@ def test_a_launcher_that_tells_processes_no_rank_is_refused(
     "content", [None, pytest.param(b"", marks=pytest.mark.slow), pytest.param(b"PK nonsense", marks=pytest.mark.slow)]
 )
 @pytest.mark.slow
-def test_a_label_split_that_is_lost_is_written_again(
-    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_label_split_that_is_lost_is_written_again(content: bytes | None, tmp_path: Path, call: Call) -> None:
     command = ["train", "m2", *TINY, "--out", str(tmp_path / "run")]
-    assert main(command) == 0
+    call(*command)
     split = tmp_path / "run" / "split.npz"
     before = split.read_bytes()
     if content is None:
         split.unlink()
     else:
         split.write_bytes(content)
-    capsys.readouterr()
-    assert main(["train", "m2", "--resume", str(tmp_path / "run"), "--max-epochs", "2"]) == 0
-    assert ("is missing" if content is None else "is damaged") in capsys.readouterr().err
+    printed = call("train", "m2", "--resume", tmp_path / "run", "--max-epochs", "2").err
+    assert ("is missing" if content is None else "is damaged") in printed
     assert split.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_settings_that_are_lost_are_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_are_lost_are_written_again(tmp_path: Path, call: Call) -> None:
     command = ["train", "m2", *TINY, "--out", str(tmp_path)]
-    assert main(command) == 0
+    call(*command)
     before = (tmp_path / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "result.json").unlink()
-    assert main(command) == 0
-    assert "config.yaml is missing; it is written again" in capsys.readouterr().err
+    assert "config.yaml is missing; it is written again" in call(*command).err
     assert (tmp_path / "config.yaml").read_bytes() == before
 
 
@@ -321,5 +298,5 @@ def test_memory_that_runs_out_is_told_in_words(tmp_path: Path, monkeypatch: pyte
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes.")
 
     monkeypatch.setattr(SemiSupervisedELBO, "losses", need_memory)
-    with pytest.raises(TrainingFailedError, match=r"out of memory \(4\.00 GiB more needed\); reduce batch_size=16"):
+    with pytest.raises(TrainingFailedError, match=r"out of memory \(4\.00 GiB more needed\); reduce batch_size=17"):
         train(tmp_path)

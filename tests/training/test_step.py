@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
 from pyro_ssvae import M1, M2, FitResult, SemiSupervisedData, SemiSupervisedELBO, TrainingConfig, UnsupervisedELBO, fit
 from pyro_ssvae.data import BatchStream
+from pyro_ssvae.errors import EnumerationError
+from pyro_ssvae.models import data_plate
 from pyro_ssvae.training.compilation import has_compiler
 from pyro_ssvae.training.config import make_fabric
-from pyro_ssvae.training.step import TrainingStep
+from pyro_ssvae.training.step import MovingAverage, TrainingStep
+from tests.training.small_runs import ReadingM2
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 24, "batch_size": 16, "labelled_batch_size": 5, "evaluate_every": 8, "warmup_steps": 2,
@@ -110,17 +115,9 @@ def test_auto_compiles_long_schedules_and_earlier_with_many_classes(monkeypatch:
         train(compile="compiled")
 
 
-class _Reading(M2):
-    """Reads a number back from the device at every step."""
-
-    def encode(self, x: Tensor, y: Tensor) -> Any:
-        qz = super().encode(x, y)
-        return qz if float(qz.mean.detach().sum()) < 1e9 else super().encode(0.0 * x, y)
-
-
 def test_a_model_that_synchronises_trains_eagerly_with_a_reason() -> None:
     with pytest.warns(UserWarning, match="run eagerly.*RuntimeError.*_local_scalar_dense") as caught:
-        run, found = train(_Reading, compile="compiled")
+        run, found = train(ReadingM2, compile="compiled")
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
     assert run.step_mode == "eager"
@@ -172,15 +169,8 @@ def test_parameters_may_be_frozen_for_a_time(mode: str) -> None:
 
 
 def test_a_guide_that_enumerates_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from pyro_ssvae.errors import EnumerationError
-
     class Forgetful(M2):
         def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
-            import pyro
-            import pyro.distributions as dist
-
-            from pyro_ssvae.models import data_plate
-
             with data_plate(x, size):
                 if y is None:
                     y = pyro.sample("y", dist.Categorical(logits=self.classify(x)))
@@ -199,8 +189,6 @@ def test_graph_needs_cuda() -> None:
 
 
 def test_the_average_of_a_captured_step_is_the_same() -> None:
-    from pyro_ssvae.training.step import MovingAverage
-
     found = []
     for captured in (False, True):
         torch.manual_seed(0)
