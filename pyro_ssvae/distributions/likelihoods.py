@@ -319,10 +319,6 @@ class _Joint(TorchDistribution):
         self.distributions, self._order, self._positions = list(distributions), order, positions
         super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
-        expanded = [distribution.expand(batch_shape) for distribution in self.distributions]
-        return _Joint(expanded, self._order, self._positions)
-
     def log_prob(self, value: Tensor) -> Tensor:
         parts = [distribution.log_prob(group) for distribution, group in self._split(value)]
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
