@@ -292,22 +292,8 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
         scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
             that were probably meant to be divided are refused or warned about.
     """
-    divisor: float | None = 1.0
-    source, features = _open(model, x), model.feature_source
-    if features is not None:
-        parts = [x] if source is None else source.split(1000)
-        found, source = [features.convert(part) for part in parts], None
-        x = found[0] if len(found) == 1 else torch.cat(found)
-    if source is not None:
-        x, divisor = source, model.data_scale if source.is_integer else 1.0
-    elif model.feature_names and has_names(x):
-        x = encode_rows(read_table(x), model.feature_names, model.categories)
-    is_ready = isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape
-    if source is None and not is_ready:
-        array = to_numpy(x, "x")
-        divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        allowed: Any = {"allow_empty": True, "allow_missing": model.missing, "columns": model.feature_names}
-        x = as_examples(array, event_shape=model.event_shape, **allowed)
+    x, is_integer = _read_examples(model, x)
+    divisor = model.data_scale if is_integer else 1.0
     if x.shape[1:] != model.event_shape:
         needed = f"(B, *event_shape) with event_shape={tuple(model.event_shape)}"
         raise ValueError(f"x must have shape {needed}; got {tuple(x.shape)}.")
@@ -323,14 +309,25 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
     return x.detach() if isinstance(x, Tensor) else x, divisor
 
 
-def _open(model: Any, x: Any) -> ExampleSource | None:
-    """Return the source of examples on disk, of which tables have the columns of the model."""
-    shape = getattr(model.feature_source, "image_shape", model.event_shape)
-    encode = (lambda table: encode_rows(table, model.feature_names, model.categories)) if model.feature_names else None
-    source = open_source(x, shape, encode)
+def _read_examples(model: Any, x: Any) -> tuple[Tensor | ExampleSource, bool]:
+    """Return examples as a tensor or source, of tables the columns of the model, and whether they are integers."""
+    features, names = model.feature_source, model.feature_names
+    encode = (lambda table: encode_rows(table, names, model.categories)) if names else None
+    source = open_source(x, model.event_shape if features is None else features.image_shape, encode)
     if source is not None and model.missing:
         source.holds_missing = True  # whether or not those of the sample do
-    return source
+    if features is not None:
+        parts = [features.convert(part) for part in ([x] if source is None else source.split(1000))]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts)
+    elif source is not None:
+        return source, source.is_integer
+    if encode is not None and has_names(x):
+        x = encode(read_table(x))
+    if isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape:
+        return x, False
+    array = to_numpy(x, "x")
+    allowed: Any = {"allow_empty": True, "allow_missing": model.missing, "columns": names}
+    return as_examples(array, event_shape=model.event_shape, **allowed), array.dtype.kind in "iu"
 
 
 def _check_scale(model: Any, low: float, high: float) -> None:

@@ -36,6 +36,7 @@ from pyro_ssvae.errors import EnumerationError, StaticELBOError
 from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 Sites = dict[str, Any]
+Costs = Iterator[tuple[Any, Tensor]]  # a site, and what it adds to the negative bound
 # Whose closed form in Pyro is no mean of log q - log p: it leaves out the log_density of a Delta (to which a guide may
 # map other draws), takes different masks for their intersection, and does not fold.
 _AT_DRAWS = (dist.Delta, dist.MaskedDistribution, dist.FoldedDistribution)
@@ -125,8 +126,16 @@ class StaticEnumELBO(TraceEnum_ELBO):
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
         _check_reach(model_sites, guide_sites)
-        combine = self._weighted if self.importance_weighted else self._averaged
-        return combine(model_sites, guide_sites, classes)
+        prior = None
+        if classes.name is not None:
+            # p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
+            same_for_draws = self.importance_weighted and not classes.differs_by_sample
+            prior = classes.prior(model_sites, same_for_draws=same_for_draws)
+        costs = self._costs(model_sites, guide_sites, classes, prior)
+        if not self.importance_weighted:
+            return self._averaged(costs, classes, prior)
+        scale = max(plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
+        return self._weighted(costs, classes, prior, scale)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return the negative bound as a number, without gradients."""
@@ -139,25 +148,25 @@ class StaticEnumELBO(TraceEnum_ELBO):
         loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
-    def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+    def _averaged(self, costs: Costs, classes: EnumerateClass, prior: Any | None) -> Tensor:
         parts: list[Tensor] = []
         by_class: list[Tensor] = []
-        for site, cost in self._costs(model_sites, guide_sites, classes):
+        for site, cost in costs:
             if cost.dim() >= -self._class_dim:
                 by_class.append(self._by_class(site, cost, classes))
             else:
                 parts.append(self._sample_mean(cost).sum())
         if classes.name is not None:
-            parts.append(self._sample_mean(classes.kl(self._prior(model_sites, classes))).sum())
+            parts.append(self._sample_mean(classes.kl(prior)).sum())
         if by_class:
             expectation = classes.expectation(sum(by_class[1:], by_class[0]))
             parts.append(self._sample_mean(expectation).sum())
         return sum(parts[1:], parts[0])
 
-    def _weighted(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+    def _weighted(self, costs: Costs, classes: EnumerateClass, prior: Any | None, scale: float) -> Tensor:
         outside: list[Tensor] = []
         inside: list[Tensor] = []
-        for site, cost in self._costs(model_sites, guide_sites, classes):
+        for site, cost in costs:
             if site["cond_indep_stack"]:
                 if cost.dim() >= -self._class_dim:
                     cost = self._by_class(site, cost, classes)
@@ -167,10 +176,9 @@ class StaticEnumELBO(TraceEnum_ELBO):
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
-        scale = max(plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
         if classes.name is None:
             return sum(outside, self._log_mean_exp(cost, scale).sum())
-        kl = classes.kl(self._prior(model_sites, classes))
+        kl = classes.kl(prior)
         if kl.shape[self._class_dim + 1] == 1:  # the same for all draws
             return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
         if classes.top_k is not None:
@@ -196,30 +204,23 @@ class StaticEnumELBO(TraceEnum_ELBO):
         log_weights = -cost / scale
         return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(cost.shape[dim]))
 
-    def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
-        """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability."""
+    def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass, prior: Any | None) -> Costs:
+        """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability.
+
+        The KL of the class, which is summed over all of them, is left out: q(y|x), and p(y) at the site ``prior``.
+        """
         closed = self.analytic_kl and not self.importance_weighted
-        done = {classes.name}  # KL(q(y|x)||p(y)) is summed over all classes, apart from the others
+        done: set[str] = set()
         for name, site in guide_sites.items():
-            if name in done:
+            if name == classes.name:
                 continue
             kl = _analytic_kl(name, model_sites, guide_sites) if closed else None
             if kl is not None:
                 done.add(name)
             yield site, _log_prob(site) if kl is None else kl
-        if classes.name is not None and self._prior(model_sites, classes) is None:
-            done.discard(classes.name)
         for name, site in model_sites.items():
-            if name not in done:
+            if name not in done and site is not prior:
                 yield site, -_log_prob(site)
-
-    def _prior(self, model_sites: Sites, classes: EnumerateClass) -> Any | None:
-        """Return the model's site of the class if KL(q(y|x)‖p(y)) is taken apart, else ``None``.
-
-        p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
-        """
-        same_for_draws = self.importance_weighted and not classes.differs_by_sample
-        return classes.prior(model_sites, same_for_draws=same_for_draws)
 
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
         """Return a cost that depends on the class, summed over the plate if the class is outside of it."""

@@ -13,7 +13,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
@@ -156,8 +156,8 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
 
     With ``check``, ``StaticELBOError`` for a site that differs between examples outside of the one plate over them.
     """
-    nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
-    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    nodes: dict[str, Any] = trace.nodes
+    sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
     for name, site in sites.items() if check else ():
         fn, value = site["fn"], torch.as_tensor(site["value"])
         try:
@@ -211,7 +211,7 @@ class PlateSizes(Messenger):
         self._scales: dict[float, str] = {}  # with the name of a site
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and type(msg["fn"]).__name__ != "_Subsample":
+        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and not site_is_subsample(msg):
             self._scales.setdefault(plate_scale(msg), msg["name"])
 
     def check(self, batch: int, size: int) -> None:
@@ -246,7 +246,7 @@ class GlobalSites(Messenger):
         self._score = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["cond_indep_stack"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
+        if msg["cond_indep_stack"] or site_is_subsample(msg) or self._score:
             return
         msg["mask"] = False
         if msg["name"] in self._values and not msg["is_observed"]:
