@@ -27,6 +27,7 @@ from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import check_counts, choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
+from pyro_ssvae.networks.variational import evaluation_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -363,18 +364,6 @@ def get_device(module: nn.Module) -> torch.device:
 def full_precision(tensor: Tensor) -> Tensor:
     """Return half-precision outputs of networks (under autocast) as float32, in which all bounds are computed."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and restore the mode of each of its submodules afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager

@@ -26,16 +26,9 @@ from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood, warn_of_codes
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing, mean_or_centre
-from pyro_ssvae.models.base import (
-    Model,
-    data_plate,
-    evaluation_mode,
-    fork_random_state,
-    full_precision,
-    get_device,
-    seeded,
-)
+from pyro_ssvae.models.base import Model, data_plate, fork_random_state, full_precision, get_device, seeded
 from pyro_ssvae.networks.images import choose_networks
+from pyro_ssvae.networks.variational import evaluation_mode
 from pyro_ssvae.presets import FEATURES
 
 _MAX_LOG_SCALE = 15.0

@@ -33,11 +33,12 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal, draw_alike
-from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, seeded
+from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, seeded
 from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel, mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.networks.images import make_classifier
+from pyro_ssvae.networks.variational import evaluation_mode
 
 _CLASSIFIER_OPTIONS = ("hidden_dims", "activation", "batch_norm", "dropout")  # of M2 and make_classifier
 
