@@ -126,11 +126,9 @@ class StaticEnumELBO(TraceEnum_ELBO):
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
         _check_reach(model_sites, guide_sites)
-        prior = None
-        if classes.name is not None:
-            # p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
-            same_for_draws = self.importance_weighted and not classes.differs_by_sample
-            prior = classes.prior(model_sites, same_for_draws=same_for_draws)
+        # p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
+        same_for_draws = self.importance_weighted and not classes.differs_by_sample
+        prior = classes.prior(model_sites, same_for_draws=same_for_draws)
         costs = self._costs(model_sites, guide_sites, classes, prior)
         if not self.importance_weighted:
             return self._averaged(costs, classes, prior)

@@ -128,7 +128,7 @@ class EnumerateClass(Messenger):
     @property
     def differs_by_sample(self) -> bool:
         """Whether q(y|x) is another distribution for every draw of what the guide drew before."""
-        dim = self._sample_dim
+        dim = None if self.name is None else self._sample_dim
         return dim is not None and self.log_q.dim() >= -dim and self.log_q.shape[dim] > 1
 
     def expectation(self, cost: Tensor) -> Tensor:
