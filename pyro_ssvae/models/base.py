@@ -169,9 +169,8 @@ class Model(Configurable, abstract=True):
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
             options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
-        chosen = cls._choose_arguments(data, options)
-        if "missing" in find_parameters(cls) and _holds_missing(data):
-            chosen["missing"] = True
+        taken = find_parameters(cls)
+        chosen = {name: value for name, value in cls._choose_arguments(data, options).items() if name in taken}
         if isinstance(options.get("likelihood"), nn.Module):
             with suppress(RuntimeError):  # of tensors that cannot be copied
                 options["likelihood"] = copy.deepcopy(options["likelihood"])
@@ -199,8 +198,8 @@ class Model(Configurable, abstract=True):
 
     @classmethod
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return defaults of the constructor's arguments that depend on the examples."""
-        return {}
+        """Return defaults that depend on the examples, of arguments which the constructor may or may not have."""
+        return {"missing": True} if _holds_missing(data) else {}
 
     def fit_units(self, data: SemiSupervisedData) -> None:
         """Remember the scale and the names of a data set; called by :meth:`for_data` and before training.

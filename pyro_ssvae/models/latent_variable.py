@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
-from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
@@ -77,7 +76,7 @@ class LatentVariableModel(Model, abstract=True):
 
     @classmethod
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found = super()._choose_arguments(data, given)
         if data.feature_source is not None:
             found |= FEATURES.model
         elif len(data.event_shape) == 3:
@@ -89,8 +88,7 @@ class LatentVariableModel(Model, abstract=True):
                 found["likelihood"] = likelihood
         elif data.categories and not isinstance(given.get("likelihood"), nn.Module):  # for_data has replaced "auto"
             warn_of_codes(data.categories)
-        taken = find_parameters(cls)
-        return {name: value for name, value in found.items() if name in taken}
+        return found
 
     @property
     def _input_shape(self) -> torch.Size:
