@@ -176,8 +176,8 @@ class M1M2(SemiSupervisedModel):
         if not self.m1_frozen:
             return self.model, self.guide
         for whole, *parts in (("model", "latent_model", "sample_z1"), ("guide", "latent_guide", "sample_y_and_z")):
-            classes = [vars(kind) for kind in type(self).__mro__]
-            if next(kind for kind in classes if {whole, *parts} & kind.keys()).keys().isdisjoint(parts):
+            latest = next(vars(kind) for kind in type(self).__mro__ if {whole, *parts} & vars(kind).keys())
+            if latest.keys().isdisjoint(parts):
                 raise ValueError(
                     f"While M1 is frozen, training uses {parts[0]}, not the {whole} of {type(self).__name__}: override "
                     f"{parts[1]}, which both call, or {parts[0]} too, or call unfreeze_m1()."
