@@ -210,7 +210,7 @@ class PlateSizes(Messenger):
         super().__init__()
         self._scales: dict[float, str] = {}  # with the name of a site
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if any(frame.vectorized for frame in msg["cond_indep_stack"]) and not site_is_subsample(msg):
             self._scales.setdefault(plate_scale(msg), msg["name"])
 
@@ -245,14 +245,14 @@ class GlobalSites(Messenger):
         """Start the next pass, in which the global sites are no longer scored."""
         self._score = False
 
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["cond_indep_stack"] or site_is_subsample(msg) or self._score:
             return
         msg["mask"] = False
         if msg["name"] in self._values and not msg["is_observed"]:
             msg["value"] = self._values[msg["name"]]
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["cond_indep_stack"] and not msg["is_observed"]:
             self._values.setdefault(msg["name"], msg["value"])
 

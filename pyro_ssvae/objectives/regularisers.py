@@ -303,7 +303,8 @@ def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentat
     background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
     kind: Callable[..., Augmentation]
     kind = PhotoAugmentation if background is None else partial(AffineAugmentation, fill=background)
-    weak, options = kind(), {"strong": kind(strength=1.5)}
+    weak = kind()
+    options: dict[str, Any] = {"strong": kind(strength=1.5)}
     if background is not None:
         options["neighbours"] = NeighbourDensities.for_data(data, background=background)
     likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
