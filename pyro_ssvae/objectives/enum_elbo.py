@@ -33,7 +33,7 @@ from torch.distributions import kl_divergence
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.distributions.torch_distributions import innermost
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
+from pyro_ssvae.objectives.handlers import SAMPLE_DIM, DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 Sites = dict[str, Any]
 Costs = Iterator[tuple[Any, Tensor]]  # a site, and what it adds to the negative bound
@@ -111,17 +111,16 @@ class StaticEnumELBO(TraceEnum_ELBO):
         self.require_enumeration = require_enumeration
         self.importance_weighted = importance_weighted and num_particles > 1
         self._top_k = top_k if enumeration == "top-k" else None
-        self._sample_dim: int | None = -2 if num_particles > 1 else None
-        self._class_dim = -3 if num_particles > 1 else -2
+        self._dims_with_class = 3 if num_particles > 1 else 2  # of costs that depend on the class, without those of x
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the negative bound in nats, summed over the examples that the plate stands for; differentiable."""
-        classes = EnumerateClass(self._class_dim, self._top_k, self._sample_dim)
+        classes = EnumerateClass(self._top_k, several_draws=self.num_particles > 1)
         handled = classes(guide)
-        if self._sample_dim is not None:
-            handled = DrawSamples(self.num_particles, self._sample_dim)(handled)
+        if self.num_particles > 1:
+            handled = DrawSamples(self.num_particles)(handled)
         model_sites, guide_sites = _trace_sites(model, handled, *args, **kwargs)
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
@@ -150,15 +149,15 @@ class StaticEnumELBO(TraceEnum_ELBO):
         parts: list[Tensor] = []
         by_class: list[Tensor] = []
         for site, cost in costs:
-            if cost.dim() >= -self._class_dim:
+            if cost.dim() >= self._dims_with_class:
                 by_class.append(self._by_class(site, cost, classes))
             else:
-                parts.append(self._sample_mean(cost).sum())
+                parts.append(_sample_mean(cost).sum())
         if classes.name is not None:
-            parts.append(self._sample_mean(classes.kl(prior)).sum())
+            parts.append(_sample_mean(classes.kl(prior)).sum())
         if by_class:
             expectation = classes.expectation(sum(by_class[1:], by_class[0]))
-            parts.append(self._sample_mean(expectation).sum())
+            parts.append(_sample_mean(expectation).sum())
         return sum(parts[1:], parts[0])
 
     def _weighted(self, costs: Costs, classes: EnumerateClass, prior: Any | None, scale: float) -> Tensor:
@@ -166,7 +165,7 @@ class StaticEnumELBO(TraceEnum_ELBO):
         inside: list[Tensor] = []
         for site, cost in costs:
             if site["cond_indep_stack"]:
-                if cost.dim() >= -self._class_dim:
+                if cost.dim() >= self._dims_with_class:
                     cost = self._by_class(site, cost, classes)
                 elif classes.name is not None and not classes.frames:
                     cost = cost.sum(-1, keepdim=True)  # one class for the plate: its examples are weighed together
@@ -175,32 +174,16 @@ class StaticEnumELBO(TraceEnum_ELBO):
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
         if classes.name is None:
-            return sum(outside, self._log_mean_exp(cost, scale).sum())
+            return sum(outside, _log_mean_exp(cost, scale).sum())
         kl = classes.kl(prior)
-        if kl.shape[self._class_dim + 1] == 1:  # the same for all draws
-            return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
+        if kl.shape[SAMPLE_DIM] == 1:  # the same for all draws
+            return sum(outside, (kl + classes.expectation(_log_mean_exp(cost, scale))).sum())
         if classes.top_k is not None:
             raise StaticELBOError(
                 f"The distribution of {classes.name!r} depends on earlier draws, so top-k enumeration inside an "
                 "importance-weighted bound would be biased."
             )
-        return sum(outside, self._log_mean_exp(kl + classes.expectation(cost), scale).sum())
-
-    def _sample_mean(self, cost: Tensor) -> Tensor:
-        """Return the mean over draws of a cost ``(..., k, *plates)``, or the cost where it does not depend on them."""
-        dim = self._sample_dim
-        return cost if dim is None or cost.dim() < -dim else cost.mean(dim)
-
-    def _log_mean_exp(self, cost: Tensor, scale: float) -> Tensor:
-        """Return the negative bound of k draws from the costs of each, ``(..., k, *plates)`` to ``(..., 1, *plates)``.
-
-        Costs are scaled for the examples that a minibatch stands for; the weights of draws are those of one example.
-        """
-        dim = self._sample_dim
-        if dim is None or cost.dim() < -dim:
-            return cost
-        log_weights = -cost / scale
-        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(cost.shape[dim]))
+        return sum(outside, _log_mean_exp(kl + classes.expectation(cost), scale).sum())
 
     def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass, prior: Any | None) -> Costs:
         """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability.
@@ -223,13 +206,29 @@ class StaticEnumELBO(TraceEnum_ELBO):
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
         """Return a cost that depends on the class, summed over the plate if the class is outside of it."""
         frames = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-        if classes.name is None or cost.dim() > -self._class_dim or not classes.frames <= frames:
+        if classes.name is None or cost.dim() > self._dims_with_class or not classes.frames <= frames:
             raise StaticELBOError(
                 f"Site {site['name']!r} has log-probabilities of shape {tuple(cost.shape)} in plates "
                 f"{sorted(frames) or 'none'}, which do not line up with one plate and the class {classes.name!r}. "
                 "Declare event dimensions with .to_event."
             )
         return cost if classes.frames else cost.sum(-1, keepdim=True)
+
+
+def _sample_mean(cost: Tensor) -> Tensor:
+    """Return the mean over draws of a cost ``(k, B)``, or the cost where it does not depend on them."""
+    return cost if cost.dim() < -SAMPLE_DIM else cost.mean(SAMPLE_DIM)
+
+
+def _log_mean_exp(cost: Tensor, scale: float) -> Tensor:
+    """Return the negative bound of k draws from the costs of each, ``(..., k, B)`` to ``(..., 1, B)``.
+
+    Costs are scaled for the examples that a minibatch stands for; the weights of draws are those of one example.
+    """
+    if cost.dim() < -SAMPLE_DIM:
+        return cost
+    log_weights = -cost / scale
+    return -scale * (log_weights.logsumexp(SAMPLE_DIM, keepdim=True) - math.log(cost.shape[SAMPLE_DIM]))
 
 
 def check_draws(num_particles: int, importance_weighted: bool) -> None:
