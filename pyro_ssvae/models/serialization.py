@@ -209,7 +209,7 @@ def _compare_on_meta(
         raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
     optional = {  # buffers that a new model leaves open, such as the units of a likelihood
         f"{path}.{name}".removeprefix(".")
-        for path, part in model.named_modules()
+        for path, part in model.named_modules(remove_duplicate=False)  # an M1M2 has the parts of its M1 twice
         for name, buffer in part._buffers.items()
         if buffer is None
     }
