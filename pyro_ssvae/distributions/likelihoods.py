@@ -282,19 +282,19 @@ class Mixed(Likelihood):
     def _standardise(self, x: Tensor) -> Tensor:
         joined = torch.cat([part._standardise(group) for part, group in self._each(x)], -1)
         # In the order of the parts if the number of columns differs.
-        return self.join(joined) if joined.shape == x.shape else joined
+        return self._in_order(joined) if joined.shape == x.shape else joined
 
     def _each(self, x: Tensor) -> zip[tuple[Likelihood, Tensor]]:
-        return zip(self.parts, self.split(x), strict=True)
+        return zip(self.parts, self._split(x), strict=True)
 
-    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the columns ``(..., D)`` of each part."""
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
         return x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
 
-    def join(self, x: Tensor) -> Tensor:
-        """Return columns ``(..., D)`` that were split, and put side by side, in the order of the table."""
+    def _in_order(self, x: Tensor) -> Tensor:
+        """Return the columns of all parts, side by side, in the order of the table."""
         return x.index_select(-1, self._positions)
 
     def check(self, x: Tensor) -> None:
@@ -337,10 +337,10 @@ class _Joint(TorchDistribution):
         return self._join(part.variance for part in self._parts)
 
     def _each(self, x: Tensor) -> zip[tuple[TorchDistribution, Tensor]]:
-        return zip(self._parts, self._mixed.split(x), strict=True)
+        return zip(self._parts, self._mixed._split(x), strict=True)
 
     def _join(self, parts: Iterable[Tensor]) -> Tensor:
-        return self._mixed.join(torch.cat([*parts], -1))
+        return self._mixed._in_order(torch.cat([*parts], -1))
 
 
 def group_columns(likelihood: Any, number: int) -> list[tuple[list[int], Any]]:
