@@ -123,37 +123,19 @@ def choose_likelihood(x: NDArray[Any], levels: Mapping[int, int] | None = None) 
     if x.ndim > 2:
         images = torch.from_numpy(x if x.ndim > 3 else x[:, None])
         return choose_image_likelihood(images, choose_scale(images))
-    words = np.isin(np.arange(x.shape[1]), list(levels or {}))
-    levels = {column: number for column, number in (levels or {}).items() if number > 2}
-    # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
-    kept = np.flatnonzero(_describe_columns(x[:_FIRST_ROWS])[2])
-    split = np.array_split(x, min(len(x), 1 + x.size // _AT_ONCE))  # copies of a part are few
-    parts = zip(*(_describe_columns(part[:, kept]) for part in split), strict=True)
-    missing, binary, whole, zeros, largest = (_spread(np.stack(part), kept, x.shape[1]) for part in parts)
-    observed = len(x) - missing.sum(0)
-    nominal = np.isin(np.arange(x.shape[1]), list(levels))
-    binary = binary.all(0) & (observed > 0) & ~nominal
-    whole = whole.all(0) & ~words
-    zeros = zeros.sum(0) / np.maximum(observed, 1)
-    largest = largest.max(0)
-    counts, kind = whole & ~binary & (zeros >= _COUNT_ZEROS) & (largest >= _LEAST_LEVELS), NegativeBinomial()
-    number = int(whole.sum())
-    if number >= max(_COUNT_TABLE, _COUNT_SHARE * len(whole)) and counts.any() and zeros[whole].mean() >= _COUNT_ZEROS:
-        if (largest[whole] == largest[whole].max()).mean() <= _PIXELS:
-            components = _COMPONENTS if number > _MANY_COLUMNS else None
-            counts, kind = whole, NegativeBinomial(offset=True, columns=number, components=components)
-    groups: list[tuple[Likelihood, Any]] = [
+    sizes = np.array([(levels or {}).get(column, -1) for column in range(x.shape[1])])  # -1: no codes
+    nominal = sizes > 2
+    binary, whole, zeros, largest = _describe_columns(x)
+    binary, whole = binary & ~nominal, whole & (sizes < 0)
+    counts, of_counts = _find_counts(binary, whole, zeros, largest)
+    parts: list[tuple[Likelihood, Any]] = [
         (Bernoulli(), binary & ~counts),
-        (kind, counts),
+        (of_counts, counts),
         (Gaussian(), ~binary & ~counts & ~nominal),
         # Columns with the same number of levels together: each part adds to the time of a step.
-        *(
-            (Categorical(number, 1.0, one_hot=True), [column for column in levels if levels[column] == number])
-            for number in dict.fromkeys(levels.values())
-        ),
+        *((Categorical(size, 1.0, one_hot=True), sizes == size) for size in dict.fromkeys(sizes[nominal].tolist())),
     ]
-    masks = [(np.flatnonzero(which) if isinstance(which, np.ndarray) else which, part) for part, which in groups]
-    found = [([int(column) for column in columns], part) for columns, part in masks if len(columns)]
+    found = [(np.flatnonzero(columns).tolist(), part) for part, columns in parts if columns.any()]
     return found[0][1] if len(found) == 1 else Mixed(found)
 
 
@@ -164,19 +146,40 @@ def warn_of_codes(categories: Mapping[str, tuple[str, ...]]) -> None:
     warnings.warn(f"Columns of words are read as numbers, their codes: {sizes}. {advice}", stacklevel=6)
 
 
-def _spread(values: NDArray[Any], columns: NDArray[Any], number: int) -> NDArray[Any]:
-    """Return values ``(P, K)`` of some columns in their places among ``number`` columns, with zeros in the others."""
-    spread = np.zeros((len(values), number), values.dtype)
-    spread[:, columns] = values
-    return spread
-
-
 def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Return for each column whether values are 0 or 1, whether whole from 0, the share of zeros, and the largest."""
+    # A column with a fraction in its first rows holds real numbers, and only the others are looked at further.
+    kept = np.flatnonzero(_describe_rows(x[:_FIRST_ROWS])[2])
+    split = np.array_split(x, min(len(x), 1 + x.size // _AT_ONCE))  # copies of a part are few
+    parts = zip(*(_describe_rows(part[:, kept]) for part in split), strict=True)
+    missing, binary, whole, zeros, largest = (np.stack(part) for part in parts)
+    observed = len(x) - missing.sum(0)
+    found = np.zeros((4, x.shape[1]))
+    found[0, kept], found[1, kept] = binary.all(0) & (observed > 0), whole.all(0)
+    found[2, kept], found[3, kept] = zeros.sum(0) / np.maximum(observed, 1), largest.max(0)
+    return found[0] > 0, found[1] > 0, found[2], found[3]
+
+
+def _describe_rows(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """Return for each column: missing values, whether others are 0 or 1, and whole from 0; zeros; the largest value."""
     missing = np.isnan(x)
     x = np.where(missing, 0.0, x)  # zero is allowed by each of the following
     binary, whole = ((x == 0) | (x == 1)).all(0), ((x >= 0) & (x == np.round(x))).all(0)
     return missing.sum(0), binary, whole, ((x == 0) & ~missing).sum(0), x.max(0)
+
+
+def _find_counts(
+    binary: NDArray[Any], whole: NDArray[Any], zeros: NDArray[Any], largest: NDArray[Any]
+) -> tuple[NDArray[Any], Likelihood]:
+    """Return which columns hold counts, and their likelihood: given the total of the row in a table of counts."""
+    number = int(whole.sum())
+    counts = whole & ~binary & (zeros >= _COUNT_ZEROS) & (largest >= _LEAST_LEVELS)
+    is_table = number >= max(_COUNT_TABLE, _COUNT_SHARE * len(whole)) and counts.any()
+    if is_table and zeros[whole].mean() >= _COUNT_ZEROS:
+        if (largest[whole] == largest[whole].max()).mean() <= _PIXELS:
+            components = _COMPONENTS if number > _MANY_COLUMNS else None
+            return whole, NegativeBinomial(offset=True, columns=number, components=components)
+    return counts, NegativeBinomial()
 
 
 def describe_likelihood(likelihood: Likelihood, columns: int) -> str:

@@ -31,9 +31,6 @@ class _GridDistribution(TorchDistribution):
         self.logits, self.spacing, self._ordered = logits, spacing, ordered
         super().__init__(logits.shape[:-1], validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _GridDistribution:
-        return _GridDistribution(self.logits.expand(*batch_shape, -1), self.spacing, self._ordered)
-
     def log_prob(self, value: Tensor) -> Tensor:
         index = (value / self.spacing).round()
         return dist.Categorical(logits=self.logits, validate_args=False).log_prob(index)
@@ -153,17 +150,13 @@ class _LogisticCells(TorchDistribution):
     support = constraints.real
 
     def __init__(self, loc: Tensor, log_scale: Tensor, levels: int, spacing: float) -> None:
-        self.loc, self.log_scale = torch.broadcast_tensors(loc, log_scale)
+        self.loc, self.log_scale = loc, log_scale.clamp(-5.0, 12.0)
         self.levels, self.spacing = levels, spacing
         super().__init__(self.loc.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _LogisticCells:
-        loc, log_scale = self.loc.expand(batch_shape), self.log_scale.expand(batch_shape)
-        return _LogisticCells(loc, log_scale, self.levels, self.spacing)
-
     def log_prob(self, value: Tensor) -> Tensor:
         step = (value / self.spacing).round()
-        inverse = (-self.log_scale.clamp(-5.0, 12.0)).exp()
+        inverse = (-self.log_scale).exp()
         above = (step + 0.5 - self.loc / self.spacing) * inverse
         below = (step - 0.5 - self.loc / self.spacing) * inverse
         # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - e^{b - a}), and a - b is the width of a cell.
@@ -175,7 +168,7 @@ class _LogisticCells(TorchDistribution):
         uniform = torch.rand((*sample_shape, *self.batch_shape), dtype=self.loc.dtype, device=self.loc.device)
         uniform = uniform.clamp(1e-6, 1.0 - 1e-6)
         noise = uniform.log() - torch.log1p(-uniform)
-        step = self.loc / self.spacing + self.log_scale.clamp(-5.0, 12.0).exp() * noise
+        step = self.loc / self.spacing + self.log_scale.exp() * noise
         return step.round().clamp(0, self.levels - 1) * self.spacing
 
     @property
@@ -184,7 +177,7 @@ class _LogisticCells(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        scale = self.log_scale.clamp(-5.0, 12.0).exp() * self.spacing
+        scale = self.log_scale.exp() * self.spacing
         return scale.square() * (torch.pi**2 / 3.0)
 
 
@@ -267,9 +260,6 @@ class _GivenTotal(TorchDistribution):
     def __init__(self, likelihood: _Counts, params: Tensor) -> None:
         self.likelihood, self.params = likelihood, params
         super().__init__(params.shape[:-2], params.shape[-1:], validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _GivenTotal:
-        return _GivenTotal(self.likelihood, self.params.expand(*batch_shape, *self.params.shape[-2:]))
 
     def _given(self, value: Tensor) -> Any:
         return self.likelihood._distribution(self.params, 1, self.likelihood._size(value).log())

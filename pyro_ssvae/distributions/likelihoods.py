@@ -10,7 +10,7 @@ distribution is of x in its own units. Without such an estimate, and for values 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -266,87 +266,81 @@ class Mixed(Likelihood):
 
     def forward(self, params: Tensor, event_dim: int) -> TorchDistribution:
         """Return the joint distribution of rows, for raw numbers ``(*batch, P, D)``; parts use the first ones of P."""
-        columns = sum(map(len, self.columns))
-        if event_dim != 1 or params.shape[-1] != columns:
+        if event_dim != 1:
             raise ValueError(
-                f"Mixed is for rows of {columns} columns; got events with {event_dim} dimension(s), the last of size "
-                f"{params.shape[-1]}."
+                f"Mixed is for rows of {len(self._order)} columns; got events with {event_dim} dimension(s), the last "
+                f"of size {params.shape[-1]}."
             )
-        parts = [likelihood(group[..., : likelihood.num_params, :], 1) for group, likelihood in self._split(params)]
-        return _Joint(
-            [leave_out_missing(part) if self.missing else part for part in parts], self._order, self._positions
-        )
+        parts = [part(group[..., : part.num_params, :], 1) for part, group in self._each(params)]
+        return _Joint(self, [leave_out_missing(part) if self.missing else part for part in parts])
 
     def fit_units(self, x: Tensor, scale: float = 1.0) -> None:
         """Estimate the units of the columns of every part, from examples ``(N, D)``."""
-        if x.shape[-1] == len(self._order):  # otherwise `check` will say so
-            for columns, likelihood in self._split(x):
-                likelihood.fit_units(columns, scale)
+        for part, group in self._each(x):
+            part.fit_units(group, scale)
 
     def _standardise(self, x: Tensor) -> Tensor:
+        joined = torch.cat([part._standardise(group) for part, group in self._each(x)], -1)
         # In the order of the parts if the number of columns differs.
-        parts = [(columns, likelihood._standardise(columns)) for columns, likelihood in self._split(x)]
-        if all(columns is seen for columns, seen in parts):
-            return x
-        joined = torch.cat([seen for _, seen in parts], -1)
-        return joined.index_select(-1, self._positions) if joined.shape == x.shape else joined
+        return self._in_order(joined) if joined.shape == x.shape else joined
 
-    def _split(self, x: Tensor) -> zip[tuple[Tensor, Likelihood]]:
+    def _each(self, x: Tensor) -> zip[tuple[Likelihood, Tensor]]:
+        return zip(self.parts, self._split(x), strict=True)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns ``(..., D)`` of each part."""
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
-        groups = x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
-        return zip(groups, self.parts, strict=True)
+        return x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        """Return the columns of all parts, side by side, in the order of the table."""
+        return x.index_select(-1, self._positions)
 
     def check(self, x: Tensor) -> None:
         """Raise ``ValueError``, naming the columns, if the check of a part fails for its columns."""
-        for columns, likelihood in group_columns(self, x.shape[-1]):
-            if max(columns) >= x.shape[-1]:
-                raise ValueError(f"Mixed names column {max(columns)}, the data has {x.shape[-1]} columns.")
+        for columns, (part, group) in zip(self.columns, self._each(x), strict=True):
             try:
-                likelihood.check(x[..., columns])
+                part.check(group)
             except ValueError as error:
                 raise ValueError(f"Columns {columns}: {error}") from error
 
 
 class _Joint(TorchDistribution):
-    """Independent distributions of groups of columns in ``order``; ``positions`` are the places of columns there."""
+    """Independent distributions of the columns of each part of a :class:`Mixed`."""
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     takes_missing = True
 
-    def __init__(self, distributions: Sequence[TorchDistribution], order: Tensor, positions: Tensor) -> None:
-        self.distributions, self._order, self._positions = list(distributions), order, positions
-        super().__init__(self.distributions[0].batch_shape, order.shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _Joint:
-        expanded = [distribution.expand(batch_shape) for distribution in self.distributions]
-        return _Joint(expanded, self._order, self._positions)
+    def __init__(self, mixed: Mixed, parts: list[TorchDistribution]) -> None:
+        self._mixed, self._parts = mixed, parts
+        columns = sum(part.event_shape[0] for part in parts)
+        super().__init__(parts[0].batch_shape, torch.Size([columns]), validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        parts = [distribution.log_prob(group) for distribution, group in self._split(value)]
-        return torch.stack(torch.broadcast_tensors(*parts)).sum(0)
+        found = [part.log_prob(group) for part, group in self._each(value)]
+        return torch.stack(torch.broadcast_tensors(*found)).sum(0)
 
     def impute(self, weights: Tensor, x: Tensor) -> Tensor:
-        return self._join([impute(distribution, weights, group) for distribution, group in self._split(x)])
-
-    def _split(self, x: Tensor) -> zip[tuple[TorchDistribution, Tensor]]:
-        sizes = [distribution.event_shape[0] for distribution in self.distributions]
-        return zip(self.distributions, x.index_select(-1, self._order).split(sizes, -1), strict=True)
+        return self._join(impute(part, weights, group) for part, group in self._each(x))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._join([distribution.sample(sample_shape) for distribution in self.distributions])
+        return self._join(part.sample(sample_shape) for part in self._parts)
 
     @property
     def mean(self) -> Tensor:
-        return self._join([distribution.mean for distribution in self.distributions])
+        return self._join(part.mean for part in self._parts)
 
     @property
     def variance(self) -> Tensor:
-        return self._join([distribution.variance for distribution in self.distributions])
+        return self._join(part.variance for part in self._parts)
 
-    def _join(self, parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts, -1).index_select(-1, self._positions)
+    def _each(self, x: Tensor) -> zip[tuple[TorchDistribution, Tensor]]:
+        return zip(self._parts, self._mixed._split(x), strict=True)
+
+    def _join(self, parts: Iterable[Tensor]) -> Tensor:
+        return self._mixed._in_order(torch.cat([*parts], -1))
 
 
 def group_columns(likelihood: Any, number: int) -> list[tuple[list[int], Any]]:

@@ -142,20 +142,16 @@ class DiagonalMixture(TorchDistribution):
 
     the log-densities are a product of :math:`(z^2, z)` with a matrix of the components. The terms cancel if σ is small
     relative to μ, so the product is taken in float64, also under autocast. Log-weights are ``(C,)``, locations and
-    scales ``(C, L)``; over the batch the distributions are equal.
+    scales ``(C, L)``.
     """
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = False
 
-    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor, batch_shape: Any = ()) -> None:
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
         self.logits, self.loc, self.scale = logits, loc, scale
-        super().__init__(torch.Size(batch_shape), loc.shape[-1:], validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiagonalMixture:
-        """Return the same distribution over a larger batch."""
-        return DiagonalMixture(self.logits, self.loc, self.scale, batch_shape)
+        super().__init__(event_shape=loc.shape[-1:], validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density, in nats, of values with shape ``(..., L)``."""
@@ -166,28 +162,25 @@ class DiagonalMixture(TorchDistribution):
         constant = constant - 0.5 * math.log(2.0 * math.pi) * loc.shape[-1]  # (C,)
         matrix = torch.cat([-0.5 * precision, weighted], -1).mT  # (2L, C)
         by_component = torch.cat([points.square(), points], -1) @ matrix + constant  # (..., C)
-        log_prob = by_component.logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return by_component.logsumexp(-1).to(torch.promote_types(value.dtype, self.loc.dtype))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw values with shape ``(*sample_shape, *batch_shape, L)``, without gradients."""
+        """Draw values with shape ``(*sample_shape, L)``, without gradients."""
         with torch.no_grad():
-            shape = torch.Size(sample_shape) + self.batch_shape
-            chosen = dist.Categorical(logits=self.logits).sample(shape)
-            noise = torch.randn(*shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
+            chosen = dist.Categorical(logits=self.logits).sample(torch.Size(sample_shape))
+            noise = torch.randn(*chosen.shape, *self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
             return self.loc[chosen] + self.scale[chosen] * noise
 
     @property
     def mean(self) -> Tensor:
-        """Return the mean, with shape ``(*batch_shape, L)``."""
-        return (self.logits.softmax(-1) @ self.loc).expand(self.batch_shape + self.event_shape)
+        """Return the mean, with shape ``(L,)``."""
+        return self.logits.softmax(-1) @ self.loc
 
     @property
     def variance(self) -> Tensor:
-        """Return the variances of the elements, with shape ``(*batch_shape, L)``."""
+        """Return the variances of the elements, with shape ``(L,)``."""
         weights = self.logits.softmax(-1)
-        variance = weights @ (self.scale.square() + (self.loc - weights @ self.loc).square())
-        return variance.expand(self.batch_shape + self.event_shape)
+        return weights @ (self.scale.square() + (self.loc - weights @ self.loc).square())
 
 
 class StudentTOfTensors(dist.StudentT):
@@ -232,10 +225,6 @@ class ContinuousBernoulliByLogits(TorchDistribution):
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulliByLogits:
-        """Return the same distribution with a larger batch shape."""
-        return ContinuousBernoulliByLogits(self.logits.expand(batch_shape), validate_args=False)
 
     def _size(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return whether each logit is near zero, and sizes for either formula, safe where the other one is used."""

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import iterate_batches, rescale
 from pyro_ssvae.data.storage import sample_rows
-from pyro_ssvae.models.base import evaluation_mode, fork_random_state, seeded
+from pyro_ssvae.models.base import fork_random_state, seeded
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.networks.variational import check_module
+from pyro_ssvae.networks.variational import check_module, evaluation_mode
 from pyro_ssvae.objectives.regularisers import AffineAugmentation
 
 CORRUPTIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")

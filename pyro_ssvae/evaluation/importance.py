@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal
 from pyro_ssvae.errors import StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
+from pyro_ssvae.objectives.handlers import SAMPLE_DIM, DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 _INSIDE = "Sample it inside `with data_plate(x, size):`, or declare its dimensions by .to_event."
-_SAMPLE_DIM, _CLASS_DIM = -2, -3  # left of the plate over examples, at -1
 
 
 class _CommonDraws(DrawSamples):
@@ -26,7 +25,7 @@ class _CommonDraws(DrawSamples):
         normal = as_independent_normal(msg["fn"])
         if msg["is_observed"] or normal is None or not msg["cond_indep_stack"]:
             return
-        shape = [1] * (-self._dim) + list(msg["fn"].event_shape)
+        shape = [1] * -SAMPLE_DIM + list(msg["fn"].event_shape)
         shape[0] = self._number
         msg["value"] = normal.loc + normal.scale * torch.randn(shape, dtype=normal.loc.dtype, device=normal.loc.device)
 
@@ -46,8 +45,8 @@ def importance_log_weights(
     Masked values of x are left out, and so is the density of a z that is masked in model and guide. A masked y is
     drawn from q(y|x), with no density of its own.
     """
-    classes = EnumerateClass(_CLASS_DIM, sample_dim=_SAMPLE_DIM)
-    draws = (_CommonDraws if common_draws else DrawSamples)(num_samples, _SAMPLE_DIM)
+    classes = EnumerateClass(several_draws=True)
+    draws = (_CommonDraws if common_draws else DrawSamples)(num_samples)
     model_sites, guide_sites = _trace_sites(module, x, draws, classes)
     _check_densities(model_sites, guide_sites)
     total: Any = 0.0

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from pyro_ssvae.data.toy import TOY_DATASETS, draw_spiral, ring_distribution
-from pyro_ssvae.models.base import evaluation_mode, fork_random_state, get_device
+from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
+from pyro_ssvae.networks.variational import evaluation_mode
 
 _CHUNK = 100  # examples whose distances fit the cache
 _MEDIAN_SIZE = 1000

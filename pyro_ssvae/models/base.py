@@ -27,6 +27,7 @@ from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
 from pyro_ssvae.data.tables import encode_rows, read_table
 from pyro_ssvae.distributions.choice import check_counts, choose_likelihood, make_prior
 from pyro_ssvae.distributions.priors import Prior
+from pyro_ssvae.networks.variational import evaluation_mode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -168,9 +169,8 @@ class Model(Configurable, abstract=True):
             levels = {data.feature_names.index(name): len(words) for name, words in data.categories.items()}
             options["likelihood"] = choose_likelihood(rescale(sample_rows(data.x), data.scale).numpy(), levels)
         arguments: dict[str, Any] = {"event_shape": data.event_shape, **cls._class_arguments(data)}
-        chosen = cls._choose_arguments(data, options)
-        if "missing" in find_parameters(cls) and _holds_missing(data):
-            chosen["missing"] = True
+        taken = find_parameters(cls)
+        chosen = {name: value for name, value in cls._choose_arguments(data, options).items() if name in taken}
         if isinstance(options.get("likelihood"), nn.Module):
             with suppress(RuntimeError):  # of tensors that cannot be copied
                 options["likelihood"] = copy.deepcopy(options["likelihood"])
@@ -198,8 +198,8 @@ class Model(Configurable, abstract=True):
 
     @classmethod
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return defaults of the constructor's arguments that depend on the examples."""
-        return {}
+        """Return defaults that depend on the examples, of arguments which the constructor may or may not have."""
+        return {"missing": True} if _holds_missing(data) else {}
 
     def fit_units(self, data: SemiSupervisedData) -> None:
         """Remember the scale and the names of a data set; called by :meth:`for_data` and before training.
@@ -292,22 +292,8 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
         scale: What to divide by. ``None``: integers are divided by the scale of training, other numbers by 1; those
             that were probably meant to be divided are refused or warned about.
     """
-    divisor: float | None = 1.0
-    source, features = _open(model, x), model.feature_source
-    if features is not None:
-        parts = [x] if source is None else source.split(1000)
-        found, source = [features.convert(part) for part in parts], None
-        x = found[0] if len(found) == 1 else torch.cat(found)
-    if source is not None:
-        x, divisor = source, model.data_scale if source.is_integer else 1.0
-    elif model.feature_names and has_names(x):
-        x = encode_rows(read_table(x), model.feature_names, model.categories)
-    is_ready = isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape
-    if source is None and not is_ready:
-        array = to_numpy(x, "x")
-        divisor = model.data_scale if array.dtype.kind in "iu" else 1.0
-        allowed: Any = {"allow_empty": True, "allow_missing": model.missing, "columns": model.feature_names}
-        x = as_examples(array, event_shape=model.event_shape, **allowed)
+    x, is_integer = _read_examples(model, x)
+    divisor = model.data_scale if is_integer else 1.0
     if x.shape[1:] != model.event_shape:
         needed = f"(B, *event_shape) with event_shape={tuple(model.event_shape)}"
         raise ValueError(f"x must have shape {needed}; got {tuple(x.shape)}.")
@@ -323,14 +309,25 @@ def as_input(model: Any, x: Any, scale: float | None = None) -> tuple[Tensor, fl
     return x.detach() if isinstance(x, Tensor) else x, divisor
 
 
-def _open(model: Any, x: Any) -> ExampleSource | None:
-    """Return the source of examples on disk, of which tables have the columns of the model."""
-    shape = getattr(model.feature_source, "image_shape", model.event_shape)
-    encode = (lambda table: encode_rows(table, model.feature_names, model.categories)) if model.feature_names else None
-    source = open_source(x, shape, encode)
+def _read_examples(model: Any, x: Any) -> tuple[Tensor | ExampleSource, bool]:
+    """Return examples as a tensor or source, of tables the columns of the model, and whether they are integers."""
+    features, names = model.feature_source, model.feature_names
+    encode = (lambda table: encode_rows(table, names, model.categories)) if names else None
+    source = open_source(x, model.event_shape if features is None else features.image_shape, encode)
     if source is not None and model.missing:
         source.holds_missing = True  # whether or not those of the sample do
-    return source
+    if features is not None:
+        parts = [features.convert(part) for part in ([x] if source is None else source.split(1000))]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts)
+    elif source is not None:
+        return source, source.is_integer
+    if encode is not None and has_names(x):
+        x = encode(read_table(x))
+    if isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape:
+        return x, False
+    array = to_numpy(x, "x")
+    allowed: Any = {"allow_empty": True, "allow_missing": model.missing, "columns": names}
+    return as_examples(array, event_shape=model.event_shape, **allowed), array.dtype.kind in "iu"
 
 
 def _check_scale(model: Any, low: float, high: float) -> None:
@@ -366,18 +363,6 @@ def get_device(module: nn.Module) -> torch.device:
 def full_precision(tensor: Tensor) -> Tensor:
     """Return half-precision outputs of networks (under autocast) as float32, in which all bounds are computed."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, and restore the mode of each of its submodules afterwards."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager

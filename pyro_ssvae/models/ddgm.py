@@ -30,9 +30,9 @@ from pyro_ssvae._arrays import to_numpy, value_range
 from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
-from pyro_ssvae.models.base import Model, data_plate, evaluation_mode
+from pyro_ssvae.models.base import Model, data_plate
 from pyro_ssvae.networks.energy import MNIST_SIZE, RANGES, EnergyNet, make_features, make_generator
-from pyro_ssvae.networks.variational import check_module
+from pyro_ssvae.networks.variational import check_module, evaluation_mode
 
 _MAX_GRADIENT = 50.0  # of an element, in Langevin dynamics
 _AT_ONCE = 10_000  # samples that are generated together

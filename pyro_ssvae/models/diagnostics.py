@@ -38,9 +38,9 @@ def iterate_batches_for(module: nn.Module, x: Tensor, **options: Any) -> Iterato
 
 def find_scale(module: Any, x: Tensor, scale: float | None) -> float:
     """Return a scale that is given; else what integers were divided by in training, and 1 for other numbers."""
-    return (
-        as_scale(None if x.is_floating_point() else getattr(module, "data_scale", None), x) if scale is None else scale
-    )
+    if scale is not None:
+        return scale
+    return as_scale(None if x.is_floating_point() else getattr(module, "data_scale", None), x)
 
 
 def predict_batches(model: Model, x: Tensor, *, scale: float = 1.0, batch_size: int = 2000) -> Tensor:
@@ -99,7 +99,6 @@ def class_control(
     return {name: count / (model.num_classes * len(x)) for name, count in correct.items()}
 
 
-@torch.no_grad()
 def posterior_diagnostics(
     model: SemiSupervisedModel, x: Tensor, *, scale: float = 1.0, batch_size: int = 500
 ) -> dict[str, float]:
@@ -169,7 +168,6 @@ def _vary(means: Tensor) -> Tensor:
     return means.var(0) > _ACTIVE_VARIANCE
 
 
-@torch.no_grad()
 def energy_diagnostics(model: DDGM, x: Tensor, *, scale: float = 1.0, seed: int = 0) -> dict[str, float]:
     """Compare data with an equal number of generated samples, drawn by the seed.
 

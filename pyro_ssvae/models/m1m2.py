@@ -33,11 +33,12 @@ from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal, draw_alike
-from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, evaluation_mode, seeded
+from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, seeded
 from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel, mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.networks.images import make_classifier
+from pyro_ssvae.networks.variational import evaluation_mode
 
 _CLASSIFIER_OPTIONS = ("hidden_dims", "activation", "batch_norm", "dropout")  # of M2 and make_classifier
 
@@ -175,8 +176,8 @@ class M1M2(SemiSupervisedModel):
         if not self.m1_frozen:
             return self.model, self.guide
         for whole, *parts in (("model", "latent_model", "sample_z1"), ("guide", "latent_guide", "sample_y_and_z")):
-            classes = [vars(kind) for kind in type(self).__mro__]
-            if next(kind for kind in classes if {whole, *parts} & kind.keys()).keys().isdisjoint(parts):
+            latest = next(vars(kind) for kind in type(self).__mro__ if {whole, *parts} & vars(kind).keys())
+            if latest.keys().isdisjoint(parts):
                 raise ValueError(
                     f"While M1 is frozen, training uses {parts[0]}, not the {whole} of {type(self).__name__}: override "
                     f"{parts[1]}, which both call, or {parts[0]} too, or call unfreeze_m1()."

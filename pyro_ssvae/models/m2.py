@@ -24,7 +24,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
-from pyro_ssvae._configurable import find_parameters
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
@@ -128,7 +127,7 @@ class M2(SemiSupervisedModel):
     @classmethod
     def _choose_arguments(cls, data: SemiSupervisedData, given: Mapping[str, Any]) -> dict[str, Any]:
         found = super()._choose_arguments(data, given)
-        if not {"decoder", "pose", "auxiliary_dim"} & given.keys() and "pose" in find_parameters(cls):
+        if not {"decoder", "pose", "auxiliary_dim"} & given.keys():
             roomy = given.get("latent_dim", 2 * POSE_DIM) >= 2 * POSE_DIM  # latents that are left for the style
             found["pose"] = roomy and _shows_objects(data)
         return found

@@ -85,16 +85,10 @@ def load(
         >>> torch.equal(loaded.classify(x), m2.classify(x))
         True
     """
-    folder, device = Path(folder), as_device(device)
+    device = as_device(device)
     if cls is not None and not (isinstance(cls, type) and issubclass(cls, Model)):
         raise TypeError(f"cls={cls!r} must be a class of models, for example cls=M2.")
-    if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
-        folder = folder / "model"
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(
-            f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
-            f"{suggest_names(folder)}"
-        )
+    folder = _find_model(Path(folder))
     saved = _read_config(folder / CONFIG)
     config, cls = _select(saved, cls)
     try:
@@ -113,14 +107,7 @@ def load(
     except (SafetensorError, RuntimeError) as error:
         told = " ".join(str(error).split())
         raise ValueError(f"{folder / WEIGHTS} is damaged or does not fit {folder / CONFIG}: {told}") from error
-    if data := config.get("data"):
-        model.data_scale, model._data_range = data["scale"], tuple(data["range"])
-        model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
-        model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
-        model.feature_source = FeatureSource.from_config(data["features"]) if "features" in data else None
-    for part in model.modules() if not data else ():
-        if isinstance(part, Likelihood) and all(getattr(part, name) is None for name in part._unit_names):
-            part._units_known = False  # the model was saved before it met data
+    _restore_data(model, config.get("data"))
     if not config.get("m1_frozen", True) and hasattr(model, "unfreeze_m1"):
         model.unfreeze_m1()
     return model.to(device).eval()
@@ -136,6 +123,31 @@ def check_state(module: nn.Module) -> None:
                 f"{type(value).__name__}, and only tensors are saved: return a tensor, or keep the value in a buffer "
                 "or in an argument of the constructor."
             )
+
+
+def _find_model(folder: Path) -> Path:
+    """Return the folder of a model, which is that folder or ``model/`` in it."""
+    if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"No saved model in {folder}: expected {CONFIG} and {WEIGHTS}, there or in its folder model/."
+            f"{suggest_names(folder)}"
+        )
+    return folder
+
+
+def _restore_data(model: Any, data: Mapping[str, Any] | None) -> None:
+    """Set what a model knows of its training examples; one that was saved before it met any knows no units either."""
+    if data is None:
+        for part in model.modules():
+            if isinstance(part, Likelihood) and all(getattr(part, name) is None for name in part._unit_names):
+                part._units_known = False
+        return
+    model.data_scale, model._data_range = data["scale"], tuple(data["range"])
+    model.class_names, model.feature_names = tuple(data["class_names"]), tuple(data.get("feature_names", ()))
+    model.categories = {name: tuple(words) for name, words in data.get("categories", {}).items()}
+    model.feature_source = FeatureSource.from_config(data["features"]) if "features" in data else None
 
 
 def _uncompiled(name: str) -> str:
@@ -210,13 +222,17 @@ def _compare_on_meta(
     needed = {_uncompiled(name): tensor for name, tensor in model.state_dict().items()}
     if lacking := sorted(needed.keys() - header.keys()):
         raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it lacks {', '.join(lacking[:3])}.")
-    for name, (shape, dtype) in header.items():
-        if name not in needed:
-            if not _is_optional(model, name):
-                hint = "" if saved_class == cls.__name__ else f"; pass cls={saved_class}"
-                raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {name}, which the model has not{hint}.")
-            continue
-        wanted = needed[name]
+    optional = {  # buffers that a new model leaves open, such as the units of a likelihood
+        f"{path}.{name}".removeprefix(".")
+        for path, part in model.named_modules(remove_duplicate=False)  # an M1M2 has the parts of its M1 twice
+        for name, buffer in part._buffers.items()
+        if buffer is None
+    }
+    if unknown := sorted(header.keys() - needed.keys() - optional):
+        hint = "" if saved_class == cls.__name__ else f"; pass cls={saved_class}"
+        raise ValueError(f"{WEIGHTS} does not fit {CONFIG}: it holds {unknown[0]}, which the model has not{hint}.")
+    for name, wanted in needed.items():
+        shape, dtype = header[name]
         kind = "F" if wanted.is_floating_point() else "B" if wanted.dtype == torch.bool else "I"
         if (shape, "B" if dtype == "BOOL" else "F" if "F" in dtype else "I") != (tuple(wanted.shape), kind):
             raise ValueError(
@@ -226,15 +242,6 @@ def _compare_on_meta(
     size = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in needed)
     if size > _LARGEST_CONSTANTS:
         raise ValueError(f"{CONFIG} describes a model with {size:,} bytes of constants.")
-
-
-def _is_optional(model: Model, name: str) -> bool:
-    """Return whether a tensor is a buffer that a new model leaves open, such as the units of a likelihood."""
-    parent, _, last = name.rpartition(".")
-    try:
-        return model.get_submodule(parent)._buffers.get(last, last) is None
-    except AttributeError:
-        return False
 
 
 def _check_values(model: Model) -> None:

@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
         layers += [_Residual(channels)] if residual else []
         self.features = nn.Sequential(*layers, _activate(channels), nn.Flatten(), Dropout(dropout))
         width = int(check_module(self.features, event_shape, (None,), "encoder")[-1])
-        self.head = _make_head(width, out_features, num_classes, hidden_dims, options)
+        self.head = _make_head((width,), out_features, num_classes, hidden_dims, options)
 
     def forward(self, x: Tensor, *y: Tensor) -> Tensor:
         """Map images ``(B, C, H, W)``, and classes ``(B,)`` or ``(K, 1)``, to ``(..., out_features)``."""
@@ -153,7 +153,7 @@ class ImageDecoder(nn.Module):
         count = count_halvings(event_shape[1:])
         sizes = [tuple(math.ceil(side / 2**number) for side in event_shape[1:]) for number in range(count + 1)]
         small = (channels * 2**count, *sizes[-1])
-        self.head = _make_head(latent_dim, math.prod(small), num_classes, hidden_dims, options)
+        self.head = _make_head((latent_dim,), math.prod(small), num_classes, hidden_dims, options)
         layers: list[nn.Module] = [nn.Unflatten(-1, small)]
         for number in reversed(range(count)):
             width = channels * 2**number
@@ -184,13 +184,12 @@ class _Doubled(nn.ConvTranspose2d):
 
 
 def _make_head(
-    shape: int | Sequence[int],
+    shape: Sequence[int],
     out_features: int,
     num_classes: int | None,
     hidden_dims: Sequence[int],
     options: dict[str, Any],
 ) -> nn.Module:
-    shape = (shape,) if isinstance(shape, int) else shape
     if num_classes is None:
         return MLP(shape, out_features, hidden_dims, **options)
     return ConditionalMLP(shape, num_classes, out_features, hidden_dims, **options)
@@ -250,21 +249,18 @@ def make_networks(
         raise ValueError(f"latent_dim={latent_dim} must be more than {POSE_DIM}, the latents of the pose.")
     check_choice("networks", networks, ("auto", *NETWORKS))
     networks = choose_networks(event_shape) if networks == "auto" else networks
-    small = networks == "mlp" or max(event_shape[1:], default=1) <= 32
-    residual = networks == "resnet"
-    backwards = tuple(hidden_dims)[::-1]
+    residual, smaller = networks == "resnet", 1 if max(event_shape[1:], default=1) <= 32 else 2
     if encoder is None and networks == "mlp":
         encoder = _make_head(input_shape, 2 * latent_dim, num_classes, hidden_dims, options)
     elif encoder is None:
-        options |= {"residual": residual, "channels": (16 if residual else 32) // (1 if small else 2)}
-        encoder = ImageEncoder(input_shape, 2 * latent_dim, num_classes, hidden_dims=hidden_dims, **options)
-    latent_dim += auxiliary_dim - (POSE_DIM if pose else 0)
+        of_images = {"residual": residual, "channels": (16 if residual else 32) // smaller, **options}
+        encoder = ImageEncoder(input_shape, 2 * latent_dim, num_classes, hidden_dims=hidden_dims, **of_images)
+    inputs, backwards = latent_dim + auxiliary_dim - (POSE_DIM if pose else 0), tuple(hidden_dims)[::-1]
     if decoder is None and networks == "mlp":
-        outputs = num_params * math.prod(event_shape)
-        decoder = _make_head(latent_dim, outputs, num_classes, backwards, options)
+        decoder = _make_head((inputs,), num_params * math.prod(event_shape), num_classes, backwards, options)
     elif decoder is None:
-        options |= {"residual": residual, "channels": 16 if small else 8}
-        decoder = ImageDecoder(latent_dim, event_shape, num_params, num_classes, hidden_dims=backwards, **options)
+        of_images = {"residual": residual, "channels": 16 // smaller, **options}
+        decoder = ImageDecoder(inputs, event_shape, num_params, num_classes, hidden_dims=backwards, **of_images)
     return encoder, PoseDecoder(decoder, event_shape) if pose else decoder
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -51,20 +52,28 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 """Activations by name."""
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, and restore the mode of each of its submodules afterwards."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def check_module(module: nn.Module, given: Sequence[int], wanted: Sequence[int | None], role: str) -> torch.Size:
     """Return the event shape of what a module makes of inputs of a shape; in ``wanted``, ``None`` is any size."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{role} must be a module, not {type(module).__name__}.")
-    training = [part for part in module.modules() if part.training]
     like = next(module.parameters(), torch.zeros(()))
     try:
-        with torch.no_grad():
-            shape = module.eval()(torch.zeros(2, *given).to(like)).shape
+        with torch.no_grad(), evaluation_mode(module):
+            shape = module(torch.zeros(2, *given).to(like)).shape
     except RuntimeError as error:
         raise ValueError(f"{role} does not accept inputs of event shape {tuple(given)}: {error}") from error
-    finally:
-        for part in training:
-            part.training = True
     fits = len(shape) == len(wanted) + 1 and shape[0] == 2
     if not fits or any(want not in (None, got) for want, got in zip(wanted, shape[1:], strict=True)):
         sizes, found = ", ".join("F" if size is None else str(size) for size in wanted), tuple(shape)

@@ -161,11 +161,9 @@ class EnergyLoss(ELBO):
         energy_data = torch.cat([energy_penalised, energy_rest])
         mean_negatives, terms = energy_negatives.mean(), {}
         if log_density is not None:
-            energy_negatives, log_density = gather_rows(energy_negatives), gather_rows(log_density)
-            weights = normalise_importance_weights(energy_negatives, log_density)
-            mean_negatives = (weights * energy_negatives).sum()
+            mean_negatives = _weighted_mean(energy_negatives, log_density)
             with torch.no_grad():  # the generator is not updated in this phase, so its terms are computed here
-                terms = {"entropy": self.entropy(samples, self.generator), "sample_std": total_std(samples)}
+                terms = self._sample_terms(samples)
         total = gap = energy_data.mean() - mean_negatives
         terms |= {"energy_data": energy_data.mean(), "energy_samples": mean_negatives, "energy_gap": gap}
         if penalty:
@@ -207,10 +205,13 @@ class EnergyLoss(ELBO):
     ) -> Loss:
         """Return L_G, in nats per sample; arguments as for :meth:`energy_loss`, labelled data are ignored."""
         samples = guide(x, **kwargs) if samples is None else samples
-        entropy = self.entropy(samples, self.generator)
+        terms = self._sample_terms(samples)
         energy = _energy(model, self._augment(samples), kwargs).mean()
-        terms = {"entropy": entropy.detach(), "sample_std": total_std(samples.detach())}
-        return Loss(energy - self.entropy_weight * entropy, terms)
+        total = energy - self.entropy_weight * terms["entropy"]
+        return Loss(total, {name: value.detach() for name, value in terms.items()})
+
+    def _sample_terms(self, samples: Tensor) -> dict[str, Tensor]:
+        return {"entropy": self.entropy(samples, self.generator), "sample_std": total_std(samples.detach())}
 
     def _get_trace(self, model: PyroFunction, guide: PyroFunction, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("An energy model has no bound, and so no pair of traces.")
@@ -240,6 +241,12 @@ class EnergyLoss(ELBO):
         if generator_loss is not None and rest:
             _set_gradients(rest, torch.autograd.grad(generator_loss, rest, allow_unused=True))
         return float(energy_loss.detach())
+
+
+def _weighted_mean(energy: Tensor, log_density: Tensor) -> Tensor:
+    """Return the mean energy of samples of all processes, weighted by their importance."""
+    energy, log_density = gather_rows(energy), gather_rows(log_density)
+    return (normalise_importance_weights(energy, log_density) * energy).sum()
 
 
 def _set_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

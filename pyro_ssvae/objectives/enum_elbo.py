@@ -33,9 +33,10 @@ from torch.distributions import kl_divergence
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.distributions.torch_distributions import innermost
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.handlers import DrawSamples, EnumerateClass, plate_scale, sample_sites
+from pyro_ssvae.objectives.handlers import SAMPLE_DIM, DrawSamples, EnumerateClass, plate_scale, sample_sites
 
 Sites = dict[str, Any]
+Costs = Iterator[tuple[Any, Tensor]]  # a site, and what it adds to the negative bound
 # Whose closed form in Pyro is no mean of log q - log p: it leaves out the log_density of a Delta (to which a guide may
 # map other draws), takes different masks for their intersection, and does not fold.
 _AT_DRAWS = (dist.Delta, dist.MaskedDistribution, dist.FoldedDistribution)
@@ -110,23 +111,28 @@ class StaticEnumELBO(TraceEnum_ELBO):
         self.require_enumeration = require_enumeration
         self.importance_weighted = importance_weighted and num_particles > 1
         self._top_k = top_k if enumeration == "top-k" else None
-        self._sample_dim: int | None = -2 if num_particles > 1 else None
-        self._class_dim = -3 if num_particles > 1 else -2
+        self._dims_with_class = 3 if num_particles > 1 else 2  # of costs that depend on the class, without those of x
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Return the negative bound in nats, summed over the examples that the plate stands for; differentiable."""
-        classes = EnumerateClass(self._class_dim, self._top_k, self._sample_dim)
+        classes = EnumerateClass(self._top_k, several_draws=self.num_particles > 1)
         handled = classes(guide)
-        if self._sample_dim is not None:
-            handled = DrawSamples(self.num_particles, self._sample_dim)(handled)
+        if self.num_particles > 1:
+            handled = DrawSamples(self.num_particles)(handled)
         model_sites, guide_sites = _trace_sites(model, handled, *args, **kwargs)
         if classes.name is None and self.require_enumeration:
             raise EnumerationError(list(guide_sites))
         _check_reach(model_sites, guide_sites)
-        combine = self._weighted if self.importance_weighted else self._averaged
-        return combine(model_sites, guide_sites, classes)
+        # p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
+        same_for_draws = self.importance_weighted and not classes.differs_by_sample
+        prior = classes.prior(model_sites, same_for_draws=same_for_draws)
+        costs = self._costs(model_sites, guide_sites, classes, prior)
+        if not self.importance_weighted:
+            return self._averaged(costs, classes, prior)
+        scale = max(plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
+        return self._weighted(costs, classes, prior, scale)
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """Return the negative bound as a number, without gradients."""
@@ -139,27 +145,27 @@ class StaticEnumELBO(TraceEnum_ELBO):
         loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
 
-    def _averaged(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+    def _averaged(self, costs: Costs, classes: EnumerateClass, prior: Any | None) -> Tensor:
         parts: list[Tensor] = []
         by_class: list[Tensor] = []
-        for site, cost in self._costs(model_sites, guide_sites, classes):
-            if cost.dim() >= -self._class_dim:
+        for site, cost in costs:
+            if cost.dim() >= self._dims_with_class:
                 by_class.append(self._by_class(site, cost, classes))
             else:
-                parts.append(self._sample_mean(cost).sum())
+                parts.append(_sample_mean(cost).sum())
         if classes.name is not None:
-            parts.append(self._sample_mean(classes.kl(self._prior(model_sites, classes))).sum())
+            parts.append(_sample_mean(classes.kl(prior)).sum())
         if by_class:
             expectation = classes.expectation(sum(by_class[1:], by_class[0]))
-            parts.append(self._sample_mean(expectation).sum())
+            parts.append(_sample_mean(expectation).sum())
         return sum(parts[1:], parts[0])
 
-    def _weighted(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Tensor:
+    def _weighted(self, costs: Costs, classes: EnumerateClass, prior: Any | None, scale: float) -> Tensor:
         outside: list[Tensor] = []
         inside: list[Tensor] = []
-        for site, cost in self._costs(model_sites, guide_sites, classes):
+        for site, cost in costs:
             if site["cond_indep_stack"]:
-                if cost.dim() >= -self._class_dim:
+                if cost.dim() >= self._dims_with_class:
                     cost = self._by_class(site, cost, classes)
                 elif classes.name is not None and not classes.frames:
                     cost = cost.sum(-1, keepdim=True)  # one class for the plate: its examples are weighed together
@@ -167,70 +173,62 @@ class StaticEnumELBO(TraceEnum_ELBO):
             else:
                 outside.append(cost.sum())  # global sites have no draws of their own
         cost = sum(inside[1:], inside[0])
-        scale = max(plate_scale(site) for site in model_sites.values())  # of the plate over examples; 1: global sites
         if classes.name is None:
-            return sum(outside, self._log_mean_exp(cost, scale).sum())
-        kl = classes.kl(self._prior(model_sites, classes))
-        if kl.shape[self._class_dim + 1] == 1:  # the same for all draws
-            return sum(outside, (kl + classes.expectation(self._log_mean_exp(cost, scale))).sum())
+            return sum(outside, _log_mean_exp(cost, scale).sum())
+        kl = classes.kl(prior)
+        if kl.shape[SAMPLE_DIM] == 1:  # the same for all draws
+            return sum(outside, (kl + classes.expectation(_log_mean_exp(cost, scale))).sum())
         if classes.top_k is not None:
             raise StaticELBOError(
                 f"The distribution of {classes.name!r} depends on earlier draws, so top-k enumeration inside an "
                 "importance-weighted bound would be biased."
             )
-        return sum(outside, self._log_mean_exp(kl + classes.expectation(cost), scale).sum())
+        return sum(outside, _log_mean_exp(kl + classes.expectation(cost), scale).sum())
 
-    def _sample_mean(self, cost: Tensor) -> Tensor:
-        """Return the mean over draws of a cost ``(..., k, *plates)``, or the cost where it does not depend on them."""
-        dim = self._sample_dim
-        return cost if dim is None or cost.dim() < -dim else cost.mean(dim)
+    def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass, prior: Any | None) -> Costs:
+        """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability.
 
-    def _log_mean_exp(self, cost: Tensor, scale: float) -> Tensor:
-        """Return the negative bound of k draws from the costs of each, ``(..., k, *plates)`` to ``(..., 1, *plates)``.
-
-        Costs are scaled for the examples that a minibatch stands for; the weights of draws are those of one example.
+        The KL of the class, which is summed over all of them, is left out: q(y|x), and p(y) at the site ``prior``.
         """
-        dim = self._sample_dim
-        if dim is None or cost.dim() < -dim:
-            return cost
-        log_weights = -cost / scale
-        return -scale * (log_weights.logsumexp(dim, keepdim=True) - math.log(cost.shape[dim]))
-
-    def _costs(self, model_sites: Sites, guide_sites: Sites, classes: EnumerateClass) -> Iterator[tuple[Any, Tensor]]:
-        """Yield what each site adds to the negative bound, by example and class: a KL or a single log-probability."""
         closed = self.analytic_kl and not self.importance_weighted
-        done = {classes.name}  # KL(q(y|x)||p(y)) is summed over all classes, apart from the others
+        done: set[str] = set()
         for name, site in guide_sites.items():
-            if name in done:
+            if name == classes.name:
                 continue
             kl = _analytic_kl(name, model_sites, guide_sites) if closed else None
             if kl is not None:
                 done.add(name)
             yield site, _log_prob(site) if kl is None else kl
-        if classes.name is not None and self._prior(model_sites, classes) is None:
-            done.discard(classes.name)
         for name, site in model_sites.items():
-            if name not in done:
+            if name not in done and site is not prior:
                 yield site, -_log_prob(site)
-
-    def _prior(self, model_sites: Sites, classes: EnumerateClass) -> Any | None:
-        """Return the model's site of the class if KL(q(y|x)‖p(y)) is taken apart, else ``None``.
-
-        p(y|z) belongs to the weights of the draws of z, unless these weigh the whole bound of each.
-        """
-        same_for_draws = self.importance_weighted and not classes.differs_by_sample
-        return classes.prior(model_sites, same_for_draws=same_for_draws)
 
     def _by_class(self, site: Any, cost: Tensor, classes: EnumerateClass) -> Tensor:
         """Return a cost that depends on the class, summed over the plate if the class is outside of it."""
         frames = {frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-        if classes.name is None or cost.dim() > -self._class_dim or not classes.frames <= frames:
+        if classes.name is None or cost.dim() > self._dims_with_class or not classes.frames <= frames:
             raise StaticELBOError(
                 f"Site {site['name']!r} has log-probabilities of shape {tuple(cost.shape)} in plates "
                 f"{sorted(frames) or 'none'}, which do not line up with one plate and the class {classes.name!r}. "
                 "Declare event dimensions with .to_event."
             )
         return cost if classes.frames else cost.sum(-1, keepdim=True)
+
+
+def _sample_mean(cost: Tensor) -> Tensor:
+    """Return the mean over draws of a cost ``(k, B)``, or the cost where it does not depend on them."""
+    return cost if cost.dim() < -SAMPLE_DIM else cost.mean(SAMPLE_DIM)
+
+
+def _log_mean_exp(cost: Tensor, scale: float) -> Tensor:
+    """Return the negative bound of k draws from the costs of each, ``(..., k, B)`` to ``(..., 1, B)``.
+
+    Costs are scaled for the examples that a minibatch stands for; the weights of draws are those of one example.
+    """
+    if cost.dim() < -SAMPLE_DIM:
+        return cost
+    log_weights = -cost / scale
+    return -scale * (log_weights.logsumexp(SAMPLE_DIM, keepdim=True) - math.log(cost.shape[SAMPLE_DIM]))
 
 
 def check_draws(num_particles: int, importance_weighted: bool) -> None:

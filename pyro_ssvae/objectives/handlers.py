@@ -13,11 +13,14 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
+
+SAMPLE_DIM = -2
+"""Dimension of several draws of continuous sites, left of the plate over examples; classes are left of both."""
 
 
 class StockELBO(TraceEnum_ELBO):
@@ -40,12 +43,12 @@ class StockELBO(TraceEnum_ELBO):
 
 
 class EnumerateClass(Messenger):
-    """Give the one enumerated site of a guide several values at once, at batch dimension ``dim``, left of all others.
+    """Give the one enumerated site of a guide several values at once, at the leftmost batch dimension.
 
     One instance serves one pass. With ``top_k=None`` the values are the whole support, shape ``(K, 1)`` left of one
     plate. Else they are the ``top_k`` likeliest values of each example and one drawn among the others, shape ``(top_k +
-    1, B)``. ``sample_dim`` is the dimension of several draws of continuous sites (:class:`DrawSamples`), if any. A
-    guide whose enumeration the static bound does not support raises ``StaticELBOError`` while it runs.
+    1, B)``. With ``several_draws`` there is a dimension for those of continuous sites (:class:`DrawSamples`). A guide
+    whose enumeration the static bound does not support raises ``StaticELBOError`` while it runs.
 
     Attributes:
         name: Name of the site, ``None`` until it has been met; what follows is there from then on.
@@ -54,9 +57,9 @@ class EnumerateClass(Messenger):
         top_k: Number of values summed exactly; ``None`` where that is all of them.
     """
 
-    def __init__(self, dim: int, top_k: int | None = None, sample_dim: int | None = None) -> None:
+    def __init__(self, top_k: int | None = None, *, several_draws: bool = False) -> None:
         super().__init__()
-        self._dim, self._sample_dim, self._top_k = dim, sample_dim, top_k
+        self._dim, self._top_k = -3 if several_draws else -2, top_k
         self.name: str | None = None
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
@@ -74,7 +77,7 @@ class EnumerateClass(Messenger):
             raise StaticELBOError(f"Site {name!r} is to be enumerated, but {type(fn).__name__} has no finite support.")
         plates = {frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
         sizes = {-1 - i: size for i, size in enumerate(reversed(fn.batch_shape))}
-        if loose := [dim for dim, size in sizes.items() if size > 1 and dim not in {*plates, self._sample_dim}]:
+        if loose := [dim for dim in sizes if sizes[dim] > 1 and dim not in {*plates, *range(self._dim + 1, -1)}]:
             raise StaticELBOError(
                 f"Site {name!r} has batch shape {tuple(fn.batch_shape)}, of which dimension {loose[0]} is no plate."
             )
@@ -121,15 +124,14 @@ class EnumerateClass(Messenger):
 
     def prior(self, model_sites: dict[str, Any], *, same_for_draws: bool = False) -> Any | None:
         """Return the model's site if its distribution is the same for every class, and (if asked) for every draw."""
-        dim = self._sample_dim if same_for_draws and self._sample_dim is not None else self._dim
+        dim = SAMPLE_DIM if same_for_draws else self._dim
         site = model_sites.get(self.name or "")
         return site if site is not None and len(site["fn"].batch_shape) < -dim else None
 
     @property
     def differs_by_sample(self) -> bool:
         """Whether q(y|x) is another distribution for every draw of what the guide drew before."""
-        dim = self._sample_dim
-        return dim is not None and self.log_q.dim() >= -dim and self.log_q.shape[dim] > 1
+        return self.name is not None and self._dim < SAMPLE_DIM and self.log_q.shape[SAMPLE_DIM] > 1
 
     def expectation(self, cost: Tensor) -> Tensor:
         r"""Return :math:`\sum_y q(y|x) f(x, y)` per example, from f at the values, shape ``(values, *plates)``."""
@@ -156,8 +158,8 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
 
     With ``check``, ``StaticELBOError`` for a site that differs between examples outside of the one plate over them.
     """
-    nodes: dict[str, Any] = prune_subsample_sites(trace).nodes
-    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    nodes: dict[str, Any] = trace.nodes
+    sites = {name: node for name, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
     for name, site in sites.items() if check else ():
         fn, value = site["fn"], torch.as_tensor(site["value"])
         try:
@@ -174,24 +176,24 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
 
 
 class DrawSamples(Messenger):
-    """Draw ``number`` values of each continuous guide site in a plate, at dimension ``dim``, left of all plates.
+    """Draw ``number`` values of each continuous guide site in a plate, at dimension ``SAMPLE_DIM``.
 
     A site whose density is masked out is drawn once: several draws of it would be averaged inside a logarithm with
     no density to weigh them by, which is no bound (z1 in stacked training of M1M2).
     """
 
-    def __init__(self, number: int, dim: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self._number, self._dim = number, dim
+        self._number = number
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["is_observed"] or not msg["cond_indep_stack"] or msg["mask"] is False:
             return
         if msg["infer"].get("enumerate") is not None:
             return
-        shape = [1] * (-self._dim - len(msg["fn"].batch_shape)) + list(msg["fn"].batch_shape)
-        if shape[self._dim] == 1:
-            shape[self._dim] = self._number
+        shape = [1] * (-SAMPLE_DIM - len(msg["fn"].batch_shape)) + list(msg["fn"].batch_shape)
+        if shape[SAMPLE_DIM] == 1:
+            shape[SAMPLE_DIM] = self._number
             msg["fn"] = msg["fn"].expand(torch.Size(shape))
 
 
@@ -210,8 +212,8 @@ class PlateSizes(Messenger):
         super().__init__()
         self._scales: dict[float, str] = {}  # with the name of a site
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
-        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and type(msg["fn"]).__name__ != "_Subsample":
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and not site_is_subsample(msg):
             self._scales.setdefault(plate_scale(msg), msg["name"])
 
     def check(self, batch: int, size: int) -> None:
@@ -245,14 +247,14 @@ class GlobalSites(Messenger):
         """Start the next pass, in which the global sites are no longer scored."""
         self._score = False
 
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["cond_indep_stack"] or type(msg["fn"]).__name__ == "_Subsample" or self._score:
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["cond_indep_stack"] or site_is_subsample(msg) or self._score:
             return
         msg["mask"] = False
         if msg["name"] in self._values and not msg["is_observed"]:
             msg["value"] = self._values[msg["name"]]
 
-    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["cond_indep_stack"] and not msg["is_observed"]:
             self._values.setdefault(msg["name"], msg["value"])
 

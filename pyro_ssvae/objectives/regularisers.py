@@ -286,37 +286,51 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
     if isinstance(prior, FixedClassPrior) and not prior.uniform:
         options["shares"] = prior.mean().tolist()
-    found: dict[str, Any] = {"bound_batch_size": 48}
+    weak: Augmentation
     if data.feature_source is not None:
-        weak: Augmentation = ColumnAugmentation(0.3)
+        weak, found = ColumnAugmentation(0.3), dict(FEATURES.objective)
         options["strong"] = ColumnAugmentation(0.5)
-        found |= FEATURES.objective
     elif len(data.event_shape) == 3:
-        background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
-        kind: Callable[..., Augmentation]
-        kind = _photo_augmentation(data) if background is None else partial(AffineAugmentation, fill=background)
-        weak, options["strong"] = kind(), kind(strength=1.5)
-        if background is not None:
-            options["neighbours"] = NeighbourDensities.for_data(data, background=background)
-        likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
-        if likelihood is not None and not isinstance(likelihood, Bernoulli):
-            found["bound_weight"] = _GREY_BOUND if data.event_shape[0] < 3 else _COLOUR_BOUND
+        weak, of_images, found = _choose_for_images(module, data)
+        options |= of_images
     elif len(data.event_shape) == 1:
-        few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
-        scales = _noise_scales(data, getattr(module, "likelihood", None))
-        swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
-        weak = ColumnAugmentation(swap.tolist(), noise.tolist())
-        options |= {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
-        options["align"] = TABLE_ALIGNMENT * ("shares" in options)  # their classes are seldom of equal size
-        found["bound_batch_size"] = 48 if data.event_shape[0] * number > _WIDE else None
-        groups = group_columns(getattr(module, "likelihood", None), data.event_shape[0])
-        columns = sum(len(group) for group, part in groups if not getattr(part, "of_counts", False))
-        if len(data.x) < columns and not getattr(module, "bound_of_latents", False):
-            found["bound_weight"] = (len(data.x) / columns) ** 2
+        weak, of_tables, found = _choose_for_table(module, data)
+        # Their classes are seldom of equal size.
+        options |= {**of_tables, "align": TABLE_ALIGNMENT * ("shares" in options)}
     else:
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
-    return {"augmentation": weak, "consistency": consistency, **found}
+    return {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48, **found}
+
+
+def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:
+    """Return the augmentation of labelled images, and arguments of their consistency and of the objective."""
+    background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
+    kind: Callable[..., Augmentation]
+    kind = _photo_augmentation(data) if background is None else partial(AffineAugmentation, fill=background)
+    weak = kind()
+    options: dict[str, Any] = {"strong": kind(strength=1.5)}
+    if background is not None:
+        options["neighbours"] = NeighbourDensities.for_data(data, background=background)
+    likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
+    if likelihood is None or isinstance(likelihood, Bernoulli):
+        return weak, options, {}
+    return weak, options, {"bound_weight": _GREY_BOUND if data.event_shape[0] < 3 else _COLOUR_BOUND}
+
+
+def _choose_for_table(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:
+    """Return the augmentation of labelled rows, and arguments of their consistency and of the objective."""
+    number, (width,), likelihood = int(module.num_classes), data.event_shape, getattr(module, "likelihood", None)
+    few = min(1.0, _FEW_LABELS * number / max(1, data.num_labelled))
+    scales = _noise_scales(data, likelihood)
+    swap, noise = few**0.5 * _SWAP_CODES * (scales == 0), few**0.5 * _NOISE * scales
+    found: dict[str, Any] = {"bound_batch_size": 48 if width * number > _WIDE else None}
+    groups = group_columns(likelihood, width)
+    columns = sum(len(group) for group, part in groups if not getattr(part, "of_counts", False))
+    if len(data.x) < columns and not getattr(module, "bound_of_latents", False):
+        found["bound_weight"] = (len(data.x) / columns) ** 2
+    options = {"weight": CONSISTENCY_WEIGHT * few, "strong": ColumnAugmentation(_SWAP)}
+    return ColumnAugmentation(swap.tolist(), noise.tolist()), options, found
 
 
 def _photo_augmentation(data: SemiSupervisedData) -> Callable[..., Augmentation]:

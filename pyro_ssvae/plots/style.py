@@ -27,8 +27,8 @@ from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import CHANNELS, as_array, as_labels
 from pyro_ssvae._io import write_file
 from pyro_ssvae.models import Model, latent_variable
-from pyro_ssvae.models.base import evaluation_mode
 from pyro_ssvae.models.latent_variable import mean_of
+from pyro_ssvae.networks.variational import evaluation_mode
 
 INK = "#222222"
 FAINT = "#8a8a8a"

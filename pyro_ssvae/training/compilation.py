@@ -98,8 +98,7 @@ class CompiledLoss:
         self._module = _LossModule(objective, function)
         wanted = {id(parameter) for parameter in trained}
         named = {name: part for name, part in self._module.named_parameters() if part.requires_grad}
-        self._names = [name for name, part in named.items() if id(part) in wanted]
-        self._trained = [named[name] for name in self._names]
+        self._trained = {name: part for name, part in named.items() if id(part) in wanted}
         self._state: dict[str, Tensor] = {**named, **dict(self._module.named_buffers())}
         self._terms: list[str] = []
         with preserve_state(objective, device):
@@ -110,7 +109,7 @@ class CompiledLoss:
         with torch.no_grad():
             loss, *rest = self._run(*self._inputs(batch))
         gradients = rest[len(self._terms) :]
-        for parameter, gradient in zip(self._trained, gradients, strict=True):
+        for parameter, gradient in zip(self._trained.values(), gradients, strict=True):
             parameter.grad = gradient
         return Loss(loss, dict(zip(self._terms, rest, strict=False)))
 
@@ -124,7 +123,7 @@ class CompiledLoss:
             inputs = Batch(*(None if part is None else next(values) for part in batch))
             loss = functional_call(self._module, state, (inputs,))
             self._terms = list(loss.terms)
-            parameters = [state[name] for name in self._names]
+            parameters = [state[name] for name in self._trained]
             gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
             return [loss.total.detach(), *loss.terms.values(), *clone_shared_gradients(gradients, parameters)]
 

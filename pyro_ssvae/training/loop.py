@@ -168,10 +168,6 @@ def _fit(
     return replace(done, folder=None if out is None else Path(out))
 
 
-def _find_checkpoint(folder: RunFolder | None) -> Path | None:
-    return folder.checkpoint if folder is not None and folder.checkpoint.is_file() else None
-
-
 @dataclass(eq=False)
 class Loop:
     """State of a run and the steps over it."""
@@ -203,14 +199,9 @@ class Loop:
                 stopped_by = self._run(signals, bar)
             result = self._finish(stopped_by)
         except (MemoryError, RuntimeError) as error:
-            if self.ranks.size > 1 and is_lost(error):
-                why = f"one of the {self.ranks.size} processes that train together has ended"
-                raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
-            if (words := describe_memory_error(error)) is None:
+            if (why := self._explain(error)) is None:
                 raise
-            sizes = f"batch_size={self.config.batch_size}, labelled_batch_size={self.config.labelled_batch_size}"
-            why = f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
-            raise TrainingFailedError(self.step, why, _find_checkpoint(self.folder)) from error
+            raise TrainingFailedError(self.step, why, self._checkpoint) from error
         if stopped_by not in ("SIGINT", "SIGTERM"):
             return result
         how = "" if "command" in settings else f"; continue with resume=True, out={str(getattr(folder, 'path', ''))!r}"
@@ -219,6 +210,20 @@ class Loop:
         if progress or folder is not None:
             print(f"Stopped by {stopped_by} after step {self.step} of {self.total}.{saved}", file=sys.stderr)
         raise KeyboardInterrupt if stopped_by == "SIGINT" else SystemExit(143)
+
+    def _explain(self, error: BaseException) -> str | None:
+        """Return in words that another process has ended or memory has run out; ``None`` for any other error."""
+        if self.ranks.size > 1 and is_lost(error):
+            return f"one of the {self.ranks.size} processes that train together has ended"
+        if (words := describe_memory_error(error)) is None:
+            return None
+        sizes = f"batch_size={self.config.batch_size}, labelled_batch_size={self.config.labelled_batch_size}"
+        return f"{words}; reduce {sizes}, or hidden_dims and latent_dim of the model"
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        """The last checkpoint, if there is one."""
+        return self.folder.checkpoint if self.folder is not None and self.folder.checkpoint.is_file() else None
 
     def _prepare(self) -> None:
         objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
@@ -314,7 +319,7 @@ class Loop:
     def _check_finite(self) -> None:
         bad = int(self.train_step.first_bad_step)
         if bad >= 0:
-            raise NonFiniteLossError(bad, _find_checkpoint(self.folder))
+            raise NonFiniteLossError(bad, self._checkpoint)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights, keep them if no earlier ones are better, and stop if training has failed."""
@@ -331,7 +336,7 @@ class Loop:
         found, module = Validation(), self.objective.module
         with self.train_step.average.applied():
             if not torch.stack([part.isfinite().all() for part in module.parameters() if part.requires_grad]).all():
-                raise NonFiniteLossError(self.step, _find_checkpoint(self.folder), "Weights are not finite at step {}.")
+                raise NonFiniteLossError(self.step, self._checkpoint, "Weights are not finite at step {}.")
             if self.ranks.rank == 0:
                 options: dict[str, Any] = {"binarisation": self.config.binarisation, "seed": self.seed}
                 found = self.objective.validate(self.data, history=[*self.metrics, metrics], **options)
@@ -351,7 +356,7 @@ class Loop:
         if found.failure is not None:
             if self.folder is not None:
                 self.folder.write_metrics(self.metrics)
-            raise TrainingFailedError(self.step, found.failure, _find_checkpoint(self.folder))
+            raise TrainingFailedError(self.step, found.failure, self._checkpoint)
         return metrics
 
     def _save_model(self) -> None:
@@ -364,7 +369,7 @@ class Loop:
         if self.folder is None:
             return
         self.folder.write_metrics(self.metrics)
-        if self.validation.keep or (state is not None and _find_checkpoint(self.folder) is None):
+        if self.validation.keep or (state is not None and self._checkpoint is None):
             self.folder.write_checkpoint(get_state(self) if state is None else state)
             self.saved_step = self.step
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-import re
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -100,9 +99,8 @@ class RunFolder:
 
     def _remove_temporary_files(self) -> None:
         for folder in (self.path, self.checkpoint.parent, self.model, self.figures):
-            for file in folder.glob(".*.tmp"):
-                if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # the names of atomic_open
-                    file.unlink(missing_ok=True)
+            for file in folder.glob(".*.[0-9]*.tmp"):  # the names of atomic_open
+                file.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise ``RunFolderError`` if the folder was locked, and has been removed or is another one now."""
