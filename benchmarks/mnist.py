@@ -36,7 +36,7 @@ from pyro_ssvae.plots.style import new_image_grid, save_figure
 from pyro_ssvae.presets import M1_BELOW, M1_PRESETS, PURE, PURE_POSE, STACK, STACK_PURE
 
 SAMPLES = 5000  # importance samples of M1 per example
-BASE = "flow"  # the M1 that M1+M2 and the classifiers on latents build on
+BASE, POSE = "flow", "pose"  # M1 that M1+M2 builds on; classifiers on latents use the first
 
 
 def configurations(seeds: int | None = None) -> list[Run]:
@@ -259,6 +259,7 @@ def _configure_m1() -> list[Run]:
     for name, prior, training, options in (
         ("elbo", {}, {"max_steps": 200_000}, {}),
         ("iwae", {}, {"max_minutes": 36.0, "max_steps": 110_000}, {"second_stage": weighted}),
+        (POSE, {"prior": "flow", "pose": True}, {"max_steps": 60_000, "max_minutes": None}, {"samples": 500}),
         (BASE, {"prior": "flow"}, {"max_steps": 150_000}, {}),
     ):
         model = {"hidden_dims": [500, 500], "latent_dim": 50, "activation": "softplus", **prior}
@@ -321,21 +322,28 @@ def classify_latents(model: M1, data: SemiSupervisedData, seed: int) -> dict[str
 
 def _configure_m1m2(splits: Sequence[int]) -> list[Run]:
     """Return the runs; the settings of the M1 that they build on enter through the name of that M1's result file."""
-    (base,) = (run.path.stem for run in _configure_m1() if run.name == BASE)
+    bases = {run.name: run.path.stem for run in _configure_m1()}
     full_bound = {key: value for key, value in STACK.objective.items() if key != "bound_weight"}
     presets = {"pure": STACK_PURE, "default": STACK, "full-bound": replace(STACK, objective=full_bound)}
     found = []
     for name, preset in presets.items():
-        options = {"pure": name == "pure", "m1": BASE, "m1_result": base}
+        options = {"pure": name == "pure", "m1": BASE, "m1_result": bases[BASE]}
         if name != "pure":
             options["neighbours"] = False
         for n, seed in [*((100, seed) for seed in splits), (600, 0), (1000, 0), (3000, 0)]:
             found.append(Run("m1m2", f"{name}-{n}", seed, num_labels=n, **get_settings(preset), options=options))
-    return found
+    pose: dict[str, Any] = {
+        "model": STACK_PURE.model | {"classify_from": "x"},
+        "objective": STACK_PURE.objective | {"alpha": 10.0},
+        "training": STACK_PURE.training | {"max_steps": 12_000},
+        "options": {"pure": True, "m1": POSE, "m1_result": bases[POSE]},
+    }
+    return [*found, *(Run("m1m2", "pure-pose-100", seed, **pose) for seed in splits)]
 
 
 def train_m1m2(run: Run, data_dir: str | None, keep: str | None) -> Result:
-    m1, data = load_m1(keep), run.load(data_dir)
+    m1: Any = load_model(Run("m1", run.options["m1"]), keep)
+    data = run.load(data_dir)
     active = active_units(m1, data.x, scale=data.scale)
     pyro.set_rng_seed(run.seed)
     model = M1M2.from_m1(m1, data.num_classes, active=active, **run.model)

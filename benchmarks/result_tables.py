@@ -105,10 +105,11 @@ def m2_ablation(results: Results) -> str:
 
 # M1 and M1+M2
 
-_M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior"}
+_M1 = {"m1-elbo": "bound, one sample", "m1-flow": "bound, flow prior", "m1-pose": "bound, flow prior, pose latents"}
 _M1 |= {"m1-iwae": "bound, then importance-weighted, k = 5"}
 _M1_PRESETS = {f"m1-preset-{name}": f"`{name}`" for name in ("kingma", "nitta", "nnabla", "musyoku")}
-_M1M2 = {"pure": "`--pure`", "default": "default", "full-bound": "default with the full bound"}
+_M1M2 = {"pure": "`--pure`", "pure-pose": "pure, pose latents", "default": "default"}
+_M1M2 |= {"full-bound": "default with the full bound"}
 _M1M2_ROWS = {f"m1m2-{name}-{n}": f"{words}, {n} labels" for name, words in _M1M2.items() for n in M1M2_PAPER}
 
 
