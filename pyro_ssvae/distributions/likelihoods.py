@@ -291,7 +291,8 @@ class Mixed(Likelihood):
         """Return the columns ``(..., D)`` of each part."""
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
-        return x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+        order = self._order.to(x.device)  # examples of a data set may lie elsewhere than the model
+        return x.index_select(-1, order).split([len(group) for group in self.columns], -1)
 
     def _in_order(self, x: Tensor) -> Tensor:
         """Return the columns of all parts, side by side, in the order of the table."""
