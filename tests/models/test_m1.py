@@ -80,7 +80,11 @@ def test_traversal_changes_one_latent() -> None:
         (lambda: make_m1(likelihood="nope"), ValueError, "bernoulli"),
         (lambda: make_m1().transform(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m1().transform(torch.rand(2, *IMAGE), num_samples=0), ValueError, "num_samples=0"),
-        (lambda: make_m1().predict(torch.rand(2, *IMAGE)), ValueError, r"no classes, .* transform\(x\), .* gives latents"),
+        (
+            lambda: make_m1().predict(torch.rand(2, *IMAGE)),
+            ValueError,
+            r"no classes, .* transform\(x\), .* gives latents",
+        ),
         (lambda: make_m1().generate(0), ValueError, "at least 1"),
         (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 3), ValueError, "dim=3 .* at most 2"),
         (lambda: make_m1().traverse(torch.rand(2, *IMAGE), 1.0), TypeError, "dim=1.0 is of type float"),
