@@ -255,13 +255,14 @@ def test_a_single_image_is_classified(photos: Path, tmp_path: Path, call: Call) 
 @pytest.mark.filterwarnings("ignore:Posterior collapse")
 def test_training_may_leave_damaged_images_out(photos: Path, tmp_path: Path, call: Call) -> None:
     folder = shutil.copytree(photos / "train", tmp_path / "train")
-    (folder / "red" / "cut.png").write_bytes(b"\x89PNG")
+    (folder / "green" / "!.png").write_bytes(b"\x89PNG")  # the first file
     size = ["--image-size", "8", "--training.max_steps", "2", *TINY[4:], "--out", tmp_path / "run"]
     error = call("train", "m1", folder, *size, status=2).err
     assert "1 of 101 images" in error
     assert "leave them out by --on-error 'skip'." in error
-    with pytest.warns(UserWarning, match=r"red/cut.png .* They are left out"):
+    with pytest.warns(UserWarning, match=r"green/!.png .* They are left out"):
         call("train", "m1", folder, "--on-error", "skip", *size)
+    assert RunFolder(tmp_path / "run").read_config()["flags"]["likelihood"] == "discretised_logistic"  # of colour
 
 
 def test_images_are_refused_by_a_model_of_values_in_other_units(tmp_path: Path, call: Call) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from pyro_ssvae import PyroSSVAEError, SemiSupervisedData, errors
-from pyro_ssvae.estimators import M1Transformer
+from pyro_ssvae import M1, PyroSSVAEError, SemiSupervisedData, errors
+from pyro_ssvae.estimators import M1Transformer, M2Classifier
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_errors_of_training_hold_step_and_checkpoint() -> None:
     assert failed == "Training stopped at step 7: energies diverge. No checkpoint was written before."
 
 
+ROWS = np.random.default_rng(0).normal(size=(60, 5))
 FAR = np.append(np.arange(11.0), 9999.0)[:, None]
 
 
@@ -55,9 +59,13 @@ FAR = np.append(np.arange(11.0), 9999.0)[:, None]
         lambda: SemiSupervisedData.from_table(pd.DataFrame(FAR)),
         lambda: M1Transformer(max_steps=1).fit(FAR),
         lambda: SemiSupervisedData.from_arrays(np.arange(4.0)[:, None], [0, 1, 3, -1]),
+        lambda: M1.for_data(SemiSupervisedData.from_table(pd.DataFrame({"a": ["b", "c", "d"]}))),
+        lambda: M1((2,)).likelihood.fit_units(torch.full((4, 2), 0.5)),
+        lambda: M1Transformer(max_steps=3).fit(ROWS).transform(np.full((1, 5), np.nan)),
+        lambda: make_pipeline(StandardScaler(), M2Classifier(max_steps=3)).fit(ROWS, np.arange(60) % 2),
     ],
 )
 def test_warnings_name_the_line_of_the_caller(call) -> None:
-    with pytest.warns(UserWarning, match="has the value 9999|are numbered from 0") as caught:
+    with pytest.warns(UserWarning, match="9999|numbered from 0|codes|0.1 and 0.9|missing|every example") as caught:
         call()
     assert {warning.filename for warning in caught} == {__file__}

@@ -141,9 +141,13 @@ def _open_files(folder: Path, files: list[Path], channels: int, size: int) -> It
 
 
 def has_colour(path: str | os.PathLike[str]) -> bool:
-    """Return whether an image below a folder is in colour; ``ValueError`` if one before it cannot be read."""
+    """Return whether an image below a folder is in colour; those that cannot be read are passed over."""
     folder, files = _list_images(path)
-    return any(_is_coloured(_read_or_refuse(folder / file, _PREVIEW_SIZE)[0]) for file in files)
+    for file in files:
+        with suppress(ValueError):  # which is told when the data is read, unless such images are left out
+            if _is_coloured(_read_image(folder / file, _PREVIEW_SIZE)[0]):
+                return True
+    return False
 
 
 def _list_images(path: str | os.PathLike[str]) -> tuple[Path, list[Path]]:

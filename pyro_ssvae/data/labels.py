@@ -160,8 +160,9 @@ def read_labels(values: Any, name: str) -> NDArray[Any]:
     known = array[words != ""]
     if any(isinstance(label, str) for label in known):
         return words
-    # Real numbers do not tell integers beyond 2^53 apart, of which integers hold those of 64 bits.
-    whole = all(isinstance(label, Integral) and not isinstance(label, bool) and label < 2**63 for label in known)
+    # As real numbers, integers beyond 2^53 would not be told apart; those of more than 64 bits are refused later.
+    whole = all(isinstance(label, Integral) and not isinstance(label, bool) for label in known)
+    whole = whole and all(abs(int(label)) < 2**63 for label in known)
     numbers = np.full(array.shape, -1, np.int64 if whole else np.float64)
     numbers[words != ""] = known.astype(numbers.dtype)
     return numbers

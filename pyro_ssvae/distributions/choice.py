@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pyro_ssvae._arrays import choose_scale
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.distributions import discrete, likelihoods, priors
 from pyro_ssvae.distributions.discrete import Categorical, NegativeBinomial
 from pyro_ssvae.distributions.likelihoods import Bernoulli, Gaussian, Likelihood, Mixed, are_grey, group_columns
@@ -143,7 +143,7 @@ def warn_of_codes(categories: Mapping[str, tuple[str, ...]]) -> None:
     """Warn that a model takes the codes of words as numbers, given the words of each column."""
     sizes = ", ".join(f"{name} ({len(words)})" for name, words in list(categories.items())[:10])
     advice = "likelihood='auto' gives them a categorical likelihood."
-    warnings.warn(f"Columns of words are read as numbers, their codes: {sizes}. {advice}", stacklevel=6)
+    warn(f"Columns of words are read as numbers, their codes: {sizes}. {advice}")
 
 
 def _describe_columns(x: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -203,9 +203,7 @@ def check_counts(likelihood: Any, x: Tensor, scale: float = 1.0) -> None:
             raise ValueError(f"x holds {low:g}, and the likelihood of the model is of counts 0, 1, 2, ...")
         off = (values - values.round()).abs()
         if not (off <= 1e-3).all():
-            warnings.warn(
+            warn(
                 f"x holds values that are not whole, such as {float(values.flatten()[off.argmax()]):g}, and the "
-                "model was trained on counts: give counts, not their logarithms or shares.",
-                UserWarning,
-                stacklevel=6,
+                "model was trained on counts: give counts, not their logarithms or shares."
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.distributions.likelihoods import Likelihood, fill_missing, select_examples, standard_units
 from pyro_ssvae.distributions.torch_distributions import weighted_mean
 
@@ -301,12 +301,10 @@ class Poisson(_Counts):
         x = fill_missing(select_examples(x, scale))
         ratio = float((x.var(0, correction=0) / x.mean(0).clamp(min=1e-9)).median())
         if ratio > _MAX_DISPERSION:
-            warnings.warn(
+            warn(
                 f"The variance of these values is {ratio:.0f} times their mean (median of the columns), and under a "
                 "Poisson likelihood it equals the mean, so that the bound has a far too large weight: use "
-                "likelihood='negative_binomial' for counts, 'gaussian' for other numbers.",
-                UserWarning,
-                stacklevel=2,
+                "likelihood='negative_binomial' for counts, 'gaussian' for other numbers."
             )
 
     def _distribution(self, params: Tensor, event_dim: int, log_size: Tensor | float = 0.0) -> Any:

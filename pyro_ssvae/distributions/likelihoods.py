@@ -9,7 +9,6 @@ distribution is of x in its own units. Without such an estimate, and for values 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arrays import holds_missing, value_range
 from pyro_ssvae._configurable import Configurable
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.distributions.torch_distributions import (
     BernoulliByLogits,
     ContinuousBernoulliByLogits,
@@ -160,11 +160,9 @@ class Bernoulli(_OfUnitInterval):
         low, high = value_range(x)
         if x.dim() != 4 and 0.0 <= low and high <= scale and are_grey(x, scale):  # for images for_data chooses
             better = "'auto' chooses by the values of each column" if x.dim() == 2 else "'gaussian' suits them"
-            warnings.warn(
+            warn(
                 "More than a quarter of the values lies between 0.1 and 0.9. Under a Bernoulli likelihood, the default "
-                f"of M1 and M2, they are taken for chance, and latents are hardly used; likelihood={better}.",
-                UserWarning,
-                stacklevel=6,
+                f"of M1 and M2, they are taken for chance, and latents are hardly used; likelihood={better}."
             )
 
 
@@ -291,7 +289,8 @@ class Mixed(Likelihood):
         """Return the columns ``(..., D)`` of each part."""
         if x.shape[-1] != len(self._order):
             raise ValueError(f"Mixed is for rows of {len(self._order)} columns, the data has {x.shape[-1]} columns.")
-        return x.index_select(-1, self._order).split([len(group) for group in self.columns], -1)
+        order = self._order.to(x.device)  # examples of a data set may lie elsewhere than the model
+        return x.index_select(-1, order).split([len(group) for group in self.columns], -1)
 
     def _in_order(self, x: Tensor) -> Tensor:
         """Return the columns of all parts, side by side, in the order of the table."""

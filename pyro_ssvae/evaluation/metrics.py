@@ -111,8 +111,8 @@ def diagnose_latents(model: M1, data: SemiSupervisedData) -> dict[str, float]:
         warn(
             f"Posterior collapse: none of the {model.latent_dim} latents varies between examples, so they carry "
             "nothing. Try another likelihood ('bernoulli' suits zeros and ones, 'auto' chooses for a table), more "
-            "steps, or TrainingConfig(kl_warmup=0.5) (--training.kl_warmup 0.5). If no value of an example depends on "
-            "the others, there is nothing to learn."
+            "steps, or training with kl_warmup=0.5. If no value of an example depends on the others, there is nothing "
+            "to learn."
         )
     return latents
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import as_scale, as_seed, checked
 from pyro_ssvae._arrays import as_examples, check_finite, holds_missing, to_numpy, value_range
 from pyro_ssvae._configurable import REGISTRY, Configurable, describe, find_parameters, is_library_class
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.data.preparation import iterate_batches, map_examples, rescale
@@ -344,7 +344,7 @@ def _check_scale(model: Any, low: float, high: float) -> None:
         width = max(most - least, abs(most))
         fits = scale != 1.0 and least - width <= low / scale and high / scale <= most + width
         if high > most + (width if fits else 10 * width) and (fits or len(model.event_shape) == 3):
-            warnings.warn(f"x goes up to {high:g}, the training examples to {most:g}. {advice}", stacklevel=5)
+            warn(f"x goes up to {high:g}, the training examples to {most:g}. {advice}")
 
 
 def data_plate(x: Tensor, size: int | None) -> pyro.plate:

@@ -14,7 +14,6 @@ https://arxiv.org/abs/1606.03439.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch.distributions import biject_to, constraints
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae._arrays import to_numpy, value_range
 from pyro_ssvae._configurable import find_parameters
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.models.base import Model, data_plate
@@ -132,7 +132,7 @@ class DDGM(Model):
         elif self._range is None and x.dim() == 2:
             words = _describe_units(x.double() / data.scale, data.feature_names)
         if words:
-            warnings.warn(words, UserWarning, stacklevel=5)
+            warn(words)
 
     # Model and guide.
 

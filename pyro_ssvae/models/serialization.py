@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from pyro_ssvae._arguments import as_device, checked
 from pyro_ssvae._configurable import REGISTRY, build, find_parameters, is_library_class
 from pyro_ssvae._io import one_line, read_json, suggest_names, write_atomically, write_json
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.features import FeatureSource
 from pyro_ssvae.distributions.likelihoods import Likelihood
 from pyro_ssvae.models.base import FORMAT, Model
@@ -117,9 +117,10 @@ def check_state(module: nn.Module) -> None:
     """Raise ``TypeError`` if a part of a module has a state that is no tensor, which cannot be saved."""
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
-            place = name.rpartition(".")[0]
+            path = name.rpartition(".")[0]
+            place = f" ({path})" if path else ""
             raise TypeError(
-                f"get_extra_state of {place}, a {type(module.get_submodule(place)).__name__}, returns a "
+                f"get_extra_state of {type(module.get_submodule(path)).__name__}{place} returns the type "
                 f"{type(value).__name__}, and only tensors are saved: return a tensor, or keep the value in a buffer "
                 "or in an argument of the constructor."
             )
@@ -277,9 +278,8 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
         known = ", ".join(sorted(name for name, kind in REGISTRY.items() if issubclass(kind, Model)))
         raise ValueError(f"Unknown model {name!r}. Import its module, or pass cls={name}; known are {known}.")
     if config["class"] != name:
-        warnings.warn(
+        warn(
             f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
-            f"the subclass changes. Pass cls={config['class']} to pyro_ssvae.load for the subclass.",
-            stacklevel=5,
+            f"the subclass changes. Pass cls={config['class']} to pyro_ssvae.load for the subclass."
         )
     return base, registered

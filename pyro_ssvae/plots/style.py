@@ -26,6 +26,7 @@ from torch import Tensor
 from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import CHANNELS, as_array, as_labels
 from pyro_ssvae._io import write_file
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.models import Model, latent_variable
 from pyro_ssvae.models.latent_variable import mean_of
 from pyro_ssvae.networks.variational import evaluation_mode
@@ -81,11 +82,9 @@ def _find_fonts(lacking: frozenset[int]) -> tuple[str, ...]:
         found.append(max(held, key=lambda name: (len(held[name] & missed), "Sans" in name)))
         lacking -= held[found[-1]]
     if lacking:
-        warnings.warn(
+        warn(
             f"No installed font has {' '.join(map(chr, sorted(lacking)[:10]))}, so that figures have boxes in their "
-            "place. Install one that has them, such as Noto Sans CJK for Chinese, Japanese and Korean.",
-            UserWarning,
-            stacklevel=2,
+            "place. Install one that has them, such as Noto Sans CJK for Chinese, Japanese and Korean."
         )
     return tuple(found)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pyro_ssvae._arguments import as_device, check_choice, checked
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.preparation import BINARISATIONS
 
 if TYPE_CHECKING:
@@ -217,10 +217,9 @@ def make_fabric(config: TrainingConfig, ranks: Ranks | None = None) -> Fabric:
     if device.type == "cpu" and config.precision == "16-mixed":
         raise ValueError("precision='16-mixed' needs a GPU; on the CPU use 32-true, or bf16-mixed where it has bf16.")
     if device.type == "cpu" and config.precision == "bf16-mixed" and not has_bf16():
-        warnings.warn(
+        warn(
             "This CPU has no bf16 arithmetic: PyTorch emulates it, about ten times slower than float32. Use "
-            "precision='32-true' (--precision 32-true) here.",
-            stacklevel=4,
+            "precision='32-true' (--precision 32-true) here."
         )
     devices = [device.index or 0] if device.type == "cuda" else 1
     precision: Any = config.precision  # checked by TrainingConfig

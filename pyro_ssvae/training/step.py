@@ -10,7 +10,6 @@ A step goes through the updates of an objective's groups of parameters in order,
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from pyro_ssvae._io import one_line
 from pyro_ssvae._ranks import Ranks
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.data import Batch, BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.objectives.base import Loss, Objective, ParameterGroup, Update
@@ -311,7 +311,7 @@ class TrainingStep:
         self.mode, self.why_eager = "eager", why
         self._compiled.clear()
         self._captured = None
-        warnings.warn(f"Training steps run eagerly from here, and slower: {why}.", UserWarning, stacklevel=2)
+        warn(f"Training steps run eagerly from here, and slower: {why}.")
 
 
 class MovingAverage:

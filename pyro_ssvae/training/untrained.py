@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pyro
 from torch import Tensor, nn
+
+from pyro_ssvae._warnings import warn
 
 if TYPE_CHECKING:
     from pyro_ssvae.objectives import Loss, Objective, ParameterGroup
@@ -39,10 +40,9 @@ def warn_untrained(
     if found:
         more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
         told = ", ".join(sorted(found)[:_MOST_NAMES]) + more
-        warnings.warn(
+        warn(
             f"The loss depends on parameters that are not trained: {told}. Make them part of the module, in one of the "
-            "groups of the objective, or freeze them by requires_grad_(False).",
-            stacklevel=2,
+            "groups of the objective, or freeze them by requires_grad_(False)."
         )
 
 

@@ -84,6 +84,7 @@ def test_numbers_with_gaps_become_names():
         (["a"] * 6, {"num_classes": 2}, ValueError, r"num_classes=2, .* 1 classes \(a\); label an example of each"),
         ("y.npy", {}, TypeError, r"y='y.npy' is one text.*numpy.load"),
         ([0, 2] * 3, {"num_classes": 2}, ValueError, "y holds label 2, but num_classes=2 allows 0 to 1"),
+        ([-(2**70), None] * 3, {}, ValueError, "y holds labels from .*; classes are counted from 0"),
         (None, {"num_classes": 0}, ValueError, "num_classes=0 is too small"),
         (None, {"num_classes": 65_537}, ValueError, "too large"),
         (None, {"num_classes": 2.0}, TypeError, "num_classes=2.0 is of type float"),

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from pyro_ssvae.data.preparation import binarise, convert_images, iterate_batches, rescale, threshold
+from pyro_ssvae.distributions import Gaussian, Laplace, Mixed
 from pyro_ssvae.evaluation import active_units, annealed_log_normaliser, class_control, evaluate_model, log_likelihood
 from pyro_ssvae.evaluation.image_metrics import find_nearest
 from pyro_ssvae.models.diagnostics import (
@@ -141,6 +142,12 @@ def test_bound_and_test_metrics(name: str) -> None:
     bound, unlabelled, metrics = run(name, use)
     assert {type(bound), type(unlabelled)} == {float}
     assert ("active_units" if name in NO_CLASSES else "class_control") in metrics
+
+
+def test_mixed_likelihood_takes_examples_of_a_data_set() -> None:
+    likelihood = Mixed([([0, 2], Gaussian()), ([1], Laplace())])
+    with FakeTensorMode(allow_non_fake_inputs=False), AnswerReadings(1.0):
+        empty_like_on(likelihood, "cuda").check(torch.rand(6, 3))
 
 
 @pytest.mark.parametrize("name", [*CLASSES, *NO_CLASSES])
