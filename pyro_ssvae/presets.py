@@ -23,7 +23,6 @@ __all__ = [
     "STACK_PURE",
     "Preset",
     "choose_ddgm",
-    "is_photo",
 ]
 
 

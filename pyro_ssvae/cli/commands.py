@@ -139,8 +139,10 @@ def _find_m1(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_ddgm(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any]:
-    size, shape = values["image_size"] or 0, _find_image_shape(values["data"])[0]
-    return _use_preset(choose_ddgm((shape[0], size, size) if shape[1:] == (0, 0) else shape))
+    shape, _ = _find_image_shape(values["data"])
+    if shape[1:] == (0, 0):  # a folder, whose images are resized
+        shape = (shape[0], *[values["image_size"] or 0] * 2)
+    return _use_preset(choose_ddgm(shape))
 
 
 def _find_image_shape(data: str) -> tuple[tuple[int, ...], Any]:
@@ -182,7 +184,8 @@ def _choose_for_rows(values: dict[str, Any], _: dict[str, Any]) -> dict[str, Any
 
 
 def _choose_for_images(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    data, chosen = values["data"], dict[str, Any]()
+    data = values["data"]
+    chosen: dict[str, Any] = {}
     unused = [f"--{name}" for name in ("label", "test") if given.get(name) is not None]
     if unused and not is_on_disk(Path(data)):
         raise ValueError(

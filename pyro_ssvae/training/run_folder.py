@@ -99,8 +99,9 @@ class RunFolder:
 
     def _remove_temporary_files(self) -> None:
         for folder in (self.path, self.checkpoint.parent, self.model, self.figures):
-            for file in folder.glob(".*.[0-9]*.tmp"):  # the names of atomic_open
-                file.unlink(missing_ok=True)
+            for file in folder.glob(".*.*.tmp"):
+                if file.stem.rpartition(".")[2].isdecimal():  # as atomic_open names them
+                    file.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise ``RunFolderError`` if the folder was locked, and has been removed or is another one now."""
