@@ -31,7 +31,7 @@ from pyro_ssvae.data.tables import is_table, read_table, select_columns
 from pyro_ssvae.errors import MissingPackageError
 from pyro_ssvae.models.base import as_input
 from pyro_ssvae.models.diagnostics import get_class_names
-from pyro_ssvae.models.latent_variable import generate_x
+from pyro_ssvae.models.generation import generate_x
 from pyro_ssvae.models.serialization import WEIGHTS, load
 from pyro_ssvae.training import RunFolder
 

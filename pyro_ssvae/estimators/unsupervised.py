@@ -16,7 +16,7 @@ from pyro_ssvae._warnings import warn
 from pyro_ssvae.estimators.base import ONE_PASS, PYRO_LOCK, Array, DeepEstimator, GenerativeEstimator, parameters
 from pyro_ssvae.evaluation.metrics import diagnose_latents
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.latent_variable import mean_of
+from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.objectives.bounds import UnsupervisedELBO
 from pyro_ssvae.objectives.energy import EnergyObjective

@@ -17,7 +17,8 @@ from pyro_ssvae._arguments import as_scale
 from pyro_ssvae.data.preparation import iterate_batches
 from pyro_ssvae.models.base import Model, as_input, fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.latent_variable import SemiSupervisedModel, decode_means, generate_x, mean_of
+from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 
 NUM_DIAGNOSED = 1000

@@ -1,4 +1,4 @@
-"""Base classes of models whose examples follow a likelihood given latents, and what they, or subclasses, generate."""
+"""Base classes of models whose examples follow a likelihood given latents."""
 
 from __future__ import annotations
 
@@ -10,29 +10,25 @@ from typing import Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import pyro.poutine as poutine
 import torch
 from numpy.typing import ArrayLike
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import as_labels
-from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood, warn_of_codes
 from pyro_ssvae.distributions.priors import Uniform
-from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing, mean_or_centre
-from pyro_ssvae.models.base import Model, data_plate, fork_random_state, full_precision, get_device, seeded
+from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing
+from pyro_ssvae.models.base import Model, data_plate, fork_random_state, full_precision, get_device
+from pyro_ssvae.models.generation import generate_x, mean_of
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.networks.variational import evaluation_mode
 from pyro_ssvae.presets import FEATURES
 
 _MAX_LOG_SCALE = 15.0
-_DRAWS = 100  # behind a mean that has no closed form
-_BETWEEN = ("a", "z1")  # latents between z and x, which ``decode`` sets to their means
 
 
 class LatentVariableModel(Model, abstract=True):
@@ -160,6 +156,7 @@ class LatentVariableModel(Model, abstract=True):
 
     def _make_posterior(self, params: Tensor) -> dist.TorchDistribution:
         """Return the diagonal Gaussian over z with location and log-scale ``(..., 2 * L)``."""
+        _check_output(params, "encoder")
         if params.shape[-1] != 2 * self.latent_dim:
             raise ValueError(
                 f"The encoder returned shape {tuple(params.shape)}; its last size must be {2 * self.latent_dim}, a "
@@ -169,6 +166,7 @@ class LatentVariableModel(Model, abstract=True):
 
     def _make_likelihood(self, params: Tensor, batch_shape: torch.Size) -> dist.TorchDistribution:
         """Return the distribution over x with the decoder's outputs ``(*batch_shape, P * D)`` as parameters."""
+        _check_output(params, "decoder")
         needed = self.likelihood.num_params * self.event_size
         if params.shape[-1] != needed and params.numel() != math.prod(batch_shape) * needed:
             raise ValueError(
@@ -176,9 +174,32 @@ class LatentVariableModel(Model, abstract=True):
                 f"{self.likelihood.num_params} parameter(s) of the likelihood {self.likelihood.name} for each of "
                 f"{self.event_size} values."
             )
-        params = full_precision(params).reshape(*batch_shape, self.likelihood.num_params, *self.event_shape)
+        params = _unflatten(full_precision(params), batch_shape, (self.likelihood.num_params, *self.event_shape))
         distribution: dist.TorchDistribution = self.likelihood(params, len(self.event_shape))
         return leave_out_missing(distribution) if self.missing else distribution
+
+
+def _check_output(output: Any, role: str) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(f"The {role} returned the type {type(output).__name__}, and one tensor is needed.")
+
+
+def _unflatten(params: Tensor, batch_shape: torch.Size, shape: Sequence[int]) -> Tensor:
+    """Return what a decoder returned as ``(*batch_shape, *shape)``, if its numbers are in that order."""
+    size = math.prod(shape)
+    outer = params.shape[:-1]
+    if params.shape[-1] == size:
+        with suppress(RuntimeError):  # of other dimensions than those of z and y, of which a network may leave out y
+            return params.reshape(*outer, *shape).expand(*batch_shape, *shape)
+    while outer and params.shape[len(outer) :].numel() < size:  # of a decoder that returns images
+        outer = outer[:-1]
+    kept = [number for number in outer if number != 1]
+    if kept not in ([number for number in batch_shape if number != 1], [batch_shape.numel()]):
+        raise ValueError(
+            f"The decoder returned shape {tuple(params.shape)}, and {(*batch_shape, size)} is needed: first the "
+            "dimensions of z and y, in their order (those of y count from the right, too)."
+        )
+    return params.reshape(*batch_shape, *shape)
 
 
 def make_normal(params: Tensor) -> dist.TorchDistribution:
@@ -235,6 +256,7 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
 
     def _as_logits(self, logits: Tensor) -> Tensor:
         """Return what a classifier returned, in full precision, or raise ``ValueError`` for another number than K."""
+        _check_output(logits, "classifier")
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"The classifier returned shape {tuple(logits.shape)}; its last size must be {self.num_classes}, a "
@@ -281,92 +303,3 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
             known = ", ".join(self.class_names[:20]) or f"known by number alone, 0 to {self.num_classes - 1}"
             raise ValueError(f"y={y} is no class; the classes are {known}.")
         return self.class_names.index(y) if isinstance(y, str) else y
-
-
-def mean_of(distribution: Any) -> Tensor:
-    """Return the mean of a distribution; where it has none in closed form, that of 100 draws by a fixed seed."""
-    try:
-        mean = mean_or_centre(distribution)
-    except NotImplementedError:
-        cuda = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else None
-        with seeded(0, cuda):  # no draw is needed to know the device
-            mean = distribution.sample((_DRAWS,)).mean(0)
-    return mean
-
-
-def generate_x(model: Any, num_samples: int, y: Tensor | None = None) -> tuple[Any, Tensor | None]:
-    """Return p(x|y,z) at draws of z from the generative model, and the classes, each of batch shape ``(num_samples,)``.
-
-    Without classes y ``(num_samples,)`` they are drawn too, from π; a model without classes returns ``None`` for them.
-    """
-    own = _run_own(model, num_samples, y, None)
-    if own is not None:
-        return own
-    if y is None and model.num_classes is not None:
-        y = torch.distributions.Categorical(model.class_prior.mean()).sample((num_samples,))
-    z = model.prior().sample((num_samples,))
-    return model.decode(*(() if y is None else (y,)), z), y
-
-
-def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
-    """Return the means of p(x|y,z), or of p(x|z) if y is ``None``, ``(..., B, *event_shape)``.
-
-    The latents z are ``(..., B, L)``, and y has their shape without ``L``, or one that broadcasts to it.
-    """
-    shape = z.shape[:-1]
-    classes = None if y is None else y.expand(shape).flatten()
-    own = _run_own(model, shape.numel(), classes, z.flatten(0, -2))
-    if own is not None:
-        return mean_of(own[0]).reshape(*shape, *model.event_shape)
-    return mean_of(model.decode(*(() if y is None else (y,)), z))
-
-
-class _AtMeans(Messenger):
-    """Sets latents between z and x to their means."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in _BETWEEN and not msg["is_observed"]:
-            msg["value"], msg["done"] = mean_of(msg["fn"]), True
-
-
-def _run_own(model: Any, num: int, y: Tensor | None, z: Tensor | None) -> tuple[Any, Tensor | None] | None:
-    """Return p(x|·) and y in a run of a model function of the caller's own, with y and z given, or drawn if ``None``.
-
-    It is ``None`` for a model function of this package, and with a warning where the sites have other names.
-    """
-    functions = [getattr(model, name) for name in ("model", "sample_z1") if hasattr(model, name)]
-    if all(getattr(function, "__module__", "").startswith("pyro_ssvae.") for function in functions):
-        return None
-    arguments = () if model.num_classes is None else (y,)
-    draws_y = model.num_classes is not None and y is None
-    function = model.model if z is None else poutine.condition(model.model, {"z": z})
-    # Its density is not computed, so that the values of x do not matter.
-    x = torch.zeros(num, *model.event_shape, device=get_device(model), dtype=next(model.parameters()).dtype)
-    with poutine.block(), _AtMeans():
-        if draws_y and hasattr(model, "class_prior"):  # π as learned, not drawn from its prior
-            function = poutine.replay(function, trace=poutine.trace(model.class_prior.guide).get_trace())
-        with poutine.trace() as tracer:
-            function(x, *arguments)
-    nodes: dict[str, Any] = tracer.trace.nodes
-    if draws_y and "y" in nodes and _depends_on_x(function, tracer.trace, x):
-        warn(
-            f"p(y|x) of {type(model).__name__}.model depends on x, which is not known before it is generated; y is "
-            "drawn for x = 0. Pass the classes to generate, y=..."
-        )
-    needed = {"x", *(["y"] if draws_y else []), *([] if z is None else ["z"])}
-    if missing := needed - nodes.keys():
-        warn(
-            f"{type(model).__name__}.model has no site {', '.join(sorted(missing))}; examples are generated by prior() "
-            "and decode(), which may differ from it. Name its sites z, y and x."
-        )
-        return None
-    return nodes["x"]["fn"], nodes["y"]["value"] if draws_y else y
-
-
-def _depends_on_x(function: Any, trace: poutine.Trace, x: Tensor) -> bool:
-    """Return whether p(y|x) of a run of a model function at x = 0 is another at x = 1."""
-    drawn: Any = trace.nodes["y"]
-    with suppress(Exception):  # of a function that takes x for indices, say
-        again: Any = poutine.trace(poutine.replay(function, trace=trace)).get_trace(x + 1.0).nodes["y"]
-        return not torch.equal(*(site["fn"].log_prob(drawn["value"]) for site in (drawn, again)))
-    return False

@@ -28,7 +28,8 @@ from pyro_ssvae._arrays import to_numpy
 from pyro_ssvae.distributions import Likelihood
 from pyro_ssvae.distributions.torch_distributions import draw_alike
 from pyro_ssvae.models.base import data_plate
-from pyro_ssvae.models.latent_variable import LatentVariableModel, decode_means, generate_x, mean_of
+from pyro_ssvae.models.generation import decode_means, generate_x, mean_of
+from pyro_ssvae.models.latent_variable import LatentVariableModel
 from pyro_ssvae.networks.images import make_networks
 from pyro_ssvae.networks.variational import evaluation_mode
 

@@ -34,7 +34,8 @@ from pyro_ssvae.distributions import Gaussian
 from pyro_ssvae.distributions.choice import make_prior
 from pyro_ssvae.distributions.torch_distributions import as_independent_normal, draw_alike
 from pyro_ssvae.models.base import ENUMERATE, Model, data_plate, seeded
-from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel, mean_of
+from pyro_ssvae.models.generation import mean_of
+from pyro_ssvae.models.latent_variable import LatentVariableModel, SemiSupervisedModel
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.models.m2 import M2
 from pyro_ssvae.networks.images import make_classifier

@@ -29,7 +29,8 @@ from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.distributions import ClassPrior, Likelihood
 from pyro_ssvae.distributions.torch_distributions import draw_alike
 from pyro_ssvae.models.base import ENUMERATE, data_plate
-from pyro_ssvae.models.latent_variable import SemiSupervisedModel, make_normal, mean_of
+from pyro_ssvae.models.generation import mean_of
+from pyro_ssvae.models.latent_variable import SemiSupervisedModel, make_normal
 from pyro_ssvae.networks.images import POSE_DIM, make_classifier, make_networks
 from pyro_ssvae.networks.variational import AuxiliaryNetworks, join
 

@@ -18,7 +18,7 @@ from pyro_ssvae._arguments import as_count
 from pyro_ssvae.models import SemiSupervisedModel
 from pyro_ssvae.models.base import fork_random_state, get_device
 from pyro_ssvae.models.ddgm import DDGM
-from pyro_ssvae.models.latent_variable import generate_x, mean_of
+from pyro_ssvae.models.generation import generate_x, mean_of
 from pyro_ssvae.models.m1 import M1
 from pyro_ssvae.plots import style
 

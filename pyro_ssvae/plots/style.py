@@ -27,8 +27,8 @@ from pyro_ssvae._arguments import as_count, as_seed
 from pyro_ssvae._arrays import CHANNELS, as_array, as_labels
 from pyro_ssvae._io import write_file
 from pyro_ssvae._warnings import warn
-from pyro_ssvae.models import Model, latent_variable
-from pyro_ssvae.models.latent_variable import mean_of
+from pyro_ssvae.models import Model, generation
+from pyro_ssvae.models.generation import mean_of
 from pyro_ssvae.networks.variational import evaluation_mode
 
 INK = "#222222"
@@ -175,7 +175,7 @@ def encode_means(model: Any, x: Tensor, y: Tensor | None) -> Tensor:
 
 def decode_means(model: Any, y: Tensor | None, z: Tensor) -> Tensor:
     """Return the means of p(x|y,z), or of p(x|z) if ``y`` is ``None``, ``(N, *event)``, on the CPU."""
-    return _map(model, lambda z, y=None: latent_variable.decode_means(model, y, z), z, y)
+    return _map(model, lambda z, y=None: generation.decode_means(model, y, z), z, y)
 
 
 def decode_classes(model: Any, x: Tensor, y: Tensor) -> Tensor:

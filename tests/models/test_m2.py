@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
 import pyro_ssvae
-from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO
+from pyro_ssvae import M1, M1M2, M2, SemiSupervisedData, SemiSupervisedELBO, StaticEnumELBO
 from pyro_ssvae.data import Batch
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior, Gaussian, Likelihood
 from tests.objectives.small import take_steps
@@ -91,6 +91,20 @@ class _Narrow(nn.Module):
         return torch.zeros(len(x), 5)
 
 
+class _Pair(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(x), 3), torch.zeros(len(x), 3)
+
+
+class _Transposed(nn.Module):
+    def __init__(self, *size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros(z.shape[-2], len(y), *self.size)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -118,6 +132,21 @@ class _Narrow(nn.Module):
             ValueError,
             r"encoder returned shape \(2, 5\); its last size must be 6, a location and a log-scale for each of 3",
         ),
+        (
+            lambda: make_m2(encoder=_Pair()).encode(torch.rand(2, *IMAGE), torch.arange(2)),
+            TypeError,
+            "encoder returned the type tuple",
+        ),
+        *(
+            (
+                lambda size=size: make_m2(decoder=_Transposed(*size)).decode(
+                    torch.arange(10)[:, None], torch.zeros(4, 3)
+                ),
+                ValueError,
+                r"decoder returned shape \(4, 10, .*, and \(10, 4, 64\) is needed",
+            )
+            for size in ((64,), IMAGE, (1, 1, 64))
+        ),
         (lambda: make_m2().predict(torch.rand(2, 64)), ValueError, r"\(1, 8, 8\)"),
         (lambda: make_m2().generate(0), ValueError, "at least 1"),
         (lambda: make_m2().generate(2, y=10), ValueError, "0 to 9"),
@@ -132,6 +161,28 @@ class _Narrow(nn.Module):
 def test_errors(call: object, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+class _WithoutClass(nn.Module):
+    def __init__(self, shape: tuple[int, ...], num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.shape, self.linear = shape, nn.Linear(num_inputs, num_outputs)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)).reshape(-1, *self.shape)
+
+
+def test_networks_may_leave_the_class_out() -> None:
+    torch.manual_seed(0)
+    m2 = make_m2(encoder=_WithoutClass((6,), 64, 6), decoder=_WithoutClass((64,), 3, 64))
+    x = torch.rand(4, *IMAGE).round()
+    bounds = []
+    for elbo in (StaticEnumELBO(analytic_kl=False), TraceEnum_ELBO(max_plate_nesting=1)):
+        torch.manual_seed(1)
+        bounds.append(elbo.loss(m2.model, m2.guide, x))
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-5)
+    images = make_m2(decoder=_WithoutClass((1, 8, 8), 3, 64))  # (B, 1, 8, 8), as of a transposed convolution
+    assert images.decode(torch.arange(4), torch.zeros(4, 3)).mean.shape == (4, *IMAGE)
 
 
 class _Mine(nn.Module):

@@ -16,7 +16,7 @@ from pyro_ssvae import M2, SemiSupervisedData
 from pyro_ssvae.distributions import FixedClassPrior
 from pyro_ssvae.models import data_plate
 from pyro_ssvae.models.diagnostics import class_control
-from pyro_ssvae.models.latent_variable import decode_means
+from pyro_ssvae.models.generation import decode_means
 from pyro_ssvae.plots import plot_samples
 
 IMAGE = (1, 8, 8)
@@ -125,3 +125,28 @@ def test_generating_runs_the_own_model_at_zeros_alone_if_it_takes_no_other_value
     x, y = m2.generate(4)
     assert x.shape == (4, *IMAGE)
     assert y.shape == (4,)
+
+
+class _Spread(M2):
+    """x is standard normal around an offset of the data set, which the guide has learned to be 50."""
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        with data_plate(x, size):
+            y = pyro.sample("y", dist.Categorical(logits=self.class_prior.model()), obs=y)
+            pyro.sample("z", self.prior())
+            pyro.sample("x", dist.Normal(offset.expand(*y.shape, *IMAGE), 1.0).to_event(3), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        pyro.sample("offset", dist.Normal(50.0, 0.01))
+        super().guide(x, y, size=size)
+
+
+@pytest.mark.parametrize("y", [None, 1])
+def test_latents_of_the_data_set_are_generated_as_the_guide_has_learned_them(y: int | None) -> None:
+    m2 = _Spread(IMAGE, 3, latent_dim=3, hidden_dims=(16,))
+    x, _ = m2.generate(4, y)
+    assert (x - 50.0).abs().max() < 0.1
+    x = decode_means(m2, torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 5, 3))
+    assert x.shape == (2, 5, *IMAGE)
+    assert (x - 50.0).abs().max() < 0.1
