@@ -24,6 +24,7 @@ from pyro_ssvae.evaluation.metrics import evaluate_model
 from pyro_ssvae.models import Model
 from pyro_ssvae.models.base import get_device, seeded
 from pyro_ssvae.models.diagnostics import classification_error, predict_batches
+from pyro_ssvae.networks.variational import evaluation_mode
 from pyro_ssvae.objectives import Objective
 from pyro_ssvae.objectives.bounds import SemiSupervisedELBO
 from pyro_ssvae.training.loop import FitResult, fit
@@ -45,11 +46,11 @@ def report(
     The seed of the run also fixes the binarisation and draws behind the metrics.
 
     A semi-supervised fit is compared with the same classifier trained on the labels alone, for up to 300 steps, unless
-    its loss is the caller's own. With 50 labelled validation examples or more, the fit is worse if it errs on more of
-    them by two standard errors of that difference, which is one of paired predictions (McNemar's test). With fewer, the
-    error of the labels alone comes from stratified cross-validation on the training labels, and the fit is worse if
-    both classifiers disagree on more unlabelled examples than twice the upper end of the 95 % interval of that error;
-    with 10 labels only a fit that has failed is found.
+    its loss is the caller's own, or its classifier frozen. With 50 labelled validation examples or more, the fit is
+    worse if it errs on more of them by two standard errors of that difference, which is one of paired predictions
+    (McNemar's test). With fewer, the error of the labels alone comes from stratified cross-validation on the training
+    labels, and the fit is worse if both classifiers disagree on more unlabelled examples than twice the upper end of
+    the 95 % interval of that error; with 10 labels only a fit that has failed is found.
 
     Args:
         objective: The trained objective, with the weights that validation chose.
@@ -140,6 +141,8 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         return {}  # a loss of the caller's own may need unlabelled examples
     if data.num_labelled > _ALONE_LABELS or not data.num_unlabelled or len(data.y.unique()) < 3:  # two classes and -1
         return {}
+    if not _trains_classifier(copy.deepcopy(objective.module), data):
+        return {}
     print(f"Training the classifier on the {data.num_labelled} labels alone, for comparison.", file=sys.stderr)
     model, alone = objective.module, _train_on_labels(objective, data, run)
     x, y = data.known_validation
@@ -165,6 +168,13 @@ def _compare_with_labels_alone(objective: Objective, data: SemiSupervisedData, r
         "val/error_labels_alone": error if math.isfinite(error) else None,
         "worse_than_labels_alone": worse,
     }
+
+
+def _trains_classifier(model: Any, data: SemiSupervisedData) -> bool:
+    """Whether not all parameters that q(y|x) depends on are frozen."""
+    example = next(model.parameters()).new_zeros(1, *data.event_shape)
+    with seeded(0, get_device(model)), evaluation_mode(model), torch.enable_grad():
+        return model.classify(example).requires_grad
 
 
 def _train_on_labels(objective: SemiSupervisedELBO, data: SemiSupervisedData, run: FitResult) -> Any:

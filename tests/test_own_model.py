@@ -124,6 +124,47 @@ def test_one_seed_governs_weights_and_training() -> None:
     assert any(not torch.equal(value, other.last_weights[name]) for name, value in run.last_weights.items())
 
 
+class Mixture(Model):
+    """x ~ N(centre of y, I), without a latent besides the class."""
+
+    def __init__(self, event_shape: Sequence[int], num_classes: int) -> None:
+        super().__init__(event_shape, 1, None, num_classes)
+        self.centres = nn.Embedding(num_classes, self.event_size)
+        self.classifier = nn.Linear(self.event_size, num_classes)
+
+    @classmethod
+    def _class_arguments(cls, data: ss.SemiSupervisedData) -> dict[str, Any]:
+        return {"num_classes": data.num_classes}
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(x)
+
+    def model(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            y = pyro.sample("y", dist.Categorical(logits=torch.zeros(self.num_classes)), obs=y)
+            pyro.sample("x", dist.Normal(self.centres(y), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            if y is None:
+                pyro.sample("y", dist.Categorical(logits=self.classify(x)), infer={"enumerate": "parallel"})
+
+
+def test_own_model_of_classes_alone_is_validated_and_reported(tmp_path: Path) -> None:
+    y = torch.arange(150) % 3
+    x = 4.0 * torch.eye(3)[y] + 0.3 * torch.randn(150, 3, generator=torch.Generator().manual_seed(0))
+    seen, held_out = torch.where(torch.arange(90) < 30, y[:90], -1), {"x_validation": x[90:], "y_validation": y[90:]}
+    data = ss.SemiSupervisedData.from_arrays(x[:90], seen, x_test=x[90:], y_test=y[90:], **held_out)
+    model = Mixture.for_data(data)
+    objective = ss.SemiSupervisedELBO.for_data(model, data, pure=True)
+    config = ss.TrainingConfig(max_steps=60, batch_size=30, learning_rate=0.1, device="cpu")
+    run = ss.fit(objective, data, config, out=tmp_path, progress=False)
+    assert {"val/error", "val/entropy_y"} <= run.metrics[-1].keys()
+    assert "val/kl_z" not in run.metrics[-1]
+    assert ss.report(objective, data, run)["test/error"] < 0.1
+    assert torch.equal(ss.load(tmp_path).predict(x), model.predict(x))
+
+
 class _FlowM2(ss.M2):
     def encode(self, x: Tensor, y: Tensor, a: Tensor | None = None) -> Any:
         return dist.TransformedDistribution(super().encode(x, y).base_dist, dist.transforms.TanhTransform()).to_event(1)

@@ -144,6 +144,13 @@ def test_nothing_is_compared_without_unlabelled_examples_or_with_one_label_of_a_
     assert result["worse_than_labels_alone"] is False
 
 
+def test_nothing_is_compared_where_the_classifier_is_frozen() -> None:
+    objective, data, run = fit_blobs(2, 20, 60)
+    assert "worse_than_labels_alone" in ss.report(objective, data, run)
+    objective.module.classifier.requires_grad_(False)
+    assert "worse_than_labels_alone" not in ss.report(objective, data, run)
+
+
 @pytest.mark.filterwarnings("ignore:The fit is worse")
 def test_a_class_prior_that_contradicts_the_unlabelled_rows_is_told() -> None:
     """A tenth of the rows are of the second class, and half of the labels."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from pyro.poutine.runtime import InferDict
@@ -227,6 +228,11 @@ class Model(Configurable, abstract=True):
             latents = " Its transform(x), or pyro-ssvae predict, gives latents." if hasattr(self, "transform") else ""
             raise ValueError(f"This {type(self).__name__} has no classes, so it cannot classify.{latents}")
         raise NotImplementedError(f"{type(self).__name__} must define classify(x) -> logits.")
+
+    def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
+        """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of equation 9."""
+        with data_plate(x, size):
+            pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
 
     def predict(self, x: ArrayLike) -> Tensor:
         """Return the most probable class of each example, with shape ``(B,)``; errors as :meth:`predict_proba`."""

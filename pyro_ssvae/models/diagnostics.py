@@ -107,20 +107,23 @@ def posterior_diagnostics(
 
     ``entropy_y`` is the mean of H(q(y|x)): log K where the class is ignored, 0 where every class is certain;
     ``mutual_information``, H(mean of q(y|x)) minus ``entropy_y``: log K for a confident and balanced classifier;
-    ``kl_z``, the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): the information in the latents.
+    ``kl_z``, the mean of Σ_y q(y|x) KL(q(z|x,y) ‖ p(z)): the information in the latents, left out of a model without
+    a method ``encode``.
     """
     classes = torch.arange(model.num_classes, device=get_device(model)).unsqueeze(-1)  # (K, 1)
     entropy, kl, mass = 0.0, 0.0, torch.zeros(model.num_classes, device=classes.device)
+    has_latents = hasattr(model, "encode") and hasattr(model, "prior")
     with fork_random_state(model, seed=0):  # the estimate of the KL may draw z
         for batch in iterate_batches_for(model, x, scale=scale, batch_size=batch_size):
             qy = dist.Categorical(logits=model.classify(batch))
-            kl_of_class = _kl_to_prior(model, model.encode(batch, classes))  # (K, B)
             entropy += float(qy.entropy().sum())
-            kl += float((qy.probs.T * kl_of_class).sum())
+            if has_latents:
+                kl += float((qy.probs.T * _kl_to_prior(model, model.encode(batch, classes))).sum())  # (K, B)
             mass += qy.probs.sum(0)
     marginal = float(dist.Categorical(probs=mass / len(x)).entropy())
     entropy /= len(x)
-    return {"entropy_y": entropy, "mutual_information": marginal - entropy, "kl_z": kl / len(x)}
+    found = {"entropy_y": entropy, "mutual_information": marginal - entropy}
+    return found | ({"kl_z": kl / len(x)} if has_latents else {})
 
 
 def latent_diagnostics(model: nn.Module, x: Tensor, *, scale: float = 1.0) -> dict[str, float]:

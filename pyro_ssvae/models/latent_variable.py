@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
@@ -22,7 +21,7 @@ from pyro_ssvae.distributions import Bernoulli, ClassPrior, Likelihood
 from pyro_ssvae.distributions.choice import choose_image_likelihood, make_class_prior, make_likelihood, warn_of_codes
 from pyro_ssvae.distributions.priors import Uniform
 from pyro_ssvae.distributions.torch_distributions import draw_alike, impute, leave_out_missing
-from pyro_ssvae.models.base import Model, data_plate, fork_random_state, full_precision, get_device
+from pyro_ssvae.models.base import Model, fork_random_state, full_precision, get_device
 from pyro_ssvae.models.generation import generate_x, mean_of
 from pyro_ssvae.networks.images import choose_networks
 from pyro_ssvae.networks.variational import evaluation_mode
@@ -263,11 +262,6 @@ class SemiSupervisedModel(LatentVariableModel, abstract=True):
                 "logit for each class."
             )
         return full_precision(logits)
-
-    def classify_model(self, x: Tensor, y: Tensor, *, size: int | None = None) -> None:
-        """Observe the classes of labelled examples under q(y|x), at site ``"y_aux"``: the last term of equation 9."""
-        with data_plate(x, size):
-            pyro.sample("y_aux", dist.Categorical(logits=self.classify(x)), obs=y)
 
     @checked
     def generate(self, num_samples: int, y: int | str | Sequence[str] | Tensor | None = None) -> tuple[Tensor, Any]:

@@ -51,7 +51,8 @@ class SemiSupervisedELBO(Objective):
 
     Args:
         module: The module that owns the networks, usually a :class:`pyro_ssvae.M2`. Its methods ``classify_model`` and
-            ``classify`` are used, and ``model`` and ``guide`` unless functions are given.
+            ``classify`` are used, ``model`` and ``guide`` unless functions are given, and in validation
+            ``predict_proba`` and, where it has one, ``encode``.
         num_labelled: Number of labelled training examples N_l.
         num_unlabelled: Number of unlabelled training examples N_u.
         alpha: Weight c of the mean cross-entropy of labelled examples, where the paper's α is c·N (0.1 there). The

@@ -21,12 +21,18 @@ def warn_untrained(
 ) -> None:
     """Warn, in the first process, of parameters that the losses depend on and that belong to no group of the objective.
 
-    ``ValueError`` if all parameters of a group are frozen.
+    ``ValueError`` if all parameters of a group are frozen, or its loss depends on frozen ones alone.
     """
     for name, group in groups.items():
         if not any(parameter.requires_grad for parameter in group.parameters):
             raise ValueError(
                 f"All parameters of the group {name!r} are frozen; call requires_grad_(True) of some to train them."
+            )
+    for name, loss in losses.items():
+        if not loss.total.requires_grad:
+            raise ValueError(
+                f"The loss of the group {name!r} depends on no parameter that is trained; call requires_grad_(True) of "
+                "some that it depends on."
             )
     if rank:
         return

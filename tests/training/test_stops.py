@@ -196,3 +196,7 @@ def test_frozen_modules_are_refused() -> None:
     objective.module.requires_grad_(False)
     with pytest.raises(ValueError, match="All parameters of the group 'all' are frozen"):
         fit(objective, data, SHORT, progress=False)
+    objective.module.decoder.requires_grad_(True)
+    objective.bound_weight = 0.0
+    with pytest.raises(ValueError, match="The loss of the group 'all' depends on no parameter that is trained"):
+        fit(objective, data, SHORT, progress=False)
