@@ -156,6 +156,11 @@ class Batch(NamedTuple):
     x_labelled: Tensor | None
     y_labelled: Tensor | None
 
+    def cast(self, dtype: torch.dtype) -> Batch:
+        """Return the batch with floating-point examples of a type, such as that of the weights of a model."""
+        parts = (part if part is None or not part.is_floating_point() else part.to(dtype) for part in self)
+        return Batch(*parts)
+
 
 class BatchIndices(NamedTuple):
     """Indices of the examples of one step, ``(U,)`` and ``(L,)``, int64, on the device of the training set."""

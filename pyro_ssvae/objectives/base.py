@@ -230,7 +230,7 @@ class Objective(nn.Module):
         return losses
 
     def _check_batch(self, x_unlabelled: Tensor | None, x: Tensor | None, y: Tensor | None) -> Batch:
-        """Return a batch without empty parts, or raise an error."""
+        """Return a batch without empty parts, in the precision of the weights, or raise an error."""
         sizes = [None if part is None else len(part) for part in (x, y)]
         if sizes[0] != sizes[1]:
             told = ["no" if size is None else size for size in sizes]
@@ -253,7 +253,7 @@ class Objective(nn.Module):
                     f"y_labelled runs from {int(y.min())} to {int(y.max())}; classes are 0 to {number - 1}. Unlabelled "
                     "examples belong to x_unlabelled."
                 )
-        return Batch(x_unlabelled, x, y)
+        return Batch(x_unlabelled, x, y).cast(next(self.parameters()).dtype)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in nats per example.

@@ -104,7 +104,7 @@ class TrainingStep:
         self.objective.train()
         with preserve_state(self.objective, self.fabric.device), self.fabric.autocast():
             with self._ranks.divide(indices) as own:
-                batch = self._cast(self.stream.gather(type(indices)(*own)))
+                batch = self.stream.gather(type(indices)(*own))
                 warn_untrained(self.objective, self._groups, self.objective.losses(batch), rank=self._ranks.rank)
         self.stream.load_state_dict(state)
 
@@ -190,7 +190,7 @@ class TrainingStep:
 
     def _step(self, batch: Batch) -> list[str]:
         """Do all updates on a batch; return the names of what was added to the sums."""
-        batch = self._cast(batch)
+        batch = batch.cast(self._dtype)
         terms: dict[str, Tensor] = {}
         norms: dict[str, list[Tensor]] = {}
         total = torch.zeros((), device=self.fabric.device)
@@ -214,12 +214,6 @@ class TrainingStep:
                 self._sums[name] = torch.zeros_like(value)
             self._sums[name].add_(value)
         return list(terms)
-
-    def _cast(self, batch: Batch) -> Batch:
-        if self._dtype == torch.float32:
-            return batch
-        parts = (part if part is None or not part.is_floating_point() else part.to(self._dtype) for part in batch)
-        return Batch(*parts)
 
     def _gradients(self, place: int, update: Update, batch: Batch) -> Loss:
         """Put the gradients of an update into its parameters; return the loss, detached."""
@@ -297,7 +291,7 @@ class TrainingStep:
         """Return the loss of the step's first update, computed eagerly from the same random state."""
         noise = self.stream.noise.get_state()
         with preserve_state(self.objective, self.fabric.device):
-            batch = self._cast(self.stream.gather(indices))
+            batch = self.stream.gather(indices).cast(self._dtype)
             loss = float(self._compute(self._updates[0], batch).total.detach())
         self.stream.noise.set_state(noise)
         return loss

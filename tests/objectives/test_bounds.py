@@ -248,3 +248,13 @@ def test_empty_parts_of_a_batch_are_left_out() -> None:
         expected = objective(batch)
         torch.manual_seed(0)
         assert torch.equal(objective(Batch(*empty)), expected)
+
+
+def test_a_batch_is_taken_in_the_precision_of_the_weights() -> None:
+    objective = SemiSupervisedELBO(make_m2(), num_labelled=5, num_unlabelled=5)
+    batch, losses = Batch(make_examples(), make_examples(seed=3), torch.arange(5) % K), []
+    for given in (batch, batch.cast(torch.float32)):
+        torch.manual_seed(4)
+        losses.append(objective(given))
+    assert losses[0].dtype == torch.float64
+    assert losses[0] == losses[1]  # of examples that are zeros and ones
