@@ -328,9 +328,10 @@ class Objective(nn.Module):
     def check(self, data: SemiSupervisedData) -> None:
         """Raise ``ValueError`` if shapes, classes, values or numbers of examples of module and data disagree.
 
-        ``TypeError`` if the module cannot be saved.
+        It is also raised for a ``PyroParam`` that models share, and ``TypeError`` if the module cannot be saved.
         """
         check_state(self.module)
+        _check_pyro_params(self.module)
         if hasattr(self.module, "check_data"):
             self.module.check_data(data)
         if (self.num_labelled, self.num_unlabelled) != (data.num_labelled, data.num_unlabelled):
@@ -357,3 +358,14 @@ class Objective(nn.Module):
             seed: Of binarisation and draws.
         """
         return Validation()
+
+
+def _check_pyro_params(module: nn.Module) -> None:
+    """Raise ``ValueError`` for parameters in place of which Pyro would use those of other models of this process."""
+    names = (f"{path}.{name}" for path, part in module.named_modules() for name in getattr(part, "_pyro_params", ()))
+    name = next(names, None)
+    if name is not None and not pyro.settings.get("module_local_params"):
+        raise ValueError(
+            f"{name.removeprefix('.')} is a PyroParam, which Pyro shares by its name among all models of a process. "
+            "Call pyro.settings.set(module_local_params=True) before the model is built, or use torch.nn.Parameter."
+        )

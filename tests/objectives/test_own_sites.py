@@ -9,9 +9,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from pyro_ssvae import M1, M2, SemiSupervisedELBO, StaticEnumELBO, UnsupervisedELBO
+from pyro_ssvae import (
+    M1,
+    M2,
+    SemiSupervisedData,
+    SemiSupervisedELBO,
+    StaticEnumELBO,
+    TrainingConfig,
+    UnsupervisedELBO,
+    fit,
+)
 from pyro_ssvae.data import Batch
 from pyro_ssvae.errors import StaticELBOError
 from pyro_ssvae.models import data_plate
@@ -144,3 +154,32 @@ def test_evaluation_needs_a_plate_too() -> None:
     m1 = _WithoutPlate((D,), latent_dim=L, hidden_dims=(8,))
     with pytest.raises(StaticELBOError, match="lies in a plate"):
         UnsupervisedELBO(m1, num_examples=6).mean_bound(make_examples())
+
+
+class _Noise(PyroModule):
+    """A decoder with a scale for each column, a constrained parameter of Pyro."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.mean = nn.Linear(L, D)
+        self.scale = PyroParam(torch.full((D,), scale), dist.constraints.positive)
+
+    def forward(self, z: Tensor) -> Tensor:
+        mean = self.mean(z)
+        return torch.cat([mean, self.scale.log().expand_as(mean)], -1)
+
+
+def test_parameters_of_pyro_belong_to_one_model() -> None:
+    data = SemiSupervisedData.from_arrays(make_examples(40))
+    config = TrainingConfig(max_steps=3, device="cpu")
+
+    def train(scale: float) -> M1:
+        m1 = M1((D,), latent_dim=L, likelihood="gaussian", decoder=_Noise(scale))
+        fit(UnsupervisedELBO.for_data(m1, data), data, config, progress=False)
+        return m1
+
+    with pytest.raises(ValueError, match="^decoder.scale is a PyroParam.*module_local_params=True"):
+        train(1.0)
+    with pyro.settings.context(module_local_params=True):
+        one, other = train(1.0), train(9.0)
+        assert one.decode(torch.zeros(1, L)).stddev.max() < 0.7 < other.decode(torch.zeros(1, L)).stddev.min()
