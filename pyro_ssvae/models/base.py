@@ -75,6 +75,7 @@ class Model(Configurable, abstract=True):
     guide: Callable[..., Any]
     num_classes: int | None
     missing: bool = False
+    _initialised = False
 
     def __init__(
         self, event_shape: Sequence[int], latent_dim: int, prior: str | nn.Module | None, num_classes: int | None = None
@@ -213,8 +214,15 @@ class Model(Configurable, abstract=True):
         low, high = value_range(sample_rows(data.x))
         self._data_range = low / data.scale, high / data.scale
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._initialised = all(prefix + name in state_dict for name, _ in self.named_parameters())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def initialise(self, x: Tensor) -> None:
-        """Set starting values from training examples ``(B, *event_shape)``; called once, before training."""
+        """Set starting values from training examples ``(B, *event_shape)``; called once, before training.
+
+        It is not called for a model whose weights were loaded.
+        """
         if isinstance(self.prior, Prior):
             self.prior.start_from(x)
 

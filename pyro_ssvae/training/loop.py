@@ -229,9 +229,11 @@ class Loop:
         objective, data, config, self.seed = self.objective, self.data, self.config, self.config.seed or 0
         if isinstance(objective.module, Model):
             objective.module.fit_units(data)
-            x = sample_rows(data.x)
-            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
-            objective.module.initialise(rescale(x[order[:_INITIAL_EXAMPLES]], data.scale))
+            if not objective.module._initialised:
+                x = sample_rows(data.x)
+                order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.seed))
+                objective.module.initialise(rescale(x[order[:_INITIAL_EXAMPLES]], data.scale))
+                objective.module._initialised = True
         objective.train()
         assert config.labelled_batch_size is not None  # since `settle`
         self.ranks.copy_from_first(objective.to(self.fabric.device))

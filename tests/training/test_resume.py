@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, fit
+from pyro_ssvae import M2, SemiSupervisedData, SemiSupervisedELBO, fit, load
 from pyro_ssvae.data import BatchStream
 from pyro_ssvae.data.preparation import BatchIndices
 from pyro_ssvae.errors import RunFolderError
@@ -122,3 +122,15 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"step": Evil()}, folder.checkpoint)
     with pytest.raises(RunFolderError, match="unreadable"):
         folder.read_checkpoint()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_further_training_goes_on_from_the_learned_prior(tmp_path: Path, stored: bool) -> None:
+    data = make_data()
+    objective = make_objective(data, prior="vamp")
+    fit(objective, data, SHORT, out=tmp_path, progress=False)
+    learned = objective.module.prior.pseudo_inputs.detach().clone()
+    if stored:
+        objective = SemiSupervisedELBO.for_data(load(tmp_path), data, pure=True)
+    fit(objective, data, changed(SHORT, max_steps=2, learning_rate=1e-6), progress=False)
+    torch.testing.assert_close(objective.module.prior.pseudo_inputs, learned, atol=1e-4, rtol=0.0)
