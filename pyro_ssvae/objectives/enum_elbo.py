@@ -33,7 +33,14 @@ from torch.distributions import kl_divergence
 from pyro_ssvae._arguments import check_choice, checked
 from pyro_ssvae.distributions.torch_distributions import innermost
 from pyro_ssvae.errors import EnumerationError, StaticELBOError
-from pyro_ssvae.objectives.handlers import SAMPLE_DIM, DrawSamples, EnumerateClass, plate_scale, sample_sites
+from pyro_ssvae.objectives.handlers import (
+    SAMPLE_DIM,
+    DrawSamples,
+    EnumerateClass,
+    check_unobserved,
+    plate_scale,
+    sample_sites,
+)
 
 Sites = dict[str, Any]
 Costs = Iterator[tuple[Any, Tensor]]  # a site, and what it adds to the negative bound
@@ -265,6 +272,7 @@ def _log_prob(site: Any) -> Tensor:
 
 
 def _check_reach(model_sites: Sites, guide_sites: Sites) -> None:
+    check_unobserved(guide_sites, model_sites)
     for name, site in guide_sites.items():
         enumerated = site["infer"].get("_enumerate_dim") is not None
         if not (site["is_observed"] or enumerated or site["fn"].has_rsample):

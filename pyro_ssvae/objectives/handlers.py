@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class StockELBO(TraceEnum_ELBO):
         sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
         if self._require and all(site["infer"].get("_enumerate_dim") is None for site in sites.values()):
             raise EnumerationError(list(sites))
+        check_unobserved(sites, model_trace.nodes)
         return model_trace, guide_trace
 
 
@@ -173,6 +174,17 @@ def sample_sites(trace: Trace, *, check: bool = True) -> dict[str, Any]:
                 ".to_event.",
             ) from error
     return sites
+
+
+def check_unobserved(guide_sites: Mapping[str, Any], model_sites: Mapping[str, Any]) -> None:
+    """Raise ``StaticELBOError`` for a site of the model that the guide observes too."""
+    for name in guide_sites.keys() & model_sites.keys():
+        if guide_sites[name]["is_observed"]:
+            raise StaticELBOError(
+                f"Site {name!r} is observed in the guide, so its log-probability there would be subtracted from the "
+                "bound.",
+                f"Leave the site out of the guide where its value is given: `if {name} is None:`.",
+            )
 
 
 class DrawSamples(Messenger):

@@ -183,3 +183,20 @@ def test_parameters_of_pyro_belong_to_one_model() -> None:
     with pyro.settings.context(module_local_params=True):
         one, other = train(1.0), train(9.0)
         assert one.decode(torch.zeros(1, L)).stddev.max() < 0.7 < other.decode(torch.zeros(1, L)).stddev.min()
+
+
+class _Observes(M2):
+    def guide(self, x: Tensor, y: Tensor | None = None, *, size: int | None = None) -> None:
+        with data_plate(x, size):
+            y = pyro.sample("y", dist.Categorical(logits=self.classify(x)), obs=y, infer=ENUMERATE)
+            pyro.sample("z", self.encode(x, y))
+
+
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide but not model")
+@pytest.mark.parametrize("elbo", ["static", "stock"])
+def test_a_guide_that_observes_the_class_is_refused(elbo: str) -> None:
+    objective = SemiSupervisedELBO(make(_Observes), num_labelled=6, num_unlabelled=6, elbo=elbo)
+    x, y = make_examples(), torch.arange(6) % K
+    objective(Batch(x, None, None))
+    with pytest.raises(StaticELBOError, match="Site 'y' is observed in the guide.*`if y is None:`"):
+        objective(Batch(x, x, y))
