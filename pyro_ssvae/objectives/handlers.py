@@ -222,22 +222,30 @@ class PlateSizes(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scales: dict[float, str] = {}  # with the name of a site
+        self._plates: dict[tuple[int, int], str] = {}  # by their sizes, with the name of a site
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if any(frame.vectorized for frame in msg["cond_indep_stack"]) and not site_is_subsample(msg):
-            self._scales.setdefault(plate_scale(msg), msg["name"])
+        for frame in msg["cond_indep_stack"] if not site_is_subsample(msg) else ():
+            if frame.vectorized:
+                self._plates.setdefault((frame.size, frame.full_size), msg["name"])
 
     def check(self, batch: int, size: int) -> None:
         """Raise ``StaticELBOError`` unless all plates let ``batch`` examples stand for ``size``."""
-        advice = "Sample the sites of examples inside `with data_plate(x, size):` in model and guide."
-        if not self._scales:
+        advice = (
+            "Sample the sites of examples inside `with data_plate(x, size):` in model and guide, and latents of the "
+            "data set in no plate, with their dimensions declared by .to_event."
+        )
+        if not self._plates:
             raise StaticELBOError("No site of model and guide lies in a plate over the examples.", advice)
-        for scale, name in self._scales.items():
-            if not math.isclose(scale, size / batch):
+        for (held, full), name in self._plates.items():
+            if held != batch:
                 raise StaticELBOError(
-                    f"Site {name!r} lies in a plate in which {batch} examples stand for {scale * batch:g}, and they "
-                    f"stand for {size}.",
+                    f"Site {name!r} lies in a plate of {held} elements, and there are {batch} examples.", advice
+                )
+            if full != size:
+                raise StaticELBOError(
+                    f"Site {name!r} lies in a plate in which {batch} examples stand for {full}, and they stand for "
+                    f"{size}.",
                     advice,
                 )
 

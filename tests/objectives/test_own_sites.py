@@ -134,6 +134,26 @@ class _WithoutPlate(M1):
         pyro.sample("z", self.encode(x).to_event(1))
 
 
+class _PlateOfLatents(M1):
+    def model(self, x: Tensor, *, size: int | None = None) -> None:
+        with pyro.plate("components", 4):
+            pyro.sample("centres", dist.Normal(torch.zeros(4, L), 1.0).to_event(1))
+        super().model(x, size=size)
+
+    def guide(self, x: Tensor, *, size: int | None = None) -> None:
+        with pyro.plate("components", 4):
+            pyro.sample("centres", dist.Normal(torch.zeros(4, L), 1.0).to_event(1))
+        super().guide(x, size=size)
+
+
+def test_a_plate_of_the_data_set_is_refused_for_all_examples_at_once_too() -> None:
+    """Its latents would be drawn and scored for labelled and unlabelled examples apart."""
+    m1 = _PlateOfLatents((D,), latent_dim=L, hidden_dims=(8,))
+    for size in (6, 600):
+        with pytest.raises(StaticELBOError, match=r"'centres' lies in a plate of 4 .* in no plate.*\.to_event"):
+            UnsupervisedELBO(m1, num_examples=size)(Batch(make_examples(), None, None))
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [(_WithoutSize, "6 examples stand for 6, and they stand for 600"), (_WithoutPlate, "lies in a plate")],
