@@ -88,7 +88,7 @@ def test_stack_resumes_between_stages_and_takes_an_m1(tmp_path: Path, capsys: py
     flags = [*ABOVE, "--pure", "--m1", str(lone), "--out", str(tmp_path / "on-lone")]
     capsys.readouterr()
     assert train_stack(flags) == 0
-    assert capsys.readouterr().out.count("MyM1, a subclass of M1; it is loaded as M1") == 1
+    assert capsys.readouterr().out.count("MyM1, a subclass of M1 of this package") == 1
     flags[flags.index(str(lone))] = str(first / "stacked")
     flags[-1] = str(tmp_path / "wrong")
     assert train_stack(flags) == 2

@@ -271,15 +271,16 @@ def _select(config: dict[str, Any], cls: type[Model] | None) -> tuple[dict[str, 
     """Return the class to build and the configuration with its arguments."""
     base = {**config, **config.get("base", {})}  # of the model of this package, where the class is a subclass of one
     if cls is not None:
-        return (base if cls.__name__ == base["class"] else config), cls
+        return (base if is_library_class(cls) else config), cls
     name = base["class"]
     registered = REGISTRY.get(name)
     if registered is None or not issubclass(registered, Model):
         known = ", ".join(sorted(name for name, kind in REGISTRY.items() if issubclass(kind, Model)))
         raise ValueError(f"Unknown model {name!r}. Import its module, or pass cls={name}; known are {known}.")
-    if config["class"] != name:
+    if "base" in config:
         warn(
-            f"The model was saved from {config['class']}, a subclass of {name}; it is loaded as {name}, without what "
-            f"the subclass changes. Pass cls={config['class']} to pyro_ssvae.load for the subclass."
+            f"The model was saved from {config['class']}, a subclass of {name} of this package, and is loaded as the "
+            f"latter, without what the subclass changes. Pass cls={config['class']} to pyro_ssvae.load for the "
+            "subclass."
         )
     return base, registered

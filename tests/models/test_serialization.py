@@ -191,6 +191,12 @@ def test_a_class_with_the_name_of_a_library_model_does_not_replace_it(tmp_path: 
     assert type(pyro_ssvae.load(pyro_ssvae.save(M1((6,)), tmp_path))) is M1
     folder = pyro_ssvae.save(mine((6,)), tmp_path / "mine")
     assert type(pyro_ssvae.load(folder, cls=mine)) is mine
+    subclass = type("M2", (ScaledM2,), {"__module__": __name__})
+    folder = pyro_ssvae.save(subclass((6,), 3, scale=0.5), tmp_path / "subclass")
+    with pytest.warns(UserWarning, match="saved from M2, a subclass of M2 of this package"):
+        assert type(pyro_ssvae.load(folder)) is M2
+    loaded = pyro_ssvae.load(folder, cls=subclass)
+    assert (type(loaded), loaded.scale) == (subclass, 0.5)
 
 
 def test_models_without_classes_do_not_classify() -> None:
