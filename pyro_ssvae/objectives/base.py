@@ -209,10 +209,12 @@ class Objective(nn.Module):
         """Return the loss of every group at the present weights, each unbiased.
 
         Raises:
-            ValueError: For an empty batch, one of a single example where batch normalisation needs more, or labelled
-                examples without a class each; the first call also looks at the numbers of the classes.
+            TypeError: For anything but a :class:`~pyro_ssvae.data.Batch` or three tensors.
+            ValueError: For an empty batch, one of a single example where batch normalisation needs more, examples of
+                another shape than the model's, or labelled ones without a class each; the first call also looks at the
+                numbers of the classes.
         """
-        batch = self._check_batch(*batch)
+        batch = self._check_batch(batch)
         try:
             # Pyro's checks of shapes and supports read tensors back from the device: once is enough.
             with pyro.validation_enabled(not self._validated):
@@ -229,8 +231,17 @@ class Objective(nn.Module):
         self._validated = True
         return losses
 
-    def _check_batch(self, x_unlabelled: Tensor | None, x: Tensor | None, y: Tensor | None) -> Batch:
+    def _check_batch(self, batch: Batch) -> Batch:
         """Return a batch without empty parts, in the precision of the weights, or raise an error."""
+        if not isinstance(batch, (tuple, list)) or len(batch) != 3:
+            raise TypeError(
+                "A batch is Batch(x_unlabelled, x_labelled, y_labelled), of unlabelled examples Batch(x, None, None); "
+                f"got the type {type(batch).__name__}."
+            )
+        for name, part in zip(Batch._fields, batch, strict=True):
+            if not (part is None or isinstance(part, Tensor)):
+                raise TypeError(f"{name} has the type {type(part).__name__}; give a tensor or None.")
+        x_unlabelled, x, y = batch
         sizes = [None if part is None else len(part) for part in (x, y)]
         if sizes[0] != sizes[1]:
             told = ["no" if size is None else size for size in sizes]
@@ -242,18 +253,30 @@ class Objective(nn.Module):
         x, y = (x, y) if sizes[1] else (None, None)
         if x_unlabelled is None and x is None:
             raise ValueError("The batch holds neither unlabelled nor labelled examples.")
+        self._check_parts(x_unlabelled, x, y)
+        return Batch(x_unlabelled, x, None if y is None else y.long()).cast(next(self.parameters()).dtype)
+
+    def _check_parts(self, x_unlabelled: Tensor | None, x: Tensor | None, y: Tensor | None) -> None:
+        """Raise ``ValueError`` for examples or classes that do not fit the model."""
+        shape = getattr(self.module, "event_shape", None)
+        for name, part in (("x_unlabelled", x_unlabelled), ("x_labelled", x)):
+            if part is not None and shape is not None and (part.shape[1:] != shape or not part.is_floating_point()):
+                raise ValueError(
+                    f"{name} has shape {tuple(part.shape)} and type {part.dtype}; floating-point numbers of shape "
+                    f"(B, {', '.join(map(str, shape))}) are needed, such as x.float() / data.scale."
+                )
         number = getattr(self.module, "num_classes", None)
-        if y is not None and number is not None and not self._validated:
-            if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
-                raise ValueError(
-                    f"y_labelled has shape {tuple(y.shape)} and type {y.dtype}; integers of shape (B,) are needed."
-                )
-            if not 0 <= int(y.min()) <= int(y.max()) < number:
-                raise ValueError(
-                    f"y_labelled runs from {int(y.min())} to {int(y.max())}; classes are 0 to {number - 1}. Unlabelled "
-                    "examples belong to x_unlabelled."
-                )
-        return Batch(x_unlabelled, x, y).cast(next(self.parameters()).dtype)
+        if y is None or number is None:
+            return
+        if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
+            raise ValueError(
+                f"y_labelled has shape {tuple(y.shape)} and type {y.dtype}; integers of shape (B,) are needed."
+            )
+        if not self._validated and not 0 <= int(y.min()) <= int(y.max()) < number:  # which synchronises with a GPU
+            raise ValueError(
+                f"y_labelled runs from {int(y.min())} to {int(y.max())}; classes are 0 to {number - 1}. Unlabelled "
+                "examples belong to x_unlabelled."
+            )
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, a scalar in nats per example.

@@ -258,3 +258,27 @@ def test_a_batch_is_taken_in_the_precision_of_the_weights() -> None:
         losses.append(objective(given))
     assert losses[0].dtype == torch.float64
     assert losses[0] == losses[1]  # of examples that are zeros and ones
+
+
+def test_classes_may_be_integers_of_any_size() -> None:
+    objective, x, y = SemiSupervisedELBO(make_m2(), num_labelled=3, num_unlabelled=5), make_examples(3), torch.arange(3)
+    losses = []
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        torch.manual_seed(0)
+        losses.append(objective((x, x, y.to(dtype))))
+    assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "words"),
+    [
+        (make_examples(3), TypeError, r"Batch\(x, None, None\); got the type Tensor"),
+        ((make_examples(3).numpy(), None, None), TypeError, "x_unlabelled has the type ndarray"),
+        ((make_examples(3)[0], None, None), ValueError, r"x_unlabelled has shape \(6,\).*shape \(B, 6\) are needed"),
+        ((None, make_examples(3).int(), torch.arange(3)), ValueError, r"x_labelled.*torch.int32; floating.*data.scale"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(batch: object, error: type[Exception], words: str) -> None:
+    objective = SemiSupervisedELBO(make_m2(), num_labelled=3, num_unlabelled=5)
+    with pytest.raises(error, match=words):
+        objective(batch)
