@@ -254,8 +254,7 @@ def _format_csv(parts: Iterable[Columns]) -> Iterable[str]:
         rows = csv.writer(text, lineterminator="\n")
         if count == 0:
             rows.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            rows.writerow([f"{value:.6g}" if isinstance(value, np.floating) else value for value in row])
+        rows.writerows(zip(*columns.values(), strict=True))
         yield text.getvalue()
 
 
