@@ -62,9 +62,14 @@ def read_table(source: Any, label: str | None = None) -> Any:
             f"source is of type {type(source).__name__}; pass the path of a table ({', '.join(_SUFFIXES)}) or a "
             "DataFrame. SemiSupervisedData.from_arrays reads arrays."
         )
-    table = table.rename(columns=str)
+    table = with_text_names(table)
     _check_names(table.columns)
     return table
+
+
+def with_text_names(table: Any) -> Any:
+    """Return a DataFrame whose columns have texts as names: also those of numbers, or of tuples (a MultiIndex)."""
+    return table.set_axis([*map(str, table.columns)], axis=1)
 
 
 def _check_names(names: Any) -> None:
@@ -124,13 +129,14 @@ def _read_file(path: Path, label: str | None) -> Any:
 
 def select_columns(table: Any, names: Iterable[str]) -> Any:
     """Return the columns of these names, or raise ``ValueError`` with the names that there are."""
-    found = list(map(str, table.columns))
+    table = with_text_names(table)
+    found = table.columns.tolist()
     known = set(found)
     if missing := [name for name in names if name not in known]:
         near = difflib.get_close_matches(missing[0], found, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(found[:20])}."
         raise ValueError(f"The table has no column {', '.join(missing[:10])}. {hint}")
-    return table.set_axis(found, axis=1)[list(names)]
+    return table[list(names)]
 
 
 def find_words(table: Any) -> dict[str, tuple[str, ...]]:
@@ -210,7 +216,10 @@ def _check_words(name: str, words: Sequence[str], num_known: int) -> None:
 def _check_kinds(table: Any) -> None:
     infer_dtype = _import_pandas().api.types.infer_dtype
     for name, column in table.items():
-        if (kind := infer_dtype(column, skipna=True)) not in _KINDS:
+        kind = infer_dtype(column, skipna=True)
+        if kind == "unknown-array":  # of PyArrow, such as its dictionaries
+            kind = infer_dtype(np.asarray(column, dtype=object), skipna=True)
+        if kind not in _KINDS:
             hint = "Give dates and durations as numbers, of days, say, or leave the column out."
             raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. {hint}")
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -126,6 +127,9 @@ def test_types_of_pandas():
         data = from_table(table, "y")
     assert data.categories == {"size": ("small", "medium", "large")}
     assert (data.x.tolist(), data.class_names) == ([[1, 1, 0], [2, 2.5, 2], [3, 3, 0]], ("3", "4"))
+    words = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int8(), pyarrow.string()))
+    arrow = from_table(pd.DataFrame({"word": pd.Series(["b", None, "a"], dtype=words)}))
+    assert (arrow.categories, arrow.x.nan_to_num(-1).tolist()) == ({"word": ("a", "b")}, [[1], [-1], [0]])
 
 
 def test_empty_cells_are_missing_values(tmp_path):
@@ -322,6 +326,30 @@ def test_prediction_takes_columns_of_any_table_by_name():
     torch.testing.assert_close(m2.predict_proba(turned), expected)
     table = pd.DataFrame(data.x.numpy(), columns=data.feature_names)
     torch.testing.assert_close(m2.predict_proba(Dataset(table[["c", "b", "a"]])), expected)
+
+
+@pytest.mark.parametrize("names", [[5, 3, 1, 0], pd.MultiIndex.from_product([["u", "v"], [1, 2]])])
+def test_columns_whose_names_are_no_texts(names):
+    table = make_numbers(b=["x", "y"] * 20)
+    table.columns = names
+    *features, label = map(str, table.columns)
+    data = from_table(table, label)
+    assert data.feature_names == tuple(features)
+    model = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="auto")
+    expected = model.predict_proba(data.x)
+    for given in (table, table.iloc[:, :3], table.iloc[:, [2, 0, 1]]):
+        torch.testing.assert_close(model.predict_proba(given), expected)
+    with pytest.raises(ValueError, match="The table has no column"):
+        model.predict_proba(table.iloc[:, 1:])
+    unnamed = pd.DataFrame(data.x.numpy())
+    torch.testing.assert_close(model.predict_proba(unnamed), expected)
+
+
+def test_infinite_values_are_named_by_their_column():
+    with pytest.raises(ValueError, match=r"in table\[0\], .*, column b; all must be finite"):
+        from_table(make_numbers(b=np.inf), "kind")
+    with pytest.raises(ValueError, match=r"in x_test\[0\], .*, column b; all must be finite"):
+        from_table(make_numbers(), "kind", test=make_numbers(b=np.inf))
 
 
 def test_categories_of_numbers_are_found_with_and_without_missing_cells():
