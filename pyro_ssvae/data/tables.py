@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import NUMERIC, as_array, as_text
 from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.errors import MissingPackageError
 
 Categories = Mapping[int, Any]
@@ -29,6 +30,7 @@ _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of co
 # Labels that are empty: what pandas reads as such but for None, which may be a class.
 _EMPTY = ("", *"#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN n/a nan null".split())
 _MAX_LEVELS = 100
+_MANY_UNKNOWN = 10  # rows, from which a column without a known word is probably coded in another way
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers
 
@@ -271,8 +273,14 @@ def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool
         return codes.get(text, codes.get(f"{text}.0", -1))  # as models of earlier versions have whole numbers
 
     encoded = np.array([np.nan if _is_missing(value) else find(as_text(value)) for value in values], np.float64)
-    if (unknown := encoded == -1).any() and strict:
-        shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
+    unknown = encoded == -1
+    shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
+    if not strict and unknown.sum() >= _MANY_UNKNOWN and (unknown | np.isnan(encoded)).all():
+        warn(
+            f"Column {name} holds none of the words that it had in training, {shown}, but words such as "
+            f"{values[unknown][0]!r}, which are treated as missing. Check how they are written, and their type."
+        )
+    if unknown.any() and strict:
         raise ValueError(
             f"Column {name} holds {values[unknown][0]!r} in row {int(unknown.argmax())} ({int(unknown.sum())} such "
             f"rows), which is none of the words that it had in training: {shown}. Leave those rows out, or leave the "
