@@ -151,7 +151,7 @@ def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[A
     if labels.isna().all():
         raise ValueError(
             f"No row has a label in column {label}; label some rows. Without labels M1 learns latents, and M2 "
-            "clusters: from_table(..., label=None, num_classes=K)."
+            "clusters: SemiSupervisedData.from_table(table, None, num_classes=K)."
         )
     return table, labels
 

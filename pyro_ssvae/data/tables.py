@@ -107,23 +107,33 @@ def _read_file(path: Path, label: str | None) -> Any:
     suffix = path.suffix.lower()
     check_memory(_GROWTH.get(suffix, 3) * path.stat().st_size, str(path))
     try:
-        if suffix == ".parquet":
-            return pandas.read_parquet(path)
-        options = {"sep": _find_separator(path), "skipinitialspace": True, "low_memory": False}
-        first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
-        _check_names(first.iloc[0][first.iloc[0] != ""])  # which pandas would rename
-        table = pandas.read_csv(path, **options)
-        if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
-            other = pandas.read_csv(path, decimal=",", **options)
-            table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
-        if label in table and table[label].hasnans and not is_numeric(table[label]):
-            only: dict[str, Any] = {"usecols": [label], "keep_default_na": False, "na_values": _EMPTY}
-            table[label] = pandas.read_csv(path, **options, **only)[label]
+        return pandas.read_parquet(path) if suffix == ".parquet" else _read_text(path, label)
     except ImportError as error:
         raise MissingPackageError("Parquet files are read by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         hint = ". Save it as UTF-8." if isinstance(error, UnicodeError) else ""
         raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
+
+
+def _read_text(path: Path, label: str | None) -> Any:
+    pandas = _import_pandas()
+    options = {"sep": _find_separator(path), "skipinitialspace": True, "low_memory": False}
+    first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+    _check_names(first.iloc[0][first.iloc[0] != ""])  # which pandas would rename
+    table = pandas.read_csv(path, **options)
+    if len(table) and not isinstance(table.index, pandas.RangeIndex):  # rows are longer than the header
+        row = pandas.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **options)
+        if row.iloc[0, -1] == "" and table.iloc[:, -1].isna().all():
+            raise ValueError(
+                "its rows have one cell more than its header, and the last one is empty. Remove the separator at "
+                "the end of the rows; or, if the first cells are names of rows, put a name before the header."
+            )
+    if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
+        other = pandas.read_csv(path, decimal=",", **options)
+        table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
+    if label in table and table[label].hasnans and not is_numeric(table[label]):
+        only: dict[str, Any] = {"usecols": [label], "keep_default_na": False, "na_values": _EMPTY}
+        table[label] = pandas.read_csv(path, **options, **only)[label]
     nameless = [name for name in table if name.startswith("Unnamed: ") and table[name].isna().all()]
     table = table.drop(columns=nameless)  # of separators at the end of lines
     return table.iloc[:, 1:] if "Unnamed: 0" in table.columns[:1] else table  # the index that pandas and R write

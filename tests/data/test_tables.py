@@ -111,6 +111,7 @@ def test_separators_in_names_of_columns(name, separator, columns, tmp_path):
         (b'u,y\n"1,5",a\n"2,25",b\n', "Column u holds numbers with commas, such as '1,5'; write them with a decimal"),
         (b'u,y\n"1,500",a\n900,b\n', "Column u holds numbers with commas, such as '1,500'"),
         (b"u,y\n47.5%,a\n3%,b\n", "Column u holds numbers with signs, such as '47.5%'; write the numbers alone"),
+        (b"y,u,v\na,1,2,\nb,3,4,\n", "its rows have one cell more than its header, and the last one is empty"),
         ("u,y\n1,grün\n2,rot\n".encode("cp1252"), "a.csv cannot be read as a table: .* Save it as UTF-8"),
     ],
 )
