@@ -201,6 +201,16 @@ def test_classes_that_are_numbers_and_a_model_without_classes(folder: Path, tmp_
     assert "This M1 has no classes, so it cannot classify." in printed.err
 
 
+def test_samples_keep_all_digits_and_whole_numbers(tmp_path: Path, call: Call) -> None:
+    x = np.stack([np.arange(60) % 2, 1234567.0 + 10.0 * np.arange(60)], 1)
+    model = pyro_ssvae.M1.for_data(pyro_ssvae.SemiSupervisedData.from_arrays(x), latent_dim=2, likelihood="auto")
+    pyro_ssvae.save(model, tmp_path / "model")
+    call("sample", tmp_path / "model", "-n", "50", "--out", tmp_path / "s.csv")
+    samples = pd.read_csv(tmp_path / "s.csv")
+    assert samples["x1"].dtype.kind == "i"
+    assert samples["x2"].nunique() > 40
+
+
 @pytest.mark.parametrize("kind", [pyro_ssvae.M1, pyro_ssvae.DDGM])
 def test_models_without_classes_give_latents_or_energies(kind: type, tmp_path: Path, call: Call) -> None:
     x = np.eye(5, 4, dtype=np.float32)

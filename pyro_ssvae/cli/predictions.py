@@ -254,7 +254,7 @@ def _format_csv(parts: Iterable[Columns]) -> Iterable[str]:
         rows = csv.writer(text, lineterminator="\n")
         if count == 0:
             rows.writerow(columns)
-        rows.writerows(zip(*columns.values(), strict=True))
+        rows.writerows(map(as_text, row) for row in zip(*columns.values(), strict=True))
         yield text.getvalue()
 
 
