@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import as_array, as_images, check_finite, check_table, find_offsets
+from pyro_ssvae._arrays import as_array, as_images, check_finite, check_table, find_offsets, holds_numbers
 from pyro_ssvae._io import check_path
 from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -101,12 +101,12 @@ def select_known(y: ArrayLike, name: str = "y") -> tuple[NDArray[Any], NDArray[n
 
 
 def _as_table(X: Any) -> Any:
-    """Return tensors and sparse matrices as arrays, an AnnData and words of polars or PyArrow as a DataFrame."""
+    """Return tensors and sparse matrices as arrays, an AnnData and polars or PyArrow but for numbers as a DataFrame."""
     if hasattr(X, "obs") and hasattr(X, "var_names"):  # an AnnData
         return read_table(X)
     if isinstance(X, Tensor) or hasattr(X, "toarray"):
         return as_array(X, "X")
-    return X.to_pandas() if hasattr(X, "to_pandas") and np.asarray(X[:1]).dtype.kind in "OUT" else X
+    return X.to_pandas() if hasattr(X, "to_pandas") and not holds_numbers(X) else X
 
 
 parameters = dataclass(kw_only=True, eq=False, repr=False)

@@ -329,23 +329,6 @@ def test_prediction_takes_columns_of_any_table_by_name():
     torch.testing.assert_close(m2.predict_proba(Dataset(table[["c", "b", "a"]])), expected)
 
 
-@pytest.mark.parametrize("names", [[5, 3, 1, 0], pd.MultiIndex.from_product([["u", "v"], [1, 2]])])
-def test_columns_whose_names_are_no_texts(names):
-    table = make_numbers(b=["x", "y"] * 20)
-    table.columns = names
-    *features, label = map(str, table.columns)
-    data = from_table(table, label)
-    assert data.feature_names == tuple(features)
-    model = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="auto")
-    expected = model.predict_proba(data.x)
-    for given in (table, table.iloc[:, :3], table.iloc[:, [2, 0, 1]]):
-        torch.testing.assert_close(model.predict_proba(given), expected)
-    with pytest.raises(ValueError, match="The table has no column"):
-        model.predict_proba(table.iloc[:, 1:])
-    unnamed = pd.DataFrame(data.x.numpy())
-    torch.testing.assert_close(model.predict_proba(unnamed), expected)
-
-
 def test_infinite_values_are_named_by_their_column():
     with pytest.raises(ValueError, match=r"in table\[0\], .*, column b; all must be finite"):
         from_table(make_numbers(b=np.inf), "kind")

@@ -330,9 +330,14 @@ def test_dates_are_refused() -> None:
     with pytest.raises(TypeError, match="Column a must hold numbers"):
         model.fit(table).transform(table.assign(a=pd.Timestamp(2020, 1, 1)))
     dates = pd.DataFrame({"visit": pd.date_range("2020", periods=40)})
-    for table in (dates, dates.assign(a=1.0)):
-        with pytest.raises(TypeError, match="Column visit must hold numbers"):
-            DDGMDensity(max_steps=2).fit(table)
+    for table in (dates, dates.assign(a=1.0), dates - dates.iloc[0]):
+        for given in (table, pyarrow.Table.from_pandas(table)):
+            with pytest.raises(TypeError, match="Column visit must hold numbers"):
+                DDGMDensity(max_steps=2).fit(given)
+            with pytest.raises(TypeError, match="Column visit holds values of kind"):
+                model.fit(given)
+            with pytest.raises(TypeError, match="x has (columns that are not numeric: visit|dtype)"):
+                ss.SemiSupervisedData.from_arrays(given)
 
 
 def test_columns_that_may_not_be_trained_on_are_named() -> None:
