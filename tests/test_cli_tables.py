@@ -99,6 +99,9 @@ def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
     assert found["row"].tolist() == list(range(178))
     assert (found["predicted"] == np.sort(NAMES)[expected.argmax(1)]).all()
+    table["hue"] = table["hue"].where(table.index != 120, "grey")
+    table.to_csv(tmp_path / "grey.csv")
+    assert "holds 'grey' in row 120 (" in call("predict", folder / "run", tmp_path / "grey.csv", status=2).err
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
