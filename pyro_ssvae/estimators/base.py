@@ -104,7 +104,7 @@ def _as_table(X: Any) -> Any:
     """Return tensors and sparse matrices as arrays, an AnnData and polars or PyArrow but for numbers as a DataFrame."""
     if hasattr(X, "obs") and hasattr(X, "var_names"):  # an AnnData
         return read_table(X)
-    if isinstance(X, Tensor) or hasattr(X, "toarray"):
+    if isinstance(X, (Tensor, np.ma.MaskedArray)) or hasattr(X, "toarray"):
         return as_array(X, "X")
     return X.to_pandas() if hasattr(X, "to_pandas") and not holds_numbers(X) else X
 
