@@ -187,10 +187,11 @@ class DeepEstimator(Parameters, BaseEstimator):
             rows = validate_data(self, X, reset=reset, dtype=dtype, **options)
             if rows.ndim > 4:
                 raise ValueError(f"there are {rows.ndim} dimensions, {rows.shape}.")
-            with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
-                single = torch.from_numpy(rows.astype(np.float32))
-            names = getattr(self, "feature_names_in_", ())
-            check_finite(single, "X", allow_missing=self._allow_missing and rows.ndim == 2, columns=names)
+            if rows.dtype != np.uint8:
+                with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+                    single = torch.from_numpy(rows.astype(np.float32))
+                names = getattr(self, "feature_names_in_", ())
+                check_finite(single, "X", allow_missing=self._allow_missing and rows.ndim == 2, columns=names)
         except (TypeError, ValueError) as error:
             if re.search(r"\bX\b|feature names", str(error)):  # it says what is wrong
                 raise
