@@ -49,8 +49,8 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
         if values.X is None:
             raise ValueError(f"{name}, an AnnData, has no .X; set it, for example to {name}.layers['counts'].")
         values = as_array(values.X.to_memory() if hasattr(values.X, "to_memory") else values.X, name)  # if backed
-    elif not hasattr(values, "__array__") and hasattr(values, "to_pandas"):  # a data set of Hugging Face
-        values = values.to_pandas()
+    elif hasattr(values, "to_pandas") and (not hasattr(values, "__array__") or not holds_numbers(values)):
+        values = values.to_pandas()  # also of a data set of Hugging Face
     elif hasattr(values, "toarray"):  # of scipy.sparse
         values = _densify(values, "toarray", name)
     parts = values if isinstance(values, (list, tuple)) else (values,)
@@ -70,6 +70,11 @@ def as_array(values: Any, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} is no rectangular array ({error}); all examples must have the same shape.") from error
 
 
+def holds_numbers(table: Any) -> bool:
+    """Return whether all columns of a table of polars or PyArrow are numbers; as one array, durations become such."""
+    return all(np.asarray(column).dtype.kind in _NUMBERS for column in table[:1])
+
+
 def _densify(values: Any, method: str, name: str) -> Any:
     size = math.prod(values.shape) * values.dtype.itemsize
     if size > MAX_DENSE:
@@ -85,6 +90,7 @@ def to_numpy(values: Any, name: str) -> NDArray[Any]:
     array = as_array(values, name)
     if array.dtype.kind in _NUMBERS:
         return array
+    values = values.to_pandas() if hasattr(values, "to_pandas") else values  # columns of polars or PyArrow
     if hasattr(values, "columns"):  # a pandas table of several dtypes, or with missing integers
         dtypes = zip(values.columns, values.dtypes, strict=True)
         other = [str(column) for column, dtype in dtypes if not NUMERIC.match(str(dtype))]

@@ -99,6 +99,9 @@ def test_predictions_of_a_parquet_file_are_written_as_parquet_and_npy(
     np.testing.assert_allclose(found.iloc[:, 2:], expected, atol=1e-6)
     assert found["row"].tolist() == list(range(178))
     assert (found["predicted"] == np.sort(NAMES)[expected.argmax(1)]).all()
+    table["hue"] = table["hue"].where(table.index != 120, "grey")
+    table.to_csv(tmp_path / "grey.csv")
+    assert "holds 'grey' in row 120 (" in call("predict", folder / "run", tmp_path / "grey.csv", status=2).err
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
@@ -201,6 +204,16 @@ def test_classes_that_are_numbers_and_a_model_without_classes(folder: Path, tmp_
     assert "This M1 has no classes, so it cannot classify." in printed.err
 
 
+def test_samples_keep_all_digits_and_whole_numbers(tmp_path: Path, call: Call) -> None:
+    x = np.stack([np.arange(60) % 2, 1234567.0 + 10.0 * np.arange(60)], 1)
+    model = pyro_ssvae.M1.for_data(pyro_ssvae.SemiSupervisedData.from_arrays(x), latent_dim=2, likelihood="auto")
+    pyro_ssvae.save(model, tmp_path / "model")
+    call("sample", tmp_path / "model", "-n", "50", "--out", tmp_path / "s.csv")
+    samples = pd.read_csv(tmp_path / "s.csv")
+    assert samples["x1"].dtype.kind == "i"
+    assert samples["x2"].nunique() > 40
+
+
 @pytest.mark.parametrize("kind", [pyro_ssvae.M1, pyro_ssvae.DDGM])
 def test_models_without_classes_give_latents_or_energies(kind: type, tmp_path: Path, call: Call) -> None:
     x = np.eye(5, 4, dtype=np.float32)
@@ -212,7 +225,7 @@ def test_models_without_classes_give_latents_or_energies(kind: type, tmp_path: P
     found = pd.read_csv(tmp_path / "p.csv")
     expected = model.transform(x) if kind is pyro_ssvae.M1 else model.energy(x)[:, None]
     assert list(found) == (["row", "z1", "z2"] if kind is pyro_ssvae.M1 else ["row", "energy"])
-    np.testing.assert_allclose(found.iloc[:, 1:], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.iloc[:, 1:].to_numpy(np.float32), expected)
     assert f"--least-sure 2: this {kind.__name__} has no classes." in call(*command, "--least-sure", "2", status=2).err
 
 

@@ -122,7 +122,9 @@ def predict(args: argparse.Namespace) -> None:
         if args.out.suffix.lower() not in TABLES and (args.out.is_file() or not args.out.exists()):  # no pipe or device
             raise ValueError(f"--out {args.out} must end in {', '.join(TABLES[:-1])} or {TABLES[-1]}.")
     x, kind, found, _ = _read(model, args.data, None)
-    scale = as_input(model, x)[1] if is_on_disk(args.data) else 1.0
+    scale = 1.0
+    if is_table(args.data) or is_on_disk(args.data):
+        x, scale = as_input(model, x)  # also that an error has the number of the row in the file
 
     def compute(start: int) -> Any:
         rows = slice(start, start + _ROWS_AT_ONCE)
@@ -254,8 +256,7 @@ def _format_csv(parts: Iterable[Columns]) -> Iterable[str]:
         rows = csv.writer(text, lineterminator="\n")
         if count == 0:
             rows.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            rows.writerow([f"{value:.6g}" if isinstance(value, np.floating) else value for value in row])
+        rows.writerows(map(as_text, row) for row in zip(*columns.values(), strict=True))
         yield text.getvalue()
 
 

@@ -18,7 +18,7 @@ from pyro_ssvae.data.labels import encode_labels
 from pyro_ssvae.data.readers import find_values, is_on_disk, list_shards, read_column, reading
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.data.storage import ExampleSource, open_source
-from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns
+from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns, with_text_names
 
 _MOST_HELD_OUT = 10_000  # rows for validation, and for testing, by default, if the others stay on disk
 _FEWEST_TO_SHARE = 100  # labelled rows, of which by default a tenth is held out; an error on fewer says nothing
@@ -54,7 +54,7 @@ def load_table(
         if not rows.names or where == label:
             raise ValueError(f"test={test!r}: test rows are for tables whose labels are a column; leave test out.")
         table, test_labels = _split_labels(read_table(test, label), label, "test table")
-        x_test, _ = as_held_out(encode_rows(table, rows.names, rows.categories), None, "test", x)
+        x_test, _ = as_held_out(encode_rows(table, rows.names, rows.categories), None, "test", x, rows.names)
     given = {where: rows.labels, f"{where} of the test rows": test_labels}
     known = encode_labels(given, [len(x), len(x_test)], num_classes)
     y, y_test = (part.numpy() for part in known.y.values())
@@ -136,7 +136,7 @@ def _encode_table(table: Any, label: str | None) -> _Rows:
     names, categories = tuple(table.columns), find_words(table)
     numbers = encode_rows(table, names, categories)
     check_table(numbers, "the table", names)
-    return _Rows(as_examples(numbers, "table", allow_missing=True), labels, names, categories)
+    return _Rows(as_examples(numbers, "table", allow_missing=True, columns=names), labels, names, categories)
 
 
 def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[A
     if labels.isna().all():
         raise ValueError(
             f"No row has a label in column {label}; label some rows. Without labels M1 learns latents, and M2 "
-            "clusters: from_table(..., label=None, num_classes=K)."
+            "clusters: SemiSupervisedData.from_table(table, None, num_classes=K)."
         )
     return table, labels
 
@@ -161,7 +161,7 @@ def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
     opened = _open_parquet(files, label)
     import pandas
 
-    table = opened[0].schema_arrow.empty_table().to_pandas().rename(columns=str)
+    table = with_text_names(opened[0].schema_arrow.empty_table().to_pandas())
     if 4 * sum(file.metadata.num_rows for file in opened) * len(table.columns) <= MAX_DENSE:
         return _encode_table(pandas.concat(map(read_table, files), ignore_index=True), label)
     words = {name: find_values(opened, name) for name in table if name != label and not is_numeric(table[name])}

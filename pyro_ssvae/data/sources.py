@@ -194,9 +194,15 @@ def find_names(x: Any) -> tuple[str, ...]:
     return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
 
 
-def has_names(x: Any) -> bool:
-    """Return whether something is a table whose columns can be taken by name."""
-    return hasattr(x, "var_names") or hasattr(x, "to_pandas") or (hasattr(x, "iloc") and bool(find_names(x)))
+def has_names(x: Any, names: Sequence[str]) -> bool:
+    """Return whether something is a table whose columns are taken by the ``names`` that they had in training.
+
+    A DataFrame without names, whose columns pandas counts from 0, is not, unless these numbers are the names.
+    """
+    if not hasattr(x, "iloc"):
+        return hasattr(x, "var_names") or hasattr(x, "to_pandas")
+    columns = [*getattr(x, "columns", ())]
+    return bool(columns) and (columns != [*range(len(columns))] or {*names} <= {*map(str, columns)})
 
 
 def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] = ()) -> tuple[Tensor, Any]:
@@ -211,7 +217,8 @@ def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] =
     x = select_columns(x, names) if names and hasattr(x, "iloc") and find_names(x) else x
     x, y = read_dataset(x, y, f"x_{part}")
     x = x[:].numpy() if isinstance(x, ExampleSource) else x
-    examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], allow_empty=True, allow_missing=True)
+    allowed: Any = {"allow_empty": True, "allow_missing": True, "columns": names}
+    examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], **allowed)
     if examples.shape[1:] != train.shape[1:] or examples.dtype != train.dtype:
         raise ValueError(
             f"x_{part} has examples of shape {tuple(examples.shape[1:])} and dtype {examples.dtype}, x has "

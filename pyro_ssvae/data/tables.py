@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import NUMERIC, as_array, as_text
 from pyro_ssvae._io import check_memory, check_path
+from pyro_ssvae._warnings import warn
 from pyro_ssvae.errors import MissingPackageError
 
 Categories = Mapping[int, Any]
@@ -29,6 +30,7 @@ _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of co
 # Labels that are empty: what pandas reads as such but for None, which may be a class.
 _EMPTY = ("", *"#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN n/a nan null".split())
 _MAX_LEVELS = 100
+_MANY_UNKNOWN = 10  # rows, from which a column without a known word is probably coded in another way
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers
 
@@ -62,9 +64,14 @@ def read_table(source: Any, label: str | None = None) -> Any:
             f"source is of type {type(source).__name__}; pass the path of a table ({', '.join(_SUFFIXES)}) or a "
             "DataFrame. SemiSupervisedData.from_arrays reads arrays."
         )
-    table = table.rename(columns=str)
+    table = with_text_names(table)
     _check_names(table.columns)
     return table
+
+
+def with_text_names(table: Any) -> Any:
+    """Return a DataFrame whose columns have texts as names: also those of numbers, or of tuples (a MultiIndex)."""
+    return table.set_axis([*map(str, table.columns)], axis=1)
 
 
 def _check_names(names: Any) -> None:
@@ -100,23 +107,33 @@ def _read_file(path: Path, label: str | None) -> Any:
     suffix = path.suffix.lower()
     check_memory(_GROWTH.get(suffix, 3) * path.stat().st_size, str(path))
     try:
-        if suffix == ".parquet":
-            return pandas.read_parquet(path)
-        options = {"sep": _find_separator(path), "skipinitialspace": True, "low_memory": False}
-        first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
-        _check_names(first.iloc[0][first.iloc[0] != ""])  # which pandas would rename
-        table = pandas.read_csv(path, **options)
-        if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
-            other = pandas.read_csv(path, decimal=",", **options)
-            table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
-        if label in table and table[label].hasnans and not is_numeric(table[label]):
-            only: dict[str, Any] = {"usecols": [label], "keep_default_na": False, "na_values": _EMPTY}
-            table[label] = pandas.read_csv(path, **options, **only)[label]
+        return pandas.read_parquet(path) if suffix == ".parquet" else _read_text(path, label)
     except ImportError as error:
         raise MissingPackageError("Parquet files are read by pyarrow: pip install 'pyro-ssvae[tables]'.") from error
     except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         hint = ". Save it as UTF-8." if isinstance(error, UnicodeError) else ""
         raise ValueError(f"{path} cannot be read as a table: {' '.join(str(error).split())}{hint}") from error
+
+
+def _read_text(path: Path, label: str | None) -> Any:
+    pandas = _import_pandas()
+    options = {"sep": _find_separator(path), "skipinitialspace": True, "low_memory": False}
+    first = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+    _check_names(first.iloc[0][first.iloc[0] != ""])  # which pandas would rename
+    table = pandas.read_csv(path, **options)
+    if len(table) and not isinstance(table.index, pandas.RangeIndex):  # rows are longer than the header
+        row = pandas.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **options)
+        if row.iloc[0, -1] == "" and table.iloc[:, -1].isna().all():
+            raise ValueError(
+                "its rows have one cell more than its header, and the last one is empty. Remove the separator at "
+                "the end of the rows; or, if the first cells are names of rows, put a name before the header."
+            )
+    if options["sep"] == ";":  # as spreadsheets write it where the comma marks decimals
+        other = pandas.read_csv(path, decimal=",", **options)
+        table = max((table, other), key=lambda read: len(read.select_dtypes("number").columns))
+    if label in table and table[label].hasnans and not is_numeric(table[label]):
+        only: dict[str, Any] = {"usecols": [label], "keep_default_na": False, "na_values": _EMPTY}
+        table[label] = pandas.read_csv(path, **options, **only)[label]
     nameless = [name for name in table if name.startswith("Unnamed: ") and table[name].isna().all()]
     table = table.drop(columns=nameless)  # of separators at the end of lines
     return table.iloc[:, 1:] if "Unnamed: 0" in table.columns[:1] else table  # the index that pandas and R write
@@ -124,13 +141,14 @@ def _read_file(path: Path, label: str | None) -> Any:
 
 def select_columns(table: Any, names: Iterable[str]) -> Any:
     """Return the columns of these names, or raise ``ValueError`` with the names that there are."""
-    found = list(map(str, table.columns))
+    table = with_text_names(table)
+    found = table.columns.tolist()
     known = set(found)
     if missing := [name for name in names if name not in known]:
         near = difflib.get_close_matches(missing[0], found, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(found[:20])}."
         raise ValueError(f"The table has no column {', '.join(missing[:10])}. {hint}")
-    return table.set_axis(found, axis=1)[list(names)]
+    return table[list(names)]
 
 
 def find_words(table: Any) -> dict[str, tuple[str, ...]]:
@@ -210,7 +228,10 @@ def _check_words(name: str, words: Sequence[str], num_known: int) -> None:
 def _check_kinds(table: Any) -> None:
     infer_dtype = _import_pandas().api.types.infer_dtype
     for name, column in table.items():
-        if (kind := infer_dtype(column, skipna=True)) not in _KINDS:
+        kind = infer_dtype(column, skipna=True)
+        if kind == "unknown-array":  # of PyArrow, such as its dictionaries
+            kind = infer_dtype(np.asarray(column, dtype=object), skipna=True)
+        if kind not in _KINDS:
             hint = "Give dates and durations as numbers, of days, say, or leave the column out."
             raise TypeError(f"Column {name} holds values of kind {kind}; numbers and words are allowed. {hint}")
 
@@ -262,8 +283,14 @@ def _encode(name: str, values: NDArray[Any], levels: Sequence[Any], strict: bool
         return codes.get(text, codes.get(f"{text}.0", -1))  # as models of earlier versions have whole numbers
 
     encoded = np.array([np.nan if _is_missing(value) else find(as_text(value)) for value in values], np.float64)
-    if (unknown := encoded == -1).any() and strict:
-        shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
+    unknown = encoded == -1
+    shown = ", ".join(map(str, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
+    if not strict and unknown.sum() >= _MANY_UNKNOWN and (unknown | np.isnan(encoded)).all():
+        warn(
+            f"Column {name} holds none of the words that it had in training, {shown}, but words such as "
+            f"{values[unknown][0]!r}, which are treated as missing. Check how they are written, and their type."
+        )
+    if unknown.any() and strict:
         raise ValueError(
             f"Column {name} holds {values[unknown][0]!r} in row {int(unknown.argmax())} ({int(unknown.sum())} such "
             f"rows), which is none of the words that it had in training: {shown}. Leave those rows out, or leave the "

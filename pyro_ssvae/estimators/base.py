@@ -25,7 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_ssvae._arguments import MAX_SEED, as_count, as_path, bind_arguments, show
-from pyro_ssvae._arrays import as_array, as_images, check_table, find_offsets
+from pyro_ssvae._arrays import as_array, as_images, check_finite, check_table, find_offsets, holds_numbers
 from pyro_ssvae._io import check_path
 from pyro_ssvae._warnings import warn
 from pyro_ssvae.data.dataset import SemiSupervisedData
@@ -101,12 +101,12 @@ def select_known(y: ArrayLike, name: str = "y") -> tuple[NDArray[Any], NDArray[n
 
 
 def _as_table(X: Any) -> Any:
-    """Return tensors and sparse matrices as arrays, an AnnData and words of polars or PyArrow as a DataFrame."""
+    """Return tensors and sparse matrices as arrays, an AnnData and polars or PyArrow but for numbers as a DataFrame."""
     if hasattr(X, "obs") and hasattr(X, "var_names"):  # an AnnData
         return read_table(X)
-    if isinstance(X, Tensor) or hasattr(X, "toarray"):
+    if isinstance(X, (Tensor, np.ma.MaskedArray)) or hasattr(X, "toarray"):
         return as_array(X, "X")
-    return X.to_pandas() if hasattr(X, "to_pandas") and np.asarray(X[:1]).dtype.kind in "OUT" else X
+    return X.to_pandas() if hasattr(X, "to_pandas") and not holds_numbers(X) else X
 
 
 parameters = dataclass(kw_only=True, eq=False, repr=False)
@@ -171,7 +171,7 @@ class DeepEstimator(Parameters, BaseEstimator):
         if getattr(given, "kind", "O") in "mM":  # which would become numbers of nanoseconds
             raise TypeError(f"X has dtype {given}; give dates and durations as numbers, of days, say.")
         if not self._allow_missing:
-            return X
+            return encode_categories(X, {})
         if reset:
             self.categories_ = find_categories(X)
         elif hasattr(X, "columns") and hasattr(self, "feature_names_in_"):
@@ -182,14 +182,16 @@ class DeepEstimator(Parameters, BaseEstimator):
         """Return what scikit-learn accepts as an array of numbers; its errors say what X should be."""
         is_image = len(getattr(X, "shape", ())) > 2
         dtype = np.uint8 if is_image and getattr(X, "dtype", None) == np.uint8 else np.float64
-        finite: Any = "allow-nan" if self._allow_missing else True  # the model refuses NaN in images
-        options = {"ensure_min_samples": min_rows, "ensure_all_finite": finite, "allow_nd": True, "order": "C"}
+        options = {"ensure_min_samples": min_rows, "ensure_all_finite": False, "allow_nd": True, "order": "C"}
         try:
             rows = validate_data(self, X, reset=reset, dtype=dtype, **options)
             if rows.ndim > 4:
                 raise ValueError(f"there are {rows.ndim} dimensions, {rows.shape}.")
-            if (np.abs(rows) > np.finfo(np.float32).max).any():
-                raise ValueError("X holds values too large for float32; divide its columns by a constant.")
+            if rows.dtype != np.uint8:
+                with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+                    single = torch.from_numpy(rows.astype(np.float32))
+                names = getattr(self, "feature_names_in_", ())
+                check_finite(single, "X", allow_missing=self._allow_missing and rows.ndim == 2, columns=names)
         except (TypeError, ValueError) as error:
             if re.search(r"\bX\b|feature names", str(error)):  # it says what is wrong
                 raise
@@ -225,9 +227,16 @@ class DeepEstimator(Parameters, BaseEstimator):
         return tags
 
     def _as_data(self, X: Array, y: Array | None = None, num_classes: int | None = None) -> SemiSupervisedData:
+        empty = np.isnan(X).all(0) & (X.ndim == 2)  # columns in the rows of a partial_fit, which from_arrays refuses
+        if empty.any():
+            X = X.copy()
+            X[0, empty] = 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about classes without a label, in terms of from_arrays
-            return SemiSupervisedData.from_arrays(X, y, num_classes=num_classes, name="X", seed=self._draw_seed())
+            data = SemiSupervisedData.from_arrays(X, y, num_classes=num_classes, name="X", seed=self._draw_seed())
+        if empty.any():
+            data.x[0, torch.from_numpy(empty)] = torch.nan
+        return data
 
     def _draw_seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))

@@ -335,7 +335,7 @@ def _read_examples(model: Any, x: Any) -> tuple[Tensor | ExampleSource, bool]:
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
     elif source is not None:
         return source, source.is_integer
-    if encode is not None and has_names(x):
+    if encode is not None and has_names(x, names):
         x = encode(read_table(x))
     if isinstance(x, Tensor) and x.is_floating_point() and x.shape[1:] == model.event_shape:
         return x, False

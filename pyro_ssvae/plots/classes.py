@@ -175,7 +175,7 @@ def plot_feature_means(
         for title, (values, classes) in tables.items()
     }
     reference = list(tables)[-1]
-    centre, std = _observed_mean(means[reference]), np.nanstd(tables[reference][0], 0)
+    centre, std = _observed_mean(means[reference]), np.ma.masked_invalid(tables[reference][0]).std(0).filled(np.nan)
     std[std == 0.0] = np.inf  # a constant feature does not differ between classes
 
     features = _name_features(model, len(std))

@@ -202,14 +202,14 @@ def _find_warnings(model: Any, data: SemiSupervisedData) -> tuple[str, str]:
 
 def _measure_class_effect(model: SemiSupervisedModel, x: Tensor) -> float:
     """Return the variance of means of p(x|y,z) over y at the same z, as a share of that of x."""
-    variance = np.nanvar(x.flatten(1).double().numpy(), 0)
+    variance = np.ma.masked_invalid(x.flatten(1).double().numpy()).var(0).filled(np.nan)
     if x.ndim > 2:
         variance[:] = variance.mean()  # pixels have one unit, and some hardly vary; columns of a table differ in units
     variance[variance == 0.0] = np.inf
     x = x[: 1 + NUM_DIAGNOSED // model.num_classes]
     means = decode_classes(model, x, model.predict(x)).flatten(2).double().numpy()
     explained = means.var(1).mean(0)
-    return float((explained / variance).mean())
+    return float(np.nanmean(explained / variance))  # over columns with a value
 
 
 def _get_classifier_figures(model: Model, x: Tensor, y: Tensor, names: Sequence[str], part: str) -> _Drawings:

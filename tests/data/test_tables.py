@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from scipy.sparse import csr_matrix
@@ -110,6 +111,7 @@ def test_separators_in_names_of_columns(name, separator, columns, tmp_path):
         (b'u,y\n"1,5",a\n"2,25",b\n', "Column u holds numbers with commas, such as '1,5'; write them with a decimal"),
         (b'u,y\n"1,500",a\n900,b\n', "Column u holds numbers with commas, such as '1,500'"),
         (b"u,y\n47.5%,a\n3%,b\n", "Column u holds numbers with signs, such as '47.5%'; write the numbers alone"),
+        (b"y,u,v\na,1,2,\nb,3,4,\n", "its rows have one cell more than its header, and the last one is empty"),
         ("u,y\n1,grün\n2,rot\n".encode("cp1252"), "a.csv cannot be read as a table: .* Save it as UTF-8"),
     ],
 )
@@ -126,6 +128,9 @@ def test_types_of_pandas():
         data = from_table(table, "y")
     assert data.categories == {"size": ("small", "medium", "large")}
     assert (data.x.tolist(), data.class_names) == ([[1, 1, 0], [2, 2.5, 2], [3, 3, 0]], ("3", "4"))
+    words = pd.ArrowDtype(pyarrow.dictionary(pyarrow.int8(), pyarrow.string()))
+    arrow = from_table(pd.DataFrame({"word": pd.Series(["b", None, "a"], dtype=words)}))
+    assert (arrow.categories, arrow.x.nan_to_num(-1).tolist()) == ({"word": ("a", "b")}, [[1], [-1], [0]])
 
 
 def test_empty_cells_are_missing_values(tmp_path):
@@ -322,6 +327,13 @@ def test_prediction_takes_columns_of_any_table_by_name():
     torch.testing.assert_close(m2.predict_proba(turned), expected)
     table = pd.DataFrame(data.x.numpy(), columns=data.feature_names)
     torch.testing.assert_close(m2.predict_proba(Dataset(table[["c", "b", "a"]])), expected)
+
+
+def test_infinite_values_are_named_by_their_column():
+    with pytest.raises(ValueError, match=r"in table\[0\], .*, column b; all must be finite"):
+        from_table(make_numbers(b=np.inf), "kind")
+    with pytest.raises(ValueError, match=r"in x_test\[0\], .*, column b; all must be finite"):
+        from_table(make_numbers(), "kind", test=make_numbers(b=np.inf))
 
 
 def test_categories_of_numbers_are_found_with_and_without_missing_cells():

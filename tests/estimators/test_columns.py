@@ -109,8 +109,10 @@ def test_columns_of_words_and_missing_values(capsys: pytest.CaptureFixture[str])
     assert np.std(errors) < 0.5 * np.std(complete[:, 0].astype(float))
     unknown, none = complete.copy(), complete.copy()
     unknown[:, 1], none[:, 1] = "Rome", None
-    np.testing.assert_array_equal(model.predict_proba(unknown), model.predict_proba(none))
-    np.testing.assert_array_equal(model.score_samples(unknown), model.score_samples(none))
+    for predict in (model.predict_proba, model.score_samples):
+        np.testing.assert_array_equal(predict(unknown[:9]), predict(none[:9]))
+        with pytest.warns(UserWarning, match="Column 1 of X holds none of the words .*Bonn, Kiel, Ulm, but .* 'Rome'"):
+            np.testing.assert_array_equal(predict(unknown), predict(none))
     np.testing.assert_array_equal(model.predict(complete.tolist()), model.predict(complete))
     assert set(model.sample(20)[0][:, 1]) <= {"Bonn", "Kiel", "Ulm"}
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).impute(table), filled)
@@ -327,6 +329,35 @@ def test_dates_are_refused() -> None:
     table = pd.DataFrame(X, columns=[*"abcdefghijklm"])
     with pytest.raises(TypeError, match="Column a must hold numbers"):
         model.fit(table).transform(table.assign(a=pd.Timestamp(2020, 1, 1)))
+    dates = pd.DataFrame({"visit": pd.date_range("2020", periods=40)})
+    for table in (dates, dates.assign(a=1.0), dates - dates.iloc[0]):
+        for given in (table, pyarrow.Table.from_pandas(table)):
+            with pytest.raises(TypeError, match="Column visit must hold numbers"):
+                DDGMDensity(max_steps=2).fit(given)
+            with pytest.raises(TypeError, match="Column visit holds values of kind"):
+                model.fit(given)
+            with pytest.raises(TypeError, match="x has (columns that are not numeric: visit|dtype)"):
+                ss.SemiSupervisedData.from_arrays(given)
+
+
+def test_columns_that_may_not_be_trained_on_are_named() -> None:
+    table = pd.DataFrame(X[:, :2], columns=["a", "b"])
+    with pytest.raises(ValueError, match="Column word must hold numbers"):
+        DDGMDensity(max_steps=2).fit(table.assign(word="x"))
+    for estimator, value in ((DDGMDensity(), np.nan), (DDGMDensity(), np.inf), (M1Transformer(), 1e39)):
+        with pytest.raises(ValueError, match=f"X holds {len(X)} values .* column b"):
+            estimator.fit(table.assign(b=value))
+
+
+def test_a_column_may_be_empty_in_the_rows_of_a_partial_fit() -> None:
+    table = np.where(X > 2.5, np.nan, X)
+    for estimator in (M2Classifier(random_state=0), M1Transformer(random_state=0)):
+        estimator.partial_fit(table, FEW)
+        steps = estimator.n_iter_
+        table[:60, 3] = np.nan
+        estimator.partial_fit(table[:60], FEW[:60])
+        assert estimator.n_iter_ > steps
+        assert np.isfinite(estimator.score_samples(table[:60], num_samples=2)).all()
 
 
 def test_tables_of_eight_bits_may_have_missing_values_in_prediction() -> None:

@@ -151,7 +151,8 @@ def test_parameters_of_numpy_and_truth_values() -> None:
         (np.zeros(9, "i4,f4"), "DDGMDensity needs a table"),
         ("abc", "DDGMDensity needs a table"),
         (np.ones((9, 1, 2, 2, 2)), r"DDGMDensity needs a table .* 5 dimensions, \(9, 1, 2, 2, 2\)"),
-        (X * 1e39, "^X holds values too large for float32"),
+        (np.ma.masked_greater(X, 2.0), "X is a masked array, and hidden values cannot be trained on"),
+        (X * 1e39, "^X holds 1766 values that are .* beyond float32, .* column 0, 1"),
     ],
 )
 def test_what_is_no_table_is_refused(examples: Any, words: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO
@@ -216,3 +217,21 @@ def test_logarithms_of_counts_are_no_counts() -> None:
         model.impute(logarithms)
     with pytest.raises(ValueError, match="x holds -.*, and the likelihood of the model is of counts"):
         model.predict(torch.cat([-counts - 1.0, table[:, 3:]], -1))
+
+
+@pytest.mark.parametrize("names", [[5, 3, 1, 0], pd.MultiIndex.from_product([["u", "v"], [1, 2]])])
+def test_columns_whose_names_are_no_texts(names: object) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    table = pd.DataFrame({"a": rows[:, 0], "b": ["x", "y"] * 20, "c": rows[:, 1], "kind": np.arange(40) % 2})
+    table.columns = names
+    *features, label = map(str, table.columns)
+    data = SemiSupervisedData.from_table(table, label)
+    assert data.feature_names == tuple(features)
+    model = M2.for_data(data, latent_dim=2, hidden_dims=(8,), likelihood="auto")
+    expected = model.predict_proba(data.x)
+    for given in (table, table.iloc[:, :3], table.iloc[:, [2, 0, 1]]):
+        torch.testing.assert_close(model.predict_proba(given), expected)
+    with pytest.raises(ValueError, match="The table has no column"):
+        model.predict_proba(table.iloc[:, 1:])
+    unnamed = pd.DataFrame(data.x.numpy())
+    torch.testing.assert_close(model.predict_proba(unnamed), expected)

@@ -145,10 +145,13 @@ def test_a_model_on_a_device_with_more_classes_than_the_data(tmp_path, device):
 
 
 @pytest.mark.parametrize(("step", "effect"), [(0.12, "explains 1.0%"), (0.05, "explains 0.2%"), (0.13, None)])
-def test_a_class_without_effect_is_named(step, effect):
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_without_effect_is_named(step, effect, empty):
+    """One column may have no value in the test examples."""
     x = torch.tensor([-1.0, 1.0]).repeat(6)[:, None].expand(-1, 5)
-    data = SemiSupervisedData.from_arrays(x, torch.arange(12) % 3, x_test=x, y_test=torch.arange(12) % 3)
-    model = make_model(data, likelihood="gaussian")
+    x_test = x.index_fill(1, torch.tensor([4]), torch.nan) if empty else x
+    data = SemiSupervisedData.from_arrays(x, torch.arange(12) % 3, x_test=x_test, y_test=torch.arange(12) % 3)
+    model = make_model(data, likelihood="gaussian", missing=True)
     model.decode = lambda y, z: torch.distributions.Normal(step * y[:, None].expand(-1, 5), 1.0)
     note = figures(model, data)["feature_means"]().axes[0].get_title(loc="left")
     assert ("y is hardly used" in note) == (effect is not None)
