@@ -199,8 +199,8 @@ class SemiSupervisedData:
             UserWarning: If no label of ``y`` is known, a class has none, or one where others have more, if names of
                 classes are alike, classes are numbered anew, images may have their channels first or last, or be none.
         """
-        names, given = find_names(x), (x, y)
-        x, y = read_dataset(x, y, "x")
+        given, (x, y) = (x, y), read_dataset(x, y, "x")
+        names = find_names(x)
         class_names = find_classes(*given, y, num_classes) if class_names is None else class_names
         examples = cast(Tensor, x) if isinstance(x, ExampleSource) else as_examples(x, "x", allow_missing=True)
         if holds_missing(seen := sample_rows(examples)) and seen.isnan().all():

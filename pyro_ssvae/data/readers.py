@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import mmap
 import os
 import struct
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +90,38 @@ def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any
         ) from error
 
 
+class _FileRows:
+    """Rows of a file, as an array; a file that is mapped would count as memory of the process."""
+
+    def __init__(self, array: Any, offset: int) -> None:
+        self.shape, self.dtype, self._offset, self._path = array.shape, array.dtype, offset, array.filename
+        self._open()
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        content = os.pread(self._file, (rows.stop - rows.start) * size, self._offset + int(rows.start) * size)
+        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
+
+
+def unmap(array: Any) -> Any:
+    """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return array
+    if not hasattr(os, "pread"):
+        return array
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
+    return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
+
+
 class _RowGroup:
     """Rows of a Parquet file that are stored together, as an array; ``encode`` makes numbers of their DataFrame."""
 
@@ -103,8 +137,11 @@ class _RowGroup:
         return np.asarray(self._encode(table.to_pandas()))
 
 
-def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list[_RowGroup]:
-    """Return the row groups of files; raise ``ValueError`` if their columns differ, or there are no rows."""
+def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> tuple[list[_RowGroup], tuple[str, ...]]:
+    """Return the row groups of files, and the names of their columns.
+
+    Columns that differ, and files without rows, raise ``ValueError``.
+    """
     import pyarrow.parquet
 
     opened = [pyarrow.parquet.ParquetFile(file) for file in files]
@@ -112,14 +149,26 @@ def open_row_groups(files: Sequence[Path], encode: Callable[[Any], Any]) -> list
     for file, one in zip(files, opened, strict=True):
         if one.schema_arrow.names != names:
             raise ValueError(f"{file} has other columns than {files[0]}; all must have the same, in the same order.")
-    like = np.asarray(encode(opened[0].schema_arrow.empty_table().to_pandas()))
+    empty = opened[0].schema_arrow.empty_table().to_pandas()
+    like = np.asarray(encode(empty))
     groups = []
     for one in opened:
         read = lru_cache(maxsize=1)(one.read_row_group)  # parts of a group, which is decoded whole, come one by one
         groups += [_RowGroup(one, read, number, like, encode) for number in range(one.num_row_groups)]
     if not groups:
         raise ValueError("it has no rows")
-    return groups
+    return groups, tuple(map(str, empty.columns))
+
+
+def open_annotated(path: Path) -> Any:
+    """Return the AnnData in a file, which stays on disk."""
+    with reading(path):
+        import anndata
+
+        cells = anndata.read_h5ad(path, backed="r")
+        if cells.X is None:
+            raise ValueError("it holds an AnnData without .X; set it, for example to .layers['counts']")
+        return cells
 
 
 def read_tables(files: Sequence[Path], num_rows: int) -> Iterator[Any]:

@@ -15,10 +15,18 @@ from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import MAX_DENSE, as_examples, check_table
 from pyro_ssvae._io import check_path
 from pyro_ssvae.data.labels import encode_labels
-from pyro_ssvae.data.readers import find_values, is_on_disk, list_shards, read_column, reading
+from pyro_ssvae.data.readers import find_values, is_on_disk, list_shards, open_annotated, read_column, reading
 from pyro_ssvae.data.sources import Source, as_held_out, draw_held_out
 from pyro_ssvae.data.storage import ExampleSource, open_source
-from pyro_ssvae.data.tables import encode_rows, find_words, is_numeric, read_table, select_columns, with_text_names
+from pyro_ssvae.data.tables import (
+    encode_rows,
+    find_words,
+    is_numeric,
+    locate_columns,
+    read_table,
+    select_columns,
+    with_text_names,
+)
 
 _MOST_HELD_OUT = 10_000  # rows for validation, and for testing, by default, if the others stay on disk
 _FEWEST_TO_SHARE = 100  # labelled rows, of which by default a tenth is held out; an error on fewer says nothing
@@ -106,6 +114,11 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
     if label is not None and is_label_file(label):
         return _read_rows(source, None)._replace(labels=read_label_file(label))
     path = as_path(source, "source") if isinstance(source, (str, os.PathLike)) else None
+    if path is not None and path.suffix == ".h5ad":
+        check_path(path, "an AnnData")
+        source = open_annotated(path)
+    if hasattr(source, "obs") and hasattr(source, "var_names"):
+        return _read_annotated(source, label)
     if path is None or not is_on_disk(path):
         return _encode_table(read_table(source, label), label)
     check_path(path, "a table, or a file or folder of rows", Path.exists)
@@ -113,12 +126,23 @@ def _read_rows(source: Any, label: str | None) -> _Rows:
     if shards[0].suffix == ".parquet":
         return _read_parquet(shards, label)
     labels = None if label is None else read_label_column(path, label)
-    names = tuple(map(str, _open_annotated(path).var_names)) if path.suffix == ".h5ad" else ()
     x: Any = open_source(path)
     if 4 * x.numel() <= MAX_DENSE:
         x.holds_missing = True  # of all rows, and not of a sample alone
         x = x[:]
-    return _Rows(x, labels, names)
+    return _Rows(x, labels)
+
+
+def _read_annotated(cells: Any, label: str | None) -> _Rows:
+    """Return the rows of an AnnData, and a column of its ``obs`` as labels."""
+    labels = None if label is None else select_columns(cells.obs, [label])[label]
+    if label is not None:
+        _check_labels(labels, label)
+    x = open_source(cells)
+    if x is None or x.numel() * max(4, cells.X.dtype.itemsize) <= MAX_DENSE:
+        return _encode_table(read_table(cells), None)._replace(labels=labels)
+    locate_columns(x.names, ())  # which refuses a name that occurs twice
+    return _Rows(x, labels, x.names)
 
 
 def read_label_column(path: Path, label: str) -> Any:
@@ -127,7 +151,7 @@ def read_label_column(path: Path, label: str) -> Any:
     if files[0].suffix == ".parquet":
         return read_column(_open_parquet(files, label), label)
     if path.suffix == ".h5ad":
-        return select_columns(_open_annotated(path).obs, [label])[label]
+        return select_columns(open_annotated(path).obs, [label])[label]
     raise ValueError(f"label={label}: {path} has no columns; name a .npy file with a label for every row.")
 
 
@@ -148,12 +172,16 @@ def _split_labels(table: Any, label: str | None, what: str = "table") -> tuple[A
         raise ValueError(f"The {what} has no column but {label}; examples need at least one.")
     if labels.isna().all() and what == "test table":
         raise ValueError(f"No row of the {what} has a label in column {label}; label some rows, or leave test out.")
+    _check_labels(labels, label)
+    return table, labels
+
+
+def _check_labels(labels: Any, label: str) -> None:
     if labels.isna().all():
         raise ValueError(
             f"No row has a label in column {label}; label some rows. Without labels M1 learns latents, and M2 "
             "clusters: SemiSupervisedData.from_table(table, None, num_classes=K)."
         )
-    return table, labels
 
 
 def _read_parquet(files: Sequence[Path], label: str | None) -> _Rows:
@@ -185,10 +213,3 @@ def _open_parquet(files: Sequence[Path], label: str | None) -> list[Any]:
         raise ValueError(f"{other[0]} has other columns than {files[0]}; all files of a folder must have the same.")
     select_columns(opened[0].schema_arrow.empty_table().to_pandas(), [] if label is None else [label])
     return opened
-
-
-def _open_annotated(path: Path) -> Any:
-    with reading(path):
-        import anndata
-
-        return anndata.read_h5ad(path, backed="r")

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyro_ssvae._arguments import as_path, as_scale
-from pyro_ssvae._arrays import as_examples, choose_scale
+from pyro_ssvae._arrays import as_examples, choose_scale, to_numpy
 from pyro_ssvae.data.images import read_folder, warn_about_single_folder
 from pyro_ssvae.data.labels import Indices, LabelSplit, draw_label_split, encode_labels, warn_about_labels
 from pyro_ssvae.data.readers import read_npz
 from pyro_ssvae.data.storage import ExampleSource, open_source, sample_rows
-from pyro_ssvae.data.tables import select_columns
+from pyro_ssvae.data.tables import read_table, select_columns
 
 
 class Source(NamedTuple):
@@ -188,9 +188,10 @@ def select_last(indices: Indices, num_validation: int, num_examples: int) -> Ind
 
 
 def find_names(x: Any) -> tuple[str, ...]:
-    """Return the names of the columns of a table, if it has any that are text, each once."""
+    """Return the names of the columns of a table, or a source, if it has any that are text, each once."""
     is_table = any(hasattr(x, name) for name in ("iloc", "to_pandas", "var_names"))
     names = tuple(getattr(x, "columns", getattr(x, "var_names", ()))) if is_table else ()
+    names = x.names if isinstance(x, ExampleSource) else names
     return names if all(isinstance(name, str) for name in names) and len({*names}) == len(names) else ()
 
 
@@ -208,14 +209,14 @@ def has_names(x: Any, names: Sequence[str]) -> bool:
 def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] = ()) -> tuple[Tensor, Any]:
     """Return validation or test examples, none if they were not given, and their labels as given.
 
-    Columns of a DataFrame are taken by their ``names``, if it has any, else in their order.
+    Columns of a table are taken by their ``names``, if it has any, else in their order.
     """
     if x is None:
         if y is not None:
             raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
         return torch.empty((0, *train.shape[1:]), dtype=train.dtype), None
-    x = select_columns(x, names) if names and hasattr(x, "iloc") and find_names(x) else x
-    x, y = read_dataset(x, y, f"x_{part}")
+    x, y = read_dataset(x, y, f"x_{part}", names)
+    x = select_columns(read_table(x), names) if names and has_names(x) else x
     x = x[:].numpy() if isinstance(x, ExampleSource) else x
     allowed: Any = {"allow_empty": True, "allow_missing": True, "columns": names}
     examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], **allowed)
@@ -227,14 +228,16 @@ def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] =
     return examples, y
 
 
-def read_dataset(x: Any, y: Any, name: str) -> tuple[Any, Any]:
+def read_dataset(x: Any, y: Any, name: str, names: Sequence[str] = ()) -> tuple[Any, Any]:
     """Return the examples and labels of a PyTorch ``Dataset`` or ``DataLoader``, and other arguments unchanged.
 
     An item is an example, or a pair of example and label; labels that are given as ``y`` take precedence. Of what stays
-    on disk the examples are a source. A data set without length, or with other items, raises ``TypeError``.
+    on disk the examples are a source, of the columns ``names`` if they have names. A data set without length, or with
+    other items, raises ``TypeError``.
     """
     dataset: Any = x.dataset if isinstance(x, DataLoader) else x
-    source = open_source(x)
+    encode = (lambda table: to_numpy(select_columns(table, names), name)) if names else None
+    source = open_source(x, None, encode, names)
     if not isinstance(dataset, Dataset):
         return x if source is None else source, y
     kind = type(dataset).__name__

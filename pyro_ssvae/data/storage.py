@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import threading
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -23,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from pyro_ssvae._arguments import as_path
 from pyro_ssvae._arrays import MAX_DENSE, as_images, check_finite, check_shape, to_numpy
 from pyro_ssvae._io import check_path, suggest_conversion
-from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_row_groups, reading
+from pyro_ssvae.data.readers import SHARDS, is_on_disk, list_shards, open_annotated, open_row_groups, reading, unmap
+from pyro_ssvae.data.tables import locate_columns
 
 _BLOCK = 2**16  # bytes of an array that are read at once: enough for disks, and few enough to be mixed well
 _LOCK = threading.RLock()  # held while a source reads that only one thread may read; HDF5 has such a lock, too
@@ -49,8 +48,10 @@ class ExampleSource(ABC):
         bounds: Where blocks of rows start that are best read at once, and N, ``(B + 1,)``; ``None`` if any rows are
             read equally fast.
         workers: Number of threads that may read at the same time; 0 if reading ahead does not pay.
+        names: Names of the columns, if they have any.
     """
 
+    names: tuple[str, ...] = ()
     bounds: NDArray[np.int64] | None = None
     workers: int = 1
 
@@ -208,6 +209,21 @@ class _RemainingSource(ExampleSource):
         self._source.load(self._number(rows), out)
 
 
+class _SelectedSource(ExampleSource):
+    """Some columns of a source of rows."""
+
+    def __init__(self, source: ExampleSource, columns: NDArray[np.int64]) -> None:
+        self.workers, self.bounds, self._source, self._columns = source.workers, source.bounds, source, columns
+        super().__init__((len(source), len(columns)), source._stored_dtype)
+
+    def load(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        for low in range(0, len(rows), 1000):  # complete rows may be many times as long
+            part = rows[low : low + 1000]
+            complete = np.empty((len(part), *self._source._stored_shape), out.dtype)
+            self._source.load(part, complete)
+            out[low : low + 1000] = complete[:, self._columns]
+
+
 class _SparseSource(ExampleSource):
     """Rows of a sparse matrix in memory."""
 
@@ -227,7 +243,7 @@ class _ArraySource(ExampleSource):
     def __init__(self, arrays: Sequence[Any], event_shape: Sequence[int] | None = None) -> None:
         if wrong := [array for array in arrays if array.shape[1:] != arrays[0].shape[1:]]:
             raise ValueError(f"A part has rows of shape {wrong[0].shape[1:]}, the first one {arrays[0].shape[1:]}.")
-        self._arrays = [_unmap(array) for array in arrays if array.shape[0]] or arrays[:1]
+        self._arrays = [unmap(array) for array in arrays if array.shape[0]] or arrays[:1]
         self._starts = np.cumsum([0, *(array.shape[0] for array in self._arrays)])
         dtype = np.result_type(*(array.dtype for array in self._arrays))
         super().__init__((int(self._starts[-1]), *arrays[0].shape[1:]), dtype, event_shape)
@@ -257,52 +273,24 @@ def _count_rows(array: Any) -> int:
     return max(1, _BLOCK // max(1, int(np.prod(array.shape[1:])) * np.dtype(array.dtype).itemsize))
 
 
-class _FileRows:
-    """Rows of a file, as an array; a file that is mapped would count as memory of the process."""
-
-    def __init__(self, array: Any, offset: int) -> None:
-        self.shape, self.dtype, self._offset, self._path = array.shape, array.dtype, offset, array.filename
-        self._open()
-
-    def _open(self) -> None:
-        self._file = os.open(self._path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        size = int(np.prod(self.shape[1:])) * self.dtype.itemsize
-        content = os.pread(self._file, (rows.stop - rows.start) * size, self._offset + int(rows.start) * size)
-        return np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
-
-
-def _unmap(array: Any) -> Any:
-    """Return the rows of a memory-mapped array, or of a part of it, as they lie in its file; others unchanged."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
-        return array
-    if not hasattr(os, "pread"):
-        return array
-    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY  # of the map in the file
-    return _FileRows(array, start + array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data)
-
-
 def open_source(
-    x: Any, event_shape: Sequence[int] | None = None, encode: Callable[[Any], Any] | None = None
+    x: Any,
+    event_shape: Sequence[int] | None = None,
+    encode: Callable[[Any], Any] | None = None,
+    names: Sequence[str] = (),
 ) -> ExampleSource | None:
     """Return the source of what stays on disk, or is too large for memory as a dense array; ``None`` for all else.
 
     What stays on disk is listed in ``SemiSupervisedData.from_arrays``; a folder of images does where ``event_shape`` is
-    known. ``encode`` makes an array of numbers of a DataFrame, whose columns by default must be numbers.
+    known. ``encode`` makes an array of numbers of a DataFrame, whose columns by default must be numbers; of an AnnData
+    the columns ``names`` are read, by default all.
     """
     if isinstance(x, ExampleSource):
         return x
     if isinstance(x, (str, os.PathLike)):
-        return _open_path(as_path(x, "x"), event_shape, encode or (lambda table: to_numpy(table, "x")))
-    if hasattr(x, "obs") and getattr(x, "isbacked", False):
-        x = x.X
+        return _open_path(as_path(x, "x"), event_shape, encode or (lambda table: to_numpy(table, "x")), names)
+    if hasattr(x, "obs") and hasattr(x, "var_names"):
+        return _open_annotated(x, names)
     dataset: Any = x.dataset if isinstance(x, DataLoader) else x
     if isinstance(dataset, Dataset) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         return _open_dataset(dataset, event_shape)
@@ -315,6 +303,16 @@ def open_source(
             return _SparseSource(x, event_shape)
     # A sparse matrix of a backed AnnData, whose slices are read.
     return _ArraySource([x], event_shape) if hasattr(x, "to_memory") and hasattr(x, "dtype") else None
+
+
+def _open_annotated(cells: Any, names: Sequence[str]) -> ExampleSource | None:
+    source, found = open_source(cells.X), tuple(map(str, cells.var_names))
+    if source is not None:
+        source.names = found
+        if len(names) and found != tuple(names):
+            source = _SelectedSource(source, locate_columns(found, names))
+            source.names = tuple(names)
+    return source
 
 
 def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSource | None:
@@ -333,7 +331,9 @@ def _open_dataset(dataset: Any, event_shape: Sequence[int] | None) -> ExampleSou
     return ItemSource(number, load, event_shape)
 
 
-def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any]) -> ExampleSource:
+def _open_path(
+    path: Path, event_shape: Sequence[int] | None, encode: Callable[[Any], Any], names: Sequence[str]
+) -> ExampleSource | None:
     check_path(path, "a file or folder of examples", Path.exists)
     files = list_shards(path)
     if not files:
@@ -348,6 +348,8 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
     if path.suffix == ".npz" and not is_on_disk(path):
         raise ValueError(f"{path} holds no sparse matrix; SemiSupervisedData.from_npz reads .npz files with x_train.")
     suffix = files[0].suffix
+    if suffix == ".h5ad":
+        return _open_annotated(open_annotated(path), names)
     with reading(path):
         if suffix == ".npy":
             return _ArraySource([np.load(file, mmap_mode="r", allow_pickle=False) for file in files], event_shape)
@@ -356,15 +358,17 @@ def _open_path(path: Path, event_shape: Sequence[int] | None, encode: Callable[[
 
             return _SparseSource(sparse.load_npz(path), event_shape)
         if suffix == ".parquet":
-            return _ArraySource(open_row_groups(files, encode), event_shape)
+            groups, found = open_row_groups(files, encode)
+            source = _ArraySource(groups, event_shape)
+            source.names = found
+            return source
         if suffix == ".zarr":
             import zarr
 
-            return _ArraySource([zarr.open(str(file), mode="r") for file in files], event_shape)
-        if suffix == ".h5ad":
-            import anndata
-
-            return _ArraySource([anndata.read_h5ad(path, backed="r").X], event_shape)
+            arrays = [zarr.open(str(file), mode="r") for file in files]
+            if not all(hasattr(array, "shape") for array in arrays):
+                raise ValueError("it holds a group; pass one array of it, or, of an AnnData, anndata.read_zarr(PATH)")
+            return _ArraySource(arrays, event_shape)
     known = f"{', '.join(SHARDS)}, .npz (a sparse matrix) and .h5ad"
     words = f"is of no kind that is read; these are {known}, and folders of the first three. from_table reads tables."
     raise ValueError(f"{path} {words}{suggest_conversion(path)}")

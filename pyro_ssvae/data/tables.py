@@ -56,6 +56,8 @@ def read_table(source: Any, label: str | None = None) -> Any:
     elif hasattr(source, "obs") and hasattr(source, "var_names"):
         table = _import_pandas().DataFrame(as_array(source, "source"), columns=source.var_names)
         if label is not None:
+            if label in table:
+                raise ValueError(f"A gene and a column of .obs are named {label}; rename the column.")
             table = table.assign(**{label: select_columns(source.obs, [label])[label].to_numpy()})
     else:
         table = source.to_pandas() if hasattr(source, "to_pandas") else source
@@ -147,8 +149,17 @@ def select_columns(table: Any, names: Iterable[str]) -> Any:
     if missing := [name for name in names if name not in known]:
         near = difflib.get_close_matches(missing[0], found, n=3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"Columns: {', '.join(found[:20])}."
-        raise ValueError(f"The table has no column {', '.join(missing[:10])}. {hint}")
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise ValueError(f"The table has no column {', '.join(missing[:10])}{more}. {hint}")
     return table[list(names)]
+
+
+def locate_columns(found: Iterable[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return where columns of a table are, by their names; errors as of :func:`select_columns`."""
+    columns = _import_pandas().Index(found)
+    _check_names(columns)
+    select_columns(_import_pandas().DataFrame(columns=columns), names)
+    return np.asarray(columns.get_indexer(list(names)))
 
 
 def find_words(table: Any) -> dict[str, tuple[str, ...]]:

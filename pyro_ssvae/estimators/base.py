@@ -305,7 +305,14 @@ class DeepEstimator(Parameters, BaseEstimator):
             with reading(files[0]):
                 yield from (select_columns(part, names) for part in read_tables(files, _ROWS_AT_ONCE))
             return
-        source = open_source(X, self.model_.event_shape)
+        source = open_source(X, self.model_.event_shape, names=names)
+        if source is not None and source.names and len(names):
+            import pandas
+
+            yield from (pandas.DataFrame(part, columns=names) for part in source.split_unchecked(_ROWS_AT_ONCE))
+            return
+        if source is None and hasattr(X, "var_names") and len(names):
+            X = select_columns(read_table(X), names)
         yield from [X] if source is None else source.split_unchecked(_ROWS_AT_ONCE)
 
     def _in_double(self, rows: Array) -> tuple[Model, Tensor]:

@@ -327,7 +327,7 @@ def _read_examples(model: Any, x: Any) -> tuple[Tensor | ExampleSource, bool]:
     """Return examples as a tensor or source, of tables the columns of the model, and whether they are integers."""
     features, names = model.feature_source, model.feature_names
     encode = (lambda table: encode_rows(table, names, model.categories)) if names else None
-    source = open_source(x, model.event_shape if features is None else features.image_shape, encode)
+    source = open_source(x, model.event_shape if features is None else features.image_shape, encode, names)
     if source is not None and model.missing:
         source.holds_missing = True  # whether or not those of the sample do
     if features is not None:
