@@ -116,6 +116,8 @@ def train_m2(run: Run, data: SemiSupervisedData, keep: str | None) -> Result:
     pure = run.options.get("pure", labels_only)
     objective = SemiSupervisedELBO.for_data(model, data, pure=pure, **run.objective)
     leave_out_neighbours(run, objective)
+    if "probability" in run.options:  # of an image to be augmented
+        objective.augmentation.probability = objective.consistency.strong.probability = run.options["probability"]
     result = fit_and_report(run, objective, data, keep)
     if (run.name, run.seed) == ("pure-pose-100", 0):
         draw_poses(model, data.x_test[:400] / data.scale)

@@ -164,19 +164,20 @@ def m1m2(results: Results) -> str:
     return format_table(header, [[*row, M1M2_PAPER[int(row[0])], TSVM_PAPER[int(row[0])]] for row in rows])
 
 
-def grey_cifar(results: Results) -> str:
-    """Return test errors of M2, and of the methods of scikit-learn, whose errors are in one result."""
-    rows, names = by_labels("cifar-grey-{}-{}", _GREY, (100, 1000), results), []
+def grey_images(data: str, kinds: dict[str, str], results: Results) -> str:
+    """Return test errors of M2, and of the methods of scikit-learn, whose errors are in one result of each split."""
+    rows, names = by_labels(f"{data}-{{}}-{{}}", kinds, (100, 1000), results), ()
     for row in rows:
-        (others,) = results[f"cifar-grey-scikit-learn-{row[0]}"]
-        names = list(others["test/errors"])
-        row += [f"{100.0 * error:.2f}" for error in others["test/errors"].values()]
-    return format_table(["test error, %, by labels", *_GREY.values(), *names], rows)
+        splits = [one["test/errors"] for one in results[f"{data}-scikit-learn-{row[0]}"]]
+        names = tuple(splits[0])
+        row += [percent(name)(splits) for name in names]
+    return format_table(["test error, %, by labels", *kinds.values(), *names], rows)
 
 
 # Photographs
 
 _GREY = {"default": "M2, default", "regularisers-alone": "no bound", "labels-alone": "labels alone"}
+_FASHION = _GREY | {"all-changed": "no bound, all images changed"}
 _WEIGHTS = {f"cifar-bound-{weight}": weight for weight in ("1", "0.1", "0.01", "0")}
 _BY_WEIGHT: dict[str, Column] = {
     "validation error, %": each("val/error", 1),
@@ -287,7 +288,8 @@ TABLES: dict[str, Table] = {  # by the name of their file
     "m1_presets": table("preset", _M1_PRESETS, _PRESET_COLUMNS),
     "m1m2": m1m2,
     "m1m2_runs": table("run", _M1M2_ROWS, {**RUNS, **BOUND}),
-    "grey_cifar": grey_cifar,
+    "grey_cifar": partial(grey_images, "cifar-grey", _GREY),
+    "fashion": partial(grey_images, "fashion", _FASHION),
     "bound_weight": table("weight of the bound", _WEIGHTS, _BY_WEIGHT),
     "m1_bayes": table("passes", {"m2-bayes-earlier": "11", "m2-bayes": "13"}, _BAYES),
     "m1_times": table("", _M1_TIMES, {"seconds": average("seconds", 0), "test error, %": percent("test/error")}),

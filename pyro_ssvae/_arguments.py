@@ -65,7 +65,7 @@ _RANGES = {
         "df": _Range(0, above=True),
         "weight_decay kl_peak kl_weight alpha bound_weight consistency_weight entropy_weight gradient_penalty "
         "negative_weight weight rotation log_scale shear shift strength crop brightness contrast saturation": _Range(0),
-        "decay_start final_learning_rate kl_warmup kl_anneal_end threshold decay flip align": _Range(0, 1),
+        "decay_start final_learning_rate kl_warmup kl_anneal_end threshold decay flip probability align": _Range(0, 1),
         "ema_decay dropout mle_fraction": _Range(0, 1, below=True),
         "penalty_fraction": _Range(0, 1, above=True),
         "max_shift": _Range(0, 0.5),

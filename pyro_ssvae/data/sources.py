@@ -216,7 +216,7 @@ def as_held_out(x: Any, y: Any, part: str, train: Tensor, names: Sequence[str] =
             raise ValueError(f"y_{part} was given without x_{part}; pass both, or neither.")
         return torch.empty((0, *train.shape[1:]), dtype=train.dtype), None
     x, y = read_dataset(x, y, f"x_{part}", names)
-    x = select_columns(read_table(x), names) if names and has_names(x) else x
+    x = select_columns(read_table(x), names) if names and has_names(x, names) else x
     x = x[:].numpy() if isinstance(x, ExampleSource) else x
     allowed: Any = {"allow_empty": True, "allow_missing": True, "columns": names}
     examples = as_examples(x, f"x_{part}", event_shape=train.shape[1:], **allowed)

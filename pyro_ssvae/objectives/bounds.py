@@ -119,7 +119,8 @@ class SemiSupervisedELBO(Objective):
         """Return the default objective for a model and data: J^α, with augmentation and consistency.
 
         Grey images on a plain background are rotated, zoomed, sheared and shifted, and their pseudo-labels also
-        follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`). Other images are
+        follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`), if these predict the
+        labels that cross-validation hides; if not, half of the images stay as they are. Other images are
         cropped, flipped and changed in brightness, contrast and colour. The bound of an M2 of images has
         ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01. Columns of tables get noise or
         values of other rows. Pretrained features are exchanged between images, and their bound has the weight of

@@ -39,6 +39,10 @@ _FEW_LABELS = 5  # of each class, up to which regularisers have their full weigh
 # Weights of the bound of images whose likelihood is not Bernoulli, chosen as docs/results_images.md says.
 _GREY_BOUND, _COLOUR_BOUND = 0.1, 0.01
 
+# Share of the images on a plain background that are changed, unless their neighbours predict the labels: a classifier
+# of changed images alone errs more often on others (docs/results.md).
+_CHANGED = 0.5
+
 _BRIGHTNESS = 0.05  # standard deviation of changes of brightness, where x fills [0, 1]
 
 CONSISTENCY_WEIGHT = 10.0
@@ -68,6 +72,10 @@ class AffineAugmentation(Augmentation):
         shift: Standard deviation of the translation, as a fraction of the image's size.
         strength: Factor of all four.
         fill: Value of the pixels outside the image, in the units of x.
+        probability: Probability of an image to be changed at all.
+
+    Raises:
+        ValueError: For a probability outside [0, 1].
 
     Example:
         >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
@@ -82,10 +90,11 @@ class AffineAugmentation(Augmentation):
         shift: float = 0.04,
         strength: float = 1.0,
         fill: float = 0.0,
+        probability: float = 1.0,
     ) -> None:
         super().__init__()
-        self.rotation, self.log_scale, self.shear = rotation, log_scale, shear
-        self.shift, self.strength, self.fill = shift, strength, fill
+        self.rotation, self.log_scale, self.shear, self.shift = rotation, log_scale, shear, shift
+        self.strength, self.fill, self.probability = strength, fill, probability
 
     def forward(self, x: Tensor) -> Tensor:
         """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
@@ -99,6 +108,8 @@ class AffineAugmentation(Augmentation):
     def maps(self, x: Tensor) -> Tensor:
         """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
         draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
+        if self.probability < 1.0:
+            draws = draws * (torch.rand(x.shape[0], device=x.device) < self.probability)
         scales = (self.rotation, self.log_scale, self.log_scale, self.shear, self.shift, self.shift)
         return make_affine_maps(torch.stack([scale * draw for scale, draw in zip(scales, draws, strict=True)]))
 
@@ -307,11 +318,14 @@ def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentat
     """Return the augmentation of labelled images, and arguments of their consistency and of the objective."""
     background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
     kind: Callable[..., Augmentation]
-    kind = _photo_augmentation(data) if background is None else partial(AffineAugmentation, fill=background)
-    weak = kind()
-    options: dict[str, Any] = {"strong": kind(strength=1.5)}
-    if background is not None:
-        options["neighbours"] = NeighbourDensities.for_data(data, background=background)
+    options: dict[str, Any] = {}
+    if background is None:
+        kind = _photo_augmentation(data)
+    else:
+        options["neighbours"] = neighbours = NeighbourDensities.for_data(data, background=background)
+        share = _CHANGED if neighbours is None else 1.0
+        kind = partial(AffineAugmentation, fill=background, probability=share)
+    weak, options["strong"] = kind(), kind(strength=1.5)
     likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
     if likelihood is None or isinstance(likelihood, Bernoulli):
         return weak, options, {}

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ddgm
-import grey_cifar
+import grey_images
 import mnist
 import pytest
 import runs
@@ -23,7 +23,7 @@ from pyro_ssvae import DDGM, M1
 from pyro_ssvae.data.labels import draw_label_split
 from pyro_ssvae.errors import TrainingFailedError
 
-RUNS = [run for module in (mnist, grey_cifar, ddgm, times) for run in module.configurations(10)]
+RUNS = [run for module in (mnist, grey_images, ddgm, times) for run in module.configurations(10)]
 
 
 def train(run: Run, data_dir: str | None, keep: str | None) -> dict[str, Any]:

@@ -55,6 +55,29 @@ def test_rotation_keeps_a_disc(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out[..., inner, inner], disc[..., inner, inner], atol=0.01, rtol=0)
 
 
+def test_a_share_of_the_images_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2000, 1, 8, 8)
+    unchanged = ((AffineAugmentation(probability=0.3)(x) - x).abs().amax((1, 2, 3)) < 1e-4).float().mean()
+    assert float(unchanged) == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1.0, 0.5)])
+def test_half_of_the_images_stay_as_they_are_where_neighbours_do_not_predict_labels(
+    noise: float, expected: float
+) -> None:
+    random = np.random.default_rng(0)
+    classes = np.arange(200) % 2
+    x = np.zeros((200, 1, 12, 12))
+    x[:, 0, 3:9, 5:7] = 1.0
+    x[classes == 1, 0, 5:7, 3:9] = 1.0
+    x[:, 0, 2:10, 2:10] += noise * (random.normal(size=(200, 8, 8)) - x[:, 0, 2:10, 2:10])
+    data = SemiSupervisedData.from_arrays(x, np.where(np.arange(200) < 40, classes, -1))
+    objective = SemiSupervisedELBO.for_data(M2.for_data(data), data)
+    changes = [part.config() for part in (objective.augmentation, objective.consistency.strong)]
+    assert [one["probability"] for one in changes] == [expected, expected]
+
+
 class _Same(AffineAugmentation):
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -148,6 +171,7 @@ def test_columns_that_others_predict_keep_their_values(missing: float) -> None:
     ("make", "words"),
     [
         (lambda: AffineAugmentation(shift=-1.0), "shift=-1.0 must be at least 0"),
+        (lambda: AffineAugmentation(probability=2.0), "probability=2.0 must be at least 0 and at most 1"),
         (lambda: ColumnAugmentation(swap=[0.5, 1.5]), r"swap=\[0.5, 1.5\] must be at least 0 and at most 1"),
         (lambda: ColumnAugmentation(noise=-1.0), "noise=-1.0 must be at least 0"),
         (lambda: PhotoAugmentation(crop=-0.2), "crop=-0.2 must be at least 0"),
