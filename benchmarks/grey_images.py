@@ -2,7 +2,8 @@
 
 On grey images settings are the defaults; without the bound the likelihood plays no part. Methods of scikit-learn get
 pixels, or 50 principal components of all images; each is measured with all its settings, and the best on the test
-images is shown. Colour images, with several weights of the bound, are reduced to 16x16, for short schedules on the label seeds that settings are chosen on.
+images is shown. Colour images, with several weights of the bound, are reduced to 16x16, for short schedules on the
+label seeds that settings are chosen on.
 """
 
 from __future__ import annotations
