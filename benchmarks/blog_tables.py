@@ -147,7 +147,11 @@ def train_m2(
     torch.manual_seed(data.seed)
     module = M2.for_data(data, **model)
     config = TrainingConfig(**(training or {}), device="cpu")
-    run = fit(SemiSupervisedELBO.for_data(module, data, **(objective or {})), data, config)
+    trained = SemiSupervisedELBO.for_data(module, data, **(objective or {}))
+    for augmentation in (trained.augmentation, getattr(trained.consistency, "strong", None)):
+        if hasattr(augmentation, "probability"):
+            augmentation.probability = 1.0  # in later versions half of the photographs stay as they are
+    run = fit(trained, data, config)
     if samples is not None:
         save_figure(plot_samples(module, class_names=data.class_names, seed=data.seed), samples)
     error = classification_error(module, data.x_test, data.y_test, scale=data.scale) or 0.0

@@ -17,7 +17,7 @@ from pyro_ssvae.data.storage import sample_rows
 from pyro_ssvae.models.base import fork_random_state, seeded
 from pyro_ssvae.models.ddgm import DDGM
 from pyro_ssvae.networks.variational import check_module, evaluation_mode
-from pyro_ssvae.objectives.regularisers import AffineAugmentation
+from pyro_ssvae.objectives.augmentation import AffineAugmentation
 
 CORRUPTIONS = ("noise", "permuted", "shifted", "flipped", "blank", "blurred")
 REFERENCE_STEPS = 3000

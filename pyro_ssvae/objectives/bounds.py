@@ -32,10 +32,11 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, latent_diagnostics, posterior_diagnostics
+from pyro_ssvae.objectives.augmentation import Augmentation
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import Augmentation, Consistency, choose_regularisers
+from pyro_ssvae.objectives.regularisers import Consistency, choose_regularisers
 
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
@@ -120,11 +121,11 @@ class SemiSupervisedELBO(Objective):
 
         Grey images on a plain background are rotated, zoomed, sheared and shifted, and their pseudo-labels also
         follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`), if these predict the
-        labels that cross-validation hides; if not, half of the images stay as they are. Other images are
-        cropped, flipped and changed in brightness, contrast and colour. The bound of an M2 of images has
-        ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01. Columns of tables get noise or
-        values of other rows. Pretrained features are exchanged between images, and their bound has the weight of
-        ``presets.FEATURES``.
+        labels that cross-validation hides. Other images are cropped, flipped and changed in brightness, contrast and
+        colour. Half of the images stay as they are, unless similar images predict the labels. The bound of an M2 of
+        images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, or 0.01 in colour and on a plain
+        background without such similar images. Columns of tables get noise or values of other rows. Pretrained features
+        are exchanged between images, and their bound has the weight of ``presets.FEATURES``.
 
         Args:
             module: The model.

@@ -1,8 +1,7 @@
-"""Regularisers added to J^α: augmentation of the classifier's input, consistency of q(y|x) across augmentations."""
+"""Consistency of q(y|x) across augmentations, and the choice of the regularisers that are added to J^α."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,16 +12,20 @@ from torch.nn import functional as F
 
 from pyro_ssvae._arguments import checked
 from pyro_ssvae._arrays import value_range
-from pyro_ssvae._configurable import Configurable, describe
-from pyro_ssvae._division import gather_rows, mean_over_ranks
+from pyro_ssvae._division import mean_over_ranks
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.data.preparation import find_background
 from pyro_ssvae.data.storage import sample_rows, space
 from pyro_ssvae.distributions import Bernoulli, FixedClassPrior
 from pyro_ssvae.distributions.likelihoods import fill_missing, group_columns, select_examples, standard_units
 from pyro_ssvae.models.base import full_precision
-from pyro_ssvae.networks.images import make_affine_maps
-from pyro_ssvae.objectives.energy_terms import draw_positions, gather_pixels
+from pyro_ssvae.objectives.augmentation import (
+    BRIGHTNESS,
+    AffineAugmentation,
+    Augmentation,
+    ColumnAugmentation,
+    PhotoAugmentation,
+)
 from pyro_ssvae.objectives.neighbours import NeighbourDensities
 from pyro_ssvae.presets import FEATURES
 
@@ -36,174 +39,18 @@ _MOST_COMPARED, _MOST_ROWS = 1000, 20_000  # numeric columns up to which it is m
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
-# Weights of the bound of images whose likelihood is not Bernoulli, chosen as docs/results_images.md says.
-_GREY_BOUND, _COLOUR_BOUND = 0.1, 0.01
-
-# Share of the images on a plain background that are changed, unless their neighbours predict the labels: a classifier
-# of changed images alone errs more often on others (docs/results.md).
+# Weights of the bound of images whose likelihood is not Bernoulli, the small one for images in colour, and for those on
+# a plain background unless their neighbours predict the labels: else images are alike for other reasons than the class.
+# The share of images that are changed, unless neighbours predict the labels, is below 1 as a classifier that has seen
+# no other images errs more often on them. All were chosen as docs/results.md and docs/results_images.md say.
+_BOUND, _SMALL_BOUND = 0.1, 0.01
 _CHANGED = 0.5
-
-_BRIGHTNESS = 0.05  # standard deviation of changes of brightness, where x fills [0, 1]
 
 CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
 
 TABLE_ALIGNMENT = 0.5
 """Default power of the alignment with known or estimated class frequencies on tables (docs/results_tables.md)."""
-
-
-class Augmentation(Configurable, abstract=True):
-    """Base class of random changes of the examples of a batch, which keep their shape."""
-
-    name = "augmentation"
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return describe(self)["arguments"]
-
-
-class AffineAugmentation(Augmentation):
-    """A random affine map for each image of a batch, by bilinear sampling; ``fill`` is what lies outside the image.
-
-    Args:
-        rotation: Standard deviation of the angle, in radians.
-        log_scale: Standard deviation of the logarithm of the zoom, drawn for each axis.
-        shear: Standard deviation of the shear, as a slope.
-        shift: Standard deviation of the translation, as a fraction of the image's size.
-        strength: Factor of all four.
-        fill: Value of the pixels outside the image, in the units of x.
-        probability: Probability of an image to be changed at all.
-
-    Raises:
-        ValueError: For a probability outside [0, 1].
-
-    Example:
-        >>> AffineAugmentation(strength=0.0)(torch.ones(2, 1, 8, 8)).mean()
-        tensor(1.)
-    """
-
-    def __init__(
-        self,
-        rotation: float = 0.15,
-        log_scale: float = 0.08,
-        shear: float = 0.15,
-        shift: float = 0.04,
-        strength: float = 1.0,
-        fill: float = 0.0,
-        probability: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.rotation, self.log_scale, self.shear, self.shift = rotation, log_scale, shear, shift
-        self.strength, self.fill, self.probability = strength, fill, probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
-        if x.dim() != 4:
-            raise ValueError(f"Affine maps are for images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
-        grid = F.affine_grid(self.maps(x), list(x.shape), align_corners=False)
-        if not self.fill:
-            return F.grid_sample(x, grid, align_corners=False)
-        return F.grid_sample(x - self.fill, grid, align_corners=False) + self.fill
-
-    def maps(self, x: Tensor) -> Tensor:
-        """Draw maps from output to input coordinates, each in [-1, 1], for images ``(B, C, H, W)``: ``(B, 2, 3)``."""
-        draws = torch.randn(6, x.shape[0], device=x.device, dtype=x.dtype) * self.strength
-        if self.probability < 1.0:
-            draws = draws * (torch.rand(x.shape[0], device=x.device) < self.probability)
-        scales = (self.rotation, self.log_scale, self.log_scale, self.shear, self.shift, self.shift)
-        return make_affine_maps(torch.stack([scale * draw for scale, draw in zip(scales, draws, strict=True)]))
-
-
-class PhotoAugmentation(Augmentation):
-    """A random crop, flip and change of colours for each photograph of a batch.
-
-    The crop has the size of the image and is taken from the image with mirrored margins. Colours are changed by the
-    same amounts in all pixels of an image. The last of four channels is opacity, and keeps its values.
-
-    Args:
-        crop: Largest shift of the crop, as a fraction of the height and of the width.
-        flip: Probability of exchanging left and right.
-        brightness: Standard deviation of what is added, in the units of x.
-        contrast: Standard deviation of the logarithm of the factor of differences from the mean pixel.
-        saturation: That of the factor of differences from grey.
-        strength: Factor of all but ``flip``.
-
-    Example:
-        >>> PhotoAugmentation()(torch.rand(2, 3, 8, 8)).shape
-        torch.Size([2, 3, 8, 8])
-    """
-
-    def __init__(
-        self,
-        crop: float = 0.125,
-        flip: float = 0.5,
-        brightness: float = _BRIGHTNESS,
-        contrast: float = 0.15,
-        saturation: float = 0.2,
-        strength: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.crop, self.flip, self.strength = crop, flip, strength
-        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return augmented images with the shape of ``x``, ``(B, C, H, W)``."""
-        if x.dim() != 4:
-            raise ValueError(f"Crops are of images (B, C, H, W), and the examples here are {tuple(x.shape)}.")
-        down, along = (self._positions(x, size) for size in x.shape[-2:])
-        x = gather_pixels(x, down, along, self.flip)
-        added, contrast, saturation = torch.randn(3, len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * self.strength
-        x, opacity = (x[:, :3], x[:, 3:]) if x.shape[1] == 4 else (x, x[:, :0])
-        grey = x.mean(1, keepdim=True)
-        x = grey + (self.saturation * saturation).exp() * (x - grey)
-        mean = grey.mean((2, 3), keepdim=True)
-        x = mean + (self.contrast * contrast).exp() * (x - mean) + self.brightness * added
-        return torch.cat([x, opacity], 1) if opacity.shape[1] else x
-
-    def _positions(self, x: Tensor, size: int) -> Tensor:
-        positions = draw_positions(x, size, min(round(self.crop * self.strength * size), size - 1)).abs()
-        return size - 1 - (size - 1 - positions).abs()
-
-
-class ColumnAugmentation(Augmentation):
-    """Random changes of the rows of a table: values of other rows of the batch, and noise; missing values stay missing.
-
-    Args:
-        swap: Probability of a value to be replaced by that of another row in the same column; one for each column, or
-            one for all.
-        noise: Standard deviation of the noise in the units of x, likewise.
-
-    Raises:
-        ValueError: For a probability outside [0, 1], or negative noise.
-
-    Example:
-        >>> ColumnAugmentation(swap=[1.0, 0.0])(torch.ones(3, 2)).sum()
-        tensor(6.)
-    """
-
-    swap: Tensor
-    noise: Tensor
-
-    def __init__(self, swap: float | Sequence[float] = 0.2, noise: float | Sequence[float] = 0.0) -> None:
-        super().__init__()
-        for given, values, most in (("swap", swap, 1.0), ("noise", noise, math.inf)):
-            numbers = torch.as_tensor(values, dtype=torch.get_default_dtype())
-            if not ((numbers >= 0.0) & (numbers <= most) & numbers.isfinite()).all():
-                raise ValueError(f"{given}={values} must be at least 0 and {'at most 1' if most == 1 else 'finite'}.")
-            self.register_buffer(given, numbers)
-        self._swaps, self._adds = bool(self.swap.any()), bool(self.noise.any())
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, in single precision."""
-        return {"swap": self.swap.tolist(), "noise": self.noise.tolist()}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return changed rows with the shape of ``x``, ``(B, D)``."""
-        if self._swaps:
-            rows = gather_rows(x)
-            others = rows.gather(0, torch.randint(len(rows), x.shape, device=x.device))
-            x = torch.where(torch.rand(x.shape, device=x.device) < self.swap, others, x)
-        return x + self.noise * torch.randn_like(x) if self._adds else x
 
 
 @checked
@@ -287,11 +134,12 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
     Those of tables are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of
-    hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth, and that of a table with
-    fewer rows than columns (but those of counts) the square of their ratio: with its whole weight the noise of the
-    columns decides q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and
-    only if it is given: the classes of a table are seldom of equal size, and alignment with equal shares then does much
-    harm. Without any label there is no consistency, as confident predictions would be arbitrary.
+    hundreds of nats or thousands, has a tenth of its weight in J^α, and a hundredth in colour, or on a plain background
+    unless similar images predict the labels. That of a table with fewer rows than columns (but those of counts) has the
+    square of their ratio as its weight: with its whole weight the noise of the columns decides q(y|x). Predictions are
+    aligned with the class prior if it is fixed, for tables less strongly and only if it is given: the classes of a
+    table are seldom of equal size, and alignment with equal shares then does much harm. Without any label there is no
+    consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -316,20 +164,20 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
 
 def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:
     """Return the augmentation of labelled images, and arguments of their consistency and of the objective."""
-    background = None if data.event_shape[0] >= 3 else find_background(data.x, data.scale)
-    kind: Callable[..., Augmentation]
-    options: dict[str, Any] = {}
-    if background is None:
-        kind = _photo_augmentation(data)
-    else:
-        options["neighbours"] = neighbours = NeighbourDensities.for_data(data, background=background)
-        share = _CHANGED if neighbours is None else 1.0
-        kind = partial(AffineAugmentation, fill=background, probability=share)
-    weak, options["strong"] = kind(), kind(strength=1.5)
+    in_colour = data.event_shape[0] >= 3
+    background = None if in_colour else find_background(data.x, data.scale)
+    neighbours, bound_weight = None, _SMALL_BOUND if in_colour else _BOUND
+    kind: Callable[..., Augmentation] = _photo_augmentation(data)
+    if background is not None:
+        neighbours = NeighbourDensities.for_data(data, background=background)
+        bound_weight = _SMALL_BOUND if neighbours is None else _BOUND
+        kind = partial(AffineAugmentation, fill=background)
+    kind = partial(kind, probability=_CHANGED if neighbours is None else 1.0)
+    weak, options = kind(), {"strong": kind(strength=1.5), "neighbours": neighbours}
     likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
     if likelihood is None or isinstance(likelihood, Bernoulli):
         return weak, options, {}
-    return weak, options, {"bound_weight": _GREY_BOUND if data.event_shape[0] < 3 else _COLOUR_BOUND}
+    return weak, options, {"bound_weight": bound_weight}
 
 
 def _choose_for_table(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:
@@ -351,7 +199,7 @@ def _photo_augmentation(data: SemiSupervisedData) -> Callable[..., Augmentation]
     """Return the augmentation of photographs, with changes of brightness in units of x unless x fills [0, 1]."""
     low, high = (end / data.scale for end in value_range(sample_rows(data.x)))
     usual = 0.0 <= low and 0.5 <= high <= 1.0
-    return PhotoAugmentation if usual else partial(PhotoAugmentation, brightness=_BRIGHTNESS * (high - low))
+    return PhotoAugmentation if usual else partial(PhotoAugmentation, brightness=BRIGHTNESS * (high - low))
 
 
 def exchange_unpredicted(module: Any, data: SemiSupervisedData) -> ColumnAugmentation:

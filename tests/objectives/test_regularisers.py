@@ -55,16 +55,17 @@ def test_rotation_keeps_a_disc(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(out[..., inner, inner], disc[..., inner, inner], atol=0.01, rtol=0)
 
 
-def test_a_share_of_the_images_stays_as_it_is() -> None:
+@pytest.mark.parametrize("kind", [AffineAugmentation, PhotoAugmentation])
+def test_a_share_of_the_images_stays_as_it_is(kind: Any) -> None:
     torch.manual_seed(0)
     x = torch.rand(2000, 1, 8, 8)
-    unchanged = ((AffineAugmentation(probability=0.3)(x) - x).abs().amax((1, 2, 3)) < 1e-4).float().mean()
+    unchanged = (kind(probability=0.3)(x) == x).all(-1).all(-1).float().mean()
     assert float(unchanged) == pytest.approx(0.7, abs=0.05)
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(0.0, 1.0), (1.0, 0.5)])
-def test_half_of_the_images_stay_as_they_are_where_neighbours_do_not_predict_labels(
-    noise: float, expected: float
+@pytest.mark.parametrize(("noise", "changed", "bound"), [(0.0, 1.0, 0.1), (1.0, 0.5, 0.01)])
+def test_augmentation_and_bound_have_less_weight_where_neighbours_do_not_predict_labels(
+    noise: float, changed: float, bound: float
 ) -> None:
     random = np.random.default_rng(0)
     classes = np.arange(200) % 2
@@ -73,9 +74,10 @@ def test_half_of_the_images_stay_as_they_are_where_neighbours_do_not_predict_lab
     x[classes == 1, 0, 5:7, 3:9] = 1.0
     x[:, 0, 2:10, 2:10] += noise * (random.normal(size=(200, 8, 8)) - x[:, 0, 2:10, 2:10])
     data = SemiSupervisedData.from_arrays(x, np.where(np.arange(200) < 40, classes, -1))
-    objective = SemiSupervisedELBO.for_data(M2.for_data(data), data)
+    objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="gaussian"), data)
     changes = [part.config() for part in (objective.augmentation, objective.consistency.strong)]
-    assert [one["probability"] for one in changes] == [expected, expected]
+    assert [one["probability"] for one in changes] == [changed, changed]
+    assert objective.bound_weight == bound
 
 
 class _Same(AffineAugmentation):
@@ -267,7 +269,9 @@ def test_grey_images_on_a_plain_background_keep_it(background: float) -> None:
 
 def test_grey_images_that_fill_the_frame_are_treated_as_photographs() -> None:
     data = SemiSupervisedData.from_arrays(torch.rand(40, 1, 12, 12), [0, 1, *[-1] * 38], num_classes=2)
-    assert isinstance(SemiSupervisedELBO.for_data(M2.for_data(data), data).augmentation, PhotoAugmentation)
+    changes = SemiSupervisedELBO.for_data(M2.for_data(data), data).augmentation
+    assert isinstance(changes, PhotoAugmentation)
+    assert changes.config()["probability"] == 0.5
 
 
 def test_without_labels_or_when_pure_there_is_no_consistency() -> None:
@@ -346,5 +350,5 @@ def test_flips_have_their_probability_and_colours_change_as_a_whole() -> None:
     torch.testing.assert_close(contrast.mean((1, 2, 3)), x.mean((1, 2, 3)))
     ratio = contrast.flatten(1).std(1).log() - x.flatten(1).std(1).log()
     assert float(ratio.std()) == pytest.approx(0.5, rel=0.1)
-    with pytest.raises(ValueError, match="Crops are of images"):
+    with pytest.raises(ValueError, match="PhotoAugmentation needs images"):
         PhotoAugmentation()(torch.rand(3, 5))

@@ -27,8 +27,7 @@ from pyro_ssvae import (
     _ranks,
     fit,
 )
-from pyro_ssvae.objectives import Objective
-from pyro_ssvae.objectives.regularisers import ColumnAugmentation, Consistency
+from pyro_ssvae.objectives import ColumnAugmentation, Consistency, Objective
 from tests.training.small_runs import changed, make_data
 
 SMALL = TrainingConfig(
