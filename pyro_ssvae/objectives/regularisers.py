@@ -45,6 +45,7 @@ _FEW_LABELS = 5  # of each class, up to which regularisers have their full weigh
 # no other images errs more often on them. All were chosen as docs/results.md and docs/results_images.md say.
 _BOUND, _SMALL_BOUND = 0.1, 0.01
 _CHANGED = 0.5
+_UNEQUAL = 0.01  # p-value of equal class frequencies, up to which those of the labels are taken
 
 CONSISTENCY_WEIGHT = 10.0
 """Default weight of the consistency."""
@@ -138,13 +139,16 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     unless similar images predict the labels. That of a table with fewer rows than columns (but those of counts) has the
     square of their ratio as its weight: with its whole weight the noise of the columns decides q(y|x). Predictions are
     aligned with the class prior if it is fixed, for tables less strongly and only if it is given: the classes of a
-    table are seldom of equal size, and alignment with equal shares then does much harm. Without any label there is no
-    consistency, as confident predictions would be arbitrary.
+    table are seldom of equal size, and alignment with equal shares then does much harm. Of images whose numbers of
+    labels are clearly unequal they are aligned with the shares of the labels instead of a uniform prior. Without any
+    label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
     if isinstance(prior, FixedClassPrior) and not prior.uniform:
         options["shares"] = prior.mean().tolist()
+    elif options["align"] and (data.feature_source is not None or len(data.event_shape) == 3):
+        options["shares"] = _estimate_shares(data, number)
     weak: Augmentation
     if data.feature_source is not None:
         weak, found = ColumnAugmentation(0.3), dict(FEATURES.objective)
@@ -160,6 +164,16 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
         return {}
     consistency = Consistency(number, **options) if data.num_labelled else None
     return {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48, **found}
+
+
+def _estimate_shares(data: SemiSupervisedData, number: int) -> list[float] | None:
+    """Return the shares of the classes among the labels, or ``None`` if they could be equal by a chi-squared test."""
+    from scipy.stats import chisquare  # takes long to import
+
+    counts = torch.bincount(data.y[data.labelled_index], minlength=number)
+    if not data.num_labelled or chisquare(counts.numpy()).pvalue > _UNEQUAL:
+        return None
+    return ((counts + 1.0) / (counts + 1.0).sum()).tolist()
 
 
 def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:

@@ -239,6 +239,18 @@ def test_consistency_follows_the_class_prior() -> None:
         assert (found["align"], found["shares"]) == (align, shares)
 
 
+def test_consistency_follows_clearly_unequal_labels_of_images() -> None:
+    def find_shares(numbers: list[int], **options: Any) -> Any:
+        labels = torch.repeat_interleave(torch.arange(2), torch.tensor(numbers))
+        data = SemiSupervisedData.from_arrays(torch.rand(80, 1, 8, 8), [*labels, *[-1] * (80 - len(labels))])
+        return SemiSupervisedELBO.for_data(M2.for_data(data, **options), data).config()["consistency"]["shares"]
+
+    assert find_shares([15, 15]) is find_shares([18, 12]) is None
+    assert find_shares([36, 4]) == pytest.approx([37 / 42, 5 / 42])
+    assert find_shares([36, 4], class_prior="map") is None
+    assert find_shares([36, 4], class_prior=FixedClassPrior(2, [1.0, 3.0])) == pytest.approx([0.25, 0.75])
+
+
 def test_the_bound_of_tables_with_fewer_rows_than_columns_has_less_weight() -> None:
     rng = np.random.default_rng(0)
     y = np.where(np.arange(100) < 20, np.arange(100) % 2, -1)
