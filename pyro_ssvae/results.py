@@ -103,7 +103,7 @@ def _describe(objective: Objective, data: SemiSupervisedData, run: FitResult) ->
     parts = {name: getattr(model, name, None) for name in ("likelihood", "prior", "class_prior")}
     total = run.config.total_steps(round(run.steps / run.epochs)) if run.steps else 1  # a run may end early
     weights = [
-        run.config.kl_weight_at(int(tenth * run.steps / 10), total, len(data.x), peaks=objective.peaks_kl)
+        run.config.kl_weight_at(int(tenth * run.steps / 10), total, len(data.x), schedule=objective.kl_schedule)
         for tenth in range(10)
     ]
     return {

@@ -99,14 +99,15 @@ class Objective(nn.Module):
         ValueError: For negative numbers of examples, or no examples at all.
 
     Attributes:
-        peaks_kl: Whether the weight of the KL of z may exceed 1 by default (:attr:`TrainingConfig.kl_peak`).
+        kl_schedule: Warm-up and peak of the weight of the KL of z with 10,000 examples or more, the defaults of
+            ``kl_warmup`` and ``kl_peak`` of :class:`TrainingConfig`.
         has_bound: Whether the objective contains a bound on log p(x).
         compilable: Whether a step can be traced once and run again: nothing in it depends on values on the device.
         compile_after: Length of the schedule, in steps, from which compiling a step saves more time than it takes.
     """
 
     module: Any
-    peaks_kl: bool = True
+    kl_schedule: tuple[float, float] = (0.15, 8.0)
     has_bound: bool = True
     compilable: bool = True
     compile_after: int = 10_000

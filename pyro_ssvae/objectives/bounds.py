@@ -36,7 +36,7 @@ from pyro_ssvae.objectives.augmentation import Augmentation
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import Consistency, choose_regularisers
+from pyro_ssvae.objectives.regularisers import Consistency, choose_regularisers, has_large_bound
 
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
@@ -108,6 +108,8 @@ class SemiSupervisedELBO(Objective):
         self.num_particles, self.importance_weighted = num_particles, importance_weighted
         self._unlabelled_elbo, self._labelled_elbo, self._evaluation_elbo = self._elbos()
         self.has_bound = bound_weight > 0.0
+        if has_large_bound(module) and self.module.event_shape[0] < 3:  # not measured in colour
+            self.kl_schedule = (0.0, 30.0)
         self.compilable = elbo == "static"  # the stock ELBO reads tensors back from the device
         if enumeration == "exact":  # a step that sums over many classes gains more by compiling
             self.compile_after = min(10_000, 100_000 // (getattr(module, "num_classes", None) or 10))
@@ -123,9 +125,9 @@ class SemiSupervisedELBO(Objective):
         follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`), if these predict the
         labels that cross-validation hides. Other images are cropped, flipped and changed in brightness, contrast and
         colour. Half of the images stay as they are, unless similar images predict the labels. The bound of an M2 of
-        images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, or 0.01 in colour and on a plain
-        background without such similar images. Columns of tables get noise or values of other rows. Pretrained features
-        are exchanged between images, and their bound has the weight of ``presets.FEATURES``.
+        images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01, and under any likelihood
+        0.01 on a plain background without such similar images. Columns of tables get noise or values of other rows.
+        Pretrained features are exchanged between images, and their bound has the weight of ``presets.FEATURES``.
 
         Args:
             module: The model.
@@ -264,7 +266,7 @@ class UnsupervisedELBO(Objective):
         torch.Size([])
     """
 
-    peaks_kl = False  # there is no class
+    kl_schedule = (0.15, 1.0)  # there is no class to keep out of z
 
     def __init__(
         self,

@@ -43,9 +43,12 @@ class TrainingConfig:
         weight_decay: Decoupled weight decay (AdamW).
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
         kl_warmup: Fraction of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
+            ``None`` is 0.15, or from 10,000 examples up that of :attr:`Objective.kl_schedule`, which is 0 for images of
+            grey values or in colour.
         kl_peak: Weight of that KL right after the warm-up, from which it falls linearly to 1; 1 for no peak. A peak
-            keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 8 from 10,000
-            examples up and 1 below, and 1 for models without classes.
+            keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 1, or from
+            10,000 examples up that of the objective: 8, 30 for images of grey values or in colour, and 1 for models
+            without classes.
         kl_anneal_end: Fraction of the schedule after which the weight stays 1.
         kl_weight: Factor of this schedule, and so the weight of the KL at its end; 1 for a bound on log p(x), more for
             a β-VAE, whose weight is constant with ``kl_warmup=0`` and ``kl_peak=1``.
@@ -81,7 +84,7 @@ class TrainingConfig:
     final_learning_rate: float = 0.02
     weight_decay: float = 0.0
     gradient_clip: float | None = None
-    kl_warmup: float = 0.15
+    kl_warmup: float | None = None
     kl_peak: float | None = None
     kl_anneal_end: float = 0.5
     kl_weight: float = 1.0
@@ -96,7 +99,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check what depends on several values, and names; the decorator checks single numbers."""
-        if self.kl_anneal_end < self.kl_warmup:
+        if self.kl_anneal_end < (self.kl_warmup or 0.0):
             raise ValueError(f"kl_anneal_end={self.kl_anneal_end} must not be less than kl_warmup={self.kl_warmup}.")
         check_choice("binarisation", self.binarisation, BINARISATIONS)
         check_choice("compile", self.compile, ("auto", "eager", "compiled", "graph"))
@@ -123,17 +126,22 @@ class TrainingConfig:
             self.final_learning_rate + (1.0 - self.final_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * phase))
         )
 
-    def kl_weight_at(self, step: int, total: int, num_examples: int, *, peaks: bool = True) -> float:
-        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``; ``peaks`` lets it exceed 1."""
+    def kl_weight_at(
+        self, step: int, total: int, num_examples: int, *, schedule: tuple[float, float] = (0.15, 8.0)
+    ) -> float:
+        """Return the weight of the KL of z in step ``step`` (from 0) of ``total``.
+
+        The schedule is that of the objective: warm-up and peak, from 10,000 examples up and unless they are set here.
+        """
         progress = (step + 1) / total
-        if progress < self.kl_warmup:
-            return self.kl_weight * progress / self.kl_warmup
-        peak = self.kl_peak
-        if peak is None:
-            peak = 8.0 if peaks and num_examples >= 10_000 else 1.0
+        warmup, peak = schedule if num_examples >= 10_000 else (0.15, 1.0)
+        warmup = min(warmup, self.kl_anneal_end) if self.kl_warmup is None else self.kl_warmup
+        peak = peak if self.kl_peak is None else self.kl_peak
+        if progress < warmup:
+            return self.kl_weight * progress / warmup
         if progress >= self.kl_anneal_end or peak == 1.0:
             return self.kl_weight
-        fallen = (progress - self.kl_warmup) / (self.kl_anneal_end - self.kl_warmup)
+        fallen = (progress - warmup) / (self.kl_anneal_end - warmup)
         return self.kl_weight * (peak + (1.0 - peak) * fallen)
 
 

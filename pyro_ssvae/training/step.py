@@ -174,7 +174,7 @@ class TrainingStep:
                 else:
                     settings["lr"] = rate
         self.objective.kl_weight = self.config.kl_weight_at(
-            number, self.total, self.objective.num_examples, peaks=self.objective.peaks_kl
+            number, self.total, self.objective.num_examples, schedule=self.objective.kl_schedule
         )
         self.average.set_step(number - restart)
         self._number.fill_(number + 1)

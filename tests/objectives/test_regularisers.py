@@ -74,7 +74,10 @@ def test_augmentation_and_bound_have_less_weight_where_neighbours_do_not_predict
     x[classes == 1, 0, 5:7, 3:9] = 1.0
     x[:, 0, 2:10, 2:10] += noise * (random.normal(size=(200, 8, 8)) - x[:, 0, 2:10, 2:10])
     data = SemiSupervisedData.from_arrays(x, np.where(np.arange(200) < 40, classes, -1))
+    bernoulli = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="bernoulli"), data)
+    assert bernoulli.bound_weight == (1.0 if changed == 1.0 else 0.01)
     objective = SemiSupervisedELBO.for_data(M2.for_data(data, likelihood="gaussian"), data)
+    assert objective.kl_schedule != bernoulli.kl_schedule
     changes = [part.config() for part in (objective.augmentation, objective.consistency.strong)]
     assert [one["probability"] for one in changes] == [changed, changed]
     assert objective.bound_weight == bound

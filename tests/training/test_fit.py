@@ -182,8 +182,11 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
     weights = [warm.kl_weight_at(step, 10, 50_000) for step in range(7)]
     assert weights == pytest.approx([0.5, 8.0, 6.25, 4.5, 2.75, 1.0, 1.0])
     assert TrainingConfig(kl_warmup=0.0, kl_peak=1.0).kl_weight_at(0, 8, 50_000) == 1.0
-    assert max(warm.kl_weight_at(step, 10, 50_000, peaks=False) for step in range(10)) == 1.0
-    assert not UnsupervisedELBO.peaks_kl
+    assert max(warm.kl_weight_at(step, 10, 50_000, schedule=(0.15, 1.0)) for step in range(10)) == 1.0
+    steep, short = TrainingConfig(), TrainingConfig(kl_anneal_end=0.1)
+    assert [steep.kl_weight_at(step, 10, 50_000, schedule=(0.0, 30.0)) for step in (0, 1, 4, 9)] == [24.2, 18.4, 1, 1]
+    assert [steep.kl_weight_at(step, 20, 9_999, schedule=(0.0, 30.0)) for step in (0, 5)] == [pytest.approx(1 / 3), 1]
+    assert [short.kl_weight_at(step, 20, 50_000) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,8 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup_steps": -1}, {"decay_start": 1.5},
         {"ema_decay": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"binarisation": "some"}, {"precision": "8"},
         {"gradient_clip": 0.0}, {"kl_warmup": -0.1},
-        {"kl_anneal_end": 0.1}, {"kl_peak": -1.0}, {"seed": -1}, {"final_learning_rate": 2.0}, {"nonsense": 1},
+        {"kl_anneal_end": 0.1, "kl_warmup": 0.2}, {"kl_peak": -1.0}, {"seed": -1}, {"final_learning_rate": 2.0},
+        {"nonsense": 1},
     ],
 )  # fmt: skip
 def test_bad_settings_name_themselves(values: dict[str, object]) -> None:
