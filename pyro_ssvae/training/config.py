@@ -44,11 +44,11 @@ class TrainingConfig:
         gradient_clip: Largest norm of the gradient; ``None`` for no clipping.
         kl_warmup: Fraction of the schedule over which the weight of KL(q(z|x,y) || p(z)) rises from 0 to 1; 0 for none.
             ``None`` is 0.15, or from 10,000 examples up that of :attr:`Objective.kl_schedule`, which is 0 for images of
-            grey values or in colour.
+            grey values on a plain background.
         kl_peak: Weight of that KL right after the warm-up, from which it falls linearly to 1; 1 for no peak. A peak
             keeps information about the class out of z, so that the decoder takes it from y. ``None`` is 1, or from
-            10,000 examples up that of the objective: 8, 30 for images of grey values or in colour, and 1 for models
-            without classes.
+            10,000 examples up that of the objective: 8, 30 for images of grey values on a plain background, and 1 for
+            models without classes.
         kl_anneal_end: Fraction of the schedule after which the weight stays 1.
         kl_weight: Factor of this schedule, and so the weight of the KL at its end; 1 for a bound on log p(x), more for
             a β-VAE, whose weight is constant with ``kl_warmup=0`` and ``kl_peak=1``.
