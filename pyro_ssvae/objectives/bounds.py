@@ -126,8 +126,8 @@ class SemiSupervisedELBO(Objective):
         follow the labels of similar images (:class:`~pyro_ssvae.objectives.NeighbourDensities`), if these predict the
         labels that cross-validation hides. Other images are cropped, flipped and changed in brightness, contrast and
         colour. Half of the images stay as they are, unless similar images predict the labels. The bound of an M2 of
-        images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, in colour 0.01, and under any likelihood
-        0.01 on a plain background without such similar images. Columns of tables get noise or values of other rows.
+        images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, or 0.01 in colour and on a plain
+        background without such similar images. Columns of tables get noise or values of other rows.
         Pretrained features are exchanged between images, and their bound has the weight of ``presets.FEATURES``.
 
         Args:

@@ -39,8 +39,8 @@ _MOST_COMPARED, _MOST_ROWS = 1000, 20_000  # numeric columns up to which it is m
 _WIDE = 2000  # columns times classes, from which bounds of all rows of a batch take most of the time
 _FEW_LABELS = 5  # of each class, up to which regularisers have their full weight
 
-# Weights of the bound of images whose likelihood is not Bernoulli, the small one for images in colour, and for all on a
-# plain background unless their neighbours predict the labels: else images are alike for other reasons than the class.
+# Weights of the bound of images whose likelihood is not Bernoulli, the small one for images in colour, and for those on
+# a plain background unless their neighbours predict the labels: else images are alike for other reasons than the class.
 # The share of images that are changed, unless neighbours predict the labels, is below 1 as a classifier that has seen
 # no other images errs more often on them. All were chosen as docs/results.md and docs/results_images.md say.
 _BOUND, _SMALL_BOUND = 0.1, 0.01
@@ -135,13 +135,13 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
     Those of tables are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of
-    hundreds of nats or thousands, has a tenth of its weight in J^α, in colour a hundredth; so has that of all images on
-    a plain background unless similar images predict the labels. That of a table with fewer rows than columns (but those
-    of counts) has the square of their ratio as its weight: with its whole weight the noise of the columns decides
-    q(y|x). Predictions are aligned with the class prior if it is fixed, for tables less strongly and only if it is
-    given: the classes of a table are seldom of equal size, and alignment with equal shares then does much harm. Of
-    images whose numbers of labels are clearly unequal they are aligned with the shares of the labels instead of a
-    uniform prior. Without any label there is no consistency, as confident predictions would be arbitrary.
+    hundreds of nats or thousands, has a tenth of its weight in J^α, and a hundredth in colour, or on a plain background
+    unless similar images predict the labels. That of a table with fewer rows than columns (but those of counts) has the
+    square of their ratio as its weight: with its whole weight the noise of the columns decides q(y|x). Predictions are
+    aligned with the class prior if it is fixed, for tables less strongly and only if it is given: the classes of a
+    table are seldom of equal size, and alignment with equal shares then does much harm. Of images whose numbers of
+    labels are clearly unequal they are aligned with the shares of the labels instead of a uniform prior. Without any
+    label there is no consistency, as confident predictions would be arbitrary.
     """
     number, prior = int(module.num_classes), getattr(module, "class_prior", None)
     options: dict[str, Any] = {"align": float(prior is None or isinstance(prior, FixedClassPrior))}
@@ -187,19 +187,15 @@ def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentat
     """Return the augmentation of labelled images, and arguments of their consistency and of the objective."""
     in_colour = data.event_shape[0] >= 3
     background = None if in_colour else find_background(data.x, data.scale)
-    bound: dict[str, Any] = {}
-    if has_large_bound(module):
-        bound["bound_weight"] = _SMALL_BOUND if in_colour else _BOUND
-    neighbours = None
+    neighbours, bound_weight = None, _SMALL_BOUND if in_colour else _BOUND
     kind: Callable[..., Augmentation] = _photo_augmentation(data)
     if background is not None:
         kind = partial(AffineAugmentation, fill=background)
         neighbours = NeighbourDensities.for_data(data, background=background)
-        if neighbours is None and not getattr(module, "bound_of_latents", False):
-            bound["bound_weight"] = _SMALL_BOUND
+        bound_weight = _SMALL_BOUND if neighbours is None else _BOUND
     kind = partial(kind, probability=_CHANGED if neighbours is None else 1.0)
     weak, options = kind(), {"strong": kind(strength=1.5), "neighbours": neighbours}
-    return weak, options, bound
+    return weak, options, {"bound_weight": bound_weight} if has_large_bound(module) else {}
 
 
 def _choose_for_table(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:
