@@ -53,7 +53,7 @@ nitpick_ignore = [  # not public, but named as base class or value of what is
     ("py:class", "pyro_ssvae.distributions.torch_distributions.ScaledNormal"),
     ("py:class", "pyro_ssvae.distributions.torch_distributions.BernoulliByLogits"),
     ("py:class", "pyro_ssvae.estimators.base.DeepEstimator"),
-    ("py:class", "pyro_ssvae.objectives.regularisers.Augmentation"),
+    ("py:class", "pyro_ssvae.objectives.augmentation.Augmentation"),
     ("py:class", "pyro_ssvae.data.features.FeatureSource"),
     ("py:class", "pyro_ssvae.data.labels.LabelSplit"),
 ]
