@@ -150,7 +150,7 @@ def train_m2(
     trained = SemiSupervisedELBO.for_data(module, data, **(objective or {}))
     for augmentation in (trained.augmentation, getattr(trained.consistency, "strong", None)):
         if hasattr(augmentation, "probability"):
-            augmentation.probability = 1.0  # in later versions half of the photographs stay as they are
+            augmentation.probability = 1.0  # by default half of the photographs stay as they are
     run = fit(trained, data, config)
     if samples is not None:
         save_figure(plot_samples(module, class_names=data.class_names, seed=data.seed), samples)

@@ -32,14 +32,11 @@ from pyro_ssvae.data import Batch
 from pyro_ssvae.data.dataset import SemiSupervisedData
 from pyro_ssvae.models.base import fork_random_state
 from pyro_ssvae.models.diagnostics import NUM_DIAGNOSED, classification_error, latent_diagnostics, posterior_diagnostics
-from pyro_ssvae.objectives.augmentation import AffineAugmentation, Augmentation
+from pyro_ssvae.objectives.augmentation import Augmentation
 from pyro_ssvae.objectives.base import Loss, Objective, PyroFunction, Validation
 from pyro_ssvae.objectives.enum_elbo import StaticEnumELBO, check_draws, closed_forms
 from pyro_ssvae.objectives.handlers import GlobalSites, StockELBO
-from pyro_ssvae.objectives.regularisers import Consistency, choose_regularisers, has_large_bound
-
-# Warm-up and peak of the weight of the KL of z for grey values on a plain background (docs/results.md#fashion-mnist).
-_STEEP = (0.0, 30.0)
+from pyro_ssvae.objectives.regularisers import Consistency, choose_regularisers
 
 
 def _empty_guide(x: Tensor, y: Tensor, *, size: int | None = None) -> None:
@@ -127,8 +124,9 @@ class SemiSupervisedELBO(Objective):
         labels that cross-validation hides. Other images are cropped, flipped and changed in brightness, contrast and
         colour. Half of the images stay as they are, unless similar images predict the labels. The bound of an M2 of
         images has ``bound_weight=1`` under a Bernoulli likelihood, else 0.1, or 0.01 in colour and on a plain
-        background without such similar images. Columns of tables get noise or values of other rows.
-        Pretrained features are exchanged between images, and their bound has the weight of ``presets.FEATURES``.
+        background without such similar images; grey values on a plain background have a steeper ``kl_schedule``.
+        Columns of tables get noise or values of other rows. Pretrained features are exchanged between images, and their
+        bound has the weight of ``presets.FEATURES``.
 
         Args:
             module: The model.
@@ -155,9 +153,9 @@ class SemiSupervisedELBO(Objective):
                     "EnergyObjective for DDGM."
                 )
             arguments |= choose_regularisers(module, data)
+        schedule = arguments.pop("kl_schedule", cls.kl_schedule)
         objective = cls(module, **(arguments | options))
-        if has_large_bound(module) and isinstance(arguments.get("augmentation"), AffineAugmentation):
-            objective.kl_schedule = _STEEP  # on a plain background; that of photographs would rise too slowly
+        objective.kl_schedule = schedule
         return objective
 
     def _elbos(self) -> tuple[TraceEnum_ELBO, TraceEnum_ELBO, TraceEnum_ELBO]:

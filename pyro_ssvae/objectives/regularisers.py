@@ -45,6 +45,7 @@ _FEW_LABELS = 5  # of each class, up to which regularisers have their full weigh
 # no other images errs more often on them. All were chosen as docs/results.md and docs/results_images.md say.
 _BOUND, _SMALL_BOUND = 0.1, 0.01
 _CHANGED = 0.5
+_STEEP = (0.0, 30.0)  # Objective.kl_schedule of grey values on a plain background; photographs learn too slowly with it
 _UNEQUAL = 0.01  # p-value of equal class frequencies, up to which those of the labels are taken
 
 CONSISTENCY_WEIGHT = 10.0
@@ -134,6 +135,8 @@ class Consistency(nn.Module):
 def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]:
     """Return the default regularisers for a model and data, as arguments of :class:`SemiSupervisedELBO`.
 
+    For grey values on a plain background the attribute ``kl_schedule`` is among them.
+
     Those of tables are weaker the more labels there are. The bound of images whose likelihood is not Bernoulli, of
     hundreds of nats or thousands, has a tenth of its weight in J^α, and a hundredth in colour, or on a plain background
     unless similar images predict the labels. That of a table with fewer rows than columns (but those of counts) has the
@@ -166,13 +169,6 @@ def choose_regularisers(module: Any, data: SemiSupervisedData) -> dict[str, Any]
     return {"augmentation": weak, "consistency": consistency, "bound_batch_size": 48, **found}
 
 
-def has_large_bound(module: Any) -> bool:
-    """Return whether the bound is one of images whose likelihood is not Bernoulli: of hundreds of nats or thousands."""
-    likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
-    of_images = len(getattr(module, "event_shape", ())) == 3
-    return of_images and likelihood is not None and not isinstance(likelihood, Bernoulli)
-
-
 def _estimate_shares(data: SemiSupervisedData, number: int) -> list[float] | None:
     """Return the shares of the classes among the labels, or ``None`` if they could be equal by a chi-squared test."""
     from scipy.stats import chisquare  # takes long to import
@@ -187,15 +183,19 @@ def _choose_for_images(module: Any, data: SemiSupervisedData) -> tuple[Augmentat
     """Return the augmentation of labelled images, and arguments of their consistency and of the objective."""
     in_colour = data.event_shape[0] >= 3
     background = None if in_colour else find_background(data.x, data.scale)
-    neighbours, bound_weight = None, _SMALL_BOUND if in_colour else _BOUND
-    kind: Callable[..., Augmentation] = _photo_augmentation(data)
-    if background is not None:
+    kind: Callable[..., Augmentation]
+    found: dict[str, Any]
+    if background is None:
+        kind, neighbours = _photo_augmentation(data), None
+        found = {"bound_weight": _SMALL_BOUND if in_colour else _BOUND}
+    else:
         kind = partial(AffineAugmentation, fill=background)
         neighbours = NeighbourDensities.for_data(data, background=background)
-        bound_weight = _SMALL_BOUND if neighbours is None else _BOUND
+        found = {"bound_weight": _SMALL_BOUND if neighbours is None else _BOUND, "kl_schedule": _STEEP}
     kind = partial(kind, probability=_CHANGED if neighbours is None else 1.0)
     weak, options = kind(), {"strong": kind(strength=1.5), "neighbours": neighbours}
-    return weak, options, {"bound_weight": bound_weight} if has_large_bound(module) else {}
+    likelihood = None if getattr(module, "bound_of_latents", False) else getattr(module, "likelihood", None)
+    return weak, options, {} if likelihood is None or isinstance(likelihood, Bernoulli) else found
 
 
 def _choose_for_table(module: Any, data: SemiSupervisedData) -> tuple[Augmentation, dict[str, Any], dict[str, Any]]:

@@ -195,9 +195,8 @@ def test_epochs_override_steps_and_schedule_has_its_shape() -> None:
         {"max_steps": 0}, {"max_epochs": 0}, {"max_minutes": -1.0}, {"batch_size": -3}, {"labelled_batch_size": 0},
         {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"warmup_steps": -1}, {"decay_start": 1.5},
         {"ema_decay": 1.0}, {"patience": 0}, {"evaluate_every": 0}, {"binarisation": "some"}, {"precision": "8"},
-        {"gradient_clip": 0.0}, {"kl_warmup": -0.1},
+        {"gradient_clip": 0.0}, {"kl_warmup": -0.1}, {"nonsense": 1},
         {"kl_anneal_end": 0.1, "kl_warmup": 0.2}, {"kl_peak": -1.0}, {"seed": -1}, {"final_learning_rate": 2.0},
-        {"nonsense": 1},
     ],
 )  # fmt: skip
 def test_bad_settings_name_themselves(values: dict[str, object]) -> None:
