@@ -30,6 +30,8 @@ _KINDS = (*_NUMBERS, "categorical", "empty", "mixed-integer", "string")  # of co
 # Labels that are empty: what pandas reads as such but for None, which may be a class.
 _EMPTY = ("", *"#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN n/a nan null".split())
 _MAX_LEVELS = 100
+_FEW_LEVELS = 20  # of a column, which may then be one of categories though most of them are numbers
+_FOR_MISSING = ("missing", "n/a", "na", "nan", "none", "null", "unknown")  # in any case
 _MANY_UNKNOWN = 10  # rows, from which a column without a known word is probably coded in another way
 _WITH_COMMAS = re.compile(r"[-+]?\d[\d.]*(,\d+)+(\.\d+)?")
 _WITH_UNIT = re.compile(r"[-+<>]?\s*[$€£]?\s*\d[\d.,]*\s*[%$€£]?")  # and the words are no plain numbers
@@ -192,7 +194,7 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     """Return the categories of columns that hold words, sorted, or have the type ``category``, in its order.
 
     Categories that do not occur are left out, unless ``strict`` and there are at most 100. Dates, durations, lists and
-    other objects raise ``TypeError``; numbers and some words, numbers with commas or signs, and more than 100
+    other objects raise ``TypeError``; numbers and a few words, numbers with commas or signs, and more than 100
     categories, ``ValueError``.
     """
     if _is_frame(X):
@@ -204,7 +206,7 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
             words = [value for value in known if _is_word(value)]
             if not words:
                 continue
-            _check_words(column.name, words, len(known))
+            _check_words(column.name, words, known)
             categories = [value for _, value in sorted({str(value): value for value in known}.items())]
         else:
             occurring = set(known)
@@ -220,8 +222,12 @@ def find_categories(X: Any, *, strict: bool = False) -> dict[int, NDArray[Any]]:
     return found
 
 
-def _check_words(name: str, words: Sequence[str], num_known: int) -> None:
-    """Raise ``ValueError`` if the words in a column are numbers with signs, or errors among numbers."""
+def _check_words(name: str, words: Sequence[str], known: Sequence[Any]) -> None:
+    """Raise ``ValueError`` if the words in a column are numbers with signs, or errors among numbers.
+
+    Numbers and words together are categories if half of the values are words, or a tenth of few different values, such
+    as 2, 3, 4 and "5more", unless these words stand for missing values.
+    """
     if all(map(_WITH_COMMAS.fullmatch, words)):
         raise ValueError(
             f"Column {name} holds numbers with commas, such as {words[0]!r}; write them with a decimal point, and "
@@ -229,7 +235,9 @@ def _check_words(name: str, words: Sequence[str], num_known: int) -> None:
         )
     if all(map(_WITH_UNIT.fullmatch, words)):
         raise ValueError(f"Column {name} holds numbers with signs, such as {words[0]!r}; write the numbers alone.")
-    if 2 * len(words) <= num_known:
+    few = len(set(map(str, known))) <= _FEW_LEVELS and 10 * len(words) >= len(known)
+    for_missing = all(word.strip().lower() in _FOR_MISSING or not any(map(str.isalpha, word)) for word in words)
+    if 2 * len(words) <= len(known) and (for_missing or not few):
         raise ValueError(
             f"Column {name} holds numbers and {len(words)} other values, such as {words[0][:40]!r}; correct these, or "
             "leave the cells empty."

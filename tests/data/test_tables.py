@@ -158,6 +158,15 @@ def test_rows_are_held_out_and_labels_hidden():
     assert data.y_test.tolist() == [0, 1, 0, 1, 0]
 
 
+def test_few_numbers_and_words_are_categories(tmp_path):
+    doors = ["2", "3", "4", "5more"] * 10  # of a car, in a well-known table
+    make_numbers(doors=doors).to_csv(tmp_path / "cars.csv", index=False)
+    data = from_table(tmp_path / "cars.csv", "kind")
+    assert data.categories == {"doors": ("2", "3", "4", "5more")}
+    assert data.x[:4, 3].tolist() == [0, 1, 2, 3]
+    assert from_table(make_numbers(doors=[1, "two"] * 20), "kind").categories == {"doors": ("1", "two")}
+
+
 def test_no_label_column_gives_examples_without_classes():
     data = from_table(make_numbers())
     assert (data.num_classes, data.feature_names) == (None, ("a", "b", "c", "kind"))
@@ -173,7 +182,8 @@ def test_no_label_column_gives_examples_without_classes():
         (make_numbers(d=np.nan), {"label": "d"}, ValueError, "No row has a label in column d"),
         (make_numbers(a=[1.0, np.inf] * 20), {}, ValueError, "table holds 20 values that are infinite"),
         (make_numbers(d=["1", "2", "?", "3"] * 10), {}, ValueError, r"numbers and 10 other values, such as '\?'"),
-        (make_numbers(d=[1, "two"] * 20), {}, ValueError, "d holds numbers and 20 other values, such as 'two'"),
+        (make_numbers(d=[1, 2, 3, "n/a"] * 10), {}, ValueError, "d holds numbers and 10 other values, such as 'n/a'"),
+        (make_numbers(d=[*range(38), "a", "b"]), {}, ValueError, "d holds numbers and 2 other values, such as 'a'"),
         (make_numbers(120, d=[f"id{n}" for n in range(120)]), {}, ValueError, "d holds 120 different words"),
         (make_numbers(d=pd.Timestamp(2020, 1, 1)), {}, TypeError, "d holds values of kind datetime64"),
         (make_numbers(d=[[1, 2]] * 40), {}, TypeError, "d holds values of kind mixed"),
