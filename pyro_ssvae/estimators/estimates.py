@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -35,13 +35,14 @@ def estimate_shares(
 
     Labels drawn class by class say nothing of the shares, but the rows that look like each class do: the estimate ŝ is
     the mean prediction of two classifiers of the labelled rows, weighted by their likelihood of labels left out. As a
-    wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V (the
-    positive-part estimator of James and Stein, 1961):
+    wrong estimate does more harm than equal shares, it is shrunk towards these, by its jackknife variance V and the
+    square of its bias b, the mean difference of predictions and labels left out (the positive-part estimator of James
+    and Stein, 1961):
 
     .. math::
 
         s = \tfrac1K + c \, (\hat s - \tfrac1K),
-        \quad c = \max\left(0, 1 - V / \lVert \hat s - \tfrac1K \rVert^2\right)
+        \quad c = \max\left(0, 1 - (V + \lVert b \rVert^2) / \lVert \hat s - \tfrac1K \rVert^2\right)
 
     ``labelled``, ``(L, D)``, are the rows with a label, and ``y`` their classes, each there; ``categories`` are columns
     of codes in no order. If a class has one label, none can be left out: the shares are equal, and c = 0; so
@@ -62,13 +63,14 @@ def estimate_shares(
     answers = [answer for one in classifiers if (answer := _predict(one, x, y, every, split, end))]
     if not answers:
         return [1.0 / number] * number, 0.0
-    means, by_fold, log_likelihoods = zip(*answers, strict=True)
-    weights = np.exp(np.array(log_likelihoods) - max(log_likelihoods))
-    weights /= weights.sum()
-    shares, left_out = weights @ np.array(means), np.tensordot(weights, np.array(by_fold), 1)
-    variance = (folds - 1) * left_out.var(0).sum()
-    distance = np.square(shares - 1.0 / number).sum()
-    certainty = max(0.0, 1.0 - float(variance / distance)) if distance > 0 else 0.0
+    means, by_fold, predictions = (np.array(one) for one in zip(*answers, strict=True))
+    # No probability is 0.
+    log_likelihoods = np.log(0.98 * predictions[:, np.arange(len(y)), y] + 0.02 / number).sum(1)
+    weights = softmax(log_likelihoods)
+    shares, left_out = weights @ means, np.tensordot(weights, by_fold, 1)
+    bias = weights @ predictions.mean(1) - np.bincount(y) / len(y)
+    error, distance = (folds - 1) * left_out.var(0).sum() + bias @ bias, np.square(shares - 1.0 / number).sum()
+    certainty = max(0.0, 1.0 - float(error / distance)) if distance > 0 else 0.0
     return shrink_shares(shares, certainty, num_rows), certainty
 
 
@@ -96,21 +98,21 @@ def shrink_shares(shares: Array, certainty: float, num_rows: int) -> list[float]
 
 def _predict(
     classifier: Any, x: Array, y: Array, every: Array, split: Sequence[Any], end: float
-) -> tuple[Array, Array, float] | None:
-    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and log p(y left out).
+) -> tuple[Array, Array, Array] | None:
+    """Return mean predictions for all rows, ``(K,)``, those without each fold, ``(F, K)``, and left out.
 
-    ``None`` if the time ``end`` comes before the last fold.
+    Those left out, ``(L, K)``, are predictions for the labelled rows, each without its label. ``None`` if the time
+    ``end`` comes before the last fold.
     """
-    number, held_out = int(y.max()) + 1, np.zeros(len(y))
-    by_fold = []
+    by_fold, left_out = [], np.zeros((len(y), int(y.max()) + 1))
     for used, left in split:
         if time.monotonic() > end:
             return None
         classifier.fit(x[used], y[used])
-        held_out[left] = classifier.predict_proba(x[left])[np.arange(len(left)), y[left]]
+        left_out[left] = classifier.predict_proba(x[left])
         by_fold.append(classifier.predict_proba(every).mean(0))
     mean = classifier.fit(x, y).predict_proba(every).mean(0)
-    return mean, np.array(by_fold), float(np.log(0.98 * held_out + 0.02 / number).sum())  # no probability is 0
+    return mean, np.array(by_fold), left_out
 
 
 def least_temperature(labels: int, classes: int) -> float:

@@ -49,6 +49,7 @@ from pyro_ssvae.objectives import Objective
 _NUM_CONTROLLED = 1000  # test examples behind class control
 _LEAST_ROWS, _MOST_ROWS = 100, 5000  # unlabelled rows behind estimated shares of the classes
 _LEAST_LABELS = 5  # of each class, on average
+_FOLDS = 5  # of the labels that are left out
 _APART = 0.2  # total variation from which shares contradict a class prior
 _CHECK_BATCH_SIZE = 4096
 _SAMPLES_AT_A_TIME = 100  # decoded together; fewer where a single example with so many is too large
@@ -121,16 +122,18 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     """Warn if the unlabelled rows of a table contradict the class prior of a model; ``names`` are those of the classes.
 
     Their shares of the classes are estimated by a logistic regression on the labels alone, because predictions of the
-    model follow its prior. Both its mean prediction and the shares of predicted classes must differ from the prior.
+    model follow its prior. Its mean prediction, with and without correction by the mean error of predictions for labels
+    left out, and the shares of predicted classes must all differ from the prior.
     """
     known, unknown = (index[:: 1 + len(index) // _MOST_ROWS] for index in (data.labelled_index, data.unlabelled_index))
     number = model.num_classes
     if data.x.dim() > 2 or len(unknown) < _LEAST_ROWS or len(known) < _LEAST_LABELS * number:
         return
     y = data.y[known].numpy()
-    if len(np.unique(y)) < number:
+    if (fewest := int(np.bincount(y, minlength=number).min())) < 2:
         return
     from sklearn.linear_model import LogisticRegression  # takes a second to import
+    from sklearn.model_selection import cross_val_predict
 
     like = next(model.parameters())
     of_labelled, of_others = (
@@ -139,9 +142,12 @@ def warn_about_class_prior(model: SemiSupervisedModel, data: SemiSupervisedData,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn, about convergence
-        found = LogisticRegression(max_iter=1000).fit(of_labelled, y).predict_proba(of_others)
+        classifier = LogisticRegression(max_iter=1000)
+        left_out = cross_val_predict(classifier, of_labelled, y, cv=min(_FOLDS, fewest), method="predict_proba")
+        found = classifier.fit(of_labelled, y).predict_proba(of_others)
     prior, counted = model.class_prior.mean().detach().cpu().numpy(), np.bincount(found.argmax(1), minlength=number)
-    gaps = [shares - prior for shares in (found.mean(0), counted / len(found))]
+    error = left_out.mean(0) - np.bincount(y, minlength=number) / len(y)
+    gaps = [shares - prior for shares in (found.mean(0), found.mean(0) - error, counted / len(found))]
     if min(np.abs(gap).sum() / 2.0 for gap in gaps) > _APART:
         k = int(gaps[0].argmin())
         warn(
